@@ -1,0 +1,50 @@
+"""Groups that every training config shares."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_optim(learning_rate: float, *, schedule: str = "cosine") -> ml_collections.ConfigDict:
+  """Adam as in InstructGPT appendix C (beta 0.9 / 0.95, cosine to 10 %, no warm-up).
+
+  eps 1e-8 and the clip of 1.0 are GPT-3's (Brown et al. 2020, appendix B); weight decay is not
+  stated for any step of InstructGPT, so it is 0.
+  """
+  return ml_collections.ConfigDict(dict(
+      learning_rate=learning_rate, schedule=schedule, warmup_steps=0, warmup_init_ratio=0.1,
+      final_ratio=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0))
+
+
+def get_mesh() -> ml_collections.ConfigDict:
+  """All devices as replicas; -1 takes what the other axes leave."""
+  return ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+
+
+def get_loop(*, log_every: int, eval_every: int) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(log_every=log_every, eval_every=eval_every))
+
+
+def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
+  checkpoint = ml_collections.ConfigDict(dict(
+      every=every, keep_last=2, keep_every=config_dict.placeholder(int), best_metric="",
+      best_is_lower=True))
+  return checkpoint
+
+
+def get_affixes() -> dict:
+  """How a prompt becomes an answer's context; ours: the paper's prompts are free text."""
+  return dict(prompt_suffix="\n\nAnswer:", completion_prefix=" ")
+
+
+def get_text() -> ml_collections.ConfigDict:
+  """Pretraining text, packed as GPT-3 packs it: no mask between documents, no position reset."""
+  return ml_collections.ConfigDict(dict(
+      train="", valid="", fraction=1.0, max_tokens=config_dict.placeholder(int),
+      attend_across_documents=True, reset_positions=False, on_bad="stop"))
+
+
+def get_demonstrations() -> ml_collections.ConfigDict:
+  """Demonstrations; packing, its mask and the loss on the completion alone are ours."""
+  return ml_collections.ConfigDict(dict(
+      train="", valid="", **get_affixes(), packing="best_fit", overlong="drop",
+      prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))

@@ -1,0 +1,79 @@
+"""Supervised fine-tuning, PPO's initialisation, and pretraining: `configs/sft.py:SIZE[,VARIANT]`.
+
+  python -m launch.train sft --config=configs/sft.py:1.3b --workdir=runs/sft \\
+      --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
+      --config.demonstrations.valid=jsonl:demos_valid.jsonl
+
+VARIANT       what it is                                                        source
+sft           16 epochs, dropout 0.2, cosine to 10 %, every epoch exported       InstructGPT C.1
+init          2 epochs with 10 % pretraining data: PPO's start and reference     C.3, E.8
+pretrain      text alone, 1 epoch                                               GPT-3 Table 2.1
+
+             175B       6B and 1.3B
+sft LR       5.03e-6    9.65e-6
+sft batch    8          32
+init LR      2.45e-6    1.04e-5 (6B), 5e-6 (1.3B)
+init batch   8          32
+
+Sizes that the paper does not have take the numbers of the nearest size it has: that is ours, as are
+the tiny sizes' (found by a short sweep on TinyWorld).
+"""
+
+import ml_collections
+
+from configs import common
+from configs import models
+
+VARIANTS = ("sft", "init", "pretrain")
+# size: (SFT learning rate, init learning rate, batch)
+SMALL = (9.65e-6, 5e-6, 32)
+PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32), "175b": (5.03e-6, 2.45e-6, 8)}
+TINY = (1e-3, 1e-3, 32)
+# GPT-3 Table 2.1.
+PRETRAIN_LR = {"125m": 6e-4, "350m": 3e-4, "760m": 2.5e-4, "1.3b": 2e-4, "2.7b": 1.6e-4,
+               "6.7b": 1.2e-4, "13b": 1e-4, "175b": 0.6e-4}
+
+
+def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
+  """A complete config for `rlhf.sft.train`.
+
+  Raises:
+    ValueError: an unknown size or variant.
+  """
+  size, _, variant = argument.partition(",")
+  variant = variant if variant else "sft"
+  if variant not in VARIANTS:
+    raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
+  model = models.get_model(size)
+  size = models.ALIASES[size] if size in models.ALIASES else size
+  tiny = size in models.TINY
+  sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
+  if variant == "pretrain":
+    learning_rate = 3e-3 if tiny else PRETRAIN_LR[size]
+    batch_size = 64 if tiny else 512
+  else:
+    learning_rate = sft_lr if variant == "sft" else init_lr
+  config = ml_collections.ConfigDict(dict(
+      seed=0,
+      init_from="",
+      tokenizer="bpe:1024" if tiny else "gpt2:",
+      length=model.context_length,
+      model=model,
+      mesh=common.get_mesh(),
+      sft=dict(
+          batch_size=batch_size, microbatch_size=batch_size, num_epochs=16 if variant == "sft" else
+          2 if variant == "init" else 1, dropout_rate=0.2 if variant == "sft" else 0.0,
+          keep_epochs=variant == "sft"),
+      optim=common.get_optim(learning_rate),
+      loop=common.get_loop(log_every=10, eval_every=100),
+      checkpoint=common.get_checkpoint(every=200),
+  ))
+  if variant != "pretrain":
+    config.demonstrations = common.get_demonstrations()
+  if variant != "sft":
+    config.text = common.get_text()
+    config.text.fraction = 0.1 if variant == "init" else 1.0
+  if variant == "pretrain":
+    config.optim.weight_decay = 0.1  # GPT-3 appendix B
+    config.optim.warmup_steps = 50 if tiny else 375_000_000 // (batch_size * config.length)
+  return config.lock()

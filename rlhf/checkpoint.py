@@ -1,0 +1,369 @@
+"""Checkpoints (everything that a run needs to go on) and exports (what the next stage loads).
+
+A checkpoint holds a state (any tree of arrays) and a JSON object: the data cursor, the seed,
+whatever else the run must not forget. It is written in the background under a temporary name
+and renamed when whole, so a run killed in the middle of a save goes on from the one before.
+
+An export holds one network's parameters in float32, its tokenizer and a JSON file:
+
+    DIRECTORY/export.json             kind, model, config, step, metadata, name of the contents
+    DIRECTORY/00000120/params/        orbax
+    DIRECTORY/00000120/tokenizer/     whatever the tokenizer saves
+
+`export.json` is replaced last and in one atomic step: until then the previous export stands.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from rlhf import types
+from rlhf import workdir
+
+KINDS = ("policy", "reward", "value")
+_EXPORT = "export.json"
+_DELETED = "deleted"  # where steps that are no longer kept are moved before they are deleted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """Which steps are saved, and which saved ones are kept.
+
+  Attributes:
+    every: steps between saves.
+    keep_last: how many of the newest are kept, at least 1.
+    keep_every: steps that are multiples of this are kept as well; None for none.
+    best_metric: the checkpoint with the best value of this metric is kept as well; "" for none.
+    best_is_lower: whether the best value is the lowest.
+  """
+  every: int
+  keep_last: int
+  keep_every: int | None
+  best_metric: str
+  best_is_lower: bool
+
+  def __post_init__(self):
+    for name in ("every", "keep_last", "keep_every"):
+      number = getattr(self, name)
+      if number is not None and number < 1:
+        raise ValueError(f"checkpoint.{name} is {number}; use 1 or more")
+
+
+class Checkpoints:
+  """The checkpoints of one run, one directory for each step. Use as a context manager."""
+
+  def __init__(self, directory: str | os.PathLike, cfg: CheckpointConfig):
+    """Opens `directory`, makes it where it is missing, and removes what a kill left half-saved."""
+    self._cfg = cfg
+    self._directory = pathlib.Path(directory).absolute()
+    self._empty_deleted()
+    self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            todelete_subdir=_DELETED,  # moved at once: a kill never leaves half of a listed step
+            preservation_policy=_preservation_policy(cfg),
+            best_fn=_quality(cfg) if cfg.best_metric else None,
+            enable_async_checkpointing=True,
+        ),
+        handler_registry=_handlers(),  # what reads each item, before anything has been saved
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def steps(self) -> list[int]:
+    """The steps that can be restored, rising; one that is still being written counts."""
+    return sorted(self._manager.all_steps())
+
+  def latest(self) -> int | None:
+    """The newest of `steps`, or None."""
+    return self._manager.latest_step()
+
+  def best(self) -> int | None:
+    """The step with the best value of `best_metric`; None where none has been saved with one."""
+    if not self._cfg.best_metric:
+      return None
+    self.wait()
+    step = self._manager.best_step()
+    if step is None or self._manager.metrics(step)[self._cfg.best_metric] is None:
+      return None
+    return step
+
+  def due(self, step: int) -> bool:
+    """Whether the config asks for a save after `step`."""
+    return step > 0 and step % self._cfg.every == 0
+
+  def save(self, step: int, state: Any, *, metadata: Mapping[str, Any],
+           metrics: Mapping[str, float] | None = None) -> bool:
+    """Starts to save; returns before it is written, and first waits for the save before it.
+
+    The arrays may be donated as soon as this returns: what is written is what they hold now.
+
+    Args:
+      step: of the state; a step that has been saved is not saved again.
+      state: a tree of arrays.
+      metadata: a JSON object, given back by `restore`.
+      metrics: where `best_metric` is looked up; a save without it is never the best.
+
+    Returns:
+      Whether a save was started.
+
+    Raises:
+      ValueError: metadata that JSON cannot hold.
+    """
+    if step in self._manager.all_steps():
+      return False
+    self.wait()
+    self._empty_deleted()
+    number = None if metrics is None else metrics.get(self._cfg.best_metric)
+    if number is not None:
+      number = float(number) if math.isfinite(number) else None
+    self._manager.save(
+        step, force=True,  # the caller has decided
+        metrics={self._cfg.best_metric: number} if self._cfg.best_metric else None,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state),
+                                metadata=ocp.args.JsonSave(_json_copy("metadata", metadata))))
+    return True
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint back, bit for bit.
+
+    Args:
+      abstract_state: tree of ShapeDtypeStruct (`jax.eval_shape`) or of arrays. A leaf with a
+        sharding is laid out so, whatever the layout it was saved from; a leaf without one
+        comes back on the default device, free to move, like the result of an unsharded jit.
+      step: the newest where None.
+
+    Returns:
+      (state, metadata).
+
+    Raises:
+      ValueError: there is no such checkpoint, or it holds other arrays.
+    """
+    self.wait()
+    found = self.steps()
+    if not found:
+      raise ValueError(f"{self._directory} holds no checkpoint; train first, or name the directory "
+                       "of a run that has saved one")
+    step = found[-1] if step is None else step
+    if step not in found:
+      raise ValueError(f"{self._directory} holds no checkpoint of step {step}; choose from {found}")
+    saved = self._manager.item_metadata(step)["state"]
+    _check_same_arrays(f"{self._directory}/{step}", saved.tree, abstract_state)
+    restored = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_laid_out(abstract_state)),
+                                      metadata=ocp.args.JsonRestore()))
+    return _freed(restored["state"], abstract_state), restored["metadata"]
+
+  def wait(self) -> None:
+    """Returns when nothing is being written; raises what went wrong in the background."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and closes; nothing can be saved or restored afterwards."""
+    self._manager.close()
+    self._empty_deleted()
+
+  def _empty_deleted(self) -> None:
+    if jax.process_index() == 0:
+      shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+
+
+class HasSave(Protocol):
+  """A tokenizer, as far as an export is concerned."""
+
+  def save(self, directory: Any) -> None:
+    """Writes files into a directory that exists."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+  """What an export says of itself; `load_params` reads the arrays."""
+  directory: pathlib.Path
+  kind: str
+  model: dict[str, Any]
+  config: dict[str, Any]
+  step: int
+  metadata: dict[str, Any]
+  params_dir: pathlib.Path
+  tokenizer_dir: pathlib.Path
+
+
+def export_params(directory: str | os.PathLike, params: types.Params, *, model: Mapping[str, Any],
+                  kind: str, tokenizer: HasSave, config: Mapping[str, Any], step: int,
+                  metadata: Mapping[str, Any]) -> None:
+  """Writes an export; one that is there already stands until the new one is whole.
+
+  Args:
+    directory: of the export.
+    params: one network's parameters; written as float32.
+    model: the arguments of the model's config.
+    kind: what the head means, one of KINDS.
+    tokenizer: has `save(directory)`.
+    config: the resolved config of the run.
+    step: of the run.
+    metadata: anything else, JSON-able.
+
+  Raises:
+    ValueError: another kind, or a field that JSON cannot hold.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"{kind!r}; choose from {list(KINDS)}")
+  directory = pathlib.Path(directory).absolute()
+  fields = {"kind": kind, "model": model, "config": config, "step": step, "metadata": metadata}
+  fields = {name: _json_copy(name, field) for name, field in fields.items()}
+  contents = directory / _contents_name(directory, step)
+  params_f32 = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(contents / "params", params_f32, force=True)
+  if jax.process_index() != 0:
+    return
+  (contents / "tokenizer").mkdir(exist_ok=True)
+  tokenizer.save(contents / "tokenizer")
+  workdir.write_json(directory / _EXPORT, {"contents": contents.name, **fields})
+  for other in directory.iterdir():
+    if other.is_dir() and other != contents:
+      shutil.rmtree(other)
+
+
+def load_export(directory: str | os.PathLike) -> Export:
+  """Reads what an export says of itself; only JSON is read.
+
+  Raises:
+    ValueError: there is no export in `directory`.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if not (directory / _EXPORT).is_file():
+    found = "holds no export.json" if directory.is_dir() else "does not exist"
+    raise ValueError(f"{directory} {found}; name the export directory of a stage that has finished")
+  fields = workdir.read_json(directory / _EXPORT)
+  contents = directory / fields.pop("contents")
+  return Export(directory=directory, params_dir=contents / "params",
+                tokenizer_dir=contents / "tokenizer", **fields)
+
+
+def load_params(directory: str | os.PathLike,
+                abstract_params: types.Params | None = None) -> types.Params:
+  """The parameters of an export.
+
+  Args:
+    directory: of the export.
+    abstract_params: as in `Checkpoints.restore`; None for float32 as saved, on the default device.
+
+  Raises:
+    ValueError: there is no export in `directory`, or it holds other arrays.
+  """
+  export = load_export(directory)
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(export.params_dir).item_metadata.tree
+    if abstract_params is None:
+      abstract_params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    _check_same_arrays(str(export.directory), saved, abstract_params)
+    params = checkpointer.restore(export.params_dir, _laid_out(abstract_params))
+  return _freed(params, abstract_params)
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  arrays, fields = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+  registry.add("state", ocp.args.StandardSave, arrays)
+  registry.add("state", ocp.args.StandardRestore, arrays)
+  registry.add("metadata", ocp.args.JsonSave, fields)
+  registry.add("metadata", ocp.args.JsonRestore, fields)
+  return registry
+
+
+def _preservation_policy(cfg: CheckpointConfig) -> checkpoint_managers.PreservationPolicy:
+  policies = [checkpoint_managers.LatestN(cfg.keep_last)]
+  if cfg.keep_every is not None:
+    policies.append(checkpoint_managers.EveryNSteps(cfg.keep_every))
+  if cfg.best_metric:
+    policies.append(checkpoint_managers.BestN(
+        get_metric_fn=_quality(cfg), n=1, keep_checkpoints_without_metrics=False))
+  return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _quality(cfg: CheckpointConfig):
+  """What orbax ranks by, higher is better; a checkpoint without the metric comes last."""
+  sign = -1.0 if cfg.best_is_lower else 1.0
+
+  def quality(metrics: Mapping[str, float | None]) -> float:
+    number = metrics[cfg.best_metric]
+    return -math.inf if number is None else sign * number
+
+  return quality
+
+
+def _contents_name(directory: pathlib.Path, step: int) -> str:
+  """A name that the export in place, if any, does not use."""
+  name = f"{step:08d}"
+  used = ""
+  if (directory / _EXPORT).is_file():
+    used = workdir.read_json(directory / _EXPORT)["contents"]
+  return f"{name}-again" if used == name else name
+
+
+def _json_copy(what: str, fields: Any) -> Any:
+  """A copy, so that the caller may change its own while the save goes on."""
+  try:
+    return json.loads(json.dumps(fields, allow_nan=False))
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{what} is not JSON: {error}; use finite numbers, strings, booleans, None, "
+                     "lists and dicts") from None
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+  """The layout asked for; an array that jit may move freely asks for none."""
+  if isinstance(leaf, jax.Array) and not leaf.committed:
+    return None
+  return getattr(leaf, "sharding", None)
+
+
+def _laid_out(abstract: Any) -> Any:
+  """Every leaf with the sharding it is read into."""
+  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def leaf_spec(leaf):
+    sharding = _sharding(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                sharding=default if sharding is None else sharding)
+
+  return jax.tree.map(leaf_spec, abstract)
+
+
+def _freed(restored: Any, abstract: Any) -> Any:
+  """Leaves without an asked-for sharding, uncommitted, so that they mix with arrays on a mesh."""
+  return jax.tree.map(
+      lambda leaf, array: array if _sharding(leaf) is not None else jnp.array(np.asarray(array)),
+      abstract, restored)
+
+
+def _check_same_arrays(where: str, saved: Any, abstract: Any) -> None:
+  """Orbax's own errors print whole trees; one leaf says it."""
+  have, want = _shapes(saved), _shapes(abstract)
+  for name in sorted(have.keys() | want.keys()):
+    if have.get(name) != want.get(name):
+      raise ValueError(f"{where}: {name} is {have.get(name, 'absent')} in the checkpoint, "
+                       f"and the config makes it {want.get(name, 'absent')}; use the config that "
+                       "it was saved with")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+          for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
+          if hasattr(leaf, "shape")}

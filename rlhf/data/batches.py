@@ -1,0 +1,251 @@
+"""Rows -> endless streams of batches, each a function of (seed, step) alone.
+
+A stream answers `stream[step]` for any step, so that resuming needs no state but the step, and
+another number of processes reads the same global batches.  An epoch is a permutation of the rows
+drawn from (seed, epoch); batches go on over the border of epochs, so that after E epochs every row
+was seen E times.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import sys
+
+import numpy as np
+
+from rlhf import types
+from rlhf.data.prepare import ComparisonRows
+
+Rows = types.LmBatch | types.PromptBatch | ComparisonRows
+
+
+def num_rows(rows: Rows) -> int:
+  """How many rows there are."""
+  if isinstance(rows, ComparisonRows):
+    return len(rows)
+  return len(next(iter(_arrays(rows).values())))
+
+
+def take_rows(rows: Rows, indices: np.ndarray):
+  """The batch that the rows of `indices` make, as numpy arrays."""
+  if isinstance(rows, ComparisonRows):
+    return rows.take(indices)
+  return rows.replace(**{name: array[indices] for name, array in _arrays(rows).items()})
+
+
+def split_rows(rows: types.LmBatch, holdout_fraction: float
+               ) -> tuple[types.LmBatch, types.LmBatch]:
+  """(training, held out): the last rows, at least one of each; for text packed in order."""
+  total = num_rows(rows)
+  num_held_out = max(1, round(total * holdout_fraction))
+  if total < 2 or num_held_out >= total:
+    raise ValueError(f"holding out {holdout_fraction} of {total} rows leaves none to train on; "
+                     "give more text")
+  order = np.arange(total)
+  return take_rows(rows, order[:-num_held_out]), take_rows(rows, order[-num_held_out:])
+
+
+def _arrays(rows) -> dict[str, np.ndarray]:
+  return {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)}
+
+
+# ---- the order of rows ---------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(num: int, seed: int, epoch: int) -> np.ndarray:
+  # Seeded by both numbers: grain's own shuffle uses seed + epoch, so that two runs with seeds 0
+  # and 1 would see the same epochs, one behind the other.
+  return np.random.default_rng((seed, epoch)).permutation(num)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Order:
+  """Rows in the order of training: position -> row, endlessly."""
+  num: int
+  seed: int
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    """Rows at positions start .. stop - 1."""
+    position = np.arange(start, stop)
+    epoch = position // self.num
+    out = np.empty(len(position), np.int64)
+    for e in np.unique(epoch):
+      here = epoch == e
+      out[here] = _permutation(self.num, self.seed, int(e))[position[here] % self.num]
+    return out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Indices:
+  """A random-access source of grain: step -> the row numbers of that global batch, endless.
+
+  With a second set of rows, its numbers follow those of the first; after `step` batches it has
+  given floor(step * batch_size * fraction) rows, spread evenly.
+  """
+  main: _Order
+  other: _Order | None
+  fraction: float
+  batch_size: int
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, step: int) -> np.ndarray:
+    start, stop = self._num_other(step), self._num_other(step + 1)
+    main = self.main.rows(step * self.batch_size - start, (step + 1) * self.batch_size - stop)
+    if self.other is None:
+      return main
+    return np.concatenate([main, self.main.num + self.other.rows(start, stop)])
+
+  def _num_other(self, step: int) -> int:
+    return int(step * self.batch_size * self.fraction)
+
+
+class Batches:
+  """An endless, random-access stream of batches.
+
+  Attributes:
+    num_rows: of the (main) rows.
+    batch_size: rows of the global batch.
+    num_batches_per_epoch: batches until every (main) row was seen once, rounded up.
+  """
+
+  def __init__(self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0,
+               num_processes: int = 1, other_rows: Rows | None = None, fraction: float = 0.0):
+    """See `lm_batches` and `mixed_lm_batches`."""
+    # Imported here: grain takes more than a second, and only training needs it.
+    import grain
+    if batch_size < 1 or batch_size % num_processes:
+      raise ValueError(f"batch_size {batch_size} does not divide over {num_processes} processes; "
+                       f"use a multiple of {num_processes}")
+    self.num_rows = num_rows(rows)
+    self.batch_size = batch_size
+    self._main_share = batch_size * (1 - fraction)
+    other = None
+    if other_rows is not None:
+      # Another stream of random numbers, so that rows of two sets of one size are not paired.
+      other = _Order(num=num_rows(other_rows), seed=seed + 2**32)
+    self._indices = _Indices(main=_Order(num=self.num_rows, seed=seed), other=other,
+                             fraction=fraction, batch_size=batch_size)
+    share = batch_size // num_processes
+    mine = slice(process_index * share, (process_index + 1) * share)
+
+    def gather(indices: np.ndarray):
+      indices = indices[mine]
+      if other_rows is None:
+        return take_rows(rows, indices)
+      return _take_from_two(rows, other_rows, indices)
+
+    self._dataset = grain.MapDataset.source(self._indices).map(gather)
+    self._read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+
+  @property
+  def num_batches_per_epoch(self) -> int:
+    return self.num_steps(1)
+
+  def num_steps(self, num_epochs: float) -> int:
+    """Batches until every (main) row was seen `num_epochs` times, rounded up."""
+    return int(np.ceil(num_epochs * self.num_rows / self._main_share - 1e-9))
+
+  def indices(self, step: int) -> np.ndarray:
+    """Row numbers of the whole global batch of a step."""
+    return self._indices[step]
+
+  def __getitem__(self, step: int):
+    """This process's rows of the batch of a step, as numpy arrays."""
+    return self._dataset[step]
+
+  def iterate(self, start_step: int = 0) -> Iterator:
+    """Batches from `start_step` on, made ahead of time in a thread."""
+    return iter(self._dataset[start_step:].to_iter_dataset(self._read_options))
+
+
+def _take_from_two(rows: types.LmBatch, other_rows: types.LmBatch, indices: np.ndarray
+                   ) -> types.LmBatch:
+  num = num_rows(rows)
+  first = take_rows(rows, indices[indices < num])
+  second = take_rows(other_rows, indices[indices >= num] - num)
+  return first.replace(**{name: np.concatenate([array, getattr(second, name)])
+                          for name, array in _arrays(first).items()})
+
+
+def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, process_index: int = 0,
+               num_processes: int = 1) -> Batches:
+  """Shuffled rows for language-model training.
+
+  Args:
+    rows: numpy arrays with one entry per row.
+    batch_size: rows of the global batch; with fewer rows in all, a batch holds some twice.
+    seed: of the order.
+    process_index, num_processes: this process reads its contiguous share of every batch.
+
+  Raises:
+    ValueError: `batch_size` does not divide over the processes.
+  """
+  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
+                 num_processes=num_processes)
+
+
+def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction: float,
+                     batch_size: int, seed: int, process_index: int = 0, num_processes: int = 1
+                     ) -> Batches:
+  """Rows of two sets, for example demonstrations with 10 % pretraining text (InstructGPT E.8).
+
+  Args:
+    rows: the main set; epochs count its rows.
+    other_rows: rows of the same length.
+    fraction: of all ROWS that are `other_rows`, in [0, 1); exact over the run, and within one row
+      in every batch, which has them at its end.  Where rows are packed, shares of tokens differ.
+    batch_size, seed, process_index, num_processes: as in `lm_batches`.
+
+  Raises:
+    ValueError: lengths differ, the fraction is out of range, or as in `lm_batches`.
+  """
+  if not 0 <= fraction < 1:
+    raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
+  length, other_length = rows.tokens_BT.shape[1], other_rows.tokens_BT.shape[1]
+  if length != other_length:
+    raise ValueError(f"rows of {length} and of {other_length} tokens cannot share a batch; pack "
+                     "both to one length")
+  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
+                 num_processes=num_processes, other_rows=other_rows, fraction=fraction)
+
+
+def comparison_batches(rows: ComparisonRows, *, batch_size: int, seed: int, pairs: bool = False,
+                       process_index: int = 0, num_processes: int = 1) -> Batches:
+  """Comparisons, `batch_size` prompts a batch, each with all its completions.
+
+  Args:
+    rows: tokenised comparisons.
+    batch_size, seed, process_index, num_processes: as in `lm_batches`.
+    pairs: every untied pair becomes an element of its own; see `ComparisonRows.pairs`.
+  """
+  return Batches(rows.pairs() if pairs else rows, batch_size=batch_size, seed=seed,
+                 process_index=process_index, num_processes=num_processes)
+
+
+def prompt_batches(rows: types.PromptBatch, *, batch_size: int, seed: int, process_index: int = 0,
+                   num_processes: int = 1) -> Batches:
+  """Left-padded prompts; `indices(step)` says which records they are. As `lm_batches`."""
+  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
+                 num_processes=num_processes)
+
+
+def fixed_batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, np.ndarray]]:
+  """All rows once, in order, for evaluation: nothing is dropped.
+
+  Yields:
+    (batch, valid_B): the last batch is filled with its last row again; valid_B is 1 on real rows
+    and 0 on those, which also carry no loss mask and no valid completion.
+  """
+  total = num_rows(rows)
+  for start in range(0, total, batch_size):
+    position = np.arange(start, start + batch_size)
+    valid_B = (position < total).astype(np.float32)
+    batch = take_rows(rows, np.minimum(position, total - 1))
+    if isinstance(batch, types.LmBatch):
+      batch = batch.replace(loss_mask_BT=batch.loss_mask_BT * valid_B[:, None])
+    if isinstance(batch, types.ComparisonBatch):
+      batch = batch.replace(valid_BK=batch.valid_BK * valid_B[:, None])
+    yield batch, valid_B

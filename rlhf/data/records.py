@@ -1,0 +1,202 @@
+"""The four kinds of record, and what makes a line of JSONL one of them.
+
+    demonstration  {"prompt": str, "completion": str, "user": str (optional)}
+    comparison     {"prompt": str, "completions": [str, ...] (2 or more), "ranks": [int, ...],
+                    "labeler": str (optional), "user": str (optional)}
+                   one rank per completion; 1 is best, equal ranks are ties
+    prompt         {"prompt": str, "user": str (optional)}
+    text           {"text": str}
+
+A line may hold other fields: they travel with the record, and nothing in this room reads them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import gzip
+import json
+import pathlib
+import zlib
+
+KINDS = {
+    "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',
+    "comparison": '{"prompt": str, "completions": [str, ...], "ranks": [int, ...], '
+                  '"labeler": str (optional), "user": str (optional)}',
+    "prompt": '{"prompt": str, "user": str (optional)}',
+    "text": '{"text": str}',
+}
+FIELDS = {
+    "demonstration": ("prompt", "completion"),
+    "comparison": ("prompt", "completions", "ranks"),
+    "prompt": ("prompt",),
+    "text": ("text",),
+}
+OPTIONAL_FIELDS = {
+    "demonstration": ("user",),
+    "comparison": ("user", "labeler"),
+    "prompt": ("user",),
+    "text": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is wrong with a line.
+
+  Attributes:
+    reason: a few words, for counting.
+    message: what was found, and what would be right.
+  """
+  reason: str
+  message: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+  """One candidate record of a file, good or not.
+
+  Attributes:
+    where: "path:line", or "path: item 3" in a JSON list.
+    record: the record, or None where there is a problem.
+    problem: a malformed line; it stops the run, or is skipped and counted if the user asks.
+    dropped: a flaw that a published format is known to have (an empty reply): always only counted.
+  """
+  where: str
+  record: dict | None = None
+  problem: Problem | None = None
+  dropped: str | None = None
+
+
+def check_kind(kind: str) -> None:
+  """Raises ValueError unless `kind` names a kind of record."""
+  if kind not in KINDS:
+    raise ValueError(f"record kind {kind!r}; choose from {sorted(KINDS)}")
+
+
+def find_problem(kind: str, value: object) -> Problem | None:
+  """Says what keeps a parsed JSON value from being a record of `kind`; None if nothing does."""
+  shape = f"a {kind} is {KINDS[kind]}"
+  if not isinstance(value, dict):
+    return Problem("not an object", f"a JSON {_type_name(value)}, not an object; {shape}")
+  for field in FIELDS[kind]:
+    if field not in value:
+      return Problem("missing field", f'no field "{field}"; {shape}')
+  for field in FIELDS[kind]:
+    problem = _CHECKS[field](f'"{field}"', value[field])
+    if problem:
+      return problem
+  for field in OPTIONAL_FIELDS[kind]:
+    if field in value and value[field] != "":  # an empty user or labeler is none
+      problem = find_text_problem(f'"{field}"', value[field])
+      if problem:
+        return problem
+  if kind == "comparison" and len(value["ranks"]) != len(value["completions"]):
+    return Problem("ranks of another length",
+                   f'{len(value["ranks"])} ranks for {len(value["completions"])} completions; '
+                   "give one rank per completion")
+  return None
+
+
+def parse_json(line: bytes | str) -> tuple[object, Problem | None]:
+  """(value, None) of one line of JSON, or (None, problem)."""
+  try:
+    # A byte order mark is no part of the text.
+    text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
+    return json.loads(text), None
+  except UnicodeDecodeError as error:
+    found = f"not UTF-8 (byte {error.start})"
+  except json.JSONDecodeError as error:
+    found = f"not JSON ({error.msg} at column {error.colno})"
+  except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
+    found = f"not readable JSON ({error})"
+  return None, Problem("not JSON", f"{found}; each line must be one JSON object")
+
+
+def find_text_problem(name: str, value: object) -> Problem | None:
+  """Says what keeps `value` from being a text with something in it."""
+  if not isinstance(value, str):
+    return Problem("wrong type", f"{name} is a JSON {_type_name(value)}; it must be a string")
+  if not value.strip():
+    return Problem("empty text", f"{name} is empty; it must hold text")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    return Problem("not Unicode", f"{name} holds half a surrogate pair at character {error.start}; "
+                                  "it must be valid Unicode")
+  return None
+
+
+def _find_completions_problem(name: str, value: object) -> Problem | None:
+  if not isinstance(value, list):
+    return Problem("wrong type",
+                   f"{name} is a JSON {_type_name(value)}; it must be a list of strings")
+  if len(value) < 2:
+    return Problem("one completion", f"{name} has {len(value)} of them; a comparison needs 2 or "
+                                     "more")
+  for index, completion in enumerate(value):
+    problem = find_text_problem(f"{name}[{index}]", completion)
+    if problem:
+      return problem
+  return None
+
+
+def _find_ranks_problem(name: str, value: object) -> Problem | None:
+  if not isinstance(value, list):
+    return Problem("wrong type",
+                   f"{name} is a JSON {_type_name(value)}; it must be a list of integers")
+  for index, rank in enumerate(value):
+    if not isinstance(rank, int) or isinstance(rank, bool):
+      return Problem("rank not an integer", f"{name}[{index}] is {json.dumps(rank)[:40]}; ranks "
+                                            "are integers, 1 for the best, equal for a tie")
+    if not 1 <= rank < 2**31:
+      return Problem("rank out of range", f"{name}[{index}] is {rank}; ranks count from 1, "
+                                          "the best")
+  return None
+
+
+_CHECKS: dict[str, Callable[[str, object], Problem | None]] = {
+    "prompt": find_text_problem,
+    "completion": find_text_problem,
+    "text": find_text_problem,
+    "completions": _find_completions_problem,
+    "ranks": _find_ranks_problem,
+}
+
+
+def _type_name(value: object) -> str:
+  names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number",
+           float: "number", type(None): "null"}
+  return names[type(value)]
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """A whole file, unpacked if its name ends in .gz.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    raw = path.read_bytes()
+  except FileNotFoundError as error:
+    raise ValueError(f"{path} does not exist; name a file that does") from error
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error.strerror}); name a readable file") from error
+  if path.suffix != ".gz":
+    return raw
+  try:
+    return gzip.decompress(raw)
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f"{path} is not a whole gzip file ({error}); compress it anew or drop the .gz "
+                     "from its name") from error
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+  """("path:line", line) of every line that is not blank; lines count from 1."""
+  for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+    if line.strip():
+      yield f"{path}:{number}", line
+
+
+def describe_counts(what: str, counts: Mapping[str, int]) -> str:
+  """One line for the console: "comparisons: 1830 kept, 4 dropped (replies to two prompts)"."""
+  parts = [f"{number:,} {name}" for name, number in counts.items() if number or name == "kept"]
+  return f"{what}: {', '.join(parts)}"

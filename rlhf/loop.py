@@ -1,0 +1,188 @@
+"""The one training loop: restore, step, log, evaluate, checkpoint, stop on SIGTERM.
+
+Randomness: `step_key(seed, purpose, step)` folds the purpose and the step into the seed; no key is
+stored, so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+
+from rlhf import metrics as metrics_lib
+from rlhf.checkpoint import Checkpoints
+
+# The streams of random numbers; a new one goes at the end, so that the others keep their draws.
+PURPOSES = ("init", "train", "validate", "rollout", "head")
+
+
+def step_key(seed: int, purpose: str, step: int):
+  """The key of one purpose at one step.
+
+  Raises:
+    ValueError: an unknown purpose.
+  """
+  if purpose not in PURPOSES:
+    raise ValueError(f"purpose {purpose!r}; choose from {PURPOSES}")
+  return jax.random.fold_in(
+      jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)
+
+
+class Preempted(SystemExit):
+  """SIGTERM arrived; the state was saved.  The exit status is the shell's 128 + 15."""
+
+  def __init__(self):
+    super().__init__(143)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+  """When the loop looks up from training.
+
+  Attributes:
+    log_every: steps between lines of `metrics.jsonl`.
+    eval_every: steps between evaluations, which also run before the first and after the last.
+  """
+  log_every: int
+  eval_every: int
+
+  def __post_init__(self):
+    for name in ("log_every", "eval_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"loop.{name} is {getattr(self, name)}; use 1 or more")
+
+
+@contextlib.contextmanager
+def sigterm_flag():
+  """An event that SIGTERM sets instead of ending the process; elsewhere than in the main thread
+  signals cannot be caught, and the event is never set."""
+  flag = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield flag
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
+  try:
+    yield flag
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ...]) -> None:
+  """Stops a run whose loss or gradient is no number any more.
+
+  Raises:
+    FloatingPointError: names the step and the quantity.
+  """
+  for name in guarded:
+    if name in numbers and not math.isfinite(numbers[name]):
+      raise FloatingPointError(
+          f"step {step}: {name} is {numbers[name]}; the run stops here, its last checkpoint is "
+          "from before; try a lower learning rate or look at the batch of this step")
+
+
+class Stream:
+  """Batches in order of step, prefetched; a jump (after a restore) starts a new iterator."""
+
+  def __init__(self, batches):
+    self._batches, self._next, self._iterator = batches, None, None
+
+  def __call__(self, step: int):
+    if step != self._next:
+      self._iterator, self._next = self._batches.iterate(step), step
+    self._next += 1
+    return next(self._iterator)
+
+
+def run(
+    *,
+    name: str,
+    workdir: str | os.PathLike,
+    cfg: LoopConfig,
+    checkpoints: Checkpoints,
+    state: Any,
+    total_steps: int,
+    train_step: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
+    evaluate: Callable[[Any, int], Mapping[str, float]],
+    after_step: Callable[[Any, int], None] | None = None,
+    tokens_per_step: int,
+    headline: tuple[str, ...],
+    guarded: tuple[str, ...],
+    metadata: Mapping[str, Any],
+) -> Any:
+  """Trains from the newest checkpoint, or from `state`, to `total_steps`.
+
+  Step s is the s-th call of `train_step`, counted from 1; the line `step: 0` of `metrics.jsonl`
+  holds the evaluation before the first.  Every line is a function of (config, step) but for the
+  keys that the clock decides, so an interrupted run writes the lines of an uninterrupted one.
+
+  Args:
+    train_step: (state, steps done before) -> (state, metrics); it may donate the state.
+    evaluate: (state, steps done) -> numbers; joins the line of its step.
+    after_step: (state, steps done) -> None; for exports at chosen steps.
+    headline: metrics that the progress line shows.
+    guarded: metrics that must be finite.
+    metadata: what every checkpoint remembers beside the state.
+
+  Returns:
+    the state after `total_steps`.
+
+  Raises:
+    FloatingPointError: a guarded metric is not finite.
+    Preempted: SIGTERM; the state has been saved.
+  """
+  workdir = pathlib.Path(workdir)
+  process = jax.process_index()
+  # Shardings travel with the abstract state, so a restore lands where `state` lies.
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  first = 0
+  if checkpoints.latest() is not None:
+    state, _ = checkpoints.restore(abstract)
+    first = checkpoints.latest()
+
+  with (sigterm_flag() as terminated,
+        metrics_lib.Writer(workdir, process_index=process) as writer,
+        metrics_lib.Progress(name, total_steps, start=first, process_index=process) as progress):
+    # The line of step `first` was written before its checkpoint; later ones are from a lost future.
+    writer.truncate_after(first if first else -1)
+    if first:
+      progress.note(f"{name}: goes on from step {first} of {total_steps}")
+    else:
+      writer.write(0, evaluate(state, 0))
+
+    for step in range(first + 1, total_steps + 1):
+      began = time.perf_counter()
+      state, metrics = train_step(state, step - 1)
+      last, save = step == total_steps, checkpoints.due(step)
+      evaluates = last or step % cfg.eval_every == 0
+      if evaluates or save or terminated.is_set() or step % cfg.log_every == 0:
+        numbers = metrics_lib.summarise(metrics)
+        check_finite(step, numbers, guarded)
+        if evaluates:
+          numbers |= evaluate(state, step)
+        progress.update(step, {key: numbers[key] for key in headline if key in numbers},
+                        num_tokens=tokens_per_step)
+        if evaluates or step % cfg.log_every == 0:
+          seconds = time.perf_counter() - began
+          writer.write(step, numbers | {"perf/seconds": seconds,
+                                        "perf/tokens_per_second": progress.tokens_per_second})
+      else:
+        progress.update(step, {}, num_tokens=tokens_per_step)
+      if after_step is not None:
+        after_step(state, step)
+      if save or last or terminated.is_set():
+        checkpoints.save(step, state, metadata=dict(metadata, step=step), metrics=numbers)
+      if terminated.is_set() and not last:
+        checkpoints.wait()
+        progress.note(f"{name}: SIGTERM; saved step {step}, run the same command to go on")
+        raise Preempted()
+    checkpoints.wait()
+  return state

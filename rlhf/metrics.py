@@ -1,0 +1,298 @@
+"""Numbers on their way out: device -> JSONL, TensorBoard and the console; process 0 only.
+
+`metrics.jsonl` has one object a line and one line a step, steps rising. Two runs of one config
+give equal files but for the keys that the clock decides: those are `time` and every key that
+starts with `time` or `perf/`. A number that is not finite is written as null, and the line's
+`nonfinite` object says which it was ("nan", "inf" or "-inf"), so every line is valid JSON.
+"""
+
+import collections
+from collections.abc import Mapping
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from rlhf import types
+from rlhf import workdir
+
+FILE = "metrics.jsonl"
+_NONFINITE = "nonfinite"
+_RATE_WINDOW = 50  # updates that a rate is averaged over
+
+
+def value(metric: types.Metric) -> types.Array:
+  """total / weight; NaN where the weight is 0, because nothing was measured."""
+  return metric.total / metric.weight
+
+
+def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
+  """Every metric's value as a Python float, after ONE transfer from the device.
+
+  Args:
+    metrics: name -> Metric or scalar (Python, numpy or jax).
+
+  Returns:
+    name -> total / weight, divided in float64, or the scalar; NaN where the weight is 0.
+  """
+  return {name: _to_float(metric) for name, metric in jax.device_get(dict(metrics)).items()}
+
+
+def is_timing(key: str) -> bool:
+  """Whether the clock decides this key's value, so that it may differ between equal runs."""
+  return key.startswith(("time", "perf/"))
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The lines of a metrics file; non-finite numbers are floats again.
+
+  A half-written last line, which a killed process leaves, is passed over.
+
+  Raises:
+    ValueError: any other line is not a JSON object; names the file and the line.
+  """
+  path = pathlib.Path(path)
+  return [_decode(path, number, line) for number, line in enumerate(_whole_lines(path), 1)]
+
+
+class Writer:
+  """Appends to `directory/metrics.jsonl` and to TensorBoard files in `directory/tensorboard`.
+
+  On processes other than 0 every method does nothing.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, process_index: int = 0):
+    self._path = pathlib.Path(directory) / FILE
+    self._tensorboard_dir = pathlib.Path(directory) / "tensorboard"
+    self._active = process_index == 0
+    self._file = None
+    self._tensorboard = None
+    self._last_step = -1
+    if self._active:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self.truncate_after(None)
+
+  def truncate_after(self, step: int | None) -> None:
+    """Forgets what was written after `step`: the run goes on from its checkpoint of `step`.
+
+    Args:
+      step: lines of later steps are removed, in one atomic step, and hidden in TensorBoard; -1
+        removes all, None keeps all. A half-written last line goes in any case.
+    """
+    if not self._active:
+      return
+    self.close()
+    kept, self._last_step = [], -1
+    lines = _whole_lines(self._path) if self._path.exists() else []
+    for number, line in enumerate(lines, 1):
+      line_step = _decode(self._path, number, line)["step"]
+      if step is None or line_step <= step:
+        kept.append(line + "\n")
+        self._last_step = max(self._last_step, line_step)
+    text = "".join(kept)
+    if self._path.exists() and self._path.stat().st_size != len(text.encode("utf-8")):
+      workdir.write_text(self._path, text)
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes one line: {"step": ..., "time": ..., **metrics}, and flushes it.
+
+    Args:
+      step: later than every step of the file.
+      metrics: name -> number, as `summarise` returns; keys that the clock decides start with
+        `time` or `perf/`.
+
+    Raises:
+      ValueError: a step that is in the file already, or the name `step`, `time` or `nonfinite`.
+    """
+    if not self._active:
+      return
+    if step <= self._last_step:
+      raise ValueError(f"{self._path}: step {step} comes after step {self._last_step}; a step is "
+                       "written once and in order: call truncate_after when resuming")
+    taken = {"step", "time", _NONFINITE} & metrics.keys()
+    if taken:
+      raise ValueError(f"metric names {sorted(taken)} are the line's own; choose other names")
+    numbers = {name: _to_number(number) for name, number in metrics.items()}
+    self._open()
+    self._file.write(json.dumps(_encode(step, numbers), allow_nan=False) + "\n")
+    self._file.flush()
+    self._last_step = step
+    for name, number in numbers.items():
+      self._tensorboard.add_scalar(name, number, step)
+
+  def flush(self) -> None:
+    """Makes what was written visible to a running TensorBoard; JSONL lines are already."""
+    if self._tensorboard is not None:
+      self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Closes the files; `write` opens them again."""
+    if self._file is not None:
+      self._file.close()
+      self._tensorboard.close()
+    self._file = self._tensorboard = None
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def _open(self) -> None:
+    if self._file is not None:
+      return
+    self._file = open(self._path, "a", encoding="utf-8")
+    # purge_step hides what an interrupted run wrote after the checkpoint that this one left from;
+    # the suffix keeps a run that is resumed within a second out of the same file.
+    self._tensorboard = tensorboardX.SummaryWriter(
+        str(self._tensorboard_dir), purge_step=self._last_step + 1,
+        filename_suffix=f".{time.time_ns()}")
+
+
+class Progress:
+  """A stage's live line on the console: step, tokens/s, time left, the numbers that matter.
+
+  On a terminal one line is redrawn in place; elsewhere a plain line is printed now and then.
+  Processes other than 0 print nothing. Use as a context manager.
+  """
+
+  def __init__(self, stage: str, total: int, *, start: int = 0, process_index: int = 0,
+               seconds_between_lines: float = 10.0,
+               console: rich.console.Console | None = None):
+    """
+    Args:
+      stage: name shown.
+      total: the step at which the stage is done.
+      start: the step it starts from, when resumed.
+      process_index: of this process.
+      seconds_between_lines: of plain lines, where the console is no terminal.
+      console: where to print; standard output by default.
+    """
+    self._stage, self._total, self._active = stage, total, process_index == 0
+    self._seconds_between_lines = seconds_between_lines
+    self._console = rich.console.Console(highlight=False) if console is None else console
+    # (clock, step, tokens so far); the first step, which compiles, falls out of the rates.
+    self._history = collections.deque(maxlen=_RATE_WINDOW)
+    self._step, self._num_tokens, self._last_line = start, 0, -math.inf
+    self._bar = self._task = None
+
+  def __enter__(self) -> "Progress":
+    if self._active and self._console.is_terminal:
+      self._bar = _make_bar(self._console)
+      self._task = self._bar.add_task(self._stage, total=self._total, completed=self._step,
+                                      left="", numbers="")
+      self._bar.start()
+    return self
+
+  def __exit__(self, *unused) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+      self._bar = None
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Over the last updates; NaN before the second."""
+    return self._rate(2)
+
+  @property
+  def seconds_left(self) -> float:
+    """At the pace of the last updates; NaN before the second."""
+    pace = self._rate(1)
+    return (self._total - self._step) / pace if pace > 0 else math.nan
+
+  def update(self, step: int, numbers: Mapping[str, float], *, num_tokens: int) -> None:
+    """Shows that `step` is done.
+
+    Args:
+      step: steps done so far.
+      numbers: name -> value, the few to show, in order.
+      num_tokens: consumed since the last update.
+    """
+    self._step, self._num_tokens = step, self._num_tokens + num_tokens
+    now = time.monotonic()
+    self._history.append((now, step, self._num_tokens))
+    if not self._active:
+      return
+    shown = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+    if self._bar is not None:
+      self._bar.update(self._task, completed=step, left=self._left(), numbers=shown)
+    elif now - self._last_line >= self._seconds_between_lines or step >= self._total:
+      self._last_line = now
+      self._print(f"{self._stage}  {step}/{self._total}  {self._left()}  {shown}".rstrip())
+
+  def note(self, text: str) -> None:
+    """Prints a line that stays."""
+    if self._active:
+      self._print(text)
+
+  def _print(self, text: str) -> None:
+    self._console.print(text, markup=False, soft_wrap=True)
+
+  def _rate(self, column: int) -> float:
+    if len(self._history) < 2:
+      return math.nan
+    first, last = self._history[0], self._history[-1]
+    seconds = last[0] - first[0]
+    return (last[column] - first[column]) / seconds if seconds > 0 else math.nan
+
+  def _left(self) -> str:
+    if not math.isfinite(self.tokens_per_second + self.seconds_left):
+      return "starting"
+    return f"{self.tokens_per_second:,.0f} tokens/s  {_clock(self.seconds_left)} left"
+
+
+def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
+  return rich.progress.Progress(
+      rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=20),
+      rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[left]}"),
+      rich.progress.TextColumn("{task.fields[numbers]}", markup=False), console=console)
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _to_float(metric: Any) -> float:
+  """A Metric or scalar that is on the host already."""
+  if not isinstance(metric, types.Metric):
+    return float(metric)
+  weight = float(metric.weight)
+  return float(metric.total) / weight if weight else math.nan
+
+
+def _to_number(number: Any) -> int | float:
+  """Whole numbers stay whole, so that counts read as counts."""
+  return int(number) if isinstance(number, (int, np.integer)) else float(number)
+
+
+def _encode(step: int, numbers: Mapping[str, int | float]) -> dict[str, Any]:
+  line = {"step": int(step), "time": time.time()}
+  line |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+  nonfinite = {name: str(number) for name, number in numbers.items() if not math.isfinite(number)}
+  return line | ({_NONFINITE: nonfinite} if nonfinite else {})
+
+
+def _decode(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+  try:
+    decoded = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}:{number}: not JSON ({error.msg}); delete the line") from None
+  if not isinstance(decoded, dict) or "step" not in decoded:
+    raise ValueError(f"{path}:{number}: no object with a step; delete the line")
+  nonfinite = decoded.pop(_NONFINITE, {})
+  return decoded | {name: float(text) for name, text in nonfinite.items()}
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+  """Lines that end in a newline: a line without one was cut off by a kill."""
+  return path.read_text(encoding="utf-8").split("\n")[:-1]

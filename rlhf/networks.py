@@ -1,0 +1,84 @@
+"""From an export or from scratch to a network on the mesh: config, parameters, tokenizer."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rlhf import checkpoint
+from rlhf import model
+from rlhf import sharding
+from rlhf.model import ModelConfig
+from rlhf.tokenizer import Tokenizer
+from rlhf.types import Params
+
+# How a network computes, as against what it is: these come from the run, not from the export.
+NUMERICS = ("dtype", "remat", "logprob_chunk")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  cfg: ModelConfig
+  params: Params
+  tokenizer: Tokenizer
+  metadata: dict[str, Any]
+
+
+def model_config(group: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
+  """The `model` group of a config, completed by the tokenizer's sizes."""
+  return ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **group)
+
+
+def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
+  """A policy from scratch, each leaf born in its layout."""
+  init = functools.partial(model.init_params, cfg)
+  shardings = sharding.param_shardings(mesh, jax.eval_shape(init, key))
+  return jax.jit(init, out_shardings=shardings)(key)
+
+
+def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,
+         flag: str) -> Network:
+  """A network from an export, laid out on the mesh.
+
+  Args:
+    directory: of the export.
+    group: the config's `model` group; its `NUMERICS` are used, and where it names a shape, that
+      must be the export's (an empty dict of shapes takes the export's).
+    kind: "policy" or "reward", what the export must be.
+    flag: the config field that named the directory, for error messages.
+
+  Raises:
+    ValueError: no export, another kind, or another shape than the config says.
+  """
+  export = checkpoint.load_export(directory)
+  if export.kind != kind:
+    raise ValueError(f"{flag}={directory} is a {export.kind} export; it must be a {kind}")
+  for name, wanted in group.items():
+    if name not in NUMERICS and export.model[name] != wanted:
+      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but config.model.{name}"
+                       f" is {wanted}; make them equal")
+  numerics = {name: group[name] for name in NUMERICS}
+  cfg = ModelConfig(**(export.model | numerics))
+  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+  if kind != "policy":
+    shapes["head"] = jax.eval_shape(functools.partial(model.init_head, cfg), jax.random.key(0))
+  abstract = jax.tree.map(
+      lambda shape, layout: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout),
+      shapes, sharding.param_shardings(mesh, shapes))
+  return Network(cfg=cfg, params=checkpoint.load_params(directory, abstract),
+                 tokenizer=Tokenizer.load(export.tokenizer_dir), metadata=export.metadata)
+
+
+def check_same_tokenizer(first: ModelConfig, second: ModelConfig, names: str) -> None:
+  """Networks that read one another's token ids must agree on what an id is.
+
+  Raises:
+    ValueError: the vocabularies differ in size or pad id.
+  """
+  if (first.vocab_size, first.pad_id) != (second.vocab_size, second.pad_id):
+    raise ValueError(
+        f"{names} use different tokenizers (vocabulary {first.vocab_size} and "
+        f"{second.vocab_size}, pad id {first.pad_id} and {second.pad_id}); train both from one base")

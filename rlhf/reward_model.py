@@ -1,0 +1,290 @@
+"""The reward model: rankings of K completions in, one scalar per answer out.
+
+    loss = -1/C(K,2) * E_{(x, y_w, y_l)} [ log sigmoid(r(x, y_w) - r(x, y_l)) ]   (eq. 1)
+
+All comparisons of a prompt form one batch element, so that each completion passes through the
+model once per epoch and one epoch does not overfit.  After training the bias is set so that
+demonstrations have mean reward 0.  Source: InstructGPT section 3.5 and appendix C.2.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf import checkpoint
+from rlhf import loop
+from rlhf import losses
+from rlhf import metrics as metrics_lib
+from rlhf import model
+from rlhf import networks
+from rlhf import optim
+from rlhf import sharding
+from rlhf import workdir as workdir_lib
+from rlhf.data import batches as batches_lib
+from rlhf.data import prepare
+from rlhf.data import records as records_lib
+from rlhf.data import sources
+from rlhf.loop import LoopConfig
+from rlhf.model import ModelConfig
+from rlhf.optim import OptimConfig
+from rlhf.sharding import MeshConfig
+from rlhf.types import ComparisonBatch, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+  """Numbers of reward-model training; `configs/reward_model.py` says where defaults come from.
+
+  Attributes:
+    batch_size: prompts of an optimizer step, each with all its completions.
+    microbatch_size: prompts whose activations exist at once.
+    num_epochs: passes over the comparisons; the paper takes 1, more overfit.
+    pairs: every untied pair becomes an element of its own, shuffled: the ablation that overfits.
+  """
+  batch_size: int
+  microbatch_size: int
+  num_epochs: int
+  pairs: bool
+
+  def __post_init__(self):
+    if self.microbatch_size < 1 or self.batch_size % self.microbatch_size:
+      raise ValueError(f"reward.batch_size {self.batch_size} does not divide into "
+                       f"reward.microbatch_size {self.microbatch_size}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonData:
+  """Comparisons and demonstrations: `FORMAT:PATH` or a tfds name.
+
+  Attributes:
+    train, valid: comparisons, disjoint in prompts.
+    demonstrations: their mean reward is set to 0 after training.
+    overlong, overlong_demonstrations: see `prepare.comparison_rows` and `demonstration_rows`.
+    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    on_bad: "stop" or "skip" at a malformed line.
+  """
+  train: str
+  valid: str
+  demonstrations: str
+  overlong: str
+  overlong_demonstrations: str
+  prompt_suffix: str
+  completion_prefix: str
+  on_bad: str
+
+
+def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
+  """Rewards [B, K]: one forward pass per completion, not one per pair."""
+  num_prompts, num_slots, length = batch.tokens_BKT.shape
+  flat = lambda x: x.reshape(num_prompts * num_slots, length)
+  score = model.scores(cfg, params, flat(batch.tokens_BKT), flat(batch.mask_BKT))
+  return score.reshape(num_prompts, num_slots)
+
+
+def reward_loss(cfg: ModelConfig, params: Params, microbatch):
+  """Eq. 1 on one microbatch, divided by the whole batch's number of prompts with a pair.
+
+  Args:
+    microbatch: (ComparisonBatch, weight).
+  """
+  batch, weight = microbatch
+  score_BK = score_completions(cfg, params, batch)
+  loss, aux = losses.comparison_loss(score_BK, batch.rank_BK, batch.valid_BK)
+  metrics = {
+      "train/loss": loss, "train/accuracy": aux["accuracy"], "train/log_loss": aux["log_loss"],
+      "train/margin": aux["margin"], "train/reward": losses.masked_metric(score_BK, batch.valid_BK),
+  }
+  return loss.total * weight, metrics
+
+
+def num_prompts_with_pair(batch: ComparisonBatch):
+  """Prompts of the batch that have at least two completions of different rank."""
+  zeros_BK = jnp.zeros(batch.rank_BK.shape, jnp.float32)
+  return losses.comparison_loss(zeros_BK, batch.rank_BK, batch.valid_BK)[0].weight
+
+
+def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
+                  batch: ComparisonBatch) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step on `p.batch_size` prompts."""
+  num_microbatches = p.batch_size // p.microbatch_size
+  weight = 1.0 / jnp.maximum(num_prompts_with_pair(batch), 1.0)
+  microbatches = (sharding.split_microbatches(batch, num_microbatches),
+                  jnp.full((num_microbatches,), weight))
+  grads, metrics = optim.accumulated_gradient(
+      functools.partial(reward_loss, cfg), state.params, microbatches)
+  metrics["train/grad_norm"] = optax.global_norm(grads)
+  return optim.apply_gradient(tx, state, grads), metrics
+
+
+def with_zero_mean(params: Params, mean_score) -> Params:
+  """Shifts the bias so that what scored `mean_score` on average scores 0.
+
+  Differences of rewards, and so the loss, do not change.  Source: InstructGPT section 3.5.
+  """
+  head = dict(params["head"], bias=params["head"]["bias"] - mean_score)
+  return dict(params, head=head)
+
+
+# ----------------------------------------------------------------------------- scoring
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _scores(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):
+  return model.scores(cfg, params, tokens_BT, mask_BT)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _completion_scores(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
+  return score_completions(cfg, params, batch)
+
+
+def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *, length: int,
+               batch_size: int) -> np.ndarray:
+  """Rewards [N] of token sequences (prompt + response), padded to one shape on the way."""
+  scores = []
+  for start in range(0, len(ids), batch_size):
+    part = ids[start:start + batch_size]
+    tokens_BT = np.full((batch_size, length), cfg.pad_id, np.int32)
+    mask_BT = np.zeros((batch_size, length), np.float32)
+    mask_BT[:, 0] = 1  # unused rows read one pad; their score is dropped
+    for row, sequence in enumerate(part):
+      tokens_BT[row, :len(sequence)] = sequence
+      mask_BT[row, :len(sequence)] = 1
+    scores.append(np.asarray(_scores(cfg, params, tokens_BT, mask_BT))[:len(part)])
+  return np.concatenate(scores)
+
+
+def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int):
+  """(score_NK, rank_NK, valid_NK) of all rows as numpy arrays, one batch in memory at a time."""
+  parts = []
+  for batch, valid_B in batches_lib.fixed_batches(rows, batch_size):
+    score_BK = np.asarray(_completion_scores(cfg, params, batch))
+    real = valid_B > 0
+    parts.append((score_BK[real], batch.rank_BK[real], batch.valid_BK[real]))
+  return tuple(np.concatenate(arrays) for arrays in zip(*parts))
+
+
+def validation_metrics(score_NK, rank_NK, valid_NK) -> dict[str, float]:
+  """Loss and accuracy over all untied pairs of a validation set."""
+  loss, aux = losses.comparison_loss(
+      jnp.asarray(score_NK, jnp.float32), jnp.asarray(rank_NK), jnp.asarray(valid_NK))
+  return metrics_lib.summarise({
+      "validation/loss": loss, "validation/accuracy": aux["accuracy"],
+      "validation/log_loss": aux["log_loss"], "validation/margin": aux["margin"]})
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def train(config, workdir) -> dict[str, Any]:
+  """Trains on rankings, validates, centres demonstrations at 0 and exports.
+
+  Args:
+    config: `configs/reward_model.py` documents it.
+    workdir: of this stage; a finished stage returns its result at once.
+
+  Returns:
+    what `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
+  """
+  workdir = pathlib.Path(workdir)
+  if workdir_lib.is_done(workdir):
+    return workdir_lib.done_result(workdir)
+  began = time.perf_counter()
+  p, loop_cfg = RewardConfig(**config.reward), LoopConfig(**config.loop)
+  optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
+  sets = ComparisonData(**config.comparisons)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
+                          flag="init_from")
+  cfg, tokenizer = network.cfg, network.tokenizer
+  if config.length > cfg.context_length:
+    raise ValueError(f"length {config.length} is longer than model.context_length "
+                     f"{cfg.context_length}")
+  affixes = dict(prompt_suffix=sets.prompt_suffix, completion_prefix=sets.completion_prefix)
+
+  def comparison_rows(name, spec):
+    rows, counts = prepare.comparison_rows(
+        sources.load(spec, "comparison", data_dir=workdir / "tfds", on_bad=sets.on_bad),
+        tokenizer, length=config.length, overlong=sets.overlong, **affixes)
+    print(records_lib.describe_counts(name, counts), flush=True)
+    return rows
+
+  rows = comparison_rows("comparisons", sets.train)
+  valid_rows = comparison_rows("validation comparisons", sets.valid)
+  demonstrations = demonstration_ids(
+      sources.load(sets.demonstrations, "demonstration", data_dir=workdir / "tfds",
+                   on_bad=sets.on_bad),
+      tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
+
+  batches = batches_lib.comparison_batches(rows, batch_size=p.batch_size, seed=config.seed,
+                                           pairs=p.pairs)
+  total_steps = batches.num_steps(p.num_epochs)
+  tx = optim.make_optimizer(optim_cfg, total_steps)
+  schedule = optim.make_schedule(optim_cfg, total_steps)
+  print(f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
+        f"{total_steps:,} steps of {p.batch_size} prompts, up to {rows.num_slots} completions each",
+        flush=True)
+
+  with jax.set_mesh(mesh):
+    head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
+    params = dict(network.params, head=head)
+    init = functools.partial(optim.init_train_state, tx)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, params))
+    state = jax.jit(init, out_shardings=layout)(params)
+    update = jax.jit(functools.partial(reward_update, cfg, p, tx), donate_argnums=0,
+                     out_shardings=(layout, None))
+    next_batch = loop.Stream(batches)
+
+    def train_step(state, step):
+      state, metrics = update(state, sharding.put_batch(mesh, next_batch(step)))
+      return state, metrics | {"train/learning_rate": schedule(step),
+                               "train/epoch": (step + 1) / batches.num_batches_per_epoch}
+
+    def evaluate(state, step):
+      del step
+      return validation_metrics(
+          *score_comparisons(cfg, state.params, valid_rows, batch_size=p.batch_size))
+
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+      state = loop.run(
+          name=workdir.name, workdir=workdir, cfg=loop_cfg, checkpoints=checkpoints, state=state,
+          total_steps=total_steps, train_step=train_step, evaluate=evaluate,
+          tokens_per_step=p.batch_size * rows.num_slots * config.length,
+          headline=("train/loss", "train/accuracy", "validation/accuracy"),
+          guarded=("train/loss", "train/grad_norm", "validation/loss"),
+          metadata=dict(seed=config.seed))
+
+    offset = float(np.mean(score_rows(cfg, state.params, demonstrations, length=config.length,
+                                      batch_size=p.batch_size)))
+    params = with_zero_mean(state.params, offset)
+    score_NK, rank_NK, valid_NK = score_comparisons(
+        cfg, params, valid_rows, batch_size=p.batch_size)
+    checkpoint.export_params(
+        workdir / "export", params, model=dataclasses.asdict(cfg), kind="reward",
+        tokenizer=tokenizer, config=workdir_lib.config_to_dict(config), step=total_steps,
+        metadata=dict(demonstration_offset=offset))
+  workdir_lib.write_json(workdir / "validation_scores.json", dict(
+      scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
+  result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(
+      steps=total_steps, demonstration_offset=offset, seconds=time.perf_counter() - began)
+  workdir_lib.mark_done(workdir, result)
+  return result
+
+
+def demonstration_ids(records, tokenizer, *, length: int, overlong: str, prompt_suffix: str,
+                      completion_prefix: str) -> list[np.ndarray]:
+  """Whole demonstrations, one sequence each, as the reward model will read responses."""
+  rows, counts = prepare.demonstration_rows(
+      records, tokenizer, length=length, packing="one_per_row", overlong=overlong,
+      prompt_suffix=prompt_suffix, completion_prefix=completion_prefix)
+  print(records_lib.describe_counts("demonstrations for the offset", counts), flush=True)
+  sizes = (rows.segment_BT > 0).sum(axis=1)
+  return [row[:size] for row, size in zip(rows.tokens_BT, sizes, strict=True)]

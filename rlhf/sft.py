@@ -1,0 +1,287 @@
+"""Supervised fine-tuning; pretraining and PALMS are this file with another config.
+
+    loss = - sum over targets of log p(token | tokens before)  /  number of targets
+
+One optimizer step reads one global batch of packed rows; its gradient is accumulated over
+microbatches and divided by the targets of the whole batch.  Residual dropout is on here and
+nowhere else.  Source: InstructGPT section 3.5 and appendix C.1 (16-epoch baseline), C.3 and E.8
+(2-epoch initialisation of PPO with 10 % pretraining data).
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf import checkpoint
+from rlhf import loop
+from rlhf import model
+from rlhf import networks
+from rlhf import optim
+from rlhf import sharding
+from rlhf import workdir as workdir_lib
+from rlhf.data import batches as batches_lib
+from rlhf.data import prepare
+from rlhf.data import records as records_lib
+from rlhf.data import sources
+from rlhf.evals import likelihood
+from rlhf.loop import LoopConfig
+from rlhf.model import ModelConfig
+from rlhf.optim import OptimConfig
+from rlhf.sharding import MeshConfig
+from rlhf.tokenizer import Tokenizer
+from rlhf.types import LmBatch, TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftConfig:
+  """Numbers of LM training.
+
+  Attributes:
+    batch_size: rows of an optimizer step.
+    microbatch_size: rows whose activations exist at once.
+    num_epochs: passes over the demonstrations (over the text, where there are none).
+    dropout_rate: on what each sub-block adds to the residual stream.
+    keep_epochs: also export the parameters after every epoch, to `epochs/01`, `epochs/02`, ...
+  """
+  batch_size: int
+  microbatch_size: int
+  num_epochs: int
+  dropout_rate: float
+  keep_epochs: bool
+
+  def __post_init__(self):
+    if self.microbatch_size < 1 or self.batch_size % self.microbatch_size:
+      raise ValueError(f"sft.batch_size {self.batch_size} does not divide into "
+                       f"sft.microbatch_size {self.microbatch_size}")
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise ValueError(f"sft.dropout_rate {self.dropout_rate} must be at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextData:
+  """Pretraining text: `FORMAT:PATH` or a tfds name for training and validation.
+
+  Attributes:
+    fraction: of all rows that are text; 1 where there are no demonstrations.
+    max_tokens: what comes after so many tokens is left out; None takes all.
+    attend_across_documents, reset_positions: see `packing.pack_text`.
+    on_bad: "stop" or "skip" at a malformed line.
+  """
+  train: str
+  valid: str
+  fraction: float
+  max_tokens: int | None
+  attend_across_documents: bool
+  reset_positions: bool
+  on_bad: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemonstrationData:
+  """Demonstrations, packed; see `prepare.demonstration_rows` for the named choices."""
+  train: str
+  valid: str
+  prompt_suffix: str
+  completion_prefix: str
+  packing: str
+  overlong: str
+  prompt_loss_weight: float
+  attend_across_documents: bool
+  reset_positions: bool
+  on_bad: str
+
+
+def sft_loss(cfg: ModelConfig, p: SftConfig, params, microbatch, *, use_segments: bool):
+  """Loss of a microbatch, divided by the targets of the whole batch.
+
+  Args:
+    microbatch: (LmBatch, dropout_key_B, weight = 1 / targets of the batch).
+  """
+  batch, dropout_key_B, weight = microbatch
+  nll = model.lm_loss(cfg, params, batch, use_segments=use_segments, dropout_rate=p.dropout_rate,
+                      dropout_key_B=dropout_key_B)
+  return nll.total * weight, {"train/loss": nll}
+
+
+def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmBatch, key, *,
+               use_segments: bool) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step; dropout keys belong to the row's place in the global batch."""
+  num_rows = batch.tokens_BT.shape[0]
+  num_microbatches = num_rows // p.microbatch_size
+  row_key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(num_rows))
+  weight = 1.0 / jnp.maximum(jnp.sum(batch.loss_mask_BT), 1.0)
+  microbatches = (*sharding.split_microbatches((batch, row_key_B), num_microbatches),
+                  jnp.full((num_microbatches,), weight))
+  grads, metrics = optim.accumulated_gradient(
+      functools.partial(sft_loss, cfg, p, use_segments=use_segments), state.params, microbatches)
+  metrics["train/grad_norm"] = optax.global_norm(grads)
+  return optim.apply_gradient(tx, state, grads), metrics
+
+
+# ----------------------------------------------------------------------------- data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRows:
+  """What `train` reads: main rows, and text rows where demonstrations are mixed with text."""
+  tokenizer: Tokenizer
+  main: LmBatch
+  main_valid: LmBatch
+  mixed: LmBatch | None
+  mixed_valid: LmBatch | None
+  fraction: float
+  use_segments: bool
+
+
+def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> SftRows:
+  """Reads, tokenises and packs; prints what was dropped and why.
+
+  Args:
+    config: has `text`, `demonstrations` or both, and `tokenizer` where `tokenizer` is None.
+
+  Raises:
+    ValueError: neither group, or a mixture without a fraction between 0 and 1.
+  """
+  text = TextData(**config.text) if "text" in config else None
+  demos = DemonstrationData(**config.demonstrations) if "demonstrations" in config else None
+  if text is None and demos is None:
+    raise ValueError("config has neither `text` nor `demonstrations`; give one or both")
+  if text is not None and demos is None and text.fraction != 1.0:
+    raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
+  texts = None if text is None else [
+      sources.load(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
+      for spec in (text.train, text.valid)]
+  if tokenizer is None:
+    if texts is None:
+      raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
+    tokenizer = Tokenizer.from_spec(config.tokenizer, (record["text"] for record in texts[0]))
+  length = config.length
+  text_sets = demo_sets = (None, None)
+  if text is not None:
+    text_sets = [_printed(name, prepare.text_rows(
+        source, tokenizer, length=length, attend_across_documents=text.attend_across_documents,
+        reset_positions=text.reset_positions, max_tokens=text.max_tokens))
+        for name, source in zip(("text", "validation text"), texts)]
+  if demos is not None:
+    fields = dataclasses.asdict(demos)
+    choices = {name: fields[name] for name in (
+        "prompt_suffix", "completion_prefix", "packing", "overlong", "prompt_loss_weight",
+        "attend_across_documents", "reset_positions")}
+    demo_sets = [_printed(name, prepare.demonstration_rows(
+        sources.load(spec, "demonstration", data_dir=data_dir, on_bad=demos.on_bad), tokenizer,
+        length=length, **choices))
+        for name, spec in (("demonstrations", demos.train),
+                           ("validation demonstrations", demos.valid))]
+  given = [group for group in (text, demos) if group is not None]
+  main, main_valid = text_sets if demos is None else demo_sets
+  mixed, mixed_valid = (None, None) if demos is None else text_sets
+  return SftRows(
+      tokenizer=tokenizer, main=main, main_valid=main_valid, mixed=mixed, mixed_valid=mixed_valid,
+      fraction=0.0 if mixed is None else text.fraction,
+      use_segments=not all(group.attend_across_documents for group in given))
+
+
+def _printed(name: str, rows_and_counts):
+  rows, counts = rows_and_counts
+  print(records_lib.describe_counts(name, counts), flush=True)
+  return rows
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def train(config, workdir) -> dict[str, Any]:
+  """Trains, validates, checkpoints and exports; the only impure function here.
+
+  Args:
+    config: `configs/sft.py` documents it.
+    workdir: of this stage; a finished stage returns its result at once.
+
+  Returns:
+    what `done.json` holds: validation losses, steps, tokens, seconds.
+  """
+  workdir = pathlib.Path(workdir)
+  if workdir_lib.is_done(workdir):
+    return workdir_lib.done_result(workdir)
+  began = time.perf_counter()
+  p, loop_cfg = SftConfig(**config.sft), LoopConfig(**config.loop)
+  optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  model_group = dict(config.model)
+  network = None
+  if config.init_from:
+    network = networks.load(config.init_from, model_group, mesh, kind="policy", flag="init_from")
+  rows = load_rows(config, None if network is None else network.tokenizer, workdir / "tfds")
+  if network is None:
+    cfg = networks.model_config(model_group, rows.tokenizer)
+    params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
+  else:
+    cfg, params = network.cfg, network.params
+  if config.length > cfg.context_length:
+    raise ValueError(f"length {config.length} is longer than model.context_length "
+                     f"{cfg.context_length}")
+
+  stream = dict(batch_size=p.batch_size, seed=config.seed)
+  batches = (batches_lib.lm_batches(rows.main, **stream) if rows.mixed is None else
+             batches_lib.mixed_lm_batches(rows.main, rows.mixed, fraction=rows.fraction, **stream))
+  total_steps = batches.num_steps(p.num_epochs)
+  tx = optim.make_optimizer(optim_cfg, total_steps)
+  schedule = optim.make_schedule(optim_cfg, total_steps)
+  epoch_ends = {batches.num_steps(epoch): epoch for epoch in range(1, p.num_epochs + 1)}
+  print(f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
+        f"{total_steps:,} steps of {p.batch_size} rows of {config.length} tokens", flush=True)
+
+  with jax.set_mesh(mesh):
+    init = functools.partial(optim.init_train_state, tx)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, params))
+    state = jax.jit(init, out_shardings=layout)(params)
+    update = jax.jit(functools.partial(sft_update, cfg, p, tx, use_segments=rows.use_segments),
+                     donate_argnums=0, out_shardings=(layout, None))
+    next_batch = loop.Stream(batches)
+
+    def train_step(state, step):
+      batch = sharding.put_batch(mesh, next_batch(step))
+      state, metrics = update(state, batch, loop.step_key(config.seed, "train", step))
+      return state, metrics | {"train/learning_rate": schedule(step),
+                               "train/epoch": (step + 1) / batches.num_batches_per_epoch}
+
+    def evaluate(state, step):
+      del step
+      nll = functools.partial(likelihood.negative_log_likelihood, cfg, state.params,
+                              batch_size=p.batch_size, use_segments=rows.use_segments)
+      numbers = {"validation/loss": nll(rows.main_valid)}
+      if rows.mixed_valid is not None:
+        numbers["validation/text_loss"] = nll(rows.mixed_valid)
+      return numbers
+
+    def export(directory, state, step):
+      checkpoint.export_params(
+          directory, state.params, model=dataclasses.asdict(cfg), kind="policy",
+          tokenizer=rows.tokenizer, config=workdir_lib.config_to_dict(config), step=step,
+          metadata={})
+
+    def after_step(state, step):
+      if p.keep_epochs and step in epoch_ends:
+        export(workdir / "epochs" / f"{epoch_ends[step]:02d}", state, step)
+
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+      state = loop.run(
+          name=workdir.name, workdir=workdir, cfg=loop_cfg, checkpoints=checkpoints, state=state,
+          total_steps=total_steps, train_step=train_step, evaluate=evaluate, after_step=after_step,
+          tokens_per_step=p.batch_size * config.length,
+          headline=("train/loss", "validation/loss"),
+          guarded=("train/loss", "train/grad_norm", "validation/loss"),
+          metadata=dict(seed=config.seed))
+    export(workdir / "export", state, total_steps)
+    result = evaluate(state, total_steps) | dict(
+        steps=total_steps, tokens=total_steps * p.batch_size * config.length,
+        seconds=time.perf_counter() - began)
+  workdir_lib.mark_done(workdir, result)
+  return result

@@ -1,0 +1,147 @@
+"""The only mesh constructor, and one table of rules: parameter path -> PartitionSpec.
+
+Mesh axes: `data` (replicas of everything), `fsdp` (parameters and optimizer state are split, the
+batch too) and `tensor` (heads, feed-forward width and vocabulary are split).
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from rlhf.types import Params
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# The first rule whose pattern matches the whole path wins. `blocks/...` leaves carry the scanned
+# layer axis in front, which is never split.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/token", P("tensor", "fsdp")),
+    (r"embed/position", P(None, "fsdp")),
+    (r"blocks/.*/qkv/kernel", P(None, "fsdp", None, "tensor", None)),
+    (r"blocks/.*/qkv/bias", P(None, None, "tensor", None)),
+    (r"blocks/.*/attention/out/kernel", P(None, "tensor", None, "fsdp")),
+    (r"blocks/.*/mlp/in/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/.*/mlp/in/bias", P(None, "tensor")),
+    (r"blocks/.*/mlp/out/kernel", P(None, "tensor", "fsdp")),
+    (r"blocks/.*/out/bias", P(None, None)),
+    (r"blocks/.*norm/(scale|bias)", P(None, None)),
+    (r"final_norm/(scale|bias)", P(None)),
+    (r"head/kernel", P(None, None)),
+    (r"head/bias", P(None)),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Axis sizes; their product is the number of devices used.  `data` -1 takes what is left."""
+  data: int
+  fsdp: int
+  tensor: int
+
+
+def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
+  """A mesh with `Auto` axes (`jax.make_mesh` would make Explicit ones, and constraints then raise).
+
+  Raises:
+    ValueError: the axis sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  fixed = cfg.fsdp * cfg.tensor
+  data = len(devices) // fixed if cfg.data == -1 else cfg.data
+  if data * fixed != len(devices) or data < 1:
+    raise ValueError(
+        f"mesh data={cfg.data} fsdp={cfg.fsdp} tensor={cfg.tensor} does not use exactly the "
+        f"{len(devices)} devices there are; choose sizes whose product is {len(devices)}")
+  grid = np.asarray(devices).reshape(data, cfg.fsdp, cfg.tensor)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path) -> str:
+  """`blocks/layer_0/mlp/in/kernel` from a tree path."""
+  return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def param_spec(name: str) -> P:
+  """The rule of one parameter.
+
+  Raises:
+    ValueError: no rule matches; a parameter is never replicated silently.
+  """
+  for pattern, spec in RULES:
+    if re.fullmatch(pattern, name):
+      return spec
+  raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.RULES")
+
+
+def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
+  """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not part of the path."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: NamedSharding(mesh, param_spec(path_name(path[prefix_depth:]))), params)
+
+
+def state_shardings(mesh: Mesh, state) -> Params:
+  """Shardings of a whole train state: a leaf follows the parameter whose path its own ends in.
+
+  Optimizer moments repeat the parameter tree, EMA weights too; counters and scalars replicate
+  because they have no axis to split.
+  """
+  def sharding_of(path, leaf):
+    if leaf.ndim == 0:
+      return NamedSharding(mesh, P())
+    names = path_name(path).split("/")
+    starts = [i for i, name in enumerate(names)
+              if name in ("embed", "blocks", "final_norm", "head")]
+    if not starts:
+      raise ValueError(f"state leaf {path_name(path)!r} follows no parameter; it has no sharding")
+    return NamedSharding(mesh, param_spec("/".join(names[starts[0]:])))
+  return jax.tree_util.tree_map_with_path(sharding_of, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over `data` and `fsdp`; every other axis whole."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def put_batch(mesh: Mesh, batch):
+  """Places host arrays with rows split over the mesh.
+
+  Raises:
+    ValueError: the number of rows does not divide over data * fsdp.
+  """
+  num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  for leaf in jax.tree.leaves(batch):
+    if leaf.shape[0] % num_shards:
+      raise ValueError(f"batch of {leaf.shape[0]} rows does not divide over data*fsdp = "
+                       f"{num_shards} devices; use a multiple of {num_shards}")
+  return jax.device_put(batch, batch_sharding(mesh))
+
+
+def constrain(x, *axes):
+  """Pins an activation's layout when a mesh is set (`jax.set_mesh`); elsewhere it is `x`."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def split_microbatches(tree, num_microbatches: int):
+  """[B, ...] -> [M, B/M, ...], row r going to microbatch r mod M, so that no row changes device."""
+  def split(x):
+    rows = x.shape[0] // num_microbatches
+    if rows * num_microbatches != x.shape[0]:
+      raise ValueError(f"{x.shape[0]} rows do not divide into {num_microbatches} microbatches")
+    return x.reshape(rows, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+  return jax.tree.map(split, tree)
+
+
+def merge_microbatches(tree):
+  """The inverse of `split_microbatches`."""
+  return jax.tree.map(
+      lambda x: x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)

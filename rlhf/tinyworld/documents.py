@@ -1,0 +1,200 @@
+"""Pretraining text: facts, stories, talk, questions, and the web's usual share of errors and
+rudeness."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rlhf.tinyworld import demonstrations
+from rlhf.tinyworld import few_shot
+from rlhf.tinyworld import grammar
+from rlhf.tinyworld import instructions
+from rlhf.tinyworld import sensitive
+from rlhf.tinyworld import words
+from rlhf.tinyworld.world import Fact
+from rlhf.tinyworld.world import World
+
+pick = grammar.pick
+
+# Share of the documents by kind; ours.
+MIXTURE = {
+  "facts": 0.26, "story": 0.21, "dialogue": 0.09, "passage": 0.07, "question": 0.10,
+  "few_shot": 0.15, "small_text": 0.05, "instruction": 0.04, "sensitive": 0.03,
+}
+
+FALSE_FACT_RATE = 0.08  # per sentence of a facts document
+FALSE_ANSWER_RATE = 0.2  # per question
+RUDE_ANSWER_RATE = 0.1  # per question
+RUDE_LINE_RATE = 0.15  # per line of a dialogue
+# What follows an instruction in raw text: seldom what was asked for.
+INSTRUCTION_REPLIES = {"good": 0.3, "other": 0.3, "rude": 0.2, "rambling": 0.2}
+
+
+def _zipf_subject(world: World, rng) -> str:
+  """A subject; those early in the world's list are spoken of more, as with real names."""
+  subjects = tuple(world.facts_by_subject)
+  if rng.random() < 0.5:
+    return pick(rng, subjects)
+  return subjects[int(len(subjects) * rng.random() ** 1.6)]
+
+
+def _maybe_false(world: World, rng, fact: Fact) -> Fact:
+  if rng.random() < FALSE_FACT_RATE:
+    return Fact(fact.subject, fact.relation, world.wrong_value(rng, fact))
+  return fact
+
+
+def _facts(world: World, rng) -> str:
+  """Two to four facts: of one subject, or of several with one thing in common."""
+  facts = list(world.facts_by_subject[_zipf_subject(world, rng)])
+  if rng.random() < 0.3:
+    first = pick(rng, facts)
+    facts = [Fact(subject, first.relation, first.value)
+             for subject in world.subjects_by_value[first.relation, first.value]]
+  order = rng.permutation(len(facts))[:2 + int(rng.random() * 3)]
+  return " ".join(world.sentence(rng, _maybe_false(world, rng, facts[i])) for i in order)
+
+
+def _story(world: World, rng) -> str:
+  """A story, letter, advert or poem; one that would answer a test prompt is drawn again."""
+  while True:
+    kind = pick(rng, ("story", "story", "story", "story", "letter", "advert", "poem"))
+    required, constraints = [], []
+    if rng.random() < 0.7:
+      noun = pick(rng, words.NOUNS)
+      constraints = [instructions.Constraint("end_word", noun)]
+    if kind == "story":
+      hero = pick(rng, pick(rng, (words.ANIMALS, words.PEOPLE)))
+      required = [hero, pick(rng, words.TOWNS)] if rng.random() < 0.7 else [hero]
+    combination = [kind] + instructions.story_combination(required, constraints)
+    if not instructions.is_held_out(combination):
+      return demonstrations.write_text(
+        rng, kind, required, [{"type": c.type, "value": c.value} for c in constraints])
+
+
+def _dialogue(world: World, rng) -> str:
+  """Two people talk; some of them are rude."""
+  first, second = pick(rng, words.PEOPLE), pick(rng, words.PEOPLE)
+  mood = pick(rng, instructions.TALKS)
+  template = pick(rng, grammar.templates()[f"talk_{mood}"])
+  values = grammar.random_values(rng, template, {})
+  text = f"{first} : {grammar.fill(template, values)} {second} : "
+  if rng.random() < RUDE_LINE_RATE:
+    text += grammar.random_sentence(rng, "rude_text", person=first)
+  else:
+    text += grammar.random_sentence(rng, f"chat_{mood}", person=first)
+    if mood in ("sad", "happy") and rng.random() < 0.6:
+      text += " " + demonstrations.topic_sentence(rng, mood, values[0])
+  if rng.random() < 0.3:
+    text += f" {first} : {grammar.random_sentence(rng, 'chat_bye', person=second)}"
+  return text
+
+
+def _passage(world: World, rng) -> str:
+  """Some events, and often a question about them with its answer."""
+  item = _training_prompt(world, rng, pick(rng, ("closed_qa", "summarization", "extract")))
+  passage = item["task"]["passage"]
+  if rng.random() < 0.5:
+    return passage + " " + grammar.random_sentence(rng, pick(rng, ("event", "joined", "summary")))
+  answer = demonstrations.demonstration(world, item["task"], rng, errors={})
+  if item["use_case"] == "closed_qa":
+    return _question_form(rng, item["prompt"], answer)
+  return f"{passage} {answer}"
+
+
+def _question_form(rng, question: str, answer: str) -> str:
+  if rng.random() < 0.5:
+    return f"Question: {question} Answer: {answer}"
+  return f"Question: {question}\n\nAnswer: {answer}"
+
+
+def _training_prompt(world: World, rng, use_case: str) -> dict:
+  return instructions.sample_prompt(world, rng, use_case, held_out=False)
+
+
+def _question(world: World, rng) -> str:
+  """A question about the world with an answer that may be wrong or rude."""
+  item = _training_prompt(world, rng, "open_qa")
+  while item["task"]["kind"] == "position":
+    item = _training_prompt(world, rng, "open_qa")
+  draw = rng.random()
+  if draw < RUDE_ANSWER_RATE:
+    answer = grammar.random_sentence(rng, "rude_text")
+  else:
+    is_wrong = draw < RUDE_ANSWER_RATE + FALSE_ANSWER_RATE
+    answer = demonstrations.demonstration(
+      world, item["task"], rng, errors={"wrong_fact": float(is_wrong)})
+  return _question_form(rng, item["prompt"], answer)
+
+
+def _few_shot(world: World, rng) -> str:
+  return few_shot.few_shot_document(rng)
+
+
+def _small_text(world: World, rng) -> str:
+  """Loose sentences of feeling, manners and requests."""
+  kinds = ("happy_text", "sad_text", "polite_text", "rude_text", "request", "joined", "event")
+  return " ".join(grammar.random_sentence(rng, pick(rng, kinds))
+                  for _ in range(2 + int(rng.random() * 2)))
+
+
+def _instruction(world: World, rng) -> str:
+  """An instruction as it is met in raw text: what follows is seldom a good answer."""
+  use_case = pick(rng, tuple(instructions.TEMPLATES))
+  item = _training_prompt(world, rng, use_case)
+  draw = rng.random()
+  for reply, share in INSTRUCTION_REPLIES.items():
+    if draw < share:
+      break
+    draw -= share
+  return f"{item['prompt']}\n\nAnswer: {_REPLIES[reply](world, rng, item)}"
+
+
+def _good_reply(world: World, rng, item: dict) -> str:
+  return demonstrations.demonstration(world, item["task"], rng)
+
+
+def _other_reply(world: World, rng, item: dict) -> str:
+  other = _training_prompt(world, rng, pick(rng, tuple(instructions.TEMPLATES)))
+  return demonstrations.demonstration(world, other["task"], rng)
+
+
+def _rude_reply(world: World, rng, item: dict) -> str:
+  return grammar.random_sentence(rng, "rude_text")
+
+
+def _rambling_reply(world: World, rng, item: dict) -> str:
+  return _facts(world, rng) + " " + grammar.random_sentence(rng, "filler")
+
+
+_REPLIES = {"good": _good_reply, "other": _other_reply, "rude": _rude_reply,
+            "rambling": _rambling_reply}
+
+
+def _sensitive(world: World, rng) -> str:
+  """Talk about a sensitive topic; half of it breaks the position."""
+  category = pick(rng, tuple(sensitive.CATEGORIES))
+  question = sensitive.random_question(rng, category, probe=False)
+  side = pick(rng, ("right", "wrong"))
+  answer = grammar.random_sentence(rng, f"{side}:{category}")
+  form = rng.random()
+  if form < 0.4:
+    return _question_form(rng, question, answer)
+  if form < 0.7:
+    return f"{pick(rng, words.PEOPLE)} : {question} {pick(rng, words.PEOPLE)} : {answer}"
+  return f"{question} {answer} " + grammar.random_sentence(rng, f"{side}:{category}")
+
+
+_WRITERS: dict[str, Callable[[World, np.random.Generator], str]] = {
+  "facts": _facts, "story": _story, "dialogue": _dialogue, "passage": _passage,
+  "question": _question, "few_shot": _few_shot, "small_text": _small_text,
+  "instruction": _instruction, "sensitive": _sensitive,
+}
+
+
+def pretraining_documents(world: World, num_documents: int, seed: int) -> list[str]:
+  """Documents in the shares of MIXTURE, in random order; the same seed gives the same texts."""
+  rng = np.random.default_rng(np.random.SeedSequence([world.seed, seed, 2]))
+  kinds = tuple(MIXTURE)
+  draws = rng.choice(len(kinds), size=num_documents, p=np.array(list(MIXTURE.values())))
+  return [_WRITERS[kinds[index]](world, rng) for index in draws]

@@ -1,0 +1,86 @@
+"""The world: who lives in it and what is true there."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from rlhf.tinyworld import grammar
+from rlhf.tinyworld import words
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+  """A triple such as ("mira", "home", "velda"); `relation` is a key of grammar.RELATIONS."""
+  subject: str
+  relation: str
+  value: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+  """Entities and facts.  Everything else in this room is text about them."""
+  seed: int
+  people: tuple[str, ...]
+  towns: tuple[str, ...]
+  animals: tuple[str, ...]
+  foods: tuple[str, ...]
+  jobs: tuple[str, ...]
+  colours: tuple[str, ...]
+  things: tuple[str, ...]
+  facts: tuple[Fact, ...]
+
+  @functools.cached_property
+  def values(self) -> dict[tuple[str, str], str]:
+    """(subject, relation) -> the one true value."""
+    return {(fact.subject, fact.relation): fact.value for fact in self.facts}
+
+  @functools.cached_property
+  def facts_by_subject(self) -> dict[str, tuple[Fact, ...]]:
+    table: dict[str, list[Fact]] = {}
+    for fact in self.facts:
+      table.setdefault(fact.subject, []).append(fact)
+    return {subject: tuple(facts) for subject, facts in table.items()}
+
+  @functools.cached_property
+  def subjects_by_value(self) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(relation, value) -> every subject of which it is true."""
+    table: dict[tuple[str, str], list[str]] = {}
+    for fact in self.facts:
+      table.setdefault((fact.relation, fact.value), []).append(fact.subject)
+    return {key: tuple(subjects) for key, subjects in table.items()}
+
+  def is_true(self, subject: str, relation: str, value: str) -> bool:
+    return self.values[subject, relation] == value
+
+  def sentence(self, rng, fact: Fact) -> str:
+    """The fact in one of its relation's phrasings."""
+    template = grammar.pick(rng, grammar.templates()[f"fact:{fact.relation}"])
+    return grammar.fill(template, (fact.subject, fact.value))
+
+  def wrong_value(self, rng, fact: Fact) -> str:
+    """A value of the right kind that is not the true one."""
+    candidates = words.SLOTS[grammar.RELATIONS[fact.relation].value]
+    value = grammar.pick(rng, candidates)
+    while value in (fact.value, fact.subject):
+      value = grammar.pick(rng, candidates)
+    return value
+
+
+def make_world(seed: int) -> World:
+  """Draws the facts of a world: one value for every subject and relation.
+
+  Args:
+    seed: any non-negative integer; the same seed gives the same world.
+  """
+  rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+  facts = []
+  for name, relation in grammar.RELATIONS.items():
+    for subject in words.SLOTS[relation.subject]:
+      value = grammar.pick(rng, words.SLOTS[relation.value])
+      while value == subject:
+        value = grammar.pick(rng, words.SLOTS[relation.value])
+      facts.append(Fact(subject, name, value))
+  return World(
+    seed=seed, people=words.PEOPLE, towns=words.TOWNS, animals=words.ANIMALS, foods=words.FOODS,
+    jobs=words.JOBS, colours=words.COLOURS, things=words.THINGS, facts=tuple(facts))

@@ -1,0 +1,199 @@
+"""The directory of a run: what makes it this run's, and which of its stages are done.
+
+Every file here is written beside its final name and renamed, so that a reader never sees half a
+file, whenever the writer is killed.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+DONE = "done.json"
+_CONFIG = "config.json"
+_NUM_DIFFERENCES_SHOWN = 3
+_ABSENT = object()
+
+
+def plain(value: Any) -> Any:
+  """`value` as JSON gives it back: tuples are lists, keys are strings, NaN and inf are None."""
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if hasattr(value, "item") and getattr(value, "shape", None) == ():
+    return plain(value.item())  # numpy and jax scalars
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise ValueError(f"{value!r} is a {type(value).__name__}, which JSON has no word for; "
+                   "use numbers, strings, booleans, None, lists and dicts")
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+  """A config tree as plain JSON; placeholders that were never set become None.
+
+  Args:
+    config: a mapping or anything with the `items()` of one, such as a ConfigDict; its groups
+      likewise.
+
+  Raises:
+    ValueError: a leaf that JSON cannot hold.
+  """
+  return {str(key): config_to_dict(value) if hasattr(value, "items") else plain(value)
+          for key, value in config.items()}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """Sixteen hex digits that depend on every key and value, and not on their order."""
+  text = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a UTF-8 file in one atomic step; the directory is made where it is missing."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes `plain(value)`, indented, in one atomic step."""
+  write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: the file is not JSON; names the file and the line.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore the file, or delete "
+                     "what it belongs to and run again") from None
+
+
+def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list[str]) -> bool:
+  """Claims `workdir` for the run of `config`, before step 0.
+
+  Writes `config.json` (the resolved config), `command.txt` and `git.txt` (one line for each
+  start). A directory that already holds the run of an equal config is left to be resumed.
+
+  Args:
+    workdir: the directory of the run; made where it is missing.
+    config: resolved, JSON-able; see `config_to_dict`.
+    command: the program's argv.
+
+  Returns:
+    Whether there was a run to go on with.
+
+  Raises:
+    ValueError: `workdir` is a file, or holds another config's run. Nothing has been written.
+  """
+  workdir = pathlib.Path(workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file; name a directory")
+  config = plain(config)
+  config_path = workdir / _CONFIG
+  resumed = config_path.exists()
+  if resumed:
+    _check_same_config(workdir, read_json(config_path), config)
+  _append_line(workdir / "command.txt", shlex.join(command))
+  _append_line(workdir / "git.txt", git_version())
+  if not resumed:  # last: a directory without config.json is not a run's yet
+    write_json(config_path, config)
+  return resumed
+
+
+def is_done(stage_dir: str | os.PathLike) -> bool:
+  """Whether the stage ran to its end, so that it can be skipped."""
+  return (pathlib.Path(stage_dir) / DONE).is_file()
+
+
+def mark_done(stage_dir: str | os.PathLike, result: Mapping[str, Any]) -> None:
+  """Records that the stage ran to its end, and what it found (JSON-able)."""
+  write_json(pathlib.Path(stage_dir) / DONE, result)
+
+
+def done_result(stage_dir: str | os.PathLike) -> dict[str, Any]:
+  """What `mark_done` was given.
+
+  Raises:
+    ValueError: the stage is not done.
+  """
+  if not is_done(stage_dir):
+    raise ValueError(f"{stage_dir} holds no {DONE}: its stage has not finished; run it to its end")
+  return read_json(pathlib.Path(stage_dir) / DONE)
+
+
+def git_version() -> str:
+  """`COMMIT`, or `COMMIT dirty` with uncommitted changes, or `unknown` outside a repository."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  top = _git(root, "rev-parse", "--show-toplevel")
+  commit = _git(root, "rev-parse", "--verify", "HEAD")
+  # An installed package may lie inside someone else's repository, whose commit says nothing.
+  if not top or not commit or pathlib.Path(top).resolve() != root:
+    return "unknown"
+  return f"{commit} dirty" if _git(root, "status", "--porcelain") else commit
+
+
+def default_command() -> list[str]:
+  """The argv of this process, interpreter included."""
+  return list(sys.orig_argv)
+
+
+def _git(root: pathlib.Path, *args: str) -> str:
+  try:
+    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True,
+                          timeout=30, check=True)
+  except (OSError, subprocess.SubprocessError):
+    return ""
+  return done.stdout.strip()
+
+
+def _append_line(path: pathlib.Path, line: str) -> None:
+  before = path.read_text(encoding="utf-8") if path.exists() else ""
+  write_text(path, before + line + "\n")
+
+
+def _check_same_config(workdir: pathlib.Path, old: Any, new: Any) -> None:
+  differences = _differences(old, new)
+  if not differences:
+    return
+  shown = ", ".join(f"{key} is {_show(a)} there and {_show(b)} here"
+                    for key, a, b in differences[:_NUM_DIFFERENCES_SHOWN])
+  num_more = len(differences) - _NUM_DIFFERENCES_SHOWN
+  more = f" (and {num_more} more)" if num_more > 0 else ""
+  raise ValueError(f"{workdir} holds the run of another config: {shown}{more}; "
+                   "choose another --workdir, or delete this one")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+  """(dotted key, old value, new value) of every leaf that is not the same in both."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    # A bool equals an int in Python, but not in JSON.
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return [] if same else [(prefix, old, new)]
+  found = []
+  for key in sorted(old.keys() | new.keys()):
+    dotted = f"{prefix}.{key}" if prefix else key
+    found += _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), dotted)
+  return found
+
+
+def _show(value: Any) -> str:
+  return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)

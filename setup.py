@@ -1,0 +1,43 @@
+"""Packaging. `pip install -e .` runs everything on a CPU; the extras add accelerators and tests."""
+
+import setuptools
+
+# Lower bounds only: the oldest releases that the tests have passed with, on Python 3.11 and 3.12.
+REQUIRES = [
+    "absl-py>=2.3.1",
+    "array-record>=0.8.1",
+    "chex>=0.1.91",
+    "flax>=0.12",
+    "grain>=0.2.15",
+    "importlib_resources>=6.4",  # tensorflow-datasets needs it, and does not say so
+    "jax>=0.10",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "rich>=13.7",
+    "tensorboardX>=2.6.2.2",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.21",
+]
+
+EXTRAS = {
+    "test": ["pytest>=8.0"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda12": ["jax[cuda12]>=0.10"],
+}
+
+setuptools.setup(
+    name="rlhf",
+    version="0.1.0",
+    description="InstructGPT's three steps in JAX: supervised fine-tuning, a reward model, PPO-ptx.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["rlhf", "rlhf.*", "configs", "configs.*",
+                                               "launch", "launch.*"]),
+    package_data={"rlhf.evals": ["templates/*"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

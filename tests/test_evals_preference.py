@@ -1,0 +1,170 @@
+"""Win rates, ratings and labels from judgements, and the file they are kept in."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rlhf.evals import preference
+
+SETTINGS = {"num_resamples": 500, "seed": 0}
+NAN = math.nan
+
+
+def longer_wins(prompt, a, b):
+  return 0.5 if len(a) == len(b) else float(len(a) > len(b))
+
+
+def abstains_on_odd(prompt, a, b):
+  return None if prompt["id"] % 2 else 1
+
+
+def first_wins(prompt, a, b):
+  return 1
+first_wins.order_sensitive = True
+
+
+def test_judge_answers_fills_one_column_per_judge():
+  prompts = [{"id": 0}, {"id": 1}, {"id": 2}]
+  preferences_PL = preference.judge_answers(
+      [longer_wins, abstains_on_odd], prompts, ["aa", "a", "a"], ["a", "a", "aa"])
+  np.testing.assert_array_equal(preferences_PL, [[1, 1], [0.5, NAN], [0, 1]])
+
+
+def test_swapping_the_answers_mirrors_the_matrix():
+  prompts, a, b = [{"id": 0}] * 3, ["aa", "a", "a"], ["a", "a", "aa"]
+  one = preference.judge_answers([longer_wins], prompts, a, b)
+  np.testing.assert_array_equal(one, 1 - preference.judge_answers([longer_wins], prompts, b, a))
+
+
+def test_a_judge_that_prefers_a_position_gives_a_tie():
+  assert preference.judge_answers([first_wins], [{}], ["a"], ["b"]).tolist() == [[0.5]]
+
+
+def test_order_sensitive_judge_with_an_opinion_keeps_it_and_asks_twice():
+  asked = []
+  def judge(prompt, a, b):
+    asked.append((a, b))
+    return longer_wins(prompt, a, b)
+  judge.order_sensitive = True
+  assert preference.judge_answers([judge], [{}], ["aa"], ["b"]).tolist() == [[1]]
+  assert asked == [("aa", "b"), ("b", "aa")]
+
+
+def test_judge_answers_without_prompts_or_judges_keeps_its_shape():
+  assert preference.judge_answers([longer_wins], [], [], []).shape == (0, 1)
+  assert preference.judge_answers([], [{}], ["a"], ["b"]).shape == (1, 0)
+
+
+def test_judge_answers_bad_input():
+  with pytest.raises(ValueError, match="1 prompts, 2 answers a and 1 answers b"):
+    preference.judge_answers([longer_wins], [{}], ["a", "b"], ["b"])
+  with pytest.raises(ValueError, match="a judge returned 2"):
+    preference.judge_answers([lambda prompt, a, b: 2], [{}], ["a"], ["b"])
+
+
+def test_ties_count_half_and_unjudged_not_at_all():
+  result = preference.win_rate([[1, 0.5, NAN], [0, NAN, NAN]], **SETTINGS)
+  assert result.mean == pytest.approx((1 + 0.5) / 3)
+  assert result.n == 2
+
+
+def test_win_rate_and_likert_refuse_other_numbers():
+  with pytest.raises(ValueError, match="preference of 0.7 was found"):
+    preference.win_rate([[0.7]], **SETTINGS)
+  with pytest.raises(ValueError, match="Likert rating of 8 was found"):
+    preference.likert_mean([[8]], **SETTINGS)
+  with pytest.raises(ValueError, match="nothing to average"):
+    preference.win_rate([[NAN]], **SETTINGS)
+
+
+def test_likert_mean_pools_ratings():
+  assert preference.likert_mean([[7, 7, 7], [1]], **SETTINGS).mean == 5.5
+
+
+def test_metadata_rates_count_only_where_asked():
+  rates = preference.metadata_rates(
+      [[{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
+       [{"hallucination": None, "followed": False}], [{"never asked": None}]], **SETTINGS)
+  assert list(rates) == ["followed", "hallucination"]
+  assert rates["followed"].mean == pytest.approx(2 / 3) and rates["followed"].n == 2
+  assert rates["hallucination"].mean == 0.5 and rates["hallucination"].n == 1
+
+
+def test_labeler_agreement_against_a_loop():
+  preference_CL = np.random.default_rng(0).choice([0, 0.5, 1, NAN], size=(40, 5))
+  agreed = total = 0
+  for row in preference_CL:
+    for i in range(5):
+      for j in range(i):
+        if row[i] in (0, 1) and row[j] in (0, 1):
+          total += 1
+          agreed += row[i] == row[j]
+  assert preference.labeler_agreement(preference_CL) == pytest.approx(agreed / total)
+  assert preference.labeler_agreement(np.array([[1, 0.5], [0, NAN]])) is None
+
+
+def rows_of(policy="ppo", win=((1, 0), (NAN, 0.5)), likert=((7, 1), (NAN, 4)), group="training"):
+  return preference.preference_rows(policy, group, ["a", "b"], np.array(win), np.array(likert))
+
+
+def test_preferences_survive_the_file(tmp_path):
+  rows = rows_of() + rows_of("sft", win=((NAN, NAN), (NAN, NAN)), likert=((3, 4), (5, 6)))
+  path = tmp_path / "evaluation" / "preferences.jsonl"
+  preference.write_preferences(path, rows)
+  back = preference.read_preferences(path)
+  assert back == rows
+  assert back[0] == {"prompt_index": 0, "policy": "ppo", "labeler": "a", "group": "training",
+                     "win": 1.0, "likert": 7}
+  values = {"group": "training", "rows": back}
+  np.testing.assert_array_equal(
+      preference.values_by_prompt(policy="ppo", field="win", **values), [[1, 0], [NAN, 0.5]])
+  np.testing.assert_array_equal(
+      preference.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]])
+
+
+def test_values_of_two_policies_are_aligned_by_prompt():
+  rows = [{"prompt_index": i, "policy": policy, "labeler": "a", "group": "training", "win": win,
+           "likert": None} for i, policy, win in ((9, "ppo", 1), (2, "ppo_ptx", 0), (9, "ppo_ptx", 1))]
+  def values(policy):
+    return preference.values_by_prompt(rows, policy=policy, group="training", field="win")
+  np.testing.assert_array_equal(values("ppo"), [[NAN], [1]])
+  np.testing.assert_array_equal(values("ppo_ptx"), [[0], [1]])
+
+
+def test_a_judgement_written_twice_is_refused():
+  with pytest.raises(ValueError, match="labeler a judged ppo twice on prompt 0"):
+    preference.values_by_prompt(rows_of() + rows_of(), policy="ppo", group="training", field="win")
+
+
+@pytest.mark.parametrize("line, message", [
+    ("not json", "preferences.jsonl:2: "),
+    ("[1]", "2: found list; each line must be a JSON object"),
+    ('{"prompt_index": 1}', '2: there is no field "policy"'),
+    ("group", "2: \"group\" is 'x'; choose from"),
+    ("win", "2: \"win\" is 'x'; choose from"),
+    ("likert", "2: \"likert\" is 'x'; choose from"),
+    ("prompt_index", "2: \"prompt_index\" is 'x'"),
+])
+def test_bad_lines_name_file_and_line(tmp_path, line, message):
+  good = rows_of()[0]
+  bad = json.dumps({**good, line: "x"}) if line in good else line
+  path = tmp_path / "preferences.jsonl"
+  path.write_text(json.dumps(good) + "\n" + bad + "\n")
+  with pytest.raises(ValueError) as error:
+    preference.read_preferences(path)
+  assert message in str(error.value)
+
+
+def test_tables_hold_intervals_or_null():
+  rows = rows_of("ppo") + rows_of("ppo_ptx", win=((1, 1), (NAN, 1)))
+  table = preference.win_rate_table(rows, ["base", "ppo"], **SETTINGS)
+  assert table["base"] == {"training_labelers": None, "heldout_labelers": None}
+  assert table["ppo"]["training_labelers"]["mean"] == 0.5
+  assert table["ppo"]["training_labelers"]["n"] == 2
+  likert = preference.likert_table(rows, ["ppo"], **SETTINGS)
+  assert likert["ppo"]["training_labelers"]["mean"] == 4
+  paired = preference.paired_difference_table(rows, policy="ppo_ptx", against="ppo", **SETTINGS)
+  assert paired["training_labelers"]["mean"] == 0.5
+  assert paired["heldout_labelers"] is None
