@@ -5,7 +5,7 @@ import setuptools
 # Lower bounds only: the oldest releases that the tests have passed with, on Python 3.11 and 3.12.
 REQUIRES = [
     "absl-py>=2.3.1",
-    "array-record>=0.8.1",
+    "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
     "chex>=0.1.91",
     "flax>=0.12",
     "grain>=0.2.15",
@@ -32,7 +32,7 @@ EXTRAS = {
 setuptools.setup(
     name="rlhf",
     version="0.1.0",
-    description="InstructGPT's three steps in JAX: supervised fine-tuning, a reward model, PPO-ptx.",
+    description="InstructGPT's three steps in JAX: fine-tuning, a reward model, PPO-ptx.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["rlhf", "rlhf.*", "configs", "configs.*",

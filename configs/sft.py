@@ -20,6 +20,7 @@ the tiny sizes' (found by a short sweep on TinyWorld).
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 from configs import models
@@ -62,7 +63,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       mesh=common.get_mesh(),
       sft=dict(
           batch_size=batch_size, microbatch_size=batch_size, num_epochs=16 if variant == "sft" else
-          2 if variant == "init" else 1, dropout_rate=0.2 if variant == "sft" else 0.0,
+          2 if variant == "init" else 1, max_steps=config_dict.placeholder(int),
+          dropout_rate=0.2 if variant == "sft" else 0.0,
           keep_epochs=variant == "sft"),
       optim=common.get_optim(learning_rate),
       loop=common.get_loop(log_every=10, eval_every=100),

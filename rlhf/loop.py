@@ -140,13 +140,10 @@ def run(
   """
   workdir = pathlib.Path(workdir)
   process = jax.process_index()
-  # Shardings travel with the abstract state, so a restore lands where `state` lies.
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   first = 0
   if checkpoints.latest() is not None:
-    state, _ = checkpoints.restore(abstract)
-    first = checkpoints.latest()
+    state, saved = checkpoints.restore(state)  # lands where `state` lies
+    first = saved["step"]
 
   with (sigterm_flag() as terminated,
         metrics_lib.Writer(workdir, process_index=process) as writer,

@@ -47,12 +47,14 @@ class SftConfig:
     batch_size: rows of an optimizer step.
     microbatch_size: rows whose activations exist at once.
     num_epochs: passes over the demonstrations (over the text, where there are none).
+    max_steps: ends the run, and its schedule, earlier; None runs all epochs.
     dropout_rate: on what each sub-block adds to the residual stream.
     keep_epochs: also export the parameters after every epoch, to `epochs/01`, `epochs/02`, ...
   """
   batch_size: int
   microbatch_size: int
   num_epochs: int
+  max_steps: int | None
   dropout_rate: float
   keep_epochs: bool
 
@@ -232,6 +234,8 @@ def train(config, workdir) -> dict[str, Any]:
   batches = (batches_lib.lm_batches(rows.main, **stream) if rows.mixed is None else
              batches_lib.mixed_lm_batches(rows.main, rows.mixed, fraction=rows.fraction, **stream))
   total_steps = batches.num_steps(p.num_epochs)
+  if p.max_steps is not None:
+    total_steps = min(total_steps, p.max_steps)
   tx = optim.make_optimizer(optim_cfg, total_steps)
   schedule = optim.make_schedule(optim_cfg, total_steps)
   epoch_ends = {batches.num_steps(epoch): epoch for epoch in range(1, p.num_epochs + 1)}

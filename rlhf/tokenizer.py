@@ -159,13 +159,17 @@ class Tokenizer:
       ValueError: a file is absent or is not GPT-2's format.
     """
     vocabulary = _read_json_object(pathlib.Path(encoder_json))
+    for token, number in vocabulary.items():
+      if not isinstance(number, int) or number < 0:
+        raise ValueError(f"{encoder_json}: {token!r} has the id {number!r}; ids must be whole "
+                         "numbers from 0")
     merges = _read_merges(pathlib.Path(vocab_bpe))
-    try:
-      model = tokenizers.models.BPE(vocab=vocabulary, merges=merges)
-    except Exception as error:  # the library raises bare Exception
-      raise ValueError(f"{vocab_bpe} does not belong to {encoder_json} ({error}); "
-                       "give the two files of one tokenizer") from error
-    inner = _byte_level(model)
+    for left, right in merges:  # the library would end the process here
+      for token in (left, right, left + right):
+        if token not in vocabulary:
+          raise ValueError(f"{vocab_bpe} merges {left!r} and {right!r} but {encoder_json} has no "
+                           f"{token!r}; give the two files of one tokenizer")
+    inner = _byte_level(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
     inner.add_special_tokens([EOT_TOKEN])
     return cls(inner, eot_token=EOT_TOKEN, pad_token=None)
 
@@ -174,8 +178,9 @@ class Tokenizer:
     """A tokenizer by name, as configs give it.
 
     Args:
-      spec: "bpe:VOCAB_SIZE" learns from `texts`; "json:PATH" reads a `tokenizer.json` (its
-        end-of-text must be "<|endoftext|>") or a directory that `save` wrote; "gpt2:DIR" reads
+      spec: "bpe:VOCAB_SIZE" learns from `texts`; "json:PATH" reads a `tokenizer.json`, or a
+        directory that holds one, with the special tokens that a `tokenizer_config.json` beside it
+        names ("<|endoftext|>" and none where there is no such file); "gpt2:DIR" reads
         `encoder.json` and `vocab.bpe` of DIR.
       texts: what "bpe" learns from.
 
@@ -189,7 +194,9 @@ class Tokenizer:
       return cls.train_bpe(texts, int(value))
     if kind == "json" and value:
       path = pathlib.Path(value)
-      return cls.load(path) if path.is_dir() else cls.from_json(path)
+      path = path / _TOKENIZER_FILE if path.is_dir() else path
+      eot_token, pad_token = _find_special_tokens(path.with_name(_CONFIG_FILE))
+      return cls.from_json(path, eot_token=eot_token, pad_token=pad_token)
     if kind == "gpt2" and value:
       return cls.from_gpt2(pathlib.Path(value) / "encoder.json", pathlib.Path(value) / "vocab.bpe")
     raise ValueError(f"tokenizer {spec!r}; choose from {list(SPECS)}")
@@ -201,6 +208,22 @@ def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
   inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
   inner.decoder = tokenizers.decoders.ByteLevel()
   return inner
+
+
+def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
+  """(end-of-text, padding) as a Hugging Face `tokenizer_config.json` names them."""
+  if not path.exists():
+    return EOT_TOKEN, None
+  config = _read_json_object(path)
+  tokens = []
+  for field in ("eos_token", "pad_token"):
+    token = config[field] if field in config else None
+    tokens.append(token["content"] if isinstance(token, dict) else token)
+  eot_token, pad_token = tokens
+  if eot_token is None:
+    raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
+  # Many published tokenizers pad with end-of-text; here that gets a row of its own.
+  return eot_token, None if pad_token == eot_token else pad_token
 
 
 def _read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:

@@ -125,8 +125,9 @@ def test_preferences_survive_the_file(tmp_path):
 
 
 def test_values_of_two_policies_are_aligned_by_prompt():
+  judged = ((9, "ppo", 1), (2, "ppo_ptx", 0), (9, "ppo_ptx", 1))
   rows = [{"prompt_index": i, "policy": policy, "labeler": "a", "group": "training", "win": win,
-           "likert": None} for i, policy, win in ((9, "ppo", 1), (2, "ppo_ptx", 0), (9, "ppo_ptx", 1))]
+           "likert": None} for i, policy, win in judged]
   def values(policy):
     return preference.values_by_prompt(rows, policy=policy, group="training", field="win")
   np.testing.assert_array_equal(values("ppo"), [[NAN], [1]])

@@ -16,7 +16,8 @@ LAYERS = [
     {"attention"},
     {"model"},
     {"generate", "data", "checkpoint"},
-    {"networks", "loop", "evals", "tinyworld"},
+    {"networks"},
+    {"loop", "evals", "tinyworld"},
     {"sft", "reward_model", "ppo"},
     {"pipeline"},
 ]

@@ -10,7 +10,7 @@ import pytest
 from rlhf.evals import calibration
 from rlhf.evals import report as report_lib
 
-EVIL = "<script>alert('1')</script> & $x$"
+EVIL = "<script>alert('1')</script> & $\\no$"
 
 
 def cell(mean, half=0.02, n=1200):
@@ -250,17 +250,18 @@ def test_findings_about_the_tax():
   said = findings(a_report(), groups(cell(-0.01), None))
   assert ("PPO-ptx minus PPO, paired over 1,200 prompts: −1.0 points with training labelers (−3.0 "
           "to +1.0).") in said
-  assert ("PPO raised the loss on pretraining text from 1.600 to 2.000 nats per token; PPO-ptx ends "
-          "at 1.640, which gives back 90 % of the rise; the base model given the same extra "
+  assert ("PPO raised the loss on pretraining text from 1.600 to 2.000 nats per token; PPO-ptx "
+          "ends at 1.640, which gives back 90 % of the rise; the base model given the same extra "
           "pretraining tokens reaches 1.640.") in said
   # Means of the tasks: start 0.6, PPO 0.5, PPO-ptx 0.6.
   assert ("Few-shot accuracy, averaged over the tasks, fell with PPO from 60.0 % at the start to "
           "50.0 %; with PPO-ptx it is 60.0 %, which gives back 100 %.") in said
 
 
-def test_no_tax_is_said_and_not_divided_by():
+@pytest.mark.parametrize("ppo_nll", [1.6, 1.5])
+def test_no_tax_is_said_and_not_divided_by(ppo_nll):
   report = a_report()
-  report["pretraining_nll"]["ppo"] = 1.6
+  report["pretraining_nll"]["ppo"] = ppo_nll
   assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is None
   assert any("PPO did not raise the loss on pretraining text" in s for s in findings(report))
   assert "PPO lost nothing" in report_lib.render_html({"report": report})

@@ -115,7 +115,7 @@ def test_documents_are_deterministic_short_and_in_a_closed_vocabulary():
 
 def test_documents_hold_the_promised_errors_formats_and_every_fact():
   assert sum(documents.MIXTURE.values()) == pytest.approx(1)
-  texts = documents.pretraining_documents(WORLD, 12_000, seed=0)
+  texts = documents.pretraining_documents(WORLD, 20_000, seed=0)
   claims = collections.Counter()
   for text in texts:
     for sentence in grammar.split_sentences(text.split()):
@@ -629,11 +629,24 @@ def test_prompt_sets_are_disjoint_and_test_combinations_unseen(files):
   for name in sets:
     if name != "prompts_test":
       assert not test & {combination(line) for line in files[name]}
-  # Nor does a pretraining document show a test prompt.
-  asked = {line["prompt"] for line in files["prompts_test"]}
-  for line in files["pretraining_train"]:
-    question = line["text"].removeprefix("Question: ").split("Answer:")[0].strip()
-    assert question not in asked
+
+
+def test_no_pretraining_document_poses_a_test_combination(monkeypatch):
+  # Each prompt that a document is made from is recorded as it is drawn.
+  drawn, sample = [], instructions.sample_prompt
+
+  def recording(*args, **kwargs):
+    drawn.append(sample(*args, **kwargs))
+    return drawn[-1]
+
+  monkeypatch.setattr(instructions, "sample_prompt", recording)
+  texts = documents.pretraining_documents(WORLD, 4000, seed=5)
+  assert len(drawn) > 500
+  assert not any(instructions.is_held_out(item["task"]["combination"]) for item in drawn)
+  asked = {item["prompt"] for use_case in instructions.TEMPLATES for item in [
+    sample(WORLD, rng, use_case, held_out=True) for rng in [rng_of(7)] for _ in range(2000)]}
+  for text in texts:
+    assert text.removeprefix("Question: ").split("Answer:")[0].strip() not in asked
 
 
 def test_users_of_one_pool_are_not_in_another_and_are_skewed(files):

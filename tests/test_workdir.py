@@ -165,5 +165,6 @@ def test_git_version(tmp_path, monkeypatch):
   assert len(commit) == 40
   (tmp_path / "new.py").write_text("")
   assert workdir.git_version() == f"{commit} dirty"
+  (tmp_path / "site-packages").mkdir()
   monkeypatch.setattr(workdir, "__file__", str(tmp_path / "site-packages" / "rlhf" / "workdir.py"))
   assert workdir.git_version() == "unknown"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.evals import figures
 from rlhf.evals import preference
 from rlhf.evals import report as report_lib
 from rlhf.evals import statistics
@@ -154,7 +155,7 @@ def _rows(pooled: Mapping[str, Any]) -> list[dict[str, Any]]:
                  "pooled": text(pool) if pool is not None else "–"})
   for policy, groups in pooled["win_rate_vs_sft"].items():
     for group, cell in groups.items():
-      add(f"{report_lib.figures.label(policy)} against SFT, {report_lib.GROUP_LABELS[group]}", cell,
+      add(f"{figures.label(policy)} against SFT, {report_lib.GROUP_LABELS[group]}", cell,
           report_lib.interval_text, cell["pooled"]["n"] if cell is not None else None)
   for group, cell in pooled["paired_difference"].items():
     add(f"PPO-ptx minus PPO in points, {report_lib.GROUP_LABELS[group]}", cell,
@@ -181,7 +182,7 @@ def write_pooled(directory: str | pathlib.Path, pooled: Mapping[str, Any], *,
   """Writes pooled.json, pooled.md and pooled.html; returns the path of pooled.html."""
   html = report_lib.render_template(
       "pooled.html", title=title, seeds=pooled["seeds"], rows=_rows(pooled),
-      figure=report_lib.figures.pooled_win_rates(pooled["win_rate_vs_sft"]))
+      figure=figures.pooled_win_rates(pooled["win_rate_vs_sft"]))
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   text = json.dumps(pooled, indent=2, allow_nan=False)

@@ -252,8 +252,8 @@ def _say_paired(paired) -> str | None:
            if paired is not None and group in paired and paired[group] is not None]
   if not cells:
     return None
-  clauses = [f"{points_of(cell['mean'])} points with {GROUP_LABELS[group]} ({points_of(cell['low'])} to "
-             f"{points_of(cell['high'])})" for group, cell in cells]
+  clauses = [f"{points_of(cell['mean'])} points with {GROUP_LABELS[group]} "
+             f"({points_of(cell['low'])} to {points_of(cell['high'])})" for group, cell in cells]
   return (f"PPO-ptx minus PPO, paired over {cells[0][1]['n']:,} prompts: "
           f"{'; '.join(clauses)}.")
 
@@ -304,7 +304,8 @@ def _say_few_shot(report) -> str | None:
   if tax["recovered"] is None:
     return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
   return (f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
-          f"it is {percent_text(tax['ppo_ptx'])}, which gives back {percent_text(tax['recovered'], 0)}.")
+          f"it is {percent_text(tax['ppo_ptx'])}, which gives back "
+          f"{percent_text(tax['recovered'], 0)}.")
 
 
 def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
@@ -325,7 +326,8 @@ def _tiles(report, paired) -> list[dict[str, str]]:
   tiles = []
   policy, cells = _judged_policy(report)
   for group, cell in cells.items():
-    tiles.append({"value": percent_text(cell["mean"]), "detail": f"95\u202f% interval {_range(cell)}",
+    tiles.append({"value": percent_text(cell["mean"]),
+                  "detail": f"95\u202f% interval {_range(cell)}",
                   "name": f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}"})
   for group in ("training_labelers", "heldout_labelers"):
     cell = paired[group] if paired is not None and group in paired else None

@@ -56,20 +56,14 @@ def _facts(world: World, rng) -> str:
 
 
 def _story(world: World, rng) -> str:
-  """A story, letter, advert or poem; one that would answer a test prompt is drawn again."""
-  while True:
-    kind = pick(rng, ("story", "story", "story", "story", "letter", "advert", "poem"))
-    required, constraints = [], []
-    if rng.random() < 0.7:
-      noun = pick(rng, words.NOUNS)
-      constraints = [instructions.Constraint("end_word", noun)]
-    if kind == "story":
-      hero = pick(rng, pick(rng, (words.ANIMALS, words.PEOPLE)))
-      required = [hero, pick(rng, words.TOWNS)] if rng.random() < 0.7 else [hero]
-    combination = [kind] + instructions.story_combination(required, constraints)
-    if not instructions.is_held_out(combination):
-      return demonstrations.write_text(
-        rng, kind, required, [{"type": c.type, "value": c.value} for c in constraints])
+  """A story, letter, advert or poem."""
+  kind = pick(rng, ("story", "story", "story", "story", "letter", "advert", "poem"))
+  constraints, required = [], []
+  if rng.random() < 0.7:
+    constraints = [{"type": "end_word", "value": pick(rng, words.NOUNS)}]
+  if kind == "story" and rng.random() < 0.7:
+    required = [pick(rng, pick(rng, (words.ANIMALS, words.PEOPLE))), pick(rng, words.TOWNS)]
+  return demonstrations.write_text(rng, kind, required, constraints)
 
 
 def _dialogue(world: World, rng) -> str:
@@ -174,7 +168,7 @@ _REPLIES = {"good": _good_reply, "other": _other_reply, "rude": _rude_reply,
 def _sensitive(world: World, rng) -> str:
   """Talk about a sensitive topic; half of it breaks the position."""
   category = pick(rng, tuple(sensitive.CATEGORIES))
-  question = sensitive.random_question(rng, category, probe=False)
+  question = instructions.sensitive_question(rng, category, held_out=False)
   side = pick(rng, ("right", "wrong"))
   answer = grammar.random_sentence(rng, f"{side}:{category}")
   form = rng.random()

@@ -294,11 +294,6 @@ class Parse:
     return None
 
 
-def slot_name(word: str) -> str | None:
-  """The slot that a template word stands for, or None for a literal word."""
-  return word[1:-1] if word.startswith("{") else None
-
-
 def _template(kind: str, text: str) -> Template:
   template_words = tuple(text.split())
   slots = tuple(word[1:-1] for word in template_words if word.startswith("{"))

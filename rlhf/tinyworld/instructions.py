@@ -1,8 +1,9 @@
 """Instruction prompts in the paper's ten use cases.
 
 A prompt comes with a task: a JSON object that says what a good answer holds, which is all that the
-gold scorer reads.  Some combinations of fillers are held out for the test prompts, by a hash, so
-that no training text of any stage shows them (`is_held_out`).
+gold scorer reads.  A hash holds some combinations of fillers out for the test prompts, so that no
+training text of any stage poses them (`is_held_out`); a plain story may of course happen to hold
+the same words.
 """
 
 from collections.abc import Callable, Sequence
@@ -312,7 +313,19 @@ def _position(world: World, rng, kind: str, text: str) -> Filled:
   category = pick(rng, tuple(sensitive.CATEGORIES))
   question = sensitive.random_question(rng, category, probe=False)
   filled = text.format(position=question, person=pick(rng, words.PEOPLE))
-  return filled, {"category": category, "constraints": []}, [kind, filled]
+  return filled, {"category": category, "constraints": []}, _sensitive_combination(question)
+
+
+def _sensitive_combination(question: str) -> list[str]:
+  return ["position", question]
+
+
+def sensitive_question(rng, category: str, *, held_out: bool) -> str:
+  """A question on a sensitive topic that is, or is not, one of the test prompts'."""
+  question = sensitive.random_question(rng, category, probe=False)
+  while is_held_out(_sensitive_combination(question)) != held_out:
+    question = sensitive.random_question(rng, category, probe=False)
+  return question
 
 
 def _list(world: World, rng, kind: str, text: str) -> Filled:

@@ -1,0 +1,171 @@
+"""The three steps in a row: `configs/pipeline.py:NAME`, NAME one of tiny, real, test.
+
+  python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
+
+tiny   TinyWorld, 2 layers of width 128: every stage and the report in minutes on 2 cores.
+real   one's own files (`config.files`), about 1M parameters outside the embeddings.
+test   TinyWorld in seconds, for the tests: it shows that the stages fit, and nothing else.
+"""
+
+import ml_collections
+
+from configs import common
+from configs import models
+from configs import ppo
+from configs import reward_model
+from configs import sft
+
+NAMES = ("tiny", "real", "test")
+# Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
+FILLED = ("seed", "init_from", "policy_from", "reward_from")
+AFFIXES = ("prompt_suffix", "completion_prefix")
+
+
+def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A stage's config without what the pipeline fills in."""
+  config.unlock()
+  for name in FILLED:
+    if name in config:
+      del config[name]
+  for group, fields in (("text", ("train", "valid")),
+                        ("demonstrations", ("train", "valid", *AFFIXES)),
+                        ("comparisons", ("train", "valid", "demonstrations", *AFFIXES)),
+                        ("prompts", ("train", "valid", *AFFIXES)), ("pretraining", ("train",))):
+    if group in config:
+      for field in fields:
+        del config[group][field]
+  return config
+
+
+def _assemble(size: str) -> ml_collections.ConfigDict:
+  """All stages at one size, with the numbers that tiny, real and test share."""
+  config = ml_collections.ConfigDict(dict(
+      title="", seed=0, format=common.get_affixes(),
+      base=_stage(sft.get_config(f"{size},pretrain")),
+      sft=_stage(sft.get_config(size)),
+      init=_stage(sft.get_config(f"{size},init")),
+      reward_model=_stage(reward_model.get_config(size)),
+      ppo=_stage(ppo.get_config(size)),
+      base_more_pretraining=_stage(sft.get_config(f"{size},pretrain")),
+      evaluation=dict(temperature=1.0, base_temperature=0.7, num_selection_prompts=200,
+                      num_resamples=2000, batch_size=200)))
+  for name in ("sft", "init", "base_more_pretraining"):
+    del config[name]["tokenizer"]  # the base model's
+  del config.base_more_pretraining.sft["max_steps"]  # as many tokens as PPO-ptx reads
+  # The base model's continuation: no warm-up and no decay, at the rate where pretraining ended.
+  more = config.base_more_pretraining
+  more.optim.warmup_steps = 0
+  more.optim.schedule = "constant"
+  more.optim.learning_rate = config.base.optim.learning_rate * config.base.optim.final_ratio
+  more.sft.num_epochs = 100
+  return config
+
+
+def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
+  config.world = ml_collections.ConfigDict(sizes)
+  config.labelers = ml_collections.ConfigDict(dict(
+      num_training=5, num_heldout=5, weight_spread=0.4, length_taste_scale=0.03,
+      leniency_scale=0.05, noise_scale=0.26, tie_margin=0.03))
+  config.comparisons = ml_collections.ConfigDict(dict(
+      min_completions=4, max_completions=9, temperature=1.0))
+
+
+def get_tiny() -> ml_collections.ConfigDict:
+  """TinyWorld in minutes.
+
+  What differs from the paper, and why: 64 episodes an iteration and a minibatch of 32, because
+  3,200 episodes are what minutes allow, and fewer than about 100 optimizer steps would not leave
+  the starting point; learning rates of 1e-3 and below, because a 2-layer network needs them where
+  1.3B parameters need 1e-5; EMA 0.95, so that it forgets its start within the run.  Kept from the
+  paper: 8 pretraining examples per episode, one optimizer step for both gradients, one inner
+  epoch, K = 4..9, 16 SFT epochs, one reward-model epoch.
+  """
+  config = _assemble("tiny")
+  config.title = "TinyWorld, 2 layers of width 128"
+  _add_world(config, num_pretraining_documents=110_000, num_validation_documents=1_000,
+             num_demonstrations=1_500, num_validation_demonstrations=200, num_reward_prompts=1_600,
+             num_reward_validation_prompts=300, num_ppo_prompts=3_000,
+             num_ppo_validation_prompts=200, num_test_prompts=1_200, num_few_shot_items=200,
+             num_few_shot_shots=3, num_users=300)
+  config.base.tokenizer = "bpe:1280"
+  config.base.loop.eval_every = 50
+  config.sft.loop.eval_every = 20
+  p = config.ppo.ppo
+  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 32
+  p.ptx_microbatch_size = 64
+  p.num_iterations = 50
+  p.max_prompt_tokens, p.max_response_tokens = 40, 32
+  p.kl_coef = 0.02
+  p.ptx_coef = 1.0
+  p.ema_decay = 0.95
+  p.alarm_kl = 50.0
+  config.ppo.policy_optim.learning_rate = 3e-4
+  config.ppo.value_optim.learning_rate = 1e-3
+  for name in ("policy_optim", "value_optim"):
+    config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
+  config.ppo.loop.eval_every = 5
+  config.ppo.prompts.num_valid = 192
+  return config
+
+
+def get_test() -> ml_collections.ConfigDict:
+  """Everything once, in seconds."""
+  config = get_tiny()
+  config.title = "TinyWorld, test size"
+  for name in ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining"):
+    config[name].model = models.get_model("test")
+  for name in ("base", "sft", "init", "base_more_pretraining"):
+    config[name].loop.eval_every = 4
+    config[name].checkpoint.every = 4
+    config[name].loop.log_every = 1
+  for name, value in dict(
+      num_pretraining_documents=400, num_validation_documents=40, num_demonstrations=60,
+      num_validation_demonstrations=20, num_reward_prompts=32, num_reward_validation_prompts=16,
+      num_ppo_prompts=40, num_ppo_validation_prompts=16, num_test_prompts=24,
+      num_few_shot_items=8, num_users=20).items():
+    config.world[name] = value
+  config.base.tokenizer = "bpe:512"
+  config.base.sft.batch_size = config.base.sft.microbatch_size = 16
+  config.sft.sft.num_epochs = 2
+  for name in ("sft", "init", "base_more_pretraining"):
+    config[name].sft.batch_size, config[name].sft.microbatch_size = 8, 4
+  config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
+  config.reward_model.checkpoint.every = 2
+  config.reward_model.loop.eval_every = 2
+  p = config.ppo.ppo
+  p.batch_size, p.minibatch_size, p.microbatch_size, p.ptx_microbatch_size = 8, 4, 2, 16
+  p.num_iterations = 4
+  p.max_prompt_tokens, p.max_response_tokens = 60, 12
+  config.ppo.loop.eval_every = 2
+  config.ppo.checkpoint.every = 2
+  config.ppo.prompts.num_valid = 12
+  config.evaluation.num_selection_prompts = 8
+  config.evaluation.num_resamples = 200
+  config.evaluation.batch_size = 16
+  return config
+
+
+def get_real() -> ml_collections.ConfigDict:
+  """One's own text, demonstrations, rankings and prompts; see README for a command.
+
+  Shape: 4 layers of width 144 (about 1M parameters outside the embeddings), context 256.
+  """
+  config = _assemble("small")
+  config.title = "Real preference data, 4 layers of width 144"
+  config.files = ml_collections.ConfigDict(dict(
+      text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
+      test_fraction=0.1, max_demonstrations=2_000, prefix_length=60, max_prompts_per_user=200,
+      on_bad="stop"))
+  return config
+
+
+def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
+  """A complete config for `rlhf.pipeline.run`.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  choices = {"tiny": get_tiny, "real": get_real, "test": get_test}
+  if name not in choices:
+    raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
+  return choices[name]().lock()

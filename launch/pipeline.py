@@ -1,0 +1,29 @@
+"""Runs the three steps and writes the report.
+
+  python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
+
+Run the same command again to go on after an interruption; a stage that is done is skipped.
+"""
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from launch import setup
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, with :ARGUMENT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+
+
+def main(argv):
+  del argv
+  setup.quiet_logs()
+  from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
+  with setup.one_sentence_errors():
+    setup.claim(_CONFIG.value, _WORKDIR.value)
+    pipeline.run(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main, flags_parser=setup.parse_flags)

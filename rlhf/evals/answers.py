@@ -1,0 +1,106 @@
+"""Answers of a policy to written prompts, whatever their number: what people and judges read."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from rlhf import generate
+from rlhf.data import prepare
+from rlhf.model import ModelConfig
+from rlhf.networks import Network
+from rlhf.types import Params, PromptBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+  """How answers are sampled.
+
+  Attributes:
+    max_prompt_tokens, max_response_tokens: P and R.
+    temperature: 0 is greedy.
+    batch_size: rows decoded at once; answers do not depend on it.
+    prompt_suffix, completion_prefix: see `data/prepare.py`.
+  """
+  max_prompt_tokens: int
+  max_response_tokens: int
+  temperature: float
+  batch_size: int
+  prompt_suffix: str
+  completion_prefix: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+  """One entry per prompt.
+
+  Attributes:
+    texts: [prompt][sample] decoded, without the completion prefix.
+    ids: [prompt][sample] prompt and response tokens, as a reward model reads them.
+    finished: [prompt][sample] whether end-of-text was reached.
+  """
+  texts: list[list[str]]
+  ids: list[list[np.ndarray]]
+  finished: list[list[bool]]
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature"))
+def _sample(cfg: ModelConfig, params: Params, prompts: PromptBatch, key, row_B, *, eot_id,
+            max_new_tokens, temperature):
+  key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
+  generation = generate.generate(cfg, params, prompts, key_B, eot_id=eot_id,
+                                 max_new_tokens=max_new_tokens, temperature=temperature)
+  return generate.join(prompts, generation, cfg.pad_id), generation.finished_B
+
+
+def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
+           num_samples: int | Sequence[int] = 1,
+           on_batch: Callable[[int, int], None] | None = None) -> Answers:
+  """Samples answers; sample s of prompt i always has the same random key.
+
+  Args:
+    network: a policy with its tokenizer.
+    prompts: texts; every one must fit into `p.max_prompt_tokens`.
+    num_samples: for every prompt, or one number for each.
+    on_batch: called with (answers done, answers in all).
+
+  Raises:
+    ValueError: a prompt is too long, or prompt and answer exceed the context.
+  """
+  if p.max_prompt_tokens + p.max_response_tokens > network.cfg.context_length:
+    raise ValueError(
+        f"max_prompt_tokens {p.max_prompt_tokens} + max_response_tokens {p.max_response_tokens} "
+        f"is longer than the context of {network.cfg.context_length}")
+  counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else list(num_samples)
+  rows, kept, _ = prepare.prompt_rows(
+      [{"prompt": text, "index": i} for i, text in enumerate(prompts)], network.tokenizer,
+      max_prompt_tokens=p.max_prompt_tokens, prompt_suffix=p.prompt_suffix, overlong="drop")
+  if len(kept) < len(prompts):
+    missing = sorted(set(range(len(prompts))) - {record["index"] for record in kept})[0]
+    raise ValueError(f"prompt {missing} ({prompts[missing][:40]!r}...) is longer than "
+                     f"max_prompt_tokens {p.max_prompt_tokens} with its suffix; shorten or drop it")
+  owner = np.repeat(np.arange(len(prompts)), counts)
+  sample = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
+  # A prompt's keys depend on its own number and the sample's, not on how many the others have.
+  row_key = owner * 4096 + sample
+  out = Answers(texts=[[] for _ in prompts], ids=[[] for _ in prompts],
+                finished=[[] for _ in prompts])
+  for start in range(0, len(owner), p.batch_size):
+    real = owner[start:start + p.batch_size]
+    picked = np.concatenate([real, np.full(p.batch_size - len(real), real[-1])])
+    keys = np.resize(row_key[start:start + p.batch_size], p.batch_size)
+    batch = PromptBatch(tokens_BP=rows.tokens_BP[picked], mask_BP=rows.mask_BP[picked])
+    joined, finished_B = jax.device_get(_sample(
+        network.cfg, network.params, batch, key, keys, eot_id=network.tokenizer.eot_id,
+        max_new_tokens=p.max_response_tokens, temperature=p.temperature))
+    for row, index in enumerate(real):
+      response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]
+      out.texts[index].append(prepare.decode_completion(
+          response, network.tokenizer, completion_prefix=p.completion_prefix))
+      out.ids[index].append(joined["tokens_BT"][row][joined["mask_BT"][row] > 0])
+      out.finished[index].append(bool(finished_B[row]))
+    if on_batch is not None:
+      on_batch(start + len(real), len(owner))
+  return out

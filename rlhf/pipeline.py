@@ -1,0 +1,737 @@
+"""The three steps of InstructGPT in a row, and the report.
+
+    data -> base -> sft (16 epochs) -> comparisons -> reward_model -> best SFT epoch
+                 -> init (2 epochs + pretraining mix) -> ppo, ppo_ptx
+                 -> base_more_pretraining
+                                                      -> evaluation -> report
+
+Each stage has a directory under the workdir; a stage that is done there is skipped, one that was
+interrupted goes on.  The data are TinyWorld's (`config.world`) or one's own files
+(`config.files`); from there on the stages are the same, but only TinyWorld has labelers that can
+be asked again.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf import checkpoint
+from rlhf import loop
+from rlhf import metrics as metrics_lib
+from rlhf import networks
+from rlhf import ppo
+from rlhf import reward_model
+from rlhf import sft
+from rlhf import sharding
+from rlhf import workdir as workdir_lib
+from rlhf.data import hygiene
+from rlhf.data import prepare
+from rlhf.data import records as records_lib
+from rlhf.data import sources
+from rlhf.evals import answers as answers_lib
+from rlhf.evals import bigram
+from rlhf.evals import calibration
+from rlhf.evals import likelihood
+from rlhf.evals import preference
+from rlhf.evals import report as report_lib
+from rlhf.evals import statistics
+from rlhf.evals.answers import AnswerConfig
+from rlhf.networks import Network
+from rlhf.sharding import MeshConfig
+from rlhf.tinyworld import few_shot
+from rlhf.tinyworld import gold
+from rlhf.tinyworld import labelers as labelers_lib
+from rlhf.tinyworld import world as world_lib
+from rlhf.tinyworld import write as write_lib
+
+POLICIES = ("base", "sft", "ppo", "ppo_ptx")
+LIKELIHOOD_MODELS = ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx")
+SHOWN_SAMPLES = 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonsConfig:
+  """How outputs are drawn for ranking: K from `min_completions` to `max_completions` a prompt
+  (InstructGPT: 4 to 9, section 3.5) from the last SFT epoch."""
+  min_completions: int
+  max_completions: int
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """The final comparison.
+
+  Attributes:
+    temperature: of every fine-tuned policy; InstructGPT's samples are drawn at 1 (appendix F).
+    base_temperature: of the base model; 0.7 there.
+    num_selection_prompts: validation prompts on which the SFT epoch is chosen by reward.
+    num_resamples: of the bootstrap.
+    batch_size: rows at once; changes nothing but speed and memory.
+  """
+  temperature: float
+  base_temperature: float
+  num_selection_prompts: int
+  num_resamples: int
+  batch_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+  """One's own data: `FORMAT:PATH` or tfds names, several where a field is a tuple.
+
+  Attributes:
+    text, demonstrations, comparisons, prompts: where each kind comes from.
+    max_text_tokens: left to `base.text.max_tokens`; here the share of documents held out.
+    valid_fraction, test_fraction: of users (of prompts, where there are no users).
+    max_demonstrations: a random subset of so many.
+    prefix_length: prompts that share so many first characters are duplicates; not stated in the
+      paper.
+    max_prompts_per_user: 200 in InstructGPT section 3.2.
+    on_bad: "stop" or "skip" at a malformed line.
+  """
+  text: Sequence[str]
+  demonstrations: Sequence[str]
+  comparisons: Sequence[str]
+  prompts: Sequence[str]
+  valid_fraction: float
+  test_fraction: float
+  max_demonstrations: int
+  prefix_length: int
+  max_prompts_per_user: int
+  on_bad: str
+
+
+# ----------------------------------------------------------------------------- data
+
+
+def read_jsonl(path) -> list[dict]:
+  return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def write_jsonl(path, lines) -> None:
+  """Whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdir_lib.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n"
+                                       for line in lines))
+
+
+def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int]:
+  """Reads, cleans and splits one's own files into the names that TinyWorld writes.
+
+  Prompts are deduplicated by long common prefix, capped per user and split by user; the
+  reward model's, PPO's and the test prompts share none (InstructGPT section 3.2 and A.2).
+
+  Returns:
+    name -> lines written.
+  """
+  def read(specs, kind):
+    found = []
+    for spec in specs:
+      found.extend(sources.load(spec, kind, data_dir=directory / "tfds", on_bad=cfg.on_bad))
+    return found
+
+  def clean(what, records):
+    for step in (functools.partial(hygiene.deduplicate_by_prefix,
+                                   prefix_length=cfg.prefix_length),
+                 functools.partial(hygiene.cap_per_user, limit=cfg.max_prompts_per_user)):
+      records, counts = step(records)
+      print(records_lib.describe_counts(what, counts), flush=True)
+    return records
+
+  fractions = dict(train=1.0 - cfg.valid_fraction - cfg.test_fraction, valid=cfg.valid_fraction,
+                   test=cfg.test_fraction)
+  two = dict(train=1.0 - cfg.valid_fraction, valid=cfg.valid_fraction)
+  prompts, _ = hygiene.split_by_user(clean("prompts", read(cfg.prompts, "prompt")), fractions,
+                                     seed)
+  comparisons, _ = hygiene.split_by_user(
+      clean("comparisons", read(cfg.comparisons, "comparison")), two, seed)
+  demonstrations = clean("demonstrations", read(cfg.demonstrations, "demonstration"))
+  order = np.random.default_rng(seed).permutation(len(demonstrations))
+  demonstrations, _ = hygiene.split_by_user(
+      [demonstrations[int(i)] for i in order[:cfg.max_demonstrations]], two, seed)
+  texts = read(cfg.text, "text")
+  num_valid = max(1, int(len(texts) * cfg.valid_fraction))
+  order = np.random.default_rng(seed).permutation(len(texts))
+  texts = [texts[int(i)] for i in order]
+
+  # Test and validation prompts keep what they have; training sets give way.
+  held_out = prompts["test"] + prompts["valid"]
+  comparisons["valid"], _ = hygiene.remove_overlap(comparisons["valid"], held_out)
+  reserved = held_out + comparisons["valid"]
+  comparisons["train"], _ = hygiene.remove_overlap(comparisons["train"], reserved)
+  prompts["train"], _ = hygiene.remove_overlap(prompts["train"], reserved + comparisons["train"])
+  demonstrations["train"], _ = hygiene.remove_overlap(demonstrations["train"], reserved)
+  demonstrations["valid"], _ = hygiene.remove_overlap(demonstrations["valid"],
+                                                      demonstrations["train"])
+  hygiene.check_disjoint(reward_model=comparisons["train"] + comparisons["valid"],
+                         ppo=prompts["train"], test=prompts["test"], validation=prompts["valid"])
+  written = {
+      "pretraining_train": texts[num_valid:], "pretraining_valid": texts[:num_valid],
+      "demonstrations_train": demonstrations["train"],
+      "demonstrations_valid": demonstrations["valid"],
+      "comparisons_train": comparisons["train"], "comparisons_valid": comparisons["valid"],
+      "prompts_ppo": prompts["train"], "prompts_ppo_valid": prompts["valid"],
+      "prompts_test": prompts["test"]}
+  for name, lines in written.items():
+    if not lines:
+      raise ValueError(f"nothing is left for {name} after cleaning and splitting; give more data "
+                       "or other fractions")
+    write_jsonl(directory / f"{name}.jsonl", lines)
+  return {name: len(lines) for name, lines in written.items()}
+
+
+def prepare_data(config, workdir: pathlib.Path) -> dict[str, Any]:
+  """The stage `data`."""
+  stage = workdir / "data"
+  if workdir_lib.is_done(stage):
+    return workdir_lib.done_result(stage)
+  began = time.perf_counter()
+  stage.mkdir(parents=True, exist_ok=True)
+  if "world" in config:
+    paths = write_lib.write(world_config(config), stage)
+    counts = {name: sum(1 for _ in open(path, encoding="utf-8")) for name, path in paths.items()}
+  else:
+    counts = files_to_data(FilesConfig(**config.files), stage, config.seed)
+  print("data: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
+  result = dict(counts=counts, seconds=time.perf_counter() - began)
+  workdir_lib.mark_done(stage, result)
+  return result
+
+
+def world_config(config) -> write_lib.WorldConfig:
+  return write_lib.WorldConfig(seed=config.seed, **config.world)
+
+
+def make_world(config) -> world_lib.World:
+  return world_lib.make_world(config.seed)
+
+
+def make_labelers(config):
+  """(training, held-out) labelers of TinyWorld."""
+  return labelers_lib.make_labelers(
+      labelers_lib.LabelersConfig(seed=config.seed, **config.labelers))
+
+
+# ----------------------------------------------------------------------------- stages
+
+
+def stage_config(config, name: str, **fields):
+  """A stage's complete config: the pipeline's group, its seed, and what earlier stages made."""
+  stage = config[name].copy_and_resolve_references()
+  stage.unlock()
+  stage.seed = config.seed
+  for path, value in fields.items():
+    *groups, leaf = path.split("__")
+    target = stage
+    for group in groups:
+      target = target[group]
+    target[leaf] = value
+  return stage.lock()
+
+
+def affixes(config) -> dict[str, str]:
+  """How prompts are put to every model: the pipeline's one format."""
+  return dict(prompt_suffix=config.format.prompt_suffix,
+              completion_prefix=config.format.completion_prefix)
+
+
+def load_policy(config, directory) -> Network:
+  mesh = sharding.make_mesh(MeshConfig(**config.base.mesh))
+  numerics = {name: config.base.model[name] for name in networks.NUMERICS}
+  return networks.load(directory, numerics, mesh, kind="policy", flag="policy")
+
+
+def load_reward(config, directory) -> Network:
+  mesh = sharding.make_mesh(MeshConfig(**config.base.mesh))
+  numerics = {name: config.base.model[name] for name in networks.NUMERICS}
+  return networks.load(directory, numerics, mesh, kind="reward", flag="reward_model")
+
+
+def answer_config(config, temperature: float) -> AnswerConfig:
+  return AnswerConfig(
+      max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
+      max_response_tokens=config.ppo.ppo.max_response_tokens, temperature=temperature,
+      batch_size=config.evaluation.batch_size, **affixes(config))
+
+
+def fitting(config, network: Network, records: Sequence[dict]) -> list[dict]:
+  """Records whose prompt fits into `max_prompt_tokens`; the others are counted."""
+  _, kept, counts = prepare.prompt_rows(
+      records, network.tokenizer, max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
+      prompt_suffix=config.format.prompt_suffix, overlong="drop")
+  if len(kept) < len(records):
+    print(records_lib.describe_counts("prompts", counts), flush=True)
+  return kept
+
+
+def last_epoch(config, workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "sft" / "epochs" / f"{config.sft.sft.num_epochs:02d}"
+
+
+def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
+  """The stage `comparisons`: outputs of the last SFT epoch, ranked by simulated labelers.
+
+  One training labeler ranks each prompt (InstructGPT section 3.4: "most comparisons are only
+  labeled by 1 contractor"); held-out labelers rank the validation outputs once more.
+  """
+  stage = workdir / "comparisons"
+  if workdir_lib.is_done(stage):
+    return workdir_lib.done_result(stage)
+  began = time.perf_counter()
+  p = ComparisonsConfig(**config.comparisons)
+  world, (training, heldout) = make_world(config), make_labelers(config)
+  network = load_policy(config, last_epoch(config, workdir))
+  sets = (("train", "prompts_reward_model", training, 0),
+          ("valid", "prompts_reward_model_valid", training, 1))
+  counts: dict[str, Any] = {}
+  for name, source, group, stream in sets:
+    records = fitting(config, network, read_jsonl(workdir / "data" / f"{source}.jsonl"))
+    rng = np.random.default_rng([config.seed, stream])
+    num_completions = rng.integers(p.min_completions, p.max_completions + 1, size=len(records))
+    with metrics_lib.Progress(f"comparisons {name}", int(num_completions.sum())) as progress:
+      drawn = answers_lib.answer(
+          network, [record["prompt"] for record in records],
+          answer_config(config, p.temperature), loop.step_key(config.seed, "rollout", stream),
+          num_samples=num_completions.tolist(),
+          on_batch=lambda done, total: progress.update(done, {}, num_tokens=0))
+    who = rng.integers(len(group), size=len(records))
+    rankings, again = [], []
+    num_empty = 0
+    for index, record in enumerate(records):
+      texts = [text for text in drawn.texts[index] if text.strip()]
+      num_empty += len(drawn.texts[index]) - len(texts)
+      if len(texts) < 2:
+        continue
+      rankings.append(ranked(world, group[who[index]], record, texts))
+      if name == "valid":
+        again.append(ranked(world, heldout[index % len(heldout)], record, texts))
+    write_jsonl(stage / f"{name}.jsonl", rankings)
+    if again:
+      write_jsonl(stage / "valid_heldout.jsonl", again)
+      items = [labelers_lib.mark_item(world, line["task"], line["prompt"], line["completions"])
+               for line in rankings]
+      counts |= {f"agreement_{label}": labelers_lib.agreement(people, items, evaluation=False)[0]
+                 for label, people in (("training", training), ("heldout", heldout))}
+    counts[name] = dict(prompts=len(rankings), completions=int(num_completions.sum()),
+                        dropped_empty=num_empty)
+  result = counts | dict(seconds=time.perf_counter() - began)
+  print(f"comparisons: {counts}", flush=True)
+  workdir_lib.mark_done(stage, result)
+  return result
+
+
+def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+  """One comparison record."""
+  ranks = labelers_lib.rank(labeler, world, record["task"], record["prompt"], texts,
+                            evaluation=False)
+  return dict(prompt=record["prompt"], completions=list(texts), ranks=ranks, labeler=labeler.id,
+              user=record["user"], task=record["task"])
+
+
+def comparison_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+  if "world" in config:
+    return {name: workdir / "comparisons" / f"{name}.jsonl" for name in ("train", "valid")}
+  return {name: workdir / "data" / f"comparisons_{name}.jsonl" for name in ("train", "valid")}
+
+
+def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
+  """The stage `sft/selection`: the epoch whose answers to validation prompts score highest.
+
+  Source: InstructGPT appendix C.1: "final SFT model selection based on the RM score on the
+  validation set", because validation loss overfits after one epoch while preference goes on rising.
+  """
+  stage = workdir / "sft" / "selection"
+  if workdir_lib.is_done(stage):
+    return workdir_lib.done_result(stage)
+  began = time.perf_counter()
+  reward = load_reward(config, workdir / "reward_model" / "export")
+  records = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
+  scores = {}
+  for epoch in range(1, config.sft.sft.num_epochs + 1):
+    network = load_policy(config, workdir / "sft" / "epochs" / f"{epoch:02d}")
+    if epoch == 1:
+      records = fitting(config, network, records)[:config.evaluation.num_selection_prompts]
+    drawn = answers_lib.answer(
+        network, [record["prompt"] for record in records],
+        answer_config(config, config.evaluation.temperature),
+        loop.step_key(config.seed, "validate", 0))
+    scores[epoch] = float(np.mean(score_answers(config, reward, drawn)))
+  best = max(scores, key=lambda epoch: scores[epoch])
+  print(f"sft: epoch {best} of {len(scores)} has the highest reward {scores[best]:.3f}", flush=True)
+  result = dict(epoch=best, scores={str(epoch): score for epoch, score in scores.items()},
+                seconds=time.perf_counter() - began)
+  workdir_lib.mark_done(stage, result)
+  return result
+
+
+def score_answers(config, reward: Network, drawn: answers_lib.Answers) -> np.ndarray:
+  """Reward of each first sample."""
+  return reward_model.score_rows(
+      reward.cfg, reward.params, [ids[0] for ids in drawn.ids],
+      length=config.ppo.ppo.max_prompt_tokens + config.ppo.ppo.max_response_tokens,
+      batch_size=config.evaluation.batch_size)
+
+
+def selected_sft(workdir: pathlib.Path) -> pathlib.Path:
+  epoch = workdir_lib.done_result(workdir / "sft" / "selection")["epoch"]
+  return workdir / "sft" / "epochs" / f"{epoch:02d}"
+
+
+def policy_paths(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Name of every compared model -> its export."""
+  return dict(
+      base=workdir / "base" / "export",
+      base_more_pretraining=workdir / "base_more_pretraining" / "export",
+      init=workdir / "init" / "export", sft=selected_sft(workdir),
+      ppo=workdir / "ppo" / "export", ppo_live=workdir / "ppo" / "export_live",
+      ppo_ptx=workdir / "ppo_ptx" / "export", ppo_ptx_live=workdir / "ppo_ptx" / "export_live")
+
+
+# ----------------------------------------------------------------------------- evaluation
+
+
+def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
+  """The stage `evaluation`: answers to test prompts, judgements, likelihoods, few-shot tasks."""
+  stage = workdir / "evaluation"
+  if workdir_lib.is_done(stage):
+    return workdir_lib.done_result(stage)
+  began = time.perf_counter()
+  p = EvaluationConfig(**config.evaluation)
+  paths = policy_paths(workdir)
+  records = None
+  reward = load_reward(config, workdir / "reward_model" / "export")
+  texts, rewards = {}, {}
+  compared = (*POLICIES, "ppo_live", "ppo_ptx_live")
+  with metrics_lib.Progress("evaluation answers", len(compared)) as progress:
+    for number, name in enumerate(compared, 1):
+      network = load_policy(config, paths[name])
+      if records is None:
+        records = fitting(config, network, read_jsonl(workdir / "data" / "prompts_test.jsonl"))
+      drawn = answers_lib.answer(
+          network, [record["prompt"] for record in records],
+          answer_config(config, p.base_temperature if name == "base" else p.temperature),
+          loop.step_key(config.seed, "validate", 1))
+      texts[name] = [samples[0] for samples in drawn.texts]
+      rewards[name] = float(np.mean(score_answers(config, reward, drawn)))
+      progress.update(number, {}, num_tokens=0)
+  write_jsonl(stage / "answers.jsonl", (
+      dict(prompt=record["prompt"], answers={name: texts[name][i] for name in compared},
+           **{key: record[key] for key in ("task", "use_case") if key in record})
+      for i, record in enumerate(records)))
+  result = dict(reward=rewards, num_prompts=len(records))
+  result |= likelihoods(config, workdir, paths)
+  if "world" in config:
+    result |= judge(config, p, records, texts, stage)
+  result["seconds"] = time.perf_counter() - began
+  workdir_lib.mark_done(stage, result)
+  return result
+
+
+def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
+  """Held-out pretraining loss, and few-shot accuracy where the data set has tasks."""
+  text = sft.TextData(**config.base.text, train="", valid="")
+  tasks = {}
+  for path in sorted((workdir / "data").glob("few_shot_*.jsonl")):
+    tasks[path.stem.removeprefix("few_shot_")] = read_jsonl(path)
+  nll: dict[str, float] = {}
+  accuracy: dict[str, dict[str, float]] = {name: {} for name in tasks}
+  rows = None
+  for name in LIKELIHOOD_MODELS:
+    network = load_policy(config, paths[name])
+    if rows is None:
+      pack = functools.partial(
+          prepare.text_rows, tokenizer=network.tokenizer, length=config.base.length,
+          attend_across_documents=text.attend_across_documents,
+          reset_positions=text.reset_positions)
+      rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_valid.jsonl"))
+      train_rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_train.jsonl"),
+                           max_tokens=text.max_tokens)
+      nll["bigram"] = bigram.bigram_nll(train_rows, rows, vocab_size=network.cfg.vocab_size)
+    nll[name] = likelihood.negative_log_likelihood(
+        network.cfg, network.params, rows, batch_size=config.base.sft.batch_size,
+        use_segments=not text.attend_across_documents)
+    for task, items in tasks.items():
+      accuracy[task][name] = likelihood.few_shot_accuracy(
+          network.cfg, network.params, network.tokenizer, items,
+          batch_size=config.evaluation.batch_size)
+  for task, items in tasks.items():
+    accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
+  return dict(pretraining_nll=nll, few_shot_tasks=accuracy if tasks else None)
+
+
+def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:
+  """Every labeler compares every policy's answer with SFT's, under the evaluation's weights."""
+  world, (training, heldout) = make_world(config), make_labelers(config)
+  compared = tuple(texts)
+  lines, gold_scores, metadata = [], {}, {}
+  marks = {name: [gold.components(world, record["task"], record["prompt"], text)
+                  for record, text in zip(records, texts[name], strict=True)]
+           for name in compared}
+  for name in compared:
+    for weights_name, weights in (("training_weights", gold.GOLD_WEIGHTS),
+                                  ("evaluation_weights", gold.EVALUATION_WEIGHTS)):
+      gold_scores.setdefault(name, {})[weights_name] = float(
+          np.mean([gold.gold_score(mark, weights) for mark in marks[name]]))
+    metadata[name] = [
+        [labelers_lib.metadata(world, record["task"], record["prompt"], text)]
+        for record, text in zip(records, texts[name], strict=True)]
+    for group, people in (("training", training), ("heldout", heldout)):
+      for labeler in people:
+        for index, record in enumerate(records):
+          ask = dict(evaluation=True)
+          text, reference = texts[name][index], texts["sft"][index]
+          win = labelers_lib.prefer(
+              labeler, world, record["task"], record["prompt"], text, reference,
+              marks_a=marks[name][index], marks_b=marks["sft"][index], **ask)
+          rating = labelers_lib.likert(labeler, world, record["task"], record["prompt"], text,
+                                       marks=marks[name][index], **ask)
+          lines.append(dict(prompt_index=index, policy=name, labeler=labeler.id, group=group,
+                            win=win, likert=rating))
+  write_jsonl(stage / "preferences.jsonl", lines)
+  write_jsonl(stage / "gold.jsonl", (
+      {name: gold.gold_score(marks[name][i]) for name in compared} for i in range(len(records))))
+  settings = dict(num_resamples=p.num_resamples, seed=config.seed)
+  return dict(gold_score=gold_scores, metadata={
+      name: {label: interval.as_dict() for label, interval in
+             preference.metadata_rates(rates, **settings).items()}
+      for name, rates in metadata.items()})
+
+
+# ----------------------------------------------------------------------------- report
+
+
+def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, Any], dict]:
+  """Accuracy on validation comparisons, by training and held-out labelers, and calibration."""
+  saved = workdir_lib.read_json(workdir / "reward_model" / "validation_scores.json")
+  scores, ranks, valid = (np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
+  interval = calibration.accuracy(scores, ranks, valid, **settings)
+  heldout = lengths = None
+  path = workdir / "comparisons" / "valid_heldout.jsonl"
+  reward = load_reward(config, workdir / "reward_model" / "export")
+  choices = dict(length=config.reward_model.length,
+                 overlong=config.reward_model.comparisons.overlong, **affixes(config))
+  rows, _ = prepare.comparison_rows(
+      read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices)
+  length_NK = rows.take(range(len(rows))).mask_BKT.sum(axis=-1)
+  lengths = calibration.length_baseline_accuracy(length_NK, ranks, valid, **settings).mean
+  if path.exists():
+    rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
+    heldout = calibration.accuracy(*reward_model.score_comparisons(
+        reward.cfg, reward.params, rows, batch_size=config.reward_model.reward.batch_size),
+        **settings).mean
+  return (dict(accuracy=interval.mean, accuracy_heldout_labelers=heldout,
+               n=calibration.num_untied_pairs(ranks, valid), accuracy_interval=interval.as_dict(),
+               length_baseline_accuracy=lengths),
+          calibration.calibration_curve(scores, ranks, valid))
+
+
+def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
+  """(win rates, Likert ratings, paired difference of PPO-ptx and PPO) from the judgements."""
+  lines = preference.read_preferences(stage / "preferences.jsonl")
+  values = functools.partial(preference.values_by_prompt, lines)
+  groups = (("training_labelers", "training"), ("heldout_labelers", "heldout"))
+  names = ("base", "ppo", "ppo_ptx", "ppo_live", "ppo_ptx_live")
+  wins = {name: {label: preference.win_rate(
+      values(policy=name, group=group, field="win"), **settings).as_dict()
+      for label, group in groups} for name in names}
+  likert = {name: {label: preference.likert_mean(
+      values(policy=name, group=group, field="likert"), **settings).as_dict()
+      for label, group in groups} for name in ("base", "sft", "ppo", "ppo_ptx")}
+  difference = {label: statistics.paired_difference(
+      values(policy="ppo_ptx", group=group, field="win"),
+      values(policy="ppo", group=group, field="win"), **settings).as_dict()
+      for label, group in groups}
+  return wins, likert, difference
+
+
+def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  """Reward, KL and gold score on held-out prompts, along a PPO run."""
+  tasks = {}
+  if "world" in config:
+    world = make_world(config)
+    tasks = {record["prompt"]: record["task"]
+             for record in read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")}
+  points = []
+  for path in sorted((workdir / name / "validation").glob("step_*.jsonl")):
+    lines = read_jsonl(path)
+    score = None
+    if tasks:
+      score = float(np.mean([gold.gold_score(gold.components(
+          world, tasks[line["prompt"]], line["prompt"], line["response"])) for line in lines]))
+    points.append(dict(step=int(path.stem.removeprefix("step_")), gold=score,
+                       **{key: float(np.mean([line[key] for line in lines]))
+                          for key in ("reward", "kl")}))
+  return points
+
+
+def loss_curve(stage: pathlib.Path) -> list[tuple[int, float | None, float | None]]:
+  """(step, training loss, validation loss) of an LM stage."""
+  lines = metrics_lib.read(stage / metrics_lib.FILE)
+  pick = lambda line, name: line[name] if name in line else None
+  return [(line["step"], pick(line, "train/loss"), pick(line, "validation/loss"))
+          for line in lines]
+
+
+def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
+  """`report/report.json` and `report/report.html` from what the stages left."""
+  p = EvaluationConfig(**config.evaluation)
+  settings = dict(num_resamples=p.num_resamples, seed=config.seed)
+  stage = workdir / "evaluation"
+  evaluated = workdir_lib.done_result(stage)
+  has_world = "world" in config
+  wins = likert = difference = None
+  if has_world:
+    wins, likert, difference = win_rates(stage, settings)
+  reward, curve = reward_accuracy(config, workdir, settings)
+  results = {name: workdir_lib.done_result(workdir / name) for name in stage_names(config)}
+  seconds = {name: result["seconds"] for name, result in results.items()}
+  compared = results["comparisons"] if has_world else None
+  report = dict(
+      win_rate_vs_sft=wins, reward_model=reward,
+      labelers=None if compared is None else dict(
+          agreement_training=compared["agreement_training"],
+          agreement_heldout=compared["agreement_heldout"]),
+      pretraining_nll=evaluated["pretraining_nll"], few_shot_tasks=evaluated["few_shot_tasks"],
+      gold_score=evaluated["gold_score"] if has_world else None,
+      first_minibatch_ratio_max_error=max(
+          results[name]["first_minibatch_ratio_max_error"] for name in ("ppo", "ppo_ptx")),
+      wall_seconds=seconds | {"total": sum(seconds.values())}, seed=config.seed,
+      likert=likert, metadata=evaluated["metadata"] if has_world else None,
+      reward=evaluated["reward"], paired_difference_ppo_ptx_minus_ppo=difference,
+      num_test_prompts=evaluated["num_prompts"])
+  answers = read_jsonl(stage / "answers.jsonl")[:SHOWN_SAMPLES]
+  golds = read_jsonl(stage / "gold.jsonl") if has_world else [None] * len(answers)
+  selection = results["sft/selection"]
+  sft_losses = {line["step"]: line["validation/loss"]
+                for line in metrics_lib.read(workdir / "sft" / metrics_lib.FILE)
+                if "validation/loss" in line}
+  epochs = [dict(epoch=int(epoch), score=score,
+                 valid_nll=epoch_loss(sft_losses, int(epoch), len(selection["scores"])))
+            for epoch, score in selection["scores"].items()]
+  return report_lib.write_report(workdir / "report", dict(
+      title=config.title, report=report, config_summary=summary(config),
+      prompt_format=f"prompt + {config.format.prompt_suffix!r}, for every model alike",
+      temperatures={"base": p.base_temperature, "sft, ppo, ppo_ptx": p.temperature,
+                    "rollouts": config.ppo.ppo.temperature},
+      paired_difference=difference,
+      curves=dict(base=loss_curve(workdir / "base"),
+                  base_more_pretraining=loss_curve(workdir / "base_more_pretraining"),
+                  sft=epochs, reward={name: reward_curve(config, workdir, name)
+                                      for name in ("ppo", "ppo_ptx")}),
+      calibration=curve,
+      samples=[dict(prompt=line["prompt"],
+                    answers={name: line["answers"][name] for name in POLICIES},
+                    gold=None if scores is None else {name: scores[name] for name in POLICIES})
+               for line, scores in zip(answers, golds)],
+      notes=[]))
+
+
+def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> float | None:
+  """Validation loss at the end of an epoch, from the evaluation nearest to it."""
+  last = max(losses)
+  target = last * epoch / num_epochs
+  nearest = min(losses, key=lambda step: abs(step - target))
+  return losses[nearest] if abs(nearest - target) <= last / num_epochs / 2 else None
+
+
+def summary(config) -> dict[str, Any]:
+  """The few settings that a reader of the report wants first."""
+  p = config.ppo.ppo
+  return {
+      "non-embedding parameters": f"{num_block_params(config.base.model):,}",
+      "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
+                                            f"{p.num_iterations}",
+      "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
+      "pretraining examples per episode": p.ptx_ratio, "EMA decay": p.ema_decay,
+      "policy learning rate": config.ppo.policy_optim.learning_rate,
+      "seed": config.seed}
+
+
+def num_block_params(group) -> int:
+  """12 L D^2 + 13 L D + 2 D, as `ModelConfig.num_block_params`."""
+  return group.num_layers * (12 * group.width**2 + 13 * group.width) + 2 * group.width
+
+
+def stage_names(config) -> list[str]:
+  """Stages in order; those with a `done.json`."""
+  names = ["data", "base", "sft", "init", "comparisons", "reward_model", "sft/selection", "ppo",
+           "ppo_ptx", "base_more_pretraining", "evaluation"]
+  return names if "world" in config else [name for name in names if name != "comparisons"]
+
+
+# ----------------------------------------------------------------------------- the run
+
+
+def run(config, workdir) -> pathlib.Path:
+  """Runs what is not done yet; returns the path of the report page.
+
+  Args:
+    config: `configs/pipeline.py` documents it.
+    workdir: of the whole run, already claimed by `workdir.prepare`.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  jsonl = lambda name: f"jsonl:{workdir / 'data' / name}.jsonl"
+  text = dict(text__train=jsonl("pretraining_train"), text__valid=jsonl("pretraining_valid"))
+  demos = dict(demonstrations__train=jsonl("demonstrations_train"),
+               demonstrations__valid=jsonl("demonstrations_valid"))
+  demo_affixes = {f"demonstrations__{name}": value for name, value in affixes(config).items()}
+
+  announce("data")
+  prepare_data(config, workdir)
+  announce("base: pretraining from scratch")
+  sft.train(stage_config(config, "base", init_from="", **text), workdir / "base")
+  base = str(workdir / "base" / "export")
+  announce("step 1: supervised fine-tuning, the 16-epoch baseline and PPO's initialisation")
+  sft.train(stage_config(config, "sft", init_from=base, tokenizer="", **demos, **demo_affixes),
+            workdir / "sft")
+  sft.train(stage_config(config, "init", init_from=base, tokenizer="", **demos, **demo_affixes,
+                         **text), workdir / "init")
+  announce("step 2: comparisons and reward model")
+  if "world" in config:
+    collect_comparisons(config, workdir)
+  paths = comparison_paths(config, workdir)
+  reward_model.train(stage_config(
+      config, "reward_model", init_from=str(last_epoch(config, workdir)),
+      comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
+      comparisons__demonstrations=jsonl("demonstrations_train"),
+      **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
+      workdir / "reward_model")
+  select_sft(config, workdir)
+  announce("step 3: PPO, PPO-ptx, and the base model on the same extra pretraining text")
+  ppo_fields = dict(
+      policy_from=str(workdir / "init" / "export"),
+      reward_from=str(workdir / "reward_model" / "export"),
+      prompts__train=jsonl("prompts_ppo"), prompts__valid=jsonl("prompts_ppo_valid"),
+      pretraining__train=jsonl("pretraining_train"),
+      **{f"prompts__{name}": value for name, value in affixes(config).items()})
+  ppo.train(stage_config(config, "ppo", ppo__ptx_coef=0.0, **ppo_fields), workdir / "ppo")
+  ppo.train(stage_config(config, "ppo", **ppo_fields), workdir / "ppo_ptx")
+  sft.train(stage_config(config, "base_more_pretraining", init_from=base, tokenizer="", **text,
+                         sft__max_steps=extra_steps(config)), workdir / "base_more_pretraining")
+  announce("evaluation and report")
+  evaluate(config, workdir)
+  page = write_report(config, workdir)
+  print(f"report: {page}", flush=True)
+  return page
+
+
+def extra_steps(config) -> int:
+  """Steps in which the base model reads as many tokens of text as PPO-ptx does, rounded up."""
+  p = config.ppo.ppo
+  updates = p.num_iterations * p.num_epochs * (p.batch_size // p.minibatch_size)
+  tokens = updates * p.minibatch_size * p.ptx_ratio * p.ptx_length
+  more = config.base_more_pretraining
+  return -(-tokens // (more.sft.batch_size * more.length))
+
+
+def announce(title: str) -> None:
+  print(f"\n== {title}", flush=True)
