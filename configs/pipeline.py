@@ -65,7 +65,7 @@ def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
   config.world = ml_collections.ConfigDict(sizes)
   config.labelers = ml_collections.ConfigDict(dict(
       num_training=5, num_heldout=5, weight_spread=0.4, length_taste_scale=0.03,
-      leniency_scale=0.05, noise_scale=0.26, tie_margin=0.03))
+      leniency_scale=0.05, noise_scale=0.1, tie_margin=0.03))
   config.comparisons = ml_collections.ConfigDict(dict(
       min_completions=4, max_completions=9, temperature=1.0))
 
@@ -83,23 +83,29 @@ def get_tiny() -> ml_collections.ConfigDict:
   config = _assemble("tiny")
   config.title = "TinyWorld, 2 layers of width 128"
   _add_world(config, num_pretraining_documents=110_000, num_validation_documents=1_000,
-             num_demonstrations=1_500, num_validation_demonstrations=200, num_reward_prompts=1_600,
+             num_demonstrations=1_800, num_validation_demonstrations=200, num_reward_prompts=2_000,
              num_reward_validation_prompts=300, num_ppo_prompts=3_000,
              num_ppo_validation_prompts=200, num_test_prompts=1_200, num_few_shot_items=200,
              num_few_shot_shots=3, num_users=300)
   config.base.tokenizer = "bpe:1280"
-  config.base.loop.eval_every = 50
-  config.sft.loop.eval_every = 20
+  config.base.loop.eval_every = 100
+  for name in ("base", "sft", "init", "base_more_pretraining"):
+    config[name].sft.batch_size = config[name].sft.microbatch_size = 16
+  config.base.optim.learning_rate = 2e-3
+  config.sft.loop.eval_every = 50
+  config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
+  config.reward_model.optim.learning_rate = 7e-4
   p = config.ppo.ppo
-  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 32
+  p.batch_size, p.minibatch_size, p.microbatch_size = 128, 32, 32
   p.ptx_microbatch_size = 64
-  p.num_iterations = 50
-  p.max_prompt_tokens, p.max_response_tokens = 40, 32
+  p.ptx_length = 48
+  p.num_iterations = 40
+  p.max_prompt_tokens, p.max_response_tokens = 36, 28
   p.kl_coef = 0.02
-  p.ptx_coef = 1.0
+  p.ptx_coef = 2.0
   p.ema_decay = 0.95
   p.alarm_kl = 50.0
-  config.ppo.policy_optim.learning_rate = 3e-4
+  config.ppo.policy_optim.learning_rate = 5e-4
   config.ppo.value_optim.learning_rate = 1e-3
   for name in ("policy_optim", "value_optim"):
     config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
@@ -135,7 +141,7 @@ def get_test() -> ml_collections.ConfigDict:
   p = config.ppo.ppo
   p.batch_size, p.minibatch_size, p.microbatch_size, p.ptx_microbatch_size = 8, 4, 2, 16
   p.num_iterations = 4
-  p.max_prompt_tokens, p.max_response_tokens = 60, 12
+  p.max_prompt_tokens, p.max_response_tokens = 52, 12
   config.ppo.loop.eval_every = 2
   config.ppo.checkpoint.every = 2
   config.ppo.prompts.num_valid = 12
@@ -146,9 +152,22 @@ def get_test() -> ml_collections.ConfigDict:
 
 
 def get_real() -> ml_collections.ConfigDict:
-  """One's own text, demonstrations, rankings and prompts; see README for a command.
+  """One's own text, demonstrations, rankings and prompts, on 4 layers of width 144 (1.0M parameters
+  outside the embeddings) with a context of 160 tokens: every stage within about an hour on 2 cores.
 
-  Shape: 4 layers of width 144 (about 1M parameters outside the embeddings), context 256.
+    DATA=../shared/data
+    python -m launch.pipeline --config=configs/pipeline.py:real --workdir=runs/real \\
+        --config.files.text="('text:$DATA/pretraining/c4_demo_300.txt.gz',\\
+                              'text:$DATA/pretraining/gutenberg_books.txt.gz')" \\
+        --config.files.demonstrations="('t0:$DATA/demonstrations/t0/t0_p3_templates.jsonl.gz',\\
+                              'alpaca:$DATA/demonstrations/alpaca_small/alpaca_en_demo.jsonl')" \\
+        --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
+        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
+
+  The tokenizer is a BPE of 4,096 trained on the text; --config.base.tokenizer=gpt2:$DATA/tokenizer
+  takes GPT-2's instead.  Learning rates, sizes and the number of iterations are ours, as in `tiny`.
+  A network of this size cannot follow such instructions: what this run shows is that every stage
+  works on real files, and what each learns is in its report.
   """
   config = _assemble("small")
   config.title = "Real preference data, 4 layers of width 144"
@@ -156,6 +175,39 @@ def get_real() -> ml_collections.ConfigDict:
       text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
       test_fraction=0.1, max_demonstrations=2_000, prefix_length=60, max_prompts_per_user=200,
       on_bad="stop"))
+  for name in ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining"):
+    config[name].model.context_length = 160
+    config[name].model.band_width = 32
+    if "length" in config[name]:
+      config[name].length = 160
+  config.base.tokenizer = "bpe:4096"
+  config.base.text.max_tokens = 2_400_000
+  config.base.optim.learning_rate = 2e-3
+  for name in ("base", "sft", "init", "base_more_pretraining"):
+    config[name].sft.batch_size = config[name].sft.microbatch_size = 16
+    config[name].loop.eval_every = 200
+  config.sft.optim.learning_rate = config.init.optim.learning_rate = 1e-3
+  config.sft.demonstrations.overlong = config.init.demonstrations.overlong = "truncate_left"
+  reward = config.reward_model
+  reward.reward.batch_size = reward.reward.microbatch_size = 8
+  reward.optim.learning_rate = 5e-4
+  reward.comparisons.overlong = "truncate_completion"  # most answers of this set are longer
+  reward.comparisons.overlong_demonstrations = "truncate_left"
+  p = config.ppo.ppo
+  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 32
+  p.ptx_microbatch_size = 32
+  p.ptx_length = 96
+  p.num_iterations = 30
+  p.max_prompt_tokens, p.max_response_tokens = 96, 64
+  p.ptx_coef = 2.0
+  p.ema_decay = 0.92
+  config.ppo.policy_optim.learning_rate = 2e-4
+  config.ppo.value_optim.learning_rate = 5e-4
+  for name in ("policy_optim", "value_optim"):
+    config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
+  config.ppo.loop.eval_every = 5
+  config.ppo.prompts.num_valid = 128
+  config.evaluation.batch_size = 100
   return config
 
 

@@ -110,8 +110,8 @@ class Context:
 
 @struct.dataclass(kw_only=True)
 class Cache:
-  """Keys and values of every layer, and which slots hold which position."""
-  layers: Params  # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, H, head_size]
+  """Keys and values of every layer, and which slots hold a token."""
+  layers: tuple[Params, ...]  # per pattern: {"layer_i": {"k", "v"}}, each [B, S, H, head_size]
   mask_BS: Array  # 1 on slots that hold a real token
   length: Array  # int32 scalar: slots filled so far
 
@@ -121,7 +121,7 @@ def _dense(cfg: ModelConfig, features, name: str, std: float, axis=-1) -> nn.Den
                          kernel_init=nn.initializers.normal(std))
 
 
-def _norm(cfg: ModelConfig, name: str) -> nn.LayerNorm:
+def _norm(cfg: ModelConfig, name: str | None) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
 
 
@@ -231,7 +231,7 @@ class Transformer(nn.Module):
   dropout_rate: float = 0.0
 
   @nn.compact
-  def __call__(self, tokens_BT, caches, context: Context):
+  def __call__(self, tokens_BT, context: Context):
     cfg = self.cfg
     x_BTD = Embed(cfg, name="embed")(tokens_BT, context.position_BT)
     x_BTD = sharding.constrain(x_BTD, sharding.BATCH_AXES)
@@ -241,17 +241,17 @@ class Transformer(nn.Module):
     num_patterns = cfg.num_layers // cfg.pattern
     blocks = nn.scan(
         pattern, variable_axes={"params": 0}, split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast), out_axes=0, length=num_patterns)
-    x_BTD, caches = blocks(cfg, self.dropout_rate, name="blocks")(
-        x_BTD, jnp.arange(num_patterns), caches, context)
-    return _norm(cfg, "final_norm")(x_BTD), caches
+        in_axes=(0, nn.broadcast, nn.broadcast), length=num_patterns)
+    x_BTD, _ = blocks(cfg, self.dropout_rate, name="blocks")(
+        x_BTD, jnp.arange(num_patterns), None, context)
+    return _norm(cfg, "final_norm")(x_BTD)
 
 
 def init_params(cfg: ModelConfig, key) -> Params:
   """Parameters of a policy, float32."""
   tokens_BT = jnp.zeros((1, 2), jnp.int32)
   context = _row_context(jnp.ones((1, 2)), None, None, None)
-  return Transformer(cfg).init(key, tokens_BT, None, context)["params"]
+  return Transformer(cfg).init(key, tokens_BT, context)["params"]
 
 
 def init_head(cfg: ModelConfig, key) -> Params:
@@ -287,8 +287,7 @@ def forward(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, segment_BT=
   """
   context = _row_context(mask_BT, segment_BT, position_BT, dropout_key_B)
   module = Transformer(cfg, dropout_rate)
-  hidden_BTD, _ = module.apply({"params": _without_head(params)}, tokens_BT, None, context)
-  return hidden_BTD
+  return module.apply({"params": _without_head(params)}, tokens_BT, context)
 
 
 def _without_head(params: Params) -> Params:
@@ -396,24 +395,35 @@ def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: b
 
 
 def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
-  shape = (cfg.num_layers // cfg.pattern, num_rows, num_slots, cfg.num_heads, cfg.head_size)
+  shape = (num_rows, num_slots, cfg.num_heads, cfg.head_size)
   layer = lambda: {name: jnp.zeros(shape, DTYPES[cfg.dtype]) for name in ("k", "v")}
+  pattern = lambda: {f"layer_{i}": layer() for i in range(cfg.pattern)}
   return Cache(
-      layers={f"layer_{i}": layer() for i in range(cfg.pattern)},
+      layers=tuple(pattern() for _ in range(cfg.num_layers // cfg.pattern)),
       mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32), length=jnp.int32(0))
 
 
 def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT):
-  """Runs tokens through the model, writing slots [length, length + T) of the cache."""
+  """Runs tokens through the model, writing slots [length, length + T) of the cache.
+
+  The layers are unrolled, each with a cache of its own: a scan would copy every layer's cache in
+  and out of the stack for every token.
+  """
   mask_BS = jax.lax.dynamic_update_slice(
       cache.mask_BS, mask_BT.astype(jnp.float32), (0, cache.length))
   context = Context(
       position_BT=position_BT, key_mask_BS=mask_BS, query_segment_BT=None, key_segment_BS=None,
       write_index=cache.length, dropout_key_B=None)
-  hidden_BTD, layers = Transformer(cfg).apply(
-      {"params": _without_head(params)}, tokens_BT, cache.layers, context)
+  x_BTD = Embed(cfg).apply({"params": params["embed"]}, tokens_BT, position_BT)
+  layers = []
+  for index, pattern_cache in enumerate(cache.layers):
+    pattern_params = jax.tree.map(lambda stacked: stacked[index], params["blocks"])  # pylint: disable=cell-var-from-loop
+    x_BTD, pattern_cache = Pattern(cfg, 0.0).apply(
+        {"params": pattern_params}, x_BTD, index, pattern_cache, context)
+    layers.append(pattern_cache)
+  hidden_BTD = _norm(cfg, None).apply({"params": params["final_norm"]}, x_BTD)
   return hidden_BTD, Cache(
-      layers=layers, mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1])
+      layers=tuple(layers), mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1])
 
 
 def prefill(cfg: ModelConfig, params: Params, tokens_BP, mask_BP, *, num_slots: int):

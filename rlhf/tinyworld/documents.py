@@ -18,16 +18,16 @@ pick = grammar.pick
 
 # Share of the documents by kind; ours.
 MIXTURE = {
-  "facts": 0.26, "story": 0.21, "dialogue": 0.09, "passage": 0.07, "question": 0.10,
-  "few_shot": 0.15, "small_text": 0.05, "instruction": 0.04, "sensitive": 0.03,
+  "facts": 0.18, "story": 0.09, "dialogue": 0.05, "passage": 0.04, "question": 0.06,
+  "few_shot": 0.13, "small_text": 0.02, "instruction": 0.40, "sensitive": 0.03,
 }
 
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
 FALSE_ANSWER_RATE = 0.2  # per question
 RUDE_ANSWER_RATE = 0.1  # per question
 RUDE_LINE_RATE = 0.15  # per line of a dialogue
-# What follows an instruction in raw text: seldom what was asked for.
-INSTRUCTION_REPLIES = {"good": 0.3, "other": 0.3, "rude": 0.2, "rambling": 0.2}
+# What follows an instruction in raw text: often something else than was asked for.
+INSTRUCTION_REPLIES = {"good": 0.55, "other": 0.15, "rude": 0.15, "rambling": 0.15}
 
 
 def _zipf_subject(world: World, rng) -> str:
@@ -133,8 +133,10 @@ def _small_text(world: World, rng) -> str:
 
 
 def _instruction(world: World, rng) -> str:
-  """An instruction as it is met in raw text: what follows is seldom a good answer."""
+  """An instruction as it is met in raw text, with whatever follows it there."""
   use_case = pick(rng, tuple(instructions.TEMPLATES))
+  if rng.random() < 0.5:
+    use_case = "generation"  # as common as among the instructions that people write
   item = _training_prompt(world, rng, use_case)
   draw = rng.random()
   for reply, share in INSTRUCTION_REPLIES.items():
