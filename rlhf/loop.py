@@ -21,7 +21,7 @@ from rlhf import metrics as metrics_lib
 from rlhf.checkpoint import Checkpoints
 
 # The streams of random numbers; a new one goes at the end, so that the others keep their draws.
-PURPOSES = ("init", "train", "validate", "rollout", "head")
+PURPOSES = ("init", "train", "validate", "rollout", "head", "answer")
 
 
 def step_key(seed: int, purpose: str, step: int):
@@ -153,18 +153,22 @@ def run(
     if first:
       progress.note(f"{name}: goes on from step {first} of {total_steps}")
     else:
-      writer.write(0, evaluate(state, 0))
+      numbers = evaluate(state, 0)
+      check_finite(0, numbers, guarded)
+      writer.write(0, numbers)
 
     for step in range(first + 1, total_steps + 1):
       began = time.perf_counter()
       state, metrics = train_step(state, step - 1)
       last, save = step == total_steps, checkpoints.due(step)
       evaluates = last or step % cfg.eval_every == 0
-      if evaluates or save or terminated.is_set() or step % cfg.log_every == 0:
+      stops = terminated.is_set()  # read once: the signal may come between two lines
+      if evaluates or save or stops or step % cfg.log_every == 0:
         numbers = metrics_lib.summarise(metrics)
         check_finite(step, numbers, guarded)
         if evaluates:
           numbers |= evaluate(state, step)
+          check_finite(step, numbers, guarded)
         progress.update(step, {key: numbers[key] for key in headline if key in numbers},
                         num_tokens=tokens_per_step)
         if evaluates or step % cfg.log_every == 0:
@@ -175,11 +179,13 @@ def run(
         progress.update(step, {}, num_tokens=tokens_per_step)
       if after_step is not None:
         after_step(state, step)
-      if save or last or terminated.is_set():
+      if save or last or stops:
         checkpoints.save(step, state, metadata=dict(metadata, step=step), metrics=numbers)
-      if terminated.is_set() and not last:
-        checkpoints.wait()
-        progress.note(f"{name}: SIGTERM; saved step {step}, run the same command to go on")
-        raise Preempted()
+      if stops:
+        break
     checkpoints.wait()
+    if terminated.is_set():  # also where it came after the last step: what follows is not started
+      progress.note(f"{name}: SIGTERM; saved step {checkpoints.latest()}, run the same command to "
+                    "go on")
+      raise Preempted()
   return state

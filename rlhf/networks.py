@@ -32,11 +32,38 @@ def model_config(group: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
   return ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **group)
 
 
+def shape_of(group: dict[str, Any]) -> ModelConfig:
+  """The `model` group of a config before any tokenizer is known: its checks and its counts."""
+  return ModelConfig(vocab_size=1, pad_id=0, **group)
+
+
 def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
   """A policy from scratch, each leaf born in its layout."""
   init = functools.partial(model.init_params, cfg)
   shardings = sharding.param_shardings(mesh, jax.eval_shape(init, key))
   return jax.jit(init, out_shardings=shardings)(key)
+
+
+def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: str,
+                flag: str) -> checkpoint.Export:
+  """What an export says of itself, where it is the one asked for; arguments as in `load`.
+
+  Raises:
+    ValueError: no export, another kind, or another shape than the config says.
+  """
+  if not str(directory):
+    raise ValueError(f"{flag} is empty; name the export directory of a {kind}")
+  try:
+    export = checkpoint.load_export(directory)
+  except ValueError as error:
+    raise ValueError(f"{flag}: {error}") from None
+  if export.kind != kind:
+    raise ValueError(f"{flag}={directory} is a {export.kind} export; it must be a {kind}")
+  for name, wanted in group.items():
+    if name not in NUMERICS and export.model[name] != wanted:
+      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but config.model.{name}"
+                       f" is {wanted}; make them equal")
+  return export
 
 
 def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,
@@ -51,15 +78,9 @@ def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kin
     flag: the config field that named the directory, for error messages.
 
   Raises:
-    ValueError: no export, another kind, or another shape than the config says.
+    ValueError: as `find_export`.
   """
-  export = checkpoint.load_export(directory)
-  if export.kind != kind:
-    raise ValueError(f"{flag}={directory} is a {export.kind} export; it must be a {kind}")
-  for name, wanted in group.items():
-    if name not in NUMERICS and export.model[name] != wanted:
-      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but config.model.{name}"
-                       f" is {wanted}; make them equal")
+  export = find_export(directory, group, kind=kind, flag=flag)
   numerics = {name: group[name] for name in NUMERICS}
   cfg = ModelConfig(**(export.model | numerics))
   shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
@@ -72,13 +93,13 @@ def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kin
                  tokenizer=Tokenizer.load(export.tokenizer_dir), metadata=export.metadata)
 
 
-def check_same_tokenizer(first: ModelConfig, second: ModelConfig, names: str) -> None:
+def check_same_tokenizer(first: Tokenizer, second: Tokenizer, names: str) -> None:
   """Networks that read one another's token ids must agree on what an id is.
 
   Raises:
-    ValueError: the vocabularies differ in size or pad id.
+    ValueError: the tokenizers differ; two of one size that were trained on different text do.
   """
-  if (first.vocab_size, first.pad_id) != (second.vocab_size, second.pad_id):
+  if not first.same_as(second):
     raise ValueError(
-        f"{names} use different tokenizers (vocabulary {first.vocab_size} and "
-        f"{second.vocab_size}, pad id {first.pad_id} and {second.pad_id}); train both from one base")
+        f"{names} use different tokenizers ({first.num_ids} and {second.num_ids} ids); train both "
+        "from one base")

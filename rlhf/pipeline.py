@@ -302,7 +302,7 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
           network, [record["prompt"] for record in records],
           answer_config(config, p.temperature), loop.step_key(config.seed, "rollout", stream),
           num_samples=num_completions.tolist(),
-          on_batch=lambda done, total: progress.update(done, {}, num_tokens=0))
+          on_batch=lambda done, num: progress.update(done, {}, num_tokens=num))
     who = rng.integers(len(group), size=len(records))
     rankings, again = [], []
     num_empty = 0

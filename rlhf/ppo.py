@@ -137,6 +137,10 @@ class PpoConfig:
         raise ValueError(
             f"ppo.{whole} {getattr(self, whole)} does not divide into ppo.{part} "
             f"{getattr(self, part)}; use a multiple of {getattr(self, part)}")
+    for name in ("batch_size", "num_epochs", "num_iterations", "max_prompt_tokens",
+                 "max_response_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"ppo.{name} is {getattr(self, name)}; use 1 or more")
     if self.ptx_coef < 0.0:
       raise ValueError(f"ppo.ptx_coef {self.ptx_coef} is negative; use 0 to switch ptx off")
     if self.ptx_coef > 0.0 and self.num_ptx_per_minibatch % self.ptx_microbatch_size:
@@ -454,6 +458,13 @@ class PromptData:
   completion_prefix: str
   on_bad: str
 
+  def __post_init__(self):
+    if self.overlong not in prepare.OVERLONG_PROMPTS:
+      raise ValueError(f"prompts.overlong {self.overlong!r}; choose from "
+                       f"{sorted(prepare.OVERLONG_PROMPTS)}")
+    if self.num_valid < 1:
+      raise ValueError(f"prompts.num_valid is {self.num_valid}; use 1 or more")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PtxData:
@@ -485,6 +496,50 @@ def warn_short_run(p: PpoConfig) -> str | None:
           "exported moving average lags behind the live weights: lower ppo.ema_decay or train longer")
 
 
+# ----------------------------------------------------------------------------- checks
+
+
+def check_config(config) -> None:
+  """What the config alone can show to be wrong, before anything is read or compiled.
+
+  Raises:
+    ValueError: a number or a name is wrong; one sentence says which and what would be right.
+  """
+  if "ppo" not in config or "prompts" not in config:
+    raise ValueError("the config has no groups `ppo` and `prompts`; use configs/ppo.py")
+  p, _ = PpoConfig(**config.ppo), LoopConfig(**config.loop)
+  OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
+  checkpoint.CheckpointConfig(**config.checkpoint)
+  PromptData(**config.prompts)
+  shape = networks.shape_of(dict(config.model))
+  check_lengths(p, Models(policy=shape, reward=shape))
+  sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
+                      "ppo.batch_size")
+
+
+def check_inputs(config) -> None:
+  """Reads what the config names, and keeps nothing: exports by their JSON, data line by line.
+
+  Raises:
+    ValueError: as `train` would raise later.
+  """
+  p, group = PpoConfig(**config.ppo), dict(config.model)
+  policy = networks.find_export(config.policy_from, group, kind="policy", flag="policy_from")
+  reward = networks.find_export(
+      config.reward_from, {name: group[name] for name in networks.NUMERICS}, kind="reward",
+      flag="reward_from")
+  networks.check_same_tokenizer(
+      Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reward.tokenizer_dir),
+      "policy_from and reward_from")
+  check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
+  for name in ("train", "valid"):
+    sources.check(config.prompts[name], "prompt", field=f"config.prompts.{name}",
+                  on_bad=config.prompts.on_bad)
+  if p.ptx_coef > 0.0:
+    sources.check(config.pretraining.train, "text", field="config.pretraining.train",
+                  on_bad=config.pretraining.on_bad)
+
+
 # ----------------------------------------------------------------------------- training
 
 
@@ -505,6 +560,7 @@ def train(config, workdir) -> dict[str, Any]:
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
+  check_config(config)
   p, loop_cfg = PpoConfig(**config.ppo), LoopConfig(**config.loop)
   policy_optim, value_optim = OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   keep = checkpoint.CheckpointConfig(**config.checkpoint)
@@ -513,7 +569,8 @@ def train(config, workdir) -> dict[str, Any]:
   policy = networks.load(config.policy_from, group, mesh, kind="policy", flag="policy_from")
   numerics = {name: group[name] for name in networks.NUMERICS}
   reward = networks.load(config.reward_from, numerics, mesh, kind="reward", flag="reward_from")
-  networks.check_same_tokenizer(policy.cfg, reward.cfg, "policy_from and reward_from")
+  networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer,
+                                "policy_from and reward_from")
   models, tokenizer = Models(policy=policy.cfg, reward=reward.cfg), policy.tokenizer
   check_lengths(p, models)
 

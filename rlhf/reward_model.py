@@ -55,7 +55,10 @@ class RewardConfig:
   pairs: bool
 
   def __post_init__(self):
-    if self.microbatch_size < 1 or self.batch_size % self.microbatch_size:
+    for name in ("batch_size", "microbatch_size", "num_epochs"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"reward.{name} is {getattr(self, name)}; use 1 or more")
+    if self.batch_size % self.microbatch_size:
       raise ValueError(f"reward.batch_size {self.batch_size} does not divide into "
                        f"reward.microbatch_size {self.microbatch_size}")
 
@@ -79,6 +82,13 @@ class ComparisonData:
   prompt_suffix: str
   completion_prefix: str
   on_bad: str
+
+  def __post_init__(self):
+    for field, choices in (("overlong", prepare.OVERLONG_COMPARISONS),
+                           ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS)):
+      if getattr(self, field) not in choices:
+        raise ValueError(f"comparisons.{field} {getattr(self, field)!r}; choose from "
+                         f"{sorted(choices)}")
 
 
 def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
@@ -181,6 +191,41 @@ def validation_metrics(score_NK, rank_NK, valid_NK) -> dict[str, float]:
       "validation/log_loss": aux["log_loss"], "validation/margin": aux["margin"]})
 
 
+# ----------------------------------------------------------------------------- checks
+
+
+def check_config(config) -> None:
+  """What the config alone can show to be wrong, before anything is read or compiled.
+
+  Raises:
+    ValueError: a number or a name is wrong; one sentence says which and what would be right.
+  """
+  if "reward" not in config:
+    raise ValueError("the config has no group `reward`; use configs/reward_model.py")
+  p, _, _ = RewardConfig(**config.reward), LoopConfig(**config.loop), OptimConfig(**config.optim)
+  checkpoint.CheckpointConfig(**config.checkpoint)
+  ComparisonData(**config.comparisons)
+  context_length = networks.shape_of(dict(config.model)).context_length
+  if not 2 <= config.length <= context_length:
+    raise ValueError(f"length {config.length} must be at least 2 and at most "
+                     f"model.context_length {context_length}")
+  sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
+                      "reward.batch_size")
+
+
+def check_inputs(config) -> None:
+  """Reads what the config names, and keeps nothing: exports by their JSON, data line by line.
+
+  Raises:
+    ValueError: as `train` would raise later.
+  """
+  networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+  for name, kind in (("train", "comparison"), ("valid", "comparison"),
+                     ("demonstrations", "demonstration")):
+    sources.check(config.comparisons[name], kind, field=f"config.comparisons.{name}",
+                  on_bad=config.comparisons.on_bad)
+
+
 # ----------------------------------------------------------------------------- training
 
 
@@ -198,6 +243,7 @@ def train(config, workdir) -> dict[str, Any]:
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
+  check_config(config)
   p, loop_cfg = RewardConfig(**config.reward), LoopConfig(**config.loop)
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   sets = ComparisonData(**config.comparisons)
@@ -205,9 +251,6 @@ def train(config, workdir) -> dict[str, Any]:
   network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
                           flag="init_from")
   cfg, tokenizer = network.cfg, network.tokenizer
-  if config.length > cfg.context_length:
-    raise ValueError(f"length {config.length} is longer than model.context_length "
-                     f"{cfg.context_length}")
   affixes = dict(prompt_suffix=sets.prompt_suffix, completion_prefix=sets.completion_prefix)
 
   def comparison_rows(name, spec):

@@ -27,6 +27,7 @@ from rlhf import optim
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
+from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
@@ -59,7 +60,12 @@ class SftConfig:
   keep_epochs: bool
 
   def __post_init__(self):
-    if self.microbatch_size < 1 or self.batch_size % self.microbatch_size:
+    for name in ("batch_size", "microbatch_size", "num_epochs"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"sft.{name} is {getattr(self, name)}; use 1 or more")
+    if self.max_steps is not None and self.max_steps < 1:
+      raise ValueError(f"sft.max_steps is {self.max_steps}; use 1 or more, or None for all epochs")
+    if self.batch_size % self.microbatch_size:
       raise ValueError(f"sft.batch_size {self.batch_size} does not divide into "
                        f"sft.microbatch_size {self.microbatch_size}")
     if not 0.0 <= self.dropout_rate < 1.0:
@@ -99,6 +105,13 @@ class DemonstrationData:
   reset_positions: bool
   on_bad: str
 
+  def __post_init__(self):
+    for field, choices in (("packing", packing_lib.PACKINGS),
+                           ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
+      if getattr(self, field) not in choices:
+        raise ValueError(f"demonstrations.{field} {getattr(self, field)!r}; choose from "
+                         f"{sorted(choices)}")
+
 
 def sft_loss(cfg: ModelConfig, p: SftConfig, params, microbatch, *, use_segments: bool):
   """Loss of a microbatch, divided by the targets of the whole batch.
@@ -125,6 +138,48 @@ def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmB
       functools.partial(sft_loss, cfg, p, use_segments=use_segments), state.params, microbatches)
   metrics["train/grad_norm"] = optax.global_norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
+
+
+# ----------------------------------------------------------------------------- checks
+
+
+def check_config(config) -> None:
+  """What the config alone can show to be wrong, before anything is read or compiled.
+
+  Raises:
+    ValueError: a number or a name is wrong; one sentence says which and what would be right.
+  """
+  if "sft" not in config:
+    raise ValueError("the config has no group `sft`; use configs/sft.py")
+  p, _, _ = SftConfig(**config.sft), LoopConfig(**config.loop), OptimConfig(**config.optim)
+  checkpoint.CheckpointConfig(**config.checkpoint)
+  context_length = networks.shape_of(dict(config.model)).context_length
+  if not 2 <= config.length <= context_length:
+    raise ValueError(f"length {config.length} must be at least 2 and at most "
+                     f"model.context_length {context_length}")
+  sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
+                      "sft.batch_size")
+
+
+def check_inputs(config) -> None:
+  """Reads what the config names, and keeps nothing: exports by their JSON, data line by line.
+
+  Raises:
+    ValueError: as `train` would raise later.
+  """
+  if config.init_from:
+    networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+  elif "text" not in config:
+    raise ValueError("init_from is empty; name the export directory of a policy")
+  else:
+    Tokenizer.from_spec(config.tokenizer, ["any text"])
+  for group, kind, data in (("text", "text", TextData),
+                            ("demonstrations", "demonstration", DemonstrationData)):
+    if group in config:
+      data(**config[group])
+      for name in ("train", "valid"):
+        sources.check(config[group][name], kind, field=f"config.{group}.{name}",
+                      on_bad=config[group].on_bad)
 
 
 # ----------------------------------------------------------------------------- data
@@ -213,6 +268,7 @@ def train(config, workdir) -> dict[str, Any]:
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
+  check_config(config)
   p, loop_cfg = SftConfig(**config.sft), LoopConfig(**config.loop)
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
@@ -226,9 +282,6 @@ def train(config, workdir) -> dict[str, Any]:
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
   else:
     cfg, params = network.cfg, network.params
-  if config.length > cfg.context_length:
-    raise ValueError(f"length {config.length} is longer than model.context_length "
-                     f"{cfg.context_length}")
 
   stream = dict(batch_size=p.batch_size, seed=config.seed)
   batches = (batches_lib.lm_batches(rows.main, **stream) if rows.mixed is None else

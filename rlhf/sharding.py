@@ -110,17 +110,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def check_rows(mesh: Mesh, num_rows: int, name: str) -> None:
+  """Raises ValueError unless the rows of `name` divide over data * fsdp."""
+  num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if num_rows % num_shards:
+    raise ValueError(f"{name} of {num_rows} rows does not divide over data*fsdp = "
+                     f"{num_shards} devices; use a multiple of {num_shards}")
+
+
 def put_batch(mesh: Mesh, batch):
   """Places host arrays with rows split over the mesh.
 
   Raises:
     ValueError: the number of rows does not divide over data * fsdp.
   """
-  num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
   for leaf in jax.tree.leaves(batch):
-    if leaf.shape[0] % num_shards:
-      raise ValueError(f"batch of {leaf.shape[0]} rows does not divide over data*fsdp = "
-                       f"{num_shards} devices; use a multiple of {num_shards}")
+    check_rows(mesh, leaf.shape[0], "batch")
   return jax.device_put(batch, batch_sharding(mesh))
 
 

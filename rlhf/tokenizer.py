@@ -82,6 +82,11 @@ class Tokenizer:
     kept = [int(i) for i in ids if i != self.eot_id and i != self.pad_id]
     return self._inner.decode(kept, skip_special_tokens=False)
 
+  def same_as(self, other: "Tokenizer") -> bool:
+    """Whether both turn every text into the same ids."""
+    return ((self.eot_id, self.pad_id) == (other.eot_id, other.pad_id)
+            and self._inner.to_str() == other._inner.to_str())
+
   def save(self, directory: str | os.PathLike) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json` (names and ids of the specials)."""
     directory = pathlib.Path(directory)

@@ -87,6 +87,21 @@ def read_json(path: str | os.PathLike) -> Any:
                      "what it belongs to and run again") from None
 
 
+def check(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
+  """Whether `workdir` holds a run of `config` to go on with; writes nothing.
+
+  Raises:
+    ValueError: `workdir` is a file, or holds another config's run.
+  """
+  workdir = pathlib.Path(workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file; name a directory")
+  config, resumed = plain(config), (workdir / _CONFIG).exists()
+  if resumed:
+    _check_same_config(workdir, read_json(workdir / _CONFIG), config)
+  return resumed
+
+
 def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list[str]) -> bool:
   """Claims `workdir` for the run of `config`, before step 0.
 
@@ -105,17 +120,11 @@ def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list
     ValueError: `workdir` is a file, or holds another config's run. Nothing has been written.
   """
   workdir = pathlib.Path(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f"--workdir={workdir} is a file; name a directory")
-  config = plain(config)
-  config_path = workdir / _CONFIG
-  resumed = config_path.exists()
-  if resumed:
-    _check_same_config(workdir, read_json(config_path), config)
+  resumed = check(workdir, config)
   _append_line(workdir / "command.txt", shlex.join(command))
   _append_line(workdir / "git.txt", git_version())
   if not resumed:  # last: a directory without config.json is not a run's yet
-    write_json(config_path, config)
+    write_json(workdir / _CONFIG, config)
   return resumed
 
 

@@ -109,6 +109,25 @@ def load(spec: str, kind: str, *, data_dir: str | os.PathLike, on_bad: str = "st
   return source
 
 
+def check(spec: str, kind: str, *, field: str, on_bad: str = "stop") -> None:
+  """Raises what `load` would raise but for the network, and writes nothing.
+
+  Args:
+    spec, kind, on_bad: as in `load`.
+    field: of the config, for the sentence about a spec that was never set.
+  """
+  records.check_kind(kind)
+  if not spec:
+    raise ValueError(f"{field} is empty; give FORMAT:PATH with a format for {kind} records "
+                     f"({_formats_of(kind)}), or the name of a public tfds set")
+  format_name, colon, path = spec.partition(":")
+  if colon and format_name in formats.FORMATS:
+    formats.choose_reader(kind, format_name)
+    formats.read(kind, path, format_name, on_bad=on_bad)
+  else:
+    _parse_public(spec, kind)
+
+
 def _load_file(kind: str, path: str, format_name: str, *, data_dir: str | os.PathLike, on_bad: str,
                max_records: int | None, seed: int, options: FormatOptions) -> RecordSource:
   formats.choose_reader(kind, format_name)
@@ -146,14 +165,22 @@ def _content_hash(path: pathlib.Path, choices: dict) -> str:
   return digest.hexdigest()[:20]
 
 
-def _load_public(spec: str, kind: str, *, max_records: int | None, seed: int,
-                 public_dir: str | None) -> RecordSource:
+def _formats_of(kind: str) -> list[str]:
+  return sorted(name for name in formats.FORMATS if kind in formats.FORMATS[name])
+
+
+def _parse_public(spec: str, kind: str) -> re.Match:
   match = _PUBLIC_SPEC.fullmatch(spec)
   if match is None or match["name"] not in PUBLIC_SETS[kind]:
-    formats_of_kind = sorted(f for f in formats.FORMATS if kind in formats.FORMATS[f])
     public = sorted(PUBLIC_SETS[kind]) if PUBLIC_SETS[kind] else "none"
     raise ValueError(f"{spec!r} is neither FORMAT:PATH with a format for {kind} records "
-                     f"({formats_of_kind}) nor a public tfds set of them ({public})")
+                     f"({_formats_of(kind)}) nor a public tfds set of them ({public})")
+  return match
+
+
+def _load_public(spec: str, kind: str, *, max_records: int | None, seed: int,
+                 public_dir: str | None) -> RecordSource:
+  match = _parse_public(spec, kind)
   source = _open_public(match["builder"], match["split"] or "train", public_dir)
   fields = PUBLIC_SETS[kind][match["name"]]
   counts, indices = {"kept": len(source)}, None

@@ -64,7 +64,7 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     network: a policy with its tokenizer.
     prompts: texts; every one must fit into `p.max_prompt_tokens`.
     num_samples: for every prompt, or one number for each.
-    on_batch: called with (answers done, answers in all).
+    on_batch: called with (answers done, response tokens of this batch).
 
   Raises:
     ValueError: a prompt is too long, or prompt and answer exceed the context.
@@ -95,12 +95,14 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     joined, finished_B = jax.device_get(_sample(
         network.cfg, network.params, batch, key, keys, eot_id=network.tokenizer.eot_id,
         max_new_tokens=p.max_response_tokens, temperature=p.temperature))
+    num_tokens = 0
     for row, index in enumerate(real):
       response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]
+      num_tokens += len(response)
       out.texts[index].append(prepare.decode_completion(
           response, network.tokenizer, completion_prefix=p.completion_prefix))
       out.ids[index].append(joined["tokens_BT"][row][joined["mask_BT"][row] > 0])
       out.finished[index].append(bool(finished_B[row]))
     if on_batch is not None:
-      on_batch(start + len(real), len(owner))
+      on_batch(start + len(real), num_tokens)
   return out

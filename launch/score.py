@@ -1,0 +1,154 @@
+"""A reward model scores JSONL.
+
+  python -m launch.score --reward_model=runs/rm --input=answers.jsonl --output=scored.jsonl
+
+A line {"prompt", "completions": [texts], ...} gets "scores": [numbers]; a line {"prompt",
+"completion", ...} gets "score": number; everything else travels along.  Texts are tokenised as in
+training, each ended by end-of-text.  Where lines hold "ranks" too, the share of untied pairs in
+which the better-ranked text scores higher is printed.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+
+from launch import jsonl
+from launch import setup
+
+NUM_RESAMPLES = 2000  # of the accuracy's bootstrap over prompts
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags, checked as far as they can be alone."""
+  parser = setup.Parser(__doc__)
+  parser.add_argument("--reward_model", required=True,
+                      help="export directory of a reward model, or the workdir of its stage")
+  parser.add_argument("--input", required=True, help="JSONL to score")
+  parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
+  parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+  parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
+                      help="texts scored at once; changes nothing but speed and memory")
+  parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
+                      help="at a bad line, or a text that is too long: stop, or skip and count")
+  setup.add_affixes(parser)
+  return parser.parse_args(argv[1:])
+
+
+def find_problem(value: Any):
+  """What keeps a JSON value from being scored; an empty completion is an answer like others."""
+  from rlhf.data import records
+  from rlhf.data.records import Problem
+  problem = records.find_problem("prompt", value)
+  if problem is not None:
+    return problem
+  shape = 'give "completions": [str, ...] or "completion": str'
+  if "completions" not in value and "completion" not in value:
+    return Problem("missing field", f'no field "completions" or "completion"; {shape}')
+  texts = value["completions"] if "completions" in value else [value["completion"]]
+  if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    return Problem("wrong type", f"what is to be scored is not text; {shape}")
+  if not texts:
+    return Problem("no completion", '"completions" is empty; give one or more')
+  if "ranks" in value and "completions" in value:
+    ranks = value["ranks"]
+    if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
+      return Problem("wrong type", '"ranks" is not a list of integers; 1 is the best, equal a tie')
+    if len(ranks) != len(texts):
+      return Problem("ranks of another length",
+                     f"{len(ranks)} ranks for {len(texts)} completions; give one rank per "
+                     "completion")
+  return None
+
+
+def texts_of(fields: dict[str, Any]) -> list[str]:
+  return fields["completions"] if "completions" in fields else [fields["completion"]]
+
+
+def main(argv: list[str]) -> None:
+  setup.quiet_logs()
+  arguments = parse(argv)
+  with setup.one_sentence_errors():
+    jsonl.check_output(arguments.output, arguments.overwrite)
+    reader = jsonl.Reader(arguments.input, arguments.on_bad)
+    lines = reader.read(find_problem)
+    network, affixes = load(arguments)
+    lines, ids = tokenize(network, affixes, reader, lines)
+    scores = score(network, ids, arguments.batch_size)
+    out = []
+    for line, numbers in zip(lines, scores, strict=True):
+      new = {"scores": numbers} if "completions" in line.fields else {"score": numbers[0]}
+      out.append({**line.fields, **new})
+    jsonl.write(arguments.output, out)
+    mean = np.mean([number for numbers in scores for number in numbers])
+    print(f"{arguments.output}: {reader.describe()}, mean score {mean:.4g}", flush=True)
+    ranked = [line for line in out if "ranks" in line and "scores" in line]
+    if ranked:
+      print(accuracy(ranked), flush=True)
+
+
+def load(arguments: argparse.Namespace):
+  """(network, affixes) of the flags; says what it uses."""
+  from rlhf import checkpoint, networks, sharding
+  directory = setup.find_export(arguments.reward_model, "reward_model")
+  export = checkpoint.load_export(directory)
+  numerics = {name: export.model[name] for name in networks.NUMERICS}
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
+  network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
+  affixes = setup.affixes(export.config, arguments)
+  print(f"reward model {directory}, step {export.step}: prompt + {affixes['prompt_suffix']!r}",
+        file=sys.stderr, flush=True)
+  return network, affixes
+
+
+def tokenize(network, affixes: dict[str, str], reader: jsonl.Reader, lines: list[jsonl.Line]
+             ) -> tuple[list[jsonl.Line], list[list[np.ndarray]]]:
+  """(lines that fit the context, [line][completion] token ids)."""
+  from rlhf.data import prepare
+  from rlhf.data.records import Problem
+  length = network.cfg.context_length
+  kept, ids = [], []
+  for line in lines:
+    sequences = [sequence.ids for sequence in prepare.tokenize_demonstrations(
+        [{"prompt": line.fields["prompt"], "completion": text} for text in texts_of(line.fields)],
+        network.tokenizer, **affixes)]
+    longest = max(map(len, sequences))
+    if longest > length:
+      reader.skip(line.where, Problem(
+          "too long", f"prompt and completion have {longest} tokens; at most {length} fit the "
+          "reward model"))
+    else:
+      kept.append(line)
+      ids.append(sequences)
+  return reader.keep(kept), ids
+
+
+def score(network, ids: list[list[np.ndarray]], batch_size: int) -> list[list[float]]:
+  """[line][completion] rewards."""
+  from rlhf import reward_model
+  flat = [sequence for sequences in ids for sequence in sequences]
+  numbers = iter(reward_model.score_rows(
+      network.cfg, network.params, flat, length=network.cfg.context_length,
+      batch_size=batch_size).tolist())
+  return [[next(numbers) for _ in sequences] for sequences in ids]
+
+
+def accuracy(lines: list[dict[str, Any]]) -> str:
+  """One line: how often scores agree with the ranks."""
+  from rlhf.evals import calibration
+  most = max(len(line["scores"]) for line in lines)
+  padded = lambda rows, fill: np.asarray([[*row, *[fill] * (most - len(row))] for row in rows])
+  score_NK = padded([line["scores"] for line in lines], 0.0)
+  rank_NK = padded([line["ranks"] for line in lines], 0)
+  valid_NK = padded([[1] * len(line["scores"]) for line in lines], 0)
+  num_pairs = calibration.num_untied_pairs(rank_NK, valid_NK)
+  if not num_pairs:
+    return "accuracy: no untied pair among the ranks"
+  interval = calibration.accuracy(score_NK, rank_NK, valid_NK, num_resamples=NUM_RESAMPLES, seed=0)
+  return (f"accuracy {interval.mean:.1%} (95 % interval {interval.low:.1%} to {interval.high:.1%}) "
+          f"over {num_pairs:,} untied pairs of {interval.n:,} prompts")
+
+
+if __name__ == "__main__":
+  main(sys.argv)

@@ -1,0 +1,77 @@
+"""Runs one stage on one's own data.
+
+  python -m launch.train sft          --config=configs/sft.py:SIZE[,VARIANT]  --workdir=DIR ...
+  python -m launch.train reward_model --config=configs/reward_model.py:SIZE   --workdir=DIR ...
+  python -m launch.train ppo          --config=configs/ppo.py:SIZE            --workdir=DIR ...
+
+`...` stands for --config.GROUP.FIELD=VALUE; the docstring of each config file shows a whole
+command.  Run the same command again to go on after an interruption.  What can be known to be wrong
+is said before the workdir is made; WORKDIR/export is what the next stage takes.
+"""
+
+import sys
+from types import ModuleType
+
+from launch import setup
+from rlhf import workdir as workdir_lib
+
+ALGORITHMS = ("sft", "reward_model", "ppo")
+
+
+def load_algorithm(arguments: list[str]) -> ModuleType:
+  """The algorithm's module.
+
+  Raises:
+    ValueError: not exactly one name, or an unknown one.
+  """
+  if len(arguments) != 1 or arguments[0] not in ALGORITHMS:
+    raise ValueError(f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
+                     f"{', '.join(ALGORITHMS)}")
+  from rlhf import ppo, reward_model, sft  # after the flags: importing jax takes seconds
+  return {"sft": sft, "reward_model": reward_model, "ppo": ppo}[arguments[0]]
+
+
+def sizes(config) -> str:
+  """What the config comes to on these devices, as a table."""
+  import jax
+  from rlhf import networks
+  from rlhf import sharding
+  shape = networks.shape_of(dict(config.model))
+  mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
+  num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = [
+      ("devices", f"{mesh.size} ({jax.devices()[0].platform})"),
+      ("mesh", " x ".join(f"{name} {mesh.shape[name]}" for name in sharding.AXES)),
+      ("parameters outside the embeddings", f"{shape.num_block_params:,}"),
+      ("context", f"{shape.context_length:,} tokens"),
+      ("matrix products in", shape.dtype),
+  ]
+  for group, what in (("sft", "rows"), ("reward", "prompts"), ("ppo", "episodes")):
+    if group in config:
+      batch_size, microbatch_size = config[group].batch_size, config[group].microbatch_size
+      rows += [("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
+               ("microbatch", f"{microbatch_size:,} {what}")]
+  return "\n".join(f"  {name:<38}{value:>30}" for name, value in rows)
+
+
+def main(argv: list[str]) -> None:
+  setup.quiet_logs()
+  with setup.one_sentence_errors():
+    arguments, config, workdir = setup.read_config(argv, __doc__)
+    algorithm = load_algorithm(arguments)
+    algorithm.check_config(config)
+    if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):
+      algorithm.check_inputs(config)
+    setup.claim(config, workdir)
+    print(sizes(config), flush=True)
+    result = algorithm.train(config, workdir)
+    print(f"done: {', '.join(f'{name} {_text(value)}' for name, value in result.items())}")
+    print(f"export: {workdir}/export", flush=True)
+
+
+def _text(value) -> str:
+  return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+if __name__ == "__main__":
+  main(sys.argv)
