@@ -183,13 +183,14 @@ def test_an_unknown_use_case_and_too_many_prompts_are_named():
 
 
 def test_demonstrators_err_at_the_named_rates():
-  rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.05}
+  rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.2,
+                            "rude": 0.08}
   assert demonstrations.DEMONSTRATION_ERRORS == errors
   items = [i for i in prompts_of("open_qa", 3000) if i["task"]["kind"] == "fact_question"]
   marks = [gold.components(WORLD, i["task"], i["prompt"],
                            demonstrations.demonstration(WORLD, i["task"], rng)) for i in items]
   assert 0.03 < np.mean([m["true"] < 1 for m in marks]) < 0.07
-  assert 0.03 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.07
+  assert 0.17 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.25
   padded = demonstrations.demonstration(WORLD, items[0]["task"], rng, errors={"padded_out": 1.0})
   assert grammar.parse(grammar.split_sentences(padded.split())[-1]).kind == "filler"
 
@@ -366,7 +367,7 @@ def test_evaluation_weighs_truth_and_harm_more():
   marks = dict.fromkeys(gold.COMPONENTS, 1.0)
   assert gold.gold_score(marks) == pytest.approx(1)
   # f = 0.25 gives half the credit: 0.46/4 + 0.10 + (0.20 + 0.12 + 0.06 + 0.06)/2
-  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.115 + 0.10 + 0.22)
+  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.095 + 0.14 + 0.24)
 
 
 # ---------------------------------------------------------------- labelers

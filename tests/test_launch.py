@@ -1,0 +1,344 @@
+"""What the commands print and write where nothing is wrong."""
+
+import argparse
+import functools
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import commands
+from launch import generate
+from launch import jsonl
+from launch import pool
+from launch import score
+from launch import setup
+from launch import train
+from rlhf import checkpoint
+from rlhf import model
+from rlhf import reward_model
+from rlhf import workdir as workdir_lib
+from rlhf.data import prepare
+from rlhf.evals import pooling
+from rlhf.model import ModelConfig
+from rlhf.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+PROMPTS = [{"prompt": "who is dara ?", "user": "u1", "use_case": "open_qa", "ranks": [2, 1],
+            "scores": [0.5, 0.25], "labeler": "l"},
+           {"prompt": "name three goats .", "task": {"kind": "list"}},
+           {"prompt": "tell a story about a loud goat ."}]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> commands.Inputs:
+  return commands.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def answer(inputs, tmp_path, capsys):
+  """answer(num_samples=3): the lines that launch.generate writes for PROMPTS."""
+  prompts = commands.write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+
+  def run(*more, name="answers.jsonl", **changes):
+    flags = {"checkpoint": inputs.policy, "prompts": prompts, "output": tmp_path / name,
+             "num_samples": 2, "max_response_tokens": 6, "batch_size": 4} | changes
+    generate.main(["generate", *(f"--{key}={value}" for key, value in flags.items()), *more])
+    return commands.read_jsonl(tmp_path / name)
+
+  return run
+
+
+# ----------------------------------------------------------------------------- generate
+
+
+def test_generate_writes_a_line_per_prompt(answer, capsys):
+  lines = answer()
+  assert [line["prompt"] for line in lines] == [line["prompt"] for line in PROMPTS]
+  for line in lines:
+    assert len(line["completions"]) == len(line["finished"]) == 2
+    assert all(isinstance(text, str) for text in line["completions"])
+    assert all(isinstance(flag, bool) for flag in line["finished"])
+  out, err = capsys.readouterr()
+  assert "answers.jsonl: lines: 3 kept" in out
+  assert "prompt + '\\n\\nAnswer:', temperature 1, at most 58 + 6 tokens" in err
+
+
+def test_other_fields_travel_but_not_those_of_other_answers(answer):
+  first, second, third = answer()
+  assert first.keys() == {"prompt", "completions", "finished", "user", "use_case"}
+  assert (first["user"], first["use_case"]) == ("u1", "open_qa")
+  assert second["task"] == {"kind": "list"}
+  assert third.keys() == {"prompt", "completions", "finished"}
+
+
+def test_answers_depend_on_the_seed_and_not_on_the_batch(answer):
+  lines = answer(seed=3)
+  assert answer(seed=3, batch_size=1, name="b.jsonl") == lines
+  assert answer(seed=4, name="c.jsonl") != lines
+  # More samples: the first are the same.
+  more = answer(seed=3, num_samples=3, name="d.jsonl")
+  assert [line["completions"][:2] for line in more] == [line["completions"] for line in lines]
+
+
+def test_greedy_answers_are_all_the_same(answer):
+  for line in answer(temperature=0):
+    assert len(set(line["completions"])) == 1
+  assert any(len(set(line["completions"])) > 1 for line in answer(name="b.jsonl"))
+
+
+def test_an_output_is_replaced_if_asked(answer):
+  before = answer(seed=1)
+  assert answer("--overwrite", seed=2) != before
+
+
+def test_the_workdir_of_a_stage_is_a_checkpoint_too(answer, inputs, tmp_path):
+  shutil.copytree(inputs.policy, tmp_path / "stage" / "export")
+  assert answer(checkpoint=tmp_path / "stage") == answer(name="b.jsonl")
+
+
+def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, capsys):
+  with_default = answer()
+  assert answer("--prompt_suffix= so", name="b.jsonl") != with_default
+  directory = tmp_path / "other"
+  shutil.copytree(inputs.policy, directory)
+  export = json.loads((directory / "export.json").read_text())
+  export["config"] = {"prompts": {"prompt_suffix": " so", "completion_prefix": ""}}
+  (directory / "export.json").write_text(json.dumps(export))
+  capsys.readouterr()
+  from_export = answer(checkpoint=directory, name="c.jsonl")
+  assert "prompt + ' so'" in capsys.readouterr().err
+  assert from_export == answer("--prompt_suffix= so", "--completion_prefix=", name="d.jsonl")
+  # A base model was trained without prompts: the house's own format.
+  export["config"] = {"text": {}}
+  (directory / "export.json").write_text(json.dumps(export))
+  assert answer(checkpoint=directory, name="e.jsonl") == with_default
+
+
+def test_prompts_that_are_bad_or_too_long_are_skipped_and_counted(answer, tmp_path, capsys):
+  path = commands.write_jsonl(tmp_path / "mixed.jsonl", [
+      {"prompt": "goat " * 200}, PROMPTS[1], {"text": "x"}])
+  lines = answer("--on_bad=skip", prompts=path)
+  assert [line["prompt"] for line in lines] == [PROMPTS[1]["prompt"]]
+  assert ("lines: 1 kept, 1 skipped (missing field), 1 skipped (prompt too long)"
+          in capsys.readouterr().out)
+
+
+def test_empty_answers_are_left_out_where_people_rank():
+  kept = {"prompt": "p", "completions": ["a", "", "b"], "finished": [True, True, False], "u": "u"}
+  one = {"prompt": "q", "completions": ["a", " ", ""], "finished": [True, True, True]}
+  counts = {"kept": 2}
+  assert generate.drop_empty([kept, one], counts) == [
+      {"prompt": "p", "completions": ["a", "b"], "finished": [True, False], "u": "u"}]
+  assert counts == {"kept": 1, "dropped (fewer than two answers)": 1, "empty answers dropped": 3}
+
+
+def test_nothing_is_written_where_sampling_fails(answer, tmp_path, monkeypatch):
+  from rlhf.evals import answers
+
+  def fail(*args, **kwargs):
+    raise RuntimeError("no memory")
+
+  monkeypatch.setattr(answers, "answer", fail)
+  with pytest.raises(RuntimeError, match="no memory"):
+    answer()
+  assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_conversation(inputs, capsys, monkeypatch):
+  monkeypatch.setattr("sys.stdin", io.StringIO("who is dara ?\n\n" + "goat " * 200 + "\nbye\n"))
+  generate.main(["generate", f"--checkpoint={inputs.policy}", "--max_response_tokens=6",
+                 "--num_samples=2"])
+  out, err = capsys.readouterr()
+  assert out.count(" [...]") == 4  # an untrained network does not end: two answers to each of two
+  assert err.count("error: the prompt has ") == 1
+
+
+# ----------------------------------------------------------------------------- score
+
+
+@pytest.fixture
+def scored(inputs, tmp_path):
+  """scored([lines]): the lines that launch.score writes."""
+  def run(lines, *more, **changes):
+    path = commands.write_jsonl(tmp_path / "lines.jsonl", lines)
+    flags = {"reward_model": inputs.reward, "input": path, "output": tmp_path / "scored.jsonl",
+             "batch_size": 3} | changes
+    score.main(["score", *(f"--{key}={value}" for key, value in flags.items()), "--overwrite",
+                *more])
+    return commands.read_jsonl(tmp_path / "scored.jsonl")
+  return run
+
+
+@functools.cache
+def reward_of(directory):
+  """(tokenizer, function of one row and its mask) of a reward export."""
+  export = checkpoint.load_export(directory)
+  cfg, params = ModelConfig(**export.model), checkpoint.load_params(directory)
+  return (Tokenizer.load(export.tokenizer_dir),
+          jax.jit(lambda tokens_T, mask_T: model.scores(cfg, params, tokens_T[None], mask_T[None])))
+
+
+def by_hand(inputs, prompt: str, completion: str, suffix: str = "\n\nAnswer:") -> float:
+  """The reward of one sequence alone."""
+  tokenizer, score_row = reward_of(inputs.reward)
+  ids = [*tokenizer.encode(prompt + suffix), *tokenizer.encode(" " + completion), tokenizer.eot_id]
+  length = commands.SHAPE["context_length"]
+  tokens_T = np.asarray(ids + [tokenizer.pad_id] * (length - len(ids)))
+  return float(score_row(tokens_T, (np.arange(length) < len(ids)).astype(np.float32))[0])
+
+
+def test_scores_are_those_of_each_sequence_alone(inputs, scored):
+  lines = scored([{"prompt": "who is dara ?", "completions": ["a goat .", "", "long " * 9], "x": 1},
+                  {"prompt": "name a goat .", "completion": "rex .", "user": "u"}])
+  assert lines[0]["scores"] == pytest.approx(
+      [by_hand(inputs, "who is dara ?", text) for text in ("a goat .", "", "long " * 9)], abs=1e-5)
+  assert lines[1]["score"] == pytest.approx(by_hand(inputs, "name a goat .", "rex ."), abs=1e-5)
+  assert lines[0].keys() == {"prompt", "completions", "x", "scores"}
+  assert lines[1].keys() == {"prompt", "completion", "user", "score"}
+
+
+def test_the_suffix_can_be_given(inputs, scored):
+  line, = scored([{"prompt": "who ?", "completion": "rex ."}], "--prompt_suffix= so")
+  assert line["score"] == pytest.approx(by_hand(inputs, "who ?", "rex .", " so"), abs=1e-5)
+
+
+def test_accuracy_over_untied_pairs(inputs, scored, capsys):
+  texts = ["a goat .", "rex rex", "no", "the red hat ."]
+  rewards = np.asarray([by_hand(inputs, "who ?", text) for text in texts])
+  right = (np.argsort(np.argsort(-rewards)) + 1).tolist()
+  lines = [{"prompt": "who ?", "completions": texts, "ranks": right},
+           {"prompt": "who ?", "completions": texts[:2], "ranks": [1, 1]},
+           {"prompt": "who ?", "completions": texts}]
+  scored(lines)
+  assert "accuracy 100.0% (95 % interval 100.0% to 100.0%) over 6 untied pairs of 1 prompts" in (
+      capsys.readouterr().out)
+  lines[1]["ranks"] = [2, 1] if rewards[0] > rewards[1] else [1, 2]  # wrong
+  scored(lines)
+  out = capsys.readouterr().out
+  assert f"accuracy {6 / 7:.1%}" in out and "over 7 untied pairs of 2 prompts" in out
+
+
+def test_scores_that_are_not_finite_are_not_written(scored, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(reward_model, "score_rows", lambda *_, **__: np.asarray([1.0, np.nan]))
+  with pytest.raises(SystemExit) as stopped:
+    scored([{"prompt": "p", "completions": ["a", "b"]}])
+  assert stopped.value.code == 1
+  assert "error: 1 of 2 scores are not finite" in capsys.readouterr().err
+  assert not (tmp_path / "scored.jsonl").exists()
+
+
+def test_ties_alone_have_no_accuracy(scored, capsys):
+  scored([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}])
+  assert "accuracy: no untied pair among the ranks" in capsys.readouterr().out
+
+
+def test_lines_without_ranks_have_no_accuracy(scored, capsys):
+  scored([{"prompt": "p", "completions": ["a", "b"]}])
+  assert "accuracy" not in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------- jsonl
+
+
+def test_lines_are_written_whole_and_in_unicode(tmp_path):
+  path = tmp_path / "deep" / "out.jsonl"
+  jsonl.write(str(path), [{"text": "né\n☃"}, {"n": 1}])
+  assert path.read_text(encoding="utf-8") == '{"text": "né\\n☃"}\n{"n": 1}\n'
+  assert [item.name for item in path.parent.iterdir()] == ["out.jsonl"]
+
+
+# ----------------------------------------------------------------------------- train
+
+
+def test_the_table_of_sizes(inputs, monkeypatch):
+  monkeypatch.chdir(commands.ROOT)
+  _, config, _ = setup.read_config(
+      ["train", *commands.train_flags(inputs, "sft", sft__batch_size=16), "--workdir=x"], "")
+  table = {line[:40].strip(): line[40:].strip() for line in train.sizes(config).splitlines()}
+  shape = ModelConfig(vocab_size=1, pad_id=0, **commands.SHAPE)
+  assert table == {
+      "devices": "8 (cpu)", "mesh": "data 8 x fsdp 1 x tensor 1",
+      "parameters outside the embeddings": f"{shape.num_block_params:,}",
+      "context": f"{shape.context_length} tokens", "matrix products in": "float32",
+      "batch": "16 rows, 2 on a device", "microbatch": "4 rows"}
+
+
+def test_help_is_the_docstring(capsys):
+  for main in (train.main, generate.main, score.main, pool.main):
+    with pytest.raises(SystemExit) as stopped:
+      main(["program", "--help"])
+    assert stopped.value.code == 0
+    assert "python -m launch." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["1.3b", "6b", "175b", "tiny"])
+def test_configs_pass_their_own_checks(monkeypatch, size):
+  """No number of a shipped config is refused; what is missing is data."""
+  monkeypatch.chdir(commands.ROOT)
+  for name in train.ALGORITHMS:
+    _, config, _ = setup.read_config(["train", f"--config=configs/{name}.py:{size}", "--workdir=x"],
+                                     "")
+    train.load_algorithm([name]).check_config(config)
+
+
+# ----------------------------------------------------------------------------- errors
+
+
+def test_errors_of_the_user_are_one_sentence(capsys, monkeypatch):
+  monkeypatch.delenv("RLHF_TRACEBACK", raising=False)
+  for error, status in ((ValueError("x is 3; use 4"), 2), (FloatingPointError("step 3: nan"), 1)):
+    with pytest.raises(SystemExit) as stopped, setup.one_sentence_errors():
+      raise error
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_errors_of_the_program_keep_their_traceback(monkeypatch):
+  monkeypatch.delenv("RLHF_TRACEBACK", raising=False)
+  for error in (ValueError("many\nlines"), KeyError("x"), RuntimeError("y")):
+    with pytest.raises(type(error)), setup.one_sentence_errors():
+      raise error
+  monkeypatch.setenv("RLHF_TRACEBACK", "1")
+  with pytest.raises(ValueError), setup.one_sentence_errors():
+    raise ValueError("x is 3; use 4")
+
+
+def test_affixes_name_the_group_of_each_algorithm():
+  given = argparse.Namespace(prompt_suffix=None, completion_prefix=None)
+  for group in ("demonstrations", "prompts", "comparisons"):
+    config = {group: {"prompt_suffix": "?", "completion_prefix": "="}}
+    assert setup.affixes(config, given) == {"prompt_suffix": "?", "completion_prefix": "="}
+  assert setup.affixes({"text": {}}, given) == {
+      "prompt_suffix": prepare.PROMPT_SUFFIX, "completion_prefix": prepare.COMPLETION_PREFIX}
+  given = argparse.Namespace(prompt_suffix="", completion_prefix=None)
+  assert setup.affixes(config, given) == {"prompt_suffix": "", "completion_prefix": "="}
+
+
+# ----------------------------------------------------------------------------- pool
+
+
+def test_pool_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
+  workdirs = [tmp_path / f"seed{seed}" for seed in range(2)]
+  for seed, workdir in enumerate(workdirs):
+    workdir_lib.write_json(workdir / "report" / "report.json", {"seed": seed})
+  seen = []
+  pooled = {"seeds": [0, 1], "win_rate_vs_sft": {}, "paired_difference": {},
+            "reward_model_accuracy": {"per_seed": {0: 0.5, 1: 0.75}, "pooled": 0.625, "n": 8},
+            "labeler_agreement": {"per_seed": {0: None, 1: None}},
+            "recovered": {name: {"per_seed": {0: None, 1: None}, "pooled": None}
+                          for name in ("pretraining_nll", "few_shot_mean")}}
+  monkeypatch.setattr(pooling, "pooled_table", lambda paths: seen.append(paths) or pooled)
+  flags = ["pool", *map(str, workdirs), f"--output={tmp_path / 'out'}"]
+  pool.main(flags)
+  assert seen == [list(map(str, workdirs))]
+  assert "Reward-model accuracy" in capsys.readouterr().out
+  assert {path.name for path in (tmp_path / "out").iterdir()} == {
+      "pooled.json", "pooled.md", "pooled.html"}
+  with pytest.raises(SystemExit):
+    pool.main(flags)
+  assert "pooled.json exists; name another --output, or add --overwrite" in capsys.readouterr().err
+  pool.main([*flags, "--overwrite"])
