@@ -18,6 +18,7 @@ from configs import sft
 NAMES = ("tiny", "real", "test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from")
+STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
 AFFIXES = ("prompt_suffix", "completion_prefix")
 
 
@@ -65,7 +66,7 @@ def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
   config.world = ml_collections.ConfigDict(sizes)
   config.labelers = ml_collections.ConfigDict(dict(
       num_training=5, num_heldout=5, weight_spread=0.4, length_taste_scale=0.03,
-      leniency_scale=0.05, noise_scale=0.1, tie_margin=0.03))
+      leniency_scale=0.05, noise_scale=0.12, tie_margin=0.03))
   config.comparisons = ml_collections.ConfigDict(dict(
       min_completions=4, max_completions=9, temperature=1.0))
 
@@ -87,6 +88,14 @@ def get_tiny() -> ml_collections.ConfigDict:
              num_reward_validation_prompts=300, num_ppo_prompts=3_000,
              num_ppo_validation_prompts=200, num_test_prompts=1_200, num_few_shot_items=200,
              num_few_shot_shots=3, num_users=300)
+  for name in STAGES:
+    # Both layers dense: two layers can match answer to prompt only if the first sees the prompt.
+    config[name].model.band_width = None
+  for group in (config.base.text, config.init.text, config.base_more_pretraining.text,
+                config.ppo.pretraining):
+    # Each document is read from position 0, as prompts will be: a tenth of GPT-3's tokens is not
+    # enough to learn the same thing at every offset.
+    group.attend_across_documents, group.reset_positions = False, True
   config.base.tokenizer = "bpe:1280"
   config.base.loop.eval_every = 100
   for name in ("base", "sft", "init", "base_more_pretraining"):
@@ -118,7 +127,7 @@ def get_test() -> ml_collections.ConfigDict:
   """Everything once, in seconds."""
   config = get_tiny()
   config.title = "TinyWorld, test size"
-  for name in ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining"):
+  for name in STAGES:
     config[name].model = models.get_model("test")
   for name in ("base", "sft", "init", "base_more_pretraining"):
     config[name].loop.eval_every = 4
@@ -175,7 +184,7 @@ def get_real() -> ml_collections.ConfigDict:
       text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
       test_fraction=0.1, max_demonstrations=2_000, prefix_length=60, max_prompts_per_user=200,
       on_bad="stop"))
-  for name in ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining"):
+  for name in STAGES:
     config[name].model.context_length = 160
     config[name].model.band_width = 32
     if "length" in config[name]:

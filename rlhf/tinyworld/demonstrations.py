@@ -12,7 +12,8 @@ from rlhf.tinyworld.world import World
 pick = grammar.pick
 
 # Demonstrators are human.  Rates are ours.
-DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.05}
+DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.2,
+                        "rude": 0.08}
 
 _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
   "story": ("opening", "middle", "ending"),
@@ -243,4 +244,6 @@ def demonstration(
   text = _DEMONSTRATORS[task["kind"]](world, rng, task, wrong)
   if errs("padded_out"):
     text += " " + grammar.random_sentence(rng, "filler")
+  elif errs("rude"):
+    text += " " + grammar.random_sentence(rng, "rude_text")
   return text

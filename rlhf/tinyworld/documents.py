@@ -18,8 +18,8 @@ pick = grammar.pick
 
 # Share of the documents by kind; ours.
 MIXTURE = {
-  "facts": 0.18, "story": 0.09, "dialogue": 0.05, "passage": 0.04, "question": 0.06,
-  "few_shot": 0.13, "small_text": 0.02, "instruction": 0.40, "sensitive": 0.03,
+  "facts": 0.18, "story": 0.08, "dialogue": 0.05, "passage": 0.04, "question": 0.06,
+  "few_shot": 0.17, "small_text": 0.02, "instruction": 0.37, "sensitive": 0.03,
 }
 
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
