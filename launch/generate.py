@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
 
 
 def load(arguments: argparse.Namespace):
-  """(network, AnswerConfig) of the flags; says what it uses."""
+  """(network, AnswerConfig) of the flags."""
   from rlhf import checkpoint, networks, sharding
   from rlhf.evals.answers import AnswerConfig
   directory = setup.find_export(arguments.checkpoint, "checkpoint")
@@ -96,10 +96,13 @@ def load(arguments: argparse.Namespace):
       max_prompt_tokens=context_length - max_response_tokens,
       max_response_tokens=max_response_tokens, temperature=arguments.temperature,
       batch_size=arguments.batch_size, **setup.affixes(export.config, arguments))
-  print(f"policy {directory}, step {export.step}: prompt + {p.prompt_suffix!r}, temperature "
-        f"{p.temperature:g}, at most {p.max_prompt_tokens} + {p.max_response_tokens} tokens",
-        file=sys.stderr, flush=True)
   return network, p
+
+
+def announce(p, arguments: argparse.Namespace) -> None:
+  """Says how answers are drawn, beside them."""
+  print(f"{arguments.checkpoint}: prompt + {p.prompt_suffix!r}, temperature {p.temperature:g}, at "
+        f"most {p.max_prompt_tokens} + {p.max_response_tokens} tokens", file=sys.stderr, flush=True)
 
 
 def converse(network, p, arguments: argparse.Namespace) -> None:
@@ -109,6 +112,7 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
   from rlhf.evals import answers
   p = dataclasses.replace(p, batch_size=min(p.batch_size, arguments.num_samples))
   turn = 0
+  announce(p, arguments)
   while True:
     try:
       prompt = input("> " if sys.stdin.isatty() else "").strip()
@@ -149,6 +153,7 @@ def write_answers(network, p, arguments: argparse.Namespace, reader: jsonl.Reade
     else:
       reader.skip(line.where, Problem("prompt too long", problem))
   lines = reader.keep(fitting)
+  announce(p, arguments)
   with metrics.Progress("generate", len(lines) * arguments.num_samples) as progress:
     drawn = answers.answer(
         network, [line.fields["prompt"] for line in lines], p,

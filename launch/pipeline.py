@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import setup
+from rlhf import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, with :ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -20,8 +21,12 @@ def main(argv):
   setup.quiet_logs()
   from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
   with setup.one_sentence_errors():
-    setup.claim(_CONFIG.value, _WORKDIR.value)
-    pipeline.run(_CONFIG.value, _WORKDIR.value)
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    pipeline.check_config(config)
+    if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):
+      pipeline.check_inputs(config)
+    setup.claim(config, workdir)
+    pipeline.run(config, workdir)
 
 
 if __name__ == "__main__":

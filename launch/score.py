@@ -18,6 +18,7 @@ from launch import jsonl
 from launch import setup
 
 NUM_RESAMPLES = 2000  # of the accuracy's bootstrap over prompts
+LENGTH_MULTIPLE = 64  # rows are as long as the longest text, rounded up: few shapes to compile
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> None:
     lines = reader.read(find_problem)
     network, affixes = load(arguments)
     lines, ids = tokenize(network, affixes, reader, lines)
+    print(f"{arguments.reward_model}: prompt + {affixes['prompt_suffix']!r}", file=sys.stderr,
+          flush=True)
     scores = score(network, ids, arguments.batch_size)
     out = []
     for line, numbers in zip(lines, scores, strict=True):
@@ -89,17 +92,14 @@ def main(argv: list[str]) -> None:
 
 
 def load(arguments: argparse.Namespace):
-  """(network, affixes) of the flags; says what it uses."""
+  """(network, affixes) of the flags."""
   from rlhf import checkpoint, networks, sharding
   directory = setup.find_export(arguments.reward_model, "reward_model")
   export = checkpoint.load_export(directory)
   numerics = {name: export.model[name] for name in networks.NUMERICS}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
-  affixes = setup.affixes(export.config, arguments)
-  print(f"reward model {directory}, step {export.step}: prompt + {affixes['prompt_suffix']!r}",
-        file=sys.stderr, flush=True)
-  return network, affixes
+  return network, setup.affixes(export.config, arguments)
 
 
 def tokenize(network, affixes: dict[str, str], reader: jsonl.Reader, lines: list[jsonl.Line]
@@ -128,9 +128,14 @@ def score(network, ids: list[list[np.ndarray]], batch_size: int) -> list[list[fl
   """[line][completion] rewards."""
   from rlhf import reward_model
   flat = [sequence for sequences in ids for sequence in sequences]
-  numbers = iter(reward_model.score_rows(
-      network.cfg, network.params, flat, length=network.cfg.context_length,
-      batch_size=batch_size).tolist())
+  longest = max(map(len, flat))
+  length = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, network.cfg.context_length)
+  score_N = reward_model.score_rows(
+      network.cfg, network.params, flat, length=length, batch_size=batch_size)
+  if not np.isfinite(score_N).all():
+    raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(flat)} scores are not "
+                             "finite; the reward model's weights are broken, train it anew")
+  numbers = iter(score_N.tolist())
   return [[next(numbers) for _ in sequences] for sequences in ids]
 
 

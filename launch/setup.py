@@ -195,6 +195,7 @@ def affixes(export_config: dict, arguments: argparse.Namespace) -> dict[str, str
 
 def add_affixes(parser: Parser) -> None:
   """The flags of `affixes`."""
-  parser.add_argument("--prompt_suffix", help="put behind every prompt; as in training if not given")
+  parser.add_argument("--prompt_suffix",
+                      help="put behind every prompt; as in training if not given")
   parser.add_argument("--completion_prefix",
                       help="put before every completion; as in training if not given")

@@ -50,6 +50,7 @@ from rlhf.tinyworld import gold
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 from rlhf.tinyworld import write as write_lib
+from rlhf.tokenizer import Tokenizer
 
 POLICIES = ("base", "sft", "ppo", "ppo_ptx")
 LIKELIHOOD_MODELS = ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx")
@@ -63,6 +64,11 @@ class ComparisonsConfig:
   min_completions: int
   max_completions: int
   temperature: float
+
+  def __post_init__(self):
+    if not 2 <= self.min_completions <= self.max_completions:
+      raise ValueError(f"comparisons.min_completions {self.min_completions} and max_completions "
+                       f"{self.max_completions}; use 2 <= min_completions <= max_completions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -666,6 +672,54 @@ def stage_names(config) -> list[str]:
   names = ["data", "base", "sft", "init", "comparisons", "reward_model", "sft/selection", "ppo",
            "ppo_ptx", "base_more_pretraining", "evaluation"]
   return names if "world" in config else [name for name in names if name != "comparisons"]
+
+
+# ----------------------------------------------------------------------------- checks
+
+
+def check_config(config) -> None:
+  """What the config alone can show to be wrong in any stage, before the first one runs.
+
+  Raises:
+    ValueError: a number or a name is wrong; one sentence says which and what would be right.
+  """
+  specs = lambda group, *names: {f"{group}__{name}": "" for name in names}
+  formats = lambda group: {f"{group}__{name}": text for name, text in affixes(config).items()}
+  text = specs("text", "train", "valid")
+  demos = specs("demonstrations", "train", "valid") | formats("demonstrations")
+  stages = (
+      ("base", sft, text), ("sft", sft, demos), ("init", sft, text | demos),
+      ("reward_model", reward_model,
+       specs("comparisons", "train", "valid", "demonstrations") | formats("comparisons")),
+      ("ppo", ppo, specs("prompts", "train", "valid") | formats("prompts")),
+      ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))))
+  for name, algorithm, fields in stages:
+    try:
+      algorithm.check_config(stage_config(config, name, **fields))
+    except ValueError as error:
+      raise ValueError(f"config.{name}: {error}") from None
+  Tokenizer.from_spec(config.base.tokenizer, ["any text"])
+  EvaluationConfig(**config.evaluation)
+  if "world" in config:
+    world_config(config)
+    make_labelers(config)
+    ComparisonsConfig(**config.comparisons)
+  else:
+    FilesConfig(**config.files)
+
+
+def check_inputs(config) -> None:
+  """Reads one's own files line by line and keeps nothing.
+
+  Raises:
+    ValueError: as the stage `data` would raise.
+  """
+  if "files" not in config:
+    return
+  for field, kind in (("text", "text"), ("demonstrations", "demonstration"),
+                      ("comparisons", "comparison"), ("prompts", "prompt")):
+    for spec in config.files[field]:
+      sources.check(spec, kind, field=f"config.files.{field}", on_bad=config.files.on_bad)
 
 
 # ----------------------------------------------------------------------------- the run
