@@ -143,12 +143,12 @@ def started(module: str, *flags):
 def finish(module: str, *flags, status: int = 0) -> str:
   """Runs a command to its end and returns what it printed; fails on another exit status."""
   with started(module, *flags) as process:
-    text = process.communicate()[0]
+    text = process.communicate(timeout=900)[0]
   assert process.returncode == status, f"exit status {process.returncode}\n{text[-4000:]}"
   return text
 
 
-def wait_until(condition, process: subprocess.Popen, *, seconds: float = 120.0) -> None:
+def wait_until(condition, process: subprocess.Popen, *, seconds: float = 300.0) -> None:
   """Waits for `condition()`; fails if the process ends before it holds."""
   deadline = time.monotonic() + seconds
   while not condition():

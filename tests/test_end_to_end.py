@@ -96,7 +96,7 @@ def test_an_interrupted_run_gives_the_same_report(pipeline_run, tmp_path, stage,
       "ppo_ptx": lambda: commands.num_lines(workdir / "ppo_ptx" / "metrics.jsonl") >= 3,
       "evaluation": lambda: (workdir / "evaluation" / "answers.jsonl").exists()}
   with commands.started(*PIPELINE, f"--workdir={workdir}") as process:
-    commands.wait_until(moments[stage], process, seconds=500)
+    commands.wait_until(moments[stage], process, seconds=900)
     process.send_signal(with_signal)
     process.communicate()
   assert process.returncode == status

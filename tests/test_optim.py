@@ -95,8 +95,9 @@ def test_weight_decay_spares_biases_and_norms():
   cfg = helpers.model_config()
   params = helpers.make_params(cfg, 0, head=True)
   tx = optim.make_optimizer(helpers.optim_config(learning_rate=0.1, weight_decay=0.5), 10)
-  state = optim.init_train_state(tx, params)
-  state = optim.apply_gradient(tx, state, jax.tree.map(jnp.zeros_like, params))
+  step = lambda params: optim.apply_gradient(
+      tx, optim.init_train_state(tx, params), jax.tree.map(jnp.zeros_like, params))
+  state = helpers.quick_jit(step)(params)
   flat = lambda tree: dict(
       (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree))

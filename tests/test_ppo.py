@@ -57,12 +57,12 @@ def ptx_updates(p=PPO_PTX, seed: int = 0):
 
 @functools.cache
 def compiled_rollout():
-  return jax.jit(functools.partial(ppo.rollout, MODELS, PPO, eot_id=EOT))
+  return helpers.quick_jit(functools.partial(ppo.rollout, MODELS, PPO, eot_id=EOT))
 
 
 @functools.cache
 def compiled_advantages(p=PPO):
-  return jax.jit(functools.partial(ppo.advantages, p))
+  return helpers.quick_jit(functools.partial(ppo.advantages, p))
 
 
 def adam():
@@ -74,8 +74,8 @@ def adam():
 @functools.cache
 def compiled_update():
   """As `train` compiles it: the state is donated, PPO and ptx make one step."""
-  return jax.jit(functools.partial(ppo._update_and_control, MODELS, PPO_PTX, adam(),
-                                   use_segments=True), donate_argnums=0)
+  return helpers.quick_jit(functools.partial(
+      ppo._update_and_control, MODELS, PPO_PTX, adam(), use_segments=True), donate_argnums=0)
 
 
 @functools.cache

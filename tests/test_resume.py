@@ -149,7 +149,8 @@ def check_killed(inputs, reference: pathlib.Path, workdir: pathlib.Path, algorit
   assert_same_run(workdir, reference)
 
 
-def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path, algorithm: str) -> None:
+def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
+                     algorithm: str) -> None:
   """SIGTERM: exit status 143, the state of that step saved, and the same end after going on."""
   status, text = interrupt(inputs, algorithm, workdir, "lines", signal.SIGTERM)
   assert status == 143, text
