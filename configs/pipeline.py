@@ -83,7 +83,7 @@ def get_tiny() -> ml_collections.ConfigDict:
   """
   config = _assemble("tiny")
   config.title = "TinyWorld, 2 layers of width 128"
-  _add_world(config, num_pretraining_documents=110_000, num_validation_documents=1_000,
+  _add_world(config, num_pretraining_documents=100_000, num_validation_documents=1_000,
              num_demonstrations=1_800, num_validation_demonstrations=200, num_reward_prompts=2_000,
              num_reward_validation_prompts=300, num_ppo_prompts=3_000,
              num_ppo_validation_prompts=200, num_test_prompts=1_200, num_few_shot_items=200,

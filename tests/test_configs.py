@@ -1,4 +1,4 @@
-"""Configs build, fit their dataclasses, have the sizes they say, and hold no knob that does nothing."""
+"""Configs build, fit their dataclasses, have the sizes they say and no knob that does nothing."""
 
 import ast
 import dataclasses
@@ -21,7 +21,6 @@ from configs import reward_model as reward_configs
 from configs import sft as sft_configs
 from rlhf import checkpoint
 from rlhf import loop
-from rlhf import losses
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
@@ -38,7 +37,7 @@ from rlhf.networks import Network
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
 from rlhf.tokenizer import Tokenizer
-from rlhf.types import Metric, PpoState, TrainState
+from rlhf.types import PpoState, TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -70,7 +69,7 @@ def test_every_config_builds_is_locked_and_passes_its_own_checks(module):
       continue
     config = module.get_config(argument)
     assert config.is_locked, argument
-    groups = [config[name] for name in config if isinstance(config[name], ml_collections.ConfigDict)]
+    groups = [group for group in config.values() if isinstance(group, ml_collections.ConfigDict)]
     for group in (config, *groups):  # a misspelt field is an error everywhere
       with pytest.raises((KeyError, AttributeError)):
         group.lenght = 1

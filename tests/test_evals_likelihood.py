@@ -109,7 +109,8 @@ def bigram_by_counting(train, valid, vocab_size: int):
   pairs = lambda rows: [
       (int(rows.tokens_BT[b, t - 1]), int(rows.tokens_BT[b, t]))
       for b, t in zip(*np.nonzero(rows.loss_mask_BT))]
-  count, unigram = collections.Counter(pairs(train)), collections.Counter(y for _, y in pairs(train))
+  count = collections.Counter(pairs(train))
+  unigram = collections.Counter(y for _, y in pairs(train))
   num = sum(unigram.values())
 
   def prob(x, y):

@@ -21,8 +21,8 @@ SAMPLABLE = (0, 1, 3, 4, 5, 6)
 
 @functools.cache
 def sampler(temperature: float = T, num_new: int = R):
-  return helpers.quick_jit(functools.partial(generate.generate, CFG, eot_id=EOT, max_new_tokens=num_new,
-                                   temperature=temperature))
+  return helpers.quick_jit(functools.partial(
+      generate.generate, CFG, eot_id=EOT, max_new_tokens=num_new, temperature=temperature))
 
 
 @functools.cache

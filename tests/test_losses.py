@@ -11,6 +11,14 @@ import pytest
 import helpers
 from rlhf import losses
 
+# Compiled, because one program for each function is made faster than one for each operation.
+whiten = helpers.quick_jit(losses.whiten, static_argnames="shift_mean")
+gae = helpers.quick_jit(losses.gae)
+shaped_rewards = helpers.quick_jit(losses.shaped_rewards)
+policy_loss = helpers.quick_jit(losses.policy_loss)
+value_loss = helpers.quick_jit(losses.value_loss, static_argnames="clip")
+comparison_loss = helpers.quick_jit(losses.comparison_loss)
+
 NAN = np.float32(np.nan)
 rng = np.random.default_rng(0)
 
@@ -65,9 +73,9 @@ def test_whiten_by_hand():
   # 1, 3, 5 and 7: mean 4, population variance 5 (the sample variance would be 20/3).
   x, mask = f32([[1, NAN, 3], [5, 7, NAN]]), f32([[1, 0, 1], [1, 1, 0]])
   by_hand = f32([[-3, 0, -1], [1, 3, 0]]) / math.sqrt(5)
-  np.testing.assert_allclose(losses.whiten(x, mask, shift_mean=True), by_hand, rtol=1e-5)
+  np.testing.assert_allclose(whiten(x, mask, shift_mean=True), by_hand, rtol=1e-5)
   np.testing.assert_allclose(
-      losses.whiten(x, mask, shift_mean=False), by_hand + 4 * mask, rtol=1e-5)
+      whiten(x, mask, shift_mean=False), by_hand + 4 * mask, rtol=1e-5)
 
 
 def test_whitening_under_a_mask_equals_whitening_what_the_mask_keeps():
@@ -75,27 +83,27 @@ def test_whitening_under_a_mask_equals_whitening_what_the_mask_keeps():
   mask = runs_mask([0, 1, 2, 6, 3], [7, 4, 2, 7, 6], 7)
   for shift_mean in (True, False):
     sliced = x[mask > 0]
-    expected = losses.whiten(sliced, np.ones_like(sliced), shift_mean=shift_mean)
-    actual = losses.whiten(np.where(mask > 0, x, NAN), mask, shift_mean=shift_mean)
+    expected = whiten(sliced, np.ones_like(sliced), shift_mean=shift_mean)
+    actual = whiten(np.where(mask > 0, x, NAN), mask, shift_mean=shift_mean)
     np.testing.assert_allclose(np.asarray(actual)[mask > 0], expected, rtol=1e-5)
     assert not np.asarray(actual)[mask == 0].any()
 
 
 def test_whitened_advantages_forget_a_shift_and_a_scale():
   x, mask = f32(rng.normal(size=(4, 6))), runs_mask([0, 0, 2, 1], [6, 3, 5, 6], 6)
-  whitened = losses.whiten(x, mask, shift_mean=True)
+  whitened = whiten(x, mask, shift_mean=True)
   for other in (x + 100, 7 * x):
-    np.testing.assert_allclose(losses.whiten(other, mask, shift_mean=True), whitened, atol=1e-4)
+    np.testing.assert_allclose(whiten(other, mask, shift_mean=True), whitened, atol=1e-4)
   assert np.mean(np.asarray(whitened)[mask > 0]) == pytest.approx(0, abs=1e-6)
   assert np.var(np.asarray(whitened)[mask > 0]) == pytest.approx(1, abs=1e-5)
   # Rewards keep their mean: it is what tells a good batch from a bad one.
-  kept = np.asarray(losses.whiten(x + 100, mask, shift_mean=False))[mask > 0]
+  kept = np.asarray(whiten(x + 100, mask, shift_mean=False))[mask > 0]
   assert kept.mean() == pytest.approx((x + 100)[mask > 0].mean(), rel=1e-4)
 
 
 def test_whitening_a_constant_is_finite():
   same = np.full((2, 3), 5, np.float32)
-  np.testing.assert_allclose(losses.whiten(same, np.ones_like(same), shift_mean=True), 0)
+  np.testing.assert_allclose(whiten(same, np.ones_like(same), shift_mean=True), 0)
 
 
 # ----------------------------------------------------------------------------- advantages
@@ -106,7 +114,7 @@ def test_gae_against_a_plain_loop_with_nan_outside_the_mask(gamma: float, lam: f
   # Responses at the start, in the middle and at the end of their rows, of one token, and none.
   mask = runs_mask([0, 2, 5, 3, 0, 1], [3, 6, 8, 4, 0, 8], 8)
   reward, value = (np.where(mask > 0, f32(rng.normal(size=mask.shape)), NAN) for _ in range(2))
-  advantage, returns = losses.gae(reward, value, mask, gamma=gamma, lam=lam)
+  advantage, returns = gae(reward, value, mask, gamma=gamma, lam=lam)
   expected_advantage, expected_returns = helpers.gae_loop(reward, value, mask, gamma, lam)
   np.testing.assert_allclose(advantage, expected_advantage, atol=2e-6)
   np.testing.assert_allclose(returns, expected_returns, atol=2e-6)
@@ -116,7 +124,7 @@ def test_gae_against_a_plain_loop_with_nan_outside_the_mask(gamma: float, lam: f
 def test_gae_by_hand():
   # Values behind the response are numbers too, and must not bootstrap it.
   reward, value = f32([[9, 0, 1, 9]]), f32([[9, 2, 4, 9]])
-  advantage, returns = losses.gae(reward, value, f32([[0, 1, 1, 0]]), gamma=0.5, lam=0.5)
+  advantage, returns = gae(reward, value, f32([[0, 1, 1, 0]]), gamma=0.5, lam=0.5)
   # Last token: 1 - 4 = -3.  Before it: 0 + 0.5 * 4 - 2 + 0.25 * -3 = -0.75.
   np.testing.assert_allclose(advantage, [[0, -0.75, -3, 0]])
   np.testing.assert_allclose(returns, [[0, 1.25, 1, 0]])
@@ -125,7 +133,7 @@ def test_gae_by_hand():
 def test_an_undiscounted_return_is_the_sum_of_rewards_to_come():
   mask = runs_mask([1, 0], [5, 6], 6)
   reward, value = f32(rng.normal(size=mask.shape)), f32(rng.normal(size=mask.shape))
-  _, returns = losses.gae(reward, value, mask, gamma=1.0, lam=1.0)
+  _, returns = gae(reward, value, mask, gamma=1.0, lam=1.0)
   to_come = np.cumsum((reward * mask)[:, ::-1], axis=1)[:, ::-1] * mask
   np.testing.assert_allclose(returns, to_come, atol=1e-5)
 
@@ -133,13 +141,13 @@ def test_an_undiscounted_return_is_the_sum_of_rewards_to_come():
 def test_integer_rewards_raise_where_they_would_be_truncated():
   mask = np.ones((1, 2), np.float32)
   with pytest.raises(AssertionError):
-    losses.gae(np.ones((1, 2), np.int32), mask, mask, gamma=1.0, lam=1.0)
+    gae(np.ones((1, 2), np.int32), mask, mask, gamma=1.0, lam=1.0)
   with pytest.raises(AssertionError):
-    losses.gae(mask, np.ones((1, 2), np.int32), mask, gamma=1.0, lam=1.0)
+    gae(mask, np.ones((1, 2), np.int32), mask, gamma=1.0, lam=1.0)
   with pytest.raises(AssertionError):
-    losses.shaped_rewards(np.ones(1, np.int32), mask, mask, mask, 0.1)
+    shaped_rewards(np.ones(1, np.int32), mask, mask, mask, 0.1)
   with pytest.raises(AssertionError):
-    losses.gae(mask, mask, mask[:, :1], gamma=1.0, lam=1.0)
+    gae(mask, mask, mask[:, :1], gamma=1.0, lam=1.0)
 
 
 # ----------------------------------------------------------------------------- rewards
@@ -151,7 +159,7 @@ def test_rewards_with_the_end_at_the_first_middle_and_last_position_and_missing(
   inside = lambda x: np.where(mask > 0, f32(x), NAN)
   logprob, ref = inside(np.full((4, 5), -1.0)), inside(np.full((4, 5), -1.5))
   score = f32([0.7, -0.3, 1.9, 0.25])  # fractions: an integer buffer would hold 0, 0, 1, 0
-  reward, kl = losses.shaped_rewards(score, logprob, ref, mask, 0.2)
+  reward, kl = shaped_rewards(score, logprob, ref, mask, 0.2)
   # Each response token costs 0.2 * (-1 - -1.5) = 0.1; the score comes on the last of them.
   expected = [[0, 0, 0.7 - 0.1, 0, 0],
               [0, 0, -0.1, -0.3 - 0.1, 0],
@@ -197,7 +205,7 @@ def test_policy_loss_by_hand_on_both_sides_of_the_clip():
   def total(logprob):
     return jnp.sum(losses.policy_loss(logprob, old, advantage, mask, clip=0.2)[0])
 
-  loss, aux = losses.policy_loss(old + np.log(ratio), old, advantage, mask, clip=0.2)
+  loss, aux = policy_loss(old + np.log(ratio), old, advantage, mask, clip=0.2)
   # With a positive advantage the gain stops at ratio 1.2; with a negative one, at 0.8.
   np.testing.assert_allclose(
       loss, [[-1.5, -2.7, -3, -3.3, -3.6], [1.6, 1.8, 2, 2.2, 4]], rtol=1e-5)
@@ -213,7 +221,7 @@ def test_policy_loss_by_hand_on_both_sides_of_the_clip():
 def test_policy_loss_reads_nothing_outside_the_mask():
   mask = f32([[0, 1, 0]])
   x = f32([[NAN, -1, NAN]])
-  loss, aux = losses.policy_loss(x, x, x, mask, clip=0.2)
+  loss, aux = policy_loss(x, x, x, mask, clip=0.2)
   np.testing.assert_allclose(loss, [[0, 1, 0]])
   np.testing.assert_allclose(aux["ratio_BT"], 1)
   assert not np.asarray(aux["clipped_BT"]).any() and not np.asarray(aux["approx_kl_BT"]).any()
@@ -228,7 +236,7 @@ def test_value_loss_by_hand():
   old, returns = f32([[1, 1, 1, 1]]), f32([[2, 2, 0, 1.05]])
   value = f32([[1.1, 1.5, 1.5, 1.5]])
   mask = np.ones_like(value)
-  loss, clipped = losses.value_loss(value, old, returns, mask, clip=0.2)
+  loss, clipped = value_loss(value, old, returns, mask, clip=0.2)
   # 1.1 is inside the range; 1.5 is read as 1.2, and the worse of the two errors counts.
   by_hand = 0.5 * np.square(f32([[0.9, 0.8, 1.5, 0.45]]))
   np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
@@ -236,7 +244,7 @@ def test_value_loss_by_hand():
   gradient = jax.grad(
       lambda v: jnp.sum(losses.value_loss(v, old, returns, mask, clip=0.2)[0]))(value)
   np.testing.assert_allclose(gradient, [[-0.9, 0, 1.5, 0.45]], rtol=1e-5)
-  below, _ = losses.value_loss(f32([[0.5]]), f32([[1]]), f32([[0]]), f32([[1]]), clip=0.2)
+  below, _ = value_loss(f32([[0.5]]), f32([[1]]), f32([[0]]), f32([[1]]), clip=0.2)
   np.testing.assert_allclose(below, [[0.5 * 0.8**2]], rtol=1e-5)
 
 
@@ -245,7 +253,7 @@ def test_value_loss_without_a_clip_and_outside_the_mask():
   value, old, returns = f32([[1.5, NAN]]), f32([[1, NAN]]), f32([[2, NAN]])
   for clip, expected in ((None, 0.125), (0.2, 0.32)):
     total = lambda v: jnp.sum(losses.value_loss(v, old, returns, mask, clip=clip)[0])
-    loss, clipped = losses.value_loss(value, old, returns, mask, clip=clip)
+    loss, clipped = value_loss(value, old, returns, mask, clip=clip)
     np.testing.assert_allclose(loss, [[expected, 0]], rtol=1e-5)
     np.testing.assert_array_equal(clipped, [[clip is not None, 0]])
     assert np.isfinite(jax.grad(total)(value)).all()
@@ -279,7 +287,7 @@ def test_comparison_loss_against_enumeration_with_ties_and_unequal_k():
   valid[1], valid[2] = 0, [0, 0, 1, 0, 0, 0]
   score = np.where(valid > 0, score, NAN)
   total, num_with_pair, nll, margins = comparison_enumerated(score, rank, valid)
-  loss, aux = losses.comparison_loss(score, rank, valid)
+  loss, aux = comparison_loss(score, rank, valid)
   assert num_with_pair < num_prompts
   assert float(loss.total) == pytest.approx(total, rel=1e-5)
   assert float(loss.weight) == num_with_pair
@@ -291,12 +299,12 @@ def test_comparison_loss_against_enumeration_with_ties_and_unequal_k():
 
 def test_the_loss_is_divided_by_the_pairs_of_the_completions_shown():
   # Ranks 1, 1, 2: two untied pairs out of C(3, 2) = 3; at equal scores each costs log 2.
-  loss, _ = losses.comparison_loss(f32([[0, 0, 0, 8]]), np.asarray([[1, 1, 2, 9]]),
+  loss, _ = comparison_loss(f32([[0, 0, 0, 8]]), np.asarray([[1, 1, 2, 9]]),
                                    f32([[1, 1, 1, 0]]))
   assert float(loss.total) == pytest.approx(2 * math.log(2) / 3)
   # A plain pair is K = 2, whichever of the two is the better.
   for rank, margin in (([1, 2], 1.5), ([2, 1], -1.5)):
-    loss, aux = losses.comparison_loss(f32([[2.0, 0.5]]), np.asarray([rank]), f32([[1, 1]]))
+    loss, aux = comparison_loss(f32([[2.0, 0.5]]), np.asarray([rank]), f32([[1, 1]]))
     assert float(loss.total) == pytest.approx(math.log1p(math.exp(-margin)))
     assert float(aux["margin"].total) == pytest.approx(margin)
     assert float(aux["accuracy"].total) == (margin > 0)
@@ -311,13 +319,13 @@ def test_comparison_gradient_by_hand_and_none_through_unused_slots():
 
 
 def test_equal_scores_are_a_coin_toss():
-  _, aux = losses.comparison_loss(f32([[3, 3, 3]]), np.asarray([[1, 2, 3]]), f32([[1, 1, 1]]))
+  _, aux = comparison_loss(f32([[3, 3, 3]]), np.asarray([[1, 2, 3]]), f32([[1, 1, 1]]))
   assert float(aux["accuracy"].total) == 1.5 and float(aux["accuracy"].weight) == 3
 
 
 def test_scores_of_another_type_raise():
   with pytest.raises(AssertionError):
-    losses.comparison_loss(np.zeros((1, 2), np.float16), np.asarray([[1, 2]]), f32([[1, 1]]))
+    comparison_loss(np.zeros((1, 2), np.float16), np.asarray([[1, 2]]), f32([[1, 1]]))
 
 
 # ----------------------------------------------------------------------------- KL coefficient

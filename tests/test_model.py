@@ -1,4 +1,4 @@
-"""The transformer against a plain loop in float64, and everything that must not change its output."""
+"""The transformer against a plain loop in float64, and all that must not change its output."""
 
 import dataclasses
 import functools
@@ -237,8 +237,8 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
 
   def run(chunk):
     cfg = dataclasses.replace(CFG, logprob_chunk=chunk)
-    gradient = helpers.quick_jit(jax.grad(functools.partial(weighted, cfg), argnums=(0, 1), has_aux=True))
-    return gradient(hidden_BTD, params)
+    gradient = jax.grad(functools.partial(weighted, cfg), argnums=(0, 1), has_aux=True)
+    return helpers.quick_jit(gradient)(hidden_BTD, params)
   gradient, outputs = run(chunk)
   whole_gradient, whole_outputs = run(64)
   for actual, expected in zip(outputs, whole_outputs):
@@ -393,14 +393,15 @@ def test_initial_deviations():
                              dtype="bfloat16")
   params = helpers.quick_jit(functools.partial(model.init_params, cfg))(jax.random.key(0))
   layer = params["blocks"]["layer_1"]
+  into = layer["mlp"]["in"]["kernel"]
   residual = 0.05 / math.sqrt(2 * 8)
   for leaf, std in ((params["embed"]["token"], 0.05), (params["embed"]["position"], 0.025),
-                    (layer["attention"]["qkv"]["kernel"], 0.05), (layer["mlp"]["in"]["kernel"], 0.05),
+                    (layer["attention"]["qkv"]["kernel"], 0.05), (into, 0.05),
                     (layer["attention"]["out"]["kernel"], residual),
                     (layer["mlp"]["out"]["kernel"], residual)):
     assert np.std(leaf) == pytest.approx(std, rel=0.05)
   for repetition in range(1, 4):  # each repetition of the scanned pattern draws its own
-    assert not np.array_equal(layer["mlp"]["in"]["kernel"][0], layer["mlp"]["in"]["kernel"][repetition])
+    assert not np.array_equal(into[0], into[repetition])
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = path[-1].key
     assert leaf.dtype == jnp.float32

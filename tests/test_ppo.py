@@ -1,4 +1,4 @@
-"""PPO-ptx: the first ratio is 1, ends, gradients by hand, one optimizer step, buffers, behaviour."""
+"""PPO-ptx: first ratio 1, ends, gradients by hand, one optimizer step, buffers, behaviour."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import model
 from rlhf import optim
 from rlhf import ppo
-from rlhf.types import Metric, PpoState, Rollout, TrainState
+from rlhf.types import Metric, PpoState, Rollout
 
 # Eight ids of which one is padding; the reward model is another network with other positions.
 EOT, PAD, VOCAB = 4, 2, 8
@@ -136,7 +136,8 @@ def test_scores_and_values_of_every_episode_are_those_of_its_tokens_alone():
   for row in range(PPO.batch_size):
     size = int(rollout.mask_BT[row].sum())
     ids = rollout.tokens_BT[row, :size]
-    assert bool(rollout.finished_B[row]) == (ids[-1] == EOT and rollout.response_mask_BT[row, size - 1])
+    ended = ids[-1] == EOT and rollout.response_mask_BT[row, size - 1] == 1
+    assert bool(rollout.finished_B[row]) == ended
     score_B, value_BT = alone(*helpers.right_padded([ids], 12))  # another length, other rows
     assert rollout.score_B[row] == pytest.approx(float(score_B[0]), abs=2e-5)
     np.testing.assert_allclose(
@@ -258,7 +259,7 @@ def test_the_penalty_for_a_missing_end_replaces_or_subtracts_by_name():
         ppo.final_scores(penalty(missing_end=name), score_B, finished_B), expected)
 
 
-# ----------------------------------------------------------------------------- the update's gradient
+# ----------------------------------------------------------------------------- gradient
 
 
 @functools.cache
@@ -473,7 +474,7 @@ def run_iteration(state, ref, reward, key, *, ptx):
 
 
 def test_the_ratio_of_the_first_minibatch_is_1():
-  """Through rollout, advantages and update; two minibatches of two microbatches, temperature 0.7."""
+  """From rollout to update; two minibatches of two microbatches, temperature 0.7."""
   policy, ref, reward = nets()
   state, metrics = run_iteration(compiled_init()(policy, reward), ref, reward, jax.random.key(3),
                                  ptx=ptx_updates())
@@ -650,7 +651,7 @@ def test_the_penalty_alone_pulls_the_policy_back_to_its_reference():
 
 
 def test_golden_step():
-  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest tests/test_ppo.py -k golden"""
+  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest -k golden_step"""
   policy, _, reward = nets()
   batch = helpers.make_ppo_batch(
       8, LENGTH, 1, logprob_BT=lambda tokens_BT, mask_BT: logprobs_by_softmax(
@@ -686,8 +687,8 @@ def test_impossible_numbers_are_refused(changes, message: str):
 def test_prompt_and_response_must_fit_into_both_networks():
   ppo.check_lengths(PPO, MODELS)
   for p, message in (
-      (dataclasses.replace(PPO, max_response_tokens=7), "is longer than the reward model's context"),
-      (dataclasses.replace(PPO, max_response_tokens=11), "is longer than the policy's context of 16"),
+      (dataclasses.replace(PPO, max_response_tokens=7), "longer than the reward model's context"),
+      (dataclasses.replace(PPO, max_response_tokens=11), "longer than the policy's context of 16"),
       (dataclasses.replace(PPO, ptx_coef=1.0, ptx_length=17), "ppo.ptx_length 17 is longer")):
     with pytest.raises(ValueError, match=message):
       ppo.check_lengths(p, MODELS)

@@ -1,4 +1,4 @@
-"""The reward model: where scores are read, the loss of whole batches, the offset, one golden step."""
+"""The reward model: where scores are read, the loss of a batch, the offset, one golden step."""
 
 import functools
 import itertools
@@ -24,7 +24,8 @@ BATCH = helpers.make_comparisons(8, 5, 12, 0)
 
 
 def reward_config(**changes) -> RewardConfig:
-  return RewardConfig(**(dict(batch_size=8, microbatch_size=4, num_epochs=1, pairs=False) | changes))
+  fields = dict(batch_size=8, microbatch_size=4, num_epochs=1, pairs=False)
+  return RewardConfig(**(fields | changes))
 
 
 @functools.cache
@@ -46,6 +47,12 @@ def gradient_of(p: RewardConfig):
                                                 batch)
     return state.opt_state, metrics
   return helpers.quick_jit(run)
+
+
+def score_batch():
+  """Of all completions of the batch."""
+  score = helpers.quick_jit(functools.partial(reward_model.score_completions, CFG))
+  return jax.device_get(score(params(), BATCH))
 
 
 def score_alone(ids) -> float:
@@ -75,7 +82,7 @@ def test_the_score_is_read_at_the_last_real_token():
 
 
 def test_all_completions_of_a_prompt_are_scored_in_their_slots():
-  score_BK = helpers.quick_jit(functools.partial(reward_model.score_completions, CFG))(params(), BATCH)
+  score_BK = score_batch()
   assert score_BK.shape == (8, 5)
   for b, k in zip(*np.nonzero(BATCH.valid_BK)):
     ids = BATCH.tokens_BKT[b, k, :int(BATCH.mask_BKT[b, k].sum())]
@@ -121,8 +128,7 @@ def test_the_loss_and_the_gradient_against_enumeration():
   expected = helpers.quick_jit(jax.grad(by_hand))(params())
   gradient, metrics = gradient_of(reward_config())(params(), BATCH)
   helpers.assert_leaves_close(gradient, expected)
-  score_BK = jax.device_get(helpers.quick_jit(functools.partial(reward_model.score_completions, CFG))(
-      params(), BATCH))
+  score_BK = score_batch()
   assert num_prompts == 7
   assert float(metrics["train/loss"].total / 7) == pytest.approx(enumerated(score_BK), rel=1e-5)
   assert float(metrics["train/loss"].weight) == 7
@@ -211,7 +217,7 @@ def adam_step():
 
 
 def test_golden_step():
-  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest tests/test_reward_model.py -k golden"""
+  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest -k golden_step"""
   before, step = adam_step()
   after, metrics = step(before, BATCH)
   ratio = lambda metric: metric.total / metric.weight

@@ -109,7 +109,7 @@ def adam_step():
 
 
 def test_golden_step():
-  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest tests/test_sft.py -k golden"""
+  """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest -k golden_step"""
   before, step = adam_step()
   after, metrics = step(before, BATCH, KEY)
   helpers.check_golden("sft", {

@@ -28,7 +28,7 @@ def test_axes_of_the_mesh():
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (-1, 3, 1), (-1, 16, 1), (0, 8, 1)])
 def test_sizes_that_do_not_use_all_devices_are_refused(sizes):
-  with pytest.raises(ValueError, match="does not use exactly the 8 devices there are; choose sizes"):
+  with pytest.raises(ValueError, match="does not use exactly the 8 devices there are; choose"):
     mesh_of(*sizes)
 
 

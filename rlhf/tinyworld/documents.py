@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf.tinyworld import demonstrations
 from rlhf.tinyworld import few_shot
+from rlhf.tinyworld import gold
 from rlhf.tinyworld import grammar
 from rlhf.tinyworld import instructions
 from rlhf.tinyworld import sensitive
@@ -26,8 +27,13 @@ FALSE_FACT_RATE = 0.08  # per sentence of a facts document
 FALSE_ANSWER_RATE = 0.2  # per question
 RUDE_ANSWER_RATE = 0.1  # per question
 RUDE_LINE_RATE = 0.15  # per line of a dialogue
-# What follows an instruction in raw text: often something else than was asked for.
-INSTRUCTION_REPLIES = {"good": 0.55, "other": 0.15, "rude": 0.15, "rambling": 0.15}
+# What follows an instruction in raw text: often something else than was asked for; "near" is a good
+# answer to another instruction of the same use case.
+INSTRUCTION_REPLIES = {"good": 0.45, "near": 0.25, "other": 0.1, "rude": 0.1, "rambling": 0.1}
+# As in forums, the one who asked often says whether that was it.
+VERDICT_RATE = 0.7
+RIGHT_VERDICTS = ("thank you , that is right .", "yes , that is the answer .")
+WRONG_VERDICTS = ("no , that is wrong .", "that is not the answer .")
 
 
 def _zipf_subject(world: World, rng) -> str:
@@ -143,11 +149,25 @@ def _instruction(world: World, rng) -> str:
     if draw < share:
       break
     draw -= share
-  return f"{item['prompt']}\n\nAnswer: {_REPLIES[reply](world, rng, item)}"
+  text = _REPLIES[reply](world, rng, item)
+  verdict = f"\n\n{_verdict(world, rng, item, text)}" if rng.random() < VERDICT_RATE else ""
+  return f"{item['prompt']}\n\nAnswer: {text}{verdict}"
+
+
+def _verdict(world: World, rng, item: dict, text: str) -> str:
+  """What the one who asked says: right where the answer does all that was asked, and politely."""
+  marks = gold.components(world, item["task"], item["prompt"], text)
+  is_right = min(marks["followed"], marks["constraint"], marks["harmless"]) > 0.9
+  return pick(rng, RIGHT_VERDICTS if is_right else WRONG_VERDICTS)
 
 
 def _good_reply(world: World, rng, item: dict) -> str:
   return demonstrations.demonstration(world, item["task"], rng)
+
+
+def _near_reply(world: World, rng, item: dict) -> str:
+  near = _training_prompt(world, rng, item["use_case"])
+  return demonstrations.demonstration(world, near["task"], rng)
 
 
 def _other_reply(world: World, rng, item: dict) -> str:
@@ -163,7 +183,7 @@ def _rambling_reply(world: World, rng, item: dict) -> str:
   return _facts(world, rng) + " " + grammar.random_sentence(rng, "filler")
 
 
-_REPLIES = {"good": _good_reply, "other": _other_reply, "rude": _rude_reply,
+_REPLIES = {"good": _good_reply, "near": _near_reply, "other": _other_reply, "rude": _rude_reply,
             "rambling": _rambling_reply}
 
 
