@@ -74,8 +74,8 @@ class PpoConfig:
     gamma, lam: of GAE.
     policy_clip: clip range of the probability ratio.
     value_clip: clip range of the value update; None for none.
-    value_coef: weight of the value loss where the trunk is shared; a separate network has its own
-      optimizer, whose steps do not change with it.
+    value_coef: weight of the value loss.  Where the networks are separate, Adam divides it out
+      again, but for eps and the gradient clip, which see the weighted gradient.
     value_network: "separate" starts as the reward model; "shared" puts a zero head on the policy.
     whiten_advantages, whiten_rewards: over the whole batch; rewards without moving their mean.
     missing_end: what happens to the score of a response without end-of-text: "none", "replace" it
@@ -141,6 +141,11 @@ class PpoConfig:
                  "max_response_tokens"):
       if getattr(self, name) < 1:
         raise ValueError(f"ppo.{name} is {getattr(self, name)}; use 1 or more")
+    for name in ("gamma", "lam"):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise ValueError(f"ppo.{name} {getattr(self, name)} must be at least 0 and at most 1")
+    if not 0.0 <= self.ema_decay < 1.0:
+      raise ValueError(f"ppo.ema_decay {self.ema_decay} must be at least 0 and below 1")
     if self.ptx_coef < 0.0:
       raise ValueError(f"ppo.ptx_coef {self.ptx_coef} is negative; use 0 to switch ptx off")
     if self.ptx_coef > 0.0 and self.num_ptx_per_minibatch % self.ptx_microbatch_size:
@@ -408,7 +413,7 @@ def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatc
     ema_params = jax.tree.map(
         lambda ema, new: p.ema_decay * ema + (1.0 - p.ema_decay) * new,
         state.ema_params, train.params["policy"])
-    norms = {f"ppo/grad_norm/{name}": optax.global_norm(grads[name]) for name in grads}
+    norms = {f"ppo/grad_norm/{name}": optax.tree.norm(grads[name]) for name in grads}
     return state.replace(train=train, ema_params=ema_params), (metrics, ratio_error, norms)
 
   def epoch_rows(epoch_key):

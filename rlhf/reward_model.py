@@ -130,7 +130,7 @@ def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
                   jnp.full((num_microbatches,), weight))
   grads, metrics = optim.accumulated_gradient(
       functools.partial(reward_loss, cfg), state.params, microbatches)
-  metrics["train/grad_norm"] = optax.global_norm(grads)
+  metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
 

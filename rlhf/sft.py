@@ -136,7 +136,7 @@ def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmB
                   jnp.full((num_microbatches,), weight))
   grads, metrics = optim.accumulated_gradient(
       functools.partial(sft_loss, cfg, p, use_segments=use_segments), state.params, microbatches)
-  metrics["train/grad_norm"] = optax.global_norm(grads)
+  metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
 
