@@ -83,7 +83,7 @@ def test_the_choice_of_the_highest_mean_log_probability_counts(network: Network)
   accuracy = lambda picks: likelihood.few_shot_accuracy(
       network.cfg, network.params, network.tokenizer,
       [{"prompt": prompt, "choices": choices, "answer": pick}
-       for (prompt, choices), pick in zip(ITEMS, picks)], batch_size=4)
+       for (prompt, choices), pick in zip(ITEMS, picks)], delimiter="", batch_size=4)
   assert accuracy(best_by_mean) == 1.0
   assert accuracy(best_by_sum) == np.mean([m == s for m, s in zip(best_by_mean, best_by_sum)])
   assert accuracy([(pick + 1) % 2 if pick < 2 else 0 for pick in best_by_mean]) == 0.0
@@ -93,7 +93,18 @@ def test_an_item_longer_than_the_context_is_refused(network: Network):
   with pytest.raises(ValueError, match="a few-shot item has 17 tokens and the context 16"):
     likelihood.few_shot_accuracy(
         network.cfg, network.params, network.tokenizer,
-        [{"prompt": "x" * 10, "choices": ["y" * 7, "z"], "answer": 0}], batch_size=2)
+        [{"prompt": "x" * 10, "choices": ["y" * 7, "z"], "answer": 0}], delimiter="",
+        batch_size=2)
+
+
+def test_a_choice_is_read_behind_its_delimiter(network: Network):
+  items = lambda space: [{"prompt": prompt, "choices": [space + c for c in choices], "answer": 0}
+                         for prompt, choices in ITEMS]
+  accuracy = functools.partial(
+      likelihood.few_shot_accuracy, network.cfg, network.params, network.tokenizer, batch_size=4)
+  with_space = accuracy(items(""), delimiter=" ")
+  assert with_space == accuracy(items(" "), delimiter="")
+  assert with_space != accuracy(items(""), delimiter="")
 
 
 # ----------------------------------------------------------------------------- bigram

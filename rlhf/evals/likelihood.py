@@ -40,13 +40,15 @@ def _choice_logprob(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, choice
 
 
 def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
-                      items: Sequence[dict], *, batch_size: int) -> float:
+                      items: Sequence[dict], *, delimiter: str, batch_size: int) -> float:
   """Share of items whose right choice has the highest mean log-probability per token.
 
   Source: InstructGPT appendix D, which scores multiple-choice tasks so at temperature 1.
 
   Args:
     items: {"prompt": str, "choices": [str, ...], "answer": index}.
+    delimiter: stands between prompt and choice, and is part of the choice's first token: a space
+      where words are written apart, or the choices would be read as unfinished words.
     batch_size: (prompt, choice) rows at once.
 
   Raises:
@@ -56,7 +58,7 @@ def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
   for index, item in enumerate(items):
     prompt = tokenizer.encode(item["prompt"])
     for choice in item["choices"]:
-      sequences.append(prompt + tokenizer.encode(choice))
+      sequences.append(prompt + tokenizer.encode(delimiter + choice))
       num_prompt.append(len(prompt))
       owner.append(index)
   longest = max(len(ids) for ids in sequences)
