@@ -557,12 +557,14 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
     group, _, field = leaf.rpartition(".")
     other = ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
     set_leaf(other, leaf, changed(leaf, get_leaf(config, leaf)))
-    if group in STEP_GROUPS and not (group in BY_TRAIN and field in BY_TRAIN[group]):
+    in_step = group in STEP_GROUPS and not (group in BY_TRAIN and field in BY_TRAIN[group])
+    alive = True
+    if in_step:
       with pytest.MonkeyPatch.context() as monkeypatch:
         alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (config, other)),
                              monkeypatch)
-    else:
-      alive = observe(other, number)[0] != before
+    if not in_step or "optim" in group:  # an optimizer is not among what the step is given
+      alive = alive and observe(other, number)[0] != before
     if not alive:
       dead.append(leaf)
   capsys.readouterr()

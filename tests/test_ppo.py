@@ -504,8 +504,9 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
   equal(state.ema_params, policy)
   equal(state.train.params["value"], reward)  # the value network starts as the reward model
   assert float(state.kl_coef) == pytest.approx(0.1) and int(state.train.step) == 0
-  all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
-  assert len(set(all_pointers)) == len(all_pointers)
+  for state in (state, ppo.init_state(PPO_PTX, adam(), policy, reward)):  # compiled or not
+    all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
+    assert len(set(all_pointers)) == len(all_pointers)
 
 
 def test_a_shared_value_head_starts_at_0():
