@@ -39,7 +39,7 @@ def get_affixes() -> dict:
 def get_text() -> ml_collections.ConfigDict:
   """Pretraining text, packed as GPT-3 packs it: no mask between documents, no position reset."""
   return ml_collections.ConfigDict(dict(
-      train="", valid="", fraction=1.0, max_tokens=config_dict.placeholder(int),
+      train="", valid="", fraction=1.0, max_tokens=config_dict.placeholder(int), packing="cut",
       attend_across_documents=True, reset_positions=False, on_bad="stop"))
 
 

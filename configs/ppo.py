@@ -91,7 +91,7 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
       ppo=ppo,
       prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_affixes(),
                    on_bad="stop"),
-      pretraining=dict(train="", max_tokens=config_dict.placeholder(int),
+      pretraining=dict(train="", max_tokens=config_dict.placeholder(int), packing="cut",
                        attend_across_documents=True, reset_positions=False, on_bad="stop"),
       policy_optim=common.get_optim(policy_lr, schedule="constant"),
       value_optim=common.get_optim(value_lr, schedule="constant"),

@@ -456,7 +456,7 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
     if rows is None:
       pack = functools.partial(
           prepare.text_rows, tokenizer=network.tokenizer, length=config.base.length,
-          attend_across_documents=text.attend_across_documents,
+          packing=text.packing, attend_across_documents=text.attend_across_documents,
           reset_positions=text.reset_positions)
       rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_valid.jsonl"))
       train_rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_train.jsonl"),
@@ -467,7 +467,7 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
         use_segments=not text.attend_across_documents)
     for task, items in tasks.items():
       accuracy[task][name] = likelihood.few_shot_accuracy(
-          network.cfg, network.params, network.tokenizer, items,
+          network.cfg, network.params, network.tokenizer, items, delimiter=" ",
           batch_size=config.evaluation.batch_size)
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
@@ -739,16 +739,18 @@ def run(config, workdir) -> pathlib.Path:
                demonstrations__valid=jsonl("demonstrations_valid"))
   demo_affixes = {f"demonstrations__{name}": value for name, value in affixes(config).items()}
 
+  shared = dict(data_dir=workdir / "tfds")  # most stages read the same pretraining text
+
   announce("data")
   prepare_data(config, workdir)
   announce("base: pretraining from scratch")
-  sft.train(stage_config(config, "base", init_from="", **text), workdir / "base")
+  sft.train(stage_config(config, "base", init_from="", **text), workdir / "base", **shared)
   base = str(workdir / "base" / "export")
   announce("step 1: supervised fine-tuning, the 16-epoch baseline and PPO's initialisation")
   sft.train(stage_config(config, "sft", init_from=base, tokenizer="", **demos, **demo_affixes),
-            workdir / "sft")
+            workdir / "sft", **shared)
   sft.train(stage_config(config, "init", init_from=base, tokenizer="", **demos, **demo_affixes,
-                         **text), workdir / "init")
+                         **text), workdir / "init", **shared)
   announce("step 2: comparisons and reward model")
   if "world" in config:
     collect_comparisons(config, workdir)
@@ -758,7 +760,7 @@ def run(config, workdir) -> pathlib.Path:
       comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
       comparisons__demonstrations=jsonl("demonstrations_train"),
       **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
-      workdir / "reward_model")
+      workdir / "reward_model", **shared)
   select_sft(config, workdir)
   announce("step 3: PPO, PPO-ptx, and the base model on the same extra pretraining text")
   ppo_fields = dict(
@@ -767,10 +769,11 @@ def run(config, workdir) -> pathlib.Path:
       prompts__train=jsonl("prompts_ppo"), prompts__valid=jsonl("prompts_ppo_valid"),
       pretraining__train=jsonl("pretraining_train"),
       **{f"prompts__{name}": value for name, value in affixes(config).items()})
-  ppo.train(stage_config(config, "ppo", ppo__ptx_coef=0.0, **ppo_fields), workdir / "ppo")
-  ppo.train(stage_config(config, "ppo", **ppo_fields), workdir / "ppo_ptx")
+  ppo.train(stage_config(config, "ppo", ppo__ptx_coef=0.0, **ppo_fields), workdir / "ppo", **shared)
+  ppo.train(stage_config(config, "ppo", **ppo_fields), workdir / "ppo_ptx", **shared)
   sft.train(stage_config(config, "base_more_pretraining", init_from=base, tokenizer="", **text,
-                         sft__max_steps=extra_steps(config)), workdir / "base_more_pretraining")
+                         sft__max_steps=extra_steps(config)),
+            workdir / "base_more_pretraining", **shared)
   announce("evaluation and report")
   evaluate(config, workdir)
   page = write_report(config, workdir)

@@ -39,6 +39,7 @@ from rlhf import optim
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
+from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
@@ -476,9 +477,15 @@ class PtxData:
   """Pretraining text for ptx; see `packing.pack_text`."""
   train: str
   max_tokens: int | None
+  packing: str
   attend_across_documents: bool
   reset_positions: bool
   on_bad: str
+
+  def __post_init__(self):
+    if self.packing not in packing_lib.TEXT_PACKINGS:
+      raise ValueError(f"pretraining.packing {self.packing!r}; choose from "
+                       f"{sorted(packing_lib.TEXT_PACKINGS)}")
 
 
 def alarms(p: PpoConfig, numbers: dict[str, float]) -> list[str]:
@@ -548,7 +555,7 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir) -> dict[str, Any]:
+def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   """Runs PPO-ptx from an initial policy and a reward model; exports the moving average.
 
   Writes `validation/step_*.jsonl` (held-out prompts, responses, reward, KL) beside the usual files,
@@ -557,11 +564,14 @@ def train(config, workdir) -> dict[str, Any]:
   Args:
     config: `configs/ppo.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
+    data_dir: where array_record files are kept, for stages that share them; None takes
+      `WORKDIR/tfds`.
 
   Returns:
     what `done.json` holds.
   """
   workdir = pathlib.Path(workdir)
+  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -579,7 +589,6 @@ def train(config, workdir) -> dict[str, Any]:
   models, tokenizer = Models(policy=policy.cfg, reward=reward.cfg), policy.tokenizer
   check_lengths(p, models)
 
-  data_dir = workdir / "tfds"
   prompt_sets = []
   for name, spec in (("prompts", prompts_cfg.train), ("validation prompts", prompts_cfg.valid)):
     rows, kept, counts = prepare.prompt_rows(
@@ -739,8 +748,8 @@ def load_ptx(p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib
   """A function of the iteration that gives [updates, minibatch_size * ptx_ratio, T] rows."""
   rows, counts = prepare.text_rows(
       sources.load(cfg.train, "text", data_dir=data_dir, on_bad=cfg.on_bad), tokenizer,
-      length=p.ptx_length, attend_across_documents=cfg.attend_across_documents,
-      reset_positions=cfg.reset_positions, max_tokens=cfg.max_tokens)
+      length=p.ptx_length, packing=cfg.packing, max_tokens=cfg.max_tokens,
+      attend_across_documents=cfg.attend_across_documents, reset_positions=cfg.reset_positions)
   print(records_lib.describe_counts("pretraining text", counts), flush=True)
   # A stream of its own: the first ptx rows are not those that pretraining saw first.
   stream = loop.Stream(batches_lib.lm_batches(

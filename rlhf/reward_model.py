@@ -229,17 +229,20 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir) -> dict[str, Any]:
+def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   """Trains on rankings, validates, centres demonstrations at 0 and exports.
 
   Args:
     config: `configs/reward_model.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
+    data_dir: where array_record files are kept, for stages that share them; None takes
+      `WORKDIR/tfds`.
 
   Returns:
     what `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
   """
   workdir = pathlib.Path(workdir)
+  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -255,7 +258,7 @@ def train(config, workdir) -> dict[str, Any]:
 
   def comparison_rows(name, spec):
     rows, counts = prepare.comparison_rows(
-        sources.load(spec, "comparison", data_dir=workdir / "tfds", on_bad=sets.on_bad),
+        sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad),
         tokenizer, length=config.length, overlong=sets.overlong, **affixes)
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
@@ -263,7 +266,7 @@ def train(config, workdir) -> dict[str, Any]:
   rows = comparison_rows("comparisons", sets.train)
   valid_rows = comparison_rows("validation comparisons", sets.valid)
   demonstrations = demonstration_ids(
-      sources.load(sets.demonstrations, "demonstration", data_dir=workdir / "tfds",
+      sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
                    on_bad=sets.on_bad),
       tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
 

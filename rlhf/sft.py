@@ -79,16 +79,22 @@ class TextData:
   Attributes:
     fraction: of all rows that are text; 1 where there are no demonstrations.
     max_tokens: what comes after so many tokens is left out; None takes all.
-    attend_across_documents, reset_positions: see `packing.pack_text`.
+    packing, attend_across_documents, reset_positions: see `packing.pack_text`.
     on_bad: "stop" or "skip" at a malformed line.
   """
   train: str
   valid: str
   fraction: float
   max_tokens: int | None
+  packing: str
   attend_across_documents: bool
   reset_positions: bool
   on_bad: str
+
+  def __post_init__(self):
+    if self.packing not in packing_lib.TEXT_PACKINGS:
+      raise ValueError(f"text.packing {self.packing!r}; choose from "
+                       f"{sorted(packing_lib.TEXT_PACKINGS)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,8 +229,9 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
   text_sets = demo_sets = (None, None)
   if text is not None:
     text_sets = [_printed(name, prepare.text_rows(
-        source, tokenizer, length=length, attend_across_documents=text.attend_across_documents,
-        reset_positions=text.reset_positions, max_tokens=text.max_tokens))
+        source, tokenizer, length=length, packing=text.packing, max_tokens=text.max_tokens,
+        attend_across_documents=text.attend_across_documents,
+        reset_positions=text.reset_positions))
         for name, source in zip(("text", "validation text"), texts)]
   if demos is not None:
     fields = dataclasses.asdict(demos)
@@ -254,17 +261,20 @@ def _printed(name: str, rows_and_counts):
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir) -> dict[str, Any]:
+def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   """Trains, validates, checkpoints and exports; the only impure function here.
 
   Args:
     config: `configs/sft.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
+    data_dir: where array_record files are kept, for stages that share them; None takes
+      `WORKDIR/tfds`.
 
   Returns:
     what `done.json` holds: validation losses, steps, tokens, seconds.
   """
   workdir = pathlib.Path(workdir)
+  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -276,7 +286,7 @@ def train(config, workdir) -> dict[str, Any]:
   network = None
   if config.init_from:
     network = networks.load(config.init_from, model_group, mesh, kind="policy", flag="init_from")
-  rows = load_rows(config, None if network is None else network.tokenizer, workdir / "tfds")
+  rows = load_rows(config, None if network is None else network.tokenizer, data_dir)
   if network is None:
     cfg = networks.model_config(model_group, rows.tokenizer)
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)

@@ -1,7 +1,5 @@
 """Rows of tokens, against plain loops and numbers worked out by hand."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -81,6 +79,29 @@ def test_text_against_a_plain_loop():
   for found, expected in ((rows.tokens_BT, tokens), (rows.segment_BT, segment),
                           (rows.position_BT, position), (rows.loss_mask_BT, mask)):
     np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def test_best_fit_keeps_documents_whole_and_cuts_only_those_longer_than_a_row():
+  text = documents([1, 2, 3, 0], [4, 0], [5, 6, 7, 8, 0])
+  rows = packing.pack_text(text, length=4, pad_id=PAD, packing="best_fit",
+                           attend_across_documents=False, reset_positions=True)
+  assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8], [4, 0, 0, PAD]]
+  assert rows.segment_BT.tolist() == [[1] * 4, [1] * 4, [1, 1, 2, 0]]
+  assert rows.position_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 0, 0]]
+  assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]]
+  rng = np.random.default_rng(0)
+  docs = [np.append(rng.integers(1, 50, size=rng.integers(1, 16)), 0) for _ in range(200)]
+  rows = packing.pack_text(docs, length=16, pad_id=PAD, packing="best_fit",
+                           attend_across_documents=False, reset_positions=True)
+  pieces = [tuple(row[segment == n]) for row, segment in zip(rows.tokens_BT, rows.segment_BT)
+            for n in range(1, segment.max() + 1)]
+  assert sorted(pieces) == sorted(tuple(doc) for doc in docs)
+  assert (rows.segment_BT > 0).mean() > 0.9
+
+
+def test_an_unknown_packing_of_text_is_named():
+  with pytest.raises(ValueError, match="packing 'tight'; choose from .*best_fit.*cut"):
+    packing.pack_text(TEXT, length=4, pad_id=PAD, packing="tight")
 
 
 def test_documents_end_in_end_of_text_and_stop_at_the_limit(tokenizer: Tokenizer):
@@ -330,17 +351,3 @@ def test_every_untied_pair_becomes_a_row(tokenizer: Tokenizer):
   tied, _ = prepare.comparison_rows([dict(records[0], ranks=[1] * 4)], tokenizer, length=20)
   with pytest.raises(ValueError, match="no comparison has an untied pair"):
     tied.pairs()
-
-
-# ---- speed
-
-
-def test_four_million_tokens_pack_in_seconds():
-  rng = np.random.default_rng(0)
-  sizes = rng.integers(10, 790, size=10_000)
-  docs = [rng.integers(0, 1000, size=n).astype(np.int32) for n in sizes]
-  sequences = [TokenSequence(ids=d, num_prompt=5) for d in docs]
-  start = time.monotonic()
-  packing.pack_text(docs, length=512, pad_id=PAD, attend_across_documents=False)
-  packing.pack_sequences(sequences, length=1024, pad_id=PAD)
-  assert sum(map(len, docs)) > 3.9e6 and time.monotonic() - start < 10

@@ -4,8 +4,9 @@ Rows are `types.LmBatch`es of numpy arrays with one entry per row.  Everything h
 of its arguments alone: the number of processes never enters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -25,15 +26,15 @@ class TokenSequence:
   num_prompt: int
 
 
-def tokenize_documents(texts: Sequence[str], tokenizer: Tokenizer, *,
+def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer, *,
                        max_tokens: int | None = None) -> list[np.ndarray]:
   """int32 ids of each text with end-of-text behind, until `max_tokens` are reached.
 
   The document that crosses the limit is cut there (without end-of-text).
   """
-  documents, total, chunk = [], 0, 256  # in chunks, so that a limit saves the work behind it
-  for start in range(0, len(texts), chunk):
-    for ids in tokenizer.encode_batch(texts[start:start + chunk]):
+  documents, total, texts = [], 0, iter(texts)
+  while chunk := list(itertools.islice(texts, 256)):  # so that a limit saves the work behind it
+    for ids in tokenizer.encode_batch(chunk):
       ids.append(tokenizer.eot_id)
       document = np.asarray(ids, np.int32)
       if max_tokens is not None and total + len(document) >= max_tokens:
@@ -44,10 +45,10 @@ def tokenize_documents(texts: Sequence[str], tokenizer: Tokenizer, *,
   return documents
 
 
-def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int,
+def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int, packing: str = "cut",
               attend_across_documents: bool = True, reset_positions: bool = False
               ) -> types.LmBatch:
-  """Concatenates documents and cuts them into rows of `length`; only the last row has padding.
+  """Documents -> rows of `length`.
 
   The defaults are GPT-3's: sequences are packed "without special masking", documents being told
   apart by end-of-text alone (Brown et al. 2020, arXiv:2005.14165, appendix B).
@@ -55,7 +56,11 @@ def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int,
   Args:
     documents: int32 ids, each with end-of-text at its end.
     length: tokens per row.
-    pad_id: fills the last row.
+    pad_id: fills the ends of rows.
+    packing: a key of `TEXT_PACKINGS`: "cut" concatenates the documents and cuts where rows end, so
+      that only the last row has padding; "best_fit" keeps documents whole, as `pack_sequences`
+      does, and cuts only those longer than a row.  Where rows are not much longer than documents,
+      "cut" parts most answers from their questions.
     attend_across_documents: True gives a row one segment; False gives each document its own, and
       then nothing predicts a document's first token.
     reset_positions: positions count from the start of the document's part in the row, not from
@@ -65,23 +70,33 @@ def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int,
     LmBatch of numpy arrays; loss weight 1 on every target.
 
   Raises:
-    ValueError: there is no document.
+    ValueError: there is no document, or an unknown packing.
   """
+  if packing not in TEXT_PACKINGS:
+    raise ValueError(f"packing {packing!r}; choose from {sorted(TEXT_PACKINGS)}")
   if not documents:
     raise ValueError("no document to pack; give at least one")
-  sizes = np.asarray([len(d) for d in documents])
-  starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-  num_rows = -(-int(sizes.sum()) // length)
-  # Documents are cut where rows end: the pieces are what a row consists of.
+  size, row, column = TEXT_PACKINGS[packing](np.asarray([len(d) for d in documents]), length)
+  return _lay_out(np.concatenate(documents), np.ones(size.sum(), np.float32), size, row, column,
+                  num_rows=int(row.max()) + 1, length=length, pad_id=pad_id,
+                  attend_across_documents=attend_across_documents, reset_positions=reset_positions)
+
+
+def _cut_at_rows(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(size, row, column) of the pieces of documents that stand end to end."""
   flat = np.arange(sizes.sum())
   is_start = (flat % length) == 0
-  is_start[starts[sizes > 0]] = True
-  piece_start = np.flatnonzero(is_start)
-  piece_size = np.diff(np.append(piece_start, len(flat)))
-  return _lay_out(np.concatenate(documents), np.ones(len(flat), np.float32), piece_size,
-                  piece_start // length, piece_start % length, num_rows=num_rows, length=length,
-                  pad_id=pad_id, attend_across_documents=attend_across_documents,
-                  reset_positions=reset_positions)
+  is_start[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
+  start = np.flatnonzero(is_start)
+  return np.diff(np.append(start, len(flat))), start // length, start % length
+
+
+def _cut_if_longer(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(size, row, column) of documents that stay whole where a row can hold them."""
+  index = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the document
+  start = np.flatnonzero(index % length == 0)
+  size = np.diff(np.append(start, len(index)))
+  return size, *_best_fit(size, length)
 
 
 def pack_sequences(sequences: Sequence[TokenSequence], *, length: int, pad_id: int,
@@ -194,3 +209,4 @@ def _one_per_row(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray
 
 
 PACKINGS = {"best_fit": _best_fit, "one_per_row": _one_per_row}
+TEXT_PACKINGS = {"cut": _cut_at_rows, "best_fit": _cut_if_longer}

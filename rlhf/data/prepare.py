@@ -228,30 +228,30 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
   return rows, counts
 
 
-def text_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int,
+def text_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int, packing: str = "cut",
               attend_across_documents: bool = True, reset_positions: bool = False,
               max_tokens: int | None = None, shuffle_seed: int | None = None
               ) -> tuple[types.LmBatch, dict[str, int]]:
-  """Documents packed into rows as GPT-3 does; see `packing.pack_text`.
+  """Documents packed into rows, by default as GPT-3 does; see `packing.pack_text`.
 
   Args:
     records: texts.
     tokenizer: text to ids.
     length: tokens per row.
-    attend_across_documents, reset_positions: as in `packing.pack_text`.
+    packing, attend_across_documents, reset_positions: as in `packing.pack_text`.
     max_tokens: what comes after so many tokens is left out.
     shuffle_seed: takes the documents in a random order; None keeps theirs.
 
   Returns:
     (rows, counts of documents, tokens and rows).
   """
-  order = np.arange(len(records))
+  texts = (record["text"] for record in records)
   if shuffle_seed is not None:
     order = np.random.default_rng(shuffle_seed).permutation(len(records))
-  documents = packing_lib.tokenize_documents([records[int(i)]["text"] for i in order], tokenizer,
-                                             max_tokens=max_tokens)
+    texts = (records[int(i)]["text"] for i in order)
+  documents = packing_lib.tokenize_documents(texts, tokenizer, max_tokens=max_tokens)
   rows = packing_lib.pack_text(
-      documents, length=length, pad_id=tokenizer.pad_id,
+      documents, length=length, pad_id=tokenizer.pad_id, packing=packing,
       attend_across_documents=attend_across_documents, reset_positions=reset_positions)
   counts = {"kept": len(documents), "tokens": int(sum(len(d) for d in documents)),
             "rows": len(rows.tokens_BT)}
