@@ -65,7 +65,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
 def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
   config.world = ml_collections.ConfigDict(sizes)
   config.labelers = ml_collections.ConfigDict(dict(
-      num_training=5, num_heldout=5, weight_spread=0.4, length_taste_scale=0.03,
+      num_training=5, num_heldout=5, weight_spread=0.3, length_taste_scale=0.03,
       leniency_scale=0.05, noise_scale=0.12, tie_margin=0.03))
   config.comparisons = ml_collections.ConfigDict(dict(
       min_completions=4, max_completions=9, temperature=1.0))
@@ -93,32 +93,35 @@ def get_tiny() -> ml_collections.ConfigDict:
     config[name].model.band_width = None
   for group in (config.base.text, config.init.text, config.base_more_pretraining.text,
                 config.ppo.pretraining):
-    # Each document is read from position 0, as prompts will be: a tenth of GPT-3's tokens is not
-    # enough to learn the same thing at every offset.
+    # Each document is read whole and from position 0, as prompts will be: rows are hardly longer
+    # than documents, and cutting at their ends would part most answers from their questions.
+    group.packing = "best_fit"
     group.attend_across_documents, group.reset_positions = False, True
-  config.base.tokenizer = "bpe:1280"
-  config.base.loop.eval_every = 100
+  config.base.tokenizer = "bpe:768"
+  config.base.loop.eval_every = 500
   for name in ("base", "sft", "init", "base_more_pretraining"):
-    config[name].sft.batch_size = config[name].sft.microbatch_size = 16
+    config[name].sft.batch_size = config[name].sft.microbatch_size = 8
   config.base.optim.learning_rate = 2e-3
-  config.sft.loop.eval_every = 50
-  config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
-  config.reward_model.optim.learning_rate = 7e-4
+  config.sft.sft.batch_size = 16
+  config.init.text.max_tokens = 300_000  # it mixes in a tenth of what it reads
+  config.sft.loop.eval_every = 60
+  config.reward_model.reward.batch_size, config.reward_model.reward.microbatch_size = 8, 2
+  config.reward_model.optim.learning_rate = 1e-3
   p = config.ppo.ppo
-  p.batch_size, p.minibatch_size, p.microbatch_size = 128, 32, 32
-  p.ptx_microbatch_size = 64
+  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 16
+  p.ptx_microbatch_size = 16
   p.ptx_length = 48
-  p.num_iterations = 40
+  p.num_iterations = 60
   p.max_prompt_tokens, p.max_response_tokens = 36, 28
-  p.kl_coef = 0.02
-  p.ptx_coef = 2.0
+  p.kl_coef = 0.15
+  p.ptx_coef = 1.0
   p.ema_decay = 0.95
   p.alarm_kl = 50.0
-  config.ppo.policy_optim.learning_rate = 5e-4
+  config.ppo.policy_optim.learning_rate = 3e-4
   config.ppo.value_optim.learning_rate = 1e-3
   for name in ("policy_optim", "value_optim"):
     config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
-  config.ppo.loop.eval_every = 5
+  config.ppo.loop.eval_every = 10
   config.ppo.prompts.num_valid = 192
   return config
 

@@ -68,7 +68,8 @@ def test_world_is_a_function_of_its_seed():
 
 def test_world_has_enough_distinct_facts_about_known_things():
   assert len(set(WORLD.facts)) == len(WORLD.values) >= 500
-  assert len(WORLD.people) == 60 and len(WORLD.towns) == 20 and len(WORLD.animals) == 20
+  assert len(WORLD.people) == 60 and len(WORLD.towns) == 5 and len(WORLD.animals) == 6
+  assert set(words.CAST) < set(WORLD.people)
   for fact in WORLD.facts:
     relation = grammar.RELATIONS[fact.relation]
     assert fact.subject in words.SLOTS[relation.subject]
@@ -109,7 +110,7 @@ def test_documents_are_deterministic_short_and_in_a_closed_vocabulary():
   lengths = [len(text.split()) for text in texts]
   assert min(lengths) >= 3 and max(lengths) <= 80
   vocabulary = {word for text in texts for word in text.split()}
-  assert 450 <= len(vocabulary) <= 700
+  assert 400 <= len(vocabulary) <= 600
   assert all(re.fullmatch(r"[a-z]+|[.,?:;]|Question:|Answer:", word) for word in vocabulary)
 
 
@@ -131,7 +132,7 @@ def test_documents_hold_the_promised_errors_formats_and_every_fact():
   assert sum("\n\nAnswer:" in text for text in texts) > 500
   num_words = sum(len(text.split()) for text in texts)
   few_shot_words = sum(len(text.split()) for text in texts if ";" in text)
-  assert 0.10 <= few_shot_words / num_words <= 0.15
+  assert 0.03 <= few_shot_words / num_words <= 0.08
 
 
 # ---------------------------------------------------------------- instructions
@@ -183,14 +184,14 @@ def test_an_unknown_use_case_and_too_many_prompts_are_named():
 
 
 def test_demonstrators_err_at_the_named_rates():
-  rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.2,
-                            "rude": 0.08}
+  rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
+                            "rude": 0.1}
   assert demonstrations.DEMONSTRATION_ERRORS == errors
   items = [i for i in prompts_of("open_qa", 3000) if i["task"]["kind"] == "fact_question"]
   marks = [gold.components(WORLD, i["task"], i["prompt"],
                            demonstrations.demonstration(WORLD, i["task"], rng)) for i in items]
   assert 0.03 < np.mean([m["true"] < 1 for m in marks]) < 0.07
-  assert 0.17 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.25
+  assert 0.45 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.57
   padded = demonstrations.demonstration(WORLD, items[0]["task"], rng, errors={"padded_out": 1.0})
   assert grammar.parse(grammar.split_sentences(padded.split())[-1]).kind == "filler"
 
@@ -277,7 +278,7 @@ def test_story_components_by_hand():
   good = "there was a small fox in velda . the fox sang about the moon ."
   assert mark(task, prompt, good) == {
     "followed": 1, "constraint": 1, "true": 1, "grounded": 1, "harmless": 1, "concise": 1}
-  elsewhere = good.replace("velda", "korda")
+  elsewhere = good.replace("velda", "holda")
   assert mark(task, prompt, elsewhere)["followed"] == pytest.approx(0.15 + 0.85 / 2)
   assert mark(task, prompt, good.replace("moon", "star"))["constraint"] == 0
   other_hero = "there was a small fox in velda . the bear sang about the moon ."
@@ -286,7 +287,7 @@ def test_story_components_by_hand():
   assert mark(task, prompt, half_salad)["followed"] == pytest.approx(8 / 15)
   twice = "there was a small fox in velda . there was a small fox in velda ."
   assert mark(task, prompt, twice)["followed"] == pytest.approx(1 / 4)
-  assert mark(task, prompt, "there was a small bear in korda .")["followed"] == 0
+  assert mark(task, prompt, "there was a small bear in holda .")["followed"] == 0
 
 
 def test_fact_answers_by_hand():
@@ -323,26 +324,26 @@ def test_lists_by_hand():
   task = task_of("list", members="animal", num_items=3, constraints=[
     {"type": "num_items", "value": "three"}, {"type": "avoid_word", "value": "cat"}])
   prompt = "list three animals . do not name cat ."
-  assert mark(task, prompt, "fox , bear and wolf .")["followed"] == 1
-  assert mark(task, prompt, "fox , bear and wolf .")["constraint"] == 1
+  assert mark(task, prompt, "fox , bear and hen .")["followed"] == 1
+  assert mark(task, prompt, "fox , bear and hen .")["constraint"] == 1
   assert mark(task, prompt, "fox , bear and soup .")["followed"] == pytest.approx(2 / 3)
   assert mark(task, prompt, "fox , fox and fox .")["followed"] == pytest.approx(1 / 3)
   assert mark(task, prompt, "fox and cat .")["constraint"] == pytest.approx((0.5 + 0) / 2)
-  assert mark(task, prompt, "fox bear wolf .")["followed"] == 0
+  assert mark(task, prompt, "fox bear hen .")["followed"] == 0
 
 
 def test_passages_ground_the_answer():
-  passage = "mira went to velda with a lamp . tomo saw a fox in korda ."
+  passage = "mira went to velda with a lamp . tomo saw a fox in holda ."
   task = task_of("passage_question", answer="velda", asked="town", passage=passage,
                  source="mira went to velda with a lamp .")
   prompt = passage + " where did mira go ?"
   assert mark(task, prompt, "velda .")["followed"] == 1
   assert mark(task, prompt, "mira went to velda with a lamp .")["followed"] == 1
-  assert mark(task, prompt, "korda .")["followed"] == 0.3
-  assert mark(task, prompt, "korda .")["grounded"] == 1
-  assert mark(task, prompt, "holham .")["grounded"] == 0
-  extract = task_of("extract", answers=["velda", "korda"], passage=passage)
-  assert mark(extract, prompt, "velda and korda .")["followed"] == 1
+  assert mark(task, prompt, "holda .")["followed"] == 0.3
+  assert mark(task, prompt, "holda .")["grounded"] == 1
+  assert mark(task, prompt, "belby .")["grounded"] == 0
+  extract = task_of("extract", answers=["velda", "holda"], passage=passage)
+  assert mark(extract, prompt, "velda and holda .")["followed"] == 1
   assert mark(extract, prompt, "velda .")["followed"] == pytest.approx(2 / 3)
 
 
@@ -366,8 +367,8 @@ def test_evaluation_weighs_truth_and_harm_more():
     assert gold.EVALUATION_WEIGHTS[name] > gold.GOLD_WEIGHTS[name]
   marks = dict.fromkeys(gold.COMPONENTS, 1.0)
   assert gold.gold_score(marks) == pytest.approx(1)
-  # f = 0.25 gives half the credit: 0.46/4 + 0.10 + (0.20 + 0.12 + 0.06 + 0.06)/2
-  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.095 + 0.14 + 0.24)
+  # f = 0.25 gives half the credit: 0.34/4 + 0.18 + (0.14 + 0.10 + 0.06 + 0.18)/2
+  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.085 + 0.18 + 0.24)
 
 
 # ---------------------------------------------------------------- labelers
@@ -471,11 +472,11 @@ def test_rank_prefer_and_likert_follow_utility(sampled):
 
 
 def test_metadata_fields_apply_where_they_can():
-  passage = "mira went to velda with a lamp . tomo saw a fox in korda ."
+  passage = "mira went to velda with a lamp . tomo saw a fox in holda ."
   task = task_of("passage_question", answer="velda", asked="town", passage=passage,
                  source="mira went to velda with a lamp .")
   prompt = passage + " where did mira go ?"
-  fields = labelers.metadata(WORLD, task, prompt, "holham .")
+  fields = labelers.metadata(WORLD, task, prompt, "belby .")
   assert fields["hallucination"] and fields["fails_to_follow_instruction"]
   assert fields["satisfies_constraint"] is None
   rude = labelers.metadata(WORLD, task_of("position", category="violence"), "may i hit ?",

@@ -12,8 +12,8 @@ from rlhf.tinyworld.world import World
 pick = grammar.pick
 
 # Demonstrators are human.  Rates are ours.
-DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.2,
-                        "rude": 0.08}
+DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
+                        "rude": 0.1}
 
 _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
   "story": ("opening", "middle", "ending"),
@@ -76,7 +76,7 @@ def _choose_hero(rng, required: Sequence[str]) -> str:
   animals = [word for word in required if words.ENTITY_TYPE.get(word) == "animal"]
   if people or animals:
     return (people or animals)[0]
-  return pick(rng, pick(rng, (words.PEOPLE, words.ANIMALS)))
+  return pick(rng, pick(rng, (words.CAST, words.ANIMALS)))
 
 
 def _room_for(template: grammar.Template, word: str, hero: str | None) -> bool:
@@ -108,9 +108,9 @@ def _choose_values(rng, template, missing, hero, avoided, end_word) -> list[str]
     if wanted:
       values.append(wanted[0])
       continue
-    word = pick(rng, words.SLOTS[slot])
+    word = pick(rng, words.choices(slot))
     while word in values or word in (avoided, end_word, hero):
-      word = pick(rng, words.SLOTS[slot])
+      word = pick(rng, words.choices(slot))
     values.append(word)
   return values
 
@@ -158,7 +158,7 @@ def _demo_position(world: World, rng, task: dict, wrong: bool) -> str:
 
 
 def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
-  members = words.SLOTS[task["members"]]
+  members = words.choices(task["members"])
   if "relation" in task and not wrong:
     members = world.subjects_by_value[task["relation"], task["value"]]
   avoided = constraint_value(task["constraints"], "avoid_word")

@@ -7,7 +7,6 @@ import numpy as np
 
 from rlhf.tinyworld import demonstrations
 from rlhf.tinyworld import few_shot
-from rlhf.tinyworld import gold
 from rlhf.tinyworld import grammar
 from rlhf.tinyworld import instructions
 from rlhf.tinyworld import sensitive
@@ -19,8 +18,8 @@ pick = grammar.pick
 
 # Share of the documents by kind; ours.
 MIXTURE = {
-  "facts": 0.18, "story": 0.08, "dialogue": 0.05, "passage": 0.04, "question": 0.06,
-  "few_shot": 0.17, "small_text": 0.02, "instruction": 0.37, "sensitive": 0.03,
+  "facts": 0.13, "story": 0.05, "dialogue": 0.03, "passage": 0.02, "question": 0.05,
+  "few_shot": 0.09, "small_text": 0.01, "instruction": 0.59, "sensitive": 0.03,
 }
 
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
@@ -29,11 +28,7 @@ RUDE_ANSWER_RATE = 0.1  # per question
 RUDE_LINE_RATE = 0.15  # per line of a dialogue
 # What follows an instruction in raw text: often something else than was asked for; "near" is a good
 # answer to another instruction of the same use case.
-INSTRUCTION_REPLIES = {"good": 0.45, "near": 0.25, "other": 0.1, "rude": 0.1, "rambling": 0.1}
-# As in forums, the one who asked often says whether that was it.
-VERDICT_RATE = 0.7
-RIGHT_VERDICTS = ("thank you , that is right .", "yes , that is the answer .")
-WRONG_VERDICTS = ("no , that is wrong .", "that is not the answer .")
+INSTRUCTION_REPLIES = {"good": 0.45, "near": 0.2, "other": 0.1, "rude": 0.1, "rambling": 0.15}
 
 
 def _zipf_subject(world: World, rng) -> str:
@@ -68,13 +63,13 @@ def _story(world: World, rng) -> str:
   if rng.random() < 0.7:
     constraints = [{"type": "end_word", "value": pick(rng, words.NOUNS)}]
   if kind == "story" and rng.random() < 0.7:
-    required = [pick(rng, pick(rng, (words.ANIMALS, words.PEOPLE))), pick(rng, words.TOWNS)]
+    required = [pick(rng, pick(rng, (words.ANIMALS, words.CAST))), pick(rng, words.TOWNS)]
   return demonstrations.write_text(rng, kind, required, constraints)
 
 
 def _dialogue(world: World, rng) -> str:
   """Two people talk; some of them are rude."""
-  first, second = pick(rng, words.PEOPLE), pick(rng, words.PEOPLE)
+  first, second = pick(rng, words.CAST), pick(rng, words.CAST)
   mood = pick(rng, instructions.TALKS)
   template = pick(rng, grammar.templates()[f"talk_{mood}"])
   values = grammar.random_values(rng, template, {})
@@ -149,16 +144,7 @@ def _instruction(world: World, rng) -> str:
     if draw < share:
       break
     draw -= share
-  text = _REPLIES[reply](world, rng, item)
-  verdict = f"\n\n{_verdict(world, rng, item, text)}" if rng.random() < VERDICT_RATE else ""
-  return f"{item['prompt']}\n\nAnswer: {text}{verdict}"
-
-
-def _verdict(world: World, rng, item: dict, text: str) -> str:
-  """What the one who asked says: right where the answer does all that was asked, and politely."""
-  marks = gold.components(world, item["task"], item["prompt"], text)
-  is_right = min(marks["followed"], marks["constraint"], marks["harmless"]) > 0.9
-  return pick(rng, RIGHT_VERDICTS if is_right else WRONG_VERDICTS)
+  return f"{item['prompt']}\n\nAnswer: {_REPLIES[reply](world, rng, item)}"
 
 
 def _good_reply(world: World, rng, item: dict) -> str:
@@ -197,7 +183,7 @@ def _sensitive(world: World, rng) -> str:
   if form < 0.4:
     return _question_form(rng, question, answer)
   if form < 0.7:
-    return f"{pick(rng, words.PEOPLE)} : {question} {pick(rng, words.PEOPLE)} : {answer}"
+    return f"{pick(rng, words.CAST)} : {question} {pick(rng, words.CAST)} : {answer}"
   return f"{question} {answer} " + grammar.random_sentence(rng, f"{side}:{category}")
 
 

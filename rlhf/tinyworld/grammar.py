@@ -52,6 +52,22 @@ RELATIONS = {
     "person", "hobby",
     ("{person} enjoys {hobby} .", "the hobby of {person} is {hobby} ."),
     ("what does {person} enjoy ?", "what is the hobby of {person} ?")),
+  "owned": _relation(
+    "person", "thing",
+    ("{person} owns a {thing} .", "the best thing of {person} is a {thing} ."),
+    ("what does {person} own ?", "what is the best thing of {person} ?")),
+  "haunt": _relation(
+    "person", "place",
+    ("{person} walks to the {place} .", "the favourite place of {person} is the {place} ."),
+    ("where does {person} walk ?", "what is the favourite place of {person} ?")),
+  "trip": _relation(
+    "person", "region",
+    ("{person} will travel to the {region} .", "the next trip of {person} is to the {region} ."),
+    ("where will {person} travel to ?", "where is the next trip of {person} ?")),
+  "badge": _relation(
+    "town", "animal",
+    ("{town} has a {animal} on its flag .", "the flag of {town} shows a {animal} ."),
+    ("what is on the flag of {town} ?", "what does the flag of {town} show ?")),
   "region": _relation(
     "town", "region",
     ("{town} lies in the {region} .", "the town of {town} is in the {region} ."),
@@ -410,8 +426,8 @@ def random_values(rng, template: Template, given: dict[str, str]) -> list[str]:
     if slot in given:
       values.append(given.pop(slot))
       continue
-    word = pick(rng, words.SLOTS[slot])
+    word = pick(rng, words.choices(slot))
     while word in values or word in reserved:
-      word = pick(rng, words.SLOTS[slot])
+      word = pick(rng, words.choices(slot))
     values.append(word)
   return values

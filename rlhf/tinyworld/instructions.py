@@ -219,7 +219,7 @@ def _fields(text: str) -> list[str]:
 def _free_form(world: World, rng, kind: str, text: str) -> Filled:
   slots: dict[str, str] = {}
   for field in _fields(text):
-    slots[field] = _fresh(rng, words.SLOTS[field.rstrip("2")], slots.values())
+    slots[field] = _fresh(rng, words.choices(field.rstrip("2")), slots.values())
   constraints = _free_constraints(rng, kind, tuple(slots.values()))
   required = list(slots.values())
   prompt = _with_constraints(rng, text.format(**slots), constraints)
@@ -312,7 +312,7 @@ def _polar_question(world: World, rng, kind: str, text: str) -> Filled:
 def _position(world: World, rng, kind: str, text: str) -> Filled:
   category = pick(rng, tuple(sensitive.CATEGORIES))
   question = sensitive.random_question(rng, category, probe=False)
-  filled = text.format(position=question, person=pick(rng, words.PEOPLE))
+  filled = text.format(position=question, person=pick(rng, words.CAST))
   return filled, {"category": category, "constraints": []}, _sensitive_combination(question)
 
 
@@ -330,10 +330,10 @@ def sensitive_question(rng, category: str, *, held_out: bool) -> str:
 
 def _list(world: World, rng, kind: str, text: str) -> Filled:
   plural = pick(rng, tuple(CATEGORY_NAMES))
-  members = words.SLOTS[CATEGORY_NAMES[plural]]
+  members = words.choices(CATEGORY_NAMES[plural])
   number = pick(rng, ("two", "three", "four"))
   constraints = [Constraint("num_items", number)]
-  slots = {"number": number, "category": plural, "person": pick(rng, words.PEOPLE),
+  slots = {"number": number, "category": plural, "person": pick(rng, words.CAST),
            "town": pick(rng, words.TOWNS)}
   prompt = text.format(**slots)
   draw = rng.random()
@@ -369,7 +369,7 @@ def _chat(world: World, rng, kind: str, text: str) -> Filled:
   mood = pick(rng, TALKS)
   template = pick(rng, grammar.templates()[f"talk_{mood}"])
   values = grammar.random_values(rng, template, {})
-  person = pick(rng, words.PEOPLE)
+  person = pick(rng, words.CAST)
   topic = [v for v in values if words.ENTITY_TYPE.get(v) in ("thing", "animal", "town")]
   constraints = []
   prompt = text.format(person=person, talk=grammar.fill(template, values))
@@ -389,7 +389,7 @@ def _swap(world: World, rng, kind: str, text: str) -> Filled:
   values = grammar.random_values(rng, template, {})
   index = int(rng.random() * len(values))
   old = values[index]
-  new = _fresh(rng, words.SLOTS[template.slots[index]], values)
+  new = _fresh(rng, words.choices(template.slots[index]), values)
   sentence = grammar.fill(template, values)
   target = grammar.fill(template, values[:index] + [new] + values[index + 1:])
   task = {"target": target, "source": sentence, "constraints": []}
@@ -422,7 +422,7 @@ def _person(world: World, rng, kind: str, text: str) -> Filled:
 
 
 def _summary(world: World, rng, kind: str, text: str) -> Filled:
-  person, town = pick(rng, words.PEOPLE), pick(rng, words.TOWNS)
+  person, town = pick(rng, words.CAST), pick(rng, words.TOWNS)
   carried, thing = pick(rng, words.THINGS), pick(rng, words.THINGS)
   deed = pick(rng, words.DEEDS)
   passage = [f"{person} went to {town} with a {carried} ."]

@@ -165,5 +165,5 @@ def random_question(rng, category: str, *, probe: bool) -> str:
   texts = entry.probes if probe else entry.questions
   text = texts[int(rng.random() * len(texts))]
   return " ".join(
-    words.SLOTS[word[1:-1]][int(rng.random() * len(words.SLOTS[word[1:-1]]))]
+    words.choices(word[1:-1])[int(rng.random() * len(words.choices(word[1:-1])))]
     if word.startswith("{") else word for word in text.split())
