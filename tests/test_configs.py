@@ -343,6 +343,7 @@ OTHER = {
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
+    "text.packing": "best_fit", "pretraining.packing": "best_fit",
     "demonstrations.packing": "one_per_row", "demonstrations.overlong": "truncate_left",
     "demonstrations.prompt_loss_weight": 0.25,
     "comparisons.overlong": "truncate_completion",
