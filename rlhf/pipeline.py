@@ -52,7 +52,10 @@ from rlhf.tinyworld import world as world_lib
 from rlhf.tinyworld import write as write_lib
 from rlhf.tokenizer import Tokenizer
 
+# What stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
+FEW_SHOT_DELIMITER = " "
 POLICIES = ("base", "sft", "ppo", "ppo_ptx")
+COMPARED = (*POLICIES, "sft_last", "ppo_live", "ppo_ptx_live")  # on the test prompts
 LIKELIHOOD_MODELS = ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx")
 SHOWN_SAMPLES = 30
 
@@ -94,9 +97,10 @@ class FilesConfig:
   """One's own data: `FORMAT:PATH` or tfds names, several where a field is a tuple.
 
   Attributes:
-    text, demonstrations, comparisons, prompts: where each kind comes from.
-    max_text_tokens: left to `base.text.max_tokens`; here the share of documents held out.
-    valid_fraction, test_fraction: of users (of prompts, where there are no users).
+    text, demonstrations, comparisons, prompts: where each kind comes from; `base.text.max_tokens`
+      says how much of the text is read.
+    valid_fraction, test_fraction: of users (of prompts, where there are no users; of documents for
+      text).
     max_demonstrations: a random subset of so many.
     prefix_length: prompts that share so many first characters are duplicates; not stated in the
       paper.
@@ -113,6 +117,18 @@ class FilesConfig:
   prefix_length: int
   max_prompts_per_user: int
   on_bad: str
+
+  def __post_init__(self):
+    if not (0 < self.valid_fraction and 0 < self.test_fraction
+            and self.valid_fraction + self.test_fraction < 1):
+      raise ValueError(
+          f"files.valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction}; use "
+          "numbers above 0 that leave something to train on")
+    if self.on_bad not in ("stop", "skip"):
+      raise ValueError(f"files.on_bad {self.on_bad!r}; use stop or skip")
+    for name in ("max_demonstrations", "prefix_length", "max_prompts_per_user"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"files.{name} {getattr(self, name)}; use 1 or more")
 
 
 # ----------------------------------------------------------------------------- data
@@ -392,12 +408,13 @@ def selected_sft(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "sft" / "epochs" / f"{epoch:02d}"
 
 
-def policy_paths(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+def policy_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name of every compared model -> its export."""
   return dict(
       base=workdir / "base" / "export",
       base_more_pretraining=workdir / "base_more_pretraining" / "export",
       init=workdir / "init" / "export", sft=selected_sft(workdir),
+      sft_last=last_epoch(config, workdir),
       ppo=workdir / "ppo" / "export", ppo_live=workdir / "ppo" / "export_live",
       ppo_ptx=workdir / "ppo_ptx" / "export", ppo_ptx_live=workdir / "ppo_ptx" / "export_live")
 
@@ -412,13 +429,12 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     return workdir_lib.done_result(stage)
   began = time.perf_counter()
   p = EvaluationConfig(**config.evaluation)
-  paths = policy_paths(workdir)
+  paths = policy_paths(config, workdir)
   records = None
   reward = load_reward(config, workdir / "reward_model" / "export")
   texts, rewards = {}, {}
-  compared = (*POLICIES, "ppo_live", "ppo_ptx_live")
-  with metrics_lib.Progress("evaluation answers", len(compared)) as progress:
-    for number, name in enumerate(compared, 1):
+  with metrics_lib.Progress("evaluation answers", len(COMPARED)) as progress:
+    for number, name in enumerate(COMPARED, 1):
       network = load_policy(config, paths[name])
       if records is None:
         records = fitting(config, network, read_jsonl(workdir / "data" / "prompts_test.jsonl"))
@@ -430,7 +446,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
       rewards[name] = float(np.mean(score_answers(config, reward, drawn)))
       progress.update(number, {}, num_tokens=0)
   write_jsonl(stage / "answers.jsonl", (
-      dict(prompt=record["prompt"], answers={name: texts[name][i] for name in compared},
+      dict(prompt=record["prompt"], answers={name: texts[name][i] for name in COMPARED},
            **{key: record[key] for key in ("task", "use_case") if key in record})
       for i, record in enumerate(records)))
   result = dict(reward=rewards, num_prompts=len(records))
@@ -467,7 +483,7 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
         use_segments=not text.attend_across_documents)
     for task, items in tasks.items():
       accuracy[task][name] = likelihood.few_shot_accuracy(
-          network.cfg, network.params, network.tokenizer, items, delimiter=" ",
+          network.cfg, network.params, network.tokenizer, items, delimiter=FEW_SHOT_DELIMITER,
           batch_size=config.evaluation.batch_size)
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
@@ -477,12 +493,11 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
 def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:
   """Every labeler compares every policy's answer with SFT's, under the evaluation's weights."""
   world, (training, heldout) = make_world(config), make_labelers(config)
-  compared = tuple(texts)
   lines, gold_scores, metadata = [], {}, {}
   marks = {name: [gold.components(world, record["task"], record["prompt"], text)
                   for record, text in zip(records, texts[name], strict=True)]
-           for name in compared}
-  for name in compared:
+           for name in COMPARED}
+  for name in COMPARED:
     for weights_name, weights in (("training_weights", gold.GOLD_WEIGHTS),
                                   ("evaluation_weights", gold.EVALUATION_WEIGHTS)):
       gold_scores.setdefault(name, {})[weights_name] = float(
@@ -504,7 +519,7 @@ def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> d
                             win=win, likert=rating))
   write_jsonl(stage / "preferences.jsonl", lines)
   write_jsonl(stage / "gold.jsonl", (
-      {name: gold.gold_score(marks[name][i]) for name in compared} for i in range(len(records))))
+      {name: gold.gold_score(marks[name][i]) for name in COMPARED} for i in range(len(records))))
   settings = dict(num_resamples=p.num_resamples, seed=config.seed)
   return dict(gold_score=gold_scores, metadata={
       name: {label: interval.as_dict() for label, interval in
@@ -545,7 +560,7 @@ def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
   lines = preference.read_preferences(stage / "preferences.jsonl")
   values = functools.partial(preference.values_by_prompt, lines)
   groups = (("training_labelers", "training"), ("heldout_labelers", "heldout"))
-  names = ("base", "ppo", "ppo_ptx", "ppo_live", "ppo_ptx_live")
+  names = [name for name in COMPARED if name != "sft"]
   wins = {name: {label: preference.win_rate(
       values(policy=name, group=group, field="win"), **settings).as_dict()
       for label, group in groups} for name in names}
@@ -638,7 +653,17 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
                     answers={name: line["answers"][name] for name in POLICIES},
                     gold=None if scores is None else {name: scores[name] for name in POLICIES})
                for line, scores in zip(answers, golds)],
-      notes=[]))
+      notes=notes(config, selection["epoch"])))
+
+
+def notes(config, epoch: int) -> list[str]:
+  """What a reader must know of how the compared models came about."""
+  return [
+      f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose answers to "
+      f"{config.evaluation.num_selection_prompts} validation prompts the reward model scored "
+      "highest; the last epoch is shown beside it.",
+      f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
+      f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown beside them."]
 
 
 def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> float | None:

@@ -149,6 +149,10 @@ def test_unknown_flag(refused_training):
     (["--config=configs/pipeline.py:test", "--config.ppo.ppo.kl_cof=1"],
      "--config.ppo.ppo.kl_cof: config.ppo.ppo has no field 'kl_cof'; did you mean 'kl_coef'?"),
     (["--config=configs/pipe.py"], "there is no file configs/pipe.py"),
+    (["--config=configs/pipeline.py:test", "--config.world.num_test_prompts=-1"],
+     "world.num_test_prompts -1; use 0 or more"),
+    (["--config=configs/pipeline.py:real", "--config.files.test_fraction=0.95"],
+     "files.valid_fraction 0.1 and test_fraction 0.95; use numbers above 0"),
 ])
 def test_flags_of_the_pipeline(workdir_path, flags, expected):
   done = subprocess.run([sys.executable, "-m", "launch.pipeline", *flags,

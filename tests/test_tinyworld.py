@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from rlhf import pipeline
 from rlhf.tinyworld import demonstrations
 from rlhf.tinyworld import documents
 from rlhf.tinyworld import few_shot
@@ -521,6 +522,18 @@ def test_few_shot_answers_are_right_by_construction(task):
       assert sum(asked in words.CATEGORIES[choice] for choice in item["choices"]) == 1
   answers = collections.Counter(item["answer"] for item in items)
   assert max(answers.values()) < 60  # no place is always right
+
+
+def test_the_pipeline_asks_few_shot_items_as_documents_write_them():
+  """Prompt, delimiter and answer are the start of a text that a document could hold, word for word:
+  with another delimiter the choices would be scored as the ends of unfinished words."""
+  for task in few_shot.FEW_SHOT_TASKS:
+    for item in few_shot.few_shot_items(WORLD, task, 20, 3, seed=0):
+      text = item["prompt"] + pipeline.FEW_SHOT_DELIMITER + item["choices"][item["answer"]]
+      pairs = [pair.split(" : ") for pair in text.split(" ; ")]
+      assert [len(pair) for pair in pairs] == [2] * 4
+      assert text == " ; ".join(f"{left} : {right}" for left, right in pairs)
+      assert all(word.isalpha() for pair in pairs for word in pair), text
 
 
 def test_few_shot_format_is_in_documents_only_and_items_are_not(files):

@@ -16,7 +16,8 @@ import numpy as np
 LABELS = {
     "base": "Base", "base_more_pretraining": "Base, more pretraining", "init": "PPO start",
     "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "bigram": "Bigram counts",
-    "chance": "Chance",
+    "chance": "Chance", "sft_last": "SFT, last epoch", "ppo_live": "PPO, live weights",
+    "ppo_ptx_live": "PPO-ptx, live weights",
 }
 
 # Okabe and Ito's palette, told apart with any common colour vision deficiency.

@@ -33,6 +33,11 @@ class WorldConfig:
   num_few_shot_shots: int = 3
   num_users: int = 300  # of the training pool; the other two pools are a third as large
 
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value < 0:
+        raise ValueError(f"world.{field.name} {value}; use 0 or more")
 
 _FILES = {  # name -> (field with the size, pool of users)
   "demonstrations_train": ("num_demonstrations", "train"),
@@ -57,11 +62,8 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
     name without suffix -> path.
 
   Raises:
-    ValueError: more prompts are asked for than the world has, or a count is negative.
+    ValueError: more prompts are asked for than the world has.
   """
-  for field in dataclasses.fields(cfg):
-    if getattr(cfg, field.name) < 0:
-      raise ValueError(f"{field.name} {getattr(cfg, field.name)}; use 0 or more")
   world = make_world(cfg.seed)
   # Everything that can fail comes before the first file.
   contents = dict(prompt_sets(cfg, world))
