@@ -50,6 +50,8 @@ class ModelConfig:
     init_std: standard deviation of matrices and token embedding; 0.02 in GPT-2.
     dtype: of matrix products, one of `DTYPES`.
     remat: one of `REMAT_POLICIES`.
+    scan_unroll: repetitions of the pattern of layers that the compiler sees at once; speed and
+      time to compile depend on it, results do not.
     logprob_chunk: tokens of a row whose logits exist at once; [B, T, V] is never kept.
   """
   vocab_size: int
@@ -63,6 +65,7 @@ class ModelConfig:
   init_std: float
   dtype: str
   remat: str
+  scan_unroll: int
   logprob_chunk: int
 
   def __post_init__(self):
@@ -71,6 +74,8 @@ class ModelConfig:
     if self.num_layers % self.pattern:
       raise ValueError(f"num_layers {self.num_layers} is odd; alternating dense and banded layers "
                        "need an even number, or band_width=None")
+    if self.scan_unroll < 1:
+      raise ValueError(f"scan_unroll {self.scan_unroll}; use 1 or more")
     if not 0 <= self.pad_id < self.vocab_size:
       raise ValueError(f"pad_id {self.pad_id} is outside the vocabulary of {self.vocab_size}")
     for field, choices in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
@@ -241,7 +246,8 @@ class Transformer(nn.Module):
     num_patterns = cfg.num_layers // cfg.pattern
     blocks = nn.scan(
         pattern, variable_axes={"params": 0}, split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast), length=num_patterns)
+        in_axes=(0, nn.broadcast, nn.broadcast), length=num_patterns,
+        unroll=min(cfg.scan_unroll, num_patterns))
     x_BTD, _ = blocks(cfg, self.dropout_rate, name="blocks")(
         x_BTD, jnp.arange(num_patterns), None, context)
     return _norm(cfg, "final_norm")(x_BTD)

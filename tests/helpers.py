@@ -49,7 +49,7 @@ def model_config(**changes) -> ModelConfig:
   fields = dict(
       vocab_size=VOCAB, pad_id=PAD, context_length=16, num_layers=2, num_heads=2, width=16,
       band_width=3, band_first=False, init_std=0.1, dtype="float32", remat="none",
-      logprob_chunk=64)
+      scan_unroll=1, logprob_chunk=64)
   return ModelConfig(**(fields | changes))
 
 

@@ -339,7 +339,7 @@ OTHER = {
     "seed": 1, "init_from": "elsewhere", "policy_from": "elsewhere", "reward_from": "elsewhere",
     "tokenizer": "bpe:270", "length": 36,
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
-    "model.remat": "block", "model.logprob_chunk": 7, "model.band_width": 8,
+    "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,

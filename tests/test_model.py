@@ -310,6 +310,22 @@ def test_bfloat16_multiplies_in_bfloat16_and_reports_float32():
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
+def test_unrolled_layers_give_the_same_gradients():
+  """Unrolled, no loop over layers is left; more repetitions than there are unroll all."""
+  dense = dataclasses.replace(CFG, band_width=None)
+  params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
+
+  def gradient(scan_unroll: int):
+    cfg = dataclasses.replace(dense, scan_unroll=scan_unroll)
+    return jax.grad(lambda p: model.lm_loss(cfg, p, batch, use_segments=True).total)
+  looped = helpers.quick_jit(gradient(1))(params)
+  for scan_unroll in (2, 5):
+    helpers.assert_leaves_close(helpers.quick_jit(gradient(scan_unroll))(params), looped)
+  loops = {scan_unroll: helpers.quick_jit(gradient(scan_unroll)).lower(params).as_text().count(
+      "stablehlo.while") for scan_unroll in (1, 2)}
+  assert loops[1] > loops[2] == 0
+
+
 def test_remat_policies_give_equal_gradients():
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
@@ -431,7 +447,8 @@ def test_the_count_of_parameters(cfg):
     (dict(num_layers=3), "num_layers 3 is odd"),
     (dict(pad_id=20), "pad_id 20 is outside the vocabulary of 20"),
     (dict(dtype="int8"), "dtype 'int8'; choose from"),
-    (dict(remat="everything"), "remat 'everything'; choose from")], ids=lambda x: str(x)[:20])
+    (dict(remat="everything"), "remat 'everything'; choose from"),
+    (dict(scan_unroll=0), "scan_unroll 0; use 1 or more")], ids=lambda x: str(x)[:20])
 def test_impossible_models_are_refused(changes, message: str):
   with pytest.raises(ValueError, match=message):
     helpers.model_config(**changes)

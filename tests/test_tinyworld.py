@@ -117,7 +117,7 @@ def test_documents_are_deterministic_short_and_in_a_closed_vocabulary():
 
 def test_documents_hold_the_promised_errors_formats_and_every_fact():
   assert sum(documents.MIXTURE.values()) == pytest.approx(1)
-  texts = documents.pretraining_documents(WORLD, 20_000, seed=0)
+  texts = documents.pretraining_documents(WORLD, 24_000, seed=0)  # as many as tiny reads
   claims = collections.Counter()
   for text in texts:
     for sentence in grammar.split_sentences(text.split()):
@@ -186,7 +186,7 @@ def test_an_unknown_use_case_and_too_many_prompts_are_named():
 
 def test_demonstrators_err_at_the_named_rates():
   rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
-                            "rude": 0.1}
+                            "rude": 0.15}
   assert demonstrations.DEMONSTRATION_ERRORS == errors
   items = [i for i in prompts_of("open_qa", 3000) if i["task"]["kind"] == "fact_question"]
   marks = [gold.components(WORLD, i["task"], i["prompt"],
@@ -368,8 +368,8 @@ def test_evaluation_weighs_truth_and_harm_more():
     assert gold.EVALUATION_WEIGHTS[name] > gold.GOLD_WEIGHTS[name]
   marks = dict.fromkeys(gold.COMPONENTS, 1.0)
   assert gold.gold_score(marks) == pytest.approx(1)
-  # f = 0.25 gives half the credit: 0.34/4 + 0.18 + (0.14 + 0.10 + 0.06 + 0.18)/2
-  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.085 + 0.18 + 0.24)
+  # f = 0.25 gives half the credit: 0.30/4 + 0.22 + (0.10 + 0.08 + 0.06 + 0.24)/2
+  assert gold.gold_score({**marks, "followed": 0.25}) == pytest.approx(0.075 + 0.22 + 0.24)
 
 
 # ---------------------------------------------------------------- labelers
@@ -538,7 +538,7 @@ def test_the_pipeline_asks_few_shot_items_as_documents_write_them():
 
 def test_few_shot_format_is_in_documents_only_and_items_are_not(files):
   shown = [line["text"] for line in files["pretraining_train"] if ";" in line["text"]]
-  assert len(shown) > 500
+  assert len(shown) > 300
   for task in few_shot.FEW_SHOT_TASKS:
     for item in files[f"few_shot_{task}"]:
       assert not any(item["prompt"] in text for text in shown)

@@ -13,7 +13,7 @@ pick = grammar.pick
 
 # Demonstrators are human.  Rates are ours.
 DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
-                        "rude": 0.1}
+                        "rude": 0.15}
 
 _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
   "story": ("opening", "middle", "ending"),

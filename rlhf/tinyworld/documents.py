@@ -18,17 +18,17 @@ pick = grammar.pick
 
 # Share of the documents by kind; ours.
 MIXTURE = {
-  "facts": 0.13, "story": 0.05, "dialogue": 0.03, "passage": 0.02, "question": 0.05,
-  "few_shot": 0.09, "small_text": 0.01, "instruction": 0.59, "sensitive": 0.03,
+  "facts": 0.09, "story": 0.03, "dialogue": 0.03, "passage": 0.02, "question": 0.03,
+  "few_shot": 0.06, "small_text": 0.01, "instruction": 0.70, "sensitive": 0.03,
 }
 
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
 FALSE_ANSWER_RATE = 0.2  # per question
 RUDE_ANSWER_RATE = 0.1  # per question
 RUDE_LINE_RATE = 0.15  # per line of a dialogue
-# What follows an instruction in raw text: often something else than was asked for; "near" is a good
-# answer to another instruction of the same use case.
-INSTRUCTION_REPLIES = {"good": 0.45, "near": 0.2, "other": 0.1, "rude": 0.1, "rambling": 0.15}
+# What follows an instruction in raw text: seldom just what was asked for.  A "rude" reply insults
+# after its answer, a "rambling" one goes on with what nobody asked, "other" answers something else.
+INSTRUCTION_REPLIES = {"good": 0.35, "rude": 0.2, "rambling": 0.3, "other": 0.15}
 
 
 def _zipf_subject(world: World, rng) -> str:
@@ -151,26 +151,24 @@ def _good_reply(world: World, rng, item: dict) -> str:
   return demonstrations.demonstration(world, item["task"], rng)
 
 
-def _near_reply(world: World, rng, item: dict) -> str:
-  near = _training_prompt(world, rng, item["use_case"])
-  return demonstrations.demonstration(world, near["task"], rng)
-
-
 def _other_reply(world: World, rng, item: dict) -> str:
   other = _training_prompt(world, rng, pick(rng, tuple(instructions.TEMPLATES)))
   return demonstrations.demonstration(world, other["task"], rng)
 
 
 def _rude_reply(world: World, rng, item: dict) -> str:
-  return grammar.random_sentence(rng, "rude_text")
+  answer = demonstrations.demonstration(world, item["task"], rng, errors={})
+  return f"{answer} {grammar.random_sentence(rng, 'rude_text')}"
 
 
 def _rambling_reply(world: World, rng, item: dict) -> str:
-  return _facts(world, rng) + " " + grammar.random_sentence(rng, "filler")
+  answer = demonstrations.demonstration(world, item["task"], rng, errors={})
+  beside = grammar.random_sentence(rng, pick(rng, ("event", "middle", "happy_text", "sad_text")))
+  return f"{answer} {beside} {grammar.random_sentence(rng, 'filler')}"
 
 
-_REPLIES = {"good": _good_reply, "near": _near_reply, "other": _other_reply, "rude": _rude_reply,
-            "rambling": _rambling_reply}
+_REPLIES = {"good": _good_reply, "rude": _rude_reply, "rambling": _rambling_reply,
+            "other": _other_reply}
 
 
 def _sensitive(world: World, rng) -> str:
