@@ -40,6 +40,9 @@ import jinja2
 
 from rlhf.evals import figures
 
+# A smaller fall of the mean few-shot accuracy is not called a loss: an item or two of each task.
+LEAST_LOSS = 0.01
+
 GROUP_LABELS = {"training_labelers": "training labelers", "heldout_labelers": "held-out labelers"}
 
 _NUMBER = float
@@ -303,6 +306,10 @@ def _say_few_shot(report) -> str | None:
   moved = f"{percent_text(tax['init'])} at the start to {percent_text(tax['ppo'])}"
   if tax["recovered"] is None:
     return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
+  if tax["init"] - tax["ppo"] < LEAST_LOSS:
+    return (f"Few-shot accuracy, averaged over the tasks, fell by less than a point with PPO "
+            f"({moved}), so there is nothing to give back; with PPO-ptx it is "
+            f"{percent_text(tax['ppo_ptx'])}.")
   return (f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
           f"it is {percent_text(tax['ppo_ptx'])}, which gives back "
           f"{percent_text(tax['recovered'], 0)}.")
