@@ -225,7 +225,7 @@ def test_a_budget_longer_than_the_context(refused_training):
     ("sft", "demonstrations.on_bad", "['skip', 'stop']"),
     ("sft", "model.dtype", "['bfloat16', 'float16', 'float32']"),
     ("reward_model", "comparisons.overlong",
-     "['drop_comparison', 'drop_completion', 'truncate_completion']"),
+     "['drop_comparison', 'drop_completion', 'truncate_completion', 'truncate_prompt']"),
     ("ppo", "prompts.overlong", "['drop', 'truncate_left']"),
     ("ppo", "ppo.kl_controller", "['adaptive', 'fixed']"),
 ])

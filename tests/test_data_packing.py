@@ -335,6 +335,19 @@ def test_overlong_comparisons(tokenizer: Tokenizer):
     prepare.comparison_rows(COMPARISONS, tokenizer, length=3)
 
 
+def test_a_long_prompt_loses_its_start_before_every_completion_alike(tokenizer: Tokenizer):
+  records = [{"prompt": "abcdefgh", "completions": ["i", "jklm"], "ranks": [1, 2]},
+             {"prompt": "n", "completions": ["o", "p"], "ranks": [2, 1]},
+             {"prompt": "q", "completions": ["r", "stuvwxy"], "ranks": [2, 1]}]
+  rows, counts = prepare.comparison_rows(
+      records, tokenizer, length=8, prompt_suffix="", completion_prefix="",
+      overlong="truncate_prompt")
+  texts = [[tokenizer.decode(ids[:-1]) for ids in row] for row in rows.ids]
+  assert texts == [["fghi", "fghjklm"], ["no", "np"]]
+  assert all(ids[-1] == tokenizer.eot_id and len(ids) <= 8 for row in rows.ids for ids in row)
+  assert counts == {"kept": 2, "prompts truncated": 1, "dropped (longer than 8 tokens)": 1}
+
+
 def test_more_slots_than_needed(tokenizer: Tokenizer):
   rows, _ = _comparisons(tokenizer, num_slots=9)
   assert rows.take([0]).valid_BK.tolist() == [[1, 1] + [0] * 7]

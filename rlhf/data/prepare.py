@@ -183,9 +183,11 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
     num_slots: K of every batch; None takes the largest number of completions found.
     prompt_suffix, completion_prefix: see the top of this file.
     overlong: a key of `OVERLONG_COMPARISONS`, for completions that do not fit: "drop_completion"
-      (the comparison goes where fewer than two are left), "drop_comparison", or
+      (the comparison goes where fewer than two are left), "drop_comparison",
       "truncate_completion" (its end is lost, end-of-text with it; the comparison goes where the
-      prompt alone fills `length`).
+      prompt alone fills `length`), or "truncate_prompt" (as much of its start is lost, for every
+      completion alike, as lets the longest completion fit; the comparison goes where nothing of the
+      prompt would be left): what long dialogues want.
 
   Returns:
     (rows, counts).
@@ -213,8 +215,11 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
       _count(counts, f"dropped (longer than {length} tokens)")
       continue
     if num_overlong:
-      _count(counts, "completions truncated" if len(shown) == len(sequences)
-             else "completions dropped", num_overlong)
+      if overlong == "truncate_prompt":
+        _count(counts, "prompts truncated")
+      else:
+        _count(counts, "completions truncated" if len(shown) == len(sequences)
+               else "completions dropped", num_overlong)
     ranks = np.asarray([record["ranks"][i] for i in shown], np.int32)
     if len(set(ranks.tolist())) == 1:
       _count(counts, "of them without an untied pair")
@@ -335,9 +340,16 @@ def _cut_completions(sequences: list[np.ndarray], num_prompt: int, length: int
   return {} if num_prompt >= length else {i: ids[:length] for i, ids in enumerate(sequences)}
 
 
+def _cut_prompt(sequences: list[np.ndarray], num_prompt: int, length: int
+                ) -> dict[int, np.ndarray]:
+  excess = max(max(len(ids) for ids in sequences) - length, 0)
+  return {} if excess >= num_prompt else {i: ids[excess:] for i, ids in enumerate(sequences)}
+
+
 # (sequences of one prompt, its tokens, length) -> those to show, by their place in the record
 OVERLONG_COMPARISONS = {
     "drop_completion": _drop_completions,
     "drop_comparison": _drop_comparison,
     "truncate_completion": _cut_completions,
+    "truncate_prompt": _cut_prompt,
 }
