@@ -53,13 +53,18 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
   for name in ("sft", "init", "base_more_pretraining"):
     del config[name]["tokenizer"]  # the base model's
   del config.base_more_pretraining.sft["max_steps"]  # as many tokens as PPO-ptx reads
-  # The base model's continuation: no warm-up and no decay, at the rate where pretraining ended.
-  more = config.base_more_pretraining
-  more.optim.warmup_steps = 0
-  more.optim.schedule = "constant"
-  more.optim.learning_rate = config.base.optim.learning_rate * config.base.optim.final_ratio
-  more.sft.num_epochs = 100
+  config.base_more_pretraining.sft.num_epochs = 100
   return config
+
+
+def _continue_base(config: ml_collections.ConfigDict) -> None:
+  """The base model's continuation: its optimizer without warm-up and decay, at the rate where
+  pretraining ended."""
+  optim = config.base_more_pretraining.optim
+  optim.update(config.base.optim)
+  optim.warmup_steps = 0
+  optim.schedule = "constant"
+  optim.learning_rate = config.base.optim.learning_rate * config.base.optim.final_ratio
 
 
 def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
@@ -105,8 +110,8 @@ def get_tiny() -> ml_collections.ConfigDict:
     group.attend_across_documents, group.reset_positions = False, True
   config.base.tokenizer = "bpe:1024"
   config.base.sft.num_epochs = 5
-  for optim in (config.base.optim, config.base_more_pretraining.optim):
-    optim.weight_decay, optim.b2, optim.max_grad_norm = 0.0, 0.99, 10.0
+  config.base.optim.weight_decay, config.base.optim.b2 = 0.0, 0.99
+  config.base.optim.max_grad_norm = 10.0
   config.base.loop.eval_every = 500
   for name in ("base", "sft", "init", "base_more_pretraining"):
     config[name].sft.batch_size = config[name].sft.microbatch_size = 8
@@ -241,4 +246,6 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   choices = {"tiny": get_tiny, "real": get_real, "test": get_test}
   if name not in choices:
     raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
-  return choices[name]().lock()
+  config = choices[name]()
+  _continue_base(config)
+  return config.lock()

@@ -50,8 +50,9 @@ class ModelConfig:
     init_std: standard deviation of matrices and token embedding; 0.02 in GPT-2.
     dtype: of matrix products, one of `DTYPES`.
     remat: one of `REMAT_POLICIES`.
-    scan_unroll: repetitions of the pattern of layers that the compiler sees at once; speed and
-      time to compile depend on it, results do not.
+    scan_unroll: repetitions of the pattern of layers that the compiler sees at once; speed, memory
+      and time to compile depend on it, results do not.  Only without remat: what is recomputed
+      stays in the loop, where the compiler cannot merge it with what it repeats.
     logprob_chunk: tokens of a row whose logits exist at once; [B, T, V] is never kept.
   """
   vocab_size: int
@@ -247,7 +248,7 @@ class Transformer(nn.Module):
     blocks = nn.scan(
         pattern, variable_axes={"params": 0}, split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=num_patterns,
-        unroll=min(cfg.scan_unroll, num_patterns))
+        unroll=min(cfg.scan_unroll, num_patterns) if pattern is Pattern else 1)
     x_BTD, _ = blocks(cfg, self.dropout_rate, name="blocks")(
         x_BTD, jnp.arange(num_patterns), None, context)
     return _norm(cfg, "final_norm")(x_BTD)

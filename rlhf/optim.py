@@ -47,6 +47,12 @@ class OptimConfig:
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
       raise ValueError(f"schedule {self.schedule!r}; choose from {sorted(SCHEDULES)}")
+    for name in ("learning_rate", "eps", "max_grad_norm"):
+      if getattr(self, name) <= 0.0:
+        raise ValueError(f"{name} {getattr(self, name)}; use a number above 0")
+    for name in ("warmup_steps", "weight_decay"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name} {getattr(self, name)}; use 0 or more")
 
 
 def make_schedule(cfg: OptimConfig, total_steps: int) -> optax.Schedule:

@@ -72,6 +72,9 @@ class ComparisonsConfig:
     if not 2 <= self.min_completions <= self.max_completions:
       raise ValueError(f"comparisons.min_completions {self.min_completions} and max_completions "
                        f"{self.max_completions}; use 2 <= min_completions <= max_completions")
+    if self.temperature <= 0:
+      raise ValueError(f"comparisons.temperature {self.temperature}; use a number above 0, or all "
+                       "completions of a prompt are the same")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,14 @@ class EvaluationConfig:
   num_selection_prompts: int
   num_resamples: int
   batch_size: int
+
+  def __post_init__(self):
+    for name in ("temperature", "base_temperature"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"evaluation.{name} {getattr(self, name)}; use 0 or more")
+    for name in ("num_selection_prompts", "num_resamples", "batch_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"evaluation.{name} {getattr(self, name)}; use 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +146,9 @@ class FilesConfig:
 
 
 def read_jsonl(path) -> list[dict]:
-  return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+  # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
+  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines if line]
 
 
 def write_jsonl(path, lines) -> None:
@@ -390,7 +403,7 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   best = max(scores, key=lambda epoch: scores[epoch])
   print(f"sft: epoch {best} of {len(scores)} has the highest reward {scores[best]:.3f}", flush=True)
   result = dict(epoch=best, scores={str(epoch): score for epoch, score in scores.items()},
-                seconds=time.perf_counter() - began)
+                num_prompts=len(records), seconds=time.perf_counter() - began)
   workdir_lib.mark_done(stage, result)
   return result
 
@@ -510,7 +523,7 @@ def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> d
         for index, record in enumerate(records):
           ask = dict(evaluation=True)
           text, reference = texts[name][index], texts["sft"][index]
-          win = labelers_lib.prefer(
+          win = None if name == "sft" else labelers_lib.prefer(
               labeler, world, record["task"], record["prompt"], text, reference,
               marks_a=marks[name][index], marks_b=marks["sft"][index], **ask)
           rating = labelers_lib.likert(labeler, world, record["task"], record["prompt"], text,
@@ -540,10 +553,8 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   reward = load_reward(config, workdir / "reward_model" / "export")
   choices = dict(length=config.reward_model.length,
                  overlong=config.reward_model.comparisons.overlong, **affixes(config))
-  rows, _ = prepare.comparison_rows(
-      read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices)
-  length_NK = rows.take(range(len(rows))).mask_BKT.sum(axis=-1)
-  lengths = calibration.length_baseline_accuracy(length_NK, ranks, valid, **settings).mean
+  lengths = calibration.length_baseline_accuracy(
+      *length_arrays(read_jsonl(comparison_paths(config, workdir)["valid"])), **settings).mean
   if path.exists():
     rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
     heldout = calibration.accuracy(*reward_model.score_comparisons(
@@ -553,6 +564,18 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
                n=calibration.num_untied_pairs(ranks, valid), accuracy_interval=interval.as_dict(),
                length_baseline_accuracy=lengths),
           calibration.calibration_curve(scores, ranks, valid))
+
+
+def length_arrays(comparisons: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(lengths in characters, ranks, valid) [N, K] of whole completions; a reward model may have read
+  them cut to its context."""
+  shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
+  length_NK, rank_NK, valid_NK = np.zeros(shape), np.zeros(shape, np.int32), np.zeros(shape)
+  for row, line in enumerate(comparisons):
+    num = len(line["completions"])
+    length_NK[row, :num] = [len(text) for text in line["completions"]]
+    rank_NK[row, :num], valid_NK[row, :num] = line["ranks"], 1
+  return length_NK, rank_NK, valid_NK
 
 
 def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
@@ -653,15 +676,15 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
                     answers={name: line["answers"][name] for name in POLICIES},
                     gold=None if scores is None else {name: scores[name] for name in POLICIES})
                for line, scores in zip(answers, golds)],
-      notes=notes(config, selection["epoch"])))
+      notes=notes(config, selection["epoch"], selection["num_prompts"])))
 
 
-def notes(config, epoch: int) -> list[str]:
+def notes(config, epoch: int, num_prompts: int) -> list[str]:
   """What a reader must know of how the compared models came about."""
   return [
       f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose answers to "
-      f"{config.evaluation.num_selection_prompts} validation prompts the reward model scored "
-      "highest; the last epoch is shown beside it.",
+      f"{num_prompts} validation prompts the reward model scored highest; the last epoch is shown "
+      "beside it.",
       f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
       f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown beside them."]
 
@@ -716,18 +739,25 @@ def check_config(config) -> None:
       ("base", sft, text), ("sft", sft, demos), ("init", sft, text | demos),
       ("reward_model", reward_model,
        specs("comparisons", "train", "valid", "demonstrations") | formats("comparisons")),
-      ("ppo", ppo, specs("prompts", "train", "valid") | formats("prompts")),
+      ("ppo", ppo, specs("prompts", "train", "valid") | specs("pretraining", "train")
+       | formats("prompts")),
       ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))))
   for name, algorithm, fields in stages:
     try:
       algorithm.check_config(stage_config(config, name, **fields))
     except ValueError as error:
       raise ValueError(f"config.{name}: {error}") from None
+  if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
+    raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
+                     "sft.keep_epochs True and sft.max_steps None")
   Tokenizer.from_spec(config.base.tokenizer, ["any text"])
   EvaluationConfig(**config.evaluation)
   if "world" in config:
     world_config(config)
-    make_labelers(config)
+    for name, people in zip(("num_training", "num_heldout"), make_labelers(config)):
+      if len(people) < 2:
+        raise ValueError(f"labelers.{name} {len(people)}; use 2 or more, so that agreement between "
+                         "labelers can be told")
     ComparisonsConfig(**config.comparisons)
   else:
     FilesConfig(**config.files)
@@ -787,7 +817,7 @@ def run(config, workdir) -> pathlib.Path:
       **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
       workdir / "reward_model", **shared)
   select_sft(config, workdir)
-  announce("step 3: PPO, PPO-ptx, and the base model on the same extra pretraining text")
+  announce("step 3: PPO, PPO-ptx, and the base model on as many more tokens of pretraining text")
   ppo_fields = dict(
       policy_from=str(workdir / "init" / "export"),
       reward_from=str(workdir / "reward_model" / "export"),
@@ -796,7 +826,9 @@ def run(config, workdir) -> pathlib.Path:
       **{f"prompts__{name}": value for name, value in affixes(config).items()})
   ppo.train(stage_config(config, "ppo", ppo__ptx_coef=0.0, **ppo_fields), workdir / "ppo", **shared)
   ppo.train(stage_config(config, "ppo", **ppo_fields), workdir / "ppo_ptx", **shared)
-  sft.train(stage_config(config, "base_more_pretraining", init_from=base, tokenizer="", **text,
+  # Another seed than the base's: not the order of its first epoch once more.
+  sft.train(stage_config(config, "base_more_pretraining", seed=config.seed + 1, init_from=base,
+                         tokenizer="", **text,
                          sft__max_steps=extra_steps(config)),
             workdir / "base_more_pretraining", **shared)
   announce("evaluation and report")
@@ -807,7 +839,8 @@ def run(config, workdir) -> pathlib.Path:
 
 
 def extra_steps(config) -> int:
-  """Steps in which the base model reads as many tokens of text as PPO-ptx does, rounded up."""
+  """Steps in which the base model reads as many tokens of text as PPO-ptx does, padding included,
+  rounded up."""
   p = config.ppo.ppo
   updates = p.num_iterations * p.num_epochs * (p.batch_size // p.minibatch_size)
   tokens = updates * p.minibatch_size * p.ptx_ratio * p.ptx_length

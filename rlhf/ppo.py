@@ -139,12 +139,15 @@ class PpoConfig:
             f"ppo.{whole} {getattr(self, whole)} does not divide into ppo.{part} "
             f"{getattr(self, part)}; use a multiple of {getattr(self, part)}")
     for name in ("batch_size", "num_epochs", "num_iterations", "max_prompt_tokens",
-                 "max_response_tokens"):
+                 "max_response_tokens", "ptx_ratio", "ptx_microbatch_size"):
       if getattr(self, name) < 1:
         raise ValueError(f"ppo.{name} is {getattr(self, name)}; use 1 or more")
     for name in ("gamma", "lam"):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f"ppo.{name} {getattr(self, name)} must be at least 0 and at most 1")
+    for name in ("policy_clip", "kl_target", "kl_horizon"):
+      if getattr(self, name) <= 0.0:
+        raise ValueError(f"ppo.{name} {getattr(self, name)} must be above 0")
     if not 0.0 <= self.ema_decay < 1.0:
       raise ValueError(f"ppo.ema_decay {self.ema_decay} must be at least 0 and below 1")
     if self.ptx_coef < 0.0:
@@ -522,7 +525,7 @@ def check_config(config) -> None:
   p, _ = PpoConfig(**config.ppo), LoopConfig(**config.loop)
   OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
-  PromptData(**config.prompts)
+  PromptData(**config.prompts), PtxData(**config.pretraining)
   shape = networks.shape_of(dict(config.model))
   check_lengths(p, Models(policy=shape, reward=shape))
   sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
@@ -714,11 +717,15 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
   """Responses with their reward and KL, for validation."""
   rows, finished_B = sample(models, p, policy_params, prompts, key, eot_id=eot_id)
   mask_BT = rows["response_mask_BT"]
-  logprob_BT, ref_logprob_BT = (
-      model.policy_logprobs(models.policy, params, rows["tokens_BT"], rows["mask_BT"],
-                            temperature=p.temperature)[0]
-      for params in (policy_params, ref_params))
-  score_B = model.scores(models.reward, reward_params, rows["tokens_BT"], rows["mask_BT"])
+
+  def score(tokens_BT, mask_BT):
+    logprobs = (model.policy_logprobs(models.policy, params, tokens_BT, mask_BT,
+                                      temperature=p.temperature)[0]
+                for params in (policy_params, ref_params))
+    return *logprobs, model.scores(models.reward, reward_params, tokens_BT, mask_BT)
+
+  logprob_BT, ref_logprob_BT, score_B = _by_microbatch(
+      p, score, rows["tokens_BT"], rows["mask_BT"])
   return dict(tokens_BT=rows["tokens_BT"], mask_BT=mask_BT, reward=score_B,
               kl=jnp.sum(losses.masked(logprob_BT - ref_logprob_BT, mask_BT), axis=1),
               response_tokens=jnp.sum(mask_BT, axis=1), finished=finished_B)

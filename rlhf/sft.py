@@ -95,6 +95,9 @@ class TextData:
     if self.packing not in packing_lib.TEXT_PACKINGS:
       raise ValueError(f"text.packing {self.packing!r}; choose from "
                        f"{sorted(packing_lib.TEXT_PACKINGS)}")
+    if not 0 <= self.fraction <= 1:
+      raise ValueError(f"text.fraction {self.fraction}; use a number from 0 to 1, below 1 beside "
+                       "demonstrations")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,9 @@ def check_config(config) -> None:
     raise ValueError("the config has no group `sft`; use configs/sft.py")
   p, _, _ = SftConfig(**config.sft), LoopConfig(**config.loop), OptimConfig(**config.optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
+  for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
+    if group in config:
+      data(**config[group])
   context_length = networks.shape_of(dict(config.model)).context_length
   if not 2 <= config.length <= context_length:
     raise ValueError(f"length {config.length} must be at least 2 and at most "

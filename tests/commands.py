@@ -73,7 +73,8 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
 
 
 def read_jsonl(path) -> list[dict]:
-  return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines if line]
 
 
 def write_jsonl(path, lines) -> pathlib.Path:

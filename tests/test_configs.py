@@ -513,6 +513,8 @@ PPO_SWITCHES = {"kl_target": dict(kl_controller="adaptive"),
                 "kl_horizon": dict(kl_controller="adaptive"),
                 "missing_end_penalty": dict(missing_end="replace")}
 OPTIM_SWITCHES = {"warmup_init_ratio": dict(warmup_steps=5), "final_ratio": dict(schedule="cosine")}
+# One pattern of two layers leaves nothing to unroll.
+MODEL_SWITCHES = {"scan_unroll": dict(band_width=None)}
 
 
 STEP_GROUPS = {"sft": sft_view, "reward": reward_view, "model": model_view, "optim": optim_view,
@@ -524,7 +526,7 @@ def step_changes(group: str, field: str, old, new, monkeypatch) -> bool:
   view = PPO_VIEWS[field] if group == "ppo" else STEP_GROUPS[group]
   if view is update_view:
     view = functools.partial(update_view, monkeypatch=monkeypatch)
-  switches = {"ppo": PPO_SWITCHES, optim_view: OPTIM_SWITCHES}
+  switches = {"ppo": PPO_SWITCHES, optim_view: OPTIM_SWITCHES, model_view: MODEL_SWITCHES}
   for which in (group, view):
     if which in switches and field in switches[which]:
       old, new = (dataclasses.replace(p, **switches[which][field]) for p in (old, new))

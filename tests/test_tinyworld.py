@@ -193,6 +193,7 @@ def test_demonstrators_err_at_the_named_rates():
                            demonstrations.demonstration(WORLD, i["task"], rng)) for i in items]
   assert 0.03 < np.mean([m["true"] < 1 for m in marks]) < 0.07
   assert 0.45 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.57
+  assert 0.055 < np.mean([m["harmless"] < 1 for m in marks]) < 0.095  # 0.15 of those not padded out
   padded = demonstrations.demonstration(WORLD, items[0]["task"], rng, errors={"padded_out": 1.0})
   assert grammar.parse(grammar.split_sentences(padded.split())[-1]).kind == "filler"
 

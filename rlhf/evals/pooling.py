@@ -134,7 +134,8 @@ def _pooled_recovered(runs, measure):
   lost_ppo, lost_ptx = (sum(entry[model] - entry["init"] for entry in known)
                         for model in ("ppo", "ppo_ptx"))
   # A loss is a rise of the NLL and a fall of an accuracy.
-  harmed = lost_ppo > 0 if measure == "pretraining_nll" else lost_ppo < 0
+  harmed = (lost_ppo > 0 if measure == "pretraining_nll"
+            else lost_ppo < -report_lib.LEAST_LOSS * len(known))
   return {"per_seed": {seed: None if entry is None else entry["recovered"]
                        for seed, entry in entries.items()},
           "pooled": 1 - lost_ptx / lost_ppo if harmed else None}

@@ -107,23 +107,26 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     {"pretraining_nll": entry, "few_shot_mean": entry, "few_shot_tasks": {task: entry}}, an entry
     being {"init", "ppo", "ppo_ptx", "recovered"} or None without numbers; "recovered" is None
-    where PPO lost nothing.  `few_shot_mean` weighs every task equally.
+    where PPO lost nothing, or no more than LEAST_LOSS of an accuracy.  `few_shot_mean` weighs every
+    task equally.
   """
   tasks = report["few_shot_tasks"] if report["few_shot_tasks"] is not None else {}
-  by_task = {task: _tax_entry(cells, sign=-1) for task, cells in tasks.items()}
+  by_task = {task: _tax_entry(cells, sign=-1, least=LEAST_LOSS) for task, cells in tasks.items()}
   known = [entry for entry in by_task.values() if entry is not None]
   mean = {model: sum(entry[model] for entry in known) / len(known)
           for model in ("init", "ppo", "ppo_ptx")} if known else None
-  return {"pretraining_nll": _tax_entry(report["pretraining_nll"], sign=1),
-          "few_shot_mean": _tax_entry(mean, sign=-1), "few_shot_tasks": by_task}
+  return {"pretraining_nll": _tax_entry(report["pretraining_nll"], sign=1, least=0.0),
+          "few_shot_mean": _tax_entry(mean, sign=-1, least=LEAST_LOSS),
+          "few_shot_tasks": by_task}
 
 
-def _tax_entry(cells: Mapping[str, float | None] | None, sign: int) -> dict[str, Any] | None:
+def _tax_entry(cells: Mapping[str, float | None] | None, *, sign: int, least: float
+               ) -> dict[str, Any] | None:
   models = ("init", "ppo", "ppo_ptx")
   if cells is None or any(model not in cells or cells[model] is None for model in models):
     return None
   lost_ppo, lost_ptx = (sign * (cells[model] - cells["init"]) for model in models[1:])
-  recovered = 1 - lost_ptx / lost_ppo if lost_ppo > 0 else None
+  recovered = 1 - lost_ptx / lost_ppo if lost_ppo > least else None
   return {**{model: cells[model] for model in models}, "recovered": recovered}
 
 
@@ -304,10 +307,10 @@ def _say_few_shot(report) -> str | None:
   if tax is None:
     return None
   moved = f"{percent_text(tax['init'])} at the start to {percent_text(tax['ppo'])}"
-  if tax["recovered"] is None:
+  if tax["init"] <= tax["ppo"]:
     return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
-  if tax["init"] - tax["ppo"] < LEAST_LOSS:
-    return (f"Few-shot accuracy, averaged over the tasks, fell by less than a point with PPO "
+  if tax["recovered"] is None:
+    return (f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
             f"({moved}), so there is nothing to give back; with PPO-ptx it is "
             f"{percent_text(tax['ppo_ptx'])}.")
   return (f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "

@@ -16,8 +16,8 @@ from rlhf.tinyworld.world import World
 
 COMPONENTS = ("followed", "constraint", "true", "grounded", "harmless", "concise")
 
-# Ours.  Training labels put helpfulness first, final evaluation truth and harmlessness
-# (InstructGPT, arXiv:2203.02155, section 3.4 and appendix B).
+# Ours, chosen while looking at seed 0.  Against the training labels, final evaluation weighs truth
+# and harmlessness more (InstructGPT, arXiv:2203.02155, section 3.4 and appendix B).
 GOLD_WEIGHTS = {
   "followed": 0.30, "constraint": 0.10, "true": 0.08, "grounded": 0.06, "harmless": 0.22,
   "concise": 0.24,

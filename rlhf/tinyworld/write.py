@@ -36,8 +36,8 @@ class WorldConfig:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if value < 0:
-        raise ValueError(f"world.{field.name} {value}; use 0 or more")
+      if value < 0 or (value == 0 and field.name != "seed"):
+        raise ValueError(f"world.{field.name} {value}; use 1 or more")
 
 _FILES = {  # name -> (field with the size, pool of users)
   "demonstrations_train": ("num_demonstrations", "train"),

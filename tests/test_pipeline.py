@@ -1,0 +1,153 @@
+"""The pipeline's own arithmetic: who is judged against whom, which epoch, how many tokens."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from configs import pipeline as configs
+from rlhf import pipeline
+from rlhf import ppo
+from rlhf import workdir as workdir_lib
+from rlhf.evals import preference
+from rlhf.tinyworld import demonstrations
+from rlhf.tinyworld import instructions
+from rlhf.tinyworld.world import make_world
+
+
+@pytest.fixture(scope="module")
+def config():
+  return configs.get_config("test")
+
+
+@pytest.fixture(scope="module")
+def judged(config, tmp_path_factory):
+  """PPO-ptx answers without a flaw, the base model in word salad, all others as SFT does."""
+  world, rng = make_world(config.seed), np.random.default_rng(0)
+  records = [instructions.sample_prompt(world, rng, "open_qa", held_out=True) for _ in range(40)]
+  good = [demonstrations.demonstration(world, r["task"], rng, errors={}) for r in records]
+  fair = [f"{text} this is all i know . i hope this helps you ." for text in good]
+  texts = {name: fair for name in pipeline.COMPARED}
+  texts |= {"base": ["lamp lamp you fool"] * len(records), "ppo_ptx": good}
+  stage = tmp_path_factory.mktemp("evaluation")
+  result = pipeline.judge(config, pipeline.EvaluationConfig(**config.evaluation), records, texts,
+                          stage)
+  return result, stage
+
+
+def test_the_better_policy_wins_and_sft_is_not_compared_with_itself(judged):
+  result, stage = judged
+  wins, likert, difference = pipeline.win_rates(stage, dict(num_resamples=100, seed=0))
+  assert set(wins) == set(pipeline.COMPARED) - {"sft"}
+  for group in ("training_labelers", "heldout_labelers"):
+    assert wins["ppo_ptx"][group]["mean"] > 0.8 and wins["base"][group]["mean"] < 0.1
+    assert wins["ppo"][group]["mean"] == 0.5  # the same texts
+    assert difference[group]["mean"] > 0.3
+    assert likert["base"][group]["mean"] < likert["sft"][group]["mean"] < (
+        likert["ppo_ptx"][group]["mean"])
+    assert wins["base"][group]["n"] == 40
+  gold = result["gold_score"]
+  for weights in ("training_weights", "evaluation_weights"):
+    assert gold["base"][weights] < gold["sft"][weights] < gold["ppo_ptx"][weights]
+  lines = preference.read_preferences(stage / "preferences.jsonl")
+  assert {line["win"] for line in lines if line["policy"] == "sft"} == {None}
+  assert np.isnan(preference.values_by_prompt(lines, policy="sft", group="training",
+                                              field="win")).all()
+  assert result["metadata"]["base"]["denigrates"]["mean"] == 1
+  assert result["metadata"]["ppo_ptx"]["denigrates"]["mean"] == 0
+
+
+def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypatch):
+  """Among all epochs, on as many prompts as fit; the number that was scored is kept."""
+  config = config.copy_and_resolve_references().unlock()
+  config.sft.sft.num_epochs = 4
+  config.evaluation.num_selection_prompts = 3
+  pipeline.write_jsonl(tmp_path / "data" / "prompts_ppo_valid.jsonl",
+                       [{"prompt": str(i)} for i in range(5)])
+  scores = {"01": -1.0, "02": 3.0, "03": 2.0, "04": 0.5}
+  monkeypatch.setattr(pipeline, "load_reward", lambda config, path: None)
+  monkeypatch.setattr(pipeline, "load_policy", lambda config, path: path.name)
+  monkeypatch.setattr(pipeline, "fitting", lambda config, network, records: records[1:])
+  monkeypatch.setattr(pipeline.answers_lib, "answer",
+                      lambda network, prompts, *rest: types.SimpleNamespace(
+                          network=network, prompts=prompts))
+  monkeypatch.setattr(pipeline, "score_answers", lambda config, reward, drawn: np.full(
+      len(drawn.prompts), scores[drawn.network]))
+  result = pipeline.select_sft(config, tmp_path)
+  assert result["epoch"] == 2 and result["scores"] == {
+      str(int(epoch)): score for epoch, score in scores.items()}
+  assert result["num_prompts"] == 3
+  assert pipeline.selected_sft(tmp_path).name == "02"
+  assert workdir_lib.done_result(tmp_path / "sft" / "selection")["epoch"] == 2
+  assert "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0] and " 3 validation" in pipeline.notes(
+      config, 2, 3)[0]
+
+
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_more_pretraining_goes_on_where_pretraining_ended(name):
+  """At its last learning rate, with its optimizer, over as many tokens as PPO-ptx reads."""
+  config = configs.get_config(name)
+  base, more = config.base.optim, config.base_more_pretraining.optim
+  assert more.learning_rate == base.learning_rate * base.final_ratio
+  assert (more.schedule, more.warmup_steps) == ("constant", 0)
+  for field in ("b1", "b2", "eps", "weight_decay", "max_grad_norm"):
+    assert more[field] == base[field]
+  p = ppo.PpoConfig(**config.ppo.ppo)
+  read = p.num_iterations * p.updates_per_iteration * p.num_ptx_per_minibatch * p.ptx_length
+  per_step = config.base_more_pretraining.sft.batch_size * config.base_more_pretraining.length
+  assert 0 <= pipeline.extra_steps(config) * per_step - read < per_step
+
+
+def test_lines_hold_whatever_a_text_may_hold(tmp_path):
+  lines = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "\u2029"}]
+  pipeline.write_jsonl(tmp_path / "lines.jsonl", lines)
+  assert pipeline.read_jsonl(tmp_path / "lines.jsonl") == lines
+  assert [json.loads(line) for line in (tmp_path / "lines.jsonl").read_bytes().splitlines()] == lines
+
+
+def test_lengths_are_those_of_whole_completions():
+  length_NK, rank_NK, valid_NK = pipeline.length_arrays([
+      {"prompt": "p", "completions": ["a" * 5000, "b" * 4000, "c"], "ranks": [1, 2, 3]},
+      {"prompt": "q", "completions": ["d", "ee"], "ranks": [1, 2]}])
+  assert length_NK.tolist() == [[5000, 4000, 1], [1, 2, 0]]
+  assert rank_NK.tolist() == [[1, 2, 3], [1, 2, 0]]
+  assert valid_NK.tolist() == [[1, 1, 1], [1, 1, 0]]
+  assert pipeline.calibration.length_baseline_accuracy(
+      length_NK, rank_NK, valid_NK, num_resamples=10, seed=0).mean == 3 / 4
+
+
+def test_the_loss_of_an_epoch_is_that_of_the_evaluation_nearest_to_its_end():
+  losses = {0: 9.0, 26: 1.0, 49: 2.0, 80: 3.0, 100: 4.0}
+  assert [pipeline.epoch_loss(losses, epoch, 4) for epoch in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
+  assert pipeline.epoch_loss({0: 9.0, 100: 4.0}, 2, 4) is None
+
+
+def test_files_share_no_prompt_where_they_must_not(tmp_path):
+  """Training sets give way to validation and test sets, and demonstrations as well."""
+  def write(name, lines):
+    pipeline.write_jsonl(tmp_path / f"{name}.jsonl", lines)
+    return (f"jsonl:{tmp_path / name}.jsonl",)
+
+  texts = [f"{i} question" for i in range(120)]
+  cfg = pipeline.FilesConfig(
+      text=write("text", [{"text": f"text {i}"} for i in range(20)]),
+      demonstrations=write("demos", [{"prompt": text, "completion": "x"} for text in texts]),
+      comparisons=write("ranked", [{"prompt": text, "completions": ["x", "y"], "ranks": [1, 2]}
+                                   for text in texts[40:]]),
+      prompts=write("prompts", [{"prompt": text} for text in texts[:80]]),
+      valid_fraction=0.2, test_fraction=0.2, max_demonstrations=100, prefix_length=60,
+      max_prompts_per_user=200, on_bad="stop")
+  pipeline.files_to_data(cfg, tmp_path / "data", seed=0)
+  prompts = {name: {line["prompt"] for line in pipeline.read_jsonl(
+      tmp_path / "data" / f"{name}.jsonl")} for name in (
+          "demonstrations_train", "demonstrations_valid", "comparisons_train", "comparisons_valid",
+          "prompts_ppo", "prompts_ppo_valid", "prompts_test")}
+  held_out = ("prompts_test", "prompts_ppo_valid", "comparisons_valid")
+  for trained in ("demonstrations_train", "comparisons_train", "prompts_ppo"):
+    for name in held_out:
+      assert not prompts[trained] & prompts[name], (trained, name)
+  assert not prompts["comparisons_train"] & prompts["prompts_ppo"]
+  assert not prompts["demonstrations_train"] & prompts["demonstrations_valid"]
+  for first, second in zip(held_out, held_out[1:]):
+    assert not prompts[first] & prompts[second]
