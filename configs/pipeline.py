@@ -80,17 +80,19 @@ def get_tiny() -> ml_collections.ConfigDict:
   """TinyWorld in minutes.
 
   What differs from the paper, and why: 64 episodes an iteration and a minibatch of 32, because
-  2,560 episodes are what minutes allow, and much fewer than 80 optimizer steps would not leave
-  the starting point; five epochs of pretraining, because such a network learns to take words over
-  from its prompt sooner from repeated documents than from new ones, without weight decay, with
-  beta2 0.99 and a clip of 10 for the same reason (loss of copied words after 1.3M tokens: 1.41
-  nats with GPT-3's settings, 1.24 with these); learning rates of 2e-3 and below, because a
-  2-layer network needs them where 1.3B parameters need 1e-5; EMA 0.95, so that it forgets its
-  start within the run; KL coefficient 0.15, because at 0.05 the policy over-optimised such a
-  reward model (gold score 0.55, then 0.60 at a KL of 0.3 nats, 0.29 at 10); ptx coefficient 1,
-  because 27.8 belongs to rewards and losses of another scale. Kept from the paper: 8 pretraining
-  examples per episode, one optimizer step for both gradients, one inner epoch, K = 4..9, 16 SFT
-  epochs, one reward-model epoch.
+  2,560 episodes are what minutes allow, and much fewer than 80 optimizer steps would not leave the
+  starting point; five epochs of pretraining, because such a network learns to take words over from
+  its prompt sooner from repeated documents than from new ones, without weight decay, with beta2
+  0.99 and a clip of 10 for the same reason (loss of copied words after 1.3M tokens: 1.41 nats with
+  GPT-3's settings, 1.24 with these); learning rates of 2e-3 and below, because a 2-layer network
+  needs them where 1.3B parameters need 1e-5; EMA 0.95, so that it forgets its start within the
+  run; KL coefficient 0.15, which holds the policy about 1 nat per response from its reference,
+  because at 0.05 it over-optimised such a reward model (in an earlier form of this world, gold
+  score 0.60 at a KL of 0.3 nats and 0.29 at 10); ptx coefficient 1, because 27.8 belongs to
+  rewards and losses of another scale.
+
+  Kept from the paper: 8 pretraining examples per episode, one optimizer step for both gradients,
+  one inner epoch, K = 4..9, 16 SFT epochs, one reward-model epoch.
   """
   config = _assemble("tiny")
   config.title = "TinyWorld, 2 layers of width 128"
