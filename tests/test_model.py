@@ -310,29 +310,32 @@ def test_bfloat16_multiplies_in_bfloat16_and_reports_float32():
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
+def lm_gradient(cfg, batch):
+  return jax.grad(lambda params: model.lm_loss(cfg, params, batch, use_segments=True).total)
+
+
 def test_unrolled_layers_give_the_same_gradients():
   """Unrolled, no loop over layers is left; more repetitions than there are unroll all."""
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
-
-  def gradient(scan_unroll: int):
-    cfg = dataclasses.replace(dense, scan_unroll=scan_unroll)
-    return jax.grad(lambda p: model.lm_loss(cfg, p, batch, use_segments=True).total)
+  gradient = lambda scan_unroll: lm_gradient(
+      dataclasses.replace(dense, scan_unroll=scan_unroll), batch)
   looped = helpers.quick_jit(gradient(1))(params)
   for scan_unroll in (2, 5):
     helpers.assert_leaves_close(helpers.quick_jit(gradient(scan_unroll))(params), looped)
   loops = {scan_unroll: helpers.quick_jit(gradient(scan_unroll)).lower(params).as_text().count(
       "stablehlo.while") for scan_unroll in (1, 2)}
   assert loops[1] > loops[2] == 0
+  kept = lm_gradient(dataclasses.replace(dense, scan_unroll=2, remat="block"), batch)
+  # What is recomputed stays in its loop: unrolled, the compiler would keep it after all.
+  assert helpers.quick_jit(kept).lower(params).as_text().count("stablehlo.while") == loops[1]
 
 
 def test_remat_policies_give_equal_gradients():
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
-
-  def gradient(remat: str):
-    cfg = dataclasses.replace(dense, remat=remat)
-    return jax.grad(lambda p: model.lm_loss(cfg, p, batch, use_segments=True).total)
+  gradient = lambda remat: lm_gradient(
+      dataclasses.replace(dense, remat=remat, scan_unroll=2), batch)
   gradients = {name: helpers.quick_jit(gradient(name))(params) for name in model.REMAT_POLICIES}
   for name in ("block", "dots"):
     helpers.assert_leaves_close(gradients[name], gradients["none"])
