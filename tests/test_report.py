@@ -288,7 +288,7 @@ def test_alignment_tax_by_hand():
 def test_real_data_headline_and_bigram():
   report = real_data()["report"]
   assert report_lib.headline(report).replace("\u202f", " ") == (
-      "The reward model ranks 64.2 % of held-out pairs as people did; the longer-answer rule gets "
+      "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-answer rule gets "
       "58.1 %.")
   assert any("bigram counts reach 5.100" in sentence for sentence in findings(report))
 

@@ -214,8 +214,8 @@ def _headline_without_labelers(report) -> str:
     return "This run has neither labelers to ask nor a reward-model accuracy to report."
   baseline = _length_baseline(report)
   beside = f"; the longer-answer rule gets {percent_text(baseline)}" if baseline is not None else ""
-  return (f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as people "
-          f"did{beside}.")
+  return (f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
+          f"labelers did{beside}.")
 
 
 def _length_baseline(report) -> float | None:
