@@ -1,0 +1,104 @@
+"""Names of hardware, and the mesh, batch and kernels recommended for every size.
+
+A topology is written `KIND:SHAPE`:
+
+  cpu:8            simulated devices of one laptop
+  v5e:4x4          a TPU slice: chips along each axis of its torus (v5e, v6e: two axes; v5p: three)
+  v5p:8x8x16
+  h100:16x8        nodes x GPUs of a node
+
+No jax here: launchers check names and sizes on a login node.
+"""
+
+import dataclasses
+import math
+import re
+
+# kind: (platform, axes of the shape, chips on a host, HBM of a device in bytes, peak bf16 FLOP/s)
+KINDS = {
+    "cpu": ("cpu", 1, None, None, None),
+    "v5e": ("tpu", 2, 4, 16 * 2**30, 197e12),
+    "v5p": ("tpu", 3, 4, 95 * 2**30, 459e12),
+    "v6e": ("tpu", 2, 4, 32 * 2**30, 918e12),
+    "h100": ("cuda", 2, 8, 80 * 10**9, 989e12),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+  """A slice of TPUs, nodes of GPUs, or simulated CPU devices.
+
+  Attributes:
+    kind: one of `KINDS`.
+    shape: chips along each axis; nodes and GPUs of a node.
+    platform: "tpu", "cuda" or "cpu".
+    memory_bytes: of one device; None where the machine decides.
+    peak_flops: of one device, bfloat16, per second; None for cpu.
+  """
+  kind: str
+  shape: tuple[int, ...]
+
+  @property
+  def platform(self) -> str:
+    return KINDS[self.kind][0]
+
+  @property
+  def num_devices(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def num_hosts(self) -> int:
+    """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
+    per_host = KINDS[self.kind][2]
+    if per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
+                            self.num_devices <= 8):
+      return 1
+    return max(self.num_devices // per_host, 1)
+
+  @property
+  def memory_bytes(self) -> int | None:
+    return KINDS[self.kind][3]
+
+  @property
+  def peak_flops(self) -> float | None:
+    return KINDS[self.kind][4]
+
+  @property
+  def name(self) -> str:
+    return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+
+def parse_topology(text: str) -> Topology:
+  """`v5p:8x8x16` as a `Topology`.
+
+  Raises:
+    ValueError: an unknown kind, or a shape with the wrong number of axes.
+  """
+  kind, _, shape = text.partition(":")
+  if kind not in KINDS:
+    raise ValueError(f"topology {text!r} has no known kind; choose from {', '.join(KINDS)}, "
+                     "for example v5p:4x4x4 or h100:4x8")
+  num_axes = KINDS[kind][1]
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){%d}" % (num_axes - 1), shape):
+    example = {1: "8", 2: "4x4", 3: "4x4x4"}[num_axes] if kind != "h100" else "4x8"
+    raise ValueError(f"topology {text!r} needs {num_axes} numbers above 0 joined by x, for example "
+                     f"{kind}:{example}")
+  topology = Topology(kind=kind, shape=tuple(int(size) for size in shape.split("x")))
+  if kind == "h100" and topology.shape[1] > 8:
+    raise ValueError(f"topology {text!r} has {topology.shape[1]} GPUs in a node; 8 at most")
+  return topology
+
+
+def check_mesh(mesh, num_devices: int) -> dict[str, int]:
+  """The axis sizes of a config's `mesh` group on so many devices, -1 resolved.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  fixed = mesh["fsdp"] * mesh["tensor"]
+  data = num_devices // fixed if mesh["data"] == -1 else mesh["data"]
+  if data < 1 or data * fixed != num_devices:
+    raise ValueError(
+        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use exactly "
+        f"the {num_devices} devices there are; choose sizes whose product is {num_devices}")
+  return {"data": data, "fsdp": mesh["fsdp"], "tensor": mesh["tensor"]}
