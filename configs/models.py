@@ -56,6 +56,10 @@ def get_model(size: str) -> ml_collections.ConfigDict:
       remat="block" if large else "none",
       scan_unroll=1 if large else num_layers,  # ours: a loop over two layers costs CPUs a sixth
       logprob_chunk=256 if large else 128,
+      attention="auto",
+      shard_sequence=False,
+      decode_split="tensor",
+      decode_scan=large,
   ))
   model.band_width = 256 if large else 16
   return model

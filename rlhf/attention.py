@@ -1,10 +1,96 @@
-"""Causal attention, dense or locally banded.
+"""Causal attention, dense or locally banded: one function, three kernels.
 
-The reference kernel below is plain `jax.numpy`; it is what any fused kernel is tested against.
+  reference   plain `jax.numpy`, for every shape, mask and dtype: what the others are tested against
+  splash      the Pallas kernel of TPUs (`jax.experimental.pallas.ops.tpu.splash_attention`)
+  cudnn       the fused kernel of NVIDIA GPUs (`jax.nn.dot_product_attention`)
+
+The fused kernels never keep the [T, S] weights.  `refusal` says what each of them does not do;
+the reference does that instead.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec as P
+
+from rlhf import sharding
+
+KERNELS = ("reference", "splash", "cudnn")
+# What "auto" means on each platform.
+DEFAULTS = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn", "cpu": "reference"}
+_LANES = 128  # splash works on blocks of this many tokens
+
+
+def choose(name: str, platform: str) -> str:
+  """The kernel of a config's `attention` field on a platform; "auto" takes the platform's own.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in ("auto", *KERNELS):
+    raise ValueError(f"attention {name!r}; choose from auto, {', '.join(KERNELS)}")
+  if name != "auto":
+    return name
+  return DEFAULTS[platform] if platform in DEFAULTS else "reference"
+
+
+def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: int,
+            has_segments: bool, padding: str) -> str | None:
+  """Why `kernel` cannot do this call, in a few words; None where it can.
+
+  Args:
+    padding: the side on which rows are padded, "left" or "right".
+  """
+  if kernel == "reference":
+    return None
+  if dtype == jnp.float32:
+    return "float32"
+  if num_queries != num_keys:
+    return "one token against a cache"
+  if kernel == "splash" and num_queries % _LANES:
+    return f"{num_queries} tokens, not a multiple of {_LANES}"
+  if kernel == "cudnn" and head_size % 8:
+    return f"heads of {head_size}, not a multiple of 8"
+  if kernel == "cudnn" and has_segments:
+    return "segments"
+  if kernel == "cudnn" and padding == "left":
+    return "padding on the left"
+  return None
+
+
+def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_mask_BS,
+              band_width: int | None, query_segment_BT=None, key_segment_BS=None,
+              padding: str = "left"):
+  """softmax(q k^T / sqrt(d)) v over the keys that each query sees (`attention_mask`).
+
+  Args:
+    kernel: "auto" or one of `KERNELS`; where it refuses the call, the reference does it.
+    first_slot: slot of the first query among the keys.
+    padding: where rows may be padded; a fused kernel that masks by length needs "right".
+
+  Returns:
+    [B, T, H, head_size]; finite on queries that see no key, where nothing reads it.
+  """
+  kernel = choose(kernel, jax.default_backend())
+  num_queries, num_keys = query_BTHd.shape[1], key_BSHd.shape[1]
+  refused = refusal(
+      kernel, dtype=query_BTHd.dtype, num_queries=num_queries, num_keys=num_keys,
+      head_size=query_BTHd.shape[-1], has_segments=query_segment_BT is not None, padding=padding)
+  if kernel == "reference" or refused is not None:
+    seen_BTS = attention_mask(
+        first_slot + jnp.arange(num_queries), key_mask_BS, band_width=band_width,
+        query_segment_BT=query_segment_BT, key_segment_BS=key_segment_BS)
+    return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS)
+  if kernel == "cudnn":
+    return cudnn(query_BTHd, key_BSHd, value_BSHd, band_width=band_width)
+  # Padding is a segment of its own: no real query sees it, on whichever side it stands.
+  segment_BT = key_mask_BS.astype(jnp.int32)
+  if query_segment_BT is not None:
+    segment_BT = jnp.where(key_mask_BS > 0, query_segment_BT, 0).astype(jnp.int32)
+  return splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, band_width=band_width)
 
 
 def attention_mask(query_slot_T, key_mask_BS, *, band_width: int | None,
@@ -27,7 +113,7 @@ def attention_mask(query_slot_T, key_mask_BS, *, band_width: int | None,
 
 
 def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS):
-  """softmax(q k^T / sqrt(d)) v over the keys that are seen.
+  """The reference: softmax(q k^T / sqrt(d)) v over the keys that are seen.
 
   Softmax runs in float32: bfloat16 loses its tail.  A query that sees no key (padding) returns a
   finite value that nothing reads.
@@ -38,3 +124,52 @@ def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS):
   logits_BHTS = jnp.where(seen_BTS[:, None], logits_BHTS, -1e30)
   weight_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(value_BSHd.dtype)
   return jnp.einsum("BHTS,BSHd->BTHd", weight_BHTS, value_BSHd)
+
+
+def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None):
+  """cuDNN's kernel.  Rows are right-padded: causality alone keeps real queries from the padding."""
+  window = None if band_width is None else (band_width - 1, 0)
+  return jax.nn.dot_product_attention(
+      query_BTHd, key_BSHd, value_BSHd, is_causal=True, local_window_size=window,
+      implementation="cudnn")
+
+
+def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | None,
+           interpret: bool = False):
+  """The Pallas kernel of TPUs; rows and heads go to the devices that hold them.
+
+  Args:
+    segment_BT: int32; a query sees the keys of its own segment only.
+    interpret: run the kernel's program on any platform, slowly: for tests.
+  """
+  scale = query_BTHd.shape[-1] ** -0.5
+  to_heads = lambda x_BTHd: x_BTHd.swapaxes(1, 2)
+  run = functools.partial(_splash_rows, band_width=band_width, interpret=interpret)
+  heads = P(sharding.BATCH_AXES, "tensor")
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    run = jax.shard_map(run, in_specs=(heads, heads, heads, P(sharding.BATCH_AXES)),
+                        out_specs=heads, check_vma=False)
+  return run(to_heads(query_BTHd) * scale, to_heads(key_BSHd), to_heads(value_BSHd),
+             segment_BT).swapaxes(1, 2)
+
+
+def _splash_rows(query_BHTd, key_BHTd, value_BHTd, segment_BT, *, band_width, interpret):
+  _, num_heads, length, _ = query_BHTd.shape
+  kernel = _splash_kernel(num_heads, length, band_width, interpret)
+  return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash_attention.SegmentIds(q=s, kv=s)))(
+      query_BHTd, key_BHTd, value_BHTd, segment_BT)
+
+
+def _splash_kernel(num_heads: int, length: int, band_width: int | None, interpret: bool):
+  """The kernel for one mask; blocks of up to 512 tokens, forward and backward."""
+  shape = (length, length)
+  mask = (splash_attention.CausalMask(shape) if band_width is None else
+          splash_attention.LocalMask(shape, window_size=(band_width - 1, 0), offset=0))
+  block = int(np.gcd(length, 512))
+  sizes = splash_attention.BlockSizes(
+      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
+      block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+  return splash_attention.make_splash_mha(
+      mask=splash_attention.MultiHeadMask([mask] * num_heads), block_sizes=sizes, head_shards=1,
+      q_seq_shards=1, interpret=interpret)

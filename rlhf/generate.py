@@ -30,6 +30,7 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
     a `Generation`; rows are independent of one another and of their padding beyond rounding.
   """
   num_rows, prompt_length = prompts.tokens_BP.shape
+  params = model.decoding_params(cfg, params)
   logits_BV, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP,
                                    num_slots=prompt_length + max_new_tokens)
   empty_BR = jnp.zeros((num_rows, max_new_tokens))

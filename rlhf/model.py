@@ -54,6 +54,12 @@ class ModelConfig:
       and time to compile depend on it, results do not.  Only without remat: what is recomputed
       stays in the loop, where the compiler cannot merge it with what it repeats.
     logprob_chunk: tokens of a row whose logits exist at once; [B, T, V] is never kept.
+    attention: one of `attention.KERNELS`, or "auto" for the one of the platform; a call that it
+      refuses goes to the reference.
+    shard_sequence: the residual stream is split along time over the mesh axis `tensor`.
+    decode_split: one of `sharding.DECODE_SPLITS`.
+    decode_scan: sampling loops over the layers instead of unrolling them: minutes less to compile
+      for a deep model, and slower where a layer is small.
   """
   vocab_size: int
   pad_id: int
@@ -68,6 +74,10 @@ class ModelConfig:
   remat: str
   scan_unroll: int
   logprob_chunk: int
+  attention: str
+  shard_sequence: bool
+  decode_split: str
+  decode_scan: bool
 
   def __post_init__(self):
     if self.width % self.num_heads:
@@ -79,7 +89,9 @@ class ModelConfig:
       raise ValueError(f"scan_unroll {self.scan_unroll}; use 1 or more")
     if not 0 <= self.pad_id < self.vocab_size:
       raise ValueError(f"pad_id {self.pad_id} is outside the vocabulary of {self.vocab_size}")
-    for field, choices in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+    for field, choices in (("dtype", DTYPES), ("remat", REMAT_POLICIES),
+                           ("attention", ("auto", *attention.KERNELS)),
+                           ("decode_split", sharding.DECODE_SPLITS)):
       if getattr(self, field) not in choices:
         raise ValueError(f"{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
 
@@ -105,19 +117,27 @@ class ModelConfig:
 
 @struct.dataclass(kw_only=True)
 class Context:
-  """What attention needs to know about the rows besides their hidden states."""
+  """What attention needs to know about the rows besides their hidden states.
+
+  `padding` and `layout` are static: where rows may be padded, and how activations lie on the mesh.
+  """
   position_BT: Array  # row of the position embedding
   key_mask_BS: Array
   query_segment_BT: Array | None
   key_segment_BS: Array | None
   write_index: Array | None  # slot of the cache where this call's keys and values go
+  cache_index: Array | int | None  # entry of the cache's leading axis that belongs to this layer
   dropout_key_B: Array | None
+  padding: str = struct.field(pytree_node=False)
+  layout: sharding.Layout = struct.field(pytree_node=False)
 
 
 @struct.dataclass(kw_only=True)
 class Cache:
   """Keys and values of every layer, and which slots hold a token."""
-  layers: tuple[Params, ...]  # per pattern: {"layer_i": {"k", "v"}}, each [B, S, H, head_size]
+  # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, H, head_size]; where layers are unrolled, a tuple
+  # of such trees with 1 in place of L/pattern.
+  layers: tuple[Params, ...] | Params
   mask_BS: Array  # 1 on slots that hold a real token
   length: Array  # int32 scalar: slots filled so far
 
@@ -148,18 +168,23 @@ class Attention(nn.Module):
   def __call__(self, x_BTD, cache, context: Context):
     cfg = self.cfg
     qkv_BT3Hd = _dense(cfg, (3, cfg.num_heads, cfg.head_size), "qkv", cfg.init_std)(x_BTD)
-    query, key, value = (qkv_BT3Hd[:, :, i] for i in range(3))
+    heads = context.layout.heads_BTHd
+    query, key, value = (sharding.constrain(qkv_BT3Hd[:, :, i], *heads) for i in range(3))
+    first_slot = 0
     if cache is not None:
-      start = (0, context.write_index, 0, 0)
-      key = jax.lax.dynamic_update_slice(cache["k"], key.astype(cache["k"].dtype), start)
-      value = jax.lax.dynamic_update_slice(cache["v"], value.astype(cache["v"].dtype), start)
-      cache = {"k": key, "v": value}
-    first_slot = 0 if cache is None else context.write_index
-    seen_BTS = attention.attention_mask(
-        first_slot + jnp.arange(x_BTD.shape[1]), context.key_mask_BS,
+      start = (context.cache_index, 0, context.write_index, 0, 0)
+      write = lambda name, x: sharding.constrain(jax.lax.dynamic_update_slice(
+          cache[name], x[None].astype(cache[name].dtype), start), None, *heads)
+      cache = {"k": write("k", key), "v": write("v", value)}
+      if context.key_mask_BS.shape[1] != x_BTD.shape[1]:  # a token against all that came before
+        first_slot = context.write_index
+        key, value = (jax.lax.dynamic_index_in_dim(cache[name], context.cache_index, keepdims=False)
+                      for name in ("k", "v"))
+    mixed_BTHd = attention.attention(
+        cfg.attention, query, key, value, first_slot=first_slot, key_mask_BS=context.key_mask_BS,
         band_width=self.band_width, query_segment_BT=context.query_segment_BT,
-        key_segment_BS=context.key_segment_BS)
-    mixed_BTHd = attention.attend(query, key, value, seen_BTS)
+        key_segment_BS=context.key_segment_BS, padding=context.padding)
+    mixed_BTHd = sharding.constrain(mixed_BTHd, context.layout.rows, None, "tensor", None)
     out_std = cfg.init_std / math.sqrt(2 * cfg.num_layers)
     return _dense(cfg, cfg.width, "out", out_std, axis=(-2, -1))(mixed_BTHd), cache
 
@@ -168,9 +193,10 @@ class Mlp(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD, layout: sharding.Layout):
     cfg = self.cfg
     hidden_BTF = nn.gelu(_dense(cfg, 4 * cfg.width, "in", cfg.init_std)(x_BTD), approximate=True)
+    hidden_BTF = sharding.constrain(hidden_BTF, *layout.hidden_BTF)
     return _dense(cfg, cfg.width, "out", cfg.init_std / math.sqrt(2 * cfg.num_layers))(hidden_BTF)
 
 
@@ -191,12 +217,13 @@ class Block(nn.Module):
         added_BTD = _dropout(added_BTD, context.dropout_key_B, 2 * layer_index, self.dropout_rate)
       x_BTD = x_BTD + added_BTD
     with jax.named_scope("mlp"):
-      added_BTD = Mlp(self.cfg, name="mlp")(_norm(self.cfg, "mlp_norm")(x_BTD).astype(dtype))
+      added_BTD = Mlp(self.cfg, name="mlp")(
+          _norm(self.cfg, "mlp_norm")(x_BTD).astype(dtype), context.layout)
       if self.dropout_rate > 0.0:
         added_BTD = _dropout(
             added_BTD, context.dropout_key_B, 2 * layer_index + 1, self.dropout_rate)
       x_BTD = x_BTD + added_BTD
-    return sharding.constrain(x_BTD, sharding.BATCH_AXES), cache
+    return sharding.constrain(x_BTD, *context.layout.residual_BTD), cache
 
 
 class Pattern(nn.Module):
@@ -240,7 +267,7 @@ class Transformer(nn.Module):
   def __call__(self, tokens_BT, context: Context):
     cfg = self.cfg
     x_BTD = Embed(cfg, name="embed")(tokens_BT, context.position_BT)
-    x_BTD = sharding.constrain(x_BTD, sharding.BATCH_AXES)
+    x_BTD = sharding.constrain(x_BTD, *context.layout.residual_BTD)
     pattern = Pattern
     if REMAT_POLICIES[cfg.remat] is not None:
       pattern = nn.remat(Pattern, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
@@ -251,13 +278,14 @@ class Transformer(nn.Module):
         unroll=min(cfg.scan_unroll, num_patterns) if pattern is Pattern else 1)
     x_BTD, _ = blocks(cfg, self.dropout_rate, name="blocks")(
         x_BTD, jnp.arange(num_patterns), None, context)
-    return _norm(cfg, "final_norm")(x_BTD)
+    x_BTD = _norm(cfg, "final_norm")(x_BTD)
+    return sharding.constrain(x_BTD, context.layout.rows, None, None)  # heads read whole rows
 
 
 def init_params(cfg: ModelConfig, key) -> Params:
   """Parameters of a policy, float32."""
   tokens_BT = jnp.zeros((1, 2), jnp.int32)
-  context = _row_context(jnp.ones((1, 2)), None, None, None)
+  context = _row_context(cfg, jnp.ones((1, 2)), None, None, None)
   return Transformer(cfg).init(key, tokens_BT, context)["params"]
 
 
@@ -267,12 +295,13 @@ def init_head(cfg: ModelConfig, key) -> Params:
   return {"kernel": kernel_D1, "bias": jnp.zeros((1,))}
 
 
-def _row_context(mask_BT, segment_BT, position_BT, dropout_key_B) -> Context:
+def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key_B) -> Context:
   if position_BT is None:
     position_BT = positions(mask_BT)
   return Context(
       position_BT=position_BT, key_mask_BS=mask_BT, query_segment_BT=segment_BT,
-      key_segment_BS=segment_BT, write_index=None, dropout_key_B=dropout_key_B)
+      key_segment_BS=segment_BT, write_index=None, cache_index=None,
+      dropout_key_B=dropout_key_B, padding="right", layout=sharding.train_layout(cfg.shard_sequence))
 
 
 def positions(mask_BT):
@@ -287,12 +316,13 @@ def forward(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, segment_BT=
   Heads and log-probs work from these, in chunks.
 
   Args:
-    mask_BT: 1 on real tokens; padding may stand left or right.
+    mask_BT: 1 on real tokens.  Padding stands right; the reference and the splash kernel also take
+      it on the left.
     segment_BT: attention stays inside a segment; None lets it cross packed documents.
     position_BT: None counts the real tokens of each row.
     dropout_rate, dropout_key_B: residual dropout (SFT only) and one key per row.
   """
-  context = _row_context(mask_BT, segment_BT, position_BT, dropout_key_B)
+  context = _row_context(cfg, mask_BT, segment_BT, position_BT, dropout_key_B)
   module = Transformer(cfg, dropout_rate)
   return module.apply({"params": _without_head(params)}, tokens_BT, context)
 
@@ -402,47 +432,93 @@ def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: b
 
 
 def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
-  shape = (num_rows, num_slots, cfg.num_heads, cfg.head_size)
-  layer = lambda: {name: jnp.zeros(shape, DTYPES[cfg.dtype]) for name in ("k", "v")}
-  pattern = lambda: {f"layer_{i}": layer() for i in range(cfg.pattern)}
-  return Cache(
-      layers=tuple(pattern() for _ in range(cfg.num_layers // cfg.pattern)),
-      mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32), length=jnp.int32(0))
+  num_patterns = cfg.num_layers // cfg.pattern
+  stacked = num_patterns if cfg.decode_scan else 1
+  shape = (stacked, num_rows, num_slots, cfg.num_heads, cfg.head_size)
+  heads = sharding.decode_layout(cfg.decode_split).heads_BTHd
+  zeros = lambda: sharding.constrain(jnp.zeros(shape, DTYPES[cfg.dtype]), None, *heads)
+  tree = lambda: {f"layer_{i}": {"k": zeros(), "v": zeros()} for i in range(cfg.pattern)}
+  return Cache(layers=tree() if cfg.decode_scan else tuple(tree() for _ in range(num_patterns)),
+               mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32), length=jnp.int32(0))
 
 
-def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT):
+def decoding_params(cfg: ModelConfig, params: Params) -> Params:
+  """A policy's weights as sampling wants them, made once for a rollout.
+
+  Matrices are in `cfg.dtype` and lie as `sharding.DECODE_RULES` say; unless `cfg.decode_scan`, each
+  repetition of the pattern of layers is a tree of its own.
+  Embeddings and layer norms stay float32, so that the numbers are those of `forward`.
+  """
+  def cast(path, leaf):
+    return leaf if "norm" in sharding.path_name(path) else leaf.astype(DTYPES[cfg.dtype])
+  blocks = jax.tree_util.tree_map_with_path(cast, params["blocks"])
+  if not cfg.decode_scan:
+    blocks = tuple(jax.tree.map(lambda leaf: leaf[index], blocks)  # pylint: disable=cell-var-from-loop
+                   for index in range(cfg.num_layers // cfg.pattern))
+  return sharding.constrain_decoding(
+      dict(embed=params["embed"], blocks=blocks, final_norm=params["final_norm"]),
+      cfg.decode_split, stacked=cfg.decode_scan)
+
+
+def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, *, fresh: bool):
   """Runs tokens through the model, writing slots [length, length + T) of the cache.
 
-  The layers are unrolled, each with a cache of its own: a scan would copy every layer's cache in
-  and out of the stack for every token.
+  The layers are unrolled, each with a cache of its own, or looped over with the stacked caches as
+  the loop's carry, of which each layer writes its new slots only: as inputs and outputs of a scan
+  they would be copied whole for every token.
+
+  Args:
+    fresh: nothing is in the cache yet, so the tokens attend to one another only.
   """
   mask_BS = jax.lax.dynamic_update_slice(
       cache.mask_BS, mask_BT.astype(jnp.float32), (0, cache.length))
   context = Context(
-      position_BT=position_BT, key_mask_BS=mask_BS, query_segment_BT=None, key_segment_BS=None,
-      write_index=cache.length, dropout_key_B=None)
+      position_BT=position_BT, key_mask_BS=mask_BT.astype(jnp.float32) if fresh else mask_BS,
+      query_segment_BT=None, key_segment_BS=None, write_index=cache.length, cache_index=0,
+      dropout_key_B=None, padding="left",
+      # Many tokens at once are worth gathering a layer's weights for, as in training.
+      layout=sharding.train_layout(False) if fresh else sharding.decode_layout(cfg.decode_split))
   x_BTD = Embed(cfg).apply({"params": params["embed"]}, tokens_BT, position_BT)
-  layers = []
-  for index, pattern_cache in enumerate(cache.layers):
-    pattern_params = jax.tree.map(lambda stacked: stacked[index], params["blocks"])  # pylint: disable=cell-var-from-loop
-    x_BTD, pattern_cache = Pattern(cfg, 0.0).apply(
-        {"params": pattern_params}, x_BTD, index, pattern_cache, context)
-    layers.append(pattern_cache)
+  x_BTD = sharding.constrain(x_BTD, *context.layout.residual_BTD)
+  run = lambda pattern_params, x_BTD, index, layers, context: Pattern(cfg, 0.0).apply(
+      {"params": pattern_params}, x_BTD, index, layers, context)
+  if cfg.decode_scan:
+    def one_pattern(index, carry):
+      pattern_params = jax.tree.map(
+          lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["blocks"])
+      return run(pattern_params, carry[0], index, carry[1], context.replace(cache_index=index))
+    x_BTD, layers = jax.lax.fori_loop(
+        0, cfg.num_layers // cfg.pattern, one_pattern, (x_BTD, cache.layers))
+  else:
+    layers = []
+    for index, (pattern_params, pattern_cache) in enumerate(zip(params["blocks"], cache.layers)):
+      x_BTD, pattern_cache = run(pattern_params, x_BTD, index, pattern_cache, context)
+      layers.append(pattern_cache)
+    layers = tuple(layers)
   hidden_BTD = _norm(cfg, None).apply({"params": params["final_norm"]}, x_BTD)
   return hidden_BTD, Cache(
-      layers=tuple(layers), mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1])
+      layers=layers, mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1])
 
 
 def prefill(cfg: ModelConfig, params: Params, tokens_BP, mask_BP, *, num_slots: int):
-  """Reads left-padded prompts; returns the logits of the first response token and the cache."""
+  """Reads left-padded prompts; returns the logits of the first response token and the cache.
+
+  Args:
+    params: `decoding_params`.
+  """
   cache = empty_cache(cfg, tokens_BP.shape[0], num_slots)
-  hidden_BPD, cache = _cached_forward(cfg, params, cache, tokens_BP, mask_BP, positions(mask_BP))
+  hidden_BPD, cache = _cached_forward(cfg, params, cache, tokens_BP, mask_BP, positions(mask_BP),
+                                      fresh=True)
   return logits(cfg, params, hidden_BPD[:, -1]), cache
 
 
 def decode_step(cfg: ModelConfig, params: Params, cache: Cache, token_B):
-  """Appends one token to every row; returns the logits of the next and the cache."""
+  """Appends one token to every row; returns the logits of the next and the cache.
+
+  Args:
+    params: `decoding_params`.
+  """
   position_B1 = jnp.sum(cache.mask_BS.astype(jnp.int32), axis=1, keepdims=True)
   hidden_B1D, cache = _cached_forward(
-      cfg, params, cache, token_B[:, None], jnp.ones_like(position_B1), position_B1)
+      cfg, params, cache, token_B[:, None], jnp.ones_like(position_B1), position_B1, fresh=False)
   return logits(cfg, params, hidden_B1D[:, 0]), cache

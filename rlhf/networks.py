@@ -16,7 +16,8 @@ from rlhf.tokenizer import Tokenizer
 from rlhf.types import Params
 
 # How a network computes, as against what it is: these come from the run, not from the export.
-NUMERICS = ("dtype", "remat", "scan_unroll", "logprob_chunk")
+NUMERICS = ("dtype", "remat", "scan_unroll", "logprob_chunk", "attention", "shard_sequence",
+            "decode_split", "decode_scan")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

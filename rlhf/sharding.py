@@ -2,6 +2,10 @@
 
 Mesh axes: `data` (replicas of everything), `fsdp` (parameters and optimizer state are split, the
 batch too) and `tensor` (heads, feed-forward width and vocabulary are split).
+
+There are two layouts for one set of weights.  Training gathers each layer's weights over `fsdp`
+when it is their turn.  Decoding would gather all of them for every token, so it has rules of its
+own: weights stay where they are and the few activations of one token travel.
 """
 
 import dataclasses
@@ -33,6 +37,62 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"head/kernel", P(None, None)),
     (r"head/bias", P(None)),
 )
+
+
+# While sampling, matrices are bfloat16 (or `cfg.dtype`) and a layer is a tree of its own, without
+# the scanned axis.  `fsdp` here splits the contraction: see `decode_spec`.
+DECODE_RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/token", P("tensor", "fsdp")),
+    (r"embed/position", P(None, "fsdp")),
+    (r"blocks/.*/qkv/kernel", P("fsdp", None, "tensor", None)),
+    (r"blocks/.*/qkv/bias", P(None, "tensor", None)),
+    (r"blocks/.*/attention/out/kernel", P("tensor", None, "fsdp")),
+    (r"blocks/.*/mlp/in/kernel", P("fsdp", "tensor")),
+    (r"blocks/.*/mlp/in/bias", P("tensor")),
+    (r"blocks/.*/mlp/out/kernel", P("tensor", "fsdp")),
+    (r"blocks/.*/out/bias", P(None)),
+    (r"blocks/.*norm/(scale|bias)", P(None)),
+    (r"final_norm/(scale|bias)", P(None)),
+)
+# Over which axes decoding splits the weights: "tensor" keeps them whole on each `fsdp` device, which
+# is faster where that fits; "fsdp_tensor" splits them over both.
+DECODE_SPLITS = ("tensor", "fsdp_tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """How activations lie on the mesh: the axes of their rows, of time and of the residual width."""
+  rows: tuple[str, ...] | str
+  time: str | None = None
+  width: str | None = None
+
+  @property
+  def residual_BTD(self) -> P:
+    """Between blocks."""
+    return P(self.rows, self.time, self.width)
+
+  @property
+  def heads_BTHd(self) -> P:
+    """Queries, keys, values, the cache and what attention returns: rows on all their devices."""
+    return P(BATCH_AXES, None, "tensor", None)
+
+  @property
+  def hidden_BTF(self) -> P:
+    """Inside the feed-forward layer, and logits."""
+    return P(self.rows, None, "tensor")
+
+
+def train_layout(shard_sequence: bool) -> Layout:
+  """Rows over data and fsdp; with `shard_sequence` the residual stream is split along time over
+  `tensor` too, so that what a block saves for its backward pass is (Korthikanti et al. 2022)."""
+  return Layout(rows=BATCH_AXES, time="tensor" if shard_sequence else None)
+
+
+def decode_layout(decode_split: str) -> Layout:
+  """Where weights are split over `fsdp`, the residual width lies over it instead of the rows."""
+  if decode_split == "tensor":
+    return Layout(rows=BATCH_AXES)
+  return Layout(rows="data", width="fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +131,26 @@ def param_spec(name: str) -> P:
   Raises:
     ValueError: no rule matches; a parameter is never replicated silently.
   """
-  for pattern, spec in RULES:
+  return _first_match(RULES, name, "RULES")
+
+
+def decode_spec(name: str, decode_split: str) -> P:
+  """The rule of one parameter while sampling; one of `DECODE_SPLITS` says whether `fsdp` counts.
+
+  Raises:
+    ValueError: no rule matches.
+  """
+  spec = _first_match(DECODE_RULES, name, "DECODE_RULES")
+  if decode_split == "tensor":
+    spec = P(*(None if axis == "fsdp" else axis for axis in spec))
+  return spec
+
+
+def _first_match(rules, name: str, table: str) -> P:
+  for pattern, spec in rules:
     if re.fullmatch(pattern, name):
       return spec
-  raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.RULES")
+  raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.{table}")
 
 
 def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
@@ -134,6 +210,25 @@ def constrain(x, *axes):
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> Params:
+  """Lays the weights of `model.decoding_params` out for sampling, where a mesh is set.
+
+  Args:
+    stacked: the leaves of `blocks` lead with the axis of the layers.
+  """
+  def lay_out(path, leaf):
+    name = path_name(path)
+    leading = (None,) if stacked and name.startswith("blocks/") else ()
+    return constrain(leaf, *leading, *decode_spec(name, decode_split))
+  return jax.tree_util.tree_map_with_path(lay_out, params)
+
+
+def constrain_training(params: Params, *, prefix_depth: int = 0) -> Params:
+  """Pins parameters, or gradients of their shape, to the training layout, where a mesh is set."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: constrain(leaf, *param_spec(path_name(path[prefix_depth:]))), params)
 
 
 def split_microbatches(tree, num_microbatches: int):

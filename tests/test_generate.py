@@ -117,7 +117,7 @@ def test_the_share_of_a_token_is_its_probability_at_the_temperature():
   prompts = pad_left([IDS[1]] * num)
   out = sampler(0.5, 1)(params(), prompts, keys(num))
   logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
-      params(), prompts.tokens_BP[:1], prompts.mask_BP[:1])
+      model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1])
   logits_V = np.asarray(logits_V[0], np.float64)[list(SAMPLABLE)] / 0.5
   expected = np.exp(logits_V) / np.exp(logits_V).sum()
   share = np.asarray([(np.asarray(out.tokens_BR) == token).mean() for token in SAMPLABLE])

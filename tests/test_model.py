@@ -176,9 +176,10 @@ def test_positions_count_real_tokens():
 # ----------------------------------------------------------------------------- cache
 
 
+@pytest.mark.parametrize("decode_scan", [False, True])
 @pytest.mark.parametrize("band_first", [False, True])
-def test_prefill_and_decode_equal_the_full_forward_pass(band_first: bool):
-  cfg = dataclasses.replace(DEEP, band_first=band_first)
+def test_prefill_and_decode_equal_the_full_forward_pass(band_first: bool, decode_scan: bool):
+  cfg = dataclasses.replace(DEEP, band_first=band_first, decode_scan=decode_scan)
   params = helpers.make_params(cfg, 7)
   prompts = helpers.left_padded([ids[:-1] for ids in SEQUENCES], 12)
   num_steps = 4
@@ -190,13 +191,14 @@ def test_prefill_and_decode_equal_the_full_forward_pass(band_first: bool):
 
   prefill = helpers.quick_jit(functools.partial(model.prefill, cfg, num_slots=12 + num_steps))
   step = helpers.quick_jit(functools.partial(model.decode_step, cfg))
-  logits_BV, cache = prefill(params, prompts.tokens_BP, prompts.mask_BP)
+  laid_out = helpers.quick_jit(functools.partial(model.decoding_params, cfg))(params)
+  logits_BV, cache = prefill(laid_out, prompts.tokens_BP, prompts.mask_BP)
   for t in range(num_steps + 1):
     for row, ids in enumerate(SEQUENCES):
       np.testing.assert_allclose(
           logits_BV[row], full_BTV[row, len(ids) - 2 + t], rtol=1e-5, atol=5e-5, err_msg=str(t))
     if t < num_steps:
-      logits_BV, cache = step(params, cache, continuation_BR[:, t])
+      logits_BV, cache = step(laid_out, cache, continuation_BR[:, t])
 
 
 # ----------------------------------------------------------------------------- log-probs

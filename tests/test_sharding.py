@@ -160,5 +160,6 @@ def test_hidden_states_are_split_by_row_on_a_mesh():
   with jax.set_mesh(mesh_of(2, 2, 2)):
     jaxpr = jax.make_jaxpr(forward)(helpers.make_params(cfg, 0), jnp.ones((8, 4), jnp.int32))
   pins = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "sharding_constraint"]
-  # The embedding, and each of the two layers of the scanned pattern.
-  assert [e.params["sharding"].spec[0] for e in pins] == [("data", "fsdp")] * 3
+  # Embedding and last norm; in each of two layers q, k, v, what attention mixed, the feed-forward
+  # width, and the residual stream.
+  assert [e.params["sharding"].spec[0] for e in pins] == [("data", "fsdp")] * 14
