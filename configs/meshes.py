@@ -102,3 +102,51 @@ def check_mesh(mesh, num_devices: int) -> dict[str, int]:
         f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use exactly "
         f"the {num_devices} devices there are; choose sizes whose product is {num_devices}")
   return {"data": data, "fsdp": mesh["fsdp"], "tensor": mesh["tensor"]}
+
+
+# ----------------------------------------------------------------------------- recommendations
+
+# size: the smallest slice and the smallest set of nodes on which `launch.check` says that PPO-ptx
+# at the paper's batch fits; README has the bytes.
+SMALLEST = {
+    "125m": ("v5e:2x2", "h100:1x1"),
+    "350m": ("v5e:4x4", "h100:1x2"),
+    "760m": ("v5e:4x4", "h100:1x4"),
+    "1.3b": ("v5p:2x2x2", "h100:1x8"),
+    "2.7b": ("v5p:2x2x4", "h100:2x8"),
+    "6.7b": ("v5p:2x2x4", "h100:2x8"),
+    "13b": ("v5p:2x4x4", "h100:4x8"),
+    "175b": ("v5p:4x4x8", "h100:32x8"),
+}
+# size: (tensor on TPU, tensor on GPU).  A GPU's tensor axis stays inside a node of 8.
+TENSOR = {"125m": (1, 1), "350m": (1, 1), "760m": (1, 1), "1.3b": (1, 1), "2.7b": (1, 1),
+          "6.7b": (1, 2), "13b": (2, 4), "175b": (8, 8)}
+MAX_ROWS = 64  # of a minibatch, InstructGPT C.4: no more shards of rows than that
+
+
+def recommend(size: str, topology: Topology) -> dict[str, dict]:
+  """Mesh, batch, remat and kernel for a size on a topology: fields of a config's groups.
+
+  Rows are split over `fsdp` and, once a layer's weights are cheaper to hold than to gather, over
+  `data`; `tensor` grows where there are more devices than rows in a minibatch.  Ours throughout.
+
+  Raises:
+    ValueError: the devices do not divide into rows and `tensor`.
+  """
+  tensor = TENSOR[size][topology.platform == "cuda"]
+  num_devices = topology.num_devices
+  tensor = max(tensor, -(-num_devices // MAX_ROWS))
+  tensor = min(tensor, num_devices)
+  if num_devices % tensor or MAX_ROWS % (num_devices // tensor):
+    raise ValueError(
+        f"topology {topology.name}: {num_devices} devices do not divide into rows that divide a "
+        f"minibatch of {MAX_ROWS} and a tensor axis of {tensor}; use a power of two")
+  rows = num_devices // tensor
+  large = size in ("6.7b", "13b", "175b")
+  microbatch = rows if large else min(2 * rows, MAX_ROWS)
+  return {
+      "mesh": dict(data=1, fsdp=rows, tensor=tensor),
+      "model": dict(remat="block", attention="auto", shard_sequence=tensor > 1,
+                    decode_split="fsdp_tensor" if large else "tensor"),
+      "ppo": dict(microbatch_size=microbatch, ptx_microbatch_size=microbatch),
+  }

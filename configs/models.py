@@ -30,6 +30,9 @@ TINY = {
     "test": (2, 32, 2),
 }
 ALIASES = {"6b": "6.7b"}  # InstructGPT's "6B" is GPT-3's 6.7B
+# The reward and value model of each policy: 6B for 1.3B, 6B and 175B (InstructGPT C.2); else ours.
+REWARD_SIZES = {name: "6.7b" for name in GPT3} | {
+    "125m": "125m", "350m": "350m", "760m": "760m"} | {name: name for name in TINY}
 SIZES = tuple(GPT3) + tuple(TINY) + tuple(ALIASES)
 
 

@@ -1,9 +1,12 @@
-"""PPO-ptx: `configs/ppo.py:SIZE`.
+"""PPO-ptx: `configs/ppo.py:SIZE[,TOPOLOGY]`.
 
   python -m launch.train ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo \\
       --config.policy_from=runs/init/export --config.reward_from=runs/rm/export \\
       --config.prompts.train=jsonl:prompts.jsonl --config.prompts.valid=jsonl:prompts_valid.jsonl \\
       --config.pretraining.train=text:corpus.txt
+
+TOPOLOGY, for example v5p:4x4x8 or h100:32x8, sets mesh, microbatches and layout as
+`configs/meshes.py` recommends for it; `python -m launch.check` has the compiler say whether it fits.
 
 number                        value          source
 episodes                      256,000        InstructGPT C.4 (500 iterations of 512)
@@ -33,6 +36,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from configs import meshes
 from configs import models
 
 # size: (policy learning rate, value learning rate)
@@ -40,8 +44,13 @@ PAPER = {"1.3b": (1.18e-5, 9e-6), "6.7b": (1.18e-5, 9e-6), "13b": (1.18e-5, 9e-6
          "175b": (2.55e-6, 5e-6)}
 
 
-def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
-  """A complete config for `rlhf.ppo.train`."""
+def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
+  """A complete config for `rlhf.ppo.train`.
+
+  Raises:
+    ValueError: an unknown size or topology.
+  """
+  size, _, topology = argument.partition(",")
   model = models.get_model(size)
   name = models.ALIASES[size] if size in models.ALIASES else size
   tiny = name in models.TINY
@@ -101,4 +110,9 @@ def get_config(size: str = "1.3b") -> ml_collections.ConfigDict:
   updates = 10 * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
   config.policy_optim.warmup_steps = updates
   config.value_optim.warmup_steps = updates
+  if topology:
+    if tiny:
+      raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(models.GPT3)}")
+    for group, fields in meshes.recommend(name, meshes.parse_topology(topology)).items():
+      config[group].update(fields)
   return config.lock()

@@ -218,6 +218,22 @@ def sample(models: Models, p: PpoConfig, policy_params: Params, prompts: PromptB
   return generate.join(prompts, generation, models.policy.pad_id), generation.finished_B
 
 
+def score_rows(models: Models, p: PpoConfig, params: Params, ref_params: Params,
+               reward_params: Params, tokens_BT, mask_BT):
+  """What the four networks say of whole rows, in microbatches of the update's shape.
+
+  Returns:
+    (logprob_BT, value_BT, ref_logprob_BT, score_B).
+  """
+  def score(tokens_BT, mask_BT):
+    logprob_BT, _, value_BT = policy_and_values(models, p, params, tokens_BT, mask_BT)
+    ref_logprob_BT, _ = model.policy_logprobs(
+        models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature)
+    return (logprob_BT, value_BT, ref_logprob_BT,
+            model.scores(models.reward, reward_params, tokens_BT, mask_BT))
+  return _by_microbatch(p, score, tokens_BT, mask_BT)
+
+
 def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
             reward_params: Params, prompts: PromptBatch, key, *, eot_id: int) -> Rollout:
   """One batch of episodes.
@@ -231,15 +247,8 @@ def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
   """
   rows, finished_B = sample(models, p, params["policy"], prompts, key, eot_id=eot_id)
 
-  def score(tokens_BT, mask_BT):
-    logprob_BT, _, value_BT = policy_and_values(models, p, params, tokens_BT, mask_BT)
-    ref_logprob_BT, _ = model.policy_logprobs(
-        models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature)
-    return (logprob_BT, value_BT, ref_logprob_BT,
-            model.scores(models.reward, reward_params, tokens_BT, mask_BT))
-
-  logprob_BT, value_BT, ref_logprob_BT, score_B = _by_microbatch(
-      p, score, rows["tokens_BT"], rows["mask_BT"])
+  logprob_BT, value_BT, ref_logprob_BT, score_B = score_rows(
+      models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"])
   mask_BT = rows["response_mask_BT"]
   return Rollout(
       logprob_BT=losses.masked(logprob_BT, mask_BT), value_BT=losses.masked(value_BT, mask_BT),
@@ -621,9 +630,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     init = functools.partial(init_state, p, tx)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, policy.params, reward.params))
     state = jax.jit(init, out_shardings=layout)(policy.params, reward.params)
-    collect = jax.jit(functools.partial(_collect, models, p, eot_id=tokenizer.eot_id))
+    collect = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
     update = jax.jit(
-        functools.partial(_update_and_control, models, p, tx, use_segments=use_segments),
+        functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
         donate_argnums=0, out_shardings=(layout, None))
 
     def train_step(state, step):
@@ -701,13 +710,17 @@ def init_state(p: PpoConfig, tx, policy_params: Params, reward_params: Params) -
                   kl_coef=jnp.float32(p.kl_coef))
 
 
-def _collect(models, p, params, ref_params, reward_params, prompts, kl_coef, key, *, eot_id):
+def collect(models: Models, p: PpoConfig, params: Params, ref_params: Params,
+            reward_params: Params, prompts: PromptBatch, kl_coef, key, *, eot_id: int):
+  """The first of the two programs of an iteration: a rollout and its advantages."""
   rollout_batch = rollout(models, p, params, ref_params, reward_params, prompts, key,
                           eot_id=eot_id)
   return advantages(p, rollout_batch, kl_coef)
 
 
-def _update_and_control(models, p, tx, state, batch, ptx_batches, kl, key, *, use_segments):
+def update_and_control(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatch,
+                       ptx_batches: LmBatch | None, kl: Metric, key, *, use_segments: bool):
+  """The second: all optimizer steps, and the KL coefficient's."""
   state, metrics = ppo_update(models, p, tx, state, batch, ptx_batches, key,
                               use_segments=use_segments)
   return next_state(p, state, kl.total / kl.weight), metrics

@@ -1,0 +1,93 @@
+"""Collectives in a compiled program's text: what kinds, how many bytes, how often."""
+
+import collections
+import re
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+          "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+)[^=]*\{\s*$")
+_COLLECTIVE = re.compile(r"= (.*?) (%s)(-start)?\(" % "|".join(KINDS))
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|"
+                     r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_WHILE = re.compile(r"while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_CONSTANT = re.compile(r"s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
+_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+
+
+def collectives(text: str) -> dict[str, dict[str, float]]:
+  """Bytes and calls of each kind of collective on one device, for one run of the program.
+
+  What stands in a loop counts as often as the loop runs: from the compiler's own count, else from
+  the bound that the loop's condition compares with.  Loops that may end early (sampling) count in
+  full.  A collective's bytes are those of its result.
+  """
+  computations, entry = _split(text)
+  totals = collections.defaultdict(lambda: {"bytes": 0.0, "calls": 0.0})
+  _walk(computations, entry, 1.0, totals, ())
+  return {kind: dict(totals[kind]) for kind in KINDS if kind in totals}
+
+
+def _split(text: str) -> tuple[dict[str, list[str]], str]:
+  """{computation: its lines}, and the entry's name."""
+  computations, entry, current = {}, "", None
+  for line in text.splitlines():
+    if line and not line[0].isspace():
+      header = _HEADER.match(line)
+      if header:
+        current = computations.setdefault(header.group(1), [])
+        if line.startswith("ENTRY"):
+          entry = header.group(1)
+    elif current is not None:
+      current.append(line)
+  return computations, entry
+
+
+def _walk(computations, name: str, times: float, totals, above: tuple[str, ...]) -> None:
+  if name not in computations or name in above:
+    return
+  for line in computations[name]:
+    found = _COLLECTIVE.search(line)
+    if found:
+      totals[found.group(2)]["bytes"] += times * _result_bytes(found.group(1), bool(found.group(3)))
+      totals[found.group(2)]["calls"] += times
+      continue
+    loop = _WHILE.search(line)
+    if loop:
+      trips = _trip_count(line, computations, loop.group(1))
+      _walk(computations, loop.group(2), times * trips, totals, (*above, name))
+      continue
+    for called in _CALLED.finditer(line):
+      for inner in (called.group(1) or called.group(2)).split(","):
+        inner = inner.strip().lstrip("%")
+        if inner.startswith("all-reduce-scatter"):  # a TPU's fused reduce-scatter
+          totals["reduce-scatter"]["bytes"] += times * _result_bytes(line.split("= ", 1)[1], False)
+          totals["reduce-scatter"]["calls"] += times
+        else:
+          _walk(computations, inner, times, totals, (*above, name))
+
+
+def _trip_count(line: str, computations, condition: str) -> int:
+  known = _TRIPS.search(line)
+  if known:
+    return int(known.group(1))
+  bounds = [int(number) for text in computations.get(condition, ())
+            for number in _CONSTANT.findall(text)]
+  return max(bounds, default=1)
+
+
+def _result_bytes(text: str, started: bool) -> int:
+  """Bytes of the result type that `text` begins with; a started collective's ends with it."""
+  shapes = _SHAPE.findall(text.split(" fusion(")[0])
+  sizes = [_size(*shape) for shape in shapes if shape[0] in _BYTES]
+  if not sizes:
+    return 0
+  return max(sizes) if started else sum(sizes)
+
+
+def _size(dtype: str, dims: str) -> int:
+  size = _BYTES[dtype]
+  for dim in dims.split(","):
+    size *= int(dim) if dim else 1
+  return size
