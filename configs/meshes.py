@@ -49,6 +49,8 @@ class Topology:
   @property
   def num_hosts(self) -> int:
     """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
+    if self.kind == "h100":
+      return self.shape[0]
     per_host = KINDS[self.kind][2]
     if per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
                             self.num_devices <= 8):

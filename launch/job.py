@@ -18,6 +18,8 @@ import subprocess
 import tempfile
 import urllib.parse
 
+import yaml
+
 from configs import meshes
 from launch import setup
 from launch import train
@@ -251,6 +253,21 @@ def in_repository(path: str) -> str:
     raise ValueError(f"--config={path} is not in the repository, and the job fetches no other file; "
                      "commit it under configs/")
   return str(resolved.relative_to(ROOT))
+
+
+def to_yaml(data: dict) -> str:
+  """YAML in the order of the data; text of several lines as a block."""
+  class Dumper(yaml.SafeDumper):
+
+    def ignore_aliases(self, data) -> bool:
+      return True
+
+  def text(dumper, value):
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+  Dumper.add_representer(str, text)
+  return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=1000)
 
 
 def run(command: Sequence[str], install: str, text: str | None = None) -> None:

@@ -18,8 +18,6 @@ import pathlib
 import re
 import sys
 
-import yaml
-
 from launch import job as job_lib
 from launch import setup
 from rlhf import workdir as workdir_lib
@@ -94,7 +92,8 @@ def manifest(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> di
           "network": {"enableDNSHostnames": True},
           "failurePolicy": {
               "maxRestarts": flags.max_restarts,
-              "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]},
+              "rules": [{"name": "mistake", "action": "FailJobSet",
+                         "onJobFailureReasons": ["PodFailurePolicy"]}]},
           "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": pods}}]}}
 
 
@@ -154,7 +153,7 @@ def main(argv: list[str]) -> None:
     flags, job = job_lib.read(parser(), argv)
     check(job)
     data = manifest(flags, job, job_lib.source(job, flags.repository))
-    text = yaml.safe_dump(data, sort_keys=False, width=1000)
+    text = job_lib.to_yaml(data)
     if flags.dry_run:
       print(text, end="")
     elif flags.output is not None:

@@ -16,8 +16,6 @@ import shlex
 import sys
 import tempfile
 
-import yaml
-
 from launch import job as job_lib
 from launch import setup
 from rlhf import workdir as workdir_lib
@@ -105,8 +103,7 @@ def task(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
 def main(argv: list[str]) -> None:
   with setup.one_sentence_errors():
     flags, job = job_lib.read(parser(), argv)
-    text = yaml.safe_dump(task(flags, job, job_lib.source(job, flags.repository)),
-                          sort_keys=False, width=1000)
+    text = job_lib.to_yaml(task(flags, job, job_lib.source(job, flags.repository)))
     launch = ["sky", "jobs", "launch", "--yes", f"--name={job.name}"]
     if flags.dry_run or flags.output is not None:
       file = flags.output if flags.output is not None else f"{job.name}.yaml"

@@ -142,8 +142,8 @@ def slurm_executor(submitit: ModuleType, flags, job, code: pathlib.Path, folder:
 
 def print_dry_run(executor, command: list[str], job: job_lib.Job, folder: pathlib.Path) -> None:
   """The script as submitit writes it, and the command that it runs on each node."""
-  print(f"# commit {job.commit}\n# each of {job.topology.num_hosts} nodes runs\n"
-        f"#   {shlex.join(command)}\n# sbatch {folder}/%j_submission.sh")
+  print(f"# commit {job.commit}\n# on each node: {shlex.join(command)}\n"
+        f"# sbatch {folder}/%j_submission.sh")
   print(executor._make_submission_file_text(executor._submitit_command_str, ""), end="")
 
 
