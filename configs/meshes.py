@@ -133,8 +133,8 @@ def check_config(config, topology: Topology) -> None:
   for group in ("sft", "reward", "ppo"):
     for name in ("batch_size", "minibatch_size"):
       if group in config and name in config[group] and config[group][name] % num_shards:
-        raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide over "
-                         f"data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
+        raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
+                         f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
   num_heads = config["model"]["num_heads"]
   if num_heads % axes["tensor"]:
     raise ValueError(f"{topology.name}: model.num_heads {num_heads} does not divide over "

@@ -2,9 +2,9 @@
 
   python -m launch.ENGINE --topology=KIND:SHAPE ... -- ALGORITHM --config=... --workdir=... ...
 
-Behind `--` is what `launch.train` takes, or `pipeline` and what `launch.pipeline` takes.  A job runs
-the code of the commit that is checked out here, so uncommitted changes are refused.  All that can be
-known to be wrong is said before anything is printed or submitted, and without importing jax.
+Behind `--` is what `launch.train` takes, or `pipeline` and what `launch.pipeline` takes.  A job
+runs the code of the commit that is checked out here, so uncommitted changes are refused.  All that
+can be known to be wrong is said before anything is printed or submitted, and without importing jax.
 """
 
 import argparse
@@ -130,8 +130,8 @@ def commit(allow_dirty: bool) -> str:
   """
   head = _git("rev-parse", "--verify", "HEAD")
   if _git("rev-parse", "--show-toplevel") != str(ROOT):
-    raise ValueError(f"{ROOT} is not the top of a git repository; a job runs a commit: start it from "
-                     "a clone")
+    raise ValueError(f"{ROOT} is not the top of a git repository; a job runs a commit: start it "
+                     "from a clone")
   changed = _git("status", "--porcelain").splitlines()
   if changed and not allow_dirty:
     raise ValueError(f"{len(changed)} files are not committed ({changed[0].split()[-1]} is the "
@@ -160,8 +160,8 @@ def source(job: Job, given: str | None) -> str:
     raise ValueError("the repository's address holds a user name or password, which would be "
                      "written into the job; name one without with --repository=URL")
   if given is None and not _git("branch", "--remotes", "--contains", job.commit):
-    raise ValueError(f"commit {job.commit[:12]} is on no remote branch; push it, so that the job can "
-                     "fetch it")
+    raise ValueError(f"commit {job.commit[:12]} is on no remote branch; push it, so that the job "
+                     "can fetch it")
   return url
 
 
@@ -250,8 +250,8 @@ def in_repository(path: str) -> str:
   """
   resolved = pathlib.Path(path).resolve()
   if not resolved.is_relative_to(ROOT) or not _git("ls-files", "--", str(resolved)):
-    raise ValueError(f"--config={path} is not in the repository, and the job fetches no other file; "
-                     "commit it under configs/")
+    raise ValueError(f"--config={path} is not in the repository, and the job fetches no other "
+                     "file; commit it under configs/")
   return str(resolved.relative_to(ROOT))
 
 

@@ -3,13 +3,13 @@
   python -m launch.jobset --topology=v5p:4x4x4 --image=IMAGE --volume=gs://BUCKET:/runs -- \\
       ppo --config=configs/ppo.py:6b --workdir=/runs/ppo ...
 
---dry_run prints the manifest, --output=FILE writes it; otherwise `kubectl apply` gets it.  IMAGE holds
-git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process fetches the
-commit from the repository and runs it.  The workdir lies on a volume: a bucket (through Cloud Storage
-FUSE, --service_account names who may write it) or a claim, CLAIM:/runs.
+--dry_run prints the manifest, --output=FILE writes it; otherwise `kubectl apply` gets it.  IMAGE
+holds git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process fetches
+the commit from the repository and runs it.  The workdir lies on a volume: a bucket (through Cloud
+Storage FUSE, --service_account names who may write it) or a claim, CLAIM:/runs.
 
 A JobSet restarts all its processes when one is preempted, --max_restarts times; exit status 2, a
-mistake in the flags, ends it.  Nodes of H100 talk over plain TCP here; for GPUDirect use launch.xpk.
+mistake in the flags, ends it.  Nodes of H100 talk over plain TCP here; launch.xpk has GPUDirect.
 Source: jobset.x-k8s.io/v1alpha2; node labels and resources as in GKE's guide to TPUs.
 """
 
@@ -38,7 +38,7 @@ def parser() -> setup.Parser:
   flags.add_argument("--namespace", default="default", help="of Kubernetes")
   flags.add_argument("--repository", help="address of the code; the remote origin if not given")
   flags.add_argument("--grace_seconds", type=setup.at_least(1), default=600,
-                     help="between the SIGTERM of a preemption and its end, where the cloud allows it")
+                     help="from the SIGTERM of a preemption to the end, where the cloud allows it")
   flags.add_argument("--output", help="file to write the manifest to, instead of applying it")
   return flags
 
@@ -66,7 +66,8 @@ def check(job: job_lib.Job) -> None:
   topology = job.topology
   job_lib.one_of(f"--topology={topology.name}", (*TPU_ACCELERATORS, "h100"), topology.kind, "GKE")
   if topology.kind == "h100" and topology.shape[1] not in GPUS_OF_A_MACHINE:
-    raise ValueError(f"--topology={topology.name}: GKE has machines of 1, 2, 4 or 8 H100; use h100:Nx8")
+    raise ValueError(f"--topology={topology.name}: GKE has machines of 1, 2, 4 or 8 H100; use "
+                     "h100:Nx8")
 
 
 # ----------------------------------------------------------------------------- the manifest

@@ -1,7 +1,8 @@
 """The program that submitit runs on each node: the training command, resubmitted when it is ended.
 
-submitit asks for a checkpoint by a signal (SIGUSR2, some minutes before the time limit); the training
-loop saves at SIGTERM and ends with status 143, and the same command goes on.  Here the two meet.
+submitit asks for a checkpoint by a signal (SIGUSR2, some minutes before the time limit); the
+training loop saves at SIGTERM and ends with status 143, and the same command goes on.  Here the two
+meet.
 
   signal                 what happens
   SIGUSR2                SIGTERM to the command; when it has saved, submitit requeues the job

@@ -84,6 +84,8 @@ def task(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
                # Lost machines are replaced in any case; 143 is a job that was told to save and end.
                "job_recovery": {"max_restarts_on_errors": flags.max_restarts,
                                 "recover_on_exit_codes": [143]}}
+  if job.topology.kind == "v5e":  # SkyPilot's own choice for every v5 is that of v5p
+    resources["accelerator_args"] = {"runtime_version": "v2-alpha-tpuv5-lite"}
   if flags.infra is not None:
     resources["infra"] = flags.infra
   return {

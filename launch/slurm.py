@@ -75,8 +75,8 @@ def check(flags: argparse.Namespace, job: job_lib.Job) -> None:
     raise ValueError(f"--executor=local has one host and {job.topology.name} has "
                      f"{job.topology.num_hosts}; use --executor=slurm")
   if flags.time * 60 <= flags.save_seconds:
-    raise ValueError(f"--time is {flags.time:g} minutes, and --save_seconds={flags.save_seconds} of "
-                     "them are for saving; allow more time")
+    raise ValueError(f"--time is {flags.time:g} minutes, and --save_seconds={flags.save_seconds} "
+                     "of them are for saving; allow more time")
   for option in flags.sbatch:
     if not re.fullmatch(r"[a-z][-a-z]*=.+", option):
       raise ValueError(f"--sbatch={option} is not NAME=VALUE")
@@ -91,9 +91,10 @@ def environment(job: job_lib.Job, code: pathlib.Path) -> dict[str, str]:
   # Without PYTHONSAFEPATH `python -m` would import from the current directory first.
   found = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
   if job.topology.platform == "cpu":
-    others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    count = f"--xla_force_host_platform_device_count={job.topology.num_devices}"
-    found |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{others} {count}".strip()}
+    count = "--xla_force_host_platform_device_count="
+    others = re.sub(rf"{count}\d+", "", os.environ.get("XLA_FLAGS", ""))
+    found |= {"JAX_PLATFORMS": "cpu",
+              "XLA_FLAGS": f"{others} {count}{job.topology.num_devices}".strip()}
   return found
 
 
@@ -134,8 +135,8 @@ def slurm_executor(submitit: ModuleType, flags, job, code: pathlib.Path, folder:
   try:
     executor = kind(folder, max_num_timeout=flags.max_restarts, python=python)
   except RuntimeError:
-    raise ValueError("there is no srun here; start from a node of a SLURM cluster, or add --dry_run "
-                     "or --executor=local") from None
+    raise ValueError("there is no srun here; start from a node of a SLURM cluster, or add "
+                     "--dry_run or --executor=local") from None
   executor.update_parameters(**parameters(flags, job, code))
   return executor
 

@@ -33,7 +33,7 @@ def parser() -> setup.Parser:
   flags.add_argument("--priority", help="very-low to very-high")
   flags.add_argument("--repository", help="address of the code; the remote origin if not given")
   flags.add_argument("--grace_seconds", type=setup.at_least(1), default=600,
-                     help="between the SIGTERM of a preemption and its end, where the cloud allows it")
+                     help="from the SIGTERM of a preemption to the end, where the cloud allows it")
   return flags
 
 
@@ -64,10 +64,11 @@ def command(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> lis
         coordinator="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT")
   line = job_lib.fetch_and_train(job, repository, join)
   if set(line) & set("\"\\\n"):
-    raise ValueError("the job's flags hold a quote, a backslash or a line break, which xpk does not "
-                     "pass on; write such a value in a config file")
+    raise ValueError("the job's flags hold a quote, a backslash or a line break, which xpk does "
+                     "not pass on; write such a value in a config file")
   return ["xpk", "workload", "create", f"--workload={job.name}", f"--cluster={flags.cluster}",
-          *hardware, f"--docker-image={flags.image}", *(f"--storage={name}" for name in flags.storage),
+          *hardware, f"--docker-image={flags.image}",
+          *(f"--storage={name}" for name in flags.storage),
           *(f"--{name}={value}" for name, value in (
               ("project", flags.project), ("zone", flags.zone), ("priority", flags.priority))
             if value is not None),

@@ -115,8 +115,9 @@ def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
       f"srun --unbuffered --output {folder}/%j_%t_log.out {sys.executable} -u -m "
       f"submitit.core._submit {folder}")
   # One host: nobody to join.
-  assert (f"# on each node: {sys.executable} -m launch.train ppo --config={code}/configs/ppo.py:1.3b "
-          f"--workdir={workdir} --config.ppo.kl_coef=0.05\n") in text
+  assert (f"# on each node: {sys.executable} -m launch.train ppo "
+          f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05\n"
+          ) in text
   assert not workdir.exists()
 
 
@@ -287,6 +288,7 @@ def test_sky_finds_the_first_address(printed):
 def test_sky_on_slices(printed, topology, accelerators):
   data = yaml.safe_load(printed(sky, f"--topology={topology}", SKY[1]))
   assert (data["resources"]["accelerators"], data["num_nodes"]) == (accelerators, 1)
+  assert ("accelerator_args" in data["resources"]) == topology.startswith("v5e")
   assert data["run"].endswith(" --distributed=auto\n") and "'.[tpu]'" in data["setup"]
 
 
@@ -584,7 +586,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_job_that_is_asked_to_save_goes_on(repository, inputs, workdir_path):
-  """SIGUSR2 as before a time limit: the loop saves, submitit requeues, the run goes on to its end."""
+  """SIGUSR2 as before a time limit: the loop saves, submitit requeues, the run goes on."""
   job = local_job(repository, inputs, workdir_path, sft__max_steps=40, checkpoint__every=1000)
   metrics = workdir_path / "metrics.jsonl"
   deadline = time.monotonic() + 300
