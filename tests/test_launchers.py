@@ -371,6 +371,8 @@ def test_slurm_refuses(refused, flags, job, sentence):
     (jobset, (*JOBSET[:2], "--volume=bucket"), JOB, "--volume=bucket is not gs://BUCKET:/PATH"),
     (jobset, (*JOBSET, "--repository=https://me:secret@example.org/x"), JOB,
      "holds a user name or password"),
+    (jobset, (*JOBSET, "--repository=ssh://me:secret@example.org/x"), JOB,
+     "holds a user name or password"),
     (sky, ("--topology=cpu:8", SKY[1]), JOB, "--topology=cpu:8: SkyPilot has no cpu"),
     (sky, SKY[:1], JOB, "--workdir=/runs/ppo would be lost with its machine"),
     (sky, (SKY[0], "--volume=bucket:/runs"), JOB, "--volume=bucket:/runs is not BUCKET:/PATH"),
@@ -566,8 +568,14 @@ def local_job(repository, inputs, workdir, *more, **changes):
 
 
 def test_a_training_job_through_submitit(repository, inputs, workdir_path):
-  job = local_job(repository, inputs, workdir_path, sft__max_steps=2)
-  text = job.communicate(timeout=600)[0]
+  changed = repository / "rlhf" / "sft.py"
+  before = changed.read_text()
+  try:
+    changed.write_text("raise RuntimeError('this is not committed')\n")
+    job = local_job(repository, inputs, workdir_path, "--allow_dirty", sft__max_steps=2)
+    text = job.communicate(timeout=600)[0]
+  finally:
+    changed.write_text(before)
   log = pathlib.Path(re.search(r"^job \d+: (.*)$", text, re.MULTILINE)[1])
   assert job.returncode == 0 and text.endswith("done\n"), text + log.read_text()
   assert f"export: {workdir_path}/export" in log.read_text()
