@@ -215,19 +215,21 @@ def train_command(job: Job, python: str = "python", *,
   return [python, "-m", "launch.train", *arguments]
 
 
-def join_flags(num_hosts: int, *, coordinator: str | None = None,
-               process_id: str | None = None) -> list[str]:
+def join_flags(num_hosts: int, *, cluster: str | None = None, coordinator: str | None = None,
+               process_id: str | None = None, even_alone: bool = False) -> list[str]:
   """How one process of each host finds the others; nothing where there is one host.
 
   Args:
-    coordinator: HOST:PORT of process 0; None where jax finds it out by itself.
+    cluster: jax's name of a cluster where it finds out the others by itself; else
+    coordinator: HOST:PORT of process 0, and
     process_id: of this host.  Both may be a shell's words.
+    even_alone: say that there is one host, against an environment that says less than that.
   """
-  if num_hosts == 1:
+  if num_hosts == 1 and not even_alone:
     return []
-  if coordinator is None:
-    return ["--distributed=auto"]
-  return [f"--coordinator={coordinator}", f"--num_processes={num_hosts}",
+  if cluster is not None:
+    return [f"--cluster={cluster}"]
+  return [f"--coordinator_address={coordinator}", f"--num_processes={num_hosts}",
           f"--process_id={process_id}"]
 
 

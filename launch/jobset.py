@@ -4,9 +4,9 @@
       ppo --config=configs/ppo.py:6b --workdir=/runs/ppo ...
 
 --dry_run prints the manifest, --output=FILE writes it; otherwise `kubectl apply` gets it.  IMAGE
-holds git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process fetches
-the commit from the repository and runs it.  The workdir lies on a volume: a bucket (through Cloud
-Storage FUSE, --service_account names who may write it) or a claim, CLAIM:/runs.
+holds git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process
+fetches the commit from the repository and runs it.  The workdir lies on a volume: a bucket (through
+Cloud Storage FUSE, --service_account names who may write it) or a claim, CLAIM:/runs.
 
 A JobSet restarts all its processes when one is preempted, --max_restarts times; exit status 2, a
 mistake in the flags, ends it.  Nodes of H100 talk over plain TCP here; launch.xpk has GPUDirect.
@@ -101,7 +101,7 @@ def manifest(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> di
 def _pod(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
   mounted = volumes(flags, job)
   if job.topology.platform == "tpu":
-    join = job_lib.join_flags(job.topology.num_hosts)
+    join = job_lib.join_flags(job.topology.num_hosts, cluster="gketpu")
   else:
     join = job_lib.join_flags(
         job.topology.num_hosts, process_id="$JOB_COMPLETION_INDEX",

@@ -16,6 +16,8 @@ import signal
 import subprocess
 import time
 
+from launch import job as job_lib
+
 ENDED = (143, -signal.SIGTERM)  # saved, or ended before it could
 
 
@@ -23,7 +25,7 @@ class Requeued:
   """A command in submitit's form: called on a node, and asked for its successor by `checkpoint`.
 
   Attributes:
-    command: argv, the same for every node.
+    command: argv, the same for every node; where there are several, each adds its place to it.
     patience: seconds to wait, once the command has ended, for what the scheduler does next.
   """
 
@@ -37,10 +39,11 @@ class Requeued:
       RuntimeError: it failed, or it was ended and nobody requeues it.
     """
     import submitit
-    asks = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+    here = submitit.JobEnvironment()
+    asks = signal.Signals[f"SIG{here.USR_SIG}"]
     requeue, received = signal.getsignal(asks), set()
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
-    child = subprocess.Popen(self.command,
+    child = subprocess.Popen([*self.command, *_join_flags(here)],
                              preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN))
 
     def save(number, _):
@@ -71,3 +74,13 @@ class Requeued:
     deadline = time.monotonic() + self.patience
     while not condition() and time.monotonic() < deadline:
       time.sleep(0.5)
+
+
+def _join_flags(here) -> list[str]:
+  """The place of this task.
+
+  Not jax's own detection of SLURM: that is for one process on each GPU, and hides the others.
+  """
+  port = 61440 + int(here.raw_job_id) % 4096  # as jax chooses it: jobs on one node differ
+  return job_lib.join_flags(here.num_tasks, coordinator=f"{here.hostnames[0]}:{port}",
+                            process_id=str(here.global_rank))

@@ -73,7 +73,7 @@ def accelerators(job: job_lib.Job) -> str:
 def task(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
   """The task as data."""
   if job.topology.platform == "tpu":
-    join, num_nodes = job_lib.join_flags(job.topology.num_hosts), 1
+    join, num_nodes = job_lib.join_flags(job.topology.num_hosts, cluster="gcetpu"), 1
   else:
     num_nodes = job.topology.num_hosts
     join = job_lib.join_flags(

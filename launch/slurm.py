@@ -143,7 +143,9 @@ def slurm_executor(submitit: ModuleType, flags, job, code: pathlib.Path, folder:
 
 def print_dry_run(executor, command: list[str], job: job_lib.Job, folder: pathlib.Path) -> None:
   """The script as submitit writes it, and the command that it runs on each node."""
-  print(f"# commit {job.commit}\n# on each node: {shlex.join(command)}\n"
+  join = job_lib.join_flags(job.topology.num_hosts, coordinator="FIRST_NODE:PORT",
+                            process_id="SLURM_PROCID")
+  print(f"# commit {job.commit}\n# on each node: {shlex.join([*command, *join])}\n"
         f"# sbatch {folder}/%j_submission.sh")
   print(executor._make_submission_file_text(executor._submitit_command_str, ""), end="")
 
@@ -181,8 +183,7 @@ def main(argv: list[str]) -> None:
       return str(code / found.relative_to(job_lib.ROOT) if inside else found)
 
     python = sys.executable if flags.container is None else "python"
-    command = [*job_lib.train_command(job, python, config_file=there),
-               *job_lib.join_flags(job.topology.num_hosts)]
+    command = job_lib.train_command(job, python, config_file=there)
     local = flags.executor == "local"
     executor = None if local else slurm_executor(submitit, flags, job, code, folder)
     if flags.dry_run:

@@ -56,11 +56,11 @@ def command(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> lis
   """
   if job.topology.platform == "tpu":
     hardware = [f"--tpu-type={TPU_TYPES[job.topology.kind]}-{job.topology.name.partition(':')[2]}"]
-    join = job_lib.join_flags(max(job.topology.num_devices // CHIPS_OF_A_VM, 1))
+    join = job_lib.join_flags(max(job.topology.num_devices // CHIPS_OF_A_VM, 1), cluster="gketpu")
   else:
     hardware = ["--device-type=h100-80gb-8", f"--num-nodes={job.topology.num_hosts}"]
     join = job_lib.join_flags(
-        job.topology.num_hosts, process_id="$NODE_RANK",  # these are set by xpk
+        job.topology.num_hosts, process_id="$NODE_RANK", even_alone=True,  # xpk sets these
         coordinator="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT")
   line = job_lib.fetch_and_train(job, repository, join)
   if set(line) & set("\"\\\n"):

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,7 +131,8 @@ def test_slurm_on_many_nodes_in_a_container(printed, here, tmp_path):
   assert (f"--cpus-per-task=96 --container-image=image.sqsh --container-mounts={here}:{here},"
           f"{tmp_path}:{tmp_path},/data:/data --container-workdir={here} python -u -m") in text
   assert re.search(r"# on each node: python -m launch.train sft --config \S+/code-\w+/configs/"
-                   rf"sft.py:1.3b --workdir={tmp_path} --distributed=auto\n", text)
+                   rf"sft.py:1.3b --workdir={tmp_path} --coordinator_address=FIRST_NODE:PORT "
+                   r"--num_processes=4 --process_id=SLURM_PROCID\n", text)
 
 
 def test_a_part_of_each_node(printed, tmp_path):
@@ -154,14 +156,18 @@ def test_xpk_6b_on_a_v5p_slice(printed, here):
       "--termination-grace-period-seconds=600",
       f"--command=git clone --quiet {origin} /tmp/rlhf && cd /tmp/rlhf && git checkout --quiet "
       f"--detach {head} && exec python -m launch.train ppo --config=configs/ppo.py:6b "
-      "--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 --distributed=auto"]
+      "--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 --cluster=gketpu"]
 
 
 def test_xpk_on_h100_nodes(printed):
   command = shlex.split(printed(xpk, "--topology=h100:2x8", *XPK[1:]))
   assert {"--device-type=h100-80gb-8", "--num-nodes=2"} < set(command)
-  assert command[-1].endswith("--coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT "
-                              "--num_processes=2 --process_id=$NODE_RANK")
+  place = (" --coordinator_address=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT "
+           "--num_processes={} --process_id=$NODE_RANK")
+  assert command[-1].endswith(place.format(2))
+  # xpk sets the address for one host too, and jax would miss the rest.
+  command = shlex.split(printed(xpk, "--topology=h100:1x8", *XPK[1:]))
+  assert command[-1].endswith(place.format(1))
 
 
 # ----------------------------------------------------------------------------- JobSet
@@ -203,7 +209,7 @@ def test_jobset_on_a_v5p_slice(printed, here):
   shell, flag, line = container["command"]
   assert (shell, flag) == ("bash", "-c")
   assert f"git checkout --quiet --detach {head} && exec python -m launch.train ppo " in line
-  assert line.endswith("--config.mesh.fsdp=32 --config.mesh.tensor=2 --distributed=auto")
+  assert line.endswith("--config.mesh.fsdp=32 --config.mesh.tensor=2 --cluster=gketpu")
 
 
 def test_jobset_on_h100_nodes(printed):
@@ -222,7 +228,7 @@ def test_jobset_on_h100_nodes(printed):
   assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
   # A JobSet calls its pods NAME-workers-0-INDEX, below a service called NAME.
   assert container["command"][2].endswith(
-      "--coordinator=ppo-ppo-workers-0-0.ppo-ppo:8476 --num_processes=2 "
+      " --coordinator_address=ppo-ppo-workers-0-0.ppo-ppo:8476 --num_processes=2 "
       "--process_id=$JOB_COMPLETION_INDEX")
 
 
@@ -234,7 +240,7 @@ def test_hosts_and_chips_of_slices(printed, topology, hosts, chips):
   container, = job["template"]["spec"]["containers"]
   assert (job["completions"], container["resources"]["limits"]) == (
       hosts, {"google.com/tpu": chips})
-  assert ("--distributed=auto" in container["command"][2]) == (hosts > 1)
+  assert ("--cluster=gketpu" in container["command"][2]) == (hosts > 1)
 
 
 def test_a_manifest_is_written(here, tmp_path, capsys):
@@ -250,7 +256,7 @@ def test_shell_words_stay_words(printed, tmp_path):
   data = yaml.safe_load(printed(jobset, *JOBSET, job=job))
   pod = data["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
   program = pod["containers"][0]["command"][2].partition("exec ")[2]
-  assert shlex.split(program)[3:] == [*job, "--distributed=auto"]
+  assert shlex.split(program)[3:] == [*job, "--cluster=gketpu"]
 
 
 # ----------------------------------------------------------------------------- SkyPilot
@@ -270,7 +276,7 @@ def test_sky_on_h100_nodes(printed, here):
                 "python3 -m uv venv --python 3.12 ~/rlhf\n. ~/rlhf/bin/activate\n"
                 "python3 -m uv pip install --quiet -e '.[cuda12]'\n"),
       "run": ". ~/rlhf/bin/activate\nexec python -m launch.train " + " ".join(JOB) + (
-          ' --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1)":8476 --num_processes=2 '
+          ' --coordinator_address="$(echo "$SKYPILOT_NODE_IPS" | head -n1)":8476 --num_processes=2 '
           "--process_id=$SKYPILOT_NODE_RANK\n")}
 
 
@@ -280,7 +286,7 @@ def test_sky_finds_the_first_address(printed):
   shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True,
                          env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1",
                               "PATH": os.environ["PATH"]}, check=True).stdout.split("\n")
-  assert shown == ["--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1", ""]
+  assert shown == ["--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1", ""]
 
 
 @pytest.mark.parametrize("topology, accelerators", [
@@ -289,7 +295,7 @@ def test_sky_on_slices(printed, topology, accelerators):
   data = yaml.safe_load(printed(sky, f"--topology={topology}", SKY[1]))
   assert (data["resources"]["accelerators"], data["num_nodes"]) == (accelerators, 1)
   assert ("accelerator_args" in data["resources"]) == topology.startswith("v5e")
-  assert data["run"].endswith(" --distributed=auto\n") and "'.[tpu]'" in data["setup"]
+  assert data["run"].endswith(" --cluster=gcetpu\n") and "'.[tpu]'" in data["setup"]
 
 
 def test_the_pipeline_is_a_job_too(printed):
@@ -542,6 +548,30 @@ def test_a_cancelled_command_saves_and_does_not_come_back(ended):
   marks, failure = ended["is cancelled"]
   assert marks == ["start", "saved"]
   assert "submit the same command to go on" in str(failure)
+
+
+# Each of two tasks ends with 143 at the first start.
+PLACES = """if True:
+  import json, pathlib, sys
+  process_id = sys.argv[-1].partition("=")[2]
+  mark = pathlib.Path(sys.argv[1]) / f"{process_id}.jsonl"
+  with mark.open("a") as file:
+    print(json.dumps(sys.argv[2:]), file=file)
+  sys.exit(143 if len(mark.read_text().splitlines()) == 1 else 0)
+"""
+
+
+def test_every_task_knows_its_place(tmp_path):
+  import submitit
+  executor = submitit.LocalExecutor(tmp_path / "submitit")
+  executor.update_parameters(timeout_min=60, signal_delay_s=30, tasks_per_node=2)
+  command = [sys.executable, "-c", PLACES, str(tmp_path), "--flag"]
+  job = executor.submit(requeue.Requeued(command, patience=1.0))
+  assert job.exception() is None
+  address = f"{socket.gethostname()}:{61440 + int(job.job_id) % 4096}"
+  for i in range(2):
+    assert commands.read_jsonl(tmp_path / f"{i}.jsonl") == 2 * [
+        ["--flag", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}"]]
 
 
 def test_a_command_that_fails_is_not_run_again(ended):
