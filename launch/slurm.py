@@ -13,6 +13,7 @@ requeued by SLURM itself.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import re
@@ -98,6 +99,13 @@ def environment(job: job_lib.Job, code: pathlib.Path) -> dict[str, str]:
   return found
 
 
+def committed(code: pathlib.Path, config_file: str) -> str:
+  """The commit's copy of a config file; the file itself where it lies outside the repository."""
+  found = pathlib.Path(config_file).resolve()
+  inside = found.is_relative_to(job_lib.ROOT)
+  return str(code / found.relative_to(job_lib.ROOT) if inside else found)
+
+
 def parameters(flags: argparse.Namespace, job: job_lib.Job, code: pathlib.Path) -> dict:
   """Arguments of `SlurmExecutor.update_parameters`."""
   exports = [f"export {name}={shlex.quote(value)}"
@@ -177,13 +185,8 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(job.workdir).absolute() / "submitit"
     code = folder / f"code-{job.commit[:12]}"
 
-    def there(path: str) -> str:
-      found = pathlib.Path(path).resolve()
-      inside = found.is_relative_to(job_lib.ROOT)
-      return str(code / found.relative_to(job_lib.ROOT) if inside else found)
-
     python = sys.executable if flags.container is None else "python"
-    command = job_lib.train_command(job, python, config_file=there)
+    command = job_lib.train_command(job, python, config_file=functools.partial(committed, code))
     local = flags.executor == "local"
     executor = None if local else slurm_executor(submitit, flags, job, code, folder)
     if flags.dry_run:
