@@ -17,6 +17,7 @@ REQUIRES = [
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
+    "pyyaml>=6.0.2",
     "rich>=13.7",
     "tensorboardX>=2.6.2.2",
     "tensorflow-datasets>=4.9.9",
@@ -24,7 +25,8 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8.0"],
+    "test": ["pytest>=8.0", "submitit>=1.5.3"],
+    "slurm": ["submitit>=1.5.3"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
 }

@@ -49,6 +49,8 @@ class Topology:
   @property
   def num_hosts(self) -> int:
     """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
+    if self.kind == "h100":
+      return self.shape[0]
     per_host = KINDS[self.kind][2]
     if per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
                             self.num_devices <= 8):
@@ -102,6 +104,41 @@ def check_mesh(mesh, num_devices: int) -> dict[str, int]:
         f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use exactly "
         f"the {num_devices} devices there are; choose sizes whose product is {num_devices}")
   return {"data": data, "fsdp": mesh["fsdp"], "tensor": mesh["tensor"]}
+
+
+def check_config(config, topology: Topology) -> None:
+  """Whether a training or pipeline config can be laid out on a topology.
+
+  Args:
+    config: a mapping with the groups `mesh`, `model` and those of an algorithm; or of a pipeline,
+      whose groups are such mappings.
+
+  Raises:
+    ValueError: the mesh does not use exactly the devices; a batch does not divide over data * fsdp;
+      the heads do not divide over tensor.
+  """
+  if "mesh" not in config:
+    for stage, group in config.items():
+      if hasattr(group, "items") and "mesh" in group:
+        try:
+          check_config(group, topology)
+        except ValueError as error:
+          raise ValueError(f"stage {stage}: {error}") from None
+    return
+  try:
+    axes = check_mesh(config["mesh"], topology.num_devices)
+  except ValueError as error:
+    raise ValueError(f"{topology.name}: {error}") from None
+  num_shards = axes["data"] * axes["fsdp"]
+  for group in ("sft", "reward", "ppo"):
+    for name in ("batch_size", "minibatch_size"):
+      if group in config and name in config[group] and config[group][name] % num_shards:
+        raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
+                         f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
+  num_heads = config["model"]["num_heads"]
+  if num_heads % axes["tensor"]:
+    raise ValueError(f"{topology.name}: model.num_heads {num_heads} does not divide over "
+                     f"mesh.tensor {axes['tensor']}; use a divisor of {num_heads}")
 
 
 # ----------------------------------------------------------------------------- recommendations

@@ -24,6 +24,8 @@ def _set_environment() -> None:
       "TF_CPP_MIN_LOG_LEVEL": "3",
       "TFDS_DISABLE_PROGRESS_BAR": "1",
       "MPLBACKEND": "agg",
+      # Its configuration closes the handlers that are there, and pytest's streams with them.
+      "SUBMITIT_LOG_LEVEL": "NOCONFIG",
   }
   for name, setting in defaults.items():
     os.environ.setdefault(name, setting)
