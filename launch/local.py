@@ -30,7 +30,9 @@ TAIL_LINES = 20
 # mistake a moment, after SIGTERM until the last has left jax's shutdown.
 SECONDS_AFTER_FAILURE = 5.0
 SECONDS_AFTER_SIGTERM = 120.0
-_NOISE = "[Gloo] Rank "  # the CPU's collectives announce every connection
+# The CPU's collectives announce every connection, from several threads into one line.
+_NOISE = re.compile(r"\[Gloo\] Rank \d*|\d* is connected to \d+ peer ranks\. "
+                    r"Expected number of connected peer ranks is : \d*")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -117,19 +119,24 @@ class Job:
 
   def tail(self, process_id: int) -> str:
     """The last lines of a process's output."""
-    text = self.log(process_id).read_text(encoding="utf-8", errors="replace")
-    return "\n".join([line for line in text.split("\n") if not line.startswith(_NOISE)]
-                     [-TAIL_LINES:]).strip()
+    with open(self.log(process_id), "rb") as log:
+      lines = [text for line in log if (text := readable(line)).strip()]
+    return "".join(lines[-TAIL_LINES:]).rstrip()
 
 
 def show(source: IO[bytes], target: IO[str]) -> None:
   """Copies lines as they come."""
   with source:
     for line in source:
-      text = line.decode("utf-8", errors="replace")
-      if not text.startswith(_NOISE):
-        target.write(text)
-        target.flush()
+      target.write(readable(line))
+      target.flush()
+
+
+def readable(line: bytes) -> str:
+  """The text of a line, empty where it is nothing but noise."""
+  text = line.decode("utf-8", errors="replace")
+  left = _NOISE.sub("", text)
+  return text if left == text else left.lstrip() if left.strip(" \n0123456789") else ""
 
 
 @contextlib.contextmanager

@@ -80,6 +80,8 @@ def define_process_flags(values: flags.FlagValues) -> None:
 
 
 CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")  # jax's names; it has none for Kubernetes
+_CLUSTER_ADVICE = ("start the job through its scheduler, or give --coordinator_address, "
+                   "--num_processes and --process_id")
 _PROCESS_VARIABLES = {"coordinator_address": "JAX_COORDINATOR_ADDRESS",
                       "num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 
@@ -102,9 +104,8 @@ def find_place(values: flags.FlagValues) -> Place | None:
     given = dict(zip(given, found, strict=True))
   if all(setting is None for setting in given.values()):
     if cluster:
-      raise ValueError(f"--cluster={cluster}: jax finds no such cluster in this environment; start "
-                       "the job through its scheduler, or give --coordinator_address, "
-                       "--num_processes and --process_id")
+      raise ValueError(f"--cluster={cluster}: jax finds no cluster in this environment; "
+                       f"{_CLUSTER_ADVICE}")
     return None
   for name, setting in given.items():
     if setting is None:
@@ -133,8 +134,14 @@ def _process_setting(values: flags.FlagValues, name: str) -> str | int | None:
 def _ask_cluster(cluster: str, given: dict, timeout: int):
   """(address, number, id, local devices) as jax's own detection completes what is given."""
   from jax._src import clusters  # the only way to ask it before connecting
-  return clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      *given.values(), None, None if cluster == "auto" else cluster, timeout)
+  logging.getLogger("jax._src.clusters").setLevel(logging.CRITICAL)  # the sentence below says it
+  try:
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        *given.values(), None, None if cluster == "auto" else cluster, timeout)
+  except Exception as error:  # as many kinds as there are schedulers
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    raise ValueError(f"--cluster={cluster}: jax cannot tell this process's place from the environment "
+                     f"({reason}); {_CLUSTER_ADVICE}") from error
 
 
 def join_processes(values: flags.FlagValues = flags.FLAGS) -> None:
