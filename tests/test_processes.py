@@ -328,6 +328,54 @@ def test_counting_processes_needs_no_jax():
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+# ----------------------------------------------------------------------------- 2 x 1 devices
+
+TOGETHER = """
+import pathlib, sys, time
+from absl import flags
+from launch import setup
+values = flags.FlagValues()
+setup.define_process_flags(values)
+values(["program"])
+with setup.ends_at_once(), setup.one_sentence_errors():
+  setup.join_processes(values)
+  import jax
+  import numpy as np
+  from rlhf import processes, sharding, workdir
+  me = jax.process_index()
+  print("process", me, "of", processes.count(), processes.is_main())
+  path = pathlib.Path(sys.argv[1])
+  workdir.write_text(path / f"written_by_{me}", "")
+  with processes.main_first("file"):
+    if me == 0:
+      time.sleep(0.5)
+      (path / "first").write_text("")
+    assert (path / "first").exists()
+  if me == 0:
+    time.sleep(0.5)
+  workdir.mark_done(path / "stage", {"me": me})
+  assert workdir.done_result(path / "stage") == {"me": 0}
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=1, tensor=1))
+  x = sharding.put_batch(mesh, np.arange(3.0)[None] + me, 2)  # a row of each process
+  assert not x.is_fully_addressable
+  np.testing.assert_array_equal(processes.to_host({"x": x})["x"], [[0, 1, 2], [1, 2, 3]])
+  if me == 1:
+    raise RuntimeError("process 1 has had enough")
+  processes.wait("for process 1, which never comes")
+"""
+
+
+def test_two_processes_take_turns_and_end_together(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(local, "SECONDS_AFTER_FAILURE", 0.5)
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  assert local.wait(local.Job([sys.executable, "-c", TOGETHER, str(tmp_path)], 2, 1, tmp_path)) == 1
+  out, err = capsys.readouterr()
+  assert out == "process 0 of 2 True\n"
+  assert "RuntimeError: process 1 has had enough" in err
+  assert "process 1 of 2 ended with status 1; 1 still ran and were ended" in err
+  assert {path.name for path in tmp_path.glob("written*")} == {"written_by_0"}
+
+
 # ----------------------------------------------------------------------------- 2 x 4 devices
 
 
