@@ -371,6 +371,7 @@ def test_two_processes_take_turns_and_end_together(tmp_path, monkeypatch, capsys
   assert local.wait(local.Job([sys.executable, "-c", TOGETHER, str(tmp_path)], 2, 1, tmp_path)) == 1
   out, err = capsys.readouterr()
   assert out == "process 0 of 2 True\n"
+  assert "process 1 of 2" not in (tmp_path / "process_1.log").read_text()
   assert "RuntimeError: process 1 has had enough" in err
   assert "process 1 of 2 ended with status 1; 1 still ran and were ended" in err
   assert {path.name for path in tmp_path.glob("written*")} == {"written_by_0"}
