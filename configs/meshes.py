@@ -146,13 +146,13 @@ def check_config(config, topology: Topology) -> None:
 # size: the smallest slice and the smallest set of nodes on which `launch.check` says that PPO-ptx
 # at the paper's batch fits; README has the bytes.
 SMALLEST = {
-    "125m": ("v5e:2x2", "h100:1x1"),
-    "350m": ("v5e:4x4", "h100:1x2"),
-    "760m": ("v5e:4x4", "h100:1x4"),
+    "125m": ("v5e:2x4", "h100:1x1"),
+    "350m": ("v5e:4x8", "h100:1x4"),
+    "760m": ("v5e:4x8", "h100:1x4"),
     "1.3b": ("v5p:2x2x2", "h100:1x8"),
     "2.7b": ("v5p:2x2x4", "h100:2x8"),
     "6.7b": ("v5p:2x2x4", "h100:2x8"),
-    "13b": ("v5p:2x4x4", "h100:4x8"),
+    "13b": ("v5p:2x2x4", "h100:4x8"),
     "175b": ("v5p:4x4x8", "h100:32x8"),
 }
 # size: (tensor on TPU, tensor on GPU).  A GPU's tensor axis stays inside a node of 8.

@@ -171,7 +171,7 @@ def check(config, topology: meshes.Topology, reward_group, *, shapes_only: bool,
   resident = programs.resident(job)
   report = dict(
       topology=topology.name, mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
-      memory=topology.memory_bytes, resident=resident, cache=programs.cache_bytes_per_device(job),
+      microbatch_size=config.ppo.microbatch_size, memory=topology.memory_bytes, resident=resident, cache=programs.cache_bytes_per_device(job),
       attention=kernels(job), programs=[], fits=None, formula=programs.flop_formula())
   show(describe(report, config))
   if shapes_only:
@@ -195,13 +195,13 @@ def kernels(job) -> dict[str, str]:
   from rlhf import model
   cfg, p = job.models.policy, job.p
   total = p.max_prompt_tokens + p.max_response_tokens
-  calls = {"prefill": (p.max_prompt_tokens, p.max_prompt_tokens, "left"),
-           "decode step": (1, total, "left"), "scoring, update": (total, total, "right")}
+  calls = {"prefill": (p.max_prompt_tokens, p.max_prompt_tokens), "decode step": (1, total),
+           "scoring, update": (total, total)}
   found = {}
-  for name, (queries, keys, padding) in calls.items():
+  for name, (queries, keys) in calls.items():
     why = attention.refusal(
         cfg.attention, dtype=model.DTYPES[cfg.dtype], num_queries=queries, num_keys=keys,
-        head_size=cfg.head_size, has_segments=False, padding=padding)
+        head_size=cfg.head_size, has_segments=False)
     found[name] = cfg.attention if why is None else f"reference ({why})"
   return found
 

@@ -3,6 +3,7 @@
   python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
 Run the same command again to go on after an interruption; a stage that is done is skipped.
+Several processes: as `launch.train`.
 """
 
 from absl import app
@@ -14,13 +15,15 @@ from rlhf import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, with :ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+setup.define_process_flags(flags.FLAGS)
 
 
 def main(argv):
   del argv
   setup.quiet_logs()
-  from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
-  with setup.one_sentence_errors():
+  with setup.ends_at_once(), setup.one_sentence_errors():
+    setup.join_processes()
+    from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
     config, workdir = _CONFIG.value, _WORKDIR.value
     pipeline.check_config(config)
     if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):

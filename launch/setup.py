@@ -3,16 +3,19 @@
 import argparse
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from launch import roll_call
 from rlhf import workdir as workdir_lib
 
 
@@ -48,6 +51,143 @@ def fail(sentence: str, status: int = 2) -> None:
   """Prints the sentence and ends the program."""
   print(f"error: {sentence}", file=sys.stderr, flush=True)
   sys.exit(status)
+
+
+# ----------------------------------------------------------------------------- several processes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+  """Where this process stands among those of its job."""
+  coordinator_address: str
+  num_processes: int
+  process_id: int
+  local_device_ids: list[int] | None
+
+
+def define_process_flags(values: flags.FlagValues) -> None:
+  """The flags of `join_processes`; what is not given comes from the environment."""
+  define = lambda kind, *spec: getattr(flags, f"DEFINE_{kind}")(*spec, flag_values=values)
+  define("string", "coordinator_address", None, "HOST:PORT of process 0, with a free port; "
+         "JAX_COORDINATOR_ADDRESS if not given.")
+  define("integer", "num_processes", None, "Processes of the job; JAX_NUM_PROCESSES if not given.")
+  define("integer", "process_id", None, "This process's number, from 0; JAX_PROCESS_ID if not given.")
+  define("string", "cluster", "", "Take what is not given from the cluster, as jax finds it: auto, "
+         f"or one of {', '.join(CLUSTERS)}.")
+  define("integer", "connect_timeout", 1800, "Seconds to wait for all processes to start.")
+  define("integer", "heartbeat_timeout", 120, "Seconds of silence after which a process is dead.")
+  define("integer", "shutdown_timeout", 600, "Seconds to wait for all processes at the end.")
+
+
+CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")  # jax's names; it has none for Kubernetes
+_CLUSTER_ADVICE = ("start the job through its scheduler, or give --coordinator_address, "
+                   "--num_processes and --process_id")
+_PROCESS_VARIABLES = {"coordinator_address": "JAX_COORDINATOR_ADDRESS",
+                      "num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+
+
+def find_place(values: flags.FlagValues) -> Place | None:
+  """What flags, environment and, if asked, the cluster say; None for a job of one process.
+
+  Raises:
+    ValueError: something is missing or does not fit; names the flag.
+  """
+  given = {name: _process_setting(values, name) for name in _PROCESS_VARIABLES}
+  for name in ("connect_timeout", "heartbeat_timeout", "shutdown_timeout"):
+    if values[name].value < 1:
+      raise ValueError(f"--{name}={values[name].value} is below 1 second; use 1 or more")
+  local_device_ids = None
+  if cluster := values["cluster"].value:
+    if cluster not in ("auto", *CLUSTERS):
+      raise ValueError(f"--cluster={cluster}; choose auto or one of {', '.join(CLUSTERS)}")
+    *found, local_device_ids = _ask_cluster(cluster, given, values["connect_timeout"].value)
+    given = dict(zip(given, found, strict=True))
+  if all(setting is None for setting in given.values()):
+    if cluster:
+      raise ValueError(f"--cluster={cluster}: jax finds no cluster in this environment; "
+                       f"{_CLUSTER_ADVICE}")
+    return None
+  for name, setting in given.items():
+    if setting is None:
+      others = " and ".join(f"--{other}" for other in given if given[other] is not None)
+      raise ValueError(f"--{name} (or {_PROCESS_VARIABLES[name]}) is missing beside {others}; give "
+                       "all three, or --cluster=auto to take them from the cluster")
+  roll_call.split_address(given["coordinator_address"])
+  if not 0 <= given["process_id"] < given["num_processes"]:
+    raise ValueError(f"--process_id={given['process_id']} of --num_processes="
+                     f"{given['num_processes']}; use 0 to {max(given['num_processes'] - 1, 0)}")
+  return Place(**given, local_device_ids=local_device_ids) if given["num_processes"] > 1 else None
+
+
+def _process_setting(values: flags.FlagValues, name: str) -> str | int | None:
+  if values[name].value is not None:
+    return values[name].value
+  variable = _PROCESS_VARIABLES[name]
+  text = os.environ.get(variable, "")
+  if not text or name == "coordinator_address":
+    return text if text else None
+  if not text.isdigit():
+    raise ValueError(f"{variable}={text} in the environment is not a whole number; set it to one")
+  return int(text)
+
+
+def _ask_cluster(cluster: str, given: dict, timeout: int):
+  """(address, number, id, local devices) as jax's own detection completes what is given."""
+  from jax._src import clusters  # the only way to ask it before connecting
+  logging.getLogger("jax._src.clusters").setLevel(logging.CRITICAL)  # the sentence below says it
+  try:
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        *given.values(), None, None if cluster == "auto" else cluster, timeout)
+  except Exception as error:  # as many kinds as there are schedulers
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    raise ValueError(f"--cluster={cluster}: jax cannot tell this process's place from the environment "
+                     f"({reason}); {_CLUSTER_ADVICE}") from error
+
+
+def join_processes(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Connects this process to the others of its job, if there are any.
+
+  Must come before anything that makes jax look for devices.  Afterwards only process 0 prints:
+  standard output of the others goes nowhere, their errors go to standard error.
+  """
+  place = find_place(values)
+  if place is None:
+    return
+  try:
+    roll_call.hold(place.coordinator_address, num_processes=place.num_processes,
+                   process_id=place.process_id, seconds=values["connect_timeout"].value)
+  except roll_call.MissingProcess as error:
+    fail(str(error), 1)
+  import jax
+  jax.distributed.initialize(
+      **dataclasses.asdict(place), cluster_detection_method="deactivate",
+      initialization_timeout=values["connect_timeout"].value,
+      heartbeat_timeout_seconds=values["heartbeat_timeout"].value,
+      shutdown_timeout_seconds=values["shutdown_timeout"].value)
+  if place.process_id != 0:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def ends_at_once():
+  """One of several processes that fails ends without waiting for the others, who then end as well.
+
+  A plain exit waits for all of them in jax's shutdown, where they never come.  After SIGTERM all
+  leave together.
+  """
+  try:
+    yield
+  except BaseException as error:
+    from rlhf import processes
+    stopped = isinstance(error, SystemExit)
+    if processes.count() == 1 or (stopped and error.code in (None, 0, 143)):
+      raise
+    if not stopped:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    code = error.code if stopped and isinstance(error.code, int) else 1
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else code)
 
 
 # ----------------------------------------------------------------------------- flags with a config
@@ -107,7 +247,8 @@ def _check_field(config, name: str) -> None:
 def read_config(argv: Sequence[str], usage: str) -> tuple[list[str], object, str]:
   """(positional arguments, config, workdir) of a command line with --config and --workdir.
 
-  Ends the program with one sentence where a flag is wrong, and after printing `usage` for --help.
+  Also joins the other processes of the job, if there are any.  Ends the program with one sentence
+  where a flag is wrong, and after printing `usage` for --help.
   """
   argv = list(argv)
   if {"--help", "-h", "--helpfull"} & set(argv):
@@ -116,10 +257,12 @@ def read_config(argv: Sequence[str], usage: str) -> tuple[list[str], object, str
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
   workdir = flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
+  define_process_flags(values)
   rest = parse_flags(argv, values)[1:]
   for flag, example in ((config, "configs/sft.py:1.3b"), (workdir, "runs/sft")):
     if not flag.value:
       fail(f"--{flag.name} is missing; give for example --{flag.name}={example}")
+  join_processes(values)
   return rest, config.value, workdir.value
 
 

@@ -7,6 +7,11 @@
 `...` stands for --config.GROUP.FIELD=VALUE; the docstring of each config file shows a whole
 command.  Run the same command again to go on after an interruption.  What can be known to be wrong
 is said before the workdir is made; WORKDIR/export is what the next stage takes.
+
+Several processes: start one on every host with the same flags and --coordinator_address=HOST:PORT
+--num_processes=N --process_id=I, or with --cluster=auto under SLURM, Kubernetes or on TPUs.  All see
+one WORKDIR; process 0 prints.  --connect_timeout, --heartbeat_timeout and --shutdown_timeout are in
+seconds.  `launch.local` does it on one machine.
 """
 
 import sys
@@ -56,7 +61,7 @@ def sizes(config) -> str:
 
 def main(argv: list[str]) -> None:
   setup.quiet_logs()
-  with setup.one_sentence_errors():
+  with setup.ends_at_once(), setup.one_sentence_errors():
     arguments, config, workdir = setup.read_config(argv, __doc__)
     algorithm = load_algorithm(arguments)
     algorithm.check_config(config)

@@ -38,12 +38,8 @@ def choose(name: str, platform: str) -> str:
 
 
 def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: int,
-            has_segments: bool, padding: str) -> str | None:
-  """Why `kernel` cannot do this call, in a few words; None where it can.
-
-  Args:
-    padding: the side on which rows are padded, "left" or "right".
-  """
+            has_segments: bool) -> str | None:
+  """Why `kernel` cannot do this call, in a few words; None where it can."""
   if kernel == "reference":
     return None
   if dtype == jnp.float32:
@@ -56,8 +52,6 @@ def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: i
     return f"heads of {head_size}, not a multiple of 8"
   if kernel == "cudnn" and has_segments:
     return "segments"
-  if kernel == "cudnn" and padding == "left":
-    return "padding on the left"
   return None
 
 
@@ -69,7 +63,7 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
   Args:
     kernel: "auto" or one of `KERNELS`; where it refuses the call, the reference does it.
     first_slot: slot of the first query among the keys.
-    padding: where rows may be padded; a fused kernel that masks by length needs "right".
+    padding: where rows may be padded, "left" or "right"; cuDNN's kernel needs to know.
 
   Returns:
     [B, T, H, head_size]; finite on queries that see no key, where nothing reads it.
@@ -78,14 +72,17 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
   num_queries, num_keys = query_BTHd.shape[1], key_BSHd.shape[1]
   refused = refusal(
       kernel, dtype=query_BTHd.dtype, num_queries=num_queries, num_keys=num_keys,
-      head_size=query_BTHd.shape[-1], has_segments=query_segment_BT is not None, padding=padding)
+      head_size=query_BTHd.shape[-1], has_segments=query_segment_BT is not None)
   if kernel == "reference" or refused is not None:
     seen_BTS = attention_mask(
         first_slot + jnp.arange(num_queries), key_mask_BS, band_width=band_width,
         query_segment_BT=query_segment_BT, key_segment_BS=key_segment_BS)
     return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS)
   if kernel == "cudnn":
-    return cudnn(query_BTHd, key_BSHd, value_BSHd, band_width=band_width)
+    run = functools.partial(cudnn, band_width=band_width)
+    if padding == "left":
+      return _right_padded(run, query_BTHd, key_BSHd, value_BSHd, key_mask_BS)
+    return run(query_BTHd, key_BSHd, value_BSHd)
   # Padding is a segment of its own: no real query sees it, on whichever side it stands.
   segment_BT = key_mask_BS.astype(jnp.int32)
   if query_segment_BT is not None:
@@ -132,6 +129,20 @@ def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None):
   return jax.nn.dot_product_attention(
       query_BTHd, key_BSHd, value_BSHd, is_causal=True, local_window_size=window,
       implementation="cudnn")
+
+
+def _right_padded(run, query_BTHd, key_BTHd, value_BTHd, mask_BT):
+  """`run` on rows whose real tokens are moved to the front, and its result moved back.
+
+  Real tokens are contiguous, so causality and bands are the same.
+  """
+  length = mask_BT.shape[1]
+  padding_B1 = jnp.argmax(mask_BT > 0, axis=1)[:, None]
+  slot_T = jnp.arange(length)[None, :]
+  front_BT, back_BT = (slot_T + padding_B1) % length, (slot_T - padding_B1) % length
+  move = lambda x_BTHd, slot_BT: jnp.take_along_axis(x_BTHd, slot_BT[..., None, None], axis=1)
+  parts = (move(x, front_BT) for x in (query_BTHd, key_BTHd, value_BTHd))
+  return move(run(*parts), back_BT)
 
 
 def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | None,

@@ -11,6 +11,9 @@ An export holds one network's parameters in float32, its tokenizer and a JSON fi
     DIRECTORY/00000120/tokenizer/     whatever the tokenizer saves
 
 `export.json` is replaced last and in one atomic step: until then the previous export stands.
+
+Of several processes all call these functions; each writes and reads the parts of arrays that lie on
+its devices, and process 0 everything else.
 """
 
 from collections.abc import Mapping
@@ -28,6 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from rlhf import processes
 from rlhf import types
 from rlhf import workdir
 
@@ -180,7 +184,7 @@ class Checkpoints:
     self._empty_deleted()
 
   def _empty_deleted(self) -> None:
-    if jax.process_index() == 0:
+    if processes.is_main():
       shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
 
 
@@ -231,14 +235,14 @@ def export_params(directory: str | os.PathLike, params: types.Params, *, model: 
   params_f32 = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(contents / "params", params_f32, force=True)
-  if jax.process_index() != 0:
-    return
-  (contents / "tokenizer").mkdir(exist_ok=True)
-  tokenizer.save(contents / "tokenizer")
-  workdir.write_json(directory / _EXPORT, {"contents": contents.name, **fields})
-  for other in directory.iterdir():
-    if other.is_dir() and other != contents:
-      shutil.rmtree(other)
+  if processes.is_main():
+    (contents / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(contents / "tokenizer")
+    workdir.write_json(directory / _EXPORT, {"contents": contents.name, **fields})
+    for other in directory.iterdir():
+      if other.is_dir() and other != contents:
+        shutil.rmtree(other)
+  processes.wait("export")
 
 
 def load_export(directory: str | os.PathLike) -> Export:

@@ -1,5 +1,8 @@
 """The one training loop: restore, step, log, evaluate, checkpoint, stop on SIGTERM.
 
+Of several processes each runs it; they take the same decisions, because every number that decides
+is replicated over all devices, and stop at the same step, whichever of them SIGTERM reached.
+
 Randomness: `step_key(seed, purpose, step)` folds the purpose and the step into the seed; no key is
 stored, so a resumed run draws what the uninterrupted one would have drawn.
 """
@@ -18,6 +21,7 @@ from typing import Any
 import jax
 
 from rlhf import metrics as metrics_lib
+from rlhf import processes
 from rlhf.checkpoint import Checkpoints
 
 # The streams of random numbers; a new one goes at the end, so that the others keep their draws.
@@ -73,6 +77,16 @@ def sigterm_flag():
     yield flag
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def stop_question():
+  """A function that says whether the run should save and stop; asked once a step."""
+  if processes.count() > 1:
+    yield processes.stop_question()
+  else:
+    with sigterm_flag() as flag:
+      yield flag.is_set
 
 
 def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ...]) -> None:
@@ -145,7 +159,7 @@ def run(
     state, saved = checkpoints.restore(state)  # lands where `state` lies
     first = saved["step"]
 
-  with (sigterm_flag() as terminated,
+  with (stop_question() as asked_to_stop,
         metrics_lib.Writer(workdir, process_index=process) as writer,
         metrics_lib.Progress(name, total_steps, start=first, process_index=process) as progress):
     # The line of step `first` was written before its checkpoint; later ones are from a lost future.
@@ -157,12 +171,13 @@ def run(
       check_finite(0, numbers, guarded)
       writer.write(0, numbers)
 
+    stops = False
     for step in range(first + 1, total_steps + 1):
       began = time.perf_counter()
       state, metrics = train_step(state, step - 1)
       last, save = step == total_steps, checkpoints.due(step)
       evaluates = last or step % cfg.eval_every == 0
-      stops = terminated.is_set()  # read once: the signal may come between two lines
+      stops = asked_to_stop()  # once: the signal may come between two lines
       if evaluates or save or stops or step % cfg.log_every == 0:
         numbers = metrics_lib.summarise(metrics)
         check_finite(step, numbers, guarded)
@@ -184,7 +199,8 @@ def run(
       if stops:
         break
     checkpoints.wait()
-    if terminated.is_set():  # also where it came after the last step: what follows is not started
+    # Also where it came after the last step: what follows is not started.
+    if stops or asked_to_stop():
       progress.note(f"{name}: SIGTERM; saved step {checkpoints.latest()}, run the same command to "
                     "go on")
       raise Preempted()

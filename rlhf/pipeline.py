@@ -27,6 +27,7 @@ from rlhf import loop
 from rlhf import metrics as metrics_lib
 from rlhf import networks
 from rlhf import ppo
+from rlhf import processes
 from rlhf import reward_model
 from rlhf import sft
 from rlhf import sharding
@@ -153,8 +154,6 @@ def read_jsonl(path) -> list[dict]:
 
 def write_jsonl(path, lines) -> None:
   """Whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   workdir_lib.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n"
                                        for line in lines))
 
@@ -225,10 +224,15 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
 
 
 def prepare_data(config, workdir: pathlib.Path) -> dict[str, Any]:
-  """The stage `data`."""
+  """The stage `data`: process 0 writes the files, the others read them."""
   stage = workdir / "data"
-  if workdir_lib.is_done(stage):
-    return workdir_lib.done_result(stage)
+  with processes.main_first("data"):
+    if not workdir_lib.is_done(stage):
+      write_data(config, stage)
+  return workdir_lib.done_result(stage)
+
+
+def write_data(config, stage: pathlib.Path) -> None:
   began = time.perf_counter()
   stage.mkdir(parents=True, exist_ok=True)
   if "world" in config:
@@ -237,9 +241,9 @@ def prepare_data(config, workdir: pathlib.Path) -> dict[str, Any]:
   else:
     counts = files_to_data(FilesConfig(**config.files), stage, config.seed)
   print("data: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
-  result = dict(counts=counts, seconds=time.perf_counter() - began)
-  workdir_lib.mark_done(stage, result)
-  return result
+  # Not `mark_done`, in which every process takes part.
+  workdir_lib.write_json(stage / workdir_lib.DONE,
+                         dict(counts=counts, seconds=time.perf_counter() - began))
 
 
 def world_config(config) -> write_lib.WorldConfig:
@@ -661,7 +665,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   epochs = [dict(epoch=int(epoch), score=score,
                  valid_nll=epoch_loss(sft_losses, int(epoch), len(selection["scores"])))
             for epoch, score in selection["scores"].items()]
-  return report_lib.write_report(workdir / "report", dict(
+  contents = dict(
       title=config.title, report=report, config_summary=summary(config),
       prompt_format=f"prompt + {config.format.prompt_suffix!r}, for every model alike",
       temperatures={"base": p.base_temperature, "sft, ppo, ppo_ptx": p.temperature,
@@ -676,7 +680,10 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
                     answers={name: line["answers"][name] for name in POLICIES},
                     gold=None if scores is None else {name: scores[name] for name in POLICIES})
                for line, scores in zip(answers, golds)],
-      notes=notes(config, selection["epoch"], selection["num_prompts"])))
+      notes=notes(config, selection["epoch"], selection["num_prompts"]))
+  if processes.is_main():
+    report_lib.write_report(workdir / "report", contents)
+  return workdir / "report" / "report.html"
 
 
 def notes(config, epoch: int, num_prompts: int) -> list[str]:

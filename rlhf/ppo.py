@@ -36,6 +36,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
+from rlhf import processes
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
@@ -537,8 +538,11 @@ def check_config(config) -> None:
   PromptData(**config.prompts), PtxData(**config.pretraining)
   shape = networks.shape_of(dict(config.model))
   check_lengths(p, Models(policy=shape, reward=shape))
-  sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
-                      "ppo.batch_size")
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
+  if p.ptx_coef > 0.0:
+    sharding.check_rows(mesh, p.num_ptx_per_minibatch,
+                        "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
 
 
 def check_inputs(config) -> None:
@@ -603,19 +607,21 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   prompt_sets = []
   for name, spec in (("prompts", prompts_cfg.train), ("validation prompts", prompts_cfg.valid)):
+    with processes.main_first(name):
+      source = sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad)
     rows, kept, counts = prepare.prompt_rows(
-        sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad), tokenizer,
-        max_prompt_tokens=p.max_prompt_tokens, prompt_suffix=prompts_cfg.prompt_suffix,
-        overlong=prompts_cfg.overlong)
+        source, tokenizer, max_prompt_tokens=p.max_prompt_tokens,
+        prompt_suffix=prompts_cfg.prompt_suffix, overlong=prompts_cfg.overlong)
     print(records_lib.describe_counts(name, counts), flush=True)
     prompt_sets.append((rows, kept))
   (rows, _), (valid_rows, valid_records) = prompt_sets
   prompt_stream = loop.Stream(batches_lib.prompt_batches(
-      rows, batch_size=p.batch_size, seed=config.seed))
+      rows, batch_size=p.batch_size, seed=config.seed,
+      share=sharding.local_rows(mesh, p.batch_size)))
   ptx_stream, use_segments = None, False
   if p.ptx_coef > 0.0:
     ptx_stream, use_segments = load_ptx(p, PtxData(**config.pretraining), tokenizer, data_dir,
-                                        seed=config.seed)
+                                        mesh, seed=config.seed)
 
   total_updates = p.num_iterations * p.updates_per_iteration
   tx = optim.per_network(dict(policy=optim.make_optimizer(policy_optim, total_updates),
@@ -638,7 +644,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     def train_step(state, step):
       rollout_key, update_key = jax.random.split(loop.step_key(config.seed, "rollout", step))
       started = time.perf_counter()
-      prompts = sharding.put_batch(mesh, prompt_stream(step))
+      prompts = sharding.put_batch(mesh, prompt_stream(step), p.batch_size)
       batch, metrics = collect(state.train.params, policy.params, reward.params, prompts,
                                state.kl_coef, rollout_key)
       jax.block_until_ready(batch)
@@ -665,7 +671,6 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
           tokenizer, key=loop.step_key(config.seed, "validate", step),
           num_prompts=prompts_cfg.num_valid, completion_prefix=prompts_cfg.completion_prefix)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-      (workdir / "validation").mkdir(parents=True, exist_ok=True)
       workdir_lib.write_text(workdir / "validation" / f"step_{step:06d}.jsonl", text)
       return {f"validation/{name}": float(np.mean([line[name] for line in lines]))
               for name in ("reward", "kl", "response_tokens", "finished")}
@@ -751,8 +756,8 @@ def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows
   rows = jax.tree.map(lambda x: x[:num_prompts], rows)
   lines = []
   for index, (batch, valid_B) in enumerate(batches_lib.fixed_batches(rows, p.batch_size)):
-    out = jax.device_get(judge(policy_params, ref_params, reward_params, batch,
-                               jax.random.fold_in(key, index)))
+    out = processes.to_host(judge(policy_params, ref_params, reward_params, batch,
+                                  jax.random.fold_in(key, index)))
     for row in np.flatnonzero(valid_B):
       ids = out["tokens_BT"][row][out["mask_BT"][row] > 0]
       lines.append(dict(
@@ -763,22 +768,26 @@ def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows
   return lines
 
 
-def load_ptx(p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib.Path, *,
+def load_ptx(p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib.Path, mesh, *,
              seed: int):
-  """A function of the iteration that gives [updates, minibatch_size * ptx_ratio, T] rows."""
+  """A function of the iteration that gives [updates, minibatch_size * ptx_ratio, T] rows, the
+  second axis split over the mesh."""
+  with processes.main_first("pretraining"):
+    source = sources.load(cfg.train, "text", data_dir=data_dir, on_bad=cfg.on_bad)
   rows, counts = prepare.text_rows(
-      sources.load(cfg.train, "text", data_dir=data_dir, on_bad=cfg.on_bad), tokenizer,
-      length=p.ptx_length, packing=cfg.packing, max_tokens=cfg.max_tokens,
+      source, tokenizer, length=p.ptx_length, packing=cfg.packing, max_tokens=cfg.max_tokens,
       attend_across_documents=cfg.attend_across_documents, reset_positions=cfg.reset_positions)
   print(records_lib.describe_counts("pretraining text", counts), flush=True)
+  num_updates, num_rows = p.updates_per_iteration, p.num_ptx_per_minibatch
+  place_Ub = np.arange(num_updates * num_rows).reshape(num_updates, num_rows)
   # A stream of its own: the first ptx rows are not those that pretraining saw first.
   stream = loop.Stream(batches_lib.lm_batches(
-      rows, batch_size=p.updates_per_iteration * p.num_ptx_per_minibatch, seed=seed + 1))
+      rows, batch_size=place_Ub.size, seed=seed + 1,
+      share=place_Ub[:, sharding.local_rows(mesh, num_rows)].reshape(-1)))
 
   def batches(step: int) -> LmBatch:
-    return jax.tree.map(
-        lambda x: x.reshape(p.updates_per_iteration, p.num_ptx_per_minibatch, *x.shape[1:]),
-        stream(step))
+    split = jax.tree.map(lambda x: x.reshape(num_updates, -1, *x.shape[1:]), stream(step))
+    return sharding.put_batch(mesh, split, num_rows, axis=1)
   return batches, not cfg.attend_across_documents
 
 

@@ -26,6 +26,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
+from rlhf import processes
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
@@ -168,7 +169,7 @@ def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *
     for row, sequence in enumerate(part):
       tokens_BT[row, :len(sequence)] = sequence
       mask_BT[row, :len(sequence)] = 1
-    scores.append(np.asarray(_scores(cfg, params, tokens_BT, mask_BT))[:len(part)])
+    scores.append(processes.to_host(_scores(cfg, params, tokens_BT, mask_BT))[:len(part)])
   return np.concatenate(scores)
 
 
@@ -176,7 +177,7 @@ def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int
   """(score_NK, rank_NK, valid_NK) of all rows as numpy arrays, one batch in memory at a time."""
   parts = []
   for batch, valid_B in batches_lib.fixed_batches(rows, batch_size):
-    score_BK = np.asarray(_completion_scores(cfg, params, batch))
+    score_BK = processes.to_host(_completion_scores(cfg, params, batch))
     real = valid_B > 0
     parts.append((score_BK[real], batch.rank_BK[real], batch.valid_BK[real]))
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
@@ -257,21 +258,24 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   affixes = dict(prompt_suffix=sets.prompt_suffix, completion_prefix=sets.completion_prefix)
 
   def comparison_rows(name, spec):
+    with processes.main_first(name):
+      source = sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad)
     rows, counts = prepare.comparison_rows(
-        sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad),
-        tokenizer, length=config.length, overlong=sets.overlong, **affixes)
+        source, tokenizer, length=config.length, overlong=sets.overlong, **affixes)
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
 
   rows = comparison_rows("comparisons", sets.train)
   valid_rows = comparison_rows("validation comparisons", sets.valid)
+  with processes.main_first("demonstrations"):
+    source = sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
+                          on_bad=sets.on_bad)
   demonstrations = demonstration_ids(
-      sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
-                   on_bad=sets.on_bad),
-      tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
+      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
 
   batches = batches_lib.comparison_batches(rows, batch_size=p.batch_size, seed=config.seed,
-                                           pairs=p.pairs)
+                                           pairs=p.pairs,
+                                           share=sharding.local_rows(mesh, p.batch_size))
   total_steps = batches.num_steps(p.num_epochs)
   tx = optim.make_optimizer(optim_cfg, total_steps)
   schedule = optim.make_schedule(optim_cfg, total_steps)
@@ -290,7 +294,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
-      state, metrics = update(state, sharding.put_batch(mesh, next_batch(step)))
+      batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
+      state, metrics = update(state, batch)
       return state, metrics | {"train/learning_rate": schedule(step),
                                "train/epoch": (step + 1) / batches.num_batches_per_epoch}
 

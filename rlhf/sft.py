@@ -24,6 +24,7 @@ from rlhf import loop
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
+from rlhf import processes
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
@@ -224,9 +225,14 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
     raise ValueError("config has neither `text` nor `demonstrations`; give one or both")
   if text is not None and demos is None and text.fraction != 1.0:
     raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
-  texts = None if text is None else [
-      sources.load(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
-      for spec in (text.train, text.valid)]
+  texts = demo_sources = None
+  with processes.main_first("data"):
+    if text is not None:
+      texts = [sources.load(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
+               for spec in (text.train, text.valid)]
+    if demos is not None:
+      demo_sources = [sources.load(spec, "demonstration", data_dir=data_dir, on_bad=demos.on_bad)
+                      for spec in (demos.train, demos.valid)]
   if tokenizer is None:
     if texts is None:
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
@@ -245,10 +251,8 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
         "prompt_suffix", "completion_prefix", "packing", "overlong", "prompt_loss_weight",
         "attend_across_documents", "reset_positions")}
     demo_sets = [_printed(name, prepare.demonstration_rows(
-        sources.load(spec, "demonstration", data_dir=data_dir, on_bad=demos.on_bad), tokenizer,
-        length=length, **choices))
-        for name, spec in (("demonstrations", demos.train),
-                           ("validation demonstrations", demos.valid))]
+        source, tokenizer, length=length, **choices))
+        for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)]
   given = [group for group in (text, demos) if group is not None]
   main, main_valid = text_sets if demos is None else demo_sets
   mixed, mixed_valid = (None, None) if demos is None else text_sets
@@ -299,7 +303,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   else:
     cfg, params = network.cfg, network.params
 
-  stream = dict(batch_size=p.batch_size, seed=config.seed)
+  stream = dict(batch_size=p.batch_size, seed=config.seed,
+                share=sharding.local_rows(mesh, p.batch_size))
   batches = (batches_lib.lm_batches(rows.main, **stream) if rows.mixed is None else
              batches_lib.mixed_lm_batches(rows.main, rows.mixed, fraction=rows.fraction, **stream))
   total_steps = batches.num_steps(p.num_epochs)
@@ -320,7 +325,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
-      batch = sharding.put_batch(mesh, next_batch(step))
+      batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
       state, metrics = update(state, batch, loop.step_key(config.seed, "train", step))
       return state, metrics | {"train/learning_rate": schedule(step),
                                "train/epoch": (step + 1) / batches.num_batches_per_epoch}

@@ -194,15 +194,47 @@ def check_rows(mesh: Mesh, num_rows: int, name: str) -> None:
                      f"{num_shards} devices; use a multiple of {num_shards}")
 
 
-def put_batch(mesh: Mesh, batch):
+def local_rows(mesh: Mesh, num_rows: int, devices=None) -> slice:
+  """The rows of a global batch that this process's devices hold, as one range.
+
+  Where the mesh puts rows of other processes between them, the range has those too: what a process
+  makes is then more than it keeps.  With an axis that is not of the batch, processes share rows.
+
+  Args:
+    num_rows: of the global batch; it divides over data * fsdp.
+    devices: whose rows; by default those of this process.
+  """
+  check_rows(mesh, num_rows, "batch")
+  devices = mesh.local_devices if devices is None else devices
+  places = batch_sharding(mesh).devices_indices_map((num_rows,))
+  bounds = [places[device][0].indices(num_rows) for device in devices]
+  return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
   """Places host arrays with rows split over the mesh.
+
+  Args:
+    batch: this process's `local_rows` of the global batch; the whole of it where `num_rows` is None.
+    num_rows: of the global batch.
+    axis: of the rows.
 
   Raises:
     ValueError: the number of rows does not divide over data * fsdp.
   """
-  for leaf in jax.tree.leaves(batch):
-    check_rows(mesh, leaf.shape[0], "batch")
-  return jax.device_put(batch, batch_sharding(mesh))
+  layout = NamedSharding(mesh, P(*(None,) * axis, BATCH_AXES))
+  first = 0 if num_rows is None else local_rows(mesh, num_rows).start
+
+  def put(x):
+    total = x.shape[axis] if num_rows is None else num_rows
+    check_rows(mesh, total, "batch")
+
+    def part(index):
+      start, stop, _ = index[axis].indices(total)
+      return x[(*(slice(None),) * axis, slice(start - first, stop - first))]
+    return jax.make_array_from_callback((*x.shape[:axis], total, *x.shape[axis + 1:]), layout, part)
+
+  return jax.tree.map(put, batch)
 
 
 def constrain(x, *axes):

@@ -1,7 +1,7 @@
 """The directory of a run: what makes it this run's, and which of its stages are done.
 
 Every file here is written beside its final name and renamed, so that a reader never sees half a
-file, whenever the writer is killed.
+file, whenever the writer is killed.  Of several processes only process 0 writes.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ import shlex
 import subprocess
 import sys
 from typing import Any
+
+from rlhf import processes
 
 DONE = "done.json"
 _CONFIG = "config.json"
@@ -59,6 +61,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a UTF-8 file in one atomic step; the directory is made where it is missing."""
+  if not processes.is_main():
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -134,8 +138,12 @@ def is_done(stage_dir: str | os.PathLike) -> bool:
 
 
 def mark_done(stage_dir: str | os.PathLike, result: Mapping[str, Any]) -> None:
-  """Records that the stage ran to its end, and what it found (JSON-able)."""
+  """Records that the stage ran to its end, and what it found (JSON-able).
+
+  Every process calls it and goes on when the file is there.
+  """
   write_json(pathlib.Path(stage_dir) / DONE, result)
+  processes.wait("done")
 
 
 def done_result(stage_dir: str | os.PathLike) -> dict[str, Any]:

@@ -51,10 +51,11 @@ def test_seeds_are_not_each_other_an_epoch_later():
 
 
 @pytest.mark.parametrize("num_processes", [2, 4, 8])
-def test_processes_read_shares_of_the_same_batches(num_processes: int):
-  def streams(build, **choices):
-    return [build(process_index=p, num_processes=n, **choices)
-            for n in (1, num_processes) for p in range(n)]
+def test_processes_make_shares_of_the_same_batches(num_processes: int):
+  shares = [slice(p * 8 // num_processes, (p + 1) * 8 // num_processes)
+            for p in range(num_processes)]
+  def streams(build):
+    return build(), *(build(share=share) for share in shares)
   lm = streams(lambda **k: data.lm_batches(lm_rows(21), batch_size=8, seed=1, **k))
   mixed = streams(lambda **k: data.mixed_lm_batches(
       lm_rows(21), lm_rows(9, first=100), fraction=0.3, batch_size=8, seed=1, **k))
@@ -62,17 +63,17 @@ def test_processes_read_shares_of_the_same_batches(num_processes: int):
     for step in (0, 1, 7):
       gathered = [n for part in parts for n in numbers(part[step])]
       assert gathered == numbers(whole[step])
-  comparisons = streams(lambda **k: data.comparison_batches(
+  whole, *parts = streams(lambda **k: data.comparison_batches(
       comparison_rows(21), batch_size=8, seed=1, **k))
-  whole, *parts = comparisons
   np.testing.assert_array_equal(np.concatenate([part[5].tokens_BKT for part in parts]),
                                 whole[5].tokens_BKT)
 
 
-def test_a_batch_that_does_not_divide_over_processes():
-  with pytest.raises(ValueError, match="batch_size 6 does not divide over 4 processes; use a "
-                                       "multiple of 4"):
-    data.lm_batches(lm_rows(9), batch_size=6, seed=0, num_processes=4)
+def test_a_share_may_be_any_places():
+  places = np.asarray([6, 0, 3])
+  whole, part = (data.lm_batches(lm_rows(21), batch_size=8, seed=1, **k)
+                 for k in ({}, {"share": places}))
+  assert numbers(part[4]) == [numbers(whole[4])[place] for place in places]
 
 
 def test_iterating_from_a_step_gives_the_steps():

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # From the bottom up. A module imports modules of lower rows; packages count as one module.
 LAYERS = [
+    {"processes"},
     {"types", "workdir"},
     {"losses"},
     {"sharding", "optim", "tokenizer", "metrics"},

@@ -114,8 +114,8 @@ def test_a_network_is_born_in_its_layout():
                jax.device_get(params), jax.device_get(one))
 
 
-def test_episodes_are_the_same_on_a_mesh():
-  """Tokens are drawn with the keys of their rows, and the scores are those of one device."""
+def episodes():
+  """(networks, prompts, function of both and a key that rolls out)."""
   cfg = dataclasses.replace(CFG, vocab_size=10)  # end-of-text comes now and then
   models = ppo.Models(policy=cfg, reward=cfg)
   policy, ref = helpers.make_params(cfg, 0), helpers.make_params(cfg, 1)
@@ -126,8 +126,18 @@ def test_episodes_are_the_same_on_a_mesh():
 
   def run(params, ref, reward, prompts, key):
     return ppo.rollout(models, PPO, params, ref, reward, prompts, key, eot_id=helpers.EOT)
-  nets = {"policy": policy, "value": reward}, ref, reward
-  expected = jax.device_get(helpers.quick_jit(run)(*nets, prompts, jax.random.key(0)))
+  return ({"policy": policy, "value": reward}, ref, reward), prompts, run
+
+
+@functools.cache
+def episodes_on_one_device():
+  nets, prompts, run = episodes()
+  return jax.device_get(helpers.quick_jit(run)(*nets, prompts, jax.random.key(0)))
+
+
+def test_episodes_are_the_same_on_a_mesh():
+  """Tokens are drawn with the keys of their rows, and the scores are those of one device."""
+  (nets, prompts, run), expected = episodes(), episodes_on_one_device()
   mesh = mesh_of((2, 2, 2))
   with jax.set_mesh(mesh):
     placed = [jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))

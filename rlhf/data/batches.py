@@ -1,7 +1,8 @@
 """Rows -> endless streams of batches, each a function of (seed, step) alone.
 
 A stream answers `stream[step]` for any step, so that resuming needs no state but the step, and
-another number of processes reads the same global batches.  An epoch is a permutation of the rows
+another number of processes reads the same global batches, each process the rows that its devices
+hold (`share`).  An epoch is a permutation of the rows
 drawn from (seed, epoch); batches go on over the border of epochs, so that after E epochs every row
 was seen E times.
 """
@@ -16,6 +17,9 @@ import numpy as np
 from rlhf import types
 from rlhf.data.prepare import ComparisonRows
 
+# Places in the global batch: those whose rows a process makes.
+Share = slice | np.ndarray
+WHOLE = slice(None)
 Rows = types.LmBatch | types.PromptBatch | ComparisonRows
 
 
@@ -111,14 +115,13 @@ class Batches:
     num_batches_per_epoch: batches until every (main) row was seen once, rounded up.
   """
 
-  def __init__(self, rows: Rows, *, batch_size: int, seed: int, process_index: int = 0,
-               num_processes: int = 1, other_rows: Rows | None = None, fraction: float = 0.0):
+  def __init__(self, rows: Rows, *, batch_size: int, seed: int, share: Share = WHOLE,
+               other_rows: Rows | None = None, fraction: float = 0.0):
     """See `lm_batches` and `mixed_lm_batches`."""
     # Imported here: grain takes more than a second, and only training needs it.
     import grain
-    if batch_size < 1 or batch_size % num_processes:
-      raise ValueError(f"batch_size {batch_size} does not divide over {num_processes} processes; "
-                       f"use a multiple of {num_processes}")
+    if batch_size < 1:
+      raise ValueError(f"batch_size is {batch_size}; use 1 or more")
     self.num_rows = num_rows(rows)
     self.batch_size = batch_size
     self._main_share = batch_size * (1 - fraction)
@@ -128,11 +131,9 @@ class Batches:
       other = _Order(num=num_rows(other_rows), seed=seed + 2**32)
     self._indices = _Indices(main=_Order(num=self.num_rows, seed=seed), other=other,
                              fraction=fraction, batch_size=batch_size)
-    share = batch_size // num_processes
-    mine = slice(process_index * share, (process_index + 1) * share)
 
     def gather(indices: np.ndarray):
-      indices = indices[mine]
+      indices = indices[share]
       if other_rows is None:
         return take_rows(rows, indices)
       return _take_from_two(rows, other_rows, indices)
@@ -170,26 +171,23 @@ def _take_from_two(rows: types.LmBatch, other_rows: types.LmBatch, indices: np.n
                           for name, array in _arrays(first).items()})
 
 
-def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, process_index: int = 0,
-               num_processes: int = 1) -> Batches:
+def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, share: Share = WHOLE) -> Batches:
   """Shuffled rows for language-model training.
 
   Args:
     rows: numpy arrays with one entry per row.
     batch_size: rows of the global batch; with fewer rows in all, a batch holds some twice.
     seed: of the order.
-    process_index, num_processes: this process reads its contiguous share of every batch.
+    share: places in the global batch whose rows this process makes; see `sharding.local_rows`.
 
   Raises:
-    ValueError: `batch_size` does not divide over the processes.
+    ValueError: `batch_size` is below 1.
   """
-  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
-                 num_processes=num_processes)
+  return Batches(rows, batch_size=batch_size, seed=seed, share=share)
 
 
 def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction: float,
-                     batch_size: int, seed: int, process_index: int = 0, num_processes: int = 1
-                     ) -> Batches:
+                     batch_size: int, seed: int, share: Share = WHOLE) -> Batches:
   """Rows of two sets, for example demonstrations with 10 % pretraining text (InstructGPT E.8).
 
   Args:
@@ -197,7 +195,7 @@ def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction
     other_rows: rows of the same length.
     fraction: of all ROWS that are `other_rows`, in [0, 1); exact over the run, and within one row
       in every batch, which has them at its end.  Where rows are packed, shares of tokens differ.
-    batch_size, seed, process_index, num_processes: as in `lm_batches`.
+    batch_size, seed, share: as in `lm_batches`.
 
   Raises:
     ValueError: lengths differ, the fraction is out of range, or as in `lm_batches`.
@@ -208,28 +206,26 @@ def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction
   if length != other_length:
     raise ValueError(f"rows of {length} and of {other_length} tokens cannot share a batch; pack "
                      "both to one length")
-  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
-                 num_processes=num_processes, other_rows=other_rows, fraction=fraction)
+  return Batches(rows, batch_size=batch_size, seed=seed, share=share, other_rows=other_rows,
+                 fraction=fraction)
 
 
 def comparison_batches(rows: ComparisonRows, *, batch_size: int, seed: int, pairs: bool = False,
-                       process_index: int = 0, num_processes: int = 1) -> Batches:
+                       share: Share = WHOLE) -> Batches:
   """Comparisons, `batch_size` prompts a batch, each with all its completions.
 
   Args:
     rows: tokenised comparisons.
-    batch_size, seed, process_index, num_processes: as in `lm_batches`.
+    batch_size, seed, share: as in `lm_batches`.
     pairs: every untied pair becomes an element of its own; see `ComparisonRows.pairs`.
   """
-  return Batches(rows.pairs() if pairs else rows, batch_size=batch_size, seed=seed,
-                 process_index=process_index, num_processes=num_processes)
+  return Batches(rows.pairs() if pairs else rows, batch_size=batch_size, seed=seed, share=share)
 
 
-def prompt_batches(rows: types.PromptBatch, *, batch_size: int, seed: int, process_index: int = 0,
-                   num_processes: int = 1) -> Batches:
+def prompt_batches(rows: types.PromptBatch, *, batch_size: int, seed: int,
+                   share: Share = WHOLE) -> Batches:
   """Left-padded prompts; `indices(step)` says which records they are. As `lm_batches`."""
-  return Batches(rows, batch_size=batch_size, seed=seed, process_index=process_index,
-                 num_processes=num_processes)
+  return Batches(rows, batch_size=batch_size, seed=seed, share=share)
 
 
 def fixed_batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, np.ndarray]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf import model
+from rlhf import processes
 from rlhf.data import batches
 from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def negative_log_likelihood(cfg: ModelConfig, params: Params, rows: LmBatch, *, 
   total = Metric(total=jnp.float32(0), weight=jnp.float32(0))
   for batch, _ in batches.fixed_batches(rows, batch_size):
     total = total + _lm_loss(cfg, params, batch, use_segments)
-  total, weight = jax.device_get((total.total, total.weight))
+  total, weight = processes.to_host((total.total, total.weight))
   return float(total) / float(weight)
 
 
@@ -74,7 +75,7 @@ def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
     mask_BT[row, :len(ids)] = 1
     choice_mask_BT[row, start:len(ids)] = 1
   logprob_B = np.concatenate([
-      np.asarray(_choice_logprob(cfg, params, *(x[i:i + batch_size] for x in (
+      processes.to_host(_choice_logprob(cfg, params, *(x[i:i + batch_size] for x in (
           tokens_BT, mask_BT, choice_mask_BT))))
       for i in range(0, num_rows, batch_size)])
   best, chosen = {}, {}
