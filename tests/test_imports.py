@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports modules of lower rows; packages count as one module.
 LAYERS = [
     {"types", "workdir"},
-    {"losses"},
+    {"losses", "stages"},
     {"sharding", "optim", "tokenizer", "metrics"},
     {"attention"},
     {"model"},

@@ -79,7 +79,7 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
       str(int(epoch)): score for epoch, score in scores.items()}
   assert result["num_prompts"] == 3
   assert pipeline.selected_sft(tmp_path).name == "02"
-  assert workdir_lib.done_result(tmp_path / "sft" / "selection")["epoch"] == 2
+  assert workdir_lib.done_result(tmp_path / "selection")["epoch"] == 2
   assert "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0] and " 3 validation" in pipeline.notes(
       config, 2, 3)[0]
 
