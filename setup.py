@@ -25,7 +25,8 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8.0"],
+    "test": ["pytest>=8.0", "submitit>=1.5"],
+    "slurm": ["submitit>=1.5"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
 }

@@ -54,6 +54,7 @@ from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 from rlhf.tinyworld import write as write_lib
 from rlhf.tokenizer import Tokenizer
+from rlhf.workdir import read_jsonl
 
 # What stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
 FEW_SHOT_DELIMITER = " "
@@ -148,12 +149,6 @@ class FilesConfig:
 
 
 # ----------------------------------------------------------------------------- data
-
-
-def read_jsonl(path) -> list[dict]:
-  # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
-  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines if line]
 
 
 def write_jsonl(path, lines) -> None:

@@ -90,6 +90,13 @@ def read_json(path: str | os.PathLike) -> Any:
                      "what it belongs to and run again") from None
 
 
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The lines of a file that this house wrote."""
+  # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
+  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines if line]
+
+
 def check(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
   """Whether `workdir` holds a run of `config` to go on with; writes nothing.
 
