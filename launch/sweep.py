@@ -265,13 +265,13 @@ def cores_of(slot: int, jobs: int) -> set[int]:
 def start(trial: Trial, slot: int, jobs: int) -> subprocess.Popen:
   """The trial's process, its output appended to its log."""
   trial.log.parent.mkdir(parents=True, exist_ok=True)
-  pin = None
-  if jobs > 1 and hasattr(os, "sched_setaffinity"):  # Linux
-    cores = cores_of(slot, jobs)
-    pin = lambda: os.sched_setaffinity(0, cores)
   with open(trial.log, "a", encoding="utf-8") as log:
-    return subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log,
-                            stderr=subprocess.STDOUT, preexec_fn=pin)
+    process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=subprocess.STDOUT)
+  if jobs > 1 and hasattr(os, "sched_setaffinity"):  # Linux
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+      os.sched_setaffinity(process.pid, cores_of(slot, jobs))  # before it starts any thread
+  return process
 
 
 def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:

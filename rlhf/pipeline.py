@@ -909,7 +909,7 @@ def shared_stage(config, name: str, workdir: pathlib.Path, shared: pathlib.Path)
   The lock is the operating system's: it ends with the process that holds it, whatever ends that.
   A stage that the workdir already holds itself stays where it is.
   """
-  directory = shared / stages_lib.fingerprint(config, name)
+  directory = shared / stages_lib.fingerprints(config)[name]
   directory.mkdir(parents=True, exist_ok=True)
   link = workdir / name
   if not link.exists():

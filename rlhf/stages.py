@@ -1,13 +1,13 @@
 """Which stages a pipeline has, what each reads of the config, and which stages it builds on.
 
-Pipelines that differ elsewhere than in what a stage reads can share that stage: `fingerprint` says
+Pipelines that differ elsewhere than in what a stage reads can share that stage: `fingerprints` says
 whether they do.  The table cannot say too little: `pipeline.run` gives a stage no other fields than
 those it lists (`view`).
 
 No jax here: a launcher decides by this table what the trials of a sweep share.
 """
 
-from typing import Any
+import copy
 
 from rlhf import workdir as workdir_lib
 
@@ -83,12 +83,17 @@ def view(config, name: str):
   model the reward model's shape.
   """
   kept = config.copy_and_resolve_references().unlock()
+  _restrict(kept, name, config)
+  return kept.lock()
+
+
+def _restrict(kept, name: str, config) -> None:
+  """Makes a copy of the config the stage's view; dicts will do for both."""
   _keep(kept, READS[name], "")
   if name == "ppo":
-    kept.ppo.ppo.ptx_coef = 0.0
+    kept["ppo"]["ppo"]["ptx_coef"] = 0.0
   if name == "reward_base":
-    kept.base.model = config.reward_model.model.copy_and_resolve_references()
-  return kept.lock()
+    kept["base"]["model"] = config["reward_model"]["model"]
 
 
 def _keep(group, paths: tuple[str, ...], prefix: str) -> None:
@@ -102,15 +107,17 @@ def _keep(group, paths: tuple[str, ...], prefix: str) -> None:
       del group[field]
 
 
-def fingerprint(config, name: str) -> str:
-  """`KIND-HASH`, equal for stages that would come out equal."""
-  content: dict[str, Any] = dict(
-      config=workdir_lib.config_to_dict(view(config, name)),
-      inputs={other: fingerprint(config, other) for other in inputs(config, name)})
-  kind = KINDS[name] if name in KINDS else name
-  return f"{kind}-{workdir_lib.config_hash(content)}"
-
-
 def fingerprints(config) -> dict[str, str]:
-  """Stage -> `fingerprint`, of the stages that pipelines can share."""
-  return {name: fingerprint(config, name) for name in names(config) if name != "evaluation"}
+  """Stage -> `KIND-HASH`, equal for stages that would come out equal.
+
+  Of the stages that pipelines can share, which are all but the evaluation, in order.
+  """
+  plain = workdir_lib.config_to_dict(config)
+  found: dict[str, str] = {}
+  for name in names(config)[:-1]:
+    kept = copy.deepcopy(plain)
+    _restrict(kept, name, plain)
+    content = dict(config=kept, inputs={other: found[other] for other in inputs(config, name)})
+    kind = KINDS[name] if name in KINDS else name
+    found[name] = f"{kind}-{workdir_lib.config_hash(content)}"
+  return found
