@@ -41,6 +41,8 @@ from launch import setup
 from rlhf import stages
 from rlhf import workdir as workdir_lib
 
+# States of a SLURM job that will run or is running.
+QUEUED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED")
 _POLL_SECONDS = 0.2
 
 
@@ -367,7 +369,7 @@ class Command:
 
 def submit(trials: Sequence[Trial], folder: pathlib.Path, parameters: dict[str, Any], *,
            cluster: str = "slurm") -> list[tuple[Trial, Any]]:
-  """Hands what is not done to SLURM; returns (trial, job) of each.
+  """Hands what is neither done nor queued to SLURM; returns (trial, job) of each.
 
   A trial that shares an unfinished stage with an earlier one waits in the queue until that one has
   ended, instead of holding devices while it waits for the stage.
@@ -386,18 +388,32 @@ def submit(trials: Sequence[Trial], folder: pathlib.Path, parameters: dict[str, 
   for trial in trials:
     if trial.is_done():
       continue
-    needed = [makers[path] for path in trial.shared.values() if path in makers]
-    more = dict(parameters, name=re.sub(r"\W", "_", trial.name))
-    if cluster == "slurm":
-      extra = {"dependency": f"afterany:{needed[0].job_id}"} if needed else {}
-      more["slurm_additional_parameters"] = extra
-    executor.update_parameters(**more)
-    job = executor.submit(Command(trial))
+    ticket = folder / "tickets" / f"{trial.name}.json"
+    job = queued_job(submitit, ticket) if cluster == "slurm" else None
+    if job is not None:
+      print(f"{trial.name}: job {job.job_id} is {job.state}; not submitted again", flush=True)
+    else:
+      needed = [makers[path] for path in trial.shared.values() if path in makers]
+      more = dict(parameters, name=re.sub(r"\W", "_", trial.name))
+      if cluster == "slurm":
+        more["slurm_additional_parameters"] = (
+            {"dependency": f"afterany:{needed[0].job_id}"} if needed else {})
+      executor.update_parameters(**more)
+      job = executor.submit(Command(trial))
+      workdir_lib.write_json(ticket, dict(job_id=job.job_id))
+      jobs.append((trial, job))
     for path in trial.shared.values():
       if not workdir_lib.is_done(path):
         makers.setdefault(path, job)
-    jobs.append((trial, job))
   return jobs
+
+
+def queued_job(submitit, ticket: pathlib.Path):
+  """The SLURM job that an earlier call submitted, where it will run or is running."""
+  if not ticket.exists():
+    return None
+  job = submitit.SlurmJob(folder=ticket.parent.parent, job_id=workdir_lib.read_json(ticket)["job_id"])
+  return job if job.state in QUEUED else None
 
 
 # ----------------------------------------------------------------------------- collect

@@ -406,6 +406,14 @@ def test_submitted_trials_run_and_wait_for_what_they_share(tmp_path, monkeypatch
   assert [parameters["slurm_additional_parameters"] for parameters in given] == [
       {}, {"dependency": "afterany:101"}, {}, {"dependency": "afterany:103"}]
   assert all(parameters["slurm_partition"] == "p" for parameters in given)
+  # Once more: two are queued still; of the others one waits for the queued one that it needs.
+  states = {"101": "PENDING", "102": "TIMEOUT", "103": "RUNNING", "104": "CANCELLED by 7"}
+  monkeypatch.setattr(submitit, "SlurmJob", lambda folder, job_id: types.SimpleNamespace(
+      job_id=job_id, state=states[job_id]))
+  again = launch_sweep.submit(trials, tmp_path / "jobs", {})
+  assert [trial.number for trial, _ in again] == [2, 4]
+  assert [parameters["slurm_additional_parameters"] for parameters in given[4:]] == [
+      {"dependency": "afterany:101"}, {"dependency": "afterany:103"}]
 
 
 # ----------------------------------------------------------------------------- results
