@@ -142,7 +142,8 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   """
   base = base_config(sweep, common)
   given = {argument.lstrip("-").partition("=")[0].removeprefix("config.") for argument in common}
-  pairs = [(overrides, seed) for overrides in sweep.trials for seed in sweep.seeds]
+  # Seed by seed: the whole curve shows with the first seed.
+  pairs = [(overrides, seed) for seed in sweep.seeds for overrides in sweep.trials]
   trials = []
   for number, (overrides, seed) in enumerate(pairs, 1):
     name = trial_name(overrides, seed)

@@ -122,10 +122,10 @@ def sixty(tmp_path, monkeypatch):
     path.write_text(
         "from configs import sweeps\n"
         "def get_sweep(form='tiny'):\n"
-        f"  trials = sweeps.grid('{COEF}', [0.1 * n for n in range(20)])\n"
-        f"  trials[12][{key!r}] = {value!r}\n"
+        f"  trials = sweeps.grid('{COEF}', [float(n) for n in range(60)])\n"
+        f"  trials[36][{key!r}] = {value!r}\n"
         f"  return sweeps.pipeline_sweep(form, title='Sixty', trials=trials, x='{COEF}',\n"
-        "                                x_label='coefficient')\n")
+        "                                x_label='coefficient', seeds=(0,))\n")
     return str(path)
   return write
 
@@ -147,7 +147,7 @@ def test_a_wrong_trial_is_named_before_anything_starts(key, value, message, sixt
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
-    assert "trial 37 of 60 (ptx_coef=1.2" in error.replace("1.2000000000000002", "1.2")
+    assert "trial 37 of 60 (ptx_coef=36.0,seed=0): " in error
   assert not workdir.exists()
 
 
@@ -441,8 +441,8 @@ def test_results_are_gathered_over_seeds(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   spec = "configs/sweeps/ptx_coef.py:tiny"
   sweep, trials = trials_of(ROOT / "configs/sweeps/ptx_coef.py", "tiny", workdir=tmp_path)
-  for number, trial in enumerate(trials[:-1]):
-    write_results(trial, level=0.5 + 0.1 * (number % 3))  # of the seeds 0, 1 and 2
+  for trial in trials[:-1]:
+    write_results(trial, level=0.5 + 0.1 * trial.seed)
   command = ["sweep", spec, "--collect", f"--workdir={tmp_path}"]
   assert launch_sweep.main(command) == 1  # one is missing
   out = capsys.readouterr().out
@@ -452,11 +452,11 @@ def test_results_are_gathered_over_seeds(tmp_path, capsys, monkeypatch):
   out = capsys.readouterr().out
   assert "| 0.03 | 0.600 [0.500, 0.700] | 0.800 [0.750, 0.850] | -0.600 " in out
   rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
-  assert len(rows) == 21 and rows[4]["seed"] == "1" and rows[4][COEF] == "0.03"
-  assert float(rows[4]["pretraining_tax"]) == pytest.approx(0.6)
-  assert float(rows[4]["few_shot_mean"]) == pytest.approx(0.8)
-  assert float(rows[4]["validation_reward"]) == pytest.approx(-0.6)
-  assert float(rows[4]["win_rate_training"]) == pytest.approx(0.6)
+  assert len(rows) == 21 and rows[8]["seed"] == "1" and rows[8][COEF] == "0.03"
+  assert float(rows[8]["pretraining_tax"]) == pytest.approx(0.6)
+  assert float(rows[8]["few_shot_mean"]) == pytest.approx(0.8)
+  assert float(rows[8]["validation_reward"]) == pytest.approx(-0.6)
+  assert float(rows[8]["win_rate_training"]) == pytest.approx(0.6)
   pooled = list(csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text())))
   assert len(pooled) == 7 * len(sweep.measures)
   win = next(row for row in pooled if row["measure"] == "win_rate_heldout")
