@@ -129,7 +129,7 @@ def set_field(config, key: str, value: Any) -> None:
   wanted = group.get_type(field)
   allowed = {float: (float, int), tuple: (tuple, list)}[wanted] if wanted in (float, tuple) else wanted
   if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-    raise ValueError(f"config.{key} is {value!r}, a {type(value).__name__}; it must be a "
+    raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of type "
                      f"{wanted.__name__}, such as {group[field]!r}")
   group[field] = wanted(value)
 
