@@ -5,10 +5,10 @@
   python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --slurm --workdir=runs/ptx_coef --gpus=8
   python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --collect --workdir=runs/ptx_coef
 
---config.GROUP.FIELD=VALUE holds for all trials: exports and data of one's own go there.  Run the same
-command again to go on: a trial that is done is skipped, one that failed is resumed.  The exit status
-is 0 where all trials are done (with --slurm: are submitted), 1 where one is not, 2 where the command
-or a trial is wrong, which is said before anything starts.
+--config.GROUP.FIELD=VALUE holds for all trials: exports and data of one's own go there.  Run the
+same command again to go on: a trial that is done is skipped, one that failed is resumed.  The exit
+status is 0 where all trials are done (with --slurm: are submitted), 1 where one is not, 2 where the
+command or a trial is wrong, which is said before anything starts.
 
   WORKDIR/trials/NAME/      workdir of a trial
   WORKDIR/shared/           pipeline stages that trials have in common; each is run once
@@ -127,10 +127,10 @@ def set_field(config, key: str, value: Any) -> None:
   if isinstance(group[field], ml_collections.ConfigDict):
     raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
   wanted = group.get_type(field)
-  allowed = {float: (float, int), tuple: (tuple, list)}[wanted] if wanted in (float, tuple) else wanted
-  if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-    raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of type "
-                     f"{wanted.__name__}, such as {group[field]!r}")
+  accepted = {float: (float, int), tuple: (tuple, list)}
+  if not isinstance(value, accepted[wanted] if wanted in accepted else wanted) or (isinstance(value, bool) and wanted is not bool):
+    raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
+                     f"type {wanted.__name__}, such as {group[field]!r}")
   group[field] = wanted(value)
 
 
@@ -413,7 +413,8 @@ def queued_job(submitit, ticket: pathlib.Path):
   """The SLURM job that an earlier call submitted, where it will run or is running."""
   if not ticket.exists():
     return None
-  job = submitit.SlurmJob(folder=ticket.parent.parent, job_id=workdir_lib.read_json(ticket)["job_id"])
+  job_id = workdir_lib.read_json(ticket)["job_id"]
+  job = submitit.SlurmJob(folder=ticket.parent.parent, job_id=job_id)
   return job if job.state in QUEUED else None
 
 
@@ -446,7 +447,8 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   for trial in trials:
     if not trial.is_done():
       print(f"{trial.number}/{len(trials)} {trial.name}: {state(trial)}; not in the table")
-  print(f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, plot.svg")
+  print(f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, "
+        "plot.svg, plot.png")
   return len(done) == len(trials)
 
 

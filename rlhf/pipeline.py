@@ -5,10 +5,10 @@
                  -> base_more_pretraining
                                                       -> evaluation -> report
 
-`stages.py` has the table of stages: what each reads and builds on.  Each stage has a directory under the workdir; a stage that is done there is skipped, one that was
-interrupted goes on.  The data are TinyWorld's (`config.world`) or one's own files
-(`config.files`); from there on the stages are the same, but only TinyWorld has labelers that can
-be asked again.
+`stages.py` has the table of stages: what each reads and builds on.  Each stage has a directory under
+the workdir; a stage that is done there is skipped, one that was interrupted goes on.  The data are
+TinyWorld's (`config.world`) or one's own files (`config.files`); from there on the stages are the
+same, but only TinyWorld has labelers that can be asked again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -872,8 +872,8 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
     config: `configs/pipeline.py` documents it.
     workdir: of the whole run, already claimed by `workdir.prepare`.
     last_stage: one of `stages.names(config)`, after which the run ends; the report needs them all.
-    shared: a directory in which stages of equal fingerprint are run once for all pipelines that name
-      it; the workdir then links to them.  One process per pipeline: it waits for a stage that
+    shared: a directory in which stages of equal fingerprint are run once for all pipelines that
+      name it; the workdir then links to them.  One process per pipeline: it waits for a stage that
       another pipeline is running.
 
   Returns:

@@ -79,8 +79,8 @@ class PpoConfig:
     value_coef: weight of the value loss.  Where the networks are separate, Adam divides it out
       again, but for eps and the gradient clip, which see the weighted gradient.
     value_network: "separate" starts as `value_init` says; "shared" puts a zero head on the policy.
-    value_init: "reward_model" (InstructGPT C.4), or a zero head on a copy of the initial "policy" or
-      on a network of the reward model's shape from "scratch".
+    value_init: "reward_model" (InstructGPT C.4), or a zero head on a copy of the initial "policy"
+      or on a network of the reward model's shape from "scratch".
     whiten_advantages, whiten_rewards: over the whole batch; rewards without moving their mean.
     missing_end: what happens to the score of a response without end-of-text: "none", "replace" it
       by `missing_end_penalty` or "subtract" the penalty from it.

@@ -1,7 +1,7 @@
 """Which stages a pipeline has, what each reads of the config, and which stages it builds on.
 
-Pipelines that differ elsewhere than in what a stage reads can share that stage: `fingerprints` says
-whether they do.  The table cannot say too little: `pipeline.run` gives a stage no other fields than
+Pipelines that differ elsewhere than in what a stage reads can share it: `fingerprints` says whether
+they do.  The table cannot say too little: `pipeline.run` gives a stage no other fields than
 those it lists (`view`).
 
 No jax here: a launcher decides by this table what the trials of a sweep share.
@@ -13,8 +13,8 @@ from rlhf import workdir as workdir_lib
 
 _NETWORK = ("seed", "base.mesh", "base.model", "format", "ppo.ppo.max_prompt_tokens",
             "ppo.ppo.max_response_tokens", "evaluation.batch_size")  # to draw answers
-# Stage -> dotted fields of the config that it reads.  A field may be absent: one's own files have no
-# labelers, TinyWorld has no files.
+# Stage -> dotted fields of the config that it reads.  A field may be absent: one's own files have
+# no labelers, TinyWorld has no files.
 READS = {
     "data": ("seed", "world", "files"),
     "base": ("seed", "base"),

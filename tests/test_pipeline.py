@@ -115,7 +115,7 @@ def test_only_a_reward_model_with_a_base_of_its_own_has_a_size_of_its_own():
   config.reward_model.model.logprob_chunk = 7  # no part of the shape
   pipeline.check_config(config)
   config.reward_model.model.width = 16
-  with pytest.raises(ValueError, match="model.width 16 is not the 32 of the SFT model.*reward_init"):
+  with pytest.raises(ValueError, match="width 16 is not the 32 of the SFT model.*reward_init"):
     pipeline.check_config(config)
   config.reward_init = "base"
   pipeline.check_config(config)

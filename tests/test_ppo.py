@@ -477,8 +477,8 @@ def run_iteration(state, ref, reward, key, *, ptx):
 def test_the_ratio_of_the_first_minibatch_is_1():
   """From rollout to update; two minibatches of two microbatches, temperature 0.7."""
   policy, ref, reward = nets()
-  state, metrics = run_iteration(compiled_init()(policy, reward, KEY), ref, reward, jax.random.key(3),
-                                 ptx=ptx_updates())
+  start = compiled_init()(policy, reward, KEY)
+  state, metrics = run_iteration(start, ref, reward, jax.random.key(3), ptx=ptx_updates())
   numbers = metrics_lib.summarise(metrics)
   assert numbers["ppo/ratio_error_first"] < 1e-5
   assert numbers["ppo/policy/approxkl"] > 1e-7  # the second minibatch follows a step
@@ -505,7 +505,8 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
   equal(state.ema_params, policy)
   equal(state.train.params["value"], reward)  # the value network starts as the reward model
   assert float(state.kl_coef) == pytest.approx(0.1) and int(state.train.step) == 0
-  for state in (state, ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY)):  # compiled or not
+  for state in (state,  # compiled or not
+                ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY)):
     all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
     assert len(set(all_pointers)) == len(all_pointers)
 

@@ -140,7 +140,8 @@ def sixty(tmp_path, monkeypatch):
     ("ppo.ppo.whiten_rewards", 1, "whiten_rewards is 1 of type int; it must be of type bool"),
     ("ppo.ppo.kl_coef", None, "kl_coef is None of type NoneType; it must be of type float"),
     ("ppo.ppo", 1, "config.ppo.ppo is a group; set one of alarm_decode_gap")], ids=str)
-def test_a_wrong_trial_is_named_before_anything_starts(key, value, message, sixty, tmp_path, capsys):
+def test_a_wrong_trial_is_named_before_anything_starts(
+    key, value, message, sixty, tmp_path, capsys):
   workdir = tmp_path / "runs"
   for mode in ("--dry_run", "--local"):
     with pytest.raises(SystemExit) as stopped:
@@ -300,8 +301,9 @@ def fake_trial(tmp_path, number: int, program: str, shared=()) -> launch_sweep.T
       shared={str(i): tmp_path / "shared" / name for i, name in enumerate(shared)})
 
 
-FINISHES = ("import pathlib, sys; p = pathlib.Path({path!r}); p.mkdir(parents=True, exist_ok=True); "
-            "(p / 'runs').open('a').write('x'); print('said'); {more}(p / 'done.json').write_text('1')")
+FINISHES = ("import pathlib, sys; p = pathlib.Path({path!r}); p.mkdir(exist_ok=True); "
+            "(p / 'runs').open('a').write('x'); print('said'); {more}"
+            "(p / 'done.json').write_text('1')")
 
 
 def test_done_trials_are_skipped_and_failed_ones_reported_and_resumed(tmp_path, capsys):
@@ -359,7 +361,8 @@ def test_sigterm_ends_the_trials_too(tmp_path):
 def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path, capsys):
   path = tmp_path / "base.lock"
   program = ("import sys, time; from rlhf import workdir\n"
-             f"with workdir.alone({str(path)!r}, 'base'):\n  print('in', flush=True); time.sleep(600)")
+             f"with workdir.alone({str(path)!r}, 'base'):\n"
+             "  print('in', flush=True); time.sleep(600)")
   owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
                            text=True)
   assert owner.stdout.readline() == "in\n"
@@ -534,7 +537,8 @@ def test_a_pipeline_with_a_reward_model_of_its_own_size_and_the_base_as_referenc
       "--config.reward_init=base", "--config.reward_model.model.width=16",
       "--config.kl_reference=base", "--config.ppo.ppo.value_init=policy", "--last_stage=ppo")
   assert "report:" not in text and not (tmp_path / "run" / "ppo_ptx").exists()
-  export = lambda stage: json.loads((tmp_path / "run" / stage / "export" / "export.json").read_text())
+  export = lambda stage: workdir_lib.read_json(
+      tmp_path / "run" / stage / "export" / "export.json")
   assert export("reward_base")["model"]["width"] == export("reward_model")["model"]["width"] == 16
   assert export("reward_model")["config"]["init_from"].endswith("run/reward_base/export")
   assert export("ppo")["config"]["reference_from"].endswith("run/base/export")

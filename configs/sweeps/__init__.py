@@ -1,7 +1,7 @@
 """Sweeps: which trials there are, of which command, and what is plotted.
 
-A file here has `get_sweep(form) -> Sweep`; `python -m launch.sweep configs/sweeps/NAME.py:FORM` runs
-it.  FORM is a size of the GPT-3 family (`1.3b` unless given), for runs of one stage on one's own
+A file here has `get_sweep(form) -> Sweep`; `python -m launch.sweep configs/sweeps/NAME.py:FORM`
+runs it.  FORM is a size of the GPT-3 family (`1.3b` unless given), for runs of one stage on one's own
 exports and data, or `tiny` or `test`, for whole TinyWorld pipelines that share what they have in
 common.
 
@@ -101,8 +101,8 @@ class Sweep:
         raise ValueError(f"{self.title}: {name} is empty; give at least one")
     for number, trial in enumerate(self.trials, 1):
       if self.x not in trial:
-        raise ValueError(f"{self.title}: trial {number} of {len(self.trials)} does not set {self.x}, "
-                         "which is plotted along the x axis")
+        raise ValueError(f"{self.title}: trial {number} of {len(self.trials)} does not set "
+                         f"{self.x}, which is plotted along the x axis")
 
 
 POLICY_MEASURES = ("pretraining_tax", "few_shot_mean", "validation_reward", "win_rate_training",

@@ -5,8 +5,8 @@ Fig. 34 (1.3B, gamma 0).
       --config.reference_from=runs/base/export
 
 A size of the GPT-3 family has the paper's nine points; `reference_from` is the pretrained model's
-export.  What the paper shows: no beta, up to 100 times its own of 0.02, brings the few-shot accuracy
-back that pretraining gradients bring back, and large ones cost reward.
+export.  What the paper shows: no beta, up to 100 times its own of 0.02, brings the few-shot
+accuracy back that pretraining gradients bring back, and large ones cost reward.
 
 tiny has the paper's points times 7.5, which takes its 0.02 to TinyWorld's 0.15; that is ours.
 """
@@ -20,7 +20,7 @@ TEST = (0.0, 0.15)
 
 
 def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
-  common = dict(title="KL coefficient, pretrained model as reference, without pretraining gradients",
+  common = dict(title="KL coefficient: pretrained model as reference, no pretraining gradients",
                 x_label="KL coefficient β")
   if form in sweeps.PIPELINES:
     key = "ppo.ppo.kl_coef"

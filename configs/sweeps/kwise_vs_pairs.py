@@ -1,4 +1,4 @@
-"""All comparisons of a prompt as one batch element, against shuffled pairs: InstructGPT section 3.5.
+"""All comparisons of a prompt as one batch element, or shuffled pairs: InstructGPT section 3.5.
 
   python -m launch.sweep configs/sweeps/kwise_vs_pairs.py --dry_run --config.init_from=... \\
       --config.comparisons.train=... --config.comparisons.valid=... \\
@@ -22,7 +22,8 @@ def _trials(prefix: str, batch_size: int, microbatch_size: int) -> list[sweeps.T
   return sweeps.zip_(
       sweeps.grid(f"{prefix}pairs", [False, True]),
       sweeps.grid(f"{prefix}batch_size", [batch_size, batch_size * PAIRS_PER_PROMPT]),
-      sweeps.grid(f"{prefix}microbatch_size", [microbatch_size, microbatch_size * PAIRS_PER_PROMPT]))
+      sweeps.grid(f"{prefix}microbatch_size",
+                  [microbatch_size, microbatch_size * PAIRS_PER_PROMPT]))
 
 
 def get_sweep(form: str = "6b") -> sweeps.Sweep:

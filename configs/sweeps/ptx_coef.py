@@ -5,8 +5,8 @@
   python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --collect --workdir=runs/ptx_coef
 
 A size of the GPT-3 family has the paper's twelve points.  What the paper shows: what PPO costs in
-few-shot accuracy comes back as gamma grows and is back from about 20 on, while the validation reward
-falls from -0.61 to -1.55.
+few-shot accuracy comes back as gamma grows and is back from about 20 on, while the validation
+reward falls from -0.61 to -1.55.
 
 tiny has seven points that are ours, 0 among them (PPO without pretraining gradients), about the
 coefficient 1 that belongs to TinyWorld's rewards and losses.  Nearly all of a trial is shared: only
@@ -27,4 +27,5 @@ def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
     key = "ppo.ppo.ptx_coef"
     points = TINY if form == "tiny" else TEST
     return sweeps.pipeline_sweep(form, trials=sweeps.grid(key, points), x=key, **common)
-  return sweeps.ppo_sweep(form, trials=sweeps.grid("ppo.ptx_coef", PAPER), x="ppo.ptx_coef", **common)
+  key = "ppo.ptx_coef"
+  return sweeps.ppo_sweep(form, trials=sweeps.grid(key, PAPER), x=key, **common)

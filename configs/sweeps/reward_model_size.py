@@ -4,9 +4,9 @@
       --config.comparisons.train=... --config.comparisons.valid=... \\
       --config.comparisons.demonstrations=...
 
-InstructGPT C.2 has 6B and an unstable 175B; Stiennon et al. 2020 train 160M to 13B and find +1.8 % of
-accuracy per doubling.  Our points are the GPT-3 family up to 13B, each from the pretrained model of
-its size, which must lie in runs/base_SIZE/export.  The learning rate is that of 6B throughout.
+InstructGPT C.2 has 6B and an unstable 175B; Stiennon et al. 2020 train 160M to 13B and find +1.8 %
+of accuracy per doubling.  Our points are the GPT-3 family up to 13B, each from the pretrained model
+of its size, which must lie in runs/base_SIZE/export.  The learning rate is that of 6B throughout.
 
 tiny has four shapes that are ours; every reward model starts from a base model of its own shape
 (`reward_init` "base"), which the pipeline pretrains first.

@@ -354,8 +354,8 @@ def sweep(pooled: Sequence[Mapping[str, Any]], x: str, x_label: str, y_labels: M
 
   Points are means with their 95 % intervals, small dots the single seeds.  Where a second field
   varies too, each of its values has a line of its own.  Numbers of which none is negative lie on a
-  logarithmic axis; 0, which such an axis does not have, stands left of a break, and the line to it is
-  dashed.
+  logarithmic axis; 0, which such an axis does not have, stands left of a break, and the line to it
+  is dashed.
 
   Args:
     pooled: as `sweeps.pool` returns it.

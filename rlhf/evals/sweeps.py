@@ -1,8 +1,9 @@
 """What the trials of a sweep found: one row per trial and seed, then one per trial over its seeds.
 
 A measure is read as values by prompt, so that an interval over seeds draws seeds and then prompts
-(`statistics.bootstrap_over_seeds`).  A number of which a run has only one (a loss, a mean over tasks)
-is a run with one prompt: its interval comes from the seeds alone, and with one seed has no width.
+(`statistics.bootstrap_over_seeds`).  A number of which a run has only one (a loss, a mean over
+tasks) is a run with one prompt: its interval comes from the seeds alone, and with one seed has no
+width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
