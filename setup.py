@@ -7,6 +7,7 @@ REQUIRES = [
     "absl-py>=2.3.1",
     "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
     "chex>=0.1.91",
+    "filelock>=3.16",
     "flax>=0.12",
     "grain>=0.2.15",
     "importlib_resources>=6.4",  # tensorflow-datasets needs it, and does not say so

@@ -17,7 +17,7 @@ from configs import sft
 
 NAMES = ("tiny", "real", "test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
-FILLED = ("seed", "init_from", "policy_from", "reward_from")
+FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
 AFFIXES = ("prompt_suffix", "completion_prefix")
 
@@ -39,9 +39,15 @@ def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _assemble(size: str) -> ml_collections.ConfigDict:
-  """All stages at one size, with the numbers that tiny, real and test share."""
+  """All stages at one size, with the numbers that tiny, real and test share.
+
+  `reward_init`: the reward model starts from the last "sft" epoch or, as one of another shape must,
+  from a "base" model of its own shape (InstructGPT C.2: similar results from GPT-3 and from SFT).
+  `kl_reference`: PPO's penalty is towards its own start, "init", or towards the "base" model
+  (InstructGPT Fig. 34).
+  """
   config = ml_collections.ConfigDict(dict(
-      title="", seed=0, format=common.get_affixes(),
+      title="", seed=0, format=common.get_affixes(), reward_init="sft", kl_reference="init",
       base=_stage(sft.get_config(f"{size},pretrain")),
       sft=_stage(sft.get_config(size)),
       init=_stage(sft.get_config(f"{size},init")),

@@ -3,6 +3,11 @@
   python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
 Run the same command again to go on after an interruption; a stage that is done is skipped.
+
+  --shared=DIR        stages that come out equal are run once for all pipelines that name DIR
+  --last_stage=NAME   ends after that stage (data, base, sft, init, comparisons, reward_model, ...),
+                      without a report
+
 Several processes: as `launch.train`.
 """
 
@@ -11,10 +16,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import setup
+from rlhf import stages
 from rlhf import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, with :ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_SHARED = flags.DEFINE_string("shared", None, "Directory of stages that several runs share.")
+_LAST_STAGE = flags.DEFINE_string("last_stage", "evaluation", "The stage after which to end.")
 setup.define_process_flags(flags.FLAGS)
 
 
@@ -26,10 +34,11 @@ def main(argv):
     from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
     config, workdir = _CONFIG.value, _WORKDIR.value
     pipeline.check_config(config)
+    stages.check_name(config, _LAST_STAGE.value)
     if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):
       pipeline.check_inputs(config)
     setup.claim(config, workdir)
-    pipeline.run(config, workdir)
+    pipeline.run(config, workdir, last_stage=_LAST_STAGE.value, shared=_SHARED.value)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) ->
   tx = optim.per_network(dict(
       policy=optim.make_optimizer(OptimConfig(**config.policy_optim), steps),
       value=optim.make_optimizer(OptimConfig(**config.value_optim), steps)))
-  state = jax.eval_shape(functools.partial(ppo.init_state, p, tx), policy, reward)
+  state = jax.eval_shape(functools.partial(ppo.init_state, models, p, tx), policy, reward, key)
   layout = sharding.state_shardings(mesh, state)
   return Job(
       mesh=mesh, models=models, p=p, tx=tx, state=_placed(state, layout), state_layout=layout,
@@ -187,9 +187,10 @@ def _length(job: Job) -> int:
 
 def _restore(job: Job) -> Program:
   """From exports, or from a checkpoint's shards, to the state in its layout."""
-  function = jax.jit(functools.partial(ppo.init_state, job.p, job.tx),
+  function = jax.jit(functools.partial(ppo.init_state, job.models, job.p, job.tx),
                      out_shardings=job.state_layout)
-  return Program(name="restore", function=function, arguments=(job.reference, job.reward),
+  return Program(name="restore", function=function,
+                 arguments=(job.reference, job.reward, _key(job)),
                  flops=0.0, holds=(job.reference, job.reward, job.state))
 
 

@@ -228,10 +228,11 @@ def check_overrides(argv: Sequence[str]) -> None:
   for argument in argv[1:]:
     name = argument.lstrip("-").partition("=")[0]
     if argument.startswith("-") and name.startswith("config."):
-      _check_field(holder.value, name)
+      check_field(holder.value, name)
 
 
-def _check_field(config, name: str) -> None:
+def check_field(config, name: str) -> None:
+  """Raises ValueError where the config has no field `config.GROUP.FIELD`; names the nearest."""
   group, path = config, name.split(".")[1:]
   for depth, field in enumerate(path):
     known = list(group.keys()) if hasattr(group, "keys") else []

@@ -5,16 +5,18 @@
                  -> base_more_pretraining
                                                       -> evaluation -> report
 
-Each stage has a directory under the workdir; a stage that is done there is skipped, one that was
-interrupted goes on.  The data are TinyWorld's (`config.world`) or one's own files
-(`config.files`); from there on the stages are the same, but only TinyWorld has labelers that can
-be asked again.
+`stages.py` has the table of stages: what each reads and builds on.  Each stage has a directory under
+the workdir; a stage that is done there is skipped, one that was interrupted goes on.  The data are
+TinyWorld's (`config.world`) or one's own files (`config.files`); from there on the stages are the
+same, but only TinyWorld has labelers that can be asked again.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -31,6 +33,7 @@ from rlhf import processes
 from rlhf import reward_model
 from rlhf import sft
 from rlhf import sharding
+from rlhf import stages as stages_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import hygiene
 from rlhf.data import prepare
@@ -52,6 +55,7 @@ from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 from rlhf.tinyworld import write as write_lib
 from rlhf.tokenizer import Tokenizer
+from rlhf.workdir import read_jsonl
 
 # What stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
 FEW_SHOT_DELIMITER = " "
@@ -59,6 +63,8 @@ POLICIES = ("base", "sft", "ppo", "ppo_ptx")
 COMPARED = (*POLICIES, "sft_last", "ppo_live", "ppo_ptx_live")  # on the test prompts
 LIKELIHOOD_MODELS = ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx")
 SHOWN_SAMPLES = 30
+REWARD_INITS = ("sft", "base")
+KL_REFERENCES = ("init", "base")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,12 +150,6 @@ class FilesConfig:
 
 
 # ----------------------------------------------------------------------------- data
-
-
-def read_jsonl(path) -> list[dict]:
-  # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
-  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines if line]
 
 
 def write_jsonl(path, lines) -> None:
@@ -383,12 +383,12 @@ def comparison_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
-  """The stage `sft/selection`: the epoch whose answers to validation prompts score highest.
+  """The stage `selection`: the epoch whose answers to validation prompts score highest.
 
   Source: InstructGPT appendix C.1: "final SFT model selection based on the RM score on the
   validation set", because validation loss overfits after one epoch while preference goes on rising.
   """
-  stage = workdir / "sft" / "selection"
+  stage = workdir / "selection"
   if workdir_lib.is_done(stage):
     return workdir_lib.done_result(stage)
   began = time.perf_counter()
@@ -421,7 +421,7 @@ def score_answers(config, reward: Network, drawn: answers_lib.Answers) -> np.nda
 
 
 def selected_sft(workdir: pathlib.Path) -> pathlib.Path:
-  epoch = workdir_lib.done_result(workdir / "sft" / "selection")["epoch"]
+  epoch = workdir_lib.done_result(workdir / "selection")["epoch"]
   return workdir / "sft" / "epochs" / f"{epoch:02d}"
 
 
@@ -640,7 +640,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   if has_world:
     wins, likert, difference = win_rates(stage, settings)
   reward, curve = reward_accuracy(config, workdir, settings)
-  results = {name: workdir_lib.done_result(workdir / name) for name in stage_names(config)}
+  results = {name: workdir_lib.done_result(workdir / name) for name in stages_lib.names(config)}
   seconds = {name: result["seconds"] for name, result in results.items()}
   compared = results["comparisons"] if has_world else None
   report = dict(
@@ -658,7 +658,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
       num_test_prompts=evaluated["num_prompts"])
   answers = read_jsonl(stage / "answers.jsonl")[:SHOWN_SAMPLES]
   golds = read_jsonl(stage / "gold.jsonl") if has_world else [None] * len(answers)
-  selection = results["sft/selection"]
+  selection = results["selection"]
   sft_losses = {line["step"]: line["validation/loss"]
                 for line in metrics_lib.read(workdir / "sft" / metrics_lib.FILE)
                 if "validation/loss" in line}
@@ -722,13 +722,6 @@ def num_block_params(group) -> int:
   return group.num_layers * (12 * group.width**2 + 13 * group.width) + 2 * group.width
 
 
-def stage_names(config) -> list[str]:
-  """Stages in order; those with a `done.json`."""
-  names = ["data", "base", "sft", "init", "comparisons", "reward_model", "sft/selection", "ppo",
-           "ppo_ptx", "base_more_pretraining", "evaluation"]
-  return names if "world" in config else [name for name in names if name != "comparisons"]
-
-
 # ----------------------------------------------------------------------------- checks
 
 
@@ -747,13 +740,22 @@ def check_config(config) -> None:
       ("reward_model", reward_model,
        specs("comparisons", "train", "valid", "demonstrations") | formats("comparisons")),
       ("ppo", ppo, specs("prompts", "train", "valid") | specs("pretraining", "train")
-       | formats("prompts")),
+       | formats("prompts") | dict(reference_from="")),
       ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))))
   for name, algorithm, fields in stages:
     try:
       algorithm.check_config(stage_config(config, name, **fields))
     except ValueError as error:
       raise ValueError(f"config.{name}: {error}") from None
+  for field, choices in (("reward_init", REWARD_INITS), ("kl_reference", KL_REFERENCES)):
+    if config[field] not in choices:
+      raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
+  for name, size in config.reward_model.model.items():
+    if (config.reward_init == "sft" and name not in networks.NUMERICS
+        and size != config.sft.model[name]):
+      raise ValueError(
+          f"config.reward_model.model.{name} {size} is not the {config.sft.model[name]} of the SFT "
+          "model that it starts from; make them equal, or set --config.reward_init=base")
   if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
     raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
                      "sft.keep_epochs True and sft.max_steps None")
@@ -787,62 +789,141 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- the run
 
 
-def run(config, workdir) -> pathlib.Path:
+def jsonl(workdir: pathlib.Path, name: str) -> str:
+  return f"jsonl:{workdir / 'data' / name}.jsonl"
+
+
+def text_fields(workdir: pathlib.Path) -> dict[str, str]:
+  return dict(text__train=jsonl(workdir, "pretraining_train"),
+              text__valid=jsonl(workdir, "pretraining_valid"))
+
+
+def demonstration_fields(config, workdir: pathlib.Path) -> dict[str, str]:
+  return dict(demonstrations__train=jsonl(workdir, "demonstrations_train"),
+              demonstrations__valid=jsonl(workdir, "demonstrations_valid"),
+              **{f"demonstrations__{name}": value for name, value in affixes(config).items()})
+
+
+def pretrain(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+  sft.train(stage_config(config, "base", init_from="", **text_fields(workdir)), workdir / stage,
+            data_dir=data_dir)
+
+
+def finetune(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+  """`sft`, on demonstrations, or `init`, PPO's start, on pretraining text as well."""
+  sft.train(stage_config(
+      config, stage, init_from=str(workdir / "base" / "export"), tokenizer="",
+      **demonstration_fields(config, workdir), **(text_fields(workdir) if stage == "init" else {})),
+            workdir / stage, data_dir=data_dir)
+
+
+def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+  start = stages_lib.reward_start(config)
+  init_from = last_epoch(config, workdir) if start == "sft" else workdir / start / "export"
+  paths = comparison_paths(config, workdir)
+  reward_model.train(stage_config(
+      config, "reward_model", init_from=str(init_from),
+      comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
+      comparisons__demonstrations=jsonl(workdir, "demonstrations_train"),
+      **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
+                     workdir / "reward_model", data_dir=data_dir)
+
+
+def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+  """`ppo`, whose view of the config has no pretraining gradients, or `ppo_ptx`."""
+  reference = str(workdir / "base" / "export") if config.kl_reference == "base" else ""
+  ppo.train(stage_config(
+      config, "ppo", policy_from=str(workdir / "init" / "export"),
+      reward_from=str(workdir / "reward_model" / "export"), reference_from=reference,
+      prompts__train=jsonl(workdir, "prompts_ppo"),
+      prompts__valid=jsonl(workdir, "prompts_ppo_valid"),
+      pretraining__train=jsonl(workdir, "pretraining_train"),
+      **{f"prompts__{name}": value for name, value in affixes(config).items()}),
+            workdir / stage, data_dir=data_dir)
+
+
+def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+  # Another seed than the base's: not the order of its first epoch once more.
+  sft.train(stage_config(
+      config, "base_more_pretraining", seed=config.seed + 1,
+      init_from=str(workdir / "base" / "export"), tokenizer="", **text_fields(workdir),
+      sft__max_steps=extra_steps(config)), workdir / "base_more_pretraining", data_dir=data_dir)
+
+
+# Stage -> (what it is, function of config, workdir and directory of array_record files).
+STAGES = {
+    "data": ("data", lambda config, workdir, _: prepare_data(config, workdir)),
+    "base": ("base: pretraining from scratch", functools.partial(pretrain, stage="base")),
+    "sft": ("step 1: supervised fine-tuning, the baseline",
+            functools.partial(finetune, stage="sft")),
+    "init": ("step 1: PPO's initialisation", functools.partial(finetune, stage="init")),
+    "comparisons": ("step 2: comparisons",
+                    lambda config, workdir, _: collect_comparisons(config, workdir)),
+    "reward_base": ("step 2: pretraining of the reward model's own base",
+                    functools.partial(pretrain, stage="reward_base")),
+    "reward_model": ("step 2: reward model", train_reward_model),
+    "selection": ("step 2: the SFT epoch of highest reward",
+                  lambda config, workdir, _: select_sft(config, workdir)),
+    "ppo": ("step 3: PPO", functools.partial(train_ppo, stage="ppo")),
+    "ppo_ptx": ("step 3: PPO-ptx", functools.partial(train_ppo, stage="ppo_ptx")),
+    "base_more_pretraining": ("the base model on as many more tokens of pretraining text",
+                              pretrain_more),
+    "evaluation": ("evaluation", lambda config, workdir, _: evaluate(config, workdir)),
+}
+
+
+def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> pathlib.Path | None:
   """Runs what is not done yet; returns the path of the report page.
 
   Args:
     config: `configs/pipeline.py` documents it.
     workdir: of the whole run, already claimed by `workdir.prepare`.
+    last_stage: one of `stages.names(config)`, after which the run ends; the report needs them all.
+    shared: a directory in which stages of equal fingerprint are run once for all pipelines that
+      name it; the workdir then links to them.  One process per pipeline: it waits for a stage that
+      another pipeline is running.
+
+  Returns:
+    the page, or None where the run ended at an earlier stage.
+
+  Raises:
+    ValueError: `last_stage` is no stage of this config.
   """
   workdir = pathlib.Path(workdir).absolute()
-  jsonl = lambda name: f"jsonl:{workdir / 'data' / name}.jsonl"
-  text = dict(text__train=jsonl("pretraining_train"), text__valid=jsonl("pretraining_valid"))
-  demos = dict(demonstrations__train=jsonl("demonstrations_train"),
-               demonstrations__valid=jsonl("demonstrations_valid"))
-  demo_affixes = {f"demonstrations__{name}": value for name, value in affixes(config).items()}
-
-  shared = dict(data_dir=workdir / "tfds")  # most stages read the same pretraining text
-
-  announce("data")
-  prepare_data(config, workdir)
-  announce("base: pretraining from scratch")
-  sft.train(stage_config(config, "base", init_from="", **text), workdir / "base", **shared)
-  base = str(workdir / "base" / "export")
-  announce("step 1: supervised fine-tuning, the 16-epoch baseline and PPO's initialisation")
-  sft.train(stage_config(config, "sft", init_from=base, tokenizer="", **demos, **demo_affixes),
-            workdir / "sft", **shared)
-  sft.train(stage_config(config, "init", init_from=base, tokenizer="", **demos, **demo_affixes,
-                         **text), workdir / "init", **shared)
-  announce("step 2: comparisons and reward model")
-  if "world" in config:
-    collect_comparisons(config, workdir)
-  paths = comparison_paths(config, workdir)
-  reward_model.train(stage_config(
-      config, "reward_model", init_from=str(last_epoch(config, workdir)),
-      comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
-      comparisons__demonstrations=jsonl("demonstrations_train"),
-      **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
-      workdir / "reward_model", **shared)
-  select_sft(config, workdir)
-  announce("step 3: PPO, PPO-ptx, and the base model on as many more tokens of pretraining text")
-  ppo_fields = dict(
-      policy_from=str(workdir / "init" / "export"),
-      reward_from=str(workdir / "reward_model" / "export"),
-      prompts__train=jsonl("prompts_ppo"), prompts__valid=jsonl("prompts_ppo_valid"),
-      pretraining__train=jsonl("pretraining_train"),
-      **{f"prompts__{name}": value for name, value in affixes(config).items()})
-  ppo.train(stage_config(config, "ppo", ppo__ptx_coef=0.0, **ppo_fields), workdir / "ppo", **shared)
-  ppo.train(stage_config(config, "ppo", **ppo_fields), workdir / "ppo_ptx", **shared)
-  # Another seed than the base's: not the order of its first epoch once more.
-  sft.train(stage_config(config, "base_more_pretraining", seed=config.seed + 1, init_from=base,
-                         tokenizer="", **text,
-                         sft__max_steps=extra_steps(config)),
-            workdir / "base_more_pretraining", **shared)
-  announce("evaluation and report")
-  evaluate(config, workdir)
+  shared = None if shared is None else pathlib.Path(shared).absolute()
+  data_dir = (workdir if shared is None else shared) / "tfds"  # most stages read the same text
+  stages_lib.check_name(config, last_stage)
+  names = stages_lib.names(config)
+  for name in names[:names.index(last_stage) + 1]:
+    title, function = STAGES[name]
+    print(f"\n== {title}", flush=True)
+    with contextlib.ExitStack() as stack:
+      if shared is not None and name != "evaluation":
+        stack.enter_context(shared_stage(config, name, workdir, shared))
+      # Only what the stage is known to read: so equal fingerprints mean equal stages.
+      function(stages_lib.view(config, name), workdir, data_dir)
+  if last_stage != "evaluation":
+    return None
   page = write_report(config, workdir)
   print(f"report: {page}", flush=True)
   return page
+
+
+@contextlib.contextmanager
+def shared_stage(config, name: str, workdir: pathlib.Path, shared: pathlib.Path):
+  """Makes WORKDIR/NAME a link to the stage's directory under `shared`, and keeps others out of it.
+
+  The lock is the operating system's: it ends with the process that holds it, whatever ends that.
+  A stage that the workdir already holds itself stays where it is.
+  """
+  directory = shared / stages_lib.fingerprints(config)[name]
+  directory.mkdir(parents=True, exist_ok=True)
+  link = workdir / name
+  if not link.exists():
+    link.unlink(missing_ok=True)  # a link whose target was deleted
+    link.symlink_to(os.path.relpath(directory, workdir))
+  with workdir_lib.alone(shared / f"{directory.name}.lock", name):
+    yield
 
 
 def extra_steps(config) -> int:
@@ -853,7 +934,3 @@ def extra_steps(config) -> int:
   tokens = updates * p.minibatch_size * p.ptx_ratio * p.ptx_length
   more = config.base_more_pretraining
   return -(-tokens // (more.sft.batch_size * more.length))
-
-
-def announce(title: str) -> None:
-  print(f"\n== {title}", flush=True)

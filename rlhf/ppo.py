@@ -52,6 +52,7 @@ from rlhf.tokenizer import Tokenizer
 from rlhf.types import LmBatch, Metric, Params, PpoBatch, PpoState, PromptBatch, Rollout
 
 VALUE_NETWORKS = ("separate", "shared")
+VALUE_INITS = ("reward_model", "policy", "scratch")
 KL_CONTROLLERS = ("fixed", "adaptive")
 MISSING_END = ("none", "replace", "subtract")
 REDUCTIONS = ("token_mean", "sequence_mean")
@@ -78,7 +79,9 @@ class PpoConfig:
     value_clip: clip range of the value update; None for none.
     value_coef: weight of the value loss.  Where the networks are separate, Adam divides it out
       again, but for eps and the gradient clip, which see the weighted gradient.
-    value_network: "separate" starts as the reward model; "shared" puts a zero head on the policy.
+    value_network: "separate" starts as `value_init` says; "shared" puts a zero head on the policy.
+    value_init: "reward_model" (InstructGPT C.4), or a zero head on a copy of the initial "policy"
+      or on a network of the reward model's shape from "scratch".
     whiten_advantages, whiten_rewards: over the whole batch; rewards without moving their mean.
     missing_end: what happens to the score of a response without end-of-text: "none", "replace" it
       by `missing_end_penalty` or "subtract" the penalty from it.
@@ -113,6 +116,7 @@ class PpoConfig:
   value_clip: float | None
   value_coef: float
   value_network: str
+  value_init: str
   whiten_advantages: bool
   whiten_rewards: bool
   missing_end: str
@@ -129,7 +133,8 @@ class PpoConfig:
   alarm_decode_gap: float
 
   def __post_init__(self):
-    for field, choices in (("value_network", VALUE_NETWORKS), ("kl_controller", KL_CONTROLLERS),
+    for field, choices in (("value_network", VALUE_NETWORKS), ("value_init", VALUE_INITS),
+                           ("kl_controller", KL_CONTROLLERS),
                            ("missing_end", MISSING_END), ("policy_reduction", REDUCTIONS),
                            ("ptx_reduction", REDUCTIONS)):
       if getattr(self, field) not in choices:
@@ -176,9 +181,13 @@ class PpoConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
-  """The static shapes of the networks: the value network has the reward model's."""
+  """The static shapes of the networks; the value network has one of the two."""
   policy: ModelConfig
   reward: ModelConfig
+
+  def value(self, p: PpoConfig) -> ModelConfig:
+    """The shape of a separate value network."""
+    return self.policy if p.value_init == "policy" else self.reward
 
 
 # ----------------------------------------------------------------------------- 1. rollout
@@ -192,7 +201,7 @@ def policy_and_values(models: Models, p: PpoConfig, params: Params, tokens_BT, m
   if p.value_network == "shared":
     value_BT = model.state_values(params["value"], hidden_BTD)
   else:
-    value_BT = model.values(models.reward, params["value"], tokens_BT, mask_BT)
+    value_BT = model.values(models.value(p), params["value"], tokens_BT, mask_BT)
   return logprob_BT, entropy_BT, value_BT
 
 
@@ -559,6 +568,12 @@ def check_inputs(config) -> None:
   networks.check_same_tokenizer(
       Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reward.tokenizer_dir),
       "policy_from and reward_from")
+  if config.reference_from:
+    reference = networks.find_export(config.reference_from, group, kind="policy",
+                                     flag="reference_from")
+    networks.check_same_tokenizer(
+        Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reference.tokenizer_dir),
+        "policy_from and reference_from")
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
   for name in ("train", "valid"):
     sources.check(config.prompts[name], "prompt", field=f"config.prompts.{name}",
@@ -602,6 +617,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   reward = networks.load(config.reward_from, numerics, mesh, kind="reward", flag="reward_from")
   networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer,
                                 "policy_from and reward_from")
+  reference = load_reference(config, policy, mesh)
   models, tokenizer = Models(policy=policy.cfg, reward=reward.cfg), policy.tokenizer
   check_lengths(p, models)
 
@@ -633,10 +649,11 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   print(resolved_sizes(p), flush=True)
 
   with jax.set_mesh(mesh):
-    init = functools.partial(init_state, p, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, policy.params, reward.params))
-    state = jax.jit(init, out_shardings=layout)(policy.params, reward.params)
-    collect = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
+    init = functools.partial(init_state, models, p, tx)
+    starts = policy.params, reward.params, loop.step_key(config.seed, "value", 0)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, *starts))
+    state = jax.jit(init, out_shardings=layout)(*starts)
+    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
     update = jax.jit(
         functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
         donate_argnums=0, out_shardings=(layout, None))
@@ -645,8 +662,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       rollout_key, update_key = jax.random.split(loop.step_key(config.seed, "rollout", step))
       started = time.perf_counter()
       prompts = sharding.put_batch(mesh, prompt_stream(step), p.batch_size)
-      batch, metrics = collect(state.train.params, policy.params, reward.params, prompts,
-                               state.kl_coef, rollout_key)
+      batch, metrics = roll_out(state.train.params, reference.params, reward.params, prompts,
+                                state.kl_coef, rollout_key)
       jax.block_until_ready(batch)
       rolled_out = time.perf_counter()
       ptx_batches = None if ptx_stream is None else ptx_stream(step)
@@ -667,7 +684,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
     def evaluate(state, step):
       lines = validate(
-          p, judge, state.ema_params, policy.params, reward.params, valid_rows, valid_records,
+          p, judge, state.ema_params, reference.params, reward.params, valid_rows, valid_records,
           tokenizer, key=loop.step_key(config.seed, "validate", step),
           num_prompts=prompts_cfg.num_valid, completion_prefix=prompts_cfg.completion_prefix)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -701,14 +718,47 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   return result
 
 
-def init_state(p: PpoConfig, tx, policy_params: Params, reward_params: Params) -> PpoState:
-  """The value network starts as the reward model (InstructGPT C.4), in buffers of its own."""
+def load_reference(config, policy: networks.Network, mesh) -> networks.Network:
+  """The frozen policy of the KL penalty: the initial policy, or another export of its shape.
+
+  InstructGPT's reference is the initial policy (appendix C.4); its Fig. 34 takes the pretrained
+  model instead.
+
+  Raises:
+    ValueError: another shape or tokenizer than the policy's.
+  """
+  if not config.reference_from:
+    return policy
+  reference = networks.load(config.reference_from, dict(config.model), mesh, kind="policy",
+                            flag="reference_from")
+  networks.check_same_tokenizer(policy.tokenizer, reference.tokenizer,
+                                "policy_from and reference_from")
+  return reference
+
+
+def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_params: Params,
+               key) -> Params:
+  """Where the value network starts: the reward model (InstructGPT C.4), or a zero head, as Ziegler
+  et al. 2019 have it, on another trunk."""
+  if p.value_network == "separate" and p.value_init == "reward_model":
+    return jax.tree.map(jnp.copy, reward_params)
   if p.value_network == "shared":
-    value = {"head": jax.tree.map(jnp.zeros_like, reward_params["head"])}  # Ziegler et al.: zero
-    width = policy_params["final_norm"]["scale"].shape[0]
-    value["head"]["kernel"] = jnp.zeros((width, 1))
+    trunk, width = {}, models.policy.width
+  elif p.value_init == "policy":
+    trunk, width = jax.tree.map(jnp.copy, policy_params), models.policy.width
   else:
-    value = jax.tree.map(jnp.copy, reward_params)
+    trunk, width = model.init_params(models.reward, key), models.reward.width
+  return dict(trunk, head={"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)})
+
+
+def init_state(models: Models, p: PpoConfig, tx, policy_params: Params, reward_params: Params,
+               key) -> PpoState:
+  """Policy, value network, moving average and optimizer, in buffers of their own.
+
+  Args:
+    key: for a value network from scratch.
+  """
+  value = init_value(models, p, policy_params, reward_params, key)
   params = {"policy": jax.tree.map(jnp.copy, policy_params), "value": value}
   return PpoState(train=optim.init_train_state(tx, params),
                   ema_params=jax.tree.map(jnp.copy, policy_params),

@@ -5,6 +5,7 @@ file, whenever the writer is killed.  Of several processes only process 0 writes
 """
 
 from collections.abc import Mapping
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,8 @@ import shlex
 import subprocess
 import sys
 from typing import Any
+
+import filelock
 
 from rlhf import processes
 
@@ -91,6 +94,13 @@ def read_json(path: str | os.PathLike) -> Any:
                      "what it belongs to and run again") from None
 
 
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The lines of a file that this house wrote."""
+  # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
+  lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines if line]
+
+
 def check(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
   """Whether `workdir` holds a run of `config` to go on with; writes nothing.
 
@@ -155,6 +165,26 @@ def done_result(stage_dir: str | os.PathLike) -> dict[str, Any]:
   if not is_done(stage_dir):
     raise ValueError(f"{stage_dir} holds no {DONE}: its stage has not finished; run it to its end")
   return read_json(pathlib.Path(stage_dir) / DONE)
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike, what: str):
+  """Keeps other processes out while the body runs; waits, and says so, while one is in.
+
+  Args:
+    path: of the lock file, on a file system that all of them see and that has `flock`.
+    what: is being run, for the line that is printed.
+  """
+  lock = filelock.FileLock(path)
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    print(f"{what}: another process is running it; waiting", flush=True)
+    lock.acquire()
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def git_version() -> str:

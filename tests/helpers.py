@@ -68,8 +68,9 @@ def ppo_config(**changes) -> PpoConfig:
       batch_size=8, minibatch_size=4, microbatch_size=2, num_epochs=1, num_iterations=10,
       max_prompt_tokens=6, max_response_tokens=5, temperature=0.7, kl_coef=0.1,
       kl_controller="fixed", kl_target=6.0, kl_horizon=100.0, gamma=0.9, lam=0.8, policy_clip=0.2,
-      value_clip=0.2, value_coef=0.5, value_network="separate", whiten_advantages=True,
-      whiten_rewards=False, missing_end="none", missing_end_penalty=0.0,
+      value_clip=0.2, value_coef=0.5, value_network="separate",
+      value_init="reward_model", whiten_advantages=True, whiten_rewards=False, missing_end="none",
+      missing_end_penalty=0.0,
       policy_reduction="token_mean", ptx_coef=0.0, ptx_ratio=8, ptx_length=13,
       ptx_microbatch_size=16, ptx_reduction="token_mean", ema_decay=0.9, alarm_ratio_error=1e-3,
       alarm_kl=100.0, alarm_decode_gap=0.05)

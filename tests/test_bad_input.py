@@ -353,7 +353,8 @@ def test_bad_lines_are_skipped_and_counted_if_asked(capsys, inputs, tmp_path, wo
 
 
 @pytest.mark.parametrize("algorithm,field", [("sft", "init_from"), ("reward_model", "init_from"),
-                                             ("ppo", "policy_from"), ("ppo", "reward_from")])
+                                             ("ppo", "policy_from"), ("ppo", "reward_from"),
+                                             ("ppo", "reference_from")])
 def test_exports_that_are_not_there(refused_training, tmp_path, algorithm, field):
   sentence = refused_training(algorithm, **{field: tmp_path / "absent"})
   assert sentence == (f"{field}: {tmp_path}/absent does not exist; name the export directory of a "
@@ -374,6 +375,7 @@ def test_no_export_was_named(refused_training, inputs):
 def test_exports_of_another_kind(refused_training, inputs):
   for algorithm, field, given in (("sft", "init_from", "reward"), ("ppo", "policy_from", "reward"),
                                   ("reward_model", "init_from", "reward"),
+                                  ("ppo", "reference_from", "reward"),
                                   ("ppo", "reward_from", "policy")):
     wanted = "policy" if given == "reward" else "reward"
     directory = getattr(inputs, given)
@@ -400,6 +402,9 @@ def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_pa
   (other / "export.json").write_text(json.dumps(export))
   assert refused_training("ppo", reward_from=other).startswith(
       "policy_from and reward_from use different tokenizers (512 and 512 ids)")
+  (other / "export.json").write_text(json.dumps(export | {"kind": "policy"}))
+  assert refused_training("ppo", reference_from=other).startswith(
+      "policy_from and reference_from use different tokenizers (512 and 512 ids)")
 
 
 @pytest.mark.parametrize("spec", ["gpt2:", "bpe:12", "bpe:many", "json:/nowhere/tokenizer.json"])

@@ -251,7 +251,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   def load_network(directory, group, mesh, *, kind, flag):
     fields = dict(sft_configs.get_config("test").model) | group
     cfg = model.ModelConfig(vocab_size=258, pad_id=1, **fields)
-    return Network(cfg=cfg, params={}, tokenizer=tokenizer(), metadata={})
+    return Network(cfg=cfg, params={directory: jnp.zeros(())}, tokenizer=tokenizer(), metadata={})
   write_down(networks, "load", lambda args, kwargs, _: (args[0], args[1], kwargs), load_network)
   write_down(networks, "create", lambda args, kwargs, _: args[0], lambda cfg, key, mesh: {})
   write_down(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]),
@@ -337,6 +337,7 @@ def small_config(name: str):
 # Values that work as well as those they replace; other numbers double, and other truths turn.
 OTHER = {
     "seed": 1, "init_from": "elsewhere", "policy_from": "elsewhere", "reward_from": "elsewhere",
+    "reference_from": "elsewhere",
     "tokenizer": "bpe:270", "length": 36,
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
     "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
@@ -363,7 +364,8 @@ OTHER = {
         "text", "demonstrations", "comparisons", "prompts", "pretraining")},
     "ppo.ptx_coef": 5.0, "ppo.minibatch_size": 16, "ppo.microbatch_size": 2, "ppo.temperature": 0.5,
     "ppo.kl_controller": "adaptive", "ppo.gamma": 0.5, "ppo.lam": 0.5, "ppo.value_clip": None,
-    "ppo.value_network": "shared", "ppo.missing_end": "replace", "ppo.missing_end_penalty": -1.0,
+    "ppo.value_network": "shared", "ppo.value_init": "scratch", "ppo.missing_end": "replace",
+    "ppo.missing_end_penalty": -1.0,
     "ppo.policy_reduction": "sequence_mean", "ppo.ptx_reduction": "sequence_mean",
     "ppo.ema_decay": 0.5, "ppo.max_prompt_tokens": 16, "ppo.max_response_tokens": 10,
     "ppo.ptx_length": 20,
@@ -484,9 +486,16 @@ def update_view(p, monkeypatch) -> str:
 def control_view(p) -> str:
   state = lambda kl_coef: PpoState(train=None, ema_params=None, kl_coef=kl_coef)
   moves = jaxpr_of(lambda kl_coef, kl: ppo.next_state(p, state(kl_coef), kl).kl_coef, 0.1, 5.0)
-  start = ppo.init_state(dataclasses.replace(p, value_network="separate"), optax.sgd(1.0),
-                         {"w": jnp.ones(1)}, {"w": jnp.ones(1)})
+  start = ppo.init_state(None, dataclasses.replace(p, value_network="separate"), optax.sgd(1.0),
+                         {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, None)
   return f"{moves} {start.kl_coef}"
+
+
+@functools.cache
+def value_view(p) -> str:
+  models, params = small_nets()
+  policy = {name: leaf for name, leaf in params.items() if name != "head"}
+  return jaxpr_of(functools.partial(ppo.init_value, models, p), policy, params, jax.random.key(0))
 
 
 def alarm_view(p) -> str:
@@ -497,7 +506,8 @@ def alarm_view(p) -> str:
 PPO_VIEWS = {
     "temperature": rollout_view, "max_response_tokens": rollout_view,
     "microbatch_size": gradient_view, "policy_clip": gradient_view, "value_clip": gradient_view,
-    "value_coef": gradient_view, "value_network": gradient_view, "policy_reduction": gradient_view,
+    "value_coef": gradient_view, "value_network": gradient_view, "value_init": value_view,
+    "policy_reduction": gradient_view,
     "ptx_coef": gradient_view, "ptx_microbatch_size": gradient_view, "ptx_reduction": gradient_view,
     "ptx_ratio": gradient_view,
     "gamma": advantages_view, "lam": advantages_view, "whiten_advantages": advantages_view,
@@ -578,6 +588,17 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   assert given[GROUPS[group]] == GROUPS[group](**config[group])
   cfg = given[ppo.Models].policy if name == "ppo" else given[model.ModelConfig]
   assert cfg == GROUPS["model"](**config.model, vocab_size=cfg.vocab_size, pad_id=cfg.pad_id)
+
+
+@pytest.mark.parametrize("reference_from,expected", [("", "init"), ("base", "base")])
+def test_the_kl_reference_is_the_initial_policy_or_the_export_that_is_named(
+    reference_from, expected, tmp_path, monkeypatch, capsys):
+  config = small_config("ppo")
+  config.reference_from = reference_from
+  _, step = dry_run(ppo, config, tmp_path, monkeypatch)
+  capsys.readouterr()
+  _, _, _, ref_params, reward_params, *_ = step["args"]
+  assert (set(ref_params), set(reward_params)) == ({expected}, {"rm"})
 
 
 @pytest.mark.parametrize("group", READERS)

@@ -1,5 +1,6 @@
 """Records through tfds and array_record, the cache, public sets, and spec errors."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -61,6 +62,25 @@ def test_a_second_run_reads_what_the_first_one_wrote(tmp_path, monkeypatch):
   monkeypatch.setattr(builders, "read", None)  # whoever reads the file again fails
   second, second_lines = load(f"jsonl:{path}", "prompt", tmp_path)
   assert list(first) == list(second) and first_lines == second_lines
+
+
+def test_a_file_that_another_process_is_reading_is_waited_for(tmp_path, monkeypatch):
+  """Whoever is let in second finds what the first one wrote."""
+  path = write(tmp_path / "x.jsonl", RECORDS["prompt"])
+  alone, prepare, times = sources.workdir_lib.alone, builders.Prompts.download_and_prepare, []
+
+  @contextlib.contextmanager
+  def after_another(lock_path, what):
+    monkeypatch.setattr(sources.workdir_lib, "alone", alone)
+    load(f"jsonl:{path}", "prompt", tmp_path)
+    with alone(lock_path, what):
+      yield
+  monkeypatch.setattr(sources.workdir_lib, "alone", after_another)
+  monkeypatch.setattr(builders.Prompts, "download_and_prepare",
+                      lambda self, **choices: (times.append(1), prepare(self, **choices)))
+  found, lines = load(f"jsonl:{path}", "prompt", tmp_path)
+  assert list(found) == RECORDS["prompt"] and len(times) == 1
+  assert lines == [f"prompt records from jsonl:{path}: 2 kept"]
 
 
 def test_the_cache_knows_contents_format_kind_and_choices(tmp_path):

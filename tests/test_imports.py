@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = [
     {"processes"},
     {"types", "workdir"},
-    {"losses"},
+    {"losses", "stages"},
     {"sharding", "optim", "tokenizer", "metrics"},
     {"attention"},
     {"model"},

@@ -79,7 +79,7 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
       str(int(epoch)): score for epoch, score in scores.items()}
   assert result["num_prompts"] == 3
   assert pipeline.selected_sft(tmp_path).name == "02"
-  assert workdir_lib.done_result(tmp_path / "sft" / "selection")["epoch"] == 2
+  assert workdir_lib.done_result(tmp_path / "selection")["epoch"] == 2
   assert "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0] and " 3 validation" in pipeline.notes(
       config, 2, 3)[0]
 
@@ -97,6 +97,38 @@ def test_more_pretraining_goes_on_where_pretraining_ended(name):
   read = p.num_iterations * p.updates_per_iteration * p.num_ptx_per_minibatch * p.ptx_length
   per_step = config.base_more_pretraining.sft.batch_size * config.base_more_pretraining.length
   assert 0 <= pipeline.extra_steps(config) * per_step - read < per_step
+
+
+@pytest.mark.parametrize("field,value,message", [
+    ("kl_reference", "sft", "config.kl_reference 'sft'; choose from init, base"),
+    ("reward_init", "gpt", "config.reward_init 'gpt'; choose from sft, base")])
+def test_unknown_choices_are_named(field, value, message):
+  config = configs.get_config("test").copy_and_resolve_references()
+  with config.unlocked():
+    config[field] = value
+  with pytest.raises(ValueError, match=message):
+    pipeline.check_config(config)
+
+
+def test_only_a_reward_model_with_a_base_of_its_own_has_a_size_of_its_own():
+  config = configs.get_config("test").copy_and_resolve_references().lock()
+  config.reward_model.model.logprob_chunk = 7  # no part of the shape
+  pipeline.check_config(config)
+  config.reward_model.model.width = 16
+  with pytest.raises(ValueError, match="width 16 is not the 32 of the SFT model.*reward_init"):
+    pipeline.check_config(config)
+  config.reward_init = "base"
+  pipeline.check_config(config)
+
+
+def test_a_run_may_end_early_but_only_at_a_stage_that_it_has(config, tmp_path, monkeypatch):
+  ran = []
+  monkeypatch.setattr(pipeline, "STAGES", {name: (name, lambda view, *_, name=name: ran.append(
+      (name, set(view)))) for name in pipeline.STAGES})
+  assert pipeline.run(config, tmp_path, last_stage="base") is None
+  assert ran == [("data", {"seed", "world"}), ("base", {"seed", "base"})]
+  with pytest.raises(ValueError, match="last_stage 'reward_base'; choose from data, base, sft"):
+    pipeline.run(config, tmp_path, last_stage="reward_base")
 
 
 def test_lines_hold_whatever_a_text_may_hold(tmp_path):

@@ -22,6 +22,7 @@ EOT, PAD, VOCAB = 4, 2, 8
 CFG = helpers.model_config(vocab_size=VOCAB, pad_id=PAD)
 REWARD_CFG = dataclasses.replace(CFG, context_length=12, band_first=True)
 MODELS = ppo.Models(policy=CFG, reward=REWARD_CFG)
+KEY = jax.random.key(0)  # read only by a value network from scratch
 PPO = helpers.ppo_config(max_prompt_tokens=6, max_response_tokens=5)
 PPO_PTX = dataclasses.replace(PPO, ptx_coef=3.5)
 LENGTH = 11
@@ -80,7 +81,7 @@ def compiled_update():
 
 @functools.cache
 def compiled_init():
-  return helpers.quick_jit(functools.partial(ppo.init_state, PPO_PTX, adam()))
+  return helpers.quick_jit(functools.partial(ppo.init_state, MODELS, PPO_PTX, adam()))
 
 
 @functools.cache
@@ -387,7 +388,7 @@ def test_a_shared_trunk_gets_the_gradient_of_both_losses():
 
 def test_without_a_coefficient_there_is_no_trace_of_pretraining():
   """13 is the length of pretraining rows and of nothing else."""
-  state = jax.eval_shape(compiled_init(), nets()[0], nets()[2])
+  state = jax.eval_shape(compiled_init(), nets()[0], nets()[2], KEY)
   batch = helpers.make_ppo_batch(8, LENGTH, 0)
 
   def sizes(p, ptx_batches):
@@ -476,8 +477,8 @@ def run_iteration(state, ref, reward, key, *, ptx):
 def test_the_ratio_of_the_first_minibatch_is_1():
   """From rollout to update; two minibatches of two microbatches, temperature 0.7."""
   policy, ref, reward = nets()
-  state, metrics = run_iteration(compiled_init()(policy, reward), ref, reward, jax.random.key(3),
-                                 ptx=ptx_updates())
+  start = compiled_init()(policy, reward, KEY)
+  state, metrics = run_iteration(start, ref, reward, jax.random.key(3), ptx=ptx_updates())
   numbers = metrics_lib.summarise(metrics)
   assert numbers["ppo/ratio_error_first"] < 1e-5
   assert numbers["ppo/policy/approxkl"] > 1e-7  # the second minibatch follows a step
@@ -498,13 +499,14 @@ def pointers(*trees) -> list[int]:
 
 def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
   policy, _, reward = nets()
-  state = compiled_init()(policy, reward)
+  state = compiled_init()(policy, reward, KEY)
   equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
   equal(state.train.params["policy"], policy)
   equal(state.ema_params, policy)
   equal(state.train.params["value"], reward)  # the value network starts as the reward model
   assert float(state.kl_coef) == pytest.approx(0.1) and int(state.train.step) == 0
-  for state in (state, ppo.init_state(PPO_PTX, adam(), policy, reward)):  # compiled or not
+  for state in (state,  # compiled or not
+                ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY)):
     all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
     assert len(set(all_pointers)) == len(all_pointers)
 
@@ -512,10 +514,31 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
 def test_a_shared_value_head_starts_at_0():
   policy, _, reward = nets()
   wide = dict(reward, head={"kernel": jnp.ones((24, 1)), "bias": jnp.ones(1)})
-  state = ppo.init_state(dataclasses.replace(PPO, value_network="shared"), adam(), policy, wide)
+  state = ppo.init_state(MODELS, dataclasses.replace(PPO, value_network="shared"), adam(), policy,
+                         wide, KEY)
   assert state.train.params["value"].keys() == {"head"}
   np.testing.assert_array_equal(state.train.params["value"]["head"]["kernel"], np.zeros((16, 1)))
   np.testing.assert_array_equal(state.train.params["value"]["head"]["bias"], [0])
+
+
+@pytest.mark.parametrize("value_init", ["policy", "scratch"])
+def test_a_value_network_may_start_elsewhere_than_the_reward_model(value_init: str):
+  """At value 0, in the shape of what it starts from; the seed's key makes one from scratch."""
+  policy, _, reward = nets()
+  p = dataclasses.replace(PPO, value_init=value_init)
+  start = lambda seed: ppo.init_value(MODELS, p, policy, reward, jax.random.key(seed))
+  trunk = {name: leaf for name, leaf in start(0).items() if name != "head"}
+  if value_init == "policy":
+    jax.tree.map(np.testing.assert_array_equal, trunk, policy)
+    assert not set(pointers(trunk)) & set(pointers(policy))
+  else:
+    assert jax.tree.map(jnp.shape, start(0)) == jax.tree.map(jnp.shape, reward)
+    assert not np.array_equal(trunk["embed"]["token"], reward["embed"]["token"])
+    assert not np.array_equal(trunk["embed"]["token"], start(1)["embed"]["token"])
+  tokens_BT = safe_ids(helpers.make_ppo_batch(4, LENGTH, 1).tokens_BT)
+  value_BT = ppo.policy_and_values(MODELS, p, {"policy": policy, "value": start(0)}, tokens_BT,
+                                   jnp.ones(tokens_BT.shape))[2]
+  np.testing.assert_array_equal(value_BT, np.zeros(tokens_BT.shape))
 
 
 def test_reference_and_reward_model_do_not_move_under_donation():
@@ -524,7 +547,7 @@ def test_reference_and_reward_model_do_not_move_under_donation():
   # The reference IS the start of the policy, and the reward model that of the value network.
   ref, reward = jax.tree.map(jnp.copy, (policy, reward))
   before = jax.tree.map(np.array, (ref, reward))
-  state = compiled_init()(ref, reward)
+  state = compiled_init()(ref, reward, KEY)
   for number in range(2):
     old_leaves = jax.tree.leaves((state.train.params, state.ema_params))
     state, metrics = run_iteration(state, ref, reward, jax.random.key(number), ptx=ptx_updates())
@@ -626,7 +649,7 @@ def last_token_reward(token: int):
 
 
 def run_ppo(policy, ref, reward, num_iterations: int, kl_coef: float):
-  state = compiled_init()(policy, reward).replace(kl_coef=jnp.float32(kl_coef))
+  state = compiled_init()(policy, reward, KEY).replace(kl_coef=jnp.float32(kl_coef))
   history = collections.defaultdict(list)
   for number in range(num_iterations):
     state, metrics = run_iteration(state, ref, reward, jax.random.key(number), ptx=no_text())
@@ -660,7 +683,7 @@ def test_golden_step():
   batch = batch.replace(tokens_BT=safe_ids(batch.tokens_BT))
   kl = Metric(total=jnp.float32(1), weight=jnp.float32(1))
   state, metrics = compiled_update()(
-      compiled_init()(policy, reward), batch, ptx_updates(seed=3), kl, jax.random.key(4))
+      compiled_init()(policy, reward, KEY), batch, ptx_updates(seed=3), kl, jax.random.key(4))
   helpers.check_golden("ppo", {
       **metrics_lib.summarise(metrics), **helpers.summary("params", state.train.params),
       **helpers.summary("ema", state.ema_params)})
@@ -679,6 +702,7 @@ def test_golden_step():
     (dict(gamma=-0.1), "ppo.gamma -0.1 must be at least 0 and at most 1"),
     (dict(temperature=0.0), "ppo.temperature 0.0 is not above 0"),
     (dict(value_network="both"), "ppo.value_network 'both'; choose from"),
+    (dict(value_init="reward"), "ppo.value_init 'reward'; choose from"),
     (dict(kl_controller="pid"), "ppo.kl_controller 'pid'; choose from"),
     (dict(missing_end="add"), "ppo.missing_end 'add'; choose from"),
     (dict(policy_reduction="mean"), "ppo.policy_reduction 'mean'; choose from"),

@@ -21,6 +21,7 @@ import re
 
 import numpy as np
 
+from rlhf import workdir as workdir_lib
 from rlhf.data import formats, records
 from rlhf.data.formats import FormatOptions
 
@@ -148,10 +149,17 @@ def _load_file(kind: str, path: str, format_name: str, *, data_dir: str | os.Pat
     config = builders.RecordsConfig(
         name=name, path=path, format_name=format_name, on_bad=on_bad, options=options,
         max_records=max_records, sample_seed=seed)
-    builder = builders.BUILDERS[kind](config=config, data_dir=os.fspath(data_dir))
+    open_builder = lambda: builders.BUILDERS[kind](config=config, data_dir=os.fspath(data_dir))
+    builder = open_builder()
     if not builder.data_path.exists():
-      builder.preloaded = builders.read(kind, config)
-      builder.download_and_prepare(file_format="array_record")
+      preloaded = builders.read(kind, config)  # its errors, before anything is made
+      pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
+      # Processes that share `data_dir` may want the same file at the same time.
+      with workdir_lib.alone(pathlib.Path(data_dir) / f"{name}.lock", f"reading of {path}"):
+        builder = open_builder()
+        if not builder.data_path.exists():
+          builder.preloaded = preloaded
+          builder.download_and_prepare(file_format="array_record")
     source = builder.as_data_source("train")
   return RecordSource(source, lambda example: builders.from_example(kind, example),
                       dict(builder.info.metadata["counts"]))

@@ -60,14 +60,31 @@ def _color_of(models: Sequence[str]) -> dict[str, str]:
 
 def _svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (5.2, 3.1)) -> str:
   """Draws on one pair of axes and returns the SVG element, its ids prefixed by `name`."""
+  return _as_svg(name, _drawn(lambda axes_M: draw(axes_M[0]), 1, size, "svg"))
+
+
+def _panels(name: str, draw: Callable[[Any], None], num_panels: int, form: str) -> str | bytes:
+  """As `_svg`, on panels above one another that share their x axis; or the bytes of a PNG file."""
+  data = _drawn(draw, num_panels, (6.4, 0.6 + 2.1 * num_panels), form)
+  return _as_svg(name, data) if form == "svg" else data
+
+
+def _drawn(draw, num_panels: int, size: tuple[float, float], form: str) -> bytes:
   import matplotlib
   from matplotlib.figure import Figure
-  buffer = io.StringIO()
+  buffer = io.BytesIO()
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-  svg = buffer.getvalue()
+    draw(figure.subplots(num_panels, squeeze=False, sharex=True)[:, 0])
+    if form == "svg":
+      figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    else:
+      figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+  return buffer.getvalue()
+
+
+def _as_svg(name: str, data: bytes) -> str:
+  svg = data.decode("utf-8")
   svg = svg[svg.index("<svg"):]
   svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
@@ -329,3 +346,108 @@ def pooled_win_rates(pooled: Mapping[str, Any]) -> str | None:
     _percent_axis(axes.yaxis)
     axes.set_ylabel("win rate against SFT")
   return _svg("pooled-win-rates", draw, (7.4, 3.6))
+
+
+def sweep(pooled: Sequence[Mapping[str, Any]], x: str, x_label: str, y_labels: Mapping[str, str],
+          title: str, form: str = "svg") -> str | bytes:
+  """A panel per measure against the field that the sweep varies, a line per policy.
+
+  Points are means with their 95 % intervals, small dots the single seeds.  Where a second field
+  varies too, each of its values has a line of its own.  Numbers of which none is negative lie on a
+  logarithmic axis; 0, which such an axis does not have, stands left of a break, and the line to it
+  is dashed.
+
+  Args:
+    pooled: as `sweeps.pool` returns it.
+    x: the field; `x_label`, `y_labels` (measure -> text): of the axes.
+    form: "svg" or "png".
+
+  Returns:
+    the SVG element, or the bytes of the PNG file.
+  """
+  lines: dict[str, list[Mapping[str, Any]]] = {}
+  for row in pooled:
+    lines.setdefault(_line_name(row, pooled, x), []).append(row)
+  position, ticks = _positions([row["overrides"][x] for row in pooled])
+  color = _color_of(list(lines))
+  def draw(axes_M):
+    for axes, (measure, y_label) in zip(axes_M, y_labels.items(), strict=True):
+      for name, rows in lines.items():
+        _sweep_line(axes, rows, x, measure, position, color[name], name)
+      if "tax" in measure:
+        axes.axhline(0, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+      axes.set_ylabel(y_label)
+      axes.margins(y=0.12)
+    axes_M[-1].set_xlabel(x_label)
+    _sweep_axis(axes_M, position, ticks)
+    axes_M[0].set_title(title, loc="left", fontsize=12, color=_INK)
+    if len(lines) > 1:
+      axes_M[0].legend(loc="best")
+  return _panels("sweep", draw, len(y_labels), form)
+
+
+def _line_name(row, pooled, x) -> str:
+  """Of the policy, where several are compared, and of what varies beside x with it."""
+  policies = {other["policy"] for other in pooled}
+  parts = [row["policy"]] if len(policies) > 1 else []
+  twins = [other for other in pooled if other["overrides"][x] == row["overrides"][x]
+           and other["policy"] == row["policy"]]
+  parts += [f"{key.rpartition('.')[2]} {value}" for key, value in row["overrides"].items()
+            if key != x and len({str(twin["overrides"].get(key)) for twin in twins}) > 1]
+  return ", ".join(parts) if parts else (row["policy"] or "mean")
+
+
+def _positions(values) -> tuple[dict[Any, float], str]:
+  """(value -> place on the axis, "log", "log and 0" or "names")."""
+  distinct = list(dict.fromkeys(values))
+  numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+                for value in distinct)
+  if not numbers or len(distinct) < 2 or max(distinct) == 0:
+    return {value: float(place) for place, value in enumerate(distinct)}, "names"
+  positive = sorted(value for value in distinct if value > 0)
+  position = {value: float(value) for value in positive}
+  if 0 not in distinct:
+    return position, "log"
+  gaps = [b / a for a, b in zip(positive, positive[1:])]
+  position[0] = positive[0] / max(float(np.median(gaps)) if gaps else 3.0, 3.0)
+  return position, "log and 0"
+
+
+def _sweep_line(axes, rows, x, measure, position, color, name) -> None:
+  rows = sorted(rows, key=lambda row: position[row["overrides"][x]])
+  places = [position[row["overrides"][x]] for row in rows]
+  cells = [row["measures"][measure] for row in rows]
+  means = [cell["pooled"]["mean"] for cell in cells]
+  ends = [[cell["pooled"]["mean"] - cell["pooled"]["low"] for cell in cells],
+          [cell["pooled"]["high"] - cell["pooled"]["mean"] for cell in cells]]
+  axes.errorbar(places, means, yerr=ends, color=color, marker="o", markersize=5.5, capsize=3,
+                linewidth=0, elinewidth=1.4, label=label(name), zorder=3)
+  from_zero = 1 if rows[0]["overrides"][x] == 0 and places[0] > 0 else 0
+  axes.plot(places[from_zero:], means[from_zero:], color=color, zorder=2)
+  axes.plot(places[:from_zero + 1], means[:from_zero + 1], color=color, linewidth=1,
+            linestyle=(0, (2, 2)), zorder=2)
+  for place, cell in zip(places, cells):
+    seeds = list(cell["per_seed"].values())
+    if len(seeds) > 1:
+      axes.plot([place] * len(seeds), seeds, linestyle="none", marker="o", markersize=2.6,
+                color=color, alpha=0.55, zorder=2)
+
+
+def _sweep_axis(axes_M, position, ticks) -> None:
+  for axes in axes_M:
+    if ticks != "names":
+      axes.set_xscale("log")
+      axes.minorticks_off()
+    axes.set_xticks(list(position.values()), [
+        f"{value:g}" if isinstance(value, float) else str(value) for value in position],
+                    rotation=30 if len(position) > 7 else 0)
+  if ticks == "names":
+    axes_M[-1].set_xlim(-0.5, len(position) - 0.5)
+  if ticks == "log and 0":  # the axis is broken between 0 and the smallest number
+    zero, least = position[0], min(value for value in position if value > 0)
+    for axes in axes_M:
+      axes.plot([(zero * least) ** 0.5], [0], marker=[(-1, -1), (1, 1)], markersize=9, color=_INK,
+                transform=axes.get_xaxis_transform(), clip_on=False, linestyle="none", zorder=5)
+      axes.plot([(zero * least) ** 0.5 * (least / zero) ** 0.06], [0], marker=[(-1, -1), (1, 1)],
+                markersize=9, color=_INK, transform=axes.get_xaxis_transform(), clip_on=False,
+                linestyle="none", zorder=5)
