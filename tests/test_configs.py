@@ -288,7 +288,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
       step.update(args=args, kwargs=kwargs)
       raise Stop
     monkeypatch.setattr(algorithm, name, function)
-  for name in ("sft_update", "reward_update", "_collect"):
+  for name in ("sft_update", "reward_update", "collect"):
     if hasattr(algorithm, name):
       first_step(name)
 
@@ -341,6 +341,7 @@ OTHER = {
     "tokenizer": "bpe:270", "length": 36,
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
     "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
+    "model.attention": "splash", "model.decode_split": "fsdp_tensor",
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
@@ -402,11 +403,18 @@ def jaxpr_of(function, *args) -> str:
 def model_view(cfg) -> str:
   """Initialisation, the gradient of the loss, and a decode step."""
   params = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
-  batch = helpers.make_lm_batch(2, 12, 0)
+  batch = helpers.make_lm_batch(8, 128 if cfg.context_length >= 128 else 12, 0)
+  prompts = helpers.make_prompts(8, 4, 0)
   gradient = jax.grad(lambda params: model.lm_loss(cfg, params, batch, use_segments=True).total)
-  return "\n".join([
-      jaxpr_of(functools.partial(model.init_params, cfg), jax.random.key(0)),
-      jaxpr_of(gradient, params)])
+
+  def two_tokens(params):
+    params = model.decoding_params(cfg, params)
+    _, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=5)
+    return model.decode_step(cfg, params, cache, prompts.tokens_BP[:, 0])
+  with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+    return "\n".join([
+        jaxpr_of(functools.partial(model.init_params, cfg), jax.random.key(0)),
+        jaxpr_of(gradient, params), jaxpr_of(two_tokens, params)])
 
 
 @functools.cache
@@ -524,7 +532,9 @@ PPO_SWITCHES = {"kl_target": dict(kl_controller="adaptive"),
                 "missing_end_penalty": dict(missing_end="replace")}
 OPTIM_SWITCHES = {"warmup_init_ratio": dict(warmup_steps=5), "final_ratio": dict(schedule="cosine")}
 # One pattern of two layers leaves nothing to unroll.
-MODEL_SWITCHES = {"scan_unroll": dict(band_width=None)}
+# The kernels of accelerators take whole blocks of half precision.
+MODEL_SWITCHES = {"scan_unroll": dict(band_width=None),
+                  "attention": dict(dtype="bfloat16", context_length=128)}
 
 
 STEP_GROUPS = {"sft": sft_view, "reward": reward_view, "model": model_view, "optim": optim_view,

@@ -76,7 +76,7 @@ def adam():
 def compiled_update():
   """As `train` compiles it: the state is donated, PPO and ptx make one step."""
   return helpers.quick_jit(functools.partial(
-      ppo._update_and_control, MODELS, PPO_PTX, adam(), use_segments=True), donate_argnums=0)
+      ppo.update_and_control, MODELS, PPO_PTX, adam(), use_segments=True), donate_argnums=0)
 
 
 @functools.cache
@@ -625,7 +625,7 @@ def test_the_adaptive_coefficient_moves_once_an_iteration_by_its_episodes(monkey
   p = dataclasses.replace(PPO, kl_controller="adaptive", kl_target=6.0, kl_horizon=100.0)
   monkeypatch.setattr(ppo, "ppo_update", lambda *args, **more: (state, {}))
   # 8 episodes of 6.6 nats on average: 10 % over the target.
-  new, _ = ppo._update_and_control(None, p, None, state, None, None,
+  new, _ = ppo.update_and_control(None, p, None, state, None, None,
                                    Metric(total=8 * 6.6, weight=8.0), None, use_segments=True)
   assert float(new.kl_coef) == pytest.approx(0.2 * (1 + 0.1 * 8 / 100), rel=1e-5)
 
