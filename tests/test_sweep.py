@@ -1,5 +1,6 @@
 """Sweeps: the algebra of trials, what trials share, checks before anything starts, and results."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -358,25 +360,32 @@ def test_sigterm_ends_the_trials_too(tmp_path):
   assert "saved" in log.read_text()
 
 
-def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path, capsys):
-  path = tmp_path / "base.lock"
-  program = ("import sys, time; from rlhf import workdir\n"
-             f"with workdir.alone({str(path)!r}, 'base'):\n"
-             "  print('in', flush=True); time.sleep(600)")
-  owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
-                           text=True)
-  assert owner.stdout.readline() == "in\n"
-  other = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
-                           text=True)
-  assert other.stdout.readline() == "base: another process is running it; waiting\n"
-  owner.kill()
-  assert other.stdout.readline() == "in\n"
-  other.kill()
-  with workdir_lib.alone(path, "base"):
-    pass
-  for process in (owner, other):
-    process.wait()
-    process.stdout.close()
+def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path):
+  """Each process says when it is in, and stays until it is told to go, or is killed."""
+  log = tmp_path / "log"
+  program = ("import sys; from rlhf import workdir\n"
+             "def write(word): open(sys.argv[1] + '/log', 'a').write(sys.argv[2] + word + ' ')\n"
+             "with workdir.alone(sys.argv[1] + '/base.lock', 'base'):\n"
+             "  write('in'); print('in', flush=True); sys.stdin.read(); write('out')")
+  with contextlib.ExitStack() as stack:
+    def enter(name: str, says: str):
+      process = stack.enter_context(subprocess.Popen(
+          [sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT, text=True,
+          stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+      stack.callback(process.kill)
+      assert process.stdout.readline() == says
+      return process
+    waits = "base: another process is running it; waiting\n"
+    a, b = enter("a", "in\n"), enter("b", waits)
+    time.sleep(0.3)  # in which one that did not wait would say so
+    a.stdin.close()
+    assert b.stdout.readline() == "in\n"
+    c = enter("c", waits)
+    b.kill()
+    assert c.stdout.readline() == "in\n"
+    c.stdin.close()
+    c.wait()
+  assert log.read_text().split() == ["ain", "aout", "bin", "cin", "cout"]
 
 
 def test_submitted_trials_run_and_wait_for_what_they_share(tmp_path, monkeypatch):
