@@ -438,7 +438,7 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   pooled = results.pool(gathered)
   labels = {name: results.MEASURES[name][0] for name in sweep.measures}
   plot = lambda form: figures.sweep(pooled, sweep.x, sweep.x_label, labels, sweep.title, form)
-  table = results.table(pooled, sweep.x)
+  table = results.tables(pooled, sweep.x)
   for name, text in (("results.csv", results.runs_csv(gathered)), ("table.md", table),
                      ("summary.csv", results.pooled_csv(pooled)), ("plot.svg", plot("svg"))):
     workdir_lib.write_text(workdir / name, text)

@@ -507,6 +507,30 @@ def test_the_axis_is_logarithmic_and_0_stands_beside_a_break():
     assert ticks == "names" and list(position.values()) == list(range(len(values)))
 
 
+def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
+  """Seeds 10 apart, trials 1 apart: the difference is sure where the mean is not."""
+  rng = np.random.default_rng(0)
+  gathered = [dict(overrides={"a": a}, seed=seed, policy="", values={
+      "m": (10.0 * seed + a + prompts)[:, None], "one": [[10.0 * seed - a]]})
+      for seed in range(3) for prompts in [rng.normal(size=50)] for a in (1, 2, 4)
+      if (a, seed) != (2, 0)]
+  first, third, second = results.pool(gathered, num_resamples=200)  # as they first occur
+  assert first["measures"]["m"]["difference"] is None
+  for row, difference, seeds in ((third, 3.0, 3), (second, 1.0, 2)):
+    cell = row["measures"]["m"]
+    assert cell["pooled"]["high"] - cell["pooled"]["low"] > 5 and len(row["seeds"]) == seeds
+    assert [cell["difference"][end] for end in results.ENDS] == pytest.approx([difference] * 3)
+    one = row["measures"]["one"]["difference"]
+    assert [one[end] for end in results.ENDS] == pytest.approx([-difference] * 3)
+  text = results.tables([first, third], "a")
+  assert "Less the first trial, paired by seed and prompt:" in text
+  assert text.splitlines()[-1] == "| 4 | 3.000 [3.000, 3.000] | -3.000 [-3.000, -3.000] | 3 |"
+  lines = list(csv.DictReader(io.StringIO(results.pooled_csv([first, third]))))
+  assert lines[0]["difference_mean"] == "" and float(lines[2]["difference_mean"]) == (
+      pytest.approx(3.0))
+  assert "Less the first" not in results.tables([first], "a")
+
+
 def test_two_runs_of_one_seed_are_not_pooled():
   row = dict(overrides={"a": 1}, seed=0, policy="", values={"m": [[1.0]]})
   with pytest.raises(ValueError, match="several runs of one seed"):
