@@ -128,7 +128,8 @@ def set_field(config, key: str, value: Any) -> None:
     raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
   wanted = group.get_type(field)
   accepted = {float: (float, int), tuple: (tuple, list)}
-  if not isinstance(value, accepted[wanted] if wanted in accepted else wanted) or (isinstance(value, bool) and wanted is not bool):
+  fits = isinstance(value, accepted[wanted] if wanted in accepted else wanted)
+  if not fits or (isinstance(value, bool) and wanted is not bool):  # a bool is an int to Python
     raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
                      f"type {wanted.__name__}, such as {group[field]!r}")
   group[field] = wanted(value)
