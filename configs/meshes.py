@@ -147,7 +147,7 @@ def check_config(config, topology: Topology) -> None:
 # at the paper's batch fits; README has the bytes.
 SMALLEST = {
     "125m": ("v5e:2x4", "h100:1x1"),
-    "350m": ("v5e:4x8", "h100:1x4"),
+    "350m": ("v5e:4x8", "h100:1x2"),
     "760m": ("v5e:4x8", "h100:1x4"),
     "1.3b": ("v5p:2x2x2", "h100:1x8"),
     "2.7b": ("v5p:2x2x4", "h100:2x8"),

@@ -6,7 +6,7 @@ import re
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
           "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+)[^=]*\{\s*$")
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(r"= (.*?) (%s)(-start)?\(" % "|".join(KINDS))
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|"
                      r"(?:branch_computations|called_computations)=\{([^}]*)\}")

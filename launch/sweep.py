@@ -128,7 +128,8 @@ def set_field(config, key: str, value: Any) -> None:
     raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
   wanted = group.get_type(field)
   accepted = {float: (float, int), tuple: (tuple, list)}
-  if not isinstance(value, accepted[wanted] if wanted in accepted else wanted) or (isinstance(value, bool) and wanted is not bool):
+  fits = isinstance(value, accepted[wanted] if wanted in accepted else wanted)
+  if not fits or (isinstance(value, bool) and wanted is not bool):  # a bool is an int to Python
     raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
                      f"type {wanted.__name__}, such as {group[field]!r}")
   group[field] = wanted(value)
@@ -438,7 +439,7 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   pooled = results.pool(gathered)
   labels = {name: results.MEASURES[name][0] for name in sweep.measures}
   plot = lambda form: figures.sweep(pooled, sweep.x, sweep.x_label, labels, sweep.title, form)
-  table = results.table(pooled, sweep.x)
+  table = results.tables(pooled, sweep.x)
   for name, text in (("results.csv", results.runs_csv(gathered)), ("table.md", table),
                      ("summary.csv", results.pooled_csv(pooled)), ("plot.svg", plot("svg"))):
     workdir_lib.write_text(workdir / name, text)

@@ -1,5 +1,6 @@
 """Sweeps: the algebra of trials, what trials share, checks before anything starts, and results."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -358,25 +360,32 @@ def test_sigterm_ends_the_trials_too(tmp_path):
   assert "saved" in log.read_text()
 
 
-def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path, capsys):
-  path = tmp_path / "base.lock"
-  program = ("import sys, time; from rlhf import workdir\n"
-             f"with workdir.alone({str(path)!r}, 'base'):\n"
-             "  print('in', flush=True); time.sleep(600)")
-  owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
-                           text=True)
-  assert owner.stdout.readline() == "in\n"
-  other = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
-                           text=True)
-  assert other.stdout.readline() == "base: another process is running it; waiting\n"
-  owner.kill()
-  assert other.stdout.readline() == "in\n"
-  other.kill()
-  with workdir_lib.alone(path, "base"):
-    pass
-  for process in (owner, other):
-    process.wait()
-    process.stdout.close()
+def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path):
+  """Each process says when it is in, and stays until it is told to go, or is killed."""
+  log = tmp_path / "log"
+  program = ("import sys; from rlhf import workdir\n"
+             "def write(word): open(sys.argv[1] + '/log', 'a').write(sys.argv[2] + word + ' ')\n"
+             "with workdir.alone(sys.argv[1] + '/base.lock', 'base'):\n"
+             "  write('in'); print('in', flush=True); sys.stdin.read(); write('out')")
+  with contextlib.ExitStack() as stack:
+    def enter(name: str, says: str):
+      process = stack.enter_context(subprocess.Popen(
+          [sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT, text=True,
+          stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+      stack.callback(process.kill)
+      assert process.stdout.readline() == says
+      return process
+    waits = "base: another process is running it; waiting\n"
+    a, b = enter("a", "in\n"), enter("b", waits)
+    time.sleep(0.3)  # in which one that did not wait would say so
+    a.stdin.close()
+    assert b.stdout.readline() == "in\n"
+    c = enter("c", waits)
+    b.kill()
+    assert c.stdout.readline() == "in\n"
+    c.stdin.close()
+    c.wait()
+  assert log.read_text().split() == ["ain", "aout", "bin", "cin", "cout"]
 
 
 def test_submitted_trials_run_and_wait_for_what_they_share(tmp_path, monkeypatch):
@@ -496,6 +505,30 @@ def test_the_axis_is_logarithmic_and_0_stands_beside_a_break():
   for values in (["a", "b"], [False, True], [-1.0, 1.0], [3.0]):
     position, ticks = figures._positions(values)
     assert ticks == "names" and list(position.values()) == list(range(len(values)))
+
+
+def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
+  """Seeds 10 apart, trials 1 apart: the difference is sure where the mean is not."""
+  rng = np.random.default_rng(0)
+  gathered = [dict(overrides={"a": a}, seed=seed, policy="", values={
+      "m": (10.0 * seed + a + prompts)[:, None], "one": [[10.0 * seed - a]]})
+      for seed in range(3) for prompts in [rng.normal(size=50)] for a in (1, 2, 4)
+      if (a, seed) != (2, 0)]
+  first, third, second = results.pool(gathered, num_resamples=200)  # as they first occur
+  assert first["measures"]["m"]["difference"] is None
+  for row, difference, seeds in ((third, 3.0, 3), (second, 1.0, 2)):
+    cell = row["measures"]["m"]
+    assert cell["pooled"]["high"] - cell["pooled"]["low"] > 5 and len(row["seeds"]) == seeds
+    assert [cell["difference"][end] for end in results.ENDS] == pytest.approx([difference] * 3)
+    one = row["measures"]["one"]["difference"]
+    assert [one[end] for end in results.ENDS] == pytest.approx([-difference] * 3)
+  text = results.tables([first, third], "a")
+  assert "Less the first trial, paired by seed and prompt:" in text
+  assert text.splitlines()[-1] == "| 4 | 3.000 [3.000, 3.000] | -3.000 [-3.000, -3.000] | 3 |"
+  lines = list(csv.DictReader(io.StringIO(results.pooled_csv([first, third]))))
+  assert lines[0]["difference_mean"] == "" and float(lines[2]["difference_mean"]) == (
+      pytest.approx(3.0))
+  assert "Less the first" not in results.tables([first], "a")
 
 
 def test_two_runs_of_one_seed_are_not_pooled():

@@ -21,6 +21,7 @@ from rlhf.evals import preference
 from rlhf.evals import statistics
 
 Values = statistics.ValuesByPrompt
+ENDS = ("mean", "low", "high")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,10 @@ def pool(gathered: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, se
 
   Returns:
     {"overrides", "policy", "seeds", "measures": {name: {"per_seed": {seed: mean},
-    "pooled": {"mean", "low", "high", "n"}}}}, in the order in which the trials first occur.
+    "pooled": {"mean", "low", "high", "n"}, "difference": the same or None}}}, in the order in which
+    the trials first occur.  "difference" is the mean less that of the policy's first trial, over
+    the seeds that both have, with seeds and prompts drawn for both together: what a seed's data and
+    reward model make higher or lower for all trials cancels.
 
   Raises:
     ValueError: a trial has two runs of one seed.
@@ -136,17 +140,24 @@ def pool(gathered: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, se
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for row in gathered:
     groups.setdefault(f"{row['overrides']} {row['policy']}", []).append(row)
-  pooled = []
+  settings = dict(num_resamples=num_resamples, seed=seed)
+  pooled, first = [], {}
   for rows in groups.values():
     by_seed = {row["seed"]: row["values"] for row in rows}
     if len(by_seed) < len(rows):
       raise ValueError(f"{rows[0]['overrides']} has several runs of one seed; collect each once")
+    start = first.setdefault(rows[0]["policy"], by_seed)
     measures = {}
     for name in rows[0]["values"]:
       values = {number: by_seed[number][name] for number in sorted(by_seed)}
-      interval = statistics.bootstrap_over_seeds(values, num_resamples=num_resamples, seed=seed)
-      measures[name] = dict(per_seed={number: mean(value) for number, value in values.items()},
-                            pooled=interval.as_dict())
+      pairs = {number: (value, start[number][name]) for number, value in values.items()
+               if number in start and len(value) == len(start[number][name])}
+      known = start is not by_seed and pairs
+      measures[name] = dict(
+          per_seed={number: mean(value) for number, value in values.items()},
+          pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
+          difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
+          if known else None)
     pooled.append(dict(overrides=rows[0]["overrides"], policy=rows[0]["policy"],
                        seeds=sorted(by_seed), measures=measures))
   return pooled
@@ -165,13 +176,16 @@ def runs_csv(gathered: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pooled_csv(pooled: Sequence[Mapping[str, Any]]) -> str:
-  """One line per trial, policy and measure: mean and 95 % interval over seeds."""
+  """One line per trial, policy and measure: mean, difference to the first trial, 95 % intervals."""
   keys = list(dict.fromkeys(key for row in pooled for key in row["overrides"]))
   rows = [dict(row["overrides"], policy=row["policy"], measure=name,
                seeds=" ".join(map(str, row["seeds"])),
-               **{end: repr(cell["pooled"][end]) for end in ("mean", "low", "high")})
+               **{end: repr(cell["pooled"][end]) for end in ENDS},
+               **{f"difference_{end}": repr(cell["difference"][end]) for end in ENDS
+                  if cell["difference"] is not None})
           for row in pooled for name, cell in row["measures"].items()]
-  return _csv([*keys, "policy", "measure", "mean", "low", "high", "seeds"], rows)
+  return _csv([*keys, "policy", "measure", *ENDS, *(f"difference_{end}" for end in ENDS), "seeds"],
+              rows)
 
 
 def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
@@ -182,8 +196,19 @@ def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
   return buffer.getvalue()
 
 
-def table(pooled: Sequence[Mapping[str, Any]], x: str) -> str:
-  """Markdown: a line per trial and policy, `mean [low, high]` in the measures' own units."""
+def tables(pooled: Sequence[Mapping[str, Any]], x: str) -> str:
+  """Markdown: the means, and the differences to the first trial where there are others."""
+  text = _table(pooled, x, "pooled")
+  others = [row for row in pooled
+            if any(cell["difference"] is not None for cell in row["measures"].values())]
+  if not others:
+    return text
+  return (f"{text}\nLess the first trial, paired by seed and prompt:\n\n"
+          f"{_table(others, x, 'difference')}")
+
+
+def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
+  """A line per trial and policy, `mean [low, high]` in the measures' own units."""
   varied = [key for key in dict.fromkeys(key for row in pooled for key in row["overrides"])
             if key == x or len({str(_get(row["overrides"], key)) for row in pooled}) > 1]
   policies = len({row["policy"] for row in pooled}) > 1
@@ -192,8 +217,8 @@ def table(pooled: Sequence[Mapping[str, Any]], x: str) -> str:
             *names, "seeds"]
   lines = [header, ["---"] * len(header)]
   for row in pooled:
-    cells = [f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-             for cell in (row["measures"][name]["pooled"] for name in names)]
+    cells = [f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
+             for cell in (row["measures"][name][field] for name in names)]
     lines.append([*(str(_get(row["overrides"], key)) for key in varied),
                   *([row["policy"]] if policies else []), *cells, str(len(row["seeds"]))])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
