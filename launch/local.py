@@ -3,10 +3,11 @@
   python -m launch.local --num_processes=2 --devices_per_process=4 -- sft --config=... --workdir=...
   python -m launch.local --num_processes=2 --devices_per_process=4 -- pipeline --config=... ...
 
-What follows `--` is what launch.train takes; with `pipeline` as its first word, what launch.pipeline
-takes.  Shows what process 0 prints.  When a process fails, the others are ended, the last lines of
-the one that failed are shown, and its exit status is this program's.  SIGTERM and Ctrl-C go to all of
-them: after SIGTERM they save the same step and end with status 143; the same command goes on.
+What follows `--` is what launch.train takes; with `pipeline` as its first word, what
+launch.pipeline takes.  Shows what process 0 prints.  When a process fails, the others are ended,
+the last lines of the one that failed are shown, and its exit status is this program's.  SIGTERM and
+Ctrl-C go to all of them: after SIGTERM they save the same step and end with status 143; the same
+command goes on.
 """
 
 import argparse
@@ -179,8 +180,8 @@ def wait(job: Job) -> int:
           f"lines:\n{job.tail(failed)}", file=sys.stderr, flush=True)
   if ended[failed] not in (2, 143):
     what = f"; {still_running} still ran and were ended" if still_running else ""
-    print(f"error: process {failed} of {len(job.processes)} ended with status {ended[failed]}{what}; "
-          "run the same command to go on from the last checkpoint", file=sys.stderr, flush=True)
+    print(f"error: process {failed} of {len(job.processes)} ended with status {ended[failed]}{what}"
+          "; run the same command to go on from the last checkpoint", file=sys.stderr, flush=True)
   return ended[failed]
 
 

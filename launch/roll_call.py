@@ -45,8 +45,8 @@ def split_address(address: str) -> tuple[str, int]:
   """
   host, _, port = address.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-    raise ValueError(f"--coordinator_address={address} is not HOST:PORT; give the host of process 0 "
-                     "and a free port there, for example node001:12345")
+    raise ValueError(f"--coordinator_address={address} is not HOST:PORT; give the host of process "
+                     "0 and a free port there, for example node001:12345")
   return host.strip("[]"), int(port)
 
 

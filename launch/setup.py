@@ -71,7 +71,8 @@ def define_process_flags(values: flags.FlagValues) -> None:
   define("string", "coordinator_address", None, "HOST:PORT of process 0, with a free port; "
          "JAX_COORDINATOR_ADDRESS if not given.")
   define("integer", "num_processes", None, "Processes of the job; JAX_NUM_PROCESSES if not given.")
-  define("integer", "process_id", None, "This process's number, from 0; JAX_PROCESS_ID if not given.")
+  define("integer", "process_id", None,
+         "This process's number, from 0; JAX_PROCESS_ID if not given.")
   define("string", "cluster", "", "Take what is not given from the cluster, as jax finds it: auto, "
          f"or one of {', '.join(CLUSTERS)}.")
   define("integer", "connect_timeout", 1800, "Seconds to wait for all processes to start.")
@@ -79,7 +80,8 @@ def define_process_flags(values: flags.FlagValues) -> None:
   define("integer", "shutdown_timeout", 600, "Seconds to wait for all processes at the end.")
 
 
-CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")  # jax's names; it has none for Kubernetes
+# jax's names; for Kubernetes it has none, only "auto".
+CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")
 _CLUSTER_ADVICE = ("start the job through its scheduler, or give --coordinator_address, "
                    "--num_processes and --process_id")
 _PROCESS_VARIABLES = {"coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -140,8 +142,8 @@ def _ask_cluster(cluster: str, given: dict, timeout: int):
         *given.values(), None, None if cluster == "auto" else cluster, timeout)
   except Exception as error:  # as many kinds as there are schedulers
     reason = f"{type(error).__name__}: {error}".split("\n")[0]
-    raise ValueError(f"--cluster={cluster}: jax cannot tell this process's place from the environment "
-                     f"({reason}); {_CLUSTER_ADVICE}") from error
+    raise ValueError(f"--cluster={cluster}: jax cannot tell this process's place from the "
+                     f"environment ({reason}); {_CLUSTER_ADVICE}") from error
 
 
 def join_processes(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -9,9 +9,9 @@ command.  Run the same command again to go on after an interruption.  What can b
 is said before the workdir is made; WORKDIR/export is what the next stage takes.
 
 Several processes: start one on every host with the same flags and --coordinator_address=HOST:PORT
---num_processes=N --process_id=I, or with --cluster=auto under SLURM, Kubernetes or on TPUs.  All see
-one WORKDIR; process 0 prints.  --connect_timeout, --heartbeat_timeout and --shutdown_timeout are in
-seconds.  `launch.local` does it on one machine.
+--num_processes=N --process_id=I, or with --cluster=auto under SLURM, Kubernetes or on TPUs.  All
+see one WORKDIR; process 0 prints.  --connect_timeout, --heartbeat_timeout and --shutdown_timeout
+are in seconds.  `launch.local` does it on one machine.
 """
 
 import sys

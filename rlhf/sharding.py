@@ -215,7 +215,7 @@ def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
   """Places host arrays with rows split over the mesh.
 
   Args:
-    batch: this process's `local_rows` of the global batch; the whole of it where `num_rows` is None.
+    batch: this process's `local_rows` of the global batch; all of it where `num_rows` is None.
     num_rows: of the global batch.
     axis: of the rows.
 

@@ -2,8 +2,9 @@
 
   python tests/one_of_many.py DATAxFSDPxTENSOR OUTPUT.npz [episodes]
 
-Runs one update of each algorithm, and one rollout if asked to, with this process's rows of the batch
-alone; process 0 writes gradients, metrics and episodes.  Its place comes from the environment.
+Runs one update of each algorithm, and one rollout if asked to, with this process's rows of the
+batch alone; process 0 writes gradients, metrics and episodes.  Its place comes from the
+environment.
 """
 
 import dataclasses

@@ -33,7 +33,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_what_follows_the_dashes_is_for_the_processes():
-  given, command = local.parse(["local", "--num_processes=3", "--", "sft", "--workdir=x", "--", "y"])
+  given, command = local.parse(
+      ["local", "--num_processes=3", "--", "sft", "--workdir=x", "--", "y"])
   assert (given.num_processes, given.devices_per_process) == (3, 4)
   assert command == ["launch.train", "sft", "--workdir=x", "--", "y"]
   assert local.parse(["local", "--", "pipeline", "--workdir=x"])[1] == [
@@ -75,7 +76,8 @@ def start_job(tmp_path, script: str, num_processes: int = 2) -> local.Job:
 
 
 def test_the_output_of_process_0_is_shown(tmp_path, capsys):
-  noise = "[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+  noise = ("[Gloo] Rank 1 is connected to 1 peer ranks. "
+           "Expected number of connected peer ranks is : 1")
   script = f"print('{noise}'); print('7{noise}of', me); print(me, file=sys.stderr)"
   assert local.wait(start_job(tmp_path, script)) == 0
   out, err = capsys.readouterr()
@@ -381,17 +383,19 @@ def test_two_processes_take_turns_and_end_together(tmp_path, monkeypatch, capsys
 
 
 def check_two_processes(tmp_path, sizes, *, episodes: bool):
-  """Gradients and metrics, and episodes if asked for, of 2 processes of 4 devices are those of one device."""
+  """Gradients and metrics, and episodes if asked for, are those of one device."""
   output = tmp_path / "found.npz"
-  job = local.Job([sys.executable, str(ROOT / "tests" / "one_of_many.py"),
-                   equivalence.mesh_ids(sizes), str(output), *["episodes"] * episodes], 2, 4, tmp_path)
+  command = [sys.executable, str(ROOT / "tests" / "one_of_many.py"), equivalence.mesh_ids(sizes),
+             str(output), *["episodes"] * episodes]
+  job = local.Job(command, 2, 4, tmp_path)
   assert local.wait(job) == 0
   with np.load(output) as found:
     found = dict(found)
   for name in equivalence.RUNS:
     expected_gradient, expected_metrics = equivalence.on_one_device(name)
+    prefix = f"{name}/gradient/"
     gradient = jax.tree_util.tree_map_with_path(
-        lambda path, _: found[f"{name}/gradient/{sharding.path_name(path)}"], expected_gradient)  # pylint: disable=cell-var-from-loop
+        lambda path, _, prefix=prefix: found[prefix + sharding.path_name(path)], expected_gradient)
     helpers.assert_leaves_close(gradient, expected_gradient)
     assert {key: float(found[f"{name}/metric/{key}"]) for key in expected_metrics} == pytest.approx(
         expected_metrics, rel=1e-5, abs=1e-6), name
@@ -451,8 +455,8 @@ def on_one_process(inputs, tmp_path_factory):
   return get
 
 
-# The loss of a reward model does not see a shift of all rewards: what Adam does to the bias is made of
-# rounding errors.
+# The loss of a reward model does not see a shift of all rewards: what Adam does to the bias is made
+# of rounding errors.
 SHIFTED = ("train/reward", "demonstration_offset")
 
 
@@ -499,8 +503,7 @@ def test_a_run_of_two_processes_writes_what_one_writes(inputs, on_one_process, t
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(inputs, on_one_process, tmp_path,
-                                                                    capsys):
+def test_a_killed_process_ends_the_job_which_goes_on(inputs, on_one_process, tmp_path, capsys):
   workdir = tmp_path / "sft"
   job = start_training(inputs, "sft", workdir, tmp_path / "logs")
   commands.wait_until(lambda: commands.num_lines(workdir / metrics.FILE) >= 4, job.processes[0])
