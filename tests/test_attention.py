@@ -1,15 +1,19 @@
-"""The mask against a loop over its definition, and attention against a loop over keys."""
+"""The mask and attention against loops over their definitions; fused kernels against attention."""
 
+import functools
 import itertools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
 import helpers
 from rlhf import attention
+from rlhf import sharding
+from rlhf.sharding import MeshConfig
 
 rng = np.random.default_rng(0)
 
@@ -89,3 +93,78 @@ def test_the_softmax_of_half_precision_runs_in_float32():
   products = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
   assert [e.invars[0].aval.dtype for e in products] == [jnp.bfloat16] * 2
   assert attention.attend(query, key, value, seen).dtype == jnp.bfloat16
+
+
+# ----------------------------------------------------------------------------- fused kernels
+
+
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+@pytest.mark.parametrize("band_width", [None, 100])
+def test_splash_is_the_reference_in_values_and_gradients(head_size: int, band_width: int | None):
+  """Padding left and right, two documents in a row; the kernel's program is interpreted."""
+  shape = (2, 256, 2, head_size)
+  query, key, value, weight = (jax.random.normal(k, shape)
+                               for k in jax.random.split(jax.random.key(head_size), 4))
+  mask_BT = jnp.ones((2, 256)).at[0, :30].set(0).at[1, 200:].set(0)
+  segment_BT = jnp.where(jnp.arange(256) < 120, 1, 2) * mask_BT.astype(jnp.int32)
+
+  def loss(run, query, key, value):
+    return jnp.sum(run(query, key, value) * weight * mask_BT[..., None, None])
+  reference = lambda *parts: attention.attention(
+      "reference", *parts, first_slot=0, key_mask_BS=mask_BT, band_width=band_width,
+      query_segment_BT=segment_BT, key_segment_BS=segment_BT)
+  splash = lambda *parts: attention.splash(*parts, segment_BT, band_width=band_width,
+                                           interpret=True)
+  gradient = lambda run: jax.value_and_grad(
+      lambda *parts: loss(run, *parts), argnums=(0, 1, 2))(query, key, value)
+  (expected, expected_grads), (actual, actual_grads) = gradient(reference), gradient(splash)
+  assert float(actual) == pytest.approx(float(expected), rel=1e-5, abs=1e-3)
+  helpers.assert_leaves_close(actual_grads, expected_grads)
+
+
+def test_splash_keeps_rows_and_heads_on_their_devices():
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  parts = [jax.random.normal(k, (4, 128, 2, 64)) for k in jax.random.split(jax.random.key(0), 3)]
+  segment_BT = jnp.ones((4, 128), jnp.int32)
+  run = functools.partial(attention.splash, band_width=None, interpret=True)
+  expected = run(*parts, segment_BT)
+  with jax.set_mesh(mesh):
+    placed = [jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")))
+              for x in parts]
+    actual = jax.jit(run)(*placed, sharding.put_batch(mesh, segment_BT))
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  assert actual.addressable_shards[0].data.shape == (1, 128, 1, 64)
+
+
+@pytest.mark.parametrize("band_width", [None, 3])
+def test_left_padded_rows_for_a_kernel_that_masks_by_length(band_width: int | None):
+  """Rows are moved to the front and their results moved back; cuDNN itself needs a GPU."""
+  parts = [jax.random.normal(k, (3, 16, 2, 8)) for k in jax.random.split(jax.random.key(0), 3)]
+  mask_BT = jnp.ones((3, 16)).at[1, :5].set(0).at[2, :15].set(0)
+  run = functools.partial(attention.attention, "reference", first_slot=0, band_width=band_width)
+  expected = run(*parts, key_mask_BS=mask_BT)
+  actual = attention._right_padded(  # pylint: disable=protected-access
+      functools.partial(run, key_mask_BS=jnp.ones((3, 16))), *parts, mask_BT)
+  np.testing.assert_allclose(actual * mask_BT[..., None, None],
+                             expected * mask_BT[..., None, None], atol=1e-6)
+
+
+def test_what_a_fused_kernel_refuses():
+  fine = dict(dtype=jnp.bfloat16, num_queries=256, num_keys=256, head_size=64, has_segments=False)
+  for kernel in ("splash", "cudnn"):
+    assert attention.refusal(kernel, **fine) is None
+    assert attention.refusal(kernel, **fine | dict(dtype=jnp.float32)) == "float32"
+    assert "cache" in attention.refusal(kernel, **fine | dict(num_queries=1))
+  assert "128" in attention.refusal("splash", **fine | dict(num_queries=100, num_keys=100))
+  assert attention.refusal("cudnn", **fine | dict(has_segments=True)) == "segments"
+  assert attention.refusal("splash", **fine | dict(has_segments=True)) is None
+  assert "heads" in attention.refusal("cudnn", **fine | dict(head_size=12))
+  assert attention.refusal("reference", **fine | dict(dtype=jnp.float32)) is None
+
+
+def test_each_platform_has_its_kernel():
+  assert [attention.choose("auto", name) for name in ("tpu", "gpu", "cuda", "cpu")] == [
+      "splash", "cudnn", "cudnn", "reference"]
+  assert attention.choose("reference", "tpu") == "reference"
+  with pytest.raises(ValueError, match="attention 'flash'; choose from auto"):
+    attention.choose("flash", "tpu")
