@@ -11,14 +11,15 @@ Every program of the job is compiled by that hardware's own compiler (`pip insta
   --reward_size=SIZE      of reward and value model; as configs/models.py says if not given
   --shapes_only           rules and bytes of what is resident, without compiling: seconds
   --programs=A,B          compile these only (restore, prefill, decode step, scoring, rollout,
-                          update); `fits` needs all
+                          update); `fits` needs restore, rollout and update, the others
+                          are parts of a rollout
   --json=FILE             the same numbers as JSON
   --config.GROUP.FIELD=V  overrides, as everywhere
 
 A config without a topology (`configs/ppo.py:175b`) takes what `configs/meshes.py` recommends for
 --topology.  Fits means: what is resident through the whole job (four networks, optimizer state,
-moving average), plus the largest temporaries and outputs of a program (key-value cache included),
-is at most 95 % of a device's memory.
+moving average), plus the largest temporaries and outputs of a program that the job runs (restore,
+rollout with its key-value cache, update), is at most 95 % of a device's memory.
 """
 
 import importlib.util
@@ -39,6 +40,7 @@ from launch import setup
 USABLE = 0.95  # of a device's memory: the rest is the runtime's
 EXTRAS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda12_plugin", "cuda12")}
 PROGRAMS = ("restore", "prefill", "decode step", "scoring", "rollout", "update")
+RUN = ("restore", "rollout", "update")  # what a job really starts; the others are a rollout's parts
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED:? ?(.*)")
 
@@ -181,12 +183,17 @@ def check(config, topology: meshes.Topology, reward_group, *, shapes_only: bool,
     if program.name in chosen:
       report["programs"].append(measure(job, program))
       show(line(report["programs"][-1]))
-  errors = [row for row in report["programs"] if row["error"] is not None]
-  total = sum(resident.values()) + max(
-      (row["extra"] for row in report["programs"] if row["error"] is None), default=0)
-  fits = not errors and total <= USABLE * topology.memory_bytes
-  return report | dict(total=None if errors else total,
-                       fits=fits if set(chosen) == set(PROGRAMS) or not fits else None)
+  return report | judge(report, chosen)
+
+
+def judge(report: dict, chosen: tuple[str, ...]) -> dict:
+  """Total bytes on a device and whether they fit; None where that is not known."""
+  run = [row for row in report["programs"] if row["program"] in RUN]
+  if any(row["error"] is not None for row in run):
+    return dict(total=None, fits=False)
+  total = sum(report["resident"].values()) + max((row["extra"] for row in run), default=0)
+  fits = total <= USABLE * report["memory"]
+  return dict(total=total, fits=fits if set(RUN) <= set(chosen) or not fits else None)
 
 
 def kernels(job) -> dict[str, str]:

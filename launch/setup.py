@@ -103,6 +103,9 @@ def find_place(values: flags.FlagValues) -> Place | None:
     if cluster not in ("auto", *CLUSTERS):
       raise ValueError(f"--cluster={cluster}; choose auto or one of {', '.join(CLUSTERS)}")
     *found, local_device_ids = _ask_cluster(cluster, given, values["connect_timeout"].value)
+    # jax takes task i of a node to own its i-th device: true of one task per device only.
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("SLURM_STEP_NUM_NODES"):
+      local_device_ids = None
     given = dict(zip(given, found, strict=True))
   if all(setting is None for setting in given.values()):
     if cluster:

@@ -50,6 +50,7 @@ def sizes(config) -> str:
       ("parameters outside the embeddings", f"{shape.num_block_params:,}"),
       ("context", f"{shape.context_length:,} tokens"),
       ("matrix products in", shape.dtype),
+      ("attention", _kernel(config, shape)),
   ]
   for group, what in (("sft", "rows"), ("reward", "prompts"), ("ppo", "episodes")):
     if group in config:
@@ -57,6 +58,20 @@ def sizes(config) -> str:
       rows += [("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
                ("microbatch", f"{microbatch_size:,} {what}")]
   return "\n".join(f"  {name:<38}{value:>30}" for name, value in rows)
+
+
+def _kernel(config, shape) -> str:
+  """The kernel that trains, and why it is not the platform's own where it is not."""
+  import jax
+  from rlhf import attention
+  from rlhf import model
+  name = attention.choose(shape.attention, jax.default_backend())
+  length = (config.length if "length" in config else
+            config.ppo.max_prompt_tokens + config.ppo.max_response_tokens)
+  packed = "demonstrations" in config and not config.demonstrations.attend_across_documents
+  why = attention.refusal(name, dtype=model.DTYPES[shape.dtype], num_queries=length,
+                          num_keys=length, head_size=shape.head_size, has_segments=packed)
+  return name if why is None else f"reference ({why})"
 
 
 def main(argv: list[str]) -> None:

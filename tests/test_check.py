@@ -212,6 +212,19 @@ def test_the_verdict():
   assert check.verdict(report_of(9, fits=None)).startswith("not decided")
 
 
+def test_only_what_a_job_runs_decides():
+  extra = dict(restore=1, prefill=80, rollout=40, update=20)
+  rows = [dict(program=name, extra=size * check.GIB, error=None) for name, size in extra.items()]
+  report = dict(resident={"policy": 50 * check.GIB}, memory=100 * check.GIB, programs=rows)
+  assert check.judge(report, check.PROGRAMS) == dict(total=90 * check.GIB, fits=True)
+  assert check.judge(report | dict(memory=94 * check.GIB), check.PROGRAMS)["fits"] is False
+  assert check.judge(report, ("rollout",))["fits"] is None  # the update was not compiled
+  rows[1]["error"] = "out of memory"  # of a part, where the whole can still do with less
+  assert check.judge(report, check.PROGRAMS)["fits"] is True
+  rows[2]["error"] = "out of memory"
+  assert check.judge(report, check.PROGRAMS) == dict(total=None, fits=False)
+
+
 def test_the_table_has_a_row_for_each_answer(tmp_path):
   rows = [dict(program=name, extra=check.GIB, error=None) for name in ("rollout", "update")]
   report = dict(topology="v5p:2x2x2", mesh=dict(data=1, fsdp=8, tensor=1), microbatch_size=16,

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import helpers
@@ -102,6 +103,44 @@ def test_losses_and_gradients_equal_those_of_one_device(name: str, sizes):
     assert leaf.addressable_shards[0].data.size * parts == leaf.size, names
 
 
+def test_a_sequence_that_is_split_over_tensor_changes_no_gradient():
+  mesh, (state, batch) = mesh_of((2, 2, 2)), start("ppo_ptx")
+  cfg = dataclasses.replace(CFG, shard_sequence=True, remat="block")
+  layout = sharding.state_shardings(mesh, state)
+
+  def run(state, batch, key):
+    ptx = jax.tree.map(lambda x: x[None], helpers.make_lm_batch(ROWS, LENGTH, 1))
+    return ppo.ppo_update(ppo.Models(policy=cfg, reward=cfg), PPO, helpers.record_gradient(), state,
+                          batch, ptx, key, use_segments=True)
+  with jax.set_mesh(mesh):
+    update = helpers.quick_jit(run, out_shardings=(layout, None))
+    state, metrics = update(jax.device_put(state, layout), sharding.put_batch(mesh, batch),
+                            jax.random.key(0))
+  helpers.assert_leaves_close(gradient_of(state), on_one_device("ppo_ptx")[0])
+  assert metrics_lib.summarise(metrics) == pytest.approx(on_one_device("ppo_ptx")[1], rel=1e-5,
+                                                         abs=1e-6)
+
+
+def test_parameters_after_a_step_of_gradient_descent_are_those_of_one_device():
+  """Plain gradient descent: Adam would divide rounding errors by themselves."""
+  tx = optax.sgd(0.5)
+  p = SftConfig(batch_size=ROWS, microbatch_size=8, num_epochs=1, max_steps=None, dropout_rate=0.0,
+                keep_epochs=False)
+  begin = lambda: optim.init_train_state(tx, helpers.make_params(CFG, 0))
+  batch = helpers.make_lm_batch(ROWS, LENGTH, 0)
+
+  def step(state, batch):
+    return sft.sft_update(CFG, p, tx, state, batch, jax.random.key(0), use_segments=True)[0]
+  expected, before = helpers.quick_jit(step)(begin(), batch).params, begin().params
+  mesh = mesh_of((2, 2, 2))
+  with jax.set_mesh(mesh):
+    state = jax.device_put(begin(), sharding.state_shardings(mesh, begin()))
+    actual = helpers.quick_jit(step)(state, sharding.put_batch(mesh, batch)).params
+  helpers.assert_leaves_close(actual, expected)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), jax.device_get(expected), before)
+  assert min(jax.tree.leaves(moved)) > 0
+
+
 def test_a_network_is_born_in_its_layout():
   mesh = mesh_of((2, 2, 2))
   params = networks.create(CFG, jax.random.key(0), mesh)
@@ -114,9 +153,9 @@ def test_a_network_is_born_in_its_layout():
                jax.device_get(params), jax.device_get(one))
 
 
-def episodes():
+def episodes(**decoding):
   """(networks, prompts, function of both and a key that rolls out)."""
-  cfg = dataclasses.replace(CFG, vocab_size=10)  # end-of-text comes now and then
+  cfg = dataclasses.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
   models = ppo.Models(policy=cfg, reward=cfg)
   policy, ref = helpers.make_params(cfg, 0), helpers.make_params(cfg, 1)
   reward = helpers.make_params(cfg, 2, head=True)
@@ -135,9 +174,12 @@ def episodes_on_one_device():
   return jax.device_get(helpers.quick_jit(run)(*nets, prompts, jax.random.key(0)))
 
 
-def test_episodes_are_the_same_on_a_mesh():
+@pytest.mark.parametrize("decoding", [
+    dict(decode_split="tensor", decode_scan=False),
+    dict(decode_split="fsdp_tensor", decode_scan=True)], ids=["tensor", "fsdp_tensor"])
+def test_episodes_are_the_same_on_a_mesh(decoding):
   """Tokens are drawn with the keys of their rows, and the scores are those of one device."""
-  (nets, prompts, run), expected = episodes(), episodes_on_one_device()
+  (nets, prompts, run), expected = episodes(**decoding), episodes_on_one_device()
   mesh = mesh_of((2, 2, 2))
   with jax.set_mesh(mesh):
     placed = [jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
