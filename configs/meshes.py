@@ -130,8 +130,12 @@ def check_config(config, topology: Topology) -> None:
   except ValueError as error:
     raise ValueError(f"{topology.name}: {error}") from None
   num_shards = axes["data"] * axes["fsdp"]
+  # The attention kernels of accelerators take whole rows; the reference pads what is missing.
+  fused = topology.platform != "cpu" and config["model"]["dtype"] != "float32"
   for group in ("sft", "reward", "ppo"):
-    for name in ("batch_size", "minibatch_size"):
+    names = ("batch_size", "minibatch_size") + (
+        ("microbatch_size", "ptx_microbatch_size") if fused else ())
+    for name in names:
       if group in config and name in config[group] and config[group][name] % num_shards:
         raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
                          f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
@@ -158,32 +162,46 @@ SMALLEST = {
 # size: (tensor on TPU, tensor on GPU).  A GPU's tensor axis stays inside a node of 8.
 TENSOR = {"125m": (1, 1), "350m": (1, 1), "760m": (1, 1), "1.3b": (1, 1), "2.7b": (1, 1),
           "6.7b": (1, 2), "13b": (2, 4), "175b": (8, 8)}
-MAX_ROWS = 64  # of a minibatch, InstructGPT C.4: no more shards of rows than that
 
 
-def recommend(size: str, topology: Topology) -> dict[str, dict]:
-  """Mesh, batch, remat and kernel for a size on a topology: fields of a config's groups.
+def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, dict], int]:
+  """Layout for a size on a topology: fields of the groups `mesh` and `model`, and the microbatch.
 
-  Rows are split over `fsdp` and, once a layer's weights are cheaper to hold than to gather, over
-  `data`; `tensor` grows where there are more devices than rows in a minibatch.  Ours throughout.
+  Rows are split over `fsdp`; `tensor` grows where there are more devices than rows in a batch, and
+  with it the residual stream is split along time.  Ours throughout.
+
+  Args:
+    max_rows: of an optimizer step; InstructGPT C.4 has 64 episodes in a minibatch.
 
   Raises:
     ValueError: the devices do not divide into rows and `tensor`.
   """
-  tensor = TENSOR[size][topology.platform == "cuda"]
   num_devices = topology.num_devices
-  tensor = max(tensor, -(-num_devices // MAX_ROWS))
+  tensor = max(TENSOR[size][topology.platform == "cuda"], -(-num_devices // max_rows))
   tensor = min(tensor, num_devices)
-  if num_devices % tensor or MAX_ROWS % (num_devices // tensor):
-    raise ValueError(
-        f"topology {topology.name}: {num_devices} devices do not divide into rows that divide a "
-        f"minibatch of {MAX_ROWS} and a tensor axis of {tensor}; use a power of two")
   rows = num_devices // tensor
+  if num_devices % tensor or max_rows % rows:
+    raise ValueError(
+        f"topology {topology.name}: {num_devices} devices do not divide into shards of rows that "
+        f"divide a batch of {max_rows} and a tensor axis of {tensor}; use a power of two")
   large = size in ("6.7b", "13b", "175b")
-  microbatch = rows if large else min(2 * rows, MAX_ROWS)
-  return {
+  layout = {
       "mesh": dict(data=1, fsdp=rows, tensor=tensor),
-      "model": dict(remat="block", attention="auto", shard_sequence=tensor > 1,
-                    decode_split="fsdp_tensor" if large else "tensor"),
-      "ppo": dict(microbatch_size=microbatch, ptx_microbatch_size=microbatch),
-  }
+      "model": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor")}
+  return layout, rows if large else min(2 * rows, max_rows)
+
+
+def lay_out(config, size: str, topology: str, *, max_rows: int, microbatches: tuple[str, ...]):
+  """Puts the recommendation for a topology into a config; `microbatches` are GROUP.FIELD names.
+
+  Raises:
+    ValueError: a size without a recommendation; an unknown topology, or one that does not divide.
+  """
+  if size not in TENSOR:
+    raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(TENSOR)}")
+  layout, microbatch = recommend(size, parse_topology(topology), max_rows)
+  for group, fields in layout.items():
+    config[group].update(fields)
+  for name in microbatches:
+    group, field = name.split(".")
+    config[group][field] = microbatch

@@ -115,8 +115,6 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   config.policy_optim.warmup_steps = updates
   config.value_optim.warmup_steps = updates
   if topology:
-    if tiny:
-      raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(models.GPT3)}")
-    for group, fields in meshes.recommend(name, meshes.parse_topology(topology)).items():
-      config[group].update(fields)
+    meshes.lay_out(config, name, topology, max_rows=ppo.minibatch_size,
+                   microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"))
   return config.lock()

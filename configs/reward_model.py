@@ -1,4 +1,4 @@
-"""The reward model: `configs/reward_model.py:SIZE`.
+"""The reward model: `configs/reward_model.py:SIZE[,TOPOLOGY]`.
 
   python -m launch.train reward_model --config=configs/reward_model.py:6b --workdir=runs/rm \\
       --config.init_from=runs/sft/export --config.comparisons.train=jsonl:ranked.jsonl \\
@@ -14,11 +14,17 @@ every policy size.
 import ml_collections
 
 from configs import common
+from configs import meshes
 from configs import models
 
 
-def get_config(size: str = "6b") -> ml_collections.ConfigDict:
-  """A complete config for `rlhf.reward_model.train`."""
+def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
+  """A complete config for `rlhf.reward_model.train`, laid out for a topology where one is named.
+
+  Raises:
+    ValueError: an unknown size or topology.
+  """
+  size, _, topology = argument.partition(",")
   model = models.get_model(size)
   tiny = size in models.TINY
   config = ml_collections.ConfigDict(dict(
@@ -34,4 +40,7 @@ def get_config(size: str = "6b") -> ml_collections.ConfigDict:
       loop=common.get_loop(log_every=5, eval_every=50),
       checkpoint=common.get_checkpoint(every=50),
   ))
+  if topology:
+    meshes.lay_out(config, models.ALIASES[size] if size in models.ALIASES else size, topology,
+                   max_rows=config.reward.batch_size, microbatches=("reward.microbatch_size",))
   return config.lock()

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, PPO's initialisation, and pretraining: `configs/sft.py:SIZE[,VARIANT]`.
+"""Supervised fine-tuning, PPO's initialisation, and pretraining: `configs/sft.py:SIZE[,VARIANT[,TOPOLOGY]]`.
 
   python -m launch.train sft --config=configs/sft.py:1.3b --workdir=runs/sft \\
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
@@ -23,6 +23,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from configs import meshes
 from configs import models
 
 VARIANTS = ("sft", "init", "pretrain")
@@ -39,9 +40,10 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   """A complete config for `rlhf.sft.train`.
 
   Raises:
-    ValueError: an unknown size or variant.
+    ValueError: an unknown size, variant or topology.
   """
   size, _, variant = argument.partition(",")
+  variant, _, topology = variant.partition(",")
   variant = variant if variant else "sft"
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
@@ -78,4 +80,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   if variant == "pretrain":
     config.optim.weight_decay = 0.1  # GPT-3 appendix B
     config.optim.warmup_steps = 50 if tiny else 375_000_000 // (batch_size * config.length)
+  if topology:
+    meshes.lay_out(config, size, topology, max_rows=batch_size,
+                   microbatches=("sft.microbatch_size",))
   return config.lock()

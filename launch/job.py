@@ -81,7 +81,7 @@ def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, 
   arguments = flags.parse_args(own[:own.index("--")] if "--" in own else own)
   if not behind:
     raise ValueError("there is no job; write -- and what launch.train takes, for example "
-                     "-- ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo")
+                     "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo")
   topology = meshes.parse_topology(arguments.topology)
   names, config, workdir = setup.read_config(["launch.train", *behind], train.__doc__)
   if len(names) != 1 or names[0] not in _GROUPS:

@@ -1,7 +1,7 @@
 """Starts a job on a Kubernetes cluster of GKE as a JobSet: TPU slices, or nodes of H100.
 
   python -m launch.jobset --topology=v5p:4x4x4 --image=IMAGE --volume=gs://BUCKET:/runs -- \\
-      ppo --config=configs/ppo.py:6b --workdir=/runs/ppo ...
+      ppo --config=configs/ppo.py:6b,v5p:4x4x4 --workdir=/runs/ppo ...
 
 --dry_run prints the manifest, --output=FILE writes it; otherwise `kubectl apply` gets it.  IMAGE
 holds git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process

@@ -1,7 +1,7 @@
 """Starts a job on any cloud as a SkyPilot managed job, which finds machines and replaces lost ones.
 
   python -m launch.sky --topology=h100:4x8 --volume=gs://BUCKET:/runs -- \\
-      ppo --config=configs/ppo.py:1.3b --workdir=/runs/ppo ...
+      ppo --config=configs/ppo.py:1.3b,h100:4x8 --workdir=/runs/ppo ...
 
 --dry_run prints the task file and the command, --output=FILE writes the file; otherwise `sky jobs
 launch` gets it.  Buckets are gs://, s3:// or what else SkyPilot mounts.  A TPU slice gets the shape

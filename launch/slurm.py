@@ -1,7 +1,7 @@
 """Submits a job to SLURM through submitit: one process on each node, restarted into its workdir.
 
   python -m launch.slurm --topology=h100:1x8 --partition=gpu --time=24:00:00 -- \\
-      ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo ...
+      ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo ...
 
 --dry_run prints the sbatch script and the command.  --executor=local runs the same job on this
 machine (`cpu:8` has eight simulated devices).  Needs `pip install -e '.[slurm]'`.

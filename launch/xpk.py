@@ -1,7 +1,7 @@
 """Starts a job on TPUs or GPUs of a GKE cluster through xpk.
 
   python -m launch.xpk --topology=v5p:4x4x4 --cluster=CLUSTER --image=IMAGE --storage=STORAGE -- \\
-      ppo --config=configs/ppo.py:6b --workdir=/STORAGE/runs/ppo ...
+      ppo --config=configs/ppo.py:6b,v5p:4x4x4 --workdir=/STORAGE/runs/ppo ...
 
 IMAGE holds git, Python and what setup.py requires (with the `tpu` or `cuda12` extra); each process
 fetches the commit from the repository and runs it.  The workdir lies on a storage that was attached

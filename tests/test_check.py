@@ -12,6 +12,8 @@ import pytest
 from configs import meshes
 from configs import models as model_sizes
 from configs import ppo as ppo_configs
+from configs import reward_model as reward_configs
+from configs import sft as sft_configs
 from launch import check
 from launch import check_table
 from launch import hlo
@@ -233,3 +235,23 @@ def test_the_table_has_a_row_for_each_answer(tmp_path):
   check_table.path_of(tmp_path, "1.3b", "v5p:2x2x2").write_text(json.dumps(report))
   assert check_table.table(tmp_path).splitlines()[-1] == (
       "| 1.3b | v5p:2x2x2 | 1 x 8 x 1 | 16 | 2.0 | 1.0 | 1.0 | 3.0 | 95 | fits |")
+
+
+@pytest.mark.parametrize("argument,get_config,group", [
+    ("175b,sft,v5p:4x4x8", sft_configs.get_config, "sft"),
+    ("6b,init,h100:2x8", sft_configs.get_config, "sft"),
+    ("6b,h100:2x8", reward_configs.get_config, "reward")])
+def test_each_stage_has_a_layout(argument: str, get_config, group: str):
+  topology = meshes.parse_topology(argument.rpartition(",")[2])
+  config = get_config(argument)
+  meshes.check_config(config, topology)
+  assert config.mesh.data * config.mesh.fsdp <= config[group].batch_size
+  with pytest.raises(ValueError, match="has no recommended mesh"):
+    get_config(argument.replace("175b", "tiny").replace("6b", "tiny"))
+
+
+def test_a_microbatch_fills_the_devices():
+  config = ppo_configs.get_config("6b,v5p:4x4x4").unlock()
+  config.ppo.microbatch_size = 16
+  with pytest.raises(ValueError, match="ppo.microbatch_size 16 does not divide over data.fsdp = 64"):
+    meshes.check_config(config, meshes.parse_topology("v5p:4x4x4"))

@@ -29,9 +29,11 @@ from launch import xpk
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com")
-JOB = ("ppo", "--config=configs/ppo.py:1.3b", "--workdir=/runs/ppo", "--config.ppo.kl_coef=0.05")
+MICRO = ("--config.ppo.microbatch_size=64", "--config.ppo.ptx_microbatch_size=64")
+JOB = ("ppo", "--config=configs/ppo.py:1.3b", "--workdir=/runs/ppo", "--config.ppo.kl_coef=0.05",
+       *MICRO)
 LARGE = ("ppo", "--config=configs/ppo.py:6b", "--workdir=/runs/six_b",
-         "--config.mesh.fsdp=32", "--config.mesh.tensor=2")
+         "--config.mesh.fsdp=32", "--config.mesh.tensor=2", *MICRO)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
   workdir = tmp_path / "ppo"
   text = printed(slurm, "--topology=h100:1x8", "--partition=gpu", "--account=rl",
                  "--time=2-00:00:00", "--save_seconds=300", "--sbatch=mem=0",
-                 job=(*JOB[:2], f"--workdir={workdir}", JOB[3]))
+                 job=(*JOB[:2], f"--workdir={workdir}", *JOB[3:]))
   head, folder = git(here, "rev-parse", "HEAD"), f"{workdir}/submitit"
   assert sbatch_options(text) == {
       "account": "rl", "partition": "gpu", "comment": f"rlhf {head}", "job-name": "ppo-ppo",
@@ -117,8 +119,8 @@ def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
       f"submitit.core._submit {folder}")
   # One host: nobody to join.
   assert (f"# on each node: {sys.executable} -m launch.train ppo "
-          f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05\n"
-          ) in text
+          f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05 "
+          f"{' '.join(MICRO)}\n") in text
   assert not workdir.exists()
 
 
@@ -156,7 +158,8 @@ def test_xpk_6b_on_a_v5p_slice(printed, here):
       "--termination-grace-period-seconds=600",
       f"--command=git clone --quiet {origin} /tmp/rlhf && cd /tmp/rlhf && git checkout --quiet "
       f"--detach {head} && exec python -m launch.train ppo --config=configs/ppo.py:6b "
-      "--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 --cluster=gketpu"]
+      f"--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 {' '.join(MICRO)} "
+      "--cluster=gketpu"]
 
 
 def test_xpk_on_h100_nodes(printed):
@@ -209,7 +212,7 @@ def test_jobset_on_a_v5p_slice(printed, here):
   shell, flag, line = container["command"]
   assert (shell, flag) == ("bash", "-c")
   assert f"git checkout --quiet --detach {head} && exec python -m launch.train ppo " in line
-  assert line.endswith("--config.mesh.fsdp=32 --config.mesh.tensor=2 --cluster=gketpu")
+  assert line.endswith(" ".join((*LARGE[3:], "--cluster=gketpu")))
 
 
 def test_jobset_on_h100_nodes(printed):
@@ -282,7 +285,7 @@ def test_sky_on_h100_nodes(printed, here):
 
 def test_sky_finds_the_first_address(printed):
   run = yaml.safe_load(printed(sky, *SKY))["run"]
-  words = run.strip().rpartition("kl_coef=0.05 ")[2]
+  words = run.strip().rpartition(f"{JOB[-1]} ")[2]
   shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True,
                          env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1",
                               "PATH": os.environ["PATH"]}, check=True).stdout.split("\n")
@@ -366,12 +369,14 @@ def test_slurm_refuses(refused, flags, job, sentence):
     (xpk, ("--topology=cpu:8", *XPK[1:]), JOB, "--topology=cpu:8: xpk has no cpu"),
     (xpk, ("--topology=h100:1x4", *XPK[1:]), JOB, "xpk has H100 nodes of 8 GPUs"),
     (xpk, XPK[:3], JOB, "--workdir=/runs/ppo would be lost with its pod"),
-    (xpk, XPK, (*JOB[:2], "--workdir=runs/ppo"), "--workdir=runs/ppo would be lost with its pod"),
+    (xpk, XPK, (*JOB[:2], "--workdir=runs/ppo", *MICRO),
+     "--workdir=runs/ppo would be lost with its pod"),
     (xpk, XPK, (*JOB, "--config.prompts.prompt_suffix=\n"), "a quote, a backslash or a line break"),
     (xpk, XPK[:1], JOB, "the following arguments are required: --cluster, --image"),
     (jobset, ("--topology=cpu:8", *JOBSET[1:]), JOB, "--topology=cpu:8: GKE has no cpu"),
     (jobset, ("--topology=h100:1x5", *JOBSET[1:]), JOB[:3] + ("--config.ppo.batch_size=320",
-     "--config.ppo.minibatch_size=320"), "GKE has machines of 1, 2, 4 or 8 H100"),
+     "--config.ppo.minibatch_size=320", "--config.ppo.microbatch_size=320",
+     "--config.ppo.ptx_microbatch_size=320"), "GKE has machines of 1, 2, 4 or 8 H100"),
     (jobset, JOBSET[:2], JOB, "--workdir=/runs/ppo would be lost with its pod"),
     (jobset, (*JOBSET[:2], "--volume=gs://bucket:/other"), JOB, "would be lost with its pod"),
     (jobset, (*JOBSET[:2], "--volume=bucket"), JOB, "--volume=bucket is not gs://BUCKET:/PATH"),
@@ -482,6 +487,7 @@ def test_check_config_accepts_what_fits():
   meshes.check_config(pipeline_config.get_config("tiny"), meshes.parse_topology("cpu:8"))
   config = ppo_config.get_config("175b")
   config.mesh.fsdp, config.mesh.tensor = 64, 16
+  config.ppo.microbatch_size = config.ppo.ptx_microbatch_size = 64
   meshes.check_config(config, meshes.parse_topology("v5p:8x8x16"))
   assert models.GPT3["175b"][2] % 16 == 0
 
