@@ -174,7 +174,8 @@ def check(config, topology: meshes.Topology, reward_group, *, shapes_only: bool,
   report = dict(
       topology=topology.name, mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
       microbatch_size=config.ppo.microbatch_size, memory=topology.memory_bytes, resident=resident, cache=programs.cache_bytes_per_device(job),
-      attention=kernels(job), programs=[], fits=None, formula=programs.flop_formula())
+      attention=kernels(job, not config.pretraining.attend_across_documents),
+      programs=[], fits=None, formula=programs.flop_formula())
   show(describe(report, config))
   if shapes_only:
     return report | dict(total=sum(resident.values()))
@@ -196,19 +197,19 @@ def judge(report: dict, chosen: tuple[str, ...]) -> dict:
   return dict(total=total, fits=fits if set(RUN) <= set(chosen) or not fits else None)
 
 
-def kernels(job) -> dict[str, str]:
+def kernels(job, segments: bool) -> dict[str, str]:
   """Which kernel attends in each program, and why where it is not the platform's own."""
   from rlhf import attention
   from rlhf import model
   cfg, p = job.models.policy, job.p
   total = p.max_prompt_tokens + p.max_response_tokens
   calls = {"prefill": (p.max_prompt_tokens, p.max_prompt_tokens), "decode step": (1, total),
-           "scoring, update": (total, total)}
+           "scoring, update": (total, total), "pretraining text": (p.ptx_length, p.ptx_length)}
   found = {}
   for name, (queries, keys) in calls.items():
     why = attention.refusal(
         cfg.attention, dtype=model.DTYPES[cfg.dtype], num_queries=queries, num_keys=keys,
-        head_size=cfg.head_size, has_segments=False)
+        head_size=cfg.head_size, has_segments=name.endswith("text") and segments)
     found[name] = cfg.attention if why is None else f"reference ({why})"
   return found
 
@@ -267,6 +268,9 @@ def main(argv: list[str]) -> None:
     meshes.check_config(config, topology)
     if not values.shapes_only:
       check_extra(topology)
+    if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
+      raise ValueError(f"--json={values.json}: there is no folder "
+                       f"{pathlib.Path(values.json).parent}; make it first")
     chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
     report = check(config, topology, reward_group, shapes_only=values.shapes_only, chosen=chosen,
                    show=lambda text: print(text, flush=True))

@@ -50,7 +50,8 @@ def _walk(computations, name: str, times: float, totals, above: tuple[str, ...])
   for line in computations[name]:
     found = _COLLECTIVE.search(line)
     if found:
-      totals[found.group(2)]["bytes"] += times * _result_bytes(found.group(1), bool(found.group(3)))
+      totals[found.group(2)]["bytes"] += times * _result_bytes(
+          found.group(1), found.group(2), bool(found.group(3)))
       totals[found.group(2)]["calls"] += times
       continue
     loop = _WHILE.search(line)
@@ -58,11 +59,14 @@ def _walk(computations, name: str, times: float, totals, above: tuple[str, ...])
       trips = _trip_count(line, computations, loop.group(1))
       _walk(computations, loop.group(2), times * trips, totals, (*above, name))
       continue
+    if "async-done(" in line or "async-update(" in line:
+      continue  # what was started is counted where it starts
     for called in _CALLED.finditer(line):
       for inner in (called.group(1) or called.group(2)).split(","):
         inner = inner.strip().lstrip("%")
         if inner.startswith("all-reduce-scatter"):  # a TPU's fused reduce-scatter
-          totals["reduce-scatter"]["bytes"] += times * _result_bytes(line.split("= ", 1)[1], False)
+          totals["reduce-scatter"]["bytes"] += times * _result_bytes(
+              line.split("= ", 1)[1].split(" fusion(")[0], "reduce-scatter", False)
           totals["reduce-scatter"]["calls"] += times
         else:
           _walk(computations, inner, times, totals, (*above, name))
@@ -77,13 +81,16 @@ def _trip_count(line: str, computations, condition: str) -> int:
   return max(bounds, default=1)
 
 
-def _result_bytes(text: str, started: bool) -> int:
-  """Bytes of the result type that `text` begins with; a started collective's ends with it."""
-  shapes = _SHAPE.findall(text.split(" fusion(")[0])
-  sizes = [_size(*shape) for shape in shapes if shape[0] in _BYTES]
-  if not sizes:
-    return 0
-  return max(sizes) if started else sum(sizes)
+def _result_bytes(text: str, kind: str, started: bool) -> int:
+  """Bytes of the result type that `text` begins with.
+
+  A started collective's type is (operands, results), but an all-reduce's, which is its results.
+  """
+  shapes = [shape for shape in _SHAPE.findall(text) if shape[0] in _BYTES]
+  if started and kind != "all-reduce":
+    shapes = [shape for shape in shapes if shape[1] or shape[0] != "u32"]  # a permute's context
+    shapes = shapes[len(shapes) // 2:]
+  return sum(_size(*shape) for shape in shapes)
 
 
 def _size(dtype: str, dims: str) -> int:

@@ -83,9 +83,10 @@ def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, 
     raise ValueError("there is no job; write -- and what launch.train takes, for example "
                      "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo")
   topology = meshes.parse_topology(arguments.topology)
-  names, config, workdir = setup.read_config(["launch.train", *behind], train.__doc__)
-  if len(names) != 1 or names[0] not in _GROUPS:
-    raise ValueError(f"the job is {' '.join(names)!r}; choose one of {', '.join(_GROUPS)}")
+  names, config, workdir = setup.read_config(
+      ["launch.train", *behind], train.__doc__, join=False)
+  if len(names) != 1 or names[0] not in _GROUPS or behind[0] != names[0]:
+    raise ValueError(f"the job is {' '.join(names)!r}; begin it with one of {', '.join(_GROUPS)}")
   file = _config_value(behind).partition(":")[0]
   if _GROUPS[names[0]] not in config:
     raise ValueError(f"--config={file} has no group {_GROUPS[names[0]]!r}, which {names[0]} needs; "
@@ -209,9 +210,8 @@ def train_command(job: Job, python: str = "python", *,
       place, text = (i, value) if equals else (i + 1, arguments[i + 1])
       path, colon, rest = text.partition(":")
       arguments[place] = (flag + equals if equals else "") + config_file(path) + colon + rest
-  if "pipeline" in arguments:
-    arguments.remove("pipeline")
-    return [python, "-m", "launch.pipeline", *arguments]
+  if arguments[0] == "pipeline":
+    return [python, "-m", "launch.pipeline", *arguments[1:]]
   return [python, "-m", "launch.train", *arguments]
 
 

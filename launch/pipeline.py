@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import setup
+from rlhf import processes
 from rlhf import stages
 from rlhf import workdir as workdir_lib
 
@@ -33,6 +34,9 @@ def main(argv):
     setup.join_processes()
     from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
     config, workdir = _CONFIG.value, _WORKDIR.value
+    if _SHARED.value is not None and processes.count() > 1:
+      raise ValueError(f"--shared={_SHARED.value}: stages are shared by pipelines of one process each; "
+                       "leave it out, or run one process")
     pipeline.check_config(config)
     stages.check_name(config, _LAST_STAGE.value)
     if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):

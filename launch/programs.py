@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from rlhf import attention
 from rlhf import model
+from rlhf import networks
 from rlhf import optim
 from rlhf import ppo
 from rlhf import sharding
@@ -39,6 +40,7 @@ class Job:
   state_layout: Any
   reference: Any
   reward: Any
+  use_segments: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,7 @@ def model_configs(config, reward_group: dict[str, Any], platform: str) -> Models
   """Policy and reward model; the reward model computes as the policy does."""
   group = dict(config.model)
   group["attention"] = attention.choose(group["attention"], platform)
-  shared = ("dtype", "remat", "attention", "shard_sequence", "decode_split", "decode_scan",
-            "scan_unroll", "logprob_chunk")
-  reward = dict(reward_group) | {name: group[name] for name in shared}
+  reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
   return Models(policy=ModelConfig(**GPT2_IDS, **group), reward=ModelConfig(**GPT2_IDS, **reward))
 
 
@@ -70,10 +70,11 @@ def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) ->
   """The arrays that are resident through a whole job, as shapes.
 
   Raises:
-    ValueError: a parameter has no sharding rule.
+    ValueError: a parameter has no sharding rule, or a row is longer than a context.
   """
   models = model_configs(config, reward_group, platform)
   p = PpoConfig(**config.ppo)
+  ppo.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(model.init_params, models.policy), key)
   reward = jax.eval_shape(functools.partial(model.init_params, models.reward), key)
@@ -87,7 +88,8 @@ def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) ->
   return Job(
       mesh=mesh, models=models, p=p, tx=tx, state=_placed(state, layout), state_layout=layout,
       reference=_placed(policy, sharding.param_shardings(mesh, policy)),
-      reward=_placed(reward, sharding.param_shardings(mesh, reward)))
+      reward=_placed(reward, sharding.param_shardings(mesh, reward)),
+      use_segments=not config.pretraining.attend_across_documents)
 
 
 def _placed(shapes, layout):
@@ -127,8 +129,8 @@ def resident(job: Job) -> dict[str, int]:
 
 def flop_formula() -> str:
   return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x width "
-          "per layer and (query, key) that attends (half of a row's pairs; in a band at most its "
-          "width for each query), 2 x vocabulary x width per token with logits; a backward pass "
+          "per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
+          "width for each query; a decode step is counted against a full cache), 2 x vocabulary x width per token with logits; a backward pass "
           "twice that, and recomputing one more forward pass")
 
 
@@ -145,6 +147,11 @@ def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
   passes = 3 if cfg.remat == "none" else 4
   return passes * _forward_flops(cfg, num_rows, length, logits=logits)
+
+
+def _value_passes(p: PpoConfig) -> int:
+  """A shared value head reads the policy's own pass."""
+  return 0 if p.value_network == "shared" else 1
 
 
 # ----------------------------------------------------------------------------- programs
@@ -186,7 +193,7 @@ def _length(job: Job) -> int:
 
 
 def _restore(job: Job) -> Program:
-  """From exports, or from a checkpoint's shards, to the state in its layout."""
+  """From exports to the state in its layout; a checkpoint is read into the same layout."""
   function = jax.jit(functools.partial(ppo.init_state, job.models, job.p, job.tx),
                      out_shardings=job.state_layout)
   return Program(name="restore", function=function,
@@ -241,7 +248,8 @@ def _scoring(job: Job) -> Program:
   params, shape = job.state.train.params, (job.p.batch_size, _length(job))
   function = jax.jit(functools.partial(ppo.score_rows, models, p))
   flops = (2 * _forward_flops(models.policy, *shape, logits=True)
-           + 2 * _forward_flops(models.reward, *shape, logits=False))
+           + _forward_flops(models.reward, *shape, logits=False)
+           + _value_passes(p) * _forward_flops(models.value(p), *shape, logits=False))
   return Program(
       name="scoring", function=function, flops=flops, holds=(params, job.reference, job.reward),
       arguments=(params, job.reference, job.reward, _rows(job, shape, jnp.int32),
@@ -268,7 +276,7 @@ def _update(job: Job) -> Program:
   batch = PpoBatch(tokens_BT=_rows(job, shape, jnp.int32),
                    **{name: _rows(job, shape) for name in floats})
   flops = p.num_epochs * (_train_flops(models.policy, *shape, logits=True)
-                          + _train_flops(models.reward, *shape, logits=False))
+                          + _value_passes(p) * _train_flops(models.value(p), *shape, logits=False))
   ptx = None
   if p.ptx_coef > 0.0:
     rows = (p.updates_per_iteration, p.num_ptx_per_minibatch, p.ptx_length)
@@ -277,7 +285,7 @@ def _update(job: Job) -> Program:
                   segment_BT=whole(jnp.int32), position_BT=whole(jnp.int32))
     flops += _train_flops(models.policy, rows[0] * rows[1], rows[2], logits=True)
   function = jax.jit(
-      functools.partial(ppo.update_and_control, models, p, job.tx, use_segments=False),
+      functools.partial(ppo.update_and_control, models, p, job.tx, use_segments=job.use_segments),
       donate_argnums=0, out_shardings=(job.state_layout, None))
   kl = Metric(total=_whole(job), weight=_whole(job))
   return Program(name="update", function=function, holds=(job.state,), flops=flops,

@@ -96,7 +96,7 @@ def load(arguments: argparse.Namespace):
   from rlhf import checkpoint, networks, sharding
   directory = setup.find_export(arguments.reward_model, "reward_model")
   export = checkpoint.load_export(directory)
-  numerics = {name: export.model[name] for name in networks.NUMERICS}
+  numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
   return network, setup.affixes(export.config, arguments)

@@ -104,7 +104,8 @@ def find_place(values: flags.FlagValues) -> Place | None:
       raise ValueError(f"--cluster={cluster}; choose auto or one of {', '.join(CLUSTERS)}")
     *found, local_device_ids = _ask_cluster(cluster, given, values["connect_timeout"].value)
     # jax takes task i of a node to own its i-th device: true of one task per device only.
-    if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("SLURM_STEP_NUM_NODES"):
+    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
+    if num_tasks is not None and num_tasks == os.environ.get("SLURM_STEP_NUM_NODES"):
       local_device_ids = None
     given = dict(zip(given, found, strict=True))
   if all(setting is None for setting in given.values()):
@@ -250,7 +251,8 @@ def check_field(config, name: str) -> None:
     group = group[field]
 
 
-def read_config(argv: Sequence[str], usage: str) -> tuple[list[str], object, str]:
+def read_config(argv: Sequence[str], usage: str, *, join: bool = True
+                ) -> tuple[list[str], object, str]:
   """(positional arguments, config, workdir) of a command line with --config and --workdir.
 
   Also joins the other processes of the job, if there are any.  Ends the program with one sentence
@@ -268,7 +270,8 @@ def read_config(argv: Sequence[str], usage: str) -> tuple[list[str], object, str
   for flag, example in ((config, "configs/sft.py:1.3b"), (workdir, "runs/sft")):
     if not flag.value:
       fail(f"--{flag.name} is missing; give for example --{flag.name}={example}")
-  join_processes(values)
+  if join:
+    join_processes(values)
   return rest, config.value, workdir.value
 
 

@@ -68,7 +68,8 @@ def _kernel(config, shape) -> str:
   name = attention.choose(shape.attention, jax.default_backend())
   length = (config.length if "length" in config else
             config.ppo.max_prompt_tokens + config.ppo.max_response_tokens)
-  packed = "demonstrations" in config and not config.demonstrations.attend_across_documents
+  packed = any(group in config and not config[group].attend_across_documents
+               for group in ("text", "demonstrations", "pretraining"))
   why = attention.refusal(name, dtype=model.DTYPES[shape.dtype], num_queries=length,
                           num_keys=length, head_size=shape.head_size, has_segments=packed)
   return name if why is None else f"reference ({why})"

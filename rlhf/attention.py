@@ -69,6 +69,8 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
     [B, T, H, head_size]; finite on queries that see no key, where nothing reads it.
   """
   kernel = choose(kernel, jax.default_backend())
+  if not _divides(query_BTHd):
+    kernel = "reference"
   num_queries, num_keys = query_BTHd.shape[1], key_BSHd.shape[1]
   refused = refusal(
       kernel, dtype=query_BTHd.dtype, num_queries=num_queries, num_keys=num_keys,
@@ -88,6 +90,16 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
   if query_segment_BT is not None:
     segment_BT = jnp.where(key_mask_BS > 0, query_segment_BT, 0).astype(jnp.int32)
   return splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, band_width=band_width)
+
+
+def _divides(query_BTHd) -> bool:
+  """Whether rows and heads divide over the mesh: a fused kernel takes whole ones on each device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return True
+  num_rows, _, num_heads, _ = query_BTHd.shape
+  return not (num_rows % (mesh.shape["data"] * mesh.shape["fsdp"])
+              or num_heads % mesh.shape["tensor"])
 
 
 def attention_mask(query_slot_T, key_mask_BS, *, band_width: int | None,

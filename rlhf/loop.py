@@ -102,6 +102,18 @@ def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ..
           "from before; try a lower learning rate or look at the batch of this step")
 
 
+def _freed(state):
+  """The shapes and layouts of `state`, whose arrays are deleted: two states may not fit."""
+  def shape_of(x):
+    layout = x.sharding if x.committed else None
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+  arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+  shapes = jax.tree.map(lambda x: shape_of(x) if isinstance(x, jax.Array) else x, state)
+  for leaf in arrays:
+    leaf.delete()
+  return shapes
+
+
 class Stream:
   """Batches in order of step, prefetched; a jump (after a restore) starts a new iterator."""
 
@@ -156,7 +168,7 @@ def run(
   process = jax.process_index()
   first = 0
   if checkpoints.latest() is not None:
-    state, saved = checkpoints.restore(state)  # lands where `state` lies
+    state, saved = checkpoints.restore(_freed(state))  # lands where `state` lay
     first = saved["step"]
 
   with (stop_question() as asked_to_stop,

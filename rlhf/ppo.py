@@ -653,6 +653,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     starts = policy.params, reward.params, loop.step_key(config.seed, "value", 0)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, *starts))
     state = jax.jit(init, out_shardings=layout)(*starts)
+    del starts
+    if reference is not policy:  # nobody needs the initial policy any more
+      policy = dataclasses.replace(policy, params=None)
     roll_out = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
     update = jax.jit(
         functools.partial(update_and_control, models, p, tx, use_segments=use_segments),

@@ -169,7 +169,9 @@ def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *
     for row, sequence in enumerate(part):
       tokens_BT[row, :len(sequence)] = sequence
       mask_BT[row, :len(sequence)] = 1
-    scores.append(processes.to_host(_scores(cfg, params, tokens_BT, mask_BT))[:len(part)])
+    with sharding.on_mesh_of(params) as put:
+      score_B = processes.to_host(_scores(cfg, params, *put((tokens_BT, mask_BT))))
+    scores.append(score_B[:len(part)])
   return np.concatenate(scores)
 
 
@@ -177,7 +179,8 @@ def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int
   """(score_NK, rank_NK, valid_NK) of all rows as numpy arrays, one batch in memory at a time."""
   parts = []
   for batch, valid_B in batches_lib.fixed_batches(rows, batch_size):
-    score_BK = processes.to_host(_completion_scores(cfg, params, batch))
+    with sharding.on_mesh_of(params) as put:
+      score_BK = processes.to_host(_completion_scores(cfg, params, put(batch)))
     real = valid_B > 0
     parts.append((score_BK[real], batch.rank_BK[real], batch.valid_BK[real]))
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))

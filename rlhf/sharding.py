@@ -8,6 +8,7 @@ when it is their turn.  Decoding would gather all of them for every token, so it
 own: weights stay where they are and the few activations of one token travel.
 """
 
+import contextlib
 import dataclasses
 import re
 
@@ -237,6 +238,30 @@ def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
   return jax.tree.map(put, batch)
 
 
+@contextlib.contextmanager
+def on_mesh_of(params: Params):
+  """Sets the mesh on which `params` lie, for programs that evaluation runs outside a training loop.
+
+  Yields:
+    a function that splits the rows of a host's whole batch over that mesh; a batch whose rows do
+    not divide stays as it is.
+  """
+  lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  if not isinstance(lies, NamedSharding) or lies.mesh.size == 1:
+    yield lambda batch: batch
+    return
+  num_shards = lies.mesh.shape["data"] * lies.mesh.shape["fsdp"]
+  rows = batch_sharding(lies.mesh)
+
+  def place(x):
+    if x.shape[0] % num_shards:
+      return x
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, rows, lambda index: x[index])
+  with jax.set_mesh(lies.mesh):
+    yield lambda batch: jax.tree.map(place, batch)
+
+
 def constrain(x, *axes):
   """Pins an activation's layout when a mesh is set (`jax.set_mesh`); elsewhere it is `x`."""
   if jax.sharding.get_abstract_mesh().empty:
@@ -255,12 +280,6 @@ def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> P
     leading = (None,) if stacked and name.startswith("blocks/") else ()
     return constrain(leaf, *leading, *decode_spec(name, decode_split))
   return jax.tree_util.tree_map_with_path(lay_out, params)
-
-
-def constrain_training(params: Params, *, prefix_depth: int = 0) -> Params:
-  """Pins parameters, or gradients of their shape, to the training layout, where a mesh is set."""
-  return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: constrain(leaf, *param_spec(path_name(path[prefix_depth:]))), params)
 
 
 def split_microbatches(tree, num_microbatches: int):

@@ -146,12 +146,13 @@ def test_the_bound_of_a_condition_counts_where_the_compiler_says_nothing():
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
-  %s = (f32[2], f32[8]) all-gather-start(%y), dimensions={0}
+  %s = (f32[2], f32[4], f32[8], f32[16]) all-gather-start(%y, %y2), dimensions={0}
+  %u = (f32[8], f32[8]) all-reduce-start(%y, %y2)
   %f = f32[4,2]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.3
 }
 """
   assert hlo.collectives(text) == {
-      "all-reduce": {"bytes": 5 * 32, "calls": 5}, "all-gather": {"bytes": 32, "calls": 1},
+      "all-reduce": {"bytes": 5 * 32 + 64, "calls": 6}, "all-gather": {"bytes": 96, "calls": 1},
       "reduce-scatter": {"bytes": 32, "calls": 1}}
 
 
@@ -179,6 +180,10 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
     (["--config=configs/ppo.py:1.3b", "--topology=cpu:8"], "is no accelerator"),
     (["--config=configs/ppo.py:1.4b", "--topology=h100:1x8"], "size '1.4b'; choose from"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:3x8"], "use a power of two"),
+    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--json=nowhere/check.json",
+      "--shapes_only"], "there is no folder nowhere"),
+    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--shapes_only",
+      "--config.ppo.max_prompt_tokens=4000"], "is longer than the policy's context of 2048"),
     (["--config=configs/sft.py:1.3b,sft", "--topology=h100:1x8"], "must be a PPO config"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--config.mesh.fsdp=3"],
      "does not use exactly the 8 devices"),

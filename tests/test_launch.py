@@ -264,6 +264,7 @@ def test_the_table_of_sizes(inputs, monkeypatch):
       "devices": "8 (cpu)", "mesh": "data 8 x fsdp 1 x tensor 1",
       "parameters outside the embeddings": f"{shape.num_block_params:,}",
       "context": f"{shape.context_length} tokens", "matrix products in": "float32",
+      "attention": "reference",
       "batch": "16 rows, 2 on a device", "microbatch": "4 rows"}
 
 

@@ -352,7 +352,7 @@ def test_no_jax_before_the_job(repository):
     ("--topology=h100:1x8", (*JOB, "--config.ppo.batch_size=many"), "invalid literal for int()"),
     ("--topology=h100:1x8", (*JOB, "--verbose"), "verbose"),
     ("--topology=h100:1x8", (), "there is no job; write -- and what launch.train takes"),
-    ("--topology=h100:1x8", ("dpo", *JOB[1:]), "the job is 'dpo'; choose one of sft, reward_model"),
+    ("--topology=h100:1x8", ("dpo", *JOB[1:]), "the job is 'dpo'; begin it with one of sft, reward_model"),
     ("--topology=h100:1x8", ("sft", *JOB[1:]), "--config=configs/ppo.py has no group 'sft'"),
     ("--topology=h100:1x8", JOB[:2], "--workdir is missing"),
     ("--topology=h100:1x8 --name=My_Job", JOB, "--name=My_Job must be at most 40 lower case"),

@@ -42,9 +42,13 @@ def toy_update(state, batch_B, key):
       "train/loss": Metric(total=jnp.sum(x), weight=jnp.float32(x.size))}
 
 
+def fresh_state():
+  return {"x": jnp.zeros(3), "step": jnp.int32(0)}
+
+
 def run_toy(workdir: pathlib.Path, *, total: int = TOTAL, log_every: int = 2, eval_every: int = 5,
             save_every: int = 4, keep_last: int = 100, best_metric: str = "", before_step=None,
-            break_loss_at=None, break_validation_at=None, evaluated=None, after_step=None):
+            break_loss_at=None, break_validation_at=None, evaluated=None, after_step=None, state=None):
   """Runs the toy in `workdir`; `before_step(step)` may interrupt before step `step`."""
   next_batch = loop.Stream(toy_batches())
 
@@ -67,7 +71,7 @@ def run_toy(workdir: pathlib.Path, *, total: int = TOTAL, log_every: int = 2, ev
   with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
     return loop.run(
         name="toy", workdir=workdir, cfg=LoopConfig(log_every=log_every, eval_every=eval_every),
-        checkpoints=checkpoints, state={"x": jnp.zeros(3), "step": jnp.int32(0)},
+        checkpoints=checkpoints, state=fresh_state() if state is None else state,
         total_steps=total, train_step=train_step, evaluate=evaluate, after_step=after_step,
         tokens_per_step=10, headline=("train/loss",),
         guarded=("train/loss", "train/absent", "validation/loss"), metadata={"seed": 3})
@@ -186,6 +190,16 @@ def test_an_interruption_during_the_evaluation_loses_nothing(tmp_path):
     run_toy(broken, evaluated=Evaluated())
   run_toy(broken)
   assert lines(broken) == lines(whole)
+
+
+def test_a_resumed_run_keeps_one_state(tmp_path):
+  run_toy(tmp_path, total=4)
+  state = fresh_state()
+  run_toy(tmp_path, total=8, state=state)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+  first = fresh_state()
+  run_toy(tmp_path / "other", total=4, state=first)
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(first))
 
 
 def test_a_finished_run_takes_no_further_step(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf import generate
 from rlhf import processes
+from rlhf import sharding
 from rlhf.data import prepare
 from rlhf.model import ModelConfig
 from rlhf.networks import Network
@@ -93,9 +94,10 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     picked = np.concatenate([real, np.full(p.batch_size - len(real), real[-1])])
     keys = np.resize(row_key[start:start + p.batch_size], p.batch_size)
     batch = PromptBatch(tokens_BP=rows.tokens_BP[picked], mask_BP=rows.mask_BP[picked])
-    joined, finished_B = processes.to_host(_sample(
-        network.cfg, network.params, batch, key, keys, eot_id=network.tokenizer.eot_id,
-        max_new_tokens=p.max_response_tokens, temperature=p.temperature))
+    with sharding.on_mesh_of(network.params) as put:
+      joined, finished_B = processes.to_host(_sample(
+          network.cfg, network.params, put(batch), key, keys, eot_id=network.tokenizer.eot_id,
+          max_new_tokens=p.max_response_tokens, temperature=p.temperature))
     num_tokens = 0
     for row, index in enumerate(real):
       response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]

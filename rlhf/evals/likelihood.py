@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf import model
 from rlhf import processes
+from rlhf import sharding
 from rlhf.data import batches
 from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
@@ -27,8 +28,9 @@ def negative_log_likelihood(cfg: ModelConfig, params: Params, rows: LmBatch, *, 
                             use_segments: bool) -> float:
   """Mean over all weighted targets of `rows`, in nats per token; no average of averages."""
   total = Metric(total=jnp.float32(0), weight=jnp.float32(0))
-  for batch, _ in batches.fixed_batches(rows, batch_size):
-    total = total + _lm_loss(cfg, params, batch, use_segments)
+  with sharding.on_mesh_of(params) as put:
+    for batch, _ in batches.fixed_batches(rows, batch_size):
+      total = total + _lm_loss(cfg, params, put(batch), use_segments)
   total, weight = processes.to_host((total.total, total.weight))
   return float(total) / float(weight)
 
@@ -74,10 +76,11 @@ def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
     tokens_BT[row, :len(ids)] = ids
     mask_BT[row, :len(ids)] = 1
     choice_mask_BT[row, start:len(ids)] = 1
-  logprob_B = np.concatenate([
-      processes.to_host(_choice_logprob(cfg, params, *(x[i:i + batch_size] for x in (
-          tokens_BT, mask_BT, choice_mask_BT))))
-      for i in range(0, num_rows, batch_size)])
+  with sharding.on_mesh_of(params) as put:
+    logprob_B = np.concatenate([
+        processes.to_host(_choice_logprob(cfg, params, *put(tuple(x[i:i + batch_size] for x in (
+            tokens_BT, mask_BT, choice_mask_BT)))))
+        for i in range(0, num_rows, batch_size)])
   best, chosen = {}, {}
   for row, index in enumerate(owner):
     if index not in best or logprob_B[row] > best[index]:
