@@ -262,7 +262,10 @@ def verdict(report: dict) -> str:
 def main(argv: list[str]) -> None:
   setup.quiet_logs()
   os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the compilers are asked by name
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it cannot hold what no device has loaded
+  for name, setting in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_MIN_LOG_LEVEL", "3"),
+                        ("TPU_STDERR_LOG_LEVEL", "3")):
+    os.environ.setdefault(name, setting)
   with setup.one_sentence_errors():
     config, topology, reward_group, values = read_flags(argv)
     meshes.check_config(config, topology)
