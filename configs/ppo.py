@@ -6,7 +6,8 @@
       --config.pretraining.train=text:corpus.txt
 
 TOPOLOGY, for example v5p:4x4x8 or h100:32x8, sets mesh, microbatches and layout as
-`configs/meshes.py` recommends for it; `python -m launch.check` has the compiler say whether it fits.
+`configs/meshes.py` recommends for it; `python -m launch.check` has its compiler say whether that
+fits.
 
 number                        value          source
 episodes                      256,000        InstructGPT C.4 (500 iterations of 512)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, PPO's initialisation, and pretraining: `configs/sft.py:SIZE[,VARIANT[,TOPOLOGY]]`.
+"""Supervised fine-tuning, PPO's start, pretraining: `configs/sft.py:SIZE[,VARIANT[,TOPOLOGY]]`.
 
   python -m launch.train sft --config=configs/sft.py:1.3b --workdir=runs/sft \\
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\

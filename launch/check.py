@@ -172,8 +172,10 @@ def check(config, topology: meshes.Topology, reward_group, *, shapes_only: bool,
       config, topology, shapes_only=shapes_only), topology.platform)
   resident = programs.resident(job)
   report = dict(
-      topology=topology.name, mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
-      microbatch_size=config.ppo.microbatch_size, memory=topology.memory_bytes, resident=resident, cache=programs.cache_bytes_per_device(job),
+      topology=topology.name,
+      mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
+      microbatch_size=config.ppo.microbatch_size, memory=topology.memory_bytes, resident=resident,
+      cache=programs.cache_bytes_per_device(job),
       attention=kernels(job, not config.pretraining.attend_across_documents),
       programs=[], fits=None, formula=programs.flop_formula())
   show(describe(report, config))
@@ -269,6 +271,10 @@ def main(argv: list[str]) -> None:
   with setup.one_sentence_errors():
     config, topology, reward_group, values = read_flags(argv)
     meshes.check_config(config, topology)
+    axes = meshes.check_mesh(config.mesh, topology.num_devices)
+    if reward_group.num_heads % axes["tensor"]:
+      raise ValueError(f"--reward_size: its {reward_group.num_heads} heads do not divide over "
+                       f"mesh.tensor {axes['tensor']}; use a divisor of {reward_group.num_heads}")
     if not values.shapes_only:
       check_extra(topology)
     if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():

@@ -40,8 +40,9 @@ def check(folder: pathlib.Path, size: str, topology: str) -> None:
 
 def table(folder: pathlib.Path) -> str:
   """The Markdown table of all JSON files in the folder, in order of size."""
-  lines = ["| size | topology | mesh (data x fsdp x tensor) | microbatch | resident | rollout, beside "
-           "it | update, beside it | in all | of | |", "|---|---|---|---|---|---|---|---|---|---|"]
+  lines = ["| size | topology | mesh (data x fsdp x tensor) | microbatch | resident | rollout, "
+           "beside it | update, beside it | in all | of | |",
+           "|---|---|---|---|---|---|---|---|---|---|"]
   for size in meshes.SMALLEST:
     for path in sorted(folder.glob(f"{size}_*.json")):
       lines.append(row(size, json.loads(path.read_text(encoding="utf-8"))))
@@ -53,9 +54,10 @@ def row(size: str, report: dict) -> str:
            for program in report["programs"]}
   mesh = " x ".join(str(number) for number in report["mesh"].values())
   total = "-" if report["total"] is None else f"{report['total'] / GIB:.1f}"
+  verdict = "fits" if report["fits"] else "does not fit"
   return (f"| {size} | {report['topology']} | {mesh} | {report['microbatch_size']} "
-          f"| {sum(report['resident'].values()) / GIB:.1f} | {extra['rollout']} | {extra['update']} "
-          f"| {total} | {report['memory'] / GIB:.0f} | {'fits' if report['fits'] else 'does not fit'} |")
+          f"| {sum(report['resident'].values()) / GIB:.1f} | {extra['rollout']} "
+          f"| {extra['update']} | {total} | {report['memory'] / GIB:.0f} | {verdict} |")
 
 
 def main(argv: list[str]) -> None:

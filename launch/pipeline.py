@@ -35,8 +35,8 @@ def main(argv):
     from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
     config, workdir = _CONFIG.value, _WORKDIR.value
     if _SHARED.value is not None and processes.count() > 1:
-      raise ValueError(f"--shared={_SHARED.value}: stages are shared by pipelines of one process each; "
-                       "leave it out, or run one process")
+      raise ValueError(f"--shared={_SHARED.value}: stages are shared by pipelines of one process "
+                       "each; leave it out, or run one process")
     pipeline.check_config(config)
     stages.check_name(config, _LAST_STAGE.value)
     if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):

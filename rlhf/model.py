@@ -135,8 +135,8 @@ class Context:
 @struct.dataclass(kw_only=True)
 class Cache:
   """Keys and values of every layer, and which slots hold a token."""
-  # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, H, head_size]; where layers are unrolled, a tuple
-  # of such trees with 1 in place of L/pattern.
+  # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, H, head_size]; where layers are unrolled, a
+  # tuple of such trees with 1 in place of L/pattern.
   layers: tuple[Params, ...] | Params
   mask_BS: Array  # 1 on slots that hold a real token
   length: Array  # int32 scalar: slots filled so far
@@ -302,7 +302,8 @@ def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key
   return Context(
       position_BT=position_BT, key_mask_BS=mask_BT, query_segment_BT=segment_BT,
       key_segment_BS=segment_BT, write_index=None, cache_index=None,
-      dropout_key_B=dropout_key_B, padding="right", layout=sharding.train_layout(cfg.shard_sequence))
+      dropout_key_B=dropout_key_B, padding="right",
+      layout=sharding.train_layout(cfg.shard_sequence))
 
 
 def positions(mask_BT):
@@ -452,10 +453,10 @@ def decoding_params(cfg: ModelConfig, params: Params) -> Params:
   """
   def cast(path, leaf):
     return leaf if "norm" in sharding.path_name(path) else leaf.astype(DTYPES[cfg.dtype])
-  blocks = jax.tree_util.tree_map_with_path(cast, params["blocks"])
+  stacked = blocks = jax.tree_util.tree_map_with_path(cast, params["blocks"])
   if not cfg.decode_scan:
-    blocks = tuple(jax.tree.map(lambda leaf: leaf[index], blocks)  # pylint: disable=cell-var-from-loop
-                   for index in range(cfg.num_layers // cfg.pattern))
+    take = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
+    blocks = tuple(take(index) for index in range(cfg.num_layers // cfg.pattern))
   return sharding.constrain_decoding(
       dict(embed=params["embed"], blocks=blocks, final_norm=params["final_norm"]),
       cfg.decode_split, stacked=cfg.decode_scan)

@@ -549,6 +549,7 @@ def check_config(config) -> None:
   check_lengths(p, Models(policy=shape, reward=shape))
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
+  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
   if p.ptx_coef > 0.0:
     sharding.check_rows(mesh, p.num_ptx_per_minibatch,
                         "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
@@ -575,6 +576,8 @@ def check_inputs(config) -> None:
         Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reference.tokenizer_dir),
         "policy_from and reference_from")
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
+  sharding.check_heads(sharding.make_mesh(MeshConfig(**config.mesh)), reward.model["num_heads"],
+                       "the reward model's num_heads")
   for name in ("train", "valid"):
     sources.check(config.prompts[name], "prompt", field=f"config.prompts.{name}",
                   on_bad=config.prompts.on_bad)

@@ -170,8 +170,9 @@ def check_config(config) -> None:
   if not 2 <= config.length <= context_length:
     raise ValueError(f"length {config.length} must be at least 2 and at most "
                      f"model.context_length {context_length}")
-  sharding.check_rows(sharding.make_mesh(MeshConfig(**config.mesh)), p.batch_size,
-                      "sft.batch_size")
+  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
+  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:

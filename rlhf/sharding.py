@@ -55,8 +55,8 @@ DECODE_RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/.*norm/(scale|bias)", P(None)),
     (r"final_norm/(scale|bias)", P(None)),
 )
-# Over which axes decoding splits the weights: "tensor" keeps them whole on each `fsdp` device, which
-# is faster where that fits; "fsdp_tensor" splits them over both.
+# Over which axes decoding splits the weights: "tensor" keeps them whole on each `fsdp` device,
+# which is faster where that fits; "fsdp_tensor" splits them over both.
 DECODE_SPLITS = ("tensor", "fsdp_tensor")
 
 
@@ -210,6 +210,13 @@ def local_rows(mesh: Mesh, num_rows: int, devices=None) -> slice:
   places = batch_sharding(mesh).devices_indices_map((num_rows,))
   bounds = [places[device][0].indices(num_rows) for device in devices]
   return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def check_heads(mesh: Mesh, num_heads: int, name: str) -> None:
+  """Raises ValueError unless the heads of `name` divide over `tensor`."""
+  if num_heads % mesh.shape["tensor"]:
+    raise ValueError(f"{name} {num_heads} does not divide over mesh.tensor {mesh.shape['tensor']}; "
+                     f"use a divisor of {num_heads}")
 
 
 def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):

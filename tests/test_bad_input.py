@@ -205,6 +205,12 @@ def test_a_batch_that_does_not_divide_over_the_devices(refused_training, algorit
       "of 8")
 
 
+@pytest.mark.parametrize("algorithm", ["sft", "reward_model", "ppo"])
+def test_heads_that_do_not_divide_over_the_devices(refused_training, algorithm):
+  assert refused_training(algorithm, mesh__data=1, mesh__tensor=8) == (
+      "model.num_heads 2 does not divide over mesh.tensor 8; use a divisor of 2")
+
+
 def test_a_mesh_of_other_devices(refused_training):
   assert "does not use exactly the 8 devices there are" in refused_training("sft", mesh__data=3)
 

@@ -192,6 +192,8 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--programs=rollout,updates"],
      "'updates'; choose from restore"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--reward_size=7b"], "size '7b'"),
+    (["--config=configs/ppo.py:13b", "--topology=h100:4x8", "--reward_size=125m",
+      "--config.mesh.tensor=8", "--config.mesh.fsdp=4"], "12 heads do not divide over mesh.tensor 8"),
 ])
 def test_bad_flags_are_one_sentence(flags: list[str], sentence: str):
   out = run(*flags)
@@ -215,7 +217,8 @@ def report_of(total: int, **changes) -> dict:
 def test_the_verdict():
   assert check.verdict(report_of(90)) == "fits: 90.00 GiB of 95.00 usable GiB on a device"
   assert check.verdict(report_of(96, fits=False)).startswith("does not fit: 96.00 GiB")
-  assert check.verdict(report_of(0) | dict(total=None)).startswith("does not fit: the compiler ran out")
+  out_of_memory = check.verdict(report_of(0) | dict(total=None))
+  assert out_of_memory.startswith("does not fit: the compiler ran out")
   assert check.verdict(report_of(9, fits=None)).startswith("not decided")
 
 
