@@ -147,8 +147,8 @@ def check_config(config, topology: Topology) -> None:
 
 # ----------------------------------------------------------------------------- recommendations
 
-# size: the smallest slice and the smallest set of nodes on which `launch.check` says that PPO-ptx
-# at the paper's batch fits; README has the bytes.
+# size: a slice and a set of nodes for PPO-ptx at the paper's batch, small ones of those on which it
+# fits; README says which of them `launch.check` has confirmed.
 SMALLEST = {
     "125m": ("v5e:2x4", "h100:1x1"),
     "350m": ("v5e:4x8", "h100:1x2"),
@@ -159,7 +159,7 @@ SMALLEST = {
     "13b": ("v5p:2x2x4", "h100:4x8"),
     "175b": ("v5p:4x4x8", "h100:32x8"),
 }
-# size: (tensor on TPU, tensor on GPU).  A GPU's tensor axis stays inside a node of 8.
+# size: (tensor on TPU, tensor on GPU), at least; up to 512 GPUs it stays inside a node of 8.
 TENSOR = {"125m": (1, 1), "350m": (1, 1), "760m": (1, 1), "1.3b": (1, 1), "2.7b": (1, 1),
           "6.7b": (1, 2), "13b": (2, 4), "175b": (8, 8)}
 
