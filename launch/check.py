@@ -65,6 +65,9 @@ def read_flags(argv: list[str]):
   if not config.value or "ppo" not in config.value:
     raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
   size = config_size(argv)
+  if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
+    raise ValueError(f"--reward_size is missing: configs/models.py has no reward model for {size!r}; "
+                     "give for example --reward_size=6b")
   reward_size = values.reward_size if values.reward_size is not None else (
       model_sizes.REWARD_SIZES[size])
   if values.programs is not None:
@@ -80,6 +83,7 @@ def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
   Raises:
     ValueError: no --topology or no --config; a topology that is none, or has no compiler.
   """
+  argv = _joined(argv)
   given = [argument.partition("=")[2] for argument in argv if argument.startswith("--topology=")]
   if not given:
     raise ValueError("--topology is missing; give for example --topology=v5p:4x4x8")
@@ -95,6 +99,17 @@ def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
     file, colon, name = argument.partition(":")
     return argument if "," in name else f"{file}:{name if colon else '1.3b'},{topology.name}"
   return [complete(argument) for argument in argv], topology
+
+
+def _joined(argv: list[str]) -> list[str]:
+  """`--config FILE` and `--topology NAME` written with an equals sign."""
+  joined = []
+  for argument in argv:
+    if joined and joined[-1] in ("--config", "--topology"):
+      joined[-1] += f"={argument}"
+    else:
+      joined.append(argument)
+  return joined
 
 
 def config_size(argv: list[str]) -> str:

@@ -168,6 +168,13 @@ def test_shapes_only_needs_no_compiler(tmp_path):
   assert sum(report["resident"].values()) == report["total"]
 
 
+def test_flags_may_be_written_apart():
+  argv, topology = check.with_topology(["check", "--config", "configs/ppo.py:1.3b", "--topology",
+                                        "h100:1x8"])
+  assert argv == ["check", "--config=configs/ppo.py:1.3b,h100:1x8", "--topology=h100:1x8"]
+  assert topology.num_devices == 8
+
+
 def test_shapes_that_are_larger_than_the_device_are_status_1():
   assert run("--config=configs/ppo.py:175b", "--topology=v5e:4x4", "--shapes_only").returncode == 1
 
