@@ -168,3 +168,17 @@ def test_each_platform_has_its_kernel():
   assert attention.choose("reference", "tpu") == "reference"
   with pytest.raises(ValueError, match="attention 'flash'; choose from auto"):
     attention.choose("flash", "tpu")
+
+
+def test_rows_that_do_not_divide_over_the_mesh_go_to_the_reference():
+  parts = [jax.random.normal(k, (2, 128, 2, 64), jnp.bfloat16)
+           for k in jax.random.split(jax.random.key(0), 3)]
+  run = functools.partial(attention.attention, "splash", first_slot=0, band_width=None,
+                          key_mask_BS=jnp.ones((2, 128)))
+  text = lambda: str(jax.make_jaxpr(run)(*parts))
+  with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+    assert "pallas_call" not in text()  # 2 rows on 4 shards
+  with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))):
+    assert "pallas_call" not in text()  # 2 heads on 4 devices
+  with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])):
+    assert "pallas_call" in text()

@@ -163,3 +163,17 @@ def test_hidden_states_are_split_by_row_on_a_mesh():
   # Embedding and last norm; in each of two layers q, k, v, what attention mixed, the feed-forward
   # width, and the residual stream.
   assert [e.params["sharding"].spec[0] for e in pins] == [("data", "fsdp")] * 14
+
+
+def test_evaluation_runs_on_the_mesh_of_its_network():
+  mesh = mesh_of(2, 2, 2)
+  params = {"a": jax.device_put(jnp.ones(8), sharding.batch_sharding(mesh))}
+  with sharding.on_mesh_of(params) as put:
+    assert not jax.sharding.get_abstract_mesh().empty
+    even, odd = put((np.arange(8.0), np.arange(6.0)))
+  assert even.addressable_shards[0].data.shape == (2,)
+  np.testing.assert_array_equal(even, np.arange(8.0))
+  assert isinstance(odd, np.ndarray)  # 6 rows do not divide over 4 shards
+  with sharding.on_mesh_of({"a": np.ones(8)}) as put:
+    assert jax.sharding.get_abstract_mesh().empty
+    assert put(odd) is odd
