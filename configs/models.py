@@ -29,6 +29,18 @@ TINY = {
     "small": (4, 144, 3),
     "test": (2, 32, 2),
 }
+# GPT-3's architecture, which is the default of every field; `rlhf/architecture.py` documents them.
+# Which parity is banded is not disclosed.
+GPT3_ARCHITECTURE = dict(
+    layer_pattern="dense,banded", num_kv_heads=None, head_size=None, mlp_width=None,
+    positions="learned", position_offset=0, rope_base=None, rope_fraction=None,
+    band_rope_base=None, rope_scaling="none", rope_factor=None, rope_low_freq_factor=None,
+    rope_high_freq_factor=None, rope_original_context=None,
+    norm="layer", norm_eps=1e-5, norm_offset=0.0, norm_placement="pre", final_norm=True,
+    qk_norm=False, activation="gelu", qkv_bias=True, attention_out_bias=True, mlp_bias=True,
+    parallel_residual=False, attention_scale=None, tied_output=True, embed_scale=1.0,
+    embed_width=None)
+_WHOLE = ("num_kv_heads", "head_size", "mlp_width", "rope_original_context", "embed_width")
 ALIASES = {"6b": "6.7b"}  # InstructGPT's "6B" is GPT-3's 6.7B
 # The reward and value model of each policy: 6B for 1.3B, 6B and 175B (InstructGPT C.2); else ours.
 REWARD_SIZES = {name: "6.7b" for name in GPT3} | {
@@ -53,7 +65,6 @@ def get_model(size: str) -> ml_collections.ConfigDict:
       num_heads=num_heads,
       width=width,
       band_width=config_dict.placeholder(int),
-      band_first=not large,  # ours: two layers can only copy if the second, dense one sees the prompt
       init_std=0.02 if large else 0.06,  # ours for tiny widths: about 0.7 / sqrt(width)
       dtype="bfloat16" if large else "float32",
       remat="block" if large else "none",
@@ -65,4 +76,9 @@ def get_model(size: str) -> ml_collections.ConfigDict:
       decode_scan=large,
   ))
   model.band_width = 256 if large else 16
+  for name, value in GPT3_ARCHITECTURE.items():
+    model[name] = value if value is not None else config_dict.placeholder(
+        int if name in _WHOLE else float)
+  if not large:  # ours: two layers can only copy if the second, dense one sees the prompt
+    model.layer_pattern = "banded,dense"
   return model

@@ -108,7 +108,8 @@ def cache_bytes_per_device(job: Job) -> int:
   cfg, p = job.models.policy, job.p
   slots = p.batch_size * (p.max_prompt_tokens + p.max_response_tokens)
   itemsize = jnp.dtype(model.DTYPES[cfg.dtype]).itemsize
-  return 2 * cfg.num_layers * slots * cfg.width * itemsize // job.mesh.size
+  size = cfg.num_kv_heads * cfg.head_size
+  return 2 * cfg.num_layers * slots * size * itemsize // job.mesh.size
 
 
 def resident(job: Job) -> dict[str, int]:
@@ -128,20 +129,24 @@ def resident(job: Job) -> dict[str, int]:
 
 
 def flop_formula() -> str:
-  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x width "
-          "per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
+  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x heads x "
+          "head size per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
           "width for each query; a decode step is counted against a full cache), 2 x vocabulary x "
           "width per token with logits; a backward pass twice that, and recomputing one more forward pass")
 
 
 def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
   tokens = num_rows * length
-  banded = 0 if cfg.band_width is None else cfg.num_layers // 2
-  dense_keys = length / 2
-  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, length / 2)
-  keys = (cfg.num_layers - banded) * dense_keys + banded * band_keys
-  return tokens * (2 * cfg.num_block_params + 4 * cfg.width * keys
+  keys = _attended_keys(cfg, length / 2)
+  return tokens * (2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * keys
                    + (2 * cfg.padded_vocab_size * cfg.width if logits else 0))
+
+
+def _attended_keys(cfg: ModelConfig, dense_keys: float) -> float:
+  """Keys of a query, summed over the layers: `dense_keys` in a dense one, a band at most else."""
+  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
+  banded = cfg.num_banded_layers
+  return (cfg.num_layers - banded) * dense_keys + banded * band_keys
 
 
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
@@ -228,15 +233,14 @@ def _decode_step(job: Job) -> Program:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
   params = jax.tree_util.tree_map_with_path(place, params)
   heads = NamedSharding(job.mesh, P(None, *sharding.decode_layout(cfg.decode_split).heads_BTHd))
-  layers = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), cache.layers)
-  cache = model.Cache(layers=layers, mask_BS=_rows(job, cache.mask_BS.shape),
+  layers, tail = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), (cache.layers, cache.tail))
+  cache = model.Cache(layers=layers, tail=tail, mask_BS=_rows(job, cache.mask_BS.shape),
                       length=_whole(job, (), jnp.int32))
   function = jax.jit(functools.partial(model.decode_step, cfg), donate_argnums=1)
-  keys = _length(job)  # every query of a decode step is a row's last: it sees all, or its band
-  banded = 0 if cfg.band_width is None else cfg.num_layers // 2
-  pairs = (cfg.num_layers - banded) * keys + banded * (cfg.band_width if banded else 0)
-  flops = p.batch_size * (2 * cfg.num_block_params + 4 * cfg.width * pairs
+  # Every query of a decode step is a row's last: it sees all, or its band.
+  pairs = _attended_keys(cfg, _length(job))
+  flops = p.batch_size * (2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * pairs
                           + 2 * cfg.padded_vocab_size * cfg.width)
   return Program(name="decode step", function=function, holds=(),
                  arguments=(params, cache, _rows(job, (p.batch_size,), jnp.int32)), flops=flops)

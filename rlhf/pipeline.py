@@ -708,18 +708,13 @@ def summary(config) -> dict[str, Any]:
   """The few settings that a reader of the report wants first."""
   p = config.ppo.ppo
   return {
-      "non-embedding parameters": f"{num_block_params(config.base.model):,}",
+      "non-embedding parameters": f"{networks.shape_of(dict(config.base.model)).num_block_params:,}",
       "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
                                             f"{p.num_iterations}",
       "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
       "pretraining examples per episode": p.ptx_ratio, "EMA decay": p.ema_decay,
       "policy learning rate": config.ppo.policy_optim.learning_rate,
       "seed": config.seed}
-
-
-def num_block_params(group) -> int:
-  """12 L D^2 + 13 L D + 2 D, as `ModelConfig.num_block_params`."""
-  return group.num_layers * (12 * group.width**2 + 13 * group.width) + 2 * group.width
 
 
 # ----------------------------------------------------------------------------- checks

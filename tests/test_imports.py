@@ -15,6 +15,8 @@ LAYERS = [
     {"losses", "stages"},
     {"sharding", "optim", "tokenizer", "metrics"},
     {"attention"},
+    {"architecture"},
+    {"layers", "lora"},
     {"model"},
     {"generate", "data", "checkpoint"},
     {"networks"},

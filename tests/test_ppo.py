@@ -20,7 +20,7 @@ from rlhf.types import Metric, PpoState, Rollout
 # Eight ids of which one is padding; the reward model is another network with other positions.
 EOT, PAD, VOCAB = 4, 2, 8
 CFG = helpers.model_config(vocab_size=VOCAB, pad_id=PAD)
-REWARD_CFG = dataclasses.replace(CFG, context_length=12, band_first=True)
+REWARD_CFG = dataclasses.replace(CFG, context_length=12, layer_pattern="banded,dense")
 MODELS = ppo.Models(policy=CFG, reward=REWARD_CFG)
 KEY = jax.random.key(0)  # read only by a value network from scratch
 PPO = helpers.ppo_config(max_prompt_tokens=6, max_response_tokens=5)
