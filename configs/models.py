@@ -41,11 +41,20 @@ GPT3_ARCHITECTURE = dict(
     parallel_residual=False, attention_scale=None, tied_output=True, embed_scale=1.0,
     embed_width=None)
 _WHOLE = ("num_kv_heads", "head_size", "mlp_width", "rope_original_context", "embed_width")
+# In place of a size: the shape is that of the network that training starts from (`hf:DIR`, `gguf:FILE`
+# or an export), and the config says only how it computes.
+IMPORTED = "imported"
+IMPORTED_LENGTH = 1024  # ours: tokens of a row, where no context of our own sets it
 ALIASES = {"6b": "6.7b"}  # InstructGPT's "6B" is GPT-3's 6.7B
 # The reward and value model of each policy: 6B for 1.3B, 6B and 175B (InstructGPT C.2); else ours.
 REWARD_SIZES = {name: "6.7b" for name in GPT3} | {
     "125m": "125m", "350m": "350m", "760m": "760m"} | {name: name for name in TINY}
 SIZES = tuple(GPT3) + tuple(TINY) + tuple(ALIASES)
+
+
+def row_length(model: ml_collections.ConfigDict) -> int:
+  """Tokens of a row: the model's context or, with `imported`, a length of ours within it."""
+  return model.context_length if "context_length" in model else IMPORTED_LENGTH
 
 
 def get_model(size: str) -> ml_collections.ConfigDict:
@@ -54,9 +63,13 @@ def get_model(size: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown size.
   """
+  if size == IMPORTED:
+    return ml_collections.ConfigDict(dict(
+        dtype="bfloat16", remat="block", scan_unroll=1, logprob_chunk=256, attention="auto",
+        shard_sequence=False, decode_split="tensor", decode_scan=False))
   name = ALIASES[size] if size in ALIASES else size
   if name not in GPT3 and name not in TINY:
-    raise ValueError(f"size {size!r}; choose from {', '.join(SIZES)}")
+    raise ValueError(f"size {size!r}; choose from {', '.join((*SIZES, IMPORTED))}")
   large = name in GPT3
   num_layers, width, num_heads = GPT3[name] if large else TINY[name]
   model = ml_collections.ConfigDict(dict(

@@ -30,7 +30,7 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(dict(
       seed=0,
       init_from="",
-      length=model.context_length,
+      length=models.row_length(model),
       model=model,
       mesh=common.get_mesh(),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),

@@ -52,7 +52,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   tiny = size in models.TINY
   sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
   if variant == "pretrain":
-    learning_rate = 3e-3 if tiny else PRETRAIN_LR[size]
+    learning_rate = 3e-3 if tiny else PRETRAIN_LR[size if size in PRETRAIN_LR else "175b"]
     batch_size = 64 if tiny else 512
   else:
     learning_rate = sft_lr if variant == "sft" else init_lr
@@ -60,7 +60,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       seed=0,
       init_from="",
       tokenizer="bpe:1024" if tiny else "gpt2:",
-      length=model.context_length,
+      length=models.row_length(model),
       model=model,
       mesh=common.get_mesh(),
       sft=dict(

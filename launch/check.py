@@ -65,6 +65,9 @@ def read_flags(argv: list[str]):
   if not config.value or "ppo" not in config.value:
     raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
   size = config_size(argv)
+  if "width" not in config.value.model:
+    raise ValueError(f"--config=...:{size} takes its shape from the network that it starts from; "
+                     "launch.check compiles the sizes of configs/models.py")
   if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
     raise ValueError(f"--reward_size is missing: configs/models.py has no reward model for {size!r}; "
                      "give for example --reward_size=6b")

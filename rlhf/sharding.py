@@ -178,6 +178,16 @@ def _first_match(rules, name: str, table: str) -> P:
   raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.{table}")
 
 
+def check_divides(mesh: Mesh, params: Params) -> None:
+  """Raises ValueError at the first parameter that does not divide over the axes of its rule."""
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name = path_name(path)
+    for size, axis in zip(leaf.shape, param_spec(name)):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(f"{name} {list(leaf.shape)}: {size} does not divide over mesh.{axis} "
+                         f"{mesh.shape[axis]}; use a divisor of {size}")
+
+
 def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
   """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not part of the path."""
   return jax.tree_util.tree_map_with_path(

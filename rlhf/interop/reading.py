@@ -34,7 +34,7 @@ NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128,
 _SHOWN = 12  # names in a message
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
   """What a published model says of itself; `load_params` reads its numbers.
 
@@ -63,6 +63,11 @@ class Source:
   layer: str
   ignored: tuple[str, ...]
   head_bias: float = 0.0
+
+  @property
+  def config(self) -> dict[str, Any]:
+    """Of the run that made it: none of ours."""
+    return {}
 
   @property
   def metadata(self) -> dict[str, Any]:
@@ -106,11 +111,21 @@ def open_source(name: str) -> Source:
       our model cannot express, tensors that are missing, left over or of the wrong shape, or a
       tokenizer that is larger than the embedding.
   """
-  scheme, _, path = str(name).partition(":")
-  if scheme == "gguf":
-    source = _open_gguf(name, path)
-  else:
-    source = _open_directory(name, pathlib.Path(path))
+  return _open(name, _stamps(pathlib.Path(name.partition(":")[2])))
+
+
+def _stamps(path: pathlib.Path) -> tuple:
+  """What changes when a file of the source does."""
+  paths = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+  return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in paths
+               if file.is_file())
+
+
+@functools.lru_cache(maxsize=4)  # a command asks several times, and some files take seconds
+def _open(name: str, stamps: tuple) -> Source:
+  del stamps
+  scheme, _, path = name.partition(":")
+  source = _open_gguf(name, path) if scheme == "gguf" else _open_directory(name, pathlib.Path(path))
   _check_tensors(source)
   return source
 

@@ -60,16 +60,18 @@ def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
   return families.FAMILIES[name]
 
 
-def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
-         ) -> Plan:
-  """What an export of the model holds besides its numbers.
-
-  Raises:
-    ValueError: the family cannot express the model, or the network is a value network.
-  """
+def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
+  """Raises ValueError where the family cannot express the model, or the network is another kind."""
   if kind not in ("policy", "reward"):
     raise ValueError(f"a {kind} network has no counterpart in Hugging Face's format; export a policy "
                      "or a reward model")
+  family.config(cfg)
+
+
+def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
+         ) -> Plan:
+  """What an export of the model holds besides its numbers; raises as `check`."""
+  check(cfg, kind=kind, family=family)
   # A row that was added for padding is no part of the published vocabulary.  Of a reward model,
   # whose score is read before the padding, the padding must have an id, so the next free one is its.
   added = tokenizer.pad_id >= tokenizer.vocab_size
@@ -153,7 +155,7 @@ def write(directory: str | os.PathLike, cfg: ModelConfig, params: Params, tokeni
   temporary.mkdir(parents=True)
   try:
     _write_tensors(temporary, planned, params, shard_bytes)
-    tokenizer.save_hf(temporary, pad_id=planned.config["pad_token_id"])
+    tokenizer.save_hf(temporary, num_embeddings=planned.num_rows, own_padding=kind == "reward")
     workdir.write_json(temporary / "config.json", planned.config)
     if kind == "policy":
       workdir.write_json(temporary / "generation_config.json", planned.generation)
