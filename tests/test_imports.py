@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = [
     {"processes"},
     {"types", "workdir"},
-    {"losses", "stages"},
+    {"losses", "stages", "chat", "tokenizer_files"},
     {"sharding", "optim", "tokenizer", "metrics"},
     {"attention"},
     {"architecture"},
