@@ -208,7 +208,13 @@ class Tokenizer:
     (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
                                                encoding="utf-8")
 
-  def save_hf(self, directory: str | os.PathLike, *, num_embeddings: int) -> None:
+  @property
+  def bos_id(self) -> int | None:
+    """Of the begin-of-text token, where there is one."""
+    return None if self._bos_token is None else self._inner.token_to_id(self._bos_token)
+
+  def save_hf(self, directory: str | os.PathLike, *, num_embeddings: int,
+              own_padding: bool = False) -> int:
     """Writes the tokenizer for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
     A padding row that this program added has no token in the vocabulary.  Where the exported
@@ -217,17 +223,23 @@ class Tokenizer:
 
     Args:
       num_embeddings: rows of the exported embedding.
+      own_padding: padding gets the first id behind the vocabulary if it has none; a sequence
+        classifier, which scores the last token that is no padding, cannot pad with end-of-text.
+
+    Returns:
+      the id of padding in what was written.
 
     Raises:
       ValueError: the vocabulary is larger than the exported embedding.
     """
-    if self.vocab_size > num_embeddings:
+    if self.vocab_size + (own_padding and self._pad_token is None) > num_embeddings:
       raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
                        f"embedding {num_embeddings} rows; export all rows of the vocabulary")
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     inner, pad_token = self._inner, self._pad_token
-    if pad_token is None and self.pad_id == self.vocab_size < num_embeddings:
+    if pad_token is None and (
+        own_padding or self.pad_id == self.vocab_size < num_embeddings):
       inner, pad_token = tokenizers.Tokenizer.from_str(inner.to_str()), PAD_TOKEN
       inner.add_special_tokens([PAD_TOKEN])
     inner.save(str(directory / files.TOKENIZER_FILE))
@@ -243,6 +255,7 @@ class Tokenizer:
       (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
     (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
                                                encoding="utf-8")
+    return inner.token_to_id(config["pad_token"])
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> "Tokenizer":

@@ -44,7 +44,6 @@ class Plan:
   kind: str
   num_rows: int
   config: dict[str, Any]
-  generation: dict[str, Any]
 
 
 def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
@@ -74,19 +73,17 @@ def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, h
   check(cfg, kind=kind, family=family)
   # A row that was added for padding is no part of the published vocabulary.  Of a reward model,
   # whose score is read before the padding, the padding must have an id, so the next free one is its.
-  added = tokenizer.pad_id >= tokenizer.vocab_size
-  num_rows = cfg.vocab_size - 1 if added else cfg.vocab_size
-  pad_id = tokenizer.eot_id if added else tokenizer.pad_id
-  if added and kind == "reward":
-    pad_id = tokenizer.vocab_size
-    num_rows = max(num_rows, pad_id + 1)
-  ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": pad_id}
+  num_rows = cfg.vocab_size
+  if tokenizer.pad_id >= tokenizer.vocab_size:
+    num_rows -= 1
+    if kind == "reward":
+      num_rows = max(num_rows, tokenizer.vocab_size + 1)
   config = {"architectures": [family.policy if kind == "policy" else family.reward],
-            **family.config(cfg), "vocab_size": num_rows, **ids, "torch_dtype": "float32"}
+            **family.config(cfg), "vocab_size": num_rows, "torch_dtype": "float32"}
   if kind == "reward":
     config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
                families.SCORE_BIAS: head_bias}
-  return Plan(family=family, cfg=cfg, kind=kind, num_rows=num_rows, config=config, generation=ids)
+  return Plan(family=family, cfg=cfg, kind=kind, num_rows=num_rows, config=config)
 
 
 def tensors(planned: Plan, params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -155,10 +152,13 @@ def write(directory: str | os.PathLike, cfg: ModelConfig, params: Params, tokeni
   temporary.mkdir(parents=True)
   try:
     _write_tensors(temporary, planned, params, shard_bytes)
-    tokenizer.save_hf(temporary, num_embeddings=planned.num_rows, own_padding=kind == "reward")
-    workdir.write_json(temporary / "config.json", planned.config)
+    pad_id = tokenizer.save_hf(temporary, num_embeddings=planned.num_rows,
+                               own_padding=kind == "reward")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id,
+           "pad_token_id": pad_id}
+    workdir.write_json(temporary / files.CONFIG, planned.config | ids)
     if kind == "policy":
-      workdir.write_json(temporary / "generation_config.json", planned.generation)
+      workdir.write_json(temporary / "generation_config.json", ids)
     if directory.is_dir():
       directory.rmdir()
     os.replace(temporary, directory)
