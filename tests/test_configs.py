@@ -342,6 +342,13 @@ OTHER = {
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
     "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
     "model.attention": "splash", "model.decode_split": "fsdp_tensor",
+    "model.layer_pattern": "dense,banded", "model.num_kv_heads": 2, "model.head_size": 8,
+    "model.mlp_width": 24, "model.positions": "rotary", "model.position_offset": 2,
+    "model.rope_base": 50.0, "model.rope_fraction": 0.5, "model.band_rope_base": 7.0,
+    "model.rope_scaling": "linear", "model.rope_factor": 3.0, "model.rope_low_freq_factor": 2.0,
+    "model.rope_high_freq_factor": 5.0, "model.rope_original_context": 16, "model.norm": "rms",
+    "model.norm_offset": 1.0, "model.norm_placement": "post", "model.activation": "swiglu",
+    "model.attention_scale": 0.3, "model.embed_width": 8,
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
@@ -373,6 +380,21 @@ OTHER = {
 }
 
 
+# Fields that a field needs beside it, in the config and in the changed one.
+ROTARY = dict(positions="rotary", rope_base=100.0, rope_fraction=1.0)
+LLAMA3 = ROTARY | dict(rope_scaling="llama3", rope_factor=2.0, rope_low_freq_factor=1.0,
+                       rope_high_freq_factor=4.0, rope_original_context=32)
+NEEDED = {
+    "model.num_kv_heads": dict(num_heads=4), "model.norm_offset": dict(norm="rms"),
+    "model.rope_base": ROTARY, "model.rope_fraction": ROTARY, "model.band_rope_base": ROTARY,
+    **{f"model.{name}": LLAMA3 for name in LLAMA3 if name not in ROTARY}}
+# Fields that only the changed one needs.
+NEEDED_BY_CHANGE = {
+    "model.positions": ROTARY,
+    "model.rope_scaling": dict(rope_low_freq_factor=None, rope_high_freq_factor=None,
+                               rope_original_context=None)}
+
+
 def changed(name: str, value):
   if name in OTHER:
     return OTHER[name]
@@ -396,7 +418,8 @@ def get_leaf(config, name: str):
 
 # What the step reads of each group: group -> fields, each with the view that it must change.
 def jaxpr_of(function, *args) -> str:
-  return str(jax.make_jaxpr(function)(*args))
+  jaxpr = jax.make_jaxpr(function)(*args)
+  return f"{jaxpr}\n{digest([np.asarray(const) for const in jaxpr.consts])}"
 
 
 @functools.cache
@@ -578,13 +601,18 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   dead = []
   for number, leaf in enumerate(leaves(config), 2):
     group, _, field = leaf.rpartition(".")
-    other = ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
+    base, other = (ml_collections.ConfigDict(
+        config, convert_dict=True).copy_and_resolve_references() for _ in range(2))
+    for needed, into in ((NEEDED, (base, other)), (NEEDED_BY_CHANGE, (other,))):
+      for needed_field, value in (needed[leaf] if leaf in needed else {}).items():
+        for changing in into:
+          set_leaf(changing, f"{group}.{needed_field}", value)
     set_leaf(other, leaf, changed(leaf, get_leaf(config, leaf)))
     in_step = group in STEP_GROUPS and not (group in BY_TRAIN and field in BY_TRAIN[group])
     alive = True
     if in_step:
       with pytest.MonkeyPatch.context() as monkeypatch:
-        alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (config, other)),
+        alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (base, other)),
                              monkeypatch)
     if not in_step or "optim" in group:  # an optimizer is not among what the step is given
       alive = alive and observe(other, number)[0] != before
