@@ -19,6 +19,8 @@ from rlhf import architecture
 from rlhf import layers
 from rlhf import lora
 from rlhf import model
+from rlhf import optim
+from rlhf import ppo
 from rlhf import sharding
 from rlhf.sharding import MeshConfig
 
@@ -172,7 +174,7 @@ def adapted(form: str):
     assert leaf.dtype == jnp.float32
   moved = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
                        adapters)
-  return dataclasses.replace(cfg, lora_scale=lora_cfg.scale), params, adapters, moved
+  return dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg)), params, adapters, moved
 
 
 @pytest.mark.parametrize("form", ["gpt3", "gemma3"])
@@ -215,3 +217,48 @@ def test_adapters_of_attention_alone_and_of_names_that_are_none():
     lora.LoraConfig(rank=1, alpha=1.0, targets="q_proj")
   with pytest.raises(ValueError, match="'kernel' is both frozen and trained"):
     lora.combine(params, {"blocks": {"layer_0": {"mlp": {"in": {"kernel": 0}}}}})
+
+
+@pytest.mark.parametrize("value_network,value_init", [
+    ("separate", "reward_model"), ("separate", "policy"), ("shared", "reward_model")])
+def test_ppo_trains_adapters_beside_the_reference_itself(value_network: str, value_init: str):
+  """No second copy: the frozen arrays are those of the reference and of the reward model; the first
+  ratio is 1; what is not an adapter or a head has no optimizer state and does not move."""
+  cfg, policy = made("llama")
+  cfg = dataclasses.replace(cfg, lora_scale=1.5)
+  reward = helpers.make_params(cfg, 3, head=True)
+  models = ppo.Models(policy=cfg, reward=cfg)
+  p = helpers.ppo_config(value_network=value_network, value_init=value_init)
+  lora_cfg = lora.LoraConfig(rank=2, alpha=3.0, targets="attention,mlp")
+  tx = optim.per_network({name: optim.make_optimizer(helpers.optim_config(), 10)
+                          for name in ("policy", "value")})
+  state = ppo.init_state(models, p, tx, policy, reward, jax.random.key(1), lora_cfg)
+  frozen = ppo.frozen_networks(p, lora_cfg, policy, reward)
+  assert frozen["policy"]["embed"]["token"] is policy["embed"]["token"]
+  if value_network == "separate":
+    origin = reward if value_init == "reward_model" else policy
+    assert frozen["value"]["embed"]["token"] is origin["embed"]["token"]
+  names = {sharding.path_name(path).rpartition("/")[2] for path, _ in
+           jax.tree_util.tree_leaves_with_path(state.train.params["policy"])}
+  assert names == set(lora.LEAVES)
+  if value_network == "separate" and value_init == "reward_model":
+    np.testing.assert_array_equal(state.train.params["value"]["head"]["kernel"],
+                                  reward["head"]["kernel"])
+
+  collect = helpers.quick_jit(functools.partial(ppo.collect, models, p, eot_id=helpers.EOT))
+  batch, metrics = collect(
+      state.train.params, policy, reward, helpers.make_prompts(p.batch_size, p.max_prompt_tokens, 0),
+      state.kl_coef, jax.random.key(2), frozen)
+  assert float(metrics["objective/kl"].total) == 0.0  # the adapters' product is 0
+  ptx = jax.tree.map(lambda x: jnp.asarray(x).reshape(p.updates_per_iteration, -1, x.shape[-1]),
+                     helpers.make_lm_batch(p.updates_per_iteration * p.num_ptx_per_minibatch,
+                                           p.ptx_length, 0))
+  update = helpers.quick_jit(functools.partial(
+      ppo.update_and_control, models, p, tx, use_segments=False))
+  new, metrics = update(state, batch, ptx, metrics["objective/kl"], jax.random.key(3), frozen)
+  assert float(metrics["ppo/ratio_error_first"]) < 1e-5
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), new.train.params,
+                       state.train.params)
+  assert all(value > 0 for value in jax.tree.leaves(moved["policy"]))
+  merged = lora.merged(lora_cfg, frozen["policy"], new.ema_params)
+  assert jax.tree.structure(merged) == jax.tree.structure(policy)

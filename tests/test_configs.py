@@ -21,6 +21,7 @@ from configs import reward_model as reward_configs
 from configs import sft as sft_configs
 from rlhf import checkpoint
 from rlhf import loop
+from rlhf import lora
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
@@ -92,6 +93,7 @@ def test_an_unknown_argument_is_named_with_those_there_are(get_config, argument,
 
 # Group -> the dataclass that it becomes; the model's ids come from the tokenizer.
 GROUPS = {
+    "lora": lora.LoraConfig,
     "mesh": MeshConfig, "optim": OptimConfig, "policy_optim": OptimConfig,
     "value_optim": OptimConfig, "loop": LoopConfig, "checkpoint": checkpoint.CheckpointConfig,
     "sft": sft.SftConfig, "text": sft.TextData, "demonstrations": sft.DemonstrationData,
@@ -261,6 +263,8 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   for name in ("lm_batches", "mixed_lm_batches", "comparison_batches", "prompt_batches"):
     write_down(batches_lib, name, lambda args, kwargs, result: (kwargs, digest(result[0])))
   write_down(optim, "make_optimizer")
+  write_down(lora, "split", lambda args, kwargs, _: args[0])
+  write_down(ppo, "frozen_networks", lambda args, kwargs, _: args[1])
   write_down(sharding, "make_mesh")
   write_down(loop, "step_key")
   write_down(checkpoint, "Checkpoints", lambda args, kwargs, _: args[1],
@@ -349,6 +353,7 @@ OTHER = {
     "model.rope_high_freq_factor": 5.0, "model.rope_original_context": 16, "model.norm": "rms",
     "model.norm_offset": 1.0, "model.norm_placement": "post", "model.activation": "swiglu",
     "model.attention_scale": 0.3, "model.embed_width": 8,
+    "lora.rank": 2, "lora.targets": "mlp",
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
@@ -582,7 +587,7 @@ BY_TRAIN = {
     "reward": {"batch_size", "num_epochs", "pairs"},
     "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"}}
 # Given whole to another room, which must read each field.
-READERS = {"loop": ("loop.py", LoopConfig), "checkpoint": ("checkpoint.py",
+READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig), "checkpoint": ("checkpoint.py",
                                                            checkpoint.CheckpointConfig),
            "mesh": ("sharding.py", MeshConfig)}
 
@@ -615,7 +620,8 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
         alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (base, other)),
                              monkeypatch)
     if not in_step or "optim" in group:  # an optimizer is not among what the step is given
-      alive = alive and observe(other, number)[0] != before
+      seen = observe(base, -number)[0] if leaf in NEEDED else before
+      alive = alive and observe(other, number)[0] != seen
     if not alive:
       dead.append(leaf)
   capsys.readouterr()
