@@ -15,6 +15,14 @@ def get_optim(learning_rate: float, *, schedule: str = "cosine") -> ml_collectio
       final_ratio=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0))
 
 
+def get_lora() -> ml_collections.ConfigDict:
+  """No adapters; `rank` 8 or 16 trains these beside a frozen network.
+
+  alpha 16 on all projections is ours; Hu et al. 2021 adapt attention alone.
+  """
+  return ml_collections.ConfigDict(dict(rank=0, alpha=16.0, targets="attention,mlp"))
+
+
 def get_mesh() -> ml_collections.ConfigDict:
   """All devices as replicas; -1 takes what the other axes leave."""
   return ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))

@@ -102,6 +102,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       reference_from="",
       model=model,
       mesh=common.get_mesh(),
+      lora=common.get_lora(),
       ppo=ppo,
       prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_affixes(),
                    on_bad="stop"),

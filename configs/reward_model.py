@@ -33,6 +33,7 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
       length=models.row_length(model),
       model=model,
       mesh=common.get_mesh(),
+      lora=common.get_lora(),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),
       comparisons=dict(train="", valid="", demonstrations="", overlong="drop_completion",
                        overlong_demonstrations="drop", **common.get_affixes(), on_bad="stop"),

@@ -63,6 +63,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       length=models.row_length(model),
       model=model,
       mesh=common.get_mesh(),
+      lora=common.get_lora(),
       sft=dict(
           batch_size=batch_size, microbatch_size=batch_size, num_epochs=16 if variant == "sft" else
           2 if variant == "init" else 1, max_steps=config_dict.placeholder(int),

@@ -9,6 +9,7 @@ the same code trains everything.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -44,23 +45,38 @@ class LoraConfig:
         raise ValueError(f"lora.targets {self.targets!r} names {name!r}; separate some of "
                          f"{', '.join(TARGETS)} by commas")
 
-  @property
-  def scale(self) -> float:
-    """`ModelConfig.lora_scale`."""
-    return self.alpha / self.rank if self.rank else 0.0
 
-  def adapts(self, path: tuple[str, ...]) -> bool:
-    """Whether the projection at a path of the parameter tree gets an adapter."""
-    ends = [end for name in self.targets.split(",") for end in TARGETS[name]]
-    return path[0] in ("blocks", "tail") and any(
-        path[-len(end.split("/")):] == tuple(end.split("/")) for end in ends)
+NO_ADAPTERS = LoraConfig(rank=0, alpha=1.0, targets="attention")
+
+
+def scale(cfg: LoraConfig) -> float:
+  """alpha / rank, `ModelConfig.lora_scale`; 0 without adapters."""
+  return cfg.alpha / cfg.rank if cfg.rank else 0.0
+
+
+def split(cfg: LoraConfig, params: Params, key) -> tuple[Params | None, Params]:
+  """(what is frozen, what is trained) of a network: new adapters, and its head where it has one.
+
+  With rank 0 all of it is trained, and None frozen.
+  """
+  if not cfg.rank:
+    return None, params
+  trunk = {name: leaf for name, leaf in params.items() if name != "head"}
+  adapters = init_adapters(cfg, trunk, key)
+  return trunk, adapters | {name: params[name] for name in params if name == "head"}
+
+
+def adapts(cfg: LoraConfig, path: tuple[str, ...]) -> bool:
+  """Whether the projection at a path of the parameter tree gets an adapter."""
+  ends = [tuple(end.split("/")) for name in cfg.targets.split(",") for end in TARGETS[name]]
+  return path[0] in ("blocks", "tail") and any(path[-len(end):] == end for end in ends)
 
 
 def init_adapters(cfg: LoraConfig, params: Params, key) -> Params:
   """Adapters for the projections of a network, float32; their product is 0."""
   adapters = {}
   for number, path in enumerate(sorted(_projections(params))):
-    if not cfg.adapts(path):
+    if not adapts(cfg, path):
       continue
     kernel = _get(params, path)["kernel"]
     stacked = kernel.shape[:1] if path[0] == "blocks" else ()
@@ -71,14 +87,22 @@ def init_adapters(cfg: LoraConfig, params: Params, key) -> Params:
   return adapters
 
 
-def combine(frozen: Params, trained: Params) -> Params:
-  """One tree of two; a leaf is in one of them."""
+def combine(frozen: Params | None, trained: Params) -> Params:
+  """One tree of two; a leaf is in one of them.  Arrays are not touched."""
+  if frozen is None:
+    return trained
   joined = dict(frozen)
   for name, value in trained.items():
     if name in joined and not isinstance(value, dict):
       raise ValueError(f"parameter {name!r} is both frozen and trained")
     joined[name] = combine(joined[name], value) if name in joined else value
   return joined
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def merged(cfg: LoraConfig, frozen: Params | None, trained: Params) -> Params:
+  """What `split` took apart, as one network without adapters."""
+  return merge(combine(frozen, trained), scale(cfg))
 
 
 def merge(params: Params, scale: float, *, stacked: bool = False) -> Params:

@@ -21,6 +21,7 @@ import optax
 
 from rlhf import checkpoint
 from rlhf import loop
+from rlhf import lora
 from rlhf import losses
 from rlhf import metrics as metrics_lib
 from rlhf import model
@@ -34,6 +35,7 @@ from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
 from rlhf.loop import LoopConfig
+from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
@@ -100,14 +102,15 @@ def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
   return score.reshape(num_prompts, num_slots)
 
 
-def reward_loss(cfg: ModelConfig, params: Params, microbatch):
+def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params | None = None):
   """Eq. 1 on one microbatch, divided by the whole batch's number of prompts with a pair.
 
   Args:
+    params: what is trained; `frozen` is the rest (`lora.split`).
     microbatch: (ComparisonBatch, weight).
   """
   batch, weight = microbatch
-  score_BK = score_completions(cfg, params, batch)
+  score_BK = score_completions(cfg, lora.combine(frozen, params), batch)
   loss, aux = losses.comparison_loss(score_BK, batch.rank_BK, batch.valid_BK)
   metrics = {
       "train/loss": loss, "train/accuracy": aux["accuracy"], "train/log_loss": aux["log_loss"],
@@ -123,14 +126,19 @@ def num_prompts_with_pair(batch: ComparisonBatch):
 
 
 def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
-                  batch: ComparisonBatch) -> tuple[TrainState, dict[str, Any]]:
-  """One optimizer step on `p.batch_size` prompts."""
+                  batch: ComparisonBatch, frozen: Params | None = None
+                  ) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step on `p.batch_size` prompts.
+
+  Args:
+    frozen: parameters beside `state.params` that are not trained; None where all are.
+  """
   num_microbatches = p.batch_size // p.microbatch_size
   weight = 1.0 / jnp.maximum(num_prompts_with_pair(batch), 1.0)
   microbatches = (sharding.split_microbatches(batch, num_microbatches),
                   jnp.full((num_microbatches,), weight))
   grads, metrics = optim.accumulated_gradient(
-      functools.partial(reward_loss, cfg), state.params, microbatches)
+      functools.partial(reward_loss, cfg, frozen=frozen), state.params, microbatches)
   metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
@@ -208,6 +216,7 @@ def check_config(config) -> None:
     raise ValueError("the config has no group `reward`; use configs/reward_model.py")
   p, _, _ = RewardConfig(**config.reward), LoopConfig(**config.loop), OptimConfig(**config.optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
+  LoraConfig(**config.lora)
   ComparisonData(**config.comparisons)
   context_length = networks.shape_of(dict(config.model)).context_length
   if not 2 <= config.length <= context_length:
@@ -254,7 +263,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   check_config(config)
   p, loop_cfg = RewardConfig(**config.reward), LoopConfig(**config.loop)
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
-  sets = ComparisonData(**config.comparisons)
+  sets, lora_cfg = ComparisonData(**config.comparisons), LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
                           flag="init_from")
@@ -289,24 +298,27 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   with jax.set_mesh(mesh):
     head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
-    params = dict(network.params, head=head)
+    frozen, trained = lora.split(lora_cfg, dict(network.params, head=head),
+                                 loop.step_key(config.seed, "lora", 0))
+    cfg = dataclasses.replace(network.cfg, lora_scale=lora.scale(lora_cfg))
     init = functools.partial(optim.init_train_state, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, params))
-    state = jax.jit(init, out_shardings=layout)(params)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
+    state = jax.jit(init, out_shardings=layout)(trained)
     update = jax.jit(functools.partial(reward_update, cfg, p, tx), donate_argnums=0,
                      out_shardings=(layout, None))
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
       batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
-      state, metrics = update(state, batch)
+      state, metrics = update(state, batch, frozen)
       return state, metrics | {"train/learning_rate": schedule(step),
                                "train/epoch": (step + 1) / batches.num_batches_per_epoch}
 
     def evaluate(state, step):
       del step
       return validation_metrics(
-          *score_comparisons(cfg, state.params, valid_rows, batch_size=p.batch_size))
+          *score_comparisons(cfg, lora.combine(frozen, state.params), valid_rows,
+                             batch_size=p.batch_size))
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(
@@ -317,15 +329,21 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
           guarded=("train/loss", "train/grad_norm", "validation/loss"),
           metadata=dict(seed=config.seed))
 
-    offset = float(np.mean(score_rows(cfg, state.params, demonstrations, length=config.length,
+    params = lora.merged(lora_cfg, frozen, state.params)
+    offset = float(np.mean(score_rows(cfg, params, demonstrations, length=config.length,
                                       batch_size=p.batch_size)))
-    params = with_zero_mean(state.params, offset)
+    params = with_zero_mean(params, offset)
     score_NK, rank_NK, valid_NK = score_comparisons(
         cfg, params, valid_rows, batch_size=p.batch_size)
-    checkpoint.export_params(
-        workdir / "export", params, model=dataclasses.asdict(cfg), kind="reward",
-        tokenizer=tokenizer, config=workdir_lib.config_to_dict(config), step=total_steps,
-        metadata=dict(demonstration_offset=offset))
+    shared = dict(model=dataclasses.asdict(network.cfg), tokenizer=tokenizer,
+                  config=workdir_lib.config_to_dict(config), step=total_steps)
+    checkpoint.export_params(workdir / "export", params, kind="reward",
+                             metadata=dict(demonstration_offset=offset), **shared)
+    if lora_cfg.rank:
+      checkpoint.export_params(
+          workdir / "export_adapter", dict(state.params, head=params["head"]), kind="adapter",
+          metadata=dict(demonstration_offset=offset, lora=dataclasses.asdict(lora_cfg),
+                        base=config.init_from), **shared)
   workdir_lib.write_json(workdir / "validation_scores.json", dict(
       scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
   result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(

@@ -90,7 +90,7 @@ def make_params(cfg: ModelConfig, seed: int, *, head: bool = False):
     name = sharding.path_name(path)
     noise = rng.standard_normal(shape.shape).astype(np.float32)
     if name.endswith("scale"):
-      return 1.0 + 0.2 * noise
+      return 1.0 - cfg.norm_offset + 0.2 * noise
     if name.endswith("bias"):
       return 0.2 * noise
     return 0.5 * noise if name.startswith("embed") else 0.3 * noise
