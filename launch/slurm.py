@@ -215,7 +215,8 @@ def main(argv: list[str]) -> None:
     code = folder / f"code-{job.commit[:12]}"
 
     python = sys.executable if flags.container is None else "python"
-    command = job_lib.train_command(job, python, config_file=functools.partial(job_lib.committed, code))
+    command = job_lib.train_command(
+        job, python, config_file=functools.partial(job_lib.committed, code))
     local = flags.executor == "local"
     if not local:
       executor = slurm_executor(
