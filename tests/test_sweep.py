@@ -459,6 +459,7 @@ def test_submitted_trials_outlive_their_time_limit_and_leave_log_and_record(tmp_
   assert failures[1] is None and failures[4] is None
   assert f"ended with status 5; see {trials[2].log}" in str(failures[3])
   assert [launch_sweep.state(trial) for trial in trials] == ["done", "done", "failed", "done"]
+  assert not trials[3].record.exists()
   assert trials[0].log.read_text().split("\n") == ["saved", "went on", ""]
   assert trials[2].log.read_text() == "no luck\n"
   assert workdir_lib.read_json(trials[2].record) == dict(exit_status=5, log=str(trials[2].log))
