@@ -53,7 +53,8 @@ def get_model(size: str) -> ml_collections.ConfigDict:
       num_heads=num_heads,
       width=width,
       band_width=config_dict.placeholder(int),
-      band_first=not large,  # ours: two layers can only copy if the second, dense one sees the prompt
+      # Ours: two layers can only copy if the second, dense one sees the prompt.
+      band_first=not large,
       init_std=0.02 if large else 0.06,  # ours for tiny widths: about 0.7 / sqrt(width)
       dtype="bfloat16" if large else "float32",
       remat="block" if large else "none",

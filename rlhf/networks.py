@@ -16,8 +16,10 @@ from rlhf.tokenizer import Tokenizer
 from rlhf.types import Params
 
 # How a network computes, as against what it is: these come from the run, not from the export.
-NUMERICS = ("dtype", "remat", "scan_unroll", "logprob_chunk", "attention", "shard_sequence",
-            "decode_split", "decode_scan")
+# The values stand for what an export of an older version does not name; none changes the function
+# but for rounding.
+NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128, attention="auto",
+                shard_sequence=False, decode_split="tensor", decode_scan=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: st
   """What an export says of itself, where it is the one asked for; arguments as in `load`.
 
   Raises:
-    ValueError: no export, another kind, or another shape than the config says.
+    ValueError: no export, another kind, another shape than the config says, or a shape that this
+      version does not describe in the same words.
   """
   if not str(directory):
     raise ValueError(f"{flag} is empty; name the export directory of a {kind}")
@@ -60,11 +63,29 @@ def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: st
     raise ValueError(f"{flag}: {error}") from None
   if export.kind != kind:
     raise ValueError(f"{flag}={directory} is a {export.kind} export; it must be a {kind}")
+  _check_fields(export, f"{flag}={directory}")
   for name, wanted in group.items():
     if name not in NUMERICS and export.model[name] != wanted:
-      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but config.model.{name}"
-                       f" is {wanted}; make them equal")
+      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but "
+                       f"config.model.{name} is {wanted}; make them equal")
   return export
+
+
+def _check_fields(export: checkpoint.Export, where: str) -> None:
+  """Raises ValueError where an export lacks a field of the shape, or has one that is not known."""
+  known = {field.name for field in dataclasses.fields(ModelConfig)}
+  missing = sorted(known - set(NUMERICS) - export.model.keys())
+  unknown = sorted(export.model.keys() - known)
+  if missing or unknown:
+    what = f"does not say its {missing[0]}" if missing else f"has an unknown field {unknown[0]!r}"
+    raise ValueError(f"{where} was written by another version: its model {what}; read it with the "
+                     "version that wrote it, or export it anew")
+
+
+def export_numerics(export: checkpoint.Export) -> dict[str, Any]:
+  """How an export's network was computed; where it does not say, as `NUMERICS` does."""
+  return {name: export.model[name] if name in export.model else default
+          for name, default in NUMERICS.items()}
 
 
 def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,
