@@ -27,8 +27,8 @@ value learning rate           9e-6 (1.3B, 6B), 5e-6 (175B)                      
 value clip, value weight      0.2, 0.1       Ziegler et al. 2019 (released code)
 whitened advantages           yes            Ziegler et al. 2019 (released code)
 value network                 separate, from the reward model (6B)                   C.4
-KL reference                  the initial policy (`reference_from` empty)             C.4; Fig. 34 has
-                              the pretrained model
+KL reference                  the initial policy (`reference_from` empty)            C.4; Fig. 34
+                              has the pretrained model
 Adam                          0.9 / 0.95     appendix C;  eps 1e-8 and clip 1.0 are GPT-3's
 reductions of both losses     token mean     ours: the paper does not say
 missing end-of-text           no penalty     ours: the paper names none

@@ -29,7 +29,8 @@ from configs import models
 VARIANTS = ("sft", "init", "pretrain")
 # size: (SFT learning rate, init learning rate, batch)
 SMALL = (9.65e-6, 5e-6, 32)
-PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32), "175b": (5.03e-6, 2.45e-6, 8)}
+PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32),
+         "175b": (5.03e-6, 2.45e-6, 8)}
 TINY = (1e-3, 1e-3, 32)
 # GPT-3 Table 2.1.
 PRETRAIN_LR = {"125m": 6e-4, "350m": 3e-4, "760m": 2.5e-4, "1.3b": 2e-4, "2.7b": 1.6e-4,

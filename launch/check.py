@@ -69,8 +69,8 @@ def read_flags(argv: list[str]):
     raise ValueError(f"--config=...:{size} takes its shape from the network that it starts from; "
                      "launch.check compiles the sizes of configs/models.py")
   if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
-    raise ValueError(f"--reward_size is missing: configs/models.py has no reward model for {size!r}; "
-                     "give for example --reward_size=6b")
+    raise ValueError("--reward_size is missing: configs/models.py has no reward model for "
+                     f"{size!r}; give for example --reward_size=6b")
   reward_size = values.reward_size if values.reward_size is not None else (
       model_sizes.REWARD_SIZES[size])
   if values.programs is not None:
@@ -133,10 +133,22 @@ def check_extra(topology: meshes.Topology) -> None:
 
 
 def devices_of(topology: meshes.Topology):
-  """The topology's devices, as its compiler describes them."""
+  """The topology's devices, as its compiler describes them.
+
+  Raises:
+    ValueError: the compiler knows no such slice.
+  """
+  import jax
   from jax.experimental import topologies
   if topology.platform == "tpu":
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    try:
+      described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    except jax.errors.JaxRuntimeError as error:
+      said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").replace('"', "'")
+      example = {2: "4x4", 3: "4x4x4"}[len(topology.shape)]
+      raise ValueError(f"--topology={topology.name}: the compiler knows no such slice ({said}); "
+                       f"use one that the cloud has, for example {topology.kind}:{example}"
+                       ) from None
   else:
     nodes, gpus = topology.shape
     target = (pathlib.Path(__file__).parent / "h100.txtpb").read_text(encoding="utf-8")

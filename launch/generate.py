@@ -79,11 +79,11 @@ def main(argv: list[str]) -> None:
 
 def load(arguments: argparse.Namespace):
   """(network, AnswerConfig) of the flags."""
-  from rlhf import checkpoint, networks, sharding
+  from rlhf import networks, sharding
   from rlhf.evals.answers import AnswerConfig
   directory = setup.find_export(arguments.checkpoint, "checkpoint")
-  export = checkpoint.load_export(directory)
-  numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
+  export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
+  numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   context_length = export.model["context_length"]
   max_response_tokens = (context_length // 2 if arguments.max_response_tokens is None

@@ -140,7 +140,8 @@ def flop_formula() -> str:
   return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x heads x "
           "head size per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
           "width for each query; a decode step is counted against a full cache), 2 x vocabulary x "
-          "width per token with logits; a backward pass twice that, and recomputing one more forward pass")
+          "width per token with logits; a backward pass twice that, and recomputing one more "
+          "forward pass")
 
 
 def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
@@ -239,9 +240,7 @@ def _decode_step(job: Job) -> Program:
   params = jax.eval_shape(functools.partial(model.decoding_params, cfg), job.reference)
 
   def place(path, leaf):
-    name = sharding.path_name(path)
-    leading = (None,) if cfg.decode_scan and name.startswith("blocks/") else ()
-    spec = P(*leading, *sharding.decode_spec(name, cfg.decode_split))
+    spec = sharding.decoding_spec(path, cfg.decode_split, stacked=cfg.decode_scan)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
   params = jax.tree_util.tree_map_with_path(place, params)
   heads = NamedSharding(job.mesh, P(None, *sharding.decode_layout(cfg.decode_split).heads_BTHd))

@@ -93,10 +93,10 @@ def main(argv: list[str]) -> None:
 
 def load(arguments: argparse.Namespace):
   """(network, affixes) of the flags."""
-  from rlhf import checkpoint, networks, sharding
+  from rlhf import networks, sharding
   directory = setup.find_export(arguments.reward_model, "reward_model")
-  export = checkpoint.load_export(directory)
-  numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
+  export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
+  numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
   return network, setup.affixes(export.config, arguments)
