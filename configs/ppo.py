@@ -55,7 +55,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   """
   size, _, topology = argument.partition(",")
   model = models.get_model(size)
-  name = models.ALIASES[size] if size in models.ALIASES else size
+  name = models.gpt3_name(size)
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
   half = models.row_length(model) // 2

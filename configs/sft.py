@@ -49,7 +49,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
   model = models.get_model(size)
-  size = models.ALIASES[size] if size in models.ALIASES else size
+  size = models.gpt3_name(size)
   tiny = size in models.TINY
   sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
   if variant == "pretrain":

@@ -62,23 +62,29 @@ class Program:
   holds: tuple
 
 
-def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scale: float) -> Models:
+def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scale: float,
+                  ids: dict[str, int]) -> Models:
   """Policy and reward model; the reward model computes as the policy does."""
   group = dict(config.model)
   group["attention"] = attention.choose(group["attention"], platform)
   reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
-  fixed = dict(GPT2_IDS, lora_scale=lora_scale)
+  fixed = dict(ids, lora_scale=lora_scale)
   return Models(policy=ModelConfig(**fixed, **group), reward=ModelConfig(**fixed, **reward))
 
 
-def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) -> Job:
+def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str,
+             ids: dict[str, int] | None = None) -> Job:
   """The arrays that are resident through a whole job, as shapes.
+
+  Args:
+    ids: `vocab_size` and `pad_id` of the tokenizer; None for GPT-2's.
 
   Raises:
     ValueError: a parameter has no sharding rule, or a row is longer than a context.
   """
   p, lora_cfg = PpoConfig(**config.ppo), LoraConfig(**config.lora)
-  models = model_configs(config, reward_group, platform, lora.scale(lora_cfg))
+  models = model_configs(config, reward_group, platform, lora.scale(lora_cfg),
+                         GPT2_IDS if ids is None else ids)
   ppo.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(model.init_params, models.policy), key)
