@@ -36,7 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--checkpoint", required=True,
-                      help="export directory of a policy, or the workdir of its stage")
+                      help="export directory of a policy, the workdir of its stage, hf:DIR or gguf:FILE")
   parser.add_argument("--prompts", help="JSONL to answer; without it you type the prompts")
   parser.add_argument("--output", help="JSONL to write; written whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -79,10 +79,10 @@ def main(argv: list[str]) -> None:
 
 def load(arguments: argparse.Namespace):
   """(network, AnswerConfig) of the flags."""
-  from rlhf import checkpoint, networks, sharding
+  from rlhf import networks, sharding
   from rlhf.evals.answers import AnswerConfig
-  directory = setup.find_export(arguments.checkpoint, "checkpoint")
-  export = checkpoint.load_export(directory)
+  directory = setup.find_network(arguments.checkpoint, "checkpoint")
+  export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
   numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   context_length = export.model["context_length"]

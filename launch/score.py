@@ -25,7 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--reward_model", required=True,
-                      help="export directory of a reward model, or the workdir of its stage")
+                      help="export directory of a reward model, the workdir of its stage, or hf:DIR")
   parser.add_argument("--input", required=True, help="JSONL to score")
   parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -93,9 +93,9 @@ def main(argv: list[str]) -> None:
 
 def load(arguments: argparse.Namespace):
   """(network, affixes) of the flags."""
-  from rlhf import checkpoint, networks, sharding
-  directory = setup.find_export(arguments.reward_model, "reward_model")
-  export = checkpoint.load_export(directory)
+  from rlhf import networks, sharding
+  directory = setup.find_network(arguments.reward_model, "reward_model")
+  export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
   numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")

@@ -316,6 +316,11 @@ def temperature(text: str) -> float:
 # ----------------------------------------------------------------------------- exports
 
 
+def find_network(source: str, flag: str) -> str | pathlib.Path:
+  """`hf:DIR` and `gguf:FILE` as they are, else `find_export`."""
+  return source if source.startswith(("hf:", "gguf:")) else find_export(source, flag)
+
+
 def find_export(directory: str, flag: str) -> pathlib.Path:
   """An export directory, or the export of a stage's workdir.
 

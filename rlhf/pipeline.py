@@ -706,9 +706,10 @@ def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> floa
 
 def summary(config) -> dict[str, Any]:
   """The few settings that a reader of the report wants first."""
-  p = config.ppo.ppo
+  p, shape = config.ppo.ppo, networks.config_shape(config.base)
   return {
-      "non-embedding parameters": f"{networks.shape_of(dict(config.base.model)).num_block_params:,}",
+      "non-embedding parameters": "of the imported model" if shape is None else
+                                  f"{shape.num_block_params:,}",
       "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
                                             f"{p.num_iterations}",
       "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
@@ -747,10 +748,10 @@ def check_config(config) -> None:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
   for name, size in config.reward_model.model.items():
     if (config.reward_init == "sft" and name not in networks.NUMERICS
-        and size != config.sft.model[name]):
+        and (name not in config.sft.model or size != config.sft.model[name])):
       raise ValueError(
-          f"config.reward_model.model.{name} {size} is not the {config.sft.model[name]} of the SFT "
-          "model that it starts from; make them equal, or set --config.reward_init=base")
+          f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
+          "SFT model that it starts from; make them equal, or set --config.reward_init=base")
   if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
     raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
                      "sft.keep_epochs True and sft.max_steps None")

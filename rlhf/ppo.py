@@ -560,11 +560,11 @@ def check_config(config) -> None:
   if LoraConfig(**config.lora).rank and p.value_init == "scratch":
     raise ValueError(f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
                      "beside a trained network; use 'reward_model' or 'policy'")
-  shape = networks.shape_of(dict(config.model))
-  check_lengths(p, Models(policy=shape, reward=shape))
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  shape = networks.check_shape(config, mesh)
+  if shape is not None:
+    check_lengths(p, Models(policy=shape, reward=shape))
   sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
   if p.ptx_coef > 0.0:
     sharding.check_rows(mesh, p.num_ptx_per_minibatch,
                         "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
@@ -582,13 +582,13 @@ def check_inputs(config) -> None:
       config.reward_from, {name: group[name] for name in networks.NUMERICS}, kind="reward",
       flag="reward_from")
   networks.check_same_tokenizer(
-      Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reward.tokenizer_dir),
+      networks.tokenizer_of(policy), networks.tokenizer_of(reward),
       "policy_from and reward_from")
   if config.reference_from:
     reference = networks.find_export(config.reference_from, group, kind="policy",
                                      flag="reference_from")
     networks.check_same_tokenizer(
-        Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reference.tokenizer_dir),
+        networks.tokenizer_of(policy), networks.tokenizer_of(reference),
         "policy_from and reference_from")
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
   sharding.check_heads(sharding.make_mesh(MeshConfig(**config.mesh)), reward.model["num_heads"],
@@ -731,7 +731,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     for name, params in (("export", state.ema_params), ("export_live", state.train.params["policy"])):
       shared = dict(model=dataclasses.asdict(policy.cfg), tokenizer=tokenizer,
                     config=workdir_lib.config_to_dict(config), step=p.num_iterations)
-      weights = {"weights": "ema" if name == "export" else "live"}
+      weights = networks.origin(policy.metadata) | {
+          "weights": "ema" if name == "export" else "live"}
       checkpoint.export_params(workdir / name, lora.merged(lora_cfg, frozen_policy, params),
                                kind="policy", metadata=weights, **shared)
       if lora_cfg.rank:

@@ -218,13 +218,9 @@ def check_config(config) -> None:
   checkpoint.CheckpointConfig(**config.checkpoint)
   LoraConfig(**config.lora)
   ComparisonData(**config.comparisons)
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "reward.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -337,13 +333,13 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
         cfg, params, valid_rows, batch_size=p.batch_size)
     shared = dict(model=dataclasses.asdict(network.cfg), tokenizer=tokenizer,
                   config=workdir_lib.config_to_dict(config), step=total_steps)
-    checkpoint.export_params(workdir / "export", params, kind="reward",
-                             metadata=dict(demonstration_offset=offset), **shared)
+    metadata = networks.origin(network.metadata) | dict(demonstration_offset=offset)
+    checkpoint.export_params(workdir / "export", params, kind="reward", metadata=metadata, **shared)
     if lora_cfg.rank:
       checkpoint.export_params(
           workdir / "export_adapter", dict(state.params, head=params["head"]), kind="adapter",
-          metadata=dict(demonstration_offset=offset, lora=dataclasses.asdict(lora_cfg),
-                        base=config.init_from), **shared)
+          metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+          **shared)
   workdir_lib.write_json(workdir / "validation_scores.json", dict(
       scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
   result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(

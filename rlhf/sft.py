@@ -178,13 +178,9 @@ def check_config(config) -> None:
   for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
     if group in config:
       data(**config[group])
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -316,6 +312,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
   else:
     cfg, params = network.cfg, network.params
+  origin = {} if network is None else networks.origin(network.metadata)
   frozen, trained = lora.split(lora_cfg, params, loop.step_key(config.seed, "lora", 0))
   exported, cfg = cfg, dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
 
@@ -360,11 +357,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       shared = dict(model=dataclasses.asdict(exported), tokenizer=rows.tokenizer,
                     config=workdir_lib.config_to_dict(config), step=step)
       checkpoint.export_params(directory, lora.merged(lora_cfg, frozen, state.params),
-                               kind="policy", metadata={}, **shared)
+                               kind="policy", metadata=origin, **shared)
       if lora_cfg.rank:
         checkpoint.export_params(
             directory.with_name(f"{directory.name}_adapter"), state.params, kind="adapter",
-            metadata=dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from), **shared)
+            metadata=origin | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+            **shared)
 
     def after_step(state, step):
       if p.keep_epochs and step in epoch_ends:

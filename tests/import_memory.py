@@ -3,7 +3,8 @@
 Writes a random Llama of about so many float32 gigabytes to DIR, once, in files of at most 1 GB, and
 imports it over 8 simulated devices.  Prints JSON: bytes of the result and of its largest shard, and
 the peak of this process's own memory above what it had before, less the result.  Pages of a mapped
-file do not count: they are the system's to take back.
+file do not count: they are the system's to take back.  MALLOC_MMAP_THRESHOLD_=1000000 in the
+environment makes freed memory leave the process, as glibc else may keep a few shards' worth of it.
 """
 
 import json

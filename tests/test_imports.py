@@ -19,6 +19,7 @@ LAYERS = [
     {"layers", "lora"},
     {"model"},
     {"generate", "data", "checkpoint"},
+    {"interop"},
     {"networks"},
     {"loop", "evals", "tinyworld"},
     {"sft", "reward_model", "ppo"},
