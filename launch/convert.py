@@ -14,6 +14,9 @@ AutoModelForSequenceClassification with one label; add `score_bias` of its confi
 
   reward = model(**inputs).logits[:, 0] + model.config.score_bias
 
+A run with `lora.rank` above 0 leaves `export`, which holds the merged network, and `export_adapter`,
+which becomes PEFT's adapter_config.json and adapter_model.safetensors.
+
 Both write all or nothing, and never over something.
 """
 
@@ -86,6 +89,12 @@ def run_export(arguments: argparse.Namespace) -> None:
   directory = setup.find_export(arguments.source, "source")
   found = checkpoint.load_export(directory)
   family = writing.choose_family(found.metadata, arguments.family)
+  if found.kind == "adapter":
+    from rlhf.interop import peft
+    peft.write(arguments.target, found, checkpoint.load_params(directory), family)
+    print(f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
+          f"{found.metadata['base']}", flush=True)
+    return
   numerics = {name: found.model[name] for name in networks.NUMERICS}
   writing.check(networks.ModelConfig(**found.model), kind=found.kind, family=family)
   network = load(directory, numerics, found.kind, "--source")

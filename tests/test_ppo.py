@@ -407,7 +407,7 @@ def test_without_a_coefficient_there_is_no_trace_of_pretraining():
 
 def rows_update(p, monkeypatch, key):
   """Runs `ppo_update` with a gradient that says which rows it was given, and ones as updates."""
-  def fake(models, p, params, batch, ptx_batch, *, use_segments):
+  def fake(models, p, params, batch, ptx_batch, frozen, *, use_segments):
     row_b = batch.tokens_BT[:, 0].astype(jnp.float32)
     grads = {"policy": {"rows": row_b, "ptx": ptx_batch.tokens_BT[:, 0] * 1.0},
              "value": {"rows": row_b}}

@@ -56,7 +56,7 @@ class Row:
   @property
   def stack_axis(self) -> int | None:
     """The leaf's axis that counts the tensors."""
-    leaf_axes = _parse(self.layouts[0])[1]
+    leaf_axes = parse(self.layouts[0])[1]
     return leaf_axes.index(("s",)) if ("s",) in leaf_axes else None
 
 
@@ -69,7 +69,7 @@ def axis_sizes(cfg: ModelConfig, num_rows: int) -> dict[str, int]:
 
 
 @functools.cache
-def _parse(layout: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+def parse(layout: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
   """(axes of the file, axes of the leaf), each a tuple of the names that share the axis."""
   sides = []
   for side in layout.split("->"):
@@ -81,7 +81,7 @@ def _parse(layout: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, .
 
 def file_shapes(row: Row, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
   """The shape that each of the row's tensors must have."""
-  return {tensor: tuple(_size(names, sizes) for names in _parse(layout)[0])
+  return {tensor: tuple(_size(names, sizes) for names in parse(layout)[0])
           for tensor, layout in zip(row.tensors, row.layouts, strict=True)}
 
 
@@ -118,7 +118,7 @@ def read_block(row: Row, sizes: Mapping[str, int], index: Sequence[slice], shape
 def _fill(part: np.ndarray, tensor: str, layout: str, sizes: Mapping[str, int],
           ranges: Sequence[tuple[int, int]], read: Read) -> None:
   """Reads one tensor's share into `part`; what the file has not is left as it is."""
-  file_axes, leaf_axes = _parse(layout)
+  file_axes, leaf_axes = parse(layout)
   leaf_axes = [names for names in leaf_axes if names != ("s",)]
   wanted: dict[str, tuple[int, int]] = {}
   for names, (start, stop) in zip(leaf_axes, ranges, strict=True):
@@ -170,7 +170,7 @@ def write_tensors(row: Row, sizes: Mapping[str, int], leaf: np.ndarray) -> dict[
   parts = np.moveaxis(leaf, row.stack_axis, 0) if row.is_stacked else [leaf]
   written = {}
   for tensor, layout, part in zip(row.tensors, row.layouts, parts, strict=True):
-    file_axes, leaf_axes = _parse(layout)
+    file_axes, leaf_axes = parse(layout)
     leaf_axes = [names for names in leaf_axes if names != ("s",)]
     part = part[tuple(slice(sizes["V"]) if names == ("V",) else slice(None) for names in leaf_axes)]
     flat = [name for names in leaf_axes for name in names]
