@@ -279,7 +279,7 @@ def stage_config(config, name: str, **fields):
 
 def prompt_format(config) -> prepare.PromptFormat:
   """How prompts are put to every model: the pipeline's one format."""
-  return prepare.PromptFormat.of(config.format)
+  return prepare.PromptFormat.of(config.format, "config.format")
 
 
 def format_fields(config, group: str = "") -> dict[str, str]:

@@ -488,7 +488,7 @@ class PromptData:
   on_bad: str
 
   def __post_init__(self):
-    prepare.PromptFormat.of(self)  # checks its names
+    prepare.PromptFormat.of(self, "prompts")  # checks its names
     if self.overlong not in prepare.OVERLONG_PROMPTS:
       raise ValueError(f"prompts.overlong {self.overlong!r}; choose from "
                        f"{sorted(prepare.OVERLONG_PROMPTS)}")

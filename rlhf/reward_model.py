@@ -87,7 +87,7 @@ class ComparisonData:
   on_bad: str
 
   def __post_init__(self):
-    prepare.PromptFormat.of(self)  # checks its names
+    prepare.PromptFormat.of(self, "comparisons")  # checks its names
     for field, choices in (("overlong", prepare.OVERLONG_COMPARISONS),
                            ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:

@@ -117,7 +117,7 @@ class DemonstrationData:
   on_bad: str
 
   def __post_init__(self):
-    prepare.PromptFormat.of(self)  # checks its names
+    prepare.PromptFormat.of(self, "demonstrations")  # checks its names
     for field, choices in (("packing", packing_lib.PACKINGS),
                            ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:

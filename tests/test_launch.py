@@ -112,6 +112,18 @@ def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, ca
   from_export = answer(checkpoint=directory, name="c.jsonl")
   assert "prompt + ' so'" in capsys.readouterr().err
   assert from_export == answer("--prompt_suffix= so", "--completion_prefix=", name="d.jsonl")
+  # A chat template that writes the same is the same.
+  export["config"] = {"prompts": {"prompt_format": "chat", "prompt_suffix": "",
+                                  "completion_prefix": ""}}
+  (directory / "export.json").write_text(json.dumps(export))
+  with pytest.raises(SystemExit):
+    answer(checkpoint=directory, name="f.jsonl")
+  assert "tokenizer_config.json has no chat_template; use prompt_format" in capsys.readouterr().err
+  path = checkpoint.load_export(directory).tokenizer_dir / "tokenizer_config.json"
+  tokenizer_config = json.loads(path.read_text())
+  path.write_text(json.dumps(tokenizer_config | {"chat_template": "{{ messages[0].content }} so"}))
+  assert from_export == answer(checkpoint=directory, name="g.jsonl")
+  assert "prompt in the model's chat template" in capsys.readouterr().err
   # A base model was trained without prompts: the house's own format.
   export["config"] = {"text": {}}
   (directory / "export.json").write_text(json.dumps(export))

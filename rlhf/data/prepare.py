@@ -49,9 +49,17 @@ class PromptFormat:
                            "template has its own text around a prompt; make it an empty string")
 
   @classmethod
-  def of(cls, group) -> "PromptFormat":
-    """The format in any dataclass or config group that has its three fields."""
-    return cls(**{field.name: getattr(group, field.name) for field in dataclasses.fields(cls)})
+  def of(cls, group, name: str = "") -> "PromptFormat":
+    """The format in any dataclass or config group that has its three fields.
+
+    Args:
+      group: has the fields.
+      name: of the group, for error messages.
+    """
+    try:
+      return cls(**{field.name: getattr(group, field.name) for field in dataclasses.fields(cls)})
+    except ValueError as error:
+      raise ValueError(f"{name}.{error}" if name else str(error)) from None
 
   @property
   def is_chat(self) -> bool:
