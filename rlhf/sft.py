@@ -108,6 +108,7 @@ class DemonstrationData:
   """Demonstrations, packed; see `prepare.demonstration_rows` for the named choices."""
   train: str
   valid: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   packing: str
@@ -118,6 +119,7 @@ class DemonstrationData:
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "demonstrations")  # checks its names
     for field, choices in (("packing", packing_lib.PACKINGS),
                            ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
@@ -190,7 +192,10 @@ def check_inputs(config) -> None:
     ValueError: as `train` would raise later.
   """
   if config.init_from:
-    networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+    export = networks.find_export(config.init_from, dict(config.model), kind="policy",
+                                  flag="init_from")
+    if "demonstrations" in config:
+      prepare.PromptFormat.of(config.demonstrations).check(networks.tokenizer_of(export))
   elif "text" not in config:
     raise ValueError("init_from is empty; name the export directory of a policy")
   else:
@@ -257,10 +262,10 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
   if demos is not None:
     fields = dataclasses.asdict(demos)
     choices = {name: fields[name] for name in (
-        "prompt_suffix", "completion_prefix", "packing", "overlong", "prompt_loss_weight",
-        "attend_across_documents", "reset_positions")}
+        "packing", "overlong", "prompt_loss_weight", "attend_across_documents",
+        "reset_positions")}
     demo_sets = [_printed(name, prepare.demonstration_rows(
-        source, tokenizer, length=length, **choices))
+        source, tokenizer, length=length, prompt_format=prepare.PromptFormat.of(demos), **choices))
         for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)]
   given = [group for group in (text, demos) if group is not None]
   main, main_valid = text_sets if demos is None else demo_sets
