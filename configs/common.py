@@ -39,9 +39,12 @@ def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
   return checkpoint
 
 
-def get_affixes() -> dict:
-  """How a prompt becomes an answer's context; ours: the paper's prompts are free text."""
-  return dict(prompt_suffix="\n\nAnswer:", completion_prefix=" ")
+def get_format() -> dict:
+  """How a prompt becomes an answer's context; ours: the paper's prompts are free text.
+
+  prompt_format "chat" takes the chat template of the model's tokenizer, with both texts empty.
+  """
+  return dict(prompt_format="plain", prompt_suffix="\n\nAnswer:", completion_prefix=" ")
 
 
 def get_text() -> ml_collections.ConfigDict:
@@ -54,5 +57,5 @@ def get_text() -> ml_collections.ConfigDict:
 def get_demonstrations() -> ml_collections.ConfigDict:
   """Demonstrations; packing, its mask and the loss on the completion alone are ours."""
   return ml_collections.ConfigDict(dict(
-      train="", valid="", **get_affixes(), packing="best_fit", overlong="drop",
+      train="", valid="", **get_format(), packing="best_fit", overlong="drop",
       prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))

@@ -19,7 +19,7 @@ NAMES = ("tiny", "real", "test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
-AFFIXES = ("prompt_suffix", "completion_prefix")
+FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
 
 
 def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -29,9 +29,9 @@ def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if name in config:
       del config[name]
   for group, fields in (("text", ("train", "valid")),
-                        ("demonstrations", ("train", "valid", *AFFIXES)),
-                        ("comparisons", ("train", "valid", "demonstrations", *AFFIXES)),
-                        ("prompts", ("train", "valid", *AFFIXES)), ("pretraining", ("train",))):
+                        ("demonstrations", ("train", "valid", *FORMAT)),
+                        ("comparisons", ("train", "valid", "demonstrations", *FORMAT)),
+                        ("prompts", ("train", "valid", *FORMAT)), ("pretraining", ("train",))):
     if group in config:
       for field in fields:
         del config[group][field]
@@ -47,7 +47,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
   (InstructGPT Fig. 34).
   """
   config = ml_collections.ConfigDict(dict(
-      title="", seed=0, format=common.get_affixes(), reward_init="sft", kl_reference="init",
+      title="", seed=0, format=common.get_format(), reward_init="sft", kl_reference="init",
       base=_stage(sft.get_config(f"{size},pretrain")),
       sft=_stage(sft.get_config(size)),
       init=_stage(sft.get_config(f"{size},init")),

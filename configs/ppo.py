@@ -104,7 +104,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       ppo=ppo,
-      prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_affixes(),
+      prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_format(),
                    on_bad="stop"),
       pretraining=dict(train="", max_tokens=config_dict.placeholder(int), packing="cut",
                        attend_across_documents=True, reset_positions=False, on_bad="stop"),

@@ -36,7 +36,7 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
       lora=common.get_lora(),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),
       comparisons=dict(train="", valid="", demonstrations="", overlong="drop_completion",
-                       overlong_demonstrations="drop", **common.get_affixes(), on_bad="stop"),
+                       overlong_demonstrations="drop", **common.get_format(), on_bad="stop"),
       optim=common.get_optim(1e-3 if tiny else 9e-6),
       loop=common.get_loop(log_every=5, eval_every=50),
       checkpoint=common.get_checkpoint(every=50),

@@ -67,6 +67,23 @@ def config_shape(config) -> ModelConfig | None:
   return ModelConfig(**(found.model | group))
 
 
+def check_shape(config, mesh: Mesh) -> ModelConfig | None:
+  """`config_shape`, checked against the mesh and, where the config has one, its `length`.
+
+  Raises:
+    ValueError: as `config_shape`, or rows or heads that do not fit.
+  """
+  shape = config_shape(config)
+  if shape is None:
+    return None
+  if "length" in config and not 2 <= config.length <= shape.context_length:
+    raise ValueError(f"length {config.length} must be at least 2 and at most model.context_length "
+                     f"{shape.context_length}")
+  sharding.check_heads(mesh, shape.num_heads, "model.num_heads")
+  sharding.check_heads(mesh, shape.num_kv_heads, "model.num_kv_heads")
+  return shape
+
+
 def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
   """A policy from scratch, each leaf born in its layout."""
   init = functools.partial(model.init_params, cfg)

@@ -277,10 +277,15 @@ def stage_config(config, name: str, **fields):
   return stage.lock()
 
 
-def affixes(config) -> dict[str, str]:
+def prompt_format(config) -> prepare.PromptFormat:
   """How prompts are put to every model: the pipeline's one format."""
-  return dict(prompt_suffix=config.format.prompt_suffix,
-              completion_prefix=config.format.completion_prefix)
+  return prepare.PromptFormat.of(config.format, "config.format")
+
+
+def format_fields(config, group: str = "") -> dict[str, str]:
+  """The format as fields of a config group, or bare."""
+  return {f"{group}__{name}" if group else name: text
+          for name, text in dataclasses.asdict(prompt_format(config)).items()}
 
 
 def load_policy(config, directory) -> Network:
@@ -299,14 +304,14 @@ def answer_config(config, temperature: float) -> AnswerConfig:
   return AnswerConfig(
       max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
       max_response_tokens=config.ppo.ppo.max_response_tokens, temperature=temperature,
-      batch_size=config.evaluation.batch_size, **affixes(config))
+      batch_size=config.evaluation.batch_size, **format_fields(config))
 
 
 def fitting(config, network: Network, records: Sequence[dict]) -> list[dict]:
   """Records whose prompt fits into `max_prompt_tokens`; the others are counted."""
   _, kept, counts = prepare.prompt_rows(
       records, network.tokenizer, max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
-      prompt_suffix=config.format.prompt_suffix, overlong="drop")
+      prompt_format=prompt_format(config), overlong="drop")
   if len(kept) < len(records):
     print(records_lib.describe_counts("prompts", counts), flush=True)
   return kept
@@ -556,7 +561,8 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   path = workdir / "comparisons" / "valid_heldout.jsonl"
   reward = load_reward(config, workdir / "reward_model" / "export")
   choices = dict(length=config.reward_model.length,
-                 overlong=config.reward_model.comparisons.overlong, **affixes(config))
+                 overlong=config.reward_model.comparisons.overlong,
+                 prompt_format=prompt_format(config))
   lengths = calibration.length_baseline_accuracy(
       *length_arrays(read_jsonl(comparison_paths(config, workdir)["valid"])), **settings).mean
   if path.exists():
@@ -667,7 +673,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
             for epoch, score in selection["scores"].items()]
   contents = dict(
       title=config.title, report=report, config_summary=summary(config),
-      prompt_format=f"prompt + {config.format.prompt_suffix!r}, for every model alike",
+      prompt_format=f"{prompt_format(config).describe()}, for every model alike",
       temperatures={"base": p.base_temperature, "sft, ppo, ppo_ptx": p.temperature,
                     "rollouts": config.ppo.ppo.temperature},
       paired_difference=difference,
@@ -706,9 +712,10 @@ def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> floa
 
 def summary(config) -> dict[str, Any]:
   """The few settings that a reader of the report wants first."""
-  p = config.ppo.ppo
+  p, shape = config.ppo.ppo, networks.config_shape(config.base)
   return {
-      "non-embedding parameters": f"{networks.shape_of(dict(config.base.model)).num_block_params:,}",
+      "non-embedding parameters": "of the imported model" if shape is None else
+                                  f"{shape.num_block_params:,}",
       "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
                                             f"{p.num_iterations}",
       "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
@@ -727,7 +734,7 @@ def check_config(config) -> None:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
   specs = lambda group, *names: {f"{group}__{name}": "" for name in names}
-  formats = lambda group: {f"{group}__{name}": text for name, text in affixes(config).items()}
+  formats = functools.partial(format_fields, config)
   text = specs("text", "train", "valid")
   demos = specs("demonstrations", "train", "valid") | formats("demonstrations")
   stages = (
@@ -747,14 +754,14 @@ def check_config(config) -> None:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
   for name, size in config.reward_model.model.items():
     if (config.reward_init == "sft" and name not in networks.NUMERICS
-        and size != config.sft.model[name]):
+        and (name not in config.sft.model or size != config.sft.model[name])):
       raise ValueError(
-          f"config.reward_model.model.{name} {size} is not the {config.sft.model[name]} of the SFT "
-          "model that it starts from; make them equal, or set --config.reward_init=base")
+          f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
+          "SFT model that it starts from; make them equal, or set --config.reward_init=base")
   if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
     raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
                      "sft.keep_epochs True and sft.max_steps None")
-  Tokenizer.from_spec(config.base.tokenizer, ["any text"])
+  prompt_format(config).check(Tokenizer.from_spec(config.base.tokenizer, ["any text"]))
   EvaluationConfig(**config.evaluation)
   if "world" in config:
     world_config(config)
@@ -796,7 +803,7 @@ def text_fields(workdir: pathlib.Path) -> dict[str, str]:
 def demonstration_fields(config, workdir: pathlib.Path) -> dict[str, str]:
   return dict(demonstrations__train=jsonl(workdir, "demonstrations_train"),
               demonstrations__valid=jsonl(workdir, "demonstrations_valid"),
-              **{f"demonstrations__{name}": value for name, value in affixes(config).items()})
+              **format_fields(config, "demonstrations"))
 
 
 def pretrain(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
@@ -820,7 +827,7 @@ def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) ->
       config, "reward_model", init_from=str(init_from),
       comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
       comparisons__demonstrations=jsonl(workdir, "demonstrations_train"),
-      **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
+      **format_fields(config, "comparisons")),
                      workdir / "reward_model", data_dir=data_dir)
 
 
@@ -833,7 +840,7 @@ def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: s
       prompts__train=jsonl(workdir, "prompts_ppo"),
       prompts__valid=jsonl(workdir, "prompts_ppo_valid"),
       pretraining__train=jsonl(workdir, "pretraining_train"),
-      **{f"prompts__{name}": value for name, value in affixes(config).items()}),
+      **format_fields(config, "prompts")),
             workdir / stage, data_dir=data_dir)
 
 

@@ -487,18 +487,20 @@ class PromptData:
   Attributes:
     overlong: prompts of more than `ppo.max_prompt_tokens`: see `prepare.prompt_rows`.
     num_valid: held-out prompts of each validation; the first so many.
-    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
   train: str
   valid: str
   num_valid: int
   overlong: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "prompts")  # checks its names
     if self.overlong not in prepare.OVERLONG_PROMPTS:
       raise ValueError(f"prompts.overlong {self.overlong!r}; choose from "
                        f"{sorted(prepare.OVERLONG_PROMPTS)}")
@@ -562,11 +564,11 @@ def check_config(config) -> None:
   if LoraConfig(**config.lora).rank and p.value_init == "scratch":
     raise ValueError(f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
                      "beside a trained network; use 'reward_model' or 'policy'")
-  shape = networks.shape_of(dict(config.model))
-  check_lengths(p, Models(policy=shape, reward=shape))
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  shape = networks.check_shape(config, mesh)
+  if shape is not None:
+    check_lengths(p, Models(policy=shape, reward=shape))
   sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
   if p.ptx_coef > 0.0:
     sharding.check_rows(mesh, p.num_ptx_per_minibatch,
                         "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
@@ -583,15 +585,15 @@ def check_inputs(config) -> None:
   reward = networks.find_export(
       config.reward_from, {name: group[name] for name in networks.NUMERICS}, kind="reward",
       flag="reward_from")
-  networks.check_same_tokenizer(
-      Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reward.tokenizer_dir),
-      "policy_from and reward_from")
+  tokenizer = networks.tokenizer_of(policy)
+  networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reward),
+                                "policy_from and reward_from")
+  prepare.PromptFormat.of(config.prompts).check(tokenizer)
   if config.reference_from:
     reference = networks.find_export(config.reference_from, group, kind="policy",
                                      flag="reference_from")
-    networks.check_same_tokenizer(
-        Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reference.tokenizer_dir),
-        "policy_from and reference_from")
+    networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reference),
+                                  "policy_from and reference_from")
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
   sharding.check_heads(sharding.make_mesh(MeshConfig(**config.mesh)), reward.model["num_heads"],
                        "the reward model's num_heads")
@@ -644,13 +646,15 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   tokenizer = policy.tokenizer
   check_lengths(p, models)
 
+  prompt_format = prepare.PromptFormat.of(prompts_cfg)
+  end_id = prompt_format.end_id(tokenizer)
   prompt_sets = []
   for name, spec in (("prompts", prompts_cfg.train), ("validation prompts", prompts_cfg.valid)):
     with processes.main_first(name):
       source = sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad)
     rows, kept, counts = prepare.prompt_rows(
         source, tokenizer, max_prompt_tokens=p.max_prompt_tokens,
-        prompt_suffix=prompts_cfg.prompt_suffix, overlong=prompts_cfg.overlong)
+        prompt_format=prompt_format, overlong=prompts_cfg.overlong)
     print(records_lib.describe_counts(name, counts), flush=True)
     prompt_sets.append((rows, kept))
   (rows, _), (valid_rows, valid_records) = prompt_sets
@@ -680,7 +684,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     del starts
     if reference is not policy:  # nobody needs the initial policy any more
       policy = dataclasses.replace(policy, params=None)
-    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
+    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=end_id))
     update = jax.jit(
         functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
         donate_argnums=0, out_shardings=(layout, None))
@@ -708,13 +712,13 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       return state, metrics
 
     frozen_policy = None if frozen is None else frozen["policy"]
-    judge = jax.jit(functools.partial(_judge, models, p, eot_id=tokenizer.eot_id))
+    judge = jax.jit(functools.partial(_judge, models, p, eot_id=end_id))
 
     def evaluate(state, step):
       lines = validate(
           p, judge, lora.combine(frozen_policy, state.ema_params), reference.params, reward.params, valid_rows, valid_records,
           tokenizer, key=loop.step_key(config.seed, "validate", step),
-          num_prompts=prompts_cfg.num_valid, completion_prefix=prompts_cfg.completion_prefix)
+          num_prompts=prompts_cfg.num_valid, prompt_format=prompt_format)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
       workdir_lib.write_text(workdir / "validation" / f"step_{step:06d}.jsonl", text)
       return {f"validation/{name}": float(np.mean([line[name] for line in lines]))
@@ -734,7 +738,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     for name, params in (("export", state.ema_params), ("export_live", live)):
       shared = dict(model=dataclasses.asdict(policy.cfg), tokenizer=tokenizer,
                     config=workdir_lib.config_to_dict(config), step=p.num_iterations)
-      weights = {"weights": "ema" if name == "export" else "live"}
+      weights = networks.origin(policy.metadata) | {
+          "weights": "ema" if name == "export" else "live"}
       checkpoint.export_params(workdir / name, lora.merged(lora_cfg, frozen_policy, params),
                                kind="policy", metadata=weights, **shared)
       if lora_cfg.rank:
@@ -854,8 +859,8 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
 
 
 def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows: PromptBatch,
-             records, tokenizer: Tokenizer, *, key, num_prompts: int, completion_prefix: str
-             ) -> list[dict[str, Any]]:
+             records, tokenizer: Tokenizer, *, key, num_prompts: int,
+             prompt_format: prepare.PromptFormat) -> list[dict[str, Any]]:
   """One response to each of the first held-out prompts, with the numbers of `_judge`."""
   rows = jax.tree.map(lambda x: x[:num_prompts], rows)
   lines = []
@@ -866,7 +871,7 @@ def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows
       ids = out["tokens_BT"][row][out["mask_BT"][row] > 0]
       lines.append(dict(
           prompt=records[len(lines)]["prompt"],
-          response=prepare.decode_completion(ids, tokenizer, completion_prefix=completion_prefix),
+          response=prompt_format.decode_completion(tokenizer, ids),
           **{name: float(out[name][row])
              for name in ("reward", "kl", "response_tokens", "finished")}))
   return lines

@@ -74,7 +74,7 @@ class ComparisonData:
     train, valid: comparisons, disjoint in prompts.
     demonstrations: their mean reward is set to 0 after training.
     overlong, overlong_demonstrations: see `prepare.comparison_rows` and `demonstration_rows`.
-    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
   train: str
@@ -82,11 +82,13 @@ class ComparisonData:
   demonstrations: str
   overlong: str
   overlong_demonstrations: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "comparisons")  # checks its names
     for field, choices in (("overlong", prepare.OVERLONG_COMPARISONS),
                            ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
@@ -218,13 +220,9 @@ def check_config(config) -> None:
   checkpoint.CheckpointConfig(**config.checkpoint)
   LoraConfig(**config.lora)
   ComparisonData(**config.comparisons)
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "reward.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -233,7 +231,9 @@ def check_inputs(config) -> None:
   Raises:
     ValueError: as `train` would raise later.
   """
-  networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+  export = networks.find_export(config.init_from, dict(config.model), kind="policy",
+                                flag="init_from")
+  prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
   for name, kind in (("train", "comparison"), ("valid", "comparison"),
                      ("demonstrations", "demonstration")):
     sources.check(config.comparisons[name], kind, field=f"config.comparisons.{name}",
@@ -268,13 +268,14 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
                           flag="init_from")
   cfg, tokenizer = network.cfg, network.tokenizer
-  affixes = dict(prompt_suffix=sets.prompt_suffix, completion_prefix=sets.completion_prefix)
+  prompt_format = prepare.PromptFormat.of(sets)
 
   def comparison_rows(name, spec):
     with processes.main_first(name):
       source = sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad)
     rows, counts = prepare.comparison_rows(
-        source, tokenizer, length=config.length, overlong=sets.overlong, **affixes)
+        source, tokenizer, length=config.length, overlong=sets.overlong,
+        prompt_format=prompt_format)
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
 
@@ -284,7 +285,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     source = sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
                           on_bad=sets.on_bad)
   demonstrations = demonstration_ids(
-      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
+      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations,
+      prompt_format=prompt_format)
 
   batches = batches_lib.comparison_batches(rows, batch_size=p.batch_size, seed=config.seed,
                                            pairs=p.pairs,
@@ -337,13 +339,13 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
         cfg, params, valid_rows, batch_size=p.batch_size)
     shared = dict(model=dataclasses.asdict(network.cfg), tokenizer=tokenizer,
                   config=workdir_lib.config_to_dict(config), step=total_steps)
-    checkpoint.export_params(workdir / "export", params, kind="reward",
-                             metadata=dict(demonstration_offset=offset), **shared)
+    metadata = networks.origin(network.metadata) | dict(demonstration_offset=offset)
+    checkpoint.export_params(workdir / "export", params, kind="reward", metadata=metadata, **shared)
     if lora_cfg.rank:
       checkpoint.export_params(
           workdir / "export_adapter", dict(state.params, head=params["head"]), kind="adapter",
-          metadata=dict(demonstration_offset=offset, lora=dataclasses.asdict(lora_cfg),
-                        base=config.init_from), **shared)
+          metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+          **shared)
   workdir_lib.write_json(workdir / "validation_scores.json", dict(
       scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
   result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(
@@ -352,12 +354,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   return result
 
 
-def demonstration_ids(records, tokenizer, *, length: int, overlong: str, prompt_suffix: str,
-                      completion_prefix: str) -> list[np.ndarray]:
+def demonstration_ids(records, tokenizer, *, length: int, overlong: str,
+                      prompt_format: prepare.PromptFormat) -> list[np.ndarray]:
   """Whole demonstrations, one sequence each, as the reward model will read responses."""
   rows, counts = prepare.demonstration_rows(
       records, tokenizer, length=length, packing="one_per_row", overlong=overlong,
-      prompt_suffix=prompt_suffix, completion_prefix=completion_prefix)
+      prompt_format=prompt_format)
   print(records_lib.describe_counts("demonstrations for the offset", counts), flush=True)
   sizes = (rows.segment_BT > 0).sum(axis=1)
   return [row[:size] for row, size in zip(rows.tokens_BT, sizes, strict=True)]

@@ -108,6 +108,7 @@ class DemonstrationData:
   """Demonstrations, packed; see `prepare.demonstration_rows` for the named choices."""
   train: str
   valid: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   packing: str
@@ -118,6 +119,7 @@ class DemonstrationData:
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "demonstrations")  # checks its names
     for field, choices in (("packing", packing_lib.PACKINGS),
                            ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
@@ -178,13 +180,9 @@ def check_config(config) -> None:
   for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
     if group in config:
       data(**config[group])
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -194,7 +192,10 @@ def check_inputs(config) -> None:
     ValueError: as `train` would raise later.
   """
   if config.init_from:
-    networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+    export = networks.find_export(config.init_from, dict(config.model), kind="policy",
+                                  flag="init_from")
+    if "demonstrations" in config:
+      prepare.PromptFormat.of(config.demonstrations).check(networks.tokenizer_of(export))
   elif "text" not in config:
     raise ValueError("init_from is empty; name the export directory of a policy")
   else:
@@ -261,10 +262,10 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
   if demos is not None:
     fields = dataclasses.asdict(demos)
     choices = {name: fields[name] for name in (
-        "prompt_suffix", "completion_prefix", "packing", "overlong", "prompt_loss_weight",
-        "attend_across_documents", "reset_positions")}
+        "packing", "overlong", "prompt_loss_weight", "attend_across_documents",
+        "reset_positions")}
     demo_sets = [_printed(name, prepare.demonstration_rows(
-        source, tokenizer, length=length, **choices))
+        source, tokenizer, length=length, prompt_format=prepare.PromptFormat.of(demos), **choices))
         for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)]
   given = [group for group in (text, demos) if group is not None]
   main, main_valid = text_sets if demos is None else demo_sets
@@ -316,6 +317,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
   else:
     cfg, params = network.cfg, network.params
+  origin = {} if network is None else networks.origin(network.metadata)
   frozen, trained = lora.split(lora_cfg, params, loop.step_key(config.seed, "lora", 0))
   exported, cfg = cfg, dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
 
@@ -360,11 +362,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       shared = dict(model=dataclasses.asdict(exported), tokenizer=rows.tokenizer,
                     config=workdir_lib.config_to_dict(config), step=step)
       checkpoint.export_params(directory, lora.merged(lora_cfg, frozen, state.params),
-                               kind="policy", metadata={}, **shared)
+                               kind="policy", metadata=origin, **shared)
       if lora_cfg.rank:
         checkpoint.export_params(
             directory.with_name(f"{directory.name}_adapter"), state.params, kind="adapter",
-            metadata=dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from), **shared)
+            metadata=origin | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+            **shared)
 
     def after_step(state, step):
       if p.keep_epochs and step in epoch_ends:

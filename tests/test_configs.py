@@ -19,6 +19,7 @@ from configs import pipeline as pipeline_configs
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
 from configs import sft as sft_configs
+from rlhf import chat
 from rlhf import checkpoint
 from rlhf import loop
 from rlhf import lora
@@ -247,6 +248,10 @@ def digest(value) -> str:
   return hashlib.sha1(repr(value).encode()).hexdigest()
 
 
+CHAT = chat.ChatTemplate(head=(), before="Q", after="", tail=("A",), strips_left=False,
+                         strips_right=False, answer_prefix="", end=None)
+
+
 class FakeCheckpoints:
   def __enter__(self):
     return self
@@ -258,6 +263,7 @@ class FakeCheckpoints:
 def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   """(what the parts of `train` were given, what the step was given)."""
   seen, step = [], {}
+  monkeypatch.setattr(Tokenizer, "chat", CHAT)
 
   def write_down(owner, name, keep=lambda args, kwargs, result: (args, kwargs), replacement=None):
     original = getattr(owner, name) if replacement is None else replacement
@@ -297,7 +303,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   write_down(reward_model, "validation_metrics", replacement=lambda *args: {})
   write_down(ppo, "validate",
              lambda args, kwargs, _: (digest(args[5]), kwargs["num_prompts"],
-                                      kwargs["completion_prefix"]),
+                                      kwargs["prompt_format"]),
              lambda *args, **kwargs: [dict(reward=0, kl=0, response_tokens=0, finished=0)])
   state = TrainState(step=jnp.int32(0), params={}, opt_state={})
   monkeypatch.setattr(optim, "init_train_state", lambda tx, params: state)
@@ -387,7 +393,8 @@ OTHER = {
        for name, value in dict(schedule="linear", warmup_steps=3, final_ratio=0.2, b1=0.8, b2=0.9,
                                weight_decay=0.1).items()},
     **{f"{group}.{field}": value for group in ("demonstrations", "comparisons", "prompts")
-       for field, value in (("prompt_suffix", " :"), ("completion_prefix", "  "))},
+       for field, value in (("prompt_suffix", " :"), ("completion_prefix", "  "),
+                            ("prompt_format", "chat"))},
     **{f"{group}.{field}": "other" for group in (
         "text", "demonstrations", "comparisons", "prompts", "pretraining")
        for field in ("train", "valid", "demonstrations")},
@@ -615,9 +622,9 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo}[name]
   config = small_config(name)
 
-  def observe(config, number: int):
+  def observe(config, number):
     with pytest.MonkeyPatch.context() as monkeypatch:
-      return dry_run(algorithm, config, tmp_path / str(number), monkeypatch)
+      return dry_run(algorithm, config, tmp_path / f"{number}", monkeypatch)
   (before, step), again = observe(config, 0), observe(config, 1)
   assert before == again[0]  # equal configs are seen as equal
 
@@ -633,6 +640,13 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
     if group == "lora" and name == "sft":  # adapters stand beside a trained network
       base.init_from = other.init_from = "base"
     set_leaf(other, leaf, changed(leaf, get_leaf(config, leaf)))
+    unchanged = before
+    if field == "prompt_format":  # the chat template leaves no room for the other two
+      plain = ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
+      for one in (plain, other):
+        set_leaf(one, f"{group}.prompt_suffix", "")
+        set_leaf(one, f"{group}.completion_prefix", "")
+      unchanged, _ = observe(plain, f"{number}_plain")
     in_step = group in STEP_GROUPS and not (group in BY_TRAIN and field in BY_TRAIN[group])
     alive = True
     if in_step:
@@ -640,7 +654,7 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
         alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (base, other)),
                              monkeypatch)
     if not in_step or "optim" in group:  # an optimizer is not among what the step is given
-      seen = observe(base, -number)[0] if leaf in NEEDED or group == "lora" else before
+      seen = observe(base, -number)[0] if leaf in NEEDED or group == "lora" else unchanged
       alive = alive and observe(other, number)[0] != seen
     if not alive:
       dead.append(leaf)

@@ -156,7 +156,8 @@ PROMPTS = ["a", "bcd", "the", "f", "gh"]
 def ask(network: Network, prompts=PROMPTS, *, batch_size: int = 4, temperature: float = 1.5,
         key: int = 0, **more) -> answers.Answers:
   p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=6, temperature=temperature,
-                           batch_size=batch_size, prompt_suffix=":", completion_prefix=" ")
+                           batch_size=batch_size, prompt_format="plain", prompt_suffix=":",
+                           completion_prefix=" ")
   return answers.answer(network, prompts, p, jax.random.key(key), **more)
 
 
@@ -212,7 +213,8 @@ def test_prompts_and_answers_must_fit(network: Network):
   with pytest.raises(ValueError, match="prompt 1 .'abcdefgh'...*max_prompt_tokens 8"):
     ask(network, ["a", "abcdefgh"])
   p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=9, temperature=1.0,
-                           batch_size=4, prompt_suffix=":", completion_prefix=" ")
+                           batch_size=4, prompt_format="plain", prompt_suffix=":",
+                           completion_prefix=" ")
   with pytest.raises(ValueError, match="max_prompt_tokens 8 . max_response_tokens 9 is longer than "
                                        "the context of 16"):
     answers.answer(network, ["a"], p, jax.random.key(0))

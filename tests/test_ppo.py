@@ -15,6 +15,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import model
 from rlhf import optim
 from rlhf import ppo
+from rlhf.data import prepare
 from rlhf.types import Metric, PpoState, Rollout
 
 # Eight ids of which one is padding; the reward model is another network with other positions.
@@ -593,7 +594,9 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
 def test_validation_lines_are_of_the_first_prompts_and_their_records():
   class Letters:
     """A tokenizer of one letter an id."""
-    def decode(self, ids):
+    eot_id = 26
+
+    def decode(self, ids, continues):
       return " " + "".join(chr(97 + i) for i in ids)
   calls = []
 
@@ -607,7 +610,7 @@ def test_validation_lines_are_of_the_first_prompts_and_their_records():
   lines = ppo.validate(
       dataclasses.replace(PPO, batch_size=4, minibatch_size=4), judge, None, None, None, rows,
       [{"prompt": f"prompt {n}"} for n in range(15)], Letters(), key=jax.random.key(0),
-      num_prompts=10, completion_prefix=" ")
+      num_prompts=10, prompt_format=prepare.PLAIN)
   assert [line["prompt"] for line in lines] == [f"prompt {n}" for n in range(10)]
   assert [line["response"] for line in lines] == [chr(97 + n) + chr(98 + n) for n in range(10)]
   assert [line["reward"] for line in lines] == [n / 2 for n in range(10)]

@@ -29,6 +29,7 @@ from rlhf.types import Params
 
 SCHEMES = ("hf:", "gguf:")
 _SHOWN = 12  # names in a message
+_PIECE = 2**21  # numbers that are read at once: 8 MB on their way into a shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -320,17 +321,22 @@ def load_params(source: Source, abstract: Params) -> Params:
 
 def _read_shard(leaf: Leaf, sizes: Mapping[str, int], shape: tuple[int, ...], read: layout.Read,
                 index: tuple[slice, ...]) -> np.ndarray:
-  """The part of a leaf at `index`: of a leaf with layers, one slice of the file for each."""
-  def one(prefix: str, index, shape):
-    return layout.read_block(leaf.row, sizes, index, shape,
-                             lambda name, part: read(tensor_name(prefix, name), part))
+  """The part of a leaf at `index`, from one small piece of the file after the other."""
+  shard = np.empty([part.stop - part.start for part in index], np.float32)
+
+  def fill(prefix: str, target, index, shape):
+    rows = max(1, _PIECE * target.shape[0] // max(target.size, 1))
+    for start in range(0, target.shape[0], rows):
+      stop = min(start + rows, target.shape[0])
+      part = slice(index[0].start + start, index[0].start + stop)
+      target[start:stop] = layout.read_block(
+          leaf.row, sizes, (part, *index[1:]), shape,
+          lambda name, where: read(tensor_name(prefix, name), where))
   if leaf.layers is None:
-    return one(leaf.prefixes[0], index, shape)
-  first = one(leaf.prefixes[0], index[1:], shape[1:])
-  shard = np.empty((len(leaf.prefixes), *first.shape), np.float32)
-  shard[0] = first
-  for number, prefix in enumerate(leaf.prefixes[1:], start=1):
-    shard[number] = one(prefix, index[1:], shape[1:])
+    fill(leaf.prefixes[0], shard, index, shape)
+  else:
+    for number, prefix in enumerate(leaf.prefixes):
+      fill(prefix, shard[number], index[1:], shape[1:])
   return shard
 
 
@@ -349,6 +355,7 @@ def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
     for device in devices:
       shards[device] = jax.device_put(shard, device)
     jax.block_until_ready([shards[device] for device in devices])
+    del shard  # before the next one is read
   order = spec.sharding.addressable_devices_indices_map(spec.shape)
   return jax.make_array_from_single_device_arrays(
       spec.shape, spec.sharding, [shards[device] for device in order])
