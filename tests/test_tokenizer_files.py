@@ -13,7 +13,8 @@ from rlhf.tokenizer import PAD_TOKEN, Tokenizer
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|turn|>", "<|end|>"]
 TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
-            "{{ m['content'] | trim }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
+            "{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
 TEXTS = ["The cat sat.", "a\n\nb  c", "naïve 猫", "x = 12  # </s>"]
 NUM_IDS = 300
 # Spaces, digits beside letters and spaces, code, tabs, other scripts, emoji, contractions.
