@@ -1,7 +1,7 @@
 """A model's chat template: how one prompt becomes the ids that the model answers.
 
-The template is Jinja source that came with the tokenizer.  It is rendered once, in a sandbox, with a
-marker where the prompt will stand: so no prompt is ever read as a template, the result depends on
+The template is Jinja source that came with the tokenizer.  It is rendered once, in a sandbox, with
+a marker where the prompt will stand: so no prompt is ever read as a template, the result depends on
 the prompt alone (a template that asks for today's date takes the one it has for programs without a
 clock), and a special token written out in a prompt stays ordinary characters.
 """
@@ -66,7 +66,8 @@ def read_template(source: str, specials: Sequence[str], variables: dict[str, str
         messages=messages, add_generation_prompt=generate, tools=None, documents=None, **variables)
     asked = render([question], True)
     answered = render([question, {"role": "assistant", "content": _ANSWER}], False)
-  except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+  except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError,
+          ValueError) as error:
     raise ValueError(f"{where}: the chat template cannot be rendered for one prompt "
                      f"({' '.join(str(error).split())}); use prompt_format plain") from error
   if asked.count(_PROMPT) != 1:

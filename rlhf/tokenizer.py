@@ -82,8 +82,9 @@ class Tokenizer:
     self.vocab_size = max(vocabulary.values()) + 1
     num_embeddings = self.vocab_size if num_embeddings is None else num_embeddings
     if self.vocab_size > num_embeddings:
-      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the model's embedding "
-                       f"{num_embeddings} rows; give the tokenizer that the model was trained with")
+      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the model's "
+                       f"embedding {num_embeddings} rows; give the tokenizer that the model "
+                       "was trained with")
     self.eot_id = vocabulary[eot_token]
     self.pad_id = num_embeddings if pad_token is None else vocabulary[pad_token]
     self.num_ids = max(num_embeddings, self.pad_id + 1)

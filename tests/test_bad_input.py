@@ -420,14 +420,14 @@ def test_a_chat_format_that_cannot_be(refused_training, inputs, algorithm, group
   assert refused_training(algorithm, **field("prompt_format", "chats")) == (
       f"{group}.prompt_format 'chats'; choose from plain, chat")
   assert refused_training(algorithm, **field("prompt_format", "chat")) == (
-      f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its own "
-      "text around a prompt; make it an empty string")
+      f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its "
+      "own text around a prompt; make it an empty string")
   sentence = refused_training(
       algorithm, **field("prompt_format", "chat") | field("prompt_suffix", "")
       | field("completion_prefix", ""))
   assert sentence.startswith(f"prompt_format chat, but {inputs.policy}")
-  assert sentence.endswith("tokenizer_config.json has no chat_template; use prompt_format plain, or "
-                           "a model that was trained to chat")
+  assert sentence.endswith("tokenizer_config.json has no chat_template; use prompt_format plain, "
+                           "or a model that was trained to chat")
 
 
 @pytest.mark.parametrize("spec", ["gpt2:", "bpe:12", "bpe:many", "json:/nowhere/tokenizer.json"])

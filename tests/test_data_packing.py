@@ -213,8 +213,8 @@ def test_demonstrations_are_prompt_suffix_prefix_completion_and_end(tokenizer: T
   assert rows.loss_mask_BT[0].sum() == len(answer)
   assert rows.loss_mask_BT[0, len(prompt):len(ids)].all()
   assert counts == {"kept": 1, "rows": 1}
-  other, _ = prepare.demonstration_rows(records, tokenizer, length=64, prompt_format=prepare.PromptFormat(
-      prompt_suffix=":", completion_prefix="\n"))
+  colon = prepare.PromptFormat(prompt_suffix=":", completion_prefix="\n")
+  other, _ = prepare.demonstration_rows(records, tokenizer, length=64, prompt_format=colon)
   assert tokenizer.decode(other.tokens_BT[0]) == f"The {EOT_TOKEN} cat:\nsat"
 
 

@@ -3,6 +3,7 @@
 import jinja2
 import numpy as np
 import pytest
+import tokenizers
 
 import test_tokenizer_files as published
 from rlhf import chat
@@ -13,8 +14,8 @@ from rlhf.tokenizer import Tokenizer
 CHAT = prepare.PromptFormat(prompt_format="chat", prompt_suffix="", completion_prefix="")
 SPECIALS = ["<s>", "</s>", "<|turn|>", "<|end|>"]
 # Gemma 3's and Llama 2's way of writing, in a few lines.
-GEMMA = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ 'model' if m['role'] == 'assistant' else "
-         "m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+GEMMA = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ 'model' if m['role'] == 'assistant' "
+         "else m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
          "{% if add_generation_prompt %}<|turn|>model\n{% endif %}")
 LLAMA2 = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
           "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}"
@@ -40,7 +41,8 @@ def test_a_template_is_taken_apart():
       strips_left=True, strips_right=True, answer_prefix="", end="<|end|>")
   assert gemma.text_around("  a\n") == "user\na"
   llama = template(LLAMA2)
-  assert (llama.head, llama.before, llama.after, llama.tail) == (("<s>",), "[INST] ", " [/INST]", ())
+  assert (llama.head, llama.tail) == (("<s>",), ())
+  assert (llama.before, llama.after) == ("[INST] ", " [/INST]")
   assert (llama.answer_prefix, llama.end) == (" ", "</s>")
   assert llama.text_around(" a ") == "[INST]  a  [/INST]"
 
@@ -131,7 +133,8 @@ def test_the_prompt_has_the_same_tokens_everywhere(tmp_path):
 def test_documents_begin_with_the_prefix(tmp_path):
   t = tokenizer(tmp_path)
   documents = packing.tokenize_documents(["The cat", "sat."], t)
-  assert [d.tolist() for d in documents] == [[1, *t.encode("The cat"), 2], [1, *t.encode("sat."), 2]]
+  assert [d.tolist() for d in documents] == [
+      [1, *t.encode("The cat"), 2], [1, *t.encode("sat."), 2]]
   rows, _ = prepare.text_rows([{"text": "The cat"}, {"text": "sat."}], t, length=40)
   assert rows.tokens_BT[0].tolist().count(1) == 2
 
@@ -140,7 +143,8 @@ def test_documents_begin_with_the_prefix(tmp_path):
 def test_a_prompt_that_loses_its_start_keeps_what_the_format_writes_before_it(
     tmp_path, prompt_format):
   t = tokenizer(tmp_path)
-  record = dict(prompt="x " * 50 + "cat", completion="sat.", completions=["sat.", "x"], ranks=[1, 2])
+  record = dict(prompt="x " * 50 + "cat", completion="sat.", completions=["sat.", "x"],
+                ranks=[1, 2])
   (full,) = prompt_format.encode_prompts(t, [record["prompt"]])
   head = full[:1] if prompt_format is prepare.PLAIN else [1, 4, *t.encode("user\n")]
   assert full[:len(head)] == head and len(head) == prompt_format.num_head(t)
@@ -159,7 +163,30 @@ def test_a_prompt_that_loses_its_start_keeps_what_the_format_writes_before_it(
   for ids in comparisons.ids[0]:
     assert ids[:len(head)].tolist() == head and len(ids) <= room
   with pytest.raises(ValueError, match="none of 1 prompts fits"):
-    prepare.prompt_rows([record], t, max_prompt_tokens=len(head), overlong="truncate_left", **choices)
+    prepare.prompt_rows([record], t, max_prompt_tokens=len(head), overlong="truncate_left",
+                        **choices)
+
+
+@pytest.mark.parametrize("kind", ["each", "first"])
+@pytest.mark.parametrize("source", [
+    "a</s>{{ messages[0].content }}</s>a", "{{ messages[0].content }}</s>a", "</s>a</s>\na"
+    "{{ messages[0].content }}"])
+def test_spaces_before_pieces_are_as_the_library_writes_them(kind: str, source: str):
+  t = published.llama2(kind, chat_template=source)
+  inner = tokenizers.Tokenizer.from_str(t._inner.to_str())  # pylint: disable=protected-access
+  whole = source.replace("{{ messages[0].content }}", "a a")
+  assert CHAT.encode_prompts(t, ["a a"])[0] == inner.encode(whole).ids
+
+
+def test_an_answer_goes_on_from_its_prompt():
+  t = published.llama2("each")
+  (answer,) = prepare.PLAIN.encode_completions(t, ["a a"])
+  assert answer == [4, 4, t.eot_id]  # the prefix's one space, and none of the tokenizer's own
+  assert prepare.PLAIN.decode_completion(t, answer) == "a a"
+
+
+def test_of_two_specials_that_begin_alike_the_longer_is_found():
+  assert chat.split_specials("x<|a|><|a|>b", ["<|a|>", "<|a|>b"]) == ["x", "<|a|>", "<|a|>b"]
 
 
 # ----------------------------------------------------------------------------- refusals

@@ -12,12 +12,15 @@ from rlhf import tokenizer_files
 from rlhf.tokenizer import PAD_TOKEN, Tokenizer
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|turn|>", "<|end|>"]
-TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] | trim }}"
-            "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
+TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
+            "{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
 TEXTS = ["The cat sat.", "a\n\nb  c", "naïve 猫", "x = 12  # </s>"]
 NUM_IDS = 300
 # Spaces, digits beside letters and spaces, code, tabs, other scripts, emoji, contractions.
-VARIED = ["Hello  world\n\n x", "def f(x):\n    return x\n\n\n\tif  y:\n\t\tpass", "naïve 猫 你好，世界 🎉👩‍👧",
+VARIED = ["Hello  world\n\n x",
+          "def f(x):\n    return x\n\n\n\tif  y:\n\t\tpass",
+          "naïve 猫 你好，世界 🎉👩‍👧",
           "   leading", "trailing   ", "a" + " " * 40 + "b", "don't I'LL we've", "\r\n x\ty", "",
           "<h1>Title</h1> x", "e\u0301 𝄞 \x00", "The quick brown fox, again; " * 5]
 DIGITS = ["12   345 6", "a   123", "x\n   7", "½ ² ٣٤ x2 3D"]
@@ -103,7 +106,8 @@ def test_special_tokens_are_looked_for_in_every_file(tmp_path):
   assert read(tmp_path).eot_id == 5
   write(tmp_path, "generation_config.json", {"eos_token_id": [2, 5]})
   assert read(tmp_path).eot_id == 2
-  write(tmp_path, "special_tokens_map.json", {"eos_token": {"content": "<|end|>"}, "pad_token": "<pad>"})
+  write(tmp_path, "special_tokens_map.json",
+        {"eos_token": {"content": "<|end|>"}, "pad_token": "<pad>"})
   tokenizer = read(tmp_path)
   assert (tokenizer.eot_id, tokenizer.pad_id) == (5, 0)
 
@@ -133,7 +137,7 @@ def test_directories_without_a_tokenizer_that_fits(tmp_path):
   with pytest.raises(ValueError, match="has no tokenizer.json, nor vocab.json with merges.txt"):
     read(tmp_path)
   (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
-  with pytest.raises(ValueError, match=r"has tokenizer.model \(SentencePiece\) but no tokenizer.json"):
+  with pytest.raises(ValueError, match=r"has tokenizer.model \(SentencePiece\) but no tokenizer"):
     read(tmp_path)
   make_directory(tmp_path)
   size = read(tmp_path).vocab_size
@@ -144,17 +148,27 @@ def test_directories_without_a_tokenizer_that_fits(tmp_path):
     read(tmp_path)
 
 
-def test_a_space_before_a_text_is_written_once():
-  """Llama 2's tokenizer writes a space before a text: not before one that goes on."""
-  vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "a": 3, "▁a": 4}
+def llama2(kind: str, **fields) -> Tokenizer:
+  """A tokenizer that writes a space before a text: each, or "first" in what it is given."""
+  vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "a": 3, "▁a": 4, "\n": 5}
   inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[("▁", "a")],
                                                      unk_token="<unk>"))
-  inner.normalizer = tokenizers.normalizers.Sequence([
-      tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")])
+  if kind == "each":
+    inner.normalizer = tokenizers.normalizers.Sequence([
+        tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")])
+  else:
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
   inner.decoder = tokenizers.decoders.Sequence([
       tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(),
       tokenizers.decoders.Strip(" ", 1, 0)])
-  tokenizer = Tokenizer(inner, eot_token="</s>", pad_token=None)
+  inner.add_special_tokens(["</s>"])
+  return Tokenizer(inner, eot_token="</s>", pad_token=None, **fields)
+
+
+@pytest.mark.parametrize("kind", ["each", "first"])
+def test_a_space_before_a_text_is_written_once(kind: str):
+  """Llama 2's tokenizer writes a space before a text: not before one that goes on."""
+  tokenizer = llama2(kind)
   assert tokenizer.encode("a a") == [4, 4] and tokenizer.decode([4, 4]) == "a a"
   assert tokenizer.encode(" a", continues=True) == [4]
   assert tokenizer.encode("a", continues=True) == [3]
@@ -239,6 +253,7 @@ def test_sentencepiece_of_gguf_joins_what_scores_highest():
   assert gemma.encode("abc") == [at["a"], at["bc"]]  # a better score than "ab"
   assert gemma.encode("a   b\n\nz") == [at["a"], at["  "], at["▁"], at["b"], at["\n\n"],
                                         at["<0x7A>"]]
+  assert gemma.encode("b  a") == [at["b"], at["  "], at["a"]]  # user-defined before any score
   llama = Tokenizer.from_gguf(Reader(**fields), num_embeddings=280)
   assert llama.encode("a a") == [at["▁a"], at["▁a"]] and llama.decode([at["▁a"]] * 2) == "a a"
 
@@ -279,7 +294,8 @@ def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=rows)
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert config["pad_token"] == expected
-    vocabulary = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab()
+    inner = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    vocabulary = inner.get_vocab()
     assert vocabulary.get(PAD_TOKEN) == (tokenizer.pad_id if expected == PAD_TOKEN else None)
   with pytest.raises(ValueError, match="and the exported embedding 100 rows"):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=100)

@@ -30,7 +30,7 @@ class TokenSequence:
 
 def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer, *,
                        max_tokens: int | None = None) -> list[np.ndarray]:
-  """int32 ids of each text, begin-of-text before and end-of-text behind, until `max_tokens` are reached.
+  """int32 ids of each text, begin-of-text before and end-of-text behind, up to `max_tokens`.
 
   The document that crosses the limit is cut there (without end-of-text).
   """

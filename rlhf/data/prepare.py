@@ -443,7 +443,8 @@ def _cut_prompt(sequences: list[np.ndarray], num_head: int, num_prompt: int, len
   return {i: _without_start(ids, num_head, excess) for i, ids in enumerate(sequences)}
 
 
-# (sequences of one prompt, ids before it, its ids with those, length) -> those to show, by their place in the record
+# (sequences of one prompt, ids before it, its ids with those, length) -> those to show, by their
+# place in the record
 OVERLONG_COMPARISONS = {
     "drop_completion": _drop_completions,
     "drop_comparison": _drop_comparison,
