@@ -63,8 +63,12 @@ def config_shape(config) -> ModelConfig | None:
   if not config[field]:
     raise ValueError(f"{field} is empty, and config.model has no shape of its own (:imported); name "
                      "hf:DIR, gguf:FILE or the export directory of a policy")
-  found = find_export(config[field], group, kind="policy", flag=field)
-  return ModelConfig(**(found.model | group))
+  return imported_shape(config[field], group, flag=field)
+
+
+def imported_shape(source: str, group: dict[str, Any], *, flag: str) -> ModelConfig:
+  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`."""
+  return ModelConfig(**(find_export(source, group, kind="policy", flag=flag).model | group))
 
 
 def check_shape(config, mesh: Mesh) -> ModelConfig | None:

@@ -220,15 +220,15 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
   assert scored([line], reward_model=older["reward"])[0]["scores"] == scores
   assert answer(checkpoint=older["policy"], name="older.jsonl") == answer()
   capsys.readouterr()
-  without("policy", "band_first")
-  without("reward", "band_first")
+  without("policy", "band_width")
+  without("reward", "band_width")
   for run in (lambda: scored([line], reward_model=older["reward"]),
               lambda: answer(checkpoint=older["policy"], name="none.jsonl")):
     with pytest.raises(SystemExit) as stopped:
       run()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
-    assert "was written by another version: its model does not say its band_first; read it" in error
+    assert "was written by another version: its model does not say its band_width; read it" in error
 
 
 def test_scores_are_those_of_each_sequence_alone(inputs, scored):
