@@ -14,13 +14,13 @@ import dataclasses
 import math
 import re
 
-# kind: (platform, axes of the shape, chips on a host, HBM of a device in bytes, peak bf16 FLOP/s)
+# kind: (platform, axes of the shape, chips on a host, HBM of a device in bytes)
 KINDS = {
-    "cpu": ("cpu", 1, None, None, None),
-    "v5e": ("tpu", 2, 4, 16 * 2**30, 197e12),
-    "v5p": ("tpu", 3, 4, 95 * 2**30, 459e12),
-    "v6e": ("tpu", 2, 4, 32 * 2**30, 918e12),
-    "h100": ("cuda", 2, 8, 80 * 10**9, 989e12),
+    "cpu": ("cpu", 1, None, None),
+    "v5e": ("tpu", 2, 4, 16 * 2**30),
+    "v5p": ("tpu", 3, 4, 95 * 2**30),
+    "v6e": ("tpu", 2, 4, 32 * 2**30),
+    "h100": ("cuda", 2, 8, 80 * 10**9),
 }
 
 
@@ -33,7 +33,7 @@ class Topology:
     shape: chips along each axis; nodes and GPUs of a node.
     platform: "tpu", "cuda" or "cpu".
     memory_bytes: of one device; None where the machine decides.
-    peak_flops: of one device, bfloat16, per second; None for cpu.
+    chips_per_host: of a full host; None for cpu.
   """
   kind: str
   shape: tuple[int, ...]
@@ -51,19 +51,18 @@ class Topology:
     """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
     if self.kind == "h100":
       return self.shape[0]
-    per_host = KINDS[self.kind][2]
-    if per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
-                            self.num_devices <= 8):
+    if self.chips_per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
+                                       self.num_devices <= 8):
       return 1
-    return max(self.num_devices // per_host, 1)
+    return max(self.num_devices // self.chips_per_host, 1)
 
   @property
   def memory_bytes(self) -> int | None:
     return KINDS[self.kind][3]
 
   @property
-  def peak_flops(self) -> float | None:
-    return KINDS[self.kind][4]
+  def chips_per_host(self) -> int | None:
+    return KINDS[self.kind][2]
 
   @property
   def name(self) -> str:
@@ -101,8 +100,8 @@ def check_mesh(mesh, num_devices: int) -> dict[str, int]:
   data = num_devices // fixed if mesh["data"] == -1 else mesh["data"]
   if data < 1 or data * fixed != num_devices:
     raise ValueError(
-        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use exactly "
-        f"the {num_devices} devices there are; choose sizes whose product is {num_devices}")
+        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use "
+        f"exactly the {num_devices} devices there are; choose sizes whose product is {num_devices}")
   return {"data": data, "fsdp": mesh["fsdp"], "tensor": mesh["tensor"]}
 
 

@@ -196,7 +196,8 @@ def get_real() -> ml_collections.ConfigDict:
         --config.files.demonstrations="('t0:$DATA/demonstrations/t0/t0_p3_templates.jsonl.gz',\\
                               'alpaca:$DATA/demonstrations/alpaca_small/alpaca_en_demo.jsonl')" \\
         --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
-        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
+        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/'\\
+                              'roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
 
   The tokenizer is a BPE of 4,096 trained on the text; --config.base.tokenizer=gpt2:$DATA/tokenizer
   takes GPT-2's instead.  Learning rates, sizes and the number of iterations are ours, as in `tiny`.

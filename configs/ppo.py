@@ -27,8 +27,8 @@ value learning rate           9e-6 (1.3B, 6B), 5e-6 (175B)                      
 value clip, value weight      0.2, 0.1       Ziegler et al. 2019 (released code)
 whitened advantages           yes            Ziegler et al. 2019 (released code)
 value network                 separate, from the reward model (6B)                   C.4
-KL reference                  the initial policy (`reference_from` empty)             C.4; Fig. 34 has
-                              the pretrained model
+KL reference                  the initial policy (`reference_from` empty)            C.4; Fig. 34
+                              has the pretrained model
 Adam                          0.9 / 0.95     appendix C;  eps 1e-8 and clip 1.0 are GPT-3's
 reductions of both losses     token mean     ours: the paper does not say
 missing end-of-text           no penalty     ours: the paper names none
@@ -55,7 +55,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   """
   size, _, topology = argument.partition(",")
   model = models.get_model(size)
-  name = models.ALIASES[size] if size in models.ALIASES else size
+  name = models.gpt3_name(size)
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
   half = models.row_length(model) // 2

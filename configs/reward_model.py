@@ -42,6 +42,6 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
       checkpoint=common.get_checkpoint(every=50),
   ))
   if topology:
-    meshes.lay_out(config, models.ALIASES[size] if size in models.ALIASES else size, topology,
+    meshes.lay_out(config, models.gpt3_name(size), topology,
                    max_rows=config.reward.batch_size, microbatches=("reward.microbatch_size",))
   return config.lock()

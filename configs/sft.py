@@ -29,7 +29,8 @@ from configs import models
 VARIANTS = ("sft", "init", "pretrain")
 # size: (SFT learning rate, init learning rate, batch)
 SMALL = (9.65e-6, 5e-6, 32)
-PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32), "175b": (5.03e-6, 2.45e-6, 8)}
+PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32),
+         "175b": (5.03e-6, 2.45e-6, 8)}
 TINY = (1e-3, 1e-3, 32)
 # GPT-3 Table 2.1.
 PRETRAIN_LR = {"125m": 6e-4, "350m": 3e-4, "760m": 2.5e-4, "1.3b": 2e-4, "2.7b": 1.6e-4,
@@ -48,7 +49,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
   model = models.get_model(size)
-  size = models.ALIASES[size] if size in models.ALIASES else size
+  size = models.gpt3_name(size)
   tiny = size in models.TINY
   sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
   if variant == "pretrain":

@@ -63,9 +63,10 @@ def load(source, numerics, kind: str, flag: str):
 def run_import(arguments: argparse.Namespace) -> None:
   import dataclasses
   from rlhf import checkpoint
+  from rlhf import networks
   from rlhf.interop import reading
   source = reading.open_source(reading.guess_source(arguments.source))
-  network = load(source.name, reading.NUMERICS, source.kind, "--source")
+  network = load(source.name, networks.NUMERICS, source.kind, "--source")
   target = pathlib.Path(arguments.target).absolute()
   temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
   try:
@@ -95,8 +96,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
           f"{found.metadata['base']}", flush=True)
     return
-  numerics = {name: found.model[name] for name in networks.NUMERICS}
-  writing.check(networks.ModelConfig(**found.model), kind=found.kind, family=family)
+  numerics = networks.export_numerics(found)
+  writing.check(networks.ModelConfig(**(found.model | numerics)), kind=found.kind, family=family)
   network = load(directory, numerics, found.kind, "--source")
   writing.write(arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind,
                 family=family)

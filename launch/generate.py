@@ -84,7 +84,7 @@ def load(arguments: argparse.Namespace):
   from rlhf.evals.answers import AnswerConfig
   directory = setup.find_network(arguments.checkpoint, "checkpoint")
   export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
-  numerics = {name: export.model[name] for name in networks.NUMERICS} | {"attention": "auto"}
+  numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   context_length = export.model["context_length"]
   max_response_tokens = (context_length // 2 if arguments.max_response_tokens is None

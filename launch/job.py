@@ -63,11 +63,16 @@ def parser(doc: str) -> setup.Parser:
   flags.add_argument("--name", help="of the job; made from the algorithm and the workdir")
   flags.add_argument("--dry_run", action="store_true",
                      help="print what would be submitted, and submit nothing")
+  add_commit_and_restarts(flags)
+  return flags
+
+
+def add_commit_and_restarts(flags: setup.Parser) -> None:
+  """The flags that a job has however it was made."""
   flags.add_argument("--allow_dirty", action="store_true",
                      help="run the commit, without the changes that are not committed")
   flags.add_argument("--max_restarts", type=setup.at_least(0), default=100,
                      help="restarts into the same workdir")
-  return flags
 
 
 def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
@@ -82,6 +87,7 @@ def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, 
   if not behind:
     raise ValueError("there is no job; write -- and what launch.train takes, for example "
                      "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo")
+  setup.check_no_place(behind)
   topology = meshes.parse_topology(arguments.topology)
   names, config, workdir = setup.read_config(
       ["launch.train", *behind], train.__doc__, join=False)
@@ -166,17 +172,30 @@ def source(job: Job, given: str | None) -> str:
   return url
 
 
-def check_out(job: Job, directory: pathlib.Path) -> None:
-  """A clone of this repository at the job's commit; one that is there already is kept."""
+def check_out(revision: str, directory: pathlib.Path) -> None:
+  """A clone of this repository at a commit; one that is there already is kept."""
   if directory.is_dir():
     return
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
     clone = pathlib.Path(temporary) / "clone"
     _git("clone", "--quiet", "--no-checkout", str(ROOT), str(clone))
-    _git("-C", str(clone), "checkout", "--quiet", "--detach", job.commit)
+    _git("-C", str(clone), "checkout", "--quiet", "--detach", revision)
     with contextlib.suppress(OSError):  # another launcher was faster
       clone.rename(directory)
+
+
+def code_environment(code: pathlib.Path) -> dict[str, str]:
+  """What makes Python import the code that `check_out` put there, wherever it is started."""
+  # Without PYTHONSAFEPATH `python -m` would import from the current directory first.
+  return {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+
+
+def committed(code: pathlib.Path, config_file: str) -> str:
+  """The commit's copy of a config file; the file itself where it lies outside the repository."""
+  found = pathlib.Path(config_file).resolve()
+  inside = found.is_relative_to(ROOT)
+  return str(code / found.relative_to(ROOT) if inside else found)
 
 
 def _git(*words: str, missing: str | None = None) -> str:
@@ -203,16 +222,22 @@ def train_command(job: Job, python: str = "python", *,
   Args:
     config_file: from the config file's path as given here to its path there.
   """
-  arguments = list(job.arguments)
+  arguments = with_config_file(job.arguments, config_file)
+  if arguments[0] == "pipeline":
+    return [python, "-m", "launch.pipeline", *arguments[1:]]
+  return [python, "-m", "launch.train", *arguments]
+
+
+def with_config_file(arguments: Sequence[str], config_file: Callable[[str], str]) -> list[str]:
+  """A command line whose --config names another place of the same file."""
+  arguments = list(arguments)
   for i, argument in enumerate(arguments):
     flag, equals, value = argument.partition("=")
     if flag in ("--config", "-config"):
       place, text = (i, value) if equals else (i + 1, arguments[i + 1])
       path, colon, rest = text.partition(":")
       arguments[place] = (flag + equals if equals else "") + config_file(path) + colon + rest
-  if arguments[0] == "pipeline":
-    return [python, "-m", "launch.pipeline", *arguments[1:]]
-  return [python, "-m", "launch.train", *arguments]
+  return arguments
 
 
 def join_flags(num_hosts: int, *, cluster: str | None = None, coordinator: str | None = None,

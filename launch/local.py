@@ -49,6 +49,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   if not job:
     parser.error("nothing stands behind `--`; put what launch.train takes there, for example "
                  "-- sft --config=configs/sft.py:tiny --workdir=runs/sft")
+  try:
+    setup.check_no_place(job)
+  except ValueError as error:
+    setup.fail(str(error))
   if job[0] == "pipeline":
     return arguments, ["launch.pipeline", *job[1:]]
   return arguments, ["launch.train", *job]
@@ -56,11 +60,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def environment(process_id: int, num_processes: int, devices: int, port: int) -> dict[str, str]:
   """Of one process: its place in the job and its simulated devices."""
-  xla_flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "",
-                     os.environ.get("XLA_FLAGS", ""))
   return {
-      **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
-      "XLA_FLAGS": f"{xla_flags} --xla_force_host_platform_device_count={devices}".strip(),
+      **os.environ, **setup.simulated_devices(devices), "PYTHONUNBUFFERED": "1",
       "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(num_processes),
       "JAX_PROCESS_ID": str(process_id)}
 

@@ -62,23 +62,29 @@ class Program:
   holds: tuple
 
 
-def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scale: float) -> Models:
+def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scale: float,
+                  ids: dict[str, int]) -> Models:
   """Policy and reward model; the reward model computes as the policy does."""
   group = dict(config.model)
   group["attention"] = attention.choose(group["attention"], platform)
   reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
-  fixed = dict(GPT2_IDS, lora_scale=lora_scale)
+  fixed = dict(ids, lora_scale=lora_scale)
   return Models(policy=ModelConfig(**fixed, **group), reward=ModelConfig(**fixed, **reward))
 
 
-def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) -> Job:
+def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str,
+             ids: dict[str, int] | None = None) -> Job:
   """The arrays that are resident through a whole job, as shapes.
+
+  Args:
+    ids: `vocab_size` and `pad_id` of the tokenizer; None for GPT-2's.
 
   Raises:
     ValueError: a parameter has no sharding rule, or a row is longer than a context.
   """
   p, lora_cfg = PpoConfig(**config.ppo), LoraConfig(**config.lora)
-  models = model_configs(config, reward_group, platform, lora.scale(lora_cfg))
+  models = model_configs(config, reward_group, platform, lora.scale(lora_cfg),
+                         GPT2_IDS if ids is None else ids)
   ppo.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(model.init_params, models.policy), key)
@@ -140,7 +146,8 @@ def flop_formula() -> str:
   return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x heads x "
           "head size per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
           "width for each query; a decode step is counted against a full cache), 2 x vocabulary x "
-          "width per token with logits; a backward pass twice that, and recomputing one more forward pass")
+          "width per token with logits; a backward pass twice that, and recomputing one more "
+          "forward pass")
 
 
 def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
@@ -239,9 +246,7 @@ def _decode_step(job: Job) -> Program:
   params = jax.eval_shape(functools.partial(model.decoding_params, cfg), job.reference)
 
   def place(path, leaf):
-    name = sharding.path_name(path)
-    leading = (None,) if cfg.decode_scan and name.startswith("blocks/") else ()
-    spec = P(*leading, *sharding.decode_spec(name, cfg.decode_split))
+    spec = sharding.decoding_spec(path, cfg.decode_split, stacked=cfg.decode_scan)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
   params = jax.tree_util.tree_map_with_path(place, params)
   heads = NamedSharding(job.mesh, P(None, *sharding.decode_layout(cfg.decode_split).heads_BTHd))

@@ -9,14 +9,21 @@ meet.
   SIGTERM                SIGTERM to the command, and no requeue of our own: the scheduler requeues
                          what it preempts, and a cancelled job must not come back
   none, but status 143   somebody ended the command alone: requeued
+
+Restarts are counted here.  submitit counts those alone that come after 80 % of the time limit, or
+in its last ten minutes: a job that is asked to save earlier than that would be requeued for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
+import copy
+import pathlib
 import signal
 import subprocess
 import time
 
 from launch import job as job_lib
+from rlhf import workdir as workdir_lib
 
 ENDED = (143, -signal.SIGTERM)  # saved, or ended before it could
 
@@ -26,25 +33,31 @@ class Requeued:
 
   Attributes:
     command: argv, the same for every node; where there are several, each adds its place to it.
+    restarts: how many times it may still be requeued by us.
     patience: seconds to wait, once the command has ended, for what the scheduler does next.
+    log: file to which the command's output is appended; None for this program's own.
+    record: file that says how the command last ended, where that was not well; None for no file.
   """
 
-  def __init__(self, command: Sequence[str], patience: float = 120.0):
-    self.command, self.patience = list(command), patience
+  def __init__(self, command: Sequence[str], *, restarts: int, patience: float = 120.0,
+               log: pathlib.Path | None = None, record: pathlib.Path | None = None):
+    self.command, self.restarts, self.patience = list(command), restarts, patience
+    self.log, self.record = log, record
 
   def __call__(self) -> None:
     """Runs the command to its end.
 
     Raises:
-      RuntimeError: it failed, or it was ended and nobody requeues it.
+      RuntimeError: it failed, or it was ended and nobody requeues it.  A failure is recorded.
     """
     import submitit
     here = submitit.JobEnvironment()
     asks = signal.Signals[f"SIG{here.USR_SIG}"]
     requeue, received = signal.getsignal(asks), set()
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
-    child = subprocess.Popen([*self.command, *_join_flags(here)],
-                             preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN))
+    with self._output() as options:
+      child = subprocess.Popen([*self.command, *_join_flags(here)], **options,
+                               preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN))
 
     def save(number, _):
       received.add(number)
@@ -54,9 +67,13 @@ class Requeued:
       signal.signal(number, save)
     status = child.wait()
     if status == 0:
+      if self.record is not None:
+        self.record.unlink(missing_ok=True)
       return
     if status not in ENDED:
-      raise RuntimeError(f"the command ended with status {status}; its own message is above")
+      self._write_record(status)
+      where = "its own message is above" if self.log is None else f"see {self.log}"
+      raise RuntimeError(f"the command ended with status {status}; {where}")
     if signal.SIGTERM in received:
       self._wait(lambda: asks in received)
     if asks in received or not received:
@@ -66,9 +83,33 @@ class Requeued:
                        "command to go on")
 
   def checkpoint(self):
-    """What submitit submits next: the same command, which goes on from the workdir."""
+    """What submitit submits next: the same command, which goes on from the workdir.
+
+    Raises:
+      RuntimeError: no restart is left, which is recorded.
+    """
+    if not self.restarts:
+      self._write_record(143)
+      raise RuntimeError("the command has saved its state and no restart is left (--max_restarts); "
+                         "submit the same command to go on")
     from submitit.helpers import DelayedSubmission
-    return DelayedSubmission(self)
+    again = copy.copy(self)
+    again.restarts -= 1
+    return DelayedSubmission(again)
+
+  @contextlib.contextmanager
+  def _output(self) -> Iterator[dict]:
+    """Arguments of Popen."""
+    if self.log is None:
+      yield {}
+      return
+    self.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(self.log, "a", encoding="utf-8") as log:
+      yield dict(stdout=log, stderr=subprocess.STDOUT)
+
+  def _write_record(self, status: int) -> None:
+    if self.record is not None:
+      workdir_lib.write_json(self.record, dict(exit_status=status, log=str(self.log)))
 
   def _wait(self, condition) -> None:
     deadline = time.monotonic() + self.patience

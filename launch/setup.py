@@ -8,6 +8,7 @@ import difflib
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -27,6 +28,13 @@ def quiet_logs() -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger("tensorboardX").setLevel(logging.ERROR)  # a NaN is in metrics.jsonl as such
+
+
+def simulated_devices(count: int) -> dict[str, str]:
+  """Environment of a program that is to see so many simulated CPU devices and no others."""
+  flag = "--xla_force_host_platform_device_count="
+  others = re.sub(rf"{flag}\d+", "", os.environ.get("XLA_FLAGS", ""))
+  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{others} {flag}{count}".strip()}
 
 
 # ----------------------------------------------------------------------------- plain errors
@@ -88,6 +96,19 @@ _PROCESS_VARIABLES = {"coordinator_address": "JAX_COORDINATOR_ADDRESS",
                       "num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 
 
+def check_no_place(arguments: Sequence[str]) -> None:
+  """For launchers, which tell every process its place themselves.
+
+  Raises:
+    ValueError: the job's own command line says it too.
+  """
+  for argument in arguments:
+    name = argument.lstrip("-").partition("=")[0]
+    if argument.startswith("-") and name in (*_PROCESS_VARIABLES, "cluster"):
+      raise ValueError(f"--{name} stands behind --, but the launcher tells every process its place "
+                       "in the job; leave it out there")
+
+
 def find_place(values: flags.FlagValues) -> Place | None:
   """What flags, environment and, if asked, the cluster say; None for a job of one process.
 
@@ -119,9 +140,11 @@ def find_place(values: flags.FlagValues) -> Place | None:
       raise ValueError(f"--{name} (or {_PROCESS_VARIABLES[name]}) is missing beside {others}; give "
                        "all three, or --cluster=auto to take them from the cluster")
   roll_call.split_address(given["coordinator_address"])
+  if given["num_processes"] < 1:
+    raise ValueError(f"--num_processes={given['num_processes']} is below 1; use 1 or more")
   if not 0 <= given["process_id"] < given["num_processes"]:
     raise ValueError(f"--process_id={given['process_id']} of --num_processes="
-                     f"{given['num_processes']}; use 0 to {max(given['num_processes'] - 1, 0)}")
+                     f"{given['num_processes']}; use 0 to {given['num_processes'] - 1}")
   return Place(**given, local_device_ids=local_device_ids) if given["num_processes"] > 1 else None
 
 
@@ -300,7 +323,7 @@ def at_least(low: int):
   """A type of argparse: whole numbers from `low`."""
   def parse(text: str) -> int:
     if int(text) < low:
-      raise argparse.ArgumentTypeError(f"{text} is below {low}")
+      raise argparse.ArgumentTypeError(f"{text} is below {low}; use {low} or more")
     return int(text)
   parse.__name__ = "whole number"
   return parse

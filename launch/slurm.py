@@ -42,14 +42,7 @@ def parser() -> setup.Parser:
   """The flags of this launcher."""
   flags = job_lib.parser(__doc__)
   flags.add_argument("--executor", choices=("slurm", "local"), default="slurm")
-  flags.add_argument("--partition", help="of the cluster")
-  flags.add_argument("--account", help="that is charged")
-  flags.add_argument("--qos", help="quality of service")
-  flags.add_argument("--time", type=minutes, default="24:00:00",
-                     help="limit of one start: minutes, HH:MM:SS or DAYS-HH:MM:SS")
-  flags.add_argument("--save_seconds", type=setup.at_least(1), default=600,
-                     help="how long before the limit the job is asked to save: longer than a step "
-                     "and a checkpoint take together")
+  add_limits(flags)
   flags.add_argument("--cpus_per_task", type=setup.at_least(1), help="cores of a node")
   flags.add_argument("--container", help="image for `srun --container-image` (pyxis) with Python, "
                      "this project's dependencies and submitit")
@@ -58,6 +51,25 @@ def parser() -> setup.Parser:
   flags.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE",
                      help="another option of sbatch; may be repeated")
   return flags
+
+
+def add_limits(flags: setup.Parser) -> None:
+  """The flags that `limits` hands to sbatch."""
+  flags.add_argument("--partition", help="of the cluster")
+  flags.add_argument("--account", help="that is charged")
+  flags.add_argument("--qos", help="quality of service")
+  flags.add_argument("--time", type=minutes, default="24:00:00",
+                     help="limit of one start: minutes, HH:MM:SS or DAYS-HH:MM:SS")
+  flags.add_argument("--save_seconds", type=setup.at_least(1), default=600,
+                     help="how long before the limit the job is asked to save: longer than a step "
+                     "and a checkpoint take together")
+
+
+def check_limits(flags: argparse.Namespace) -> None:
+  """Raises ValueError where no time is left for anything but saving."""
+  if flags.time * 60 <= flags.save_seconds:
+    raise ValueError(f"--time is {flags.time:g} minutes, and --save_seconds={flags.save_seconds} "
+                     "of them are for saving; allow more time")
 
 
 def import_submitit() -> ModuleType:
@@ -75,9 +87,7 @@ def check(flags: argparse.Namespace, job: job_lib.Job) -> None:
   if flags.executor == "local" and job.topology.num_hosts > 1:
     raise ValueError(f"--executor=local has one host and {job.topology.name} has "
                      f"{job.topology.num_hosts}; use --executor=slurm")
-  if flags.time * 60 <= flags.save_seconds:
-    raise ValueError(f"--time is {flags.time:g} minutes, and --save_seconds={flags.save_seconds} "
-                     "of them are for saving; allow more time")
+  check_limits(flags)
   for option in flags.sbatch:
     if not re.fullmatch(r"[a-z][-a-z]*=.+", option):
       raise ValueError(f"--sbatch={option} is not NAME=VALUE")
@@ -89,27 +99,25 @@ def check(flags: argparse.Namespace, job: job_lib.Job) -> None:
 
 def environment(job: job_lib.Job, code: pathlib.Path) -> dict[str, str]:
   """What makes Python import the commit's code, and gives `cpu` its simulated devices."""
-  # Without PYTHONSAFEPATH `python -m` would import from the current directory first.
-  found = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
-  if job.topology.platform == "cpu":
-    count = "--xla_force_host_platform_device_count="
-    others = re.sub(rf"{count}\d+", "", os.environ.get("XLA_FLAGS", ""))
-    found |= {"JAX_PLATFORMS": "cpu",
-              "XLA_FLAGS": f"{others} {count}{job.topology.num_devices}".strip()}
-  return found
+  devices = (setup.simulated_devices(job.topology.num_devices)
+             if job.topology.platform == "cpu" else {})
+  return job_lib.code_environment(code) | devices
 
 
-def committed(code: pathlib.Path, config_file: str) -> str:
-  """The commit's copy of a config file; the file itself where it lies outside the repository."""
-  found = pathlib.Path(config_file).resolve()
-  inside = found.is_relative_to(job_lib.ROOT)
-  return str(code / found.relative_to(job_lib.ROOT) if inside else found)
+def exports(variables: dict[str, str]) -> list[str]:
+  """Lines of a shell."""
+  return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def limits(flags: argparse.Namespace) -> dict:
+  """Arguments of `SlurmExecutor.update_parameters` from the flags of `add_limits`."""
+  return dict(partition=flags.partition, account=flags.account, qos=flags.qos,
+              time=max(round(flags.time), 1), signal_delay_s=flags.save_seconds,
+              ntasks_per_node=1, stderr_to_stdout=True)
 
 
 def parameters(flags: argparse.Namespace, job: job_lib.Job, code: pathlib.Path) -> dict:
   """Arguments of `SlurmExecutor.update_parameters`."""
-  exports = [f"export {name}={shlex.quote(value)}"
-             for name, value in environment(job, code).items()]
   others = dict(option.split("=", 1) for option in flags.sbatch)
   srun = []
   if flags.cpus_per_task is not None:  # srun does not take it over from sbatch
@@ -122,31 +130,52 @@ def parameters(flags: argparse.Namespace, job: job_lib.Job, code: pathlib.Path) 
              f"--container-workdir={here[0]}"]
   gpus = job.topology.shape[1] if job.topology.kind == "h100" else None
   found = dict(
-      job_name=job.name, comment=f"rlhf {job.commit}", partition=flags.partition,
-      account=flags.account, qos=flags.qos, time=max(round(flags.time), 1),
-      nodes=job.topology.num_hosts, ntasks_per_node=1, gpus_per_node=gpus,
-      cpus_per_task=flags.cpus_per_task, signal_delay_s=flags.save_seconds, setup=exports,
-      stderr_to_stdout=True, srun_args=srun, additional_parameters={"requeue": True, **others})
+      **limits(flags), job_name=job.name, comment=f"rlhf {job.commit}",
+      nodes=job.topology.num_hosts, gpus_per_node=gpus, cpus_per_task=flags.cpus_per_task,
+      setup=exports(environment(job, code)), srun_args=srun,
+      additional_parameters={"requeue": True, **others})
   return {name: value for name, value in found.items() if value is not None}
 
 
-def slurm_executor(submitit: ModuleType, flags, job, code: pathlib.Path, folder: pathlib.Path):
-  """submitit's executor; for a dry run it does without srun."""
+def slurm_executor(folder: pathlib.Path, max_restarts: int, *, instead: str,
+                   python: str | None = None, dry_run: bool = False):
+  """submitit's executor; for a dry run it does without srun.
+
+  Args:
+    instead: what to do where there is no SLURM.
+    python: a shell's word for the interpreter on the nodes; this one's path if None.
+
+  Raises:
+    ValueError: there is no submitit, or no SLURM.
+  """
+  submitit = import_submitit()
+
   class Anywhere(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
       return 1
 
-  python = shlex.quote(sys.executable) if flags.container is None else "python"
-  kind = Anywhere if flags.dry_run else submitit.SlurmExecutor
+  kind = Anywhere if dry_run else submitit.SlurmExecutor
   try:
-    executor = kind(folder, max_num_timeout=flags.max_restarts, python=python)
+    return kind(folder, max_num_timeout=max_restarts, python=python)
   except RuntimeError:
-    raise ValueError("there is no srun here; start from a node of a SLURM cluster, or add "
-                     "--dry_run or --executor=local") from None
-  executor.update_parameters(**parameters(flags, job, code))
-  return executor
+    raise ValueError("there is no srun here; start from a node of a SLURM cluster, or "
+                     f"{instead}") from None
+
+
+def submit(executor, command: requeue.Requeued):
+  """submitit's job.
+
+  Raises:
+    ValueError: sbatch refused it.
+  """
+  from submitit.core import utils
+  try:
+    return executor.submit(command)
+  except (utils.FailedJobError, utils.FailedSubmissionError) as error:
+    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+    raise ValueError(f"sbatch: {''.join(last) if last else 'no message'}") from None
 
 
 def print_dry_run(executor, command: list[str], job: job_lib.Job, folder: pathlib.Path) -> None:
@@ -159,7 +188,7 @@ def print_dry_run(executor, command: list[str], job: job_lib.Job, folder: pathli
 
 
 def run_locally(submitit: ModuleType, flags, job, code: pathlib.Path, folder: pathlib.Path,
-                command: list[str]) -> None:
+                command: requeue.Requeued) -> None:
   """Runs the job on this machine and waits for its end."""
   from submitit.core import utils
   executor = submitit.LocalExecutor(folder, max_num_timeout=flags.max_restarts)
@@ -167,7 +196,7 @@ def run_locally(submitit: ModuleType, flags, job, code: pathlib.Path, folder: pa
   executor.update_parameters(timeout_min=flags.time, signal_delay_s=flags.save_seconds,
                              gpus_per_node=gpus, stderr_to_stdout=True)
   with utils.environment_variables(**environment(job, code)):
-    submitted = executor.submit(requeue.Requeued(command))
+    submitted = executor.submit(command)
   print(f"job {submitted.job_id}: {submitted.paths.stdout}", flush=True)
   submitted.wait()
   failure = submitted.exception()
@@ -186,20 +215,26 @@ def main(argv: list[str]) -> None:
     code = folder / f"code-{job.commit[:12]}"
 
     python = sys.executable if flags.container is None else "python"
-    command = job_lib.train_command(job, python, config_file=functools.partial(committed, code))
+    command = job_lib.train_command(
+        job, python, config_file=functools.partial(job_lib.committed, code))
     local = flags.executor == "local"
-    executor = None if local else slurm_executor(submitit, flags, job, code, folder)
+    if not local:
+      executor = slurm_executor(
+          folder, flags.max_restarts, instead="add --dry_run or --executor=local",
+          python=None if flags.container is None else "python", dry_run=flags.dry_run)
+      executor.update_parameters(**parameters(flags, job, code))
     if flags.dry_run:
       if local:
         print(f"# commit {job.commit}\n{shlex.join(command)}")
       else:
         print_dry_run(executor, command, job, folder)
       return
-    job_lib.check_out(job, code)
+    job_lib.check_out(job.commit, code)
+    requeued = requeue.Requeued(command, restarts=flags.max_restarts)
     if local:
-      run_locally(submitit, flags, job, code, folder, command)
+      run_locally(submitit, flags, job, code, folder, requeued)
     else:
-      submitted = executor.submit(requeue.Requeued(command))
+      submitted = submit(executor, requeued)
       print(f"job {submitted.job_id}: {submitted.paths.stdout}", flush=True)
 
 

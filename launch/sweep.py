@@ -10,6 +10,16 @@ same command again to go on: a trial that is done is skipped, one that failed is
 status is 0 where all trials are done (with --slurm: are submitted), 1 where one is not, 2 where the
 command or a trial is wrong, which is said before anything starts.
 
+--dry_run looks every field of every trial up and needs no jax; with --check the algorithms check
+each config too (what divides by what, what a number may be, this machine's devices), as --local
+and --slurm do before they start.
+
+--slurm: trials run the commit that is checked out, from a clone in WORKDIR/slurm; paths of data are
+read from the current directory.  --partition, --account, --qos, --time, --save_seconds,
+--max_restarts and --allow_dirty are as in `launch.slurm`: before its time limit a trial is asked to
+save, requeued, and goes on.  A trial whose job is in the queue, as `squeue` says, is not submitted
+again; where squeue does not answer, nothing is.
+
   WORKDIR/trials/NAME/      workdir of a trial
   WORKDIR/shared/           pipeline stages that trials have in common; each is run once
   WORKDIR/logs/NAME.txt     what a trial printed
@@ -18,9 +28,11 @@ command or a trial is wrong, which is said before anything starts.
 
 import argparse
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
+import getpass
 import importlib.util
 import os
 import pathlib
@@ -37,12 +49,14 @@ from ml_collections import config_flags
 import ml_collections
 
 from configs import sweeps
+from launch import job as job_lib
+from launch import requeue
 from launch import setup
+from launch import slurm
 from rlhf import stages
 from rlhf import workdir as workdir_lib
+from rlhf.evals import sweeps as results
 
-# States of a SLURM job that will run or is running.
-QUEUED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED")
 _POLL_SECONDS = 0.2
 
 
@@ -86,7 +100,7 @@ def load_sweep(spec: str) -> sweeps.Sweep:
   """The sweep of `configs/sweeps/NAME.py[:FORM]`.
 
   Raises:
-    ValueError: no such file, or it makes no sweep of that form.
+    ValueError: no such file, it makes no sweep of that form, or one of an unknown measure.
   """
   path, _, form = spec.partition(":")
   if not pathlib.Path(path).is_file():
@@ -99,9 +113,14 @@ def load_sweep(spec: str) -> sweeps.Sweep:
   if not hasattr(module, "get_sweep"):
     raise ValueError(f"{path} has no get_sweep(form); name one of configs/sweeps/")
   try:
-    return module.get_sweep(form) if form else module.get_sweep()
+    sweep = module.get_sweep(form) if form else module.get_sweep()
   except ValueError as error:
     raise ValueError(f"{spec}: {error}") from None
+  for name in sweep.measures:
+    if name not in results.MEASURES:
+      raise ValueError(f"{spec}: there is no measure {name!r}; choose from "
+                       f"{', '.join(results.MEASURES)}")
+  return sweep
 
 
 def base_config(sweep: sweeps.Sweep, common: Sequence[str]):
@@ -142,6 +161,9 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
     ValueError: names the trial, the field, what was found and what would be right.
   """
   base = base_config(sweep, common)
+  for key, what in sweep.required.items():
+    if not _field(base, key):
+      raise ValueError(f"--config.{key} is missing; this sweep needs {what}")
   given = {argument.lstrip("-").partition("=")[0].removeprefix("config.") for argument in common}
   # Seed by seed: the whole curve shows with the first seed.
   pairs = [(overrides, seed) for seed in sweep.seeds for overrides in sweep.trials]
@@ -161,6 +183,12 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   if twice:
     raise ValueError(f"two trials are {twice[0]}; give each point once")
   return trials
+
+
+def _field(config, key: str) -> Any:
+  for name in key.split("."):
+    config = config[name]
+  return config
 
 
 def trial_name(overrides: dict[str, Any], seed: int) -> str:
@@ -347,76 +375,102 @@ def _stopping(running):
 # ----------------------------------------------------------------------------- SLURM
 
 
-class Command:
-  """What a job runs; submitit asks `checkpoint` for what to queue again after a preemption."""
+def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]:
+  """Trial -> id of the SLURM job that an earlier call submitted and that has not ended.
 
-  def __init__(self, trial: Trial):
-    self.command, self.log, self.record = trial.command, trial.log, trial.record
-    self.directory = os.getcwd()  # relative paths of the config belong to it
+  `squeue` is asked, the scheduler's own list of this user's jobs.  sacct, which submitit asks,
+  hears of a job only some time after it was submitted and may be out of reach; then it would be
+  submitted twice, and two runs would want one workdir.
 
-  def __call__(self) -> None:
-    self.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(self.log, "a", encoding="utf-8") as log:
-      status = subprocess.run(self.command, cwd=self.directory, stdout=log,
-                              stderr=subprocess.STDOUT, check=False).returncode
-    if status:
-      workdir_lib.write_json(self.record, dict(exit_status=status, log=str(self.log)))
-      raise RuntimeError(f"exit status {status}; see {self.log}")
-    self.record.unlink(missing_ok=True)
+  Raises:
+    ValueError: squeue cannot say; nothing has been submitted.
+  """
+  tickets = {trial.name: workdir_lib.read_json(ticket_of(trial, folder))["job_id"]
+             for trial in trials if not trial.is_done() and ticket_of(trial, folder).exists()}
+  if not tickets:
+    return {}
+  question = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i"]
+  try:
+    done = subprocess.run(question, capture_output=True, text=True, check=False)
+    trouble = "" if done.returncode == 0 else f"status {done.returncode}, {done.stderr.strip()}"
+  except OSError as error:
+    trouble = str(error)
+  if trouble:
+    raise ValueError(f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were "
+                     f"submitted before are still queued ({' '.join(trouble.split())}); nothing is "
+                     "submitted, run the same command when it answers")
+  queued = set(done.stdout.split())
+  return {name: job_id for name, job_id in tickets.items() if job_id in queued}
 
-  def checkpoint(self):
-    import submitit
-    return submitit.helpers.DelayedSubmission(self)
+
+def ticket_of(trial: Trial, folder: pathlib.Path) -> pathlib.Path:
+  """The file that holds the id of the trial's last job."""
+  return folder / "tickets" / f"{trial.name}.json"
 
 
-def submit(trials: Sequence[Trial], folder: pathlib.Path, parameters: dict[str, Any], *,
-           cluster: str = "slurm") -> list[tuple[Trial, Any]]:
-  """Hands what is neither done nor queued to SLURM; returns (trial, job) of each.
+def submit(trials: Sequence[Trial], executor, *, code: pathlib.Path, max_restarts: int,
+           queued: Mapping[str, str]) -> list[tuple[Trial, Any]]:
+  """Hands what is neither done nor queued to submitit; returns (trial, job) of each.
 
-  A trial that shares an unfinished stage with an earlier one waits in the queue until that one has
-  ended, instead of holding devices while it waits for the stage.
+  A trial is asked to save before its time limit, requeued, and goes on in its workdir.  One that
+  shares an unfinished stage with an earlier one waits in the queue until that one has ended,
+  instead of holding devices while it waits for the stage.
 
   Args:
-    folder: of submitit's files and logs.
-    parameters: of `submitit.AutoExecutor.update_parameters`.
-    cluster: "slurm", or "local" for processes on this machine.
+    executor: of submitit; its folder has the tickets.
+    code: what `job.check_out` made; the trials run it.
+    queued: of `queued_jobs`.
   """
-  try:
-    import submitit
-  except ImportError:
-    raise ValueError("--slurm needs submitit; pip install -e '.[slurm]'") from None
-  executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-  jobs, makers = [], {}
+  folder, jobs, makers = pathlib.Path(executor.folder), [], {}
   for trial in trials:
     if trial.is_done():
       continue
-    ticket = folder / "tickets" / f"{trial.name}.json"
-    job = queued_job(submitit, ticket) if cluster == "slurm" else None
-    if job is not None:
-      print(f"{trial.name}: job {job.job_id} is {job.state}; not submitted again", flush=True)
+    if trial.name in queued:
+      job_id = queued[trial.name]
+      print(f"{trial.name}: job {job_id} is queued; not submitted again", flush=True)
     else:
       needed = [makers[path] for path in trial.shared.values() if path in makers]
-      more = dict(parameters, name=re.sub(r"\W", "_", trial.name))
-      if cluster == "slurm":
-        more["slurm_additional_parameters"] = (
-            {"dependency": f"afterany:{needed[0].job_id}"} if needed else {})
-      executor.update_parameters(**more)
-      job = executor.submit(Command(trial))
-      workdir_lib.write_json(ticket, dict(job_id=job.job_id))
+      waits = {"dependency": f"afterany:{needed[0]}"} if needed else {}
+      executor.update_parameters(job_name=re.sub(r"\W", "_", trial.name),
+                                 additional_parameters={"requeue": True, **waits})
+      job = slurm.submit(executor, requeue.Requeued(
+          pinned(trial.command, code), restarts=max_restarts, log=trial.log, record=trial.record))
+      job_id = job.job_id
+      workdir_lib.write_json(ticket_of(trial, folder), dict(job_id=job_id))
       jobs.append((trial, job))
     for path in trial.shared.values():
       if not workdir_lib.is_done(path):
-        makers.setdefault(path, job)
+        makers.setdefault(path, job_id)
   return jobs
 
 
-def queued_job(submitit, ticket: pathlib.Path):
-  """The SLURM job that an earlier call submitted, where it will run or is running."""
-  if not ticket.exists():
-    return None
-  job_id = workdir_lib.read_json(ticket)["job_id"]
-  job = submitit.SlurmJob(folder=ticket.parent.parent, job_id=job_id)
-  return job if job.state in QUEUED else None
+def pinned(command: Sequence[str], code: pathlib.Path) -> list[str]:
+  """A trial's command with the commit's copy of its config file."""
+  return job_lib.with_config_file(command, functools.partial(job_lib.committed, code))
+
+
+def submit_to_slurm(arguments: argparse.Namespace, common: Sequence[str], trials: Sequence[Trial],
+                    workdir: pathlib.Path) -> None:
+  """Checks all, then submits; raises ValueError before anything is submitted or written."""
+  slurm.check_limits(arguments)
+  folder = workdir / "slurm"
+  executor = slurm.slurm_executor(folder, arguments.max_restarts,
+                                  instead="run the trials here with --local")
+  commit = job_lib.commit(arguments.allow_dirty)
+  run_checks(arguments, common, setup.simulated_devices(max(arguments.gpus, 1)))
+  queued = queued_jobs(trials, folder)
+  code = folder / f"code-{commit[:12]}"
+  job_lib.check_out(commit, code)
+  parameters = dict(
+      slurm.limits(arguments), nodes=1, gpus_per_node=arguments.gpus, comment=f"rlhf {commit}",
+      cpus_per_task=arguments.cpus_per_task, setup=slurm.exports(job_lib.code_environment(code)),
+      srun_args=[f"--cpus-per-task={arguments.cpus_per_task}"])  # srun has it not from sbatch
+  executor.update_parameters(
+      **{name: value for name, value in parameters.items() if value is not None})
+  for trial, job in submit(trials, executor, code=code, max_restarts=arguments.max_restarts,
+                           queued=queued):
+    print(f"{trial.number}/{len(trials)} {trial.name}: job {job.job_id}, log {trial.log}",
+          flush=True)
 
 
 # ----------------------------------------------------------------------------- collect
@@ -429,17 +483,16 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
     ValueError: none is.
   """
   from rlhf.evals import figures
-  from rlhf.evals import sweeps as results
   done = [trial for trial in trials if trial.is_done()]
   if not done:
     raise ValueError(f"{workdir} holds no finished trial of the {len(trials)}; run them first")
   gathered = results.gather(
       [results.Run(overrides=trial.overrides, seed=trial.seed, workdir=trial.workdir)
        for trial in done], sweep.policies, sweep.measures)
-  pooled = results.pool(gathered)
+  pooled = results.pool(gathered, sweep.trials[0])
   labels = {name: results.MEASURES[name][0] for name in sweep.measures}
   plot = lambda form: figures.sweep(pooled, sweep.x, sweep.x_label, labels, sweep.title, form)
-  table = results.tables(pooled, sweep.x)
+  table = results.tables(pooled, sweep.x, sweep.trials[0])
   for name, text in (("results.csv", results.runs_csv(gathered)), ("table.md", table),
                      ("summary.csv", results.pooled_csv(pooled)), ("plot.svg", plot("svg"))):
     workdir_lib.write_text(workdir / name, text)
@@ -466,38 +519,39 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   mode.add_argument("--slurm", action="store_true", help="submit the trials to SLURM")
   mode.add_argument("--collect", action="store_true", help="gather the results")
   parser.add_argument("--check", action="store_true",
-                      help="with --dry_run: the algorithm's own checks too, which import jax")
+                      help="with --dry_run: the algorithms' own checks too, which import jax")
   parser.add_argument("--workdir", help="directory of the sweep")
   parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="local trials at a time")
-  parser.add_argument("--partition", help="SLURM partition")
-  parser.add_argument("--account", help="SLURM account")
-  parser.add_argument("--hours", type=setup.at_least(1), default=24, help="SLURM time limit")
-  parser.add_argument("--gpus", type=setup.at_least(0), default=0, help="GPUs of a trial's node")
-  parser.add_argument("--cpus", type=setup.at_least(1), default=8, help="CPUs of a trial")
+  parser.add_argument("--gpus", type=setup.at_least(0), default=0, help="of a trial on SLURM")
+  parser.add_argument("--cpus_per_task", type=setup.at_least(1), default=8,
+                      help="cores of a trial on SLURM")
+  slurm.add_limits(parser)
+  job_lib.add_commit_and_restarts(parser)
   arguments, common = parser.parse_known_args(argv[1:])
   for argument in common:
     if not re.match(r"--?config\.[^=]+=", argument):
       parser.error(f"unknown argument {argument!r}; flags for all trials are "
                    "--config.GROUP.FIELD=VALUE")
+  if arguments.allow_dirty and not arguments.slurm:
+    parser.error("--allow_dirty belongs to --slurm, whose trials run a commit; leave it out")
+  if arguments.check and not arguments.dry_run:
+    parser.error("--check belongs to --dry_run; what starts trials checks them in any case")
   if not arguments.workdir and not arguments.dry_run:
     parser.error("--workdir is missing; give for example --workdir=runs/sweep")
   return arguments, common
 
 
-def slurm_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-  parameters = dict(timeout_min=60 * arguments.hours, cpus_per_task=arguments.cpus,
-                    gpus_per_node=arguments.gpus, nodes=1)
-  for flag, name in (("partition", "slurm_partition"), ("account", "slurm_account")):
-    if getattr(arguments, flag):
-      parameters[name] = getattr(arguments, flag)
-  return parameters
+def run_checks(arguments: argparse.Namespace, common: Sequence[str],
+               variables: Mapping[str, str]) -> None:
+  """`--dry_run --check` in a process of its own, which gives the accelerators back at its end.
 
-
-def run_checks(arguments: argparse.Namespace, common: Sequence[str]) -> None:
-  """`--dry_run --check` in a process of its own, which gives the accelerators back at its end."""
+  Args:
+    variables: of its environment, beside those of this process.
+  """
   done = subprocess.run(
       [sys.executable, "-m", "launch.sweep", arguments.sweep, "--dry_run", "--check",
-       f"--workdir={arguments.workdir}", *common], stdout=subprocess.DEVNULL, check=False)
+       f"--workdir={arguments.workdir}", *common], stdout=subprocess.DEVNULL, check=False,
+      env={**os.environ, **variables})
   if done.returncode:
     sys.exit(done.returncode)
 
@@ -518,10 +572,9 @@ def main(argv: list[str]) -> int:
     if arguments.collect:
       return 0 if collect(sweep, trials, workdir) else 1
     if arguments.slurm:
-      for trial, job in submit(trials, workdir / "slurm", slurm_parameters(arguments)):
-        print(f"{trial.number}/{len(trials)} {trial.name}: job {job.job_id}, log {trial.log}")
+      submit_to_slurm(arguments, common, trials, workdir)
       return 0
-    run_checks(arguments, common)
+    run_checks(arguments, common, {})
     failed = run_local(trials, arguments.jobs)
     for trial in failed:
       print(f"failed: {trial.name}; see {trial.log}; the same command resumes it", flush=True)

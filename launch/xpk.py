@@ -19,7 +19,6 @@ from launch import setup
 INSTALL = "install xpk with pip install xpk"
 # Names of `--tpu-type` are PREFIX-TOPOLOGY: xpk, core/system_characteristics.py.
 TPU_TYPES = {"v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
-CHIPS_OF_A_VM = 4  # of every slice that xpk makes
 
 
 def parser() -> setup.Parser:
@@ -56,7 +55,9 @@ def command(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> lis
   """
   if job.topology.platform == "tpu":
     hardware = [f"--tpu-type={TPU_TYPES[job.topology.kind]}-{job.topology.name.partition(':')[2]}"]
-    join = job_lib.join_flags(max(job.topology.num_devices // CHIPS_OF_A_VM, 1), cluster="gketpu")
+    # xpk makes every slice of full hosts, those too that other engines make as one host of 8 chips.
+    num_hosts = max(job.topology.num_devices // job.topology.chips_per_host, 1)
+    join = job_lib.join_flags(num_hosts, cluster="gketpu")
   else:
     hardware = ["--device-type=h100-80gb-8", f"--num-nodes={job.topology.num_hosts}"]
     join = job_lib.join_flags(

@@ -24,6 +24,11 @@ POSITIONS = ("learned", "rotary")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
+# How a network computes, as against what it is: these come from the run, not from the export.
+# The values stand for what an export of an older version does not name; none changes the function
+# but for rounding.
+NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128, attention="auto",
+                shard_sequence=False, decode_split="tensor", decode_scan=False)
 # name: (function of the feed-forward layer, whether a second projection gates it)
 ACTIVATIONS = {
     "gelu": (lambda x: jax.nn.gelu(x, approximate=True), False),

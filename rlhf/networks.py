@@ -16,14 +16,10 @@ from jax.sharding import Mesh
 from rlhf import checkpoint
 from rlhf import model
 from rlhf import sharding
+from rlhf.architecture import NUMERICS, ModelConfig
 from rlhf.interop import reading
-from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
 from rlhf.types import Params
-
-# How a network computes, as against what it is: these come from the run, not from the export.
-NUMERICS = ("dtype", "remat", "scan_unroll", "logprob_chunk", "attention", "shard_sequence",
-            "decode_split", "decode_scan")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +111,7 @@ def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: st
   if found.kind != kind:
     what = f"{found.kind} model" if reading.is_source(directory) else f"{found.kind} export"
     raise ValueError(f"{flag}={directory} is a {what}; it must be a {kind}")
+  _check_fields(found.model, f"{flag}={directory}")
   _check_shape(found.model, group, f"{flag}={directory}")
   return found
 
@@ -124,8 +121,8 @@ def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> No
   if is_imported(group):
     return
   ids = {name: saved[name] for name in ("vocab_size", "pad_id")}
-  wanted = dataclasses.asdict(ModelConfig(**(group | ids)))
-  have = dataclasses.asdict(ModelConfig(**saved))
+  wanted = dataclasses.asdict(ModelConfig(**(NUMERICS | group | ids)))
+  have = dataclasses.asdict(ModelConfig(**(NUMERICS | saved)))
   for name in group:
     if name not in NUMERICS and have[name] != wanted[name]:
       raise ValueError(
@@ -144,6 +141,24 @@ def origin(metadata: dict[str, Any]) -> dict[str, Any]:
   """Of a network's metadata, what every network that is trained from it keeps: which published model
   it once was, so that it can be written as one again."""
   return {name: metadata[name] for name in ("imported",) if name in metadata}
+
+
+def _check_fields(saved: dict[str, Any], where: str) -> None:
+  """Raises ValueError where an export lacks a field of the shape, or has one that is not known."""
+  fields = dataclasses.fields(ModelConfig)
+  needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+  missing = sorted(needed - set(NUMERICS) - saved.keys())
+  unknown = sorted(saved.keys() - {field.name for field in fields})
+  if missing or unknown:
+    what = f"does not say its {missing[0]}" if missing else f"has an unknown field {unknown[0]!r}"
+    raise ValueError(f"{where} was written by another version: its model {what}; read it with the "
+                     "version that wrote it, or export it anew")
+
+
+def export_numerics(export: checkpoint.Export) -> dict[str, Any]:
+  """How an export's network was computed; where it does not say, as `NUMERICS` does."""
+  return {name: export.model[name] if name in export.model else default
+          for name, default in NUMERICS.items()}
 
 
 def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,

@@ -5,10 +5,10 @@
                  -> base_more_pretraining
                                                       -> evaluation -> report
 
-`stages.py` has the table of stages: what each reads and builds on.  Each stage has a directory under
-the workdir; a stage that is done there is skipped, one that was interrupted goes on.  The data are
-TinyWorld's (`config.world`) or one's own files (`config.files`); from there on the stages are the
-same, but only TinyWorld has labelers that can be asked again.
+`stages.py` has the table of stages: what each reads and builds on.  Each stage has a directory
+under the workdir; a stage that is done there is skipped, one that was interrupted goes on.  The
+data are TinyWorld's (`config.world`) or one's own files (`config.files`); from there on the stages
+are the same, but only TinyWorld has labelers that can be asked again.
 """
 
 from collections.abc import Mapping, Sequence

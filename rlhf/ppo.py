@@ -528,7 +528,8 @@ def alarms(p: PpoConfig, numbers: dict[str, float]) -> list[str]:
   """One sentence for each quantity that has left its healthy range."""
   limits = (("ppo/ratio_error_first", p.alarm_ratio_error,
              "scoring and update disagree on the same weights"),
-            ("objective/kl", p.alarm_kl, "the policy is far from its reference (nats per response)"),
+            ("objective/kl", p.alarm_kl,
+             "the policy is far from its reference (nats per response)"),
             ("rollout/decode_gap", p.alarm_decode_gap,
              "decoding and scoring disagree (nats per token)"))
   return [f"ALARM {name} = {numbers[name]:.4g} is above {limit:g}: {meaning}"
@@ -540,8 +541,9 @@ def warn_short_run(p: PpoConfig) -> str | None:
   num_updates, needed = p.num_iterations * p.updates_per_iteration, 3.0 / (1.0 - p.ema_decay)
   if num_updates >= needed:
     return None
-  return (f"WARNING ppo: {num_updates} updates are fewer than 3/(1 - ema_decay) = {needed:.0f}; the "
-          "exported moving average lags behind the live weights: lower ppo.ema_decay or train longer")
+  return (f"WARNING ppo: {num_updates} updates are fewer than 3/(1 - ema_decay) = {needed:.0f}; "
+          "the exported moving average lags behind the live weights: lower ppo.ema_decay or train "
+          "longer")
 
 
 # ----------------------------------------------------------------------------- checks
@@ -732,7 +734,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
           guarded=("ppo/loss/policy", "ppo/loss/value", "ppo/ptx/nll", "ppo/grad_norm/policy",
                    "ppo/grad_norm/value", "objective/kl", "objective/score"),
           metadata=dict(seed=config.seed))
-    for name, params in (("export", state.ema_params), ("export_live", state.train.params["policy"])):
+    live = state.train.params["policy"]
+    for name, params in (("export", state.ema_params), ("export_live", live)):
       shared = dict(model=dataclasses.asdict(policy.cfg), tokenizer=tokenizer,
                     config=workdir_lib.config_to_dict(config), step=p.num_iterations)
       weights = networks.origin(policy.metadata) | {

@@ -189,7 +189,7 @@ def check_divides(mesh: Mesh, params: Params) -> None:
 
 
 def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
-  """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not part of the path."""
+  """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not in the path."""
   return jax.tree_util.tree_map_with_path(
       lambda path, _: NamedSharding(mesh, param_spec(path_name(path[prefix_depth:]))), params)
 
@@ -316,10 +316,15 @@ def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> P
     stacked: the leaves of `blocks` lead with the axis of the layers.
   """
   def lay_out(path, leaf):
-    name = path_name(path)
-    leading = (None,) if stacked and name.startswith("blocks/") else ()
-    return constrain(leaf, *leading, *decode_spec(name, decode_split))
+    return constrain(leaf, *decoding_spec(path, decode_split, stacked=stacked))
   return jax.tree_util.tree_map_with_path(lay_out, params)
+
+
+def decoding_spec(path, decode_split: str, *, stacked: bool) -> P:
+  """The spec of one leaf of `model.decoding_params`, from its key path; as `constrain_decoding`."""
+  name = path_name(path)
+  leading = (None,) if stacked and name.startswith("blocks/") else ()
+  return P(*leading, *decode_spec(name, decode_split))
 
 
 def split_microbatches(tree, num_microbatches: int):

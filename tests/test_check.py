@@ -200,12 +200,27 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
      "'updates'; choose from restore"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--reward_size=7b"], "size '7b'"),
     (["--config=configs/ppo.py:13b", "--topology=h100:4x8", "--reward_size=125m",
-      "--config.mesh.tensor=8", "--config.mesh.fsdp=4"], "12 heads do not divide over mesh.tensor 8"),
+      "--config.mesh.tensor=8", "--config.mesh.fsdp=4"],
+     "12 heads do not divide over mesh.tensor 8"),
 ])
 def test_bad_flags_are_one_sentence(flags: list[str], sentence: str):
   out = run(*flags)
   assert out.returncode == 2
   assert out.stderr.count("\n") == 1 and sentence in out.stderr
+
+
+def test_a_slice_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):
+  """As libtpu says it; nothing but it knows which slices there are."""
+  def refuse(**_):
+    raise jax.errors.JaxRuntimeError(
+        'INVALID_ARGUMENT: Topology layout "v5p:8x1x1" is not divisible by the bounds "2x2x1"\n'
+        "more")
+  monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+  with pytest.raises(ValueError) as refused:
+    check.devices_of(meshes.parse_topology("v5p:8x1x1"))
+  assert str(refused.value) == (
+      "--topology=v5p:8x1x1: the compiler knows no such slice (Topology layout 'v5p:8x1x1' is not "
+      "divisible by the bounds '2x2x1'); use one that the cloud has, for example v5p:4x4x4")
 
 
 def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
@@ -268,5 +283,6 @@ def test_each_stage_has_a_layout(argument: str, get_config, group: str):
 def test_a_microbatch_fills_the_devices():
   config = ppo_configs.get_config("6b,v5p:4x4x4").unlock()
   config.ppo.microbatch_size = 16
-  with pytest.raises(ValueError, match="ppo.microbatch_size 16 does not divide over data.fsdp = 64"):
+  sentence = "ppo.microbatch_size 16 does not divide over data.fsdp = 64"
+  with pytest.raises(ValueError, match=sentence):
     meshes.check_config(config, meshes.parse_topology("v5p:4x4x4"))

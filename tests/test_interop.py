@@ -45,7 +45,7 @@ def eight_devices():
 
 def load(directory, kind: str = "policy", mesh=None, scheme: str = "hf") -> networks.Network:
   mesh = one_device() if mesh is None else mesh
-  return networks.load(f"{scheme}:{directory}", reading.NUMERICS, mesh, kind=kind, flag="init_from")
+  return networks.load(f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind, flag="init_from")
 
 
 def logits_of(network: networks.Network, tokens, mask) -> np.ndarray:
@@ -385,9 +385,9 @@ def test_index_files_that_are_missing_or_elsewhere(tmp_path):
 
 
 def test_a_config_of_another_shape_points_to_imported():
-  group = dict(reading.NUMERICS, **{
+  group = dict(networks.NUMERICS, **{
       name: value for name, value in dataclasses.asdict(golden("llama").cfg).items()
-      if name not in (*reading.NUMERICS, "vocab_size", "pad_id")})
+      if name not in (*networks.NUMERICS, "vocab_size", "pad_id")})
   found = networks.find_export(f"hf:{GOLDEN / 'llama'}", group, kind="policy", flag="init_from")
   assert found.kind == "policy"
   with pytest.raises(ValueError, match="has mlp_width 20, but config.model.mlp_width is 24; .*"

@@ -203,6 +203,34 @@ def by_hand(inputs, prompt: str, completion: str, suffix: str = "\n\nAnswer:") -
   return float(score_row(tokens_T, (np.arange(length) < len(ids)).astype(np.float32))[0])
 
 
+def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, tmp_path, capsys):
+  """What does not change the function is filled in; a shape that is not said is an error."""
+  line = {"prompt": "who is dara ?", "completions": ["a goat .", ""]}
+  scores = scored([line])[0]["scores"]
+  older = {}
+  for name in ("policy", "reward"):
+    older[name] = tmp_path / name
+    shutil.copytree(getattr(inputs, name), older[name])
+  def without(name: str, *fields: str) -> None:
+    export = workdir_lib.read_json(getattr(inputs, name) / "export.json")
+    export["model"] = {key: value for key, value in export["model"].items() if key not in fields}
+    (older[name] / "export.json").write_text(json.dumps(export))
+  for name in older:
+    without(name, "decode_scan", "decode_split", "scan_unroll", "shard_sequence", "attention")
+  assert scored([line], reward_model=older["reward"])[0]["scores"] == scores
+  assert answer(checkpoint=older["policy"], name="older.jsonl") == answer()
+  capsys.readouterr()
+  without("policy", "band_first")
+  without("reward", "band_first")
+  for run in (lambda: scored([line], reward_model=older["reward"]),
+              lambda: answer(checkpoint=older["policy"], name="none.jsonl")):
+    with pytest.raises(SystemExit) as stopped:
+      run()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "was written by another version: its model does not say its band_first; read it" in error
+
+
 def test_scores_are_those_of_each_sequence_alone(inputs, scored):
   lines = scored([{"prompt": "who is dara ?", "completions": ["a goat .", "", "long " * 9], "x": 1},
                   {"prompt": "name a goat .", "completion": "rex .", "user": "u"}])

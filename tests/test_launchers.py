@@ -22,9 +22,11 @@ from configs import ppo as ppo_config
 from configs import pipeline as pipeline_config
 from launch import job as job_lib
 from launch import jobset
+from launch import local
 from launch import requeue
 from launch import sky
 from launch import slurm
+from launch import sweep
 from launch import xpk
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -352,7 +354,8 @@ def test_no_jax_before_the_job(repository):
     ("--topology=h100:1x8", (*JOB, "--config.ppo.batch_size=many"), "invalid literal for int()"),
     ("--topology=h100:1x8", (*JOB, "--verbose"), "verbose"),
     ("--topology=h100:1x8", (), "there is no job; write -- and what launch.train takes"),
-    ("--topology=h100:1x8", ("dpo", *JOB[1:]), "the job is 'dpo'; begin it with one of sft, reward_model"),
+    ("--topology=h100:1x8", ("dpo", *JOB[1:]),
+     "the job is 'dpo'; begin it with one of sft, reward_model"),
     ("--topology=h100:1x8", ("sft", *JOB[1:]), "--config=configs/ppo.py has no group 'sft'"),
     ("--topology=h100:1x8", JOB[:2], "--workdir is missing"),
     ("--topology=h100:1x8 --name=My_Job", JOB, "--name=My_Job must be at most 40 lower case"),
@@ -363,6 +366,28 @@ def test_no_jax_before_the_job(repository):
 ])
 def test_slurm_refuses(refused, flags, job, sentence):
   assert sentence in refused(slurm, *flags.split(), job=job)
+
+
+@pytest.mark.parametrize("flag", [
+    "--num_processes=2", "-process_id=0", "--coordinator_address=here:1", "--cluster=auto",
+    "--num_processes"])
+def test_every_launcher_refuses_a_place_of_ones_own(refused, flag, capsys):
+  sentence = (f"--{flag.lstrip('-').partition('=')[0]} stands behind --, but the launcher tells "
+              "every process its place in the job; leave it out there")
+  job = (*JOB, flag, *(["2"] if "=" not in flag else []))
+  for launcher, flags in ((slurm, ("--topology=h100:1x8",)), (xpk, XPK), (jobset, JOBSET),
+                          (sky, SKY)):
+    assert refused(launcher, *flags, job=job) == sentence
+  with pytest.raises(SystemExit) as stopped:
+    local.main(["local", "--", *job])
+  assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_a_local_job_needs_a_process(capsys):
+  with pytest.raises(SystemExit) as stopped:
+    local.main(["local", "--num_processes=0", "--", *JOB])
+  assert stopped.value.code == 2
+  assert "argument --num_processes: 0 is below 1; use 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("launcher, flags, job, sentence", [
@@ -528,31 +553,41 @@ def ended(tmp_path_factory):
   import submitit
   folder = tmp_path_factory.mktemp("submitit")
   jobs = {}
-  for how in ("succeeds", "is ended alone", "is asked to save", "is cancelled", "fails"):
-    mark = folder / f"{how}.txt"
-    executor = submitit.LocalExecutor(folder / how.replace(" ", "-"))
+  for restarts, how in ((1, "succeeds"), (1, "is ended alone"), (1, "is asked to save"),
+                        (1, "is cancelled"), (1, "fails"), (0, "is asked to save")):
+    name = f"{how}, {restarts}"
+    mark = folder / f"{name}.txt"
+    executor = submitit.LocalExecutor(folder / name.replace(" ", "-"))
     executor.update_parameters(timeout_min=60, signal_delay_s=30)
     command = [sys.executable, "-c", STARTS, how, str(mark)]
-    jobs[how] = (mark, executor.submit(requeue.Requeued(command, patience=1.0)))
-  return {how: (mark.read_text().split(), job.exception()) if job.wait() is None else None
-          for how, (mark, job) in jobs.items()}
+    jobs[name] = (mark, executor.submit(requeue.Requeued(
+        command, restarts=restarts, patience=1.0, record=folder / f"{name}.json")))
+  return {name: (mark.read_text().split(), job.exception(), mark.with_suffix(".json").exists())
+          for name, (mark, job) in jobs.items() if job.wait() is None}
 
 
 def test_a_command_that_succeeds_is_run_once(ended):
-  assert ended["succeeds"] == (["start"], None)
+  assert ended["succeeds, 1"] == (["start"], None, False)
 
 
 def test_a_command_that_ended_with_143_is_run_again(ended):
-  assert ended["is ended alone"] == (["start", "start"], None)
+  assert ended["is ended alone, 1"] == (["start", "start"], None, False)
 
 
 def test_a_command_is_asked_to_save_and_run_again(ended):
-  assert ended["is asked to save"] == (["start", "saved", "start"], None)
+  assert ended["is asked to save, 1"] == (["start", "saved", "start"], None, False)
+
+
+def test_restarts_are_counted_however_early_the_job_is_asked_to_save(ended):
+  """submitit counts those of the last fifth of the time limit alone."""
+  marks, failure, recorded = ended["is asked to save, 0"]
+  assert marks == ["start", "saved"] and recorded
+  assert "no restart is left (--max_restarts); submit the same command to go on" in str(failure)
 
 
 def test_a_cancelled_command_saves_and_does_not_come_back(ended):
-  marks, failure = ended["is cancelled"]
-  assert marks == ["start", "saved"]
+  marks, failure, recorded = ended["is cancelled, 1"]
+  assert marks == ["start", "saved"] and not recorded
   assert "submit the same command to go on" in str(failure)
 
 
@@ -572,7 +607,7 @@ def test_every_task_knows_its_place(tmp_path):
   executor = submitit.LocalExecutor(tmp_path / "submitit")
   executor.update_parameters(timeout_min=60, signal_delay_s=30, tasks_per_node=2)
   command = [sys.executable, "-c", PLACES, str(tmp_path), "--flag"]
-  job = executor.submit(requeue.Requeued(command, patience=1.0))
+  job = executor.submit(requeue.Requeued(command, restarts=1, patience=1.0))
   assert job.exception() is None
   address = f"{socket.gethostname()}:{61440 + int(job.job_id) % 4096}"
   for i in range(2):
@@ -581,8 +616,127 @@ def test_every_task_knows_its_place(tmp_path):
 
 
 def test_a_command_that_fails_is_not_run_again(ended):
-  marks, failure = ended["fails"]
-  assert marks == ["start"] and "ended with status 3" in str(failure)
+  marks, failure, recorded = ended["fails, 1"]
+  assert marks == ["start"] and "ended with status 3" in str(failure) and recorded
+
+
+# ----------------------------------------------------------------------------- a sweep on SLURM
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+  """A SLURM that takes jobs and runs none; what it is given and says lies in the directory."""
+  programs = tmp_path / "slurm"
+  programs.mkdir()
+  (programs / "srun").touch()
+  (programs / "sbatch").write_text(
+      f"#!/bin/sh\ncd {programs}\nn=$(ls | grep -c 'script$')\ncp $1 $n.script\n"
+      "echo Submitted batch job 10$n\n")
+  (programs / "squeue").write_text(f"#!/bin/sh\ncat {programs}/queued\n")
+  for program in programs.iterdir():
+    program.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+  return programs
+
+
+def scripts(cluster) -> list[dict[str, str]]:
+  found = sorted(cluster.glob("*.script"), key=lambda path: int(path.stem))
+  return [sbatch_options(path.read_text()) for path in found]
+
+
+def test_a_sweep_on_slurm_runs_the_commit_and_is_submitted_once(
+    here, cluster, tmp_path, capsys, monkeypatch):
+  from submitit.core import utils
+  workdir = tmp_path / "sweep"
+  command = ["sweep", "configs/sweeps/ptx_coef.py:test", "--slurm", f"--workdir={workdir}",
+             "--partition=gpu", "--time=8:00:00", "--save_seconds=300", "--max_restarts=7"]
+  assert sweep.main(command) == 0
+  head = git(here, "rev-parse", "HEAD")
+  folder, code = workdir / "slurm", workdir / "slurm" / f"code-{head[:12]}"
+  first, second = scripts(cluster)
+  assert "dependency" not in first and second["dependency"] == "afterany:100"
+  assert {"partition": "gpu", "time": "480", "signal": "USR2@300", "requeue": "", "nodes": "1",
+          "ntasks-per-node": "1", "cpus-per-task": "8", "comment": f"rlhf {head}"
+          }.items() <= first.items()
+  text = (cluster / "0.script").read_text()
+  assert f"export PYTHONPATH={code}\nexport PYTHONSAFEPATH=1\n" in text
+  assert git(code, "rev-parse", "HEAD") == head
+  requeued = utils.DelayedSubmission.load(folder / "100_submitted.pkl").function
+  name = "ptx_coef=0.0,seed=0"
+  assert requeued.command[1:5] == [
+      "-m", "launch.pipeline", f"--config={code}/configs/pipeline.py:test",
+      f"--workdir={workdir}/trials/{name}"]
+  assert (requeued.restarts, requeued.log, requeued.record) == (
+      7, workdir / "logs" / f"{name}.txt", workdir / "logs" / f"{name}.json")
+
+  # Again: one is queued still; then squeue is silent, and nothing is submitted twice.
+  monkeypatch.setattr(sweep, "run_checks", lambda *_: None)
+  (cluster / "queued").write_text("7\n100\n")
+  assert sweep.main(command) == 0
+  assert f"{name}: job 100 is queued; not submitted again" in capsys.readouterr().out
+  assert [options.get("dependency") for options in scripts(cluster)[2:]] == ["afterany:100"]
+  (cluster / "queued").unlink()
+  for program in ("exit with 1", "missing"):
+    if program == "missing":
+      (cluster / "squeue").unlink()
+    with pytest.raises(SystemExit) as stopped:
+      sweep.main(command)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1, error
+    assert "cannot say which of 2 jobs that were submitted before are still queued" in error
+  assert len(scripts(cluster)) == 3
+
+
+def test_a_sweep_is_checked_before_it_is_submitted(here, cluster, tmp_path, capfd):
+  """By the algorithm, as on the GPUs of a trial's node, which the login node need not have."""
+  spec, workdir = tmp_path / "sizes.py", tmp_path / "runs"
+  spec.write_text("from configs import sweeps\n"
+                  "def get_sweep():\n"
+                  "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
+                  "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n")
+  for gpus, sentence in ((4, "trial 2 of 2 (minibatch_size=65,seed=0): ppo.batch_size 512 does"),
+                         (2, "mesh data=1 fsdp=4 tensor=1 does not use exactly the 2 devices")):
+    with pytest.raises(SystemExit) as stopped:
+      sweep.main(["sweep", str(spec), "--slurm", f"--workdir={workdir}", f"--gpus={gpus}",
+                  "--config.mesh.data=1", "--config.mesh.fsdp=4"])
+    assert stopped.value.code == 2 and sentence in capfd.readouterr().err
+  assert not scripts(cluster) and not workdir.exists()
+
+
+def test_a_sweep_of_changed_code_is_refused(here, cluster, tmp_path, capsys, monkeypatch):
+  command = ["sweep", "configs/sweeps/ptx_coef.py:test", "--slurm", f"--workdir={tmp_path / 'w'}"]
+  monkeypatch.setattr(sweep, "run_checks", lambda *_: None)
+  new = here / "notes.txt"
+  try:
+    new.write_text("x")
+    with pytest.raises(SystemExit):
+      sweep.main(command)
+    assert "1 files are not committed (notes.txt is the first)" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    assert sweep.main([*command, "--allow_dirty"]) == 0
+  finally:
+    new.unlink()
+
+
+def test_a_sweep_needs_a_slurm_that_takes_it(here, only_git, tmp_path, capsys, monkeypatch):
+  command = ["sweep", "configs/sweeps/ptx_coef.py:test", "--slurm", f"--workdir={tmp_path / 'w'}"]
+  def sentence() -> str:
+    with pytest.raises(SystemExit) as stopped:
+      sweep.main(command)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("error: ") == 1
+    return error
+  assert "there is no srun here; start from a node of a SLURM cluster, or run the trials here with"\
+      in sentence()
+  assert not (tmp_path / "w").exists()
+  programs = pathlib.Path(os.environ["PATH"])
+  for name, text in (("srun", ""), ("sbatch", "echo 'no such account' >&2; exit 1")):
+    (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+    (programs / name).chmod(0o755)
+  monkeypatch.setattr(sweep, "run_checks", lambda *_: None)
+  assert "error: sbatch: no such account" in sentence()  # below what sbatch printed itself
+  monkeypatch.setitem(sys.modules, "submitit", None)
+  assert "submitit is not installed; pip install -e '.[slurm]'" in sentence()
 
 
 # ----------------------------------------------------------------------------- a real job

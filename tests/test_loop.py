@@ -48,7 +48,8 @@ def fresh_state():
 
 def run_toy(workdir: pathlib.Path, *, total: int = TOTAL, log_every: int = 2, eval_every: int = 5,
             save_every: int = 4, keep_last: int = 100, best_metric: str = "", before_step=None,
-            break_loss_at=None, break_validation_at=None, evaluated=None, after_step=None, state=None):
+            break_loss_at=None, break_validation_at=None, evaluated=None, after_step=None,
+            state=None):
   """Runs the toy in `workdir`; `before_step(step)` may interrupt before step `step`."""
   next_batch = loop.Stream(toy_batches())
 

@@ -135,7 +135,8 @@ def test_lines_hold_whatever_a_text_may_hold(tmp_path):
   lines = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "\u2029"}]
   pipeline.write_jsonl(tmp_path / "lines.jsonl", lines)
   assert pipeline.read_jsonl(tmp_path / "lines.jsonl") == lines
-  assert [json.loads(line) for line in (tmp_path / "lines.jsonl").read_bytes().splitlines()] == lines
+  written = (tmp_path / "lines.jsonl").read_bytes().splitlines()
+  assert [json.loads(line) for line in written] == lines
 
 
 def test_lengths_are_those_of_whole_completions():

@@ -270,9 +270,9 @@ def test_no_tax_is_said_and_not_divided_by(ppo_nll):
 def test_a_fall_of_less_than_a_point_is_not_called_a_loss():
   report = a_report()
   report["few_shot_tasks"] = {"reverse": {"init": 0.6, "ppo": 0.595, "ppo_ptx": 0.605}}
-  assert ("Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO (60.0 % at "
-          "the start to 59.5 %), so there is nothing to give back; with PPO-ptx it is 60.5 %."
-          ) in findings(report)
+  assert ("Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
+          "(60.0 % at the start to 59.5 %), so there is nothing to give back; with PPO-ptx it is "
+          "60.5 %.") in findings(report)
   assert report_lib.alignment_tax(report)["few_shot_tasks"]["reverse"]["recovered"] is None
   assert "no loss above a point" in report_lib.render_html({"report": report})
 
@@ -288,8 +288,8 @@ def test_alignment_tax_by_hand():
 def test_real_data_headline_and_bigram():
   report = real_data()["report"]
   assert report_lib.headline(report).replace("\u202f", " ") == (
-      "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-answer rule gets "
-      "58.1 %.")
+      "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-answer rule "
+      "gets 58.1 %.")
   assert any("bigram counts reach 5.100" in sentence for sentence in findings(report))
 
 

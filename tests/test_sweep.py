@@ -62,6 +62,12 @@ def forms(path: pathlib.Path) -> list[str]:
   return ["", *sweeps.PIPELINES, *([] if path.stem == "reward_model_size" else ["6b", "175b"])]
 
 
+def required(path, form: str) -> list[str]:
+  """Flags without which a shipped sweep is refused."""
+  return (["--config.reference_from=runs/base/export"]
+          if path.stem == "kl_coef_pretrained_ref" and form not in sweeps.PIPELINES else [])
+
+
 def trials_of(path, form: str, *common: str, workdir="runs/x"):
   sweep = launch_sweep.load_sweep(f"{path}:{form}" if form else str(path))
   return sweep, launch_sweep.make_trials(sweep, common, pathlib.Path(workdir))
@@ -71,8 +77,7 @@ def trials_of(path, form: str, *common: str, workdir="runs/x"):
 def test_every_trial_of_a_shipped_sweep_passes_every_check(path, monkeypatch):
   monkeypatch.chdir(ROOT)
   for form in forms(path):
-    sweep, trials = trials_of(path, form)
-    assert set(sweep.measures) <= set(results.MEASURES)
+    sweep, trials = trials_of(path, form, *required(path, form))
     assert len(trials) == len(sweep.trials) * len(sweep.seeds)
     launch_sweep.check_configs(sweep, trials)
     # What the parent checked is what the trial's own command line says.
@@ -101,8 +106,8 @@ def test_points_of_the_paper():
 
 def test_checks_need_no_jax():
   program = ("import sys; from launch import sweep\n"
-             f"for path in {[str(path) for path in SHIPPED]}:\n"
-             "  assert sweep.main(['sweep', path, '--dry_run']) == 0\n"
+             f"for more in {[[str(path), *required(path, '')] for path in SHIPPED]}:\n"
+             "  assert sweep.main(['sweep', *more, '--dry_run']) == 0\n"
              "print('jax' in sys.modules)")
   done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
                         check=True)
@@ -179,7 +184,16 @@ def test_a_value_out_of_range_is_named_before_anything_starts(tmp_path, capfd, m
     (["configs/sweeps/ptx_coef.py", "--local"], "--workdir is missing"),
     (["configs/sweeps/ptx_coef.py"], "one of the arguments --dry_run --local --slurm --collect"),
     (["configs/sweeps/ptx_coef.py", "--dry_run", "--jbos=2"], "unknown argument '--jbos=2'"),
-    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--jobs=0"], "0 is below 1"),
+    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--jobs=0"],
+     "argument --jobs: 0 is below 1; use 1 or more"),
+    (["configs/sweeps/kl_coef_pretrained_ref.py", "--dry_run"],
+     "--config.reference_from is missing; this sweep needs the pretrained model's export"),
+    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--allow_dirty"],
+     "--allow_dirty belongs to --slurm"),
+    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--check"],
+     "--check belongs to --dry_run"),
+    (["configs/sweeps/ptx_coef.py", "--slurm", "--workdir=x", "--time=5"],
+     "--time is 5 minutes, and --save_seconds=600 of them are for saving"),
     (["configs/sweeps/ptx_coef.py", "--dry_run", "--config.ppo.gama=1"], "did you mean 'gamma'?"),
     (["configs/sweeps/ptx_coef.py", "--dry_run", "--config.ppo.ptx_coef=1"],
      "--config.ppo.ptx_coef is given, but the sweep sets it"),
@@ -189,6 +203,25 @@ def test_wrong_commands_end_with_one_sentence(arguments, message, capsys, monkey
   monkeypatch.chdir(ROOT)
   with pytest.raises(SystemExit) as stopped:
     launch_sweep.main(["sweep", *arguments])
+  error = capsys.readouterr().err
+  assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("field,value,message", [
+    ("measures", ("win_rate",), "there is no measure 'win_rate'; choose from win_rate_training"),
+    ("measures", (), "measures is empty"), ("policies", (), "policies is empty"),
+    ("policies", ("ppo-ptx",), "no policy 'ppo-ptx' to measure; choose from 'ppo', 'ppo_ptx'"),
+    ("policies", ("",), "there is no policy '' to measure"),
+    ("x", "ppo.ppo.ptx_coeff", "trial 1 of 1 does not set ppo.ppo.ptx_coeff")], ids=str)
+def test_what_only_the_collection_needs_is_checked_before_anything_starts(
+    field, value, message, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  spec = tmp_path / "wrong.py"
+  fields = dict(title="Wrong", trials=[{COEF: 1.0}], x=COEF, x_label="x") | {field: value}
+  spec.write_text("from configs import sweeps\ndef get_sweep():\n"
+                  f"  return sweeps.pipeline_sweep('test', **{fields!r})\n")
+  with pytest.raises(SystemExit) as stopped:
+    launch_sweep.main(["sweep", str(spec), "--dry_run"])
   error = capsys.readouterr().err
   assert stopped.value.code == 2 and message in error and error.count("\n") == 1
 
@@ -388,45 +421,71 @@ def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path):
   assert log.read_text().split() == ["ain", "aout", "bin", "cin", "cout"]
 
 
-def test_submitted_trials_run_and_wait_for_what_they_share(tmp_path, monkeypatch):
-  """submitit's local executor runs them; SLURM is told who waits for whom."""
+# Saves at SIGTERM, which the first start asks for as SLURM does before a time limit.
+ASKED_TO_SAVE = """if True:
+  import os, pathlib, signal, sys, time
+  path = pathlib.Path({path!r})
+  path.mkdir(exist_ok=True)
+  def save(*_):
+    (path / "saved").touch()
+    print("saved")
+    sys.exit(143)
+  signal.signal(signal.SIGTERM, save)
+  if not (path / "saved").exists():
+    os.kill(os.getpid(), signal.SIGUSR2)  # SLURM signals every process of a job
+    os.kill(os.getppid(), signal.SIGUSR2)
+    time.sleep(60)
+  print("went on")
+  (path / "done.json").write_text("1")
+"""
+
+
+def test_submitted_trials_outlive_their_time_limit_and_leave_log_and_record(tmp_path):
   submitit = pytest.importorskip("submitit")
   program = lambda n, more="": FINISHES.format(path=str(tmp_path / f"t{n}"), more=more)
-  trials = [fake_trial(tmp_path, 1, program(1)), fake_trial(tmp_path, 2, program(2)),
-            fake_trial(tmp_path, 3, "print('no luck'); raise SystemExit(5)")]
+  trials = [fake_trial(tmp_path, 1, ASKED_TO_SAVE.format(path=str(tmp_path / "t1"))),
+            fake_trial(tmp_path, 2, program(2)),
+            fake_trial(tmp_path, 3, "print('no luck'); raise SystemExit(5)"),
+            fake_trial(tmp_path, 4, program(4))]
   trials[1].last.parent.mkdir()
   trials[1].last.write_text("{}")
-  jobs = launch_sweep.submit(trials, tmp_path / "jobs", dict(timeout_min=5), cluster="local")
-  assert [trial for trial, _ in jobs] == [trials[0], trials[2]]  # the second is done
-  jobs[0][1].result()
-  with pytest.raises(submitit.core.utils.FailedJobError, match="exit status 5"):
-    jobs[1][1].result()
-  assert [launch_sweep.state(trial) for trial in trials] == ["done", "done", "failed"]
-  assert "said" in trials[0].log.read_text()
+  workdir_lib.write_json(trials[3].record, dict(exit_status=1))  # it failed before
+  executor = submitit.LocalExecutor(tmp_path / "jobs")
+  executor.update_parameters(timeout_min=60, signal_delay_s=30)
+  jobs = {trial.number: job for trial, job in launch_sweep.submit(
+      trials, executor, code=tmp_path, max_restarts=1, queued={})}
+  assert list(jobs) == [1, 3, 4]  # the second is done
+  failures = {number: job.exception() for number, job in jobs.items()}
+  assert failures[1] is None and failures[4] is None
+  assert f"ended with status 5; see {trials[2].log}" in str(failures[3])
+  assert [launch_sweep.state(trial) for trial in trials] == ["done", "done", "failed", "done"]
+  assert not trials[3].record.exists()
+  assert trials[0].log.read_text().split("\n") == ["saved", "went on", ""]
+  assert trials[2].log.read_text() == "no luck\n"
+  assert workdir_lib.read_json(trials[2].record) == dict(exit_status=5, log=str(trials[2].log))
 
+
+def test_submitted_trials_wait_for_what_they_share(tmp_path):
   given = []
+
   class Executor:
-    def __init__(self, folder, cluster):
-      assert cluster == "slurm"
+    folder = tmp_path / "jobs"
+
     def update_parameters(self, **parameters):
-      given.append(parameters)
+      given.append(parameters["additional_parameters"])
+
     def submit(self, command):
       return types.SimpleNamespace(job_id=str(100 + len(given)))
-  monkeypatch.setattr(submitit, "AutoExecutor", Executor)
   shared = (("base-1", "ppo-1"), ("base-1", "ppo-2"), ("base-2", "ppo-3"), ("base-2", "ppo-4"))
   trials = [fake_trial(tmp_path / "new", n, "", names) for n, names in enumerate(shared, 1)]
-  launch_sweep.submit(trials, tmp_path / "jobs", dict(slurm_partition="p"))
-  assert [parameters["slurm_additional_parameters"] for parameters in given] == [
-      {}, {"dependency": "afterany:101"}, {}, {"dependency": "afterany:103"}]
-  assert all(parameters["slurm_partition"] == "p" for parameters in given)
+  options = dict(code=tmp_path, max_restarts=1)
+  launch_sweep.submit(trials, Executor(), queued={}, **options)
+  assert given == [{"requeue": True}, {"requeue": True, "dependency": "afterany:101"},
+                   {"requeue": True}, {"requeue": True, "dependency": "afterany:103"}]
   # Once more: two are queued still; of the others one waits for the queued one that it needs.
-  states = {"101": "PENDING", "102": "TIMEOUT", "103": "RUNNING", "104": "CANCELLED by 7"}
-  monkeypatch.setattr(submitit, "SlurmJob", lambda folder, job_id: types.SimpleNamespace(
-      job_id=job_id, state=states[job_id]))
-  again = launch_sweep.submit(trials, tmp_path / "jobs", {})
+  again = launch_sweep.submit(trials, Executor(), queued={"t1": "101", "t3": "103"}, **options)
   assert [trial.number for trial, _ in again] == [2, 4]
-  assert [parameters["slurm_additional_parameters"] for parameters in given[4:]] == [
-      {"dependency": "afterany:101"}, {"dependency": "afterany:103"}]
+  assert given[4:] == given[1::2][:2]
 
 
 # ----------------------------------------------------------------------------- results
@@ -514,7 +573,8 @@ def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
       "m": (10.0 * seed + a + prompts)[:, None], "one": [[10.0 * seed - a]]})
       for seed in range(3) for prompts in [rng.normal(size=50)] for a in (1, 2, 4)
       if (a, seed) != (2, 0)]
-  first, third, second = results.pool(gathered, num_resamples=200)  # as they first occur
+  # In the order in which they first occur.
+  first, third, second = results.pool(gathered, {"a": 1}, num_resamples=200)
   assert first["measures"]["m"]["difference"] is None
   for row, difference, seeds in ((third, 3.0, 3), (second, 1.0, 2)):
     cell = row["measures"]["m"]
@@ -522,19 +582,40 @@ def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
     assert [cell["difference"][end] for end in results.ENDS] == pytest.approx([difference] * 3)
     one = row["measures"]["one"]["difference"]
     assert [one[end] for end in results.ENDS] == pytest.approx([-difference] * 3)
-  text = results.tables([first, third], "a")
+  text = results.tables([first, third], "a", {"a": 1})
   assert "Less the first trial, paired by seed and prompt:" in text
   assert text.splitlines()[-1] == "| 4 | 3.000 [3.000, 3.000] | -3.000 [-3.000, -3.000] | 3 |"
   lines = list(csv.DictReader(io.StringIO(results.pooled_csv([first, third]))))
   assert lines[0]["difference_mean"] == "" and float(lines[2]["difference_mean"]) == (
       pytest.approx(3.0))
-  assert "Less the first" not in results.tables([first], "a")
+  assert "ifference" not in results.tables([first], "a", {"a": 1})
+
+
+def test_differences_are_to_the_sweeps_first_trial_and_to_no_other(tmp_path, capsys, monkeypatch):
+  """The first of the others to be finished is not taken in its place; nor is one out of order."""
+  gathered = [dict(overrides={"a": a}, seed=0, policy="", values={"m": [[float(a)]]})
+              for a in (4, 2, 1)]
+  pooled = results.pool(gathered, {"a": 1}, num_resamples=20)
+  assert [row["measures"]["m"]["difference"] and row["measures"]["m"]["difference"]["mean"]
+          for row in pooled] == [3.0, 1.0, None]
+  pooled = results.pool(gathered[:2], {"a": 1}, num_resamples=20)
+  assert [row["measures"]["m"]["difference"] for row in pooled] == [None, None]
+  text = results.tables(pooled, "a", {"a": 1})
+  assert text.splitlines()[-1] == (
+      "No differences: the sweep's first trial (a 1) is not finished with any seed.")
+  assert "Less" not in text
+  monkeypatch.chdir(ROOT)
+  _, trials = trials_of(ROOT / "configs/sweeps/ptx_coef.py", "test", workdir=tmp_path)
+  write_results(trials[1], level=0.5)
+  launch_sweep.main(["sweep", "configs/sweeps/ptx_coef.py:test", "--collect",
+                     f"--workdir={tmp_path}"])
+  assert "first trial (ptx_coef 0.0) is not finished" in capsys.readouterr().out
 
 
 def test_two_runs_of_one_seed_are_not_pooled():
   row = dict(overrides={"a": 1}, seed=0, policy="", values={"m": [[1.0]]})
   with pytest.raises(ValueError, match="several runs of one seed"):
-    results.pool([row, row])
+    results.pool([row, row], {"a": 1})
 
 
 # ----------------------------------------------------------------------------- a real sweep

@@ -1,9 +1,9 @@
 """Sweeps: which trials there are, of which command, and what is plotted.
 
 A file here has `get_sweep(form) -> Sweep`; `python -m launch.sweep configs/sweeps/NAME.py:FORM`
-runs it.  FORM is a size of the GPT-3 family (`1.3b` unless given), for runs of one stage on one's own
-exports and data, or `tiny` or `test`, for whole TinyWorld pipelines that share what they have in
-common.
+runs it.  FORM is a size of the GPT-3 family (`1.3b` unless given), for runs of one stage on one's
+own exports and data, or `tiny` or `test`, for whole TinyWorld pipelines that share what they have
+in common.
 
 A trial is a dict, dotted field of the config -> value; lists of trials are made with
 
@@ -13,7 +13,7 @@ A trial is a dict, dotted field of the config -> value; lists of trials are made
     zip_(a, b, ...)       the first of a with the first of b, the second with the second, ...
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 Trial = dict[str, Any]
 COMMANDS = ("pipeline", "sft", "reward_model", "ppo")
 PIPELINES = ("tiny", "test")
+POLICIES = ("ppo", "ppo_ptx")  # of a pipeline
 
 
 def grid(key: str, values: Iterable[Any]) -> list[Trial]:
@@ -79,8 +80,9 @@ class Sweep:
       none is negative gets a logarithmic axis, where 0 has a place of its own.
     measures: what `--collect` gathers; names of `rlhf.evals.sweeps.MEASURES`.
     policies: of a pipeline, whose answers are measured: "ppo" (always without pretraining
-      gradients), "ppo_ptx" or both.
+      gradients), "ppo_ptx" or both; ("",) where that is not a question.
     last_stage: of a pipeline; "evaluation" unless earlier stages say all.
+    required: fields of the config that have to be given on the command line -> what they name.
   """
   title: str
   command: str
@@ -92,13 +94,20 @@ class Sweep:
   measures: Sequence[str]
   policies: Sequence[str] = ("ppo_ptx",)
   last_stage: str = "evaluation"
+  required: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if self.command not in COMMANDS:
       raise ValueError(f"command {self.command!r}; choose from {', '.join(COMMANDS)}")
-    for name in ("trials", "seeds", "measures"):
+    for name in ("trials", "seeds", "measures", "policies"):
       if not getattr(self, name):
         raise ValueError(f"{self.title}: {name} is empty; give at least one")
+    known = POLICIES if self.command == "pipeline" else ()
+    known += ("",) if self.command != "pipeline" or self.last_stage != "evaluation" else ()
+    for policy in self.policies:
+      if policy not in known:
+        raise ValueError(f"{self.title}: there is no policy {policy!r} to measure; choose from "
+                         f"{', '.join(map(repr, known))}")
     for number, trial in enumerate(self.trials, 1):
       if self.x not in trial:
         raise ValueError(f"{self.title}: trial {number} of {len(self.trials)} does not set "

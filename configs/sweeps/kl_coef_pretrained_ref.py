@@ -29,4 +29,7 @@ def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
         sweeps.grid("kl_reference", ["base"]))
     return sweeps.pipeline_sweep(form, trials=trials, x=key, **common)
   trials = sweeps.product(sweeps.grid("ppo.kl_coef", PAPER), sweeps.grid("ppo.ptx_coef", [0.0]))
-  return sweeps.ppo_sweep(form, trials=trials, x="ppo.kl_coef", **common)
+  return sweeps.ppo_sweep(
+      form, trials=trials, x="ppo.kl_coef", **common,
+      required={"reference_from": "the pretrained model's export as reference, for example "
+                                  "--config.reference_from=runs/base/export"})

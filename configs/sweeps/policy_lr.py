@@ -3,8 +3,8 @@
   python -m launch.sweep configs/sweeps/policy_lr.py --dry_run
 
 1.3b and 6b have the paper's seven points, 175b its two; each with gamma 27.8 and with 0.  Sizes
-that the paper does not have take the seven.  What the paper shows: without pretraining gradients all
-runs above 8.05e-6 diverged; with them the outcome hardly depends on the learning rate.
+that the paper does not have take the seven.  What the paper shows: without pretraining gradients
+all runs above 8.05e-6 diverged; with them the outcome hardly depends on the learning rate.
 
 tiny has five points that are ours, about TinyWorld's 3e-4; its pipelines train PPO with and without
 pretraining gradients, so both are measured.

@@ -116,7 +116,8 @@ def win_rates(win_rate_vs_sft: Mapping[str, Any]) -> str | None:
     axes.set_xlim(-0.6, len(policies) + 0.35)  # room for the words at the end of the line
     axes.text(len(policies) + 0.33, 0.505, "SFT, 50 %", ha="right", va="bottom", color=_INK,
               fontsize=9.5)
-    axes.set_xticks(range(len(policies)), [label(policy).replace(", ", ",\n") for policy in policies])
+    axes.set_xticks(range(len(policies)),
+                    [label(policy).replace(", ", ",\n") for policy in policies])
     axes.tick_params(axis="x", labelsize=10.5, labelcolor=_INK)
     axes.grid(axis="x", visible=False)
     tops = [cell["high"] for policy in policies for cell in win_rate_vs_sft[policy].values()

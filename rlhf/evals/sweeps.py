@@ -123,16 +123,19 @@ def mean(values: Values) -> float:
   return float(np.nanmean(flat))
 
 
-def pool(gathered: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, seed: int = 0
-         ) -> list[dict[str, Any]]:
+def pool(gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *,
+         num_resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
   """Over the seeds of each trial.
+
+  Args:
+    first: overrides of the sweep's first trial, whether it is among those gathered or not.
 
   Returns:
     {"overrides", "policy", "seeds", "measures": {name: {"per_seed": {seed: mean},
     "pooled": {"mean", "low", "high", "n"}, "difference": the same or None}}}, in the order in which
-    the trials first occur.  "difference" is the mean less that of the policy's first trial, over
-    the seeds that both have, with seeds and prompts drawn for both together: what a seed's data and
-    reward model make higher or lower for all trials cancels.
+    the trials first occur.  "difference" is the mean less that of the first trial's same policy,
+    over the seeds that both have, with seeds and prompts drawn for both together: what a seed's
+    data and reward model make higher or lower for all trials cancels.
 
   Raises:
     ValueError: a trial has two runs of one seed.
@@ -141,18 +144,21 @@ def pool(gathered: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, se
   for row in gathered:
     groups.setdefault(f"{row['overrides']} {row['policy']}", []).append(row)
   settings = dict(num_resamples=num_resamples, seed=seed)
-  pooled, first = [], {}
+  starts = {policy: {row["seed"]: row["values"] for row in gathered
+                     if row["policy"] == policy and row["overrides"] == first}
+            for policy in {row["policy"] for row in gathered}}
+  pooled = []
   for rows in groups.values():
     by_seed = {row["seed"]: row["values"] for row in rows}
     if len(by_seed) < len(rows):
       raise ValueError(f"{rows[0]['overrides']} has several runs of one seed; collect each once")
-    start = first.setdefault(rows[0]["policy"], by_seed)
+    start = starts[rows[0]["policy"]]
     measures = {}
     for name in rows[0]["values"]:
       values = {number: by_seed[number][name] for number in sorted(by_seed)}
       pairs = {number: (value, start[number][name]) for number, value in values.items()
                if number in start and len(value) == len(start[number][name])}
-      known = start is not by_seed and pairs
+      known = rows[0]["overrides"] != first and pairs
       measures[name] = dict(
           per_seed={number: mean(value) for number, value in values.items()},
           pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
@@ -196,9 +202,17 @@ def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
   return buffer.getvalue()
 
 
-def tables(pooled: Sequence[Mapping[str, Any]], x: str) -> str:
-  """Markdown: the means, and the differences to the first trial where there are others."""
+def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]) -> str:
+  """Markdown: the means, and the differences to the first trial where there are others.
+
+  Args:
+    first: as in `pool`; where it is missing a line says that there are no differences.
+  """
   text = _table(pooled, x, "pooled")
+  if not any(row["overrides"] == first for row in pooled):
+    point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.items())
+    return (f"{text}\nNo differences: the sweep's first trial ({point}) is not finished with any "
+            "seed.\n")
   others = [row for row in pooled
             if any(cell["difference"] is not None for cell in row["measures"].values())]
   if not others:

@@ -18,19 +18,16 @@ import numpy as np
 from rlhf import model as model_lib
 from rlhf import sharding
 from rlhf import workdir
+from rlhf.architecture import NUMERICS, ModelConfig
 from rlhf.interop import families
 from rlhf.interop import files
 from rlhf.interop import ggml
 from rlhf.interop import layout
 from rlhf.interop.layout import Row
-from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
 from rlhf.types import Params
 
 SCHEMES = ("hf:", "gguf:")
-# How an imported model computes where no config says it.
-NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128, attention="auto",
-                shard_sequence=False, decode_split="tensor", decode_scan=False)
 _SHOWN = 12  # names in a message
 _PIECE = 2**21  # numbers that are read at once: 8 MB on their way into a shard
 

@@ -11,7 +11,8 @@ from rlhf.tinyworld.world import World
 
 pick = grammar.pick
 
-# Demonstrators are human.  Rates are ours; "rude" is the rate among answers that are not padded out.
+# Demonstrators are human.  Rates are ours; "rude" is the rate among answers that are not padded
+# out.
 DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
                         "rude": 0.15}
 
