@@ -51,6 +51,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   """A random checkpoint in the published form."""
   import numpy as np
   import safetensors.numpy
+  from rlhf import networks
   from rlhf.interop import families
   from rlhf.interop import layout
   from rlhf.interop import reading
