@@ -103,6 +103,16 @@ def test_shards_are_what_the_whole_is(name: str):
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_every_floating_dtype_is_read_as_float32(dtype: str, tmp_path):
+  published = copied("llama", tmp_path / "in")
+  change_tensors(published, lambda tensors: tensors.update(
+      {name: tensor.astype(dtype) for name, tensor in tensors.items()}))
+  for ours, whole in zip(jax.tree.leaves(load(published).params),
+                         jax.tree.leaves(golden("llama").params), strict=True):
+    np.testing.assert_array_equal(ours, np.asarray(whole).astype(dtype).astype(np.float32))
+
+
 # ----------------------------------------------------------------------------- there and back
 
 
@@ -449,7 +459,6 @@ def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=
 
 
 def test_gguf_files_are_read(tmp_path):
-  pytest.importorskip("gguf")
   write_gguf(tmp_path / "m.gguf")
   network = load(tmp_path / "m.gguf", scheme="gguf")
   assert (network.cfg.num_kv_heads, network.cfg.head_size, network.cfg.tied_output) == (2, 6, True)
