@@ -5,6 +5,8 @@
       --config.prompts.train=jsonl:prompts.jsonl --config.prompts.valid=jsonl:prompts_valid.jsonl \\
       --config.pretraining.train=text:corpus.txt
 
+`imported` in place of a SIZE: the shape of the network that `policy_from` names.
+
 TOPOLOGY, for example v5p:4x4x8 or h100:32x8, sets mesh, microbatches and layout as
 `configs/meshes.py` recommends for it; `python -m launch.check` has its compiler say whether that
 fits.

@@ -5,6 +5,8 @@
       --config.comparisons.valid=jsonl:ranked_valid.jsonl \\
       --config.comparisons.demonstrations=jsonl:demos.jsonl
 
+`imported` in place of a SIZE: the shape of the network that `init_from` names.
+
 InstructGPT C.2: one epoch, learning rate 9e-6, cosine to 10 %, batches of 64 prompts with K = 4..9
 ranked outputs each (up to 64 * 36 = 2,304 comparisons); ties dropped.  The paper finds the result
 insensitive to the learning rate and very sensitive to the number of epochs.  One 6B model serves

@@ -4,6 +4,8 @@
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
       --config.demonstrations.valid=jsonl:demos_valid.jsonl
 
+`imported` in place of a SIZE: the shape of the network that `init_from` names.
+
 VARIANT       what it is                                                        source
 sft           16 epochs, dropout 0.2, cosine to 10 %, every epoch exported       InstructGPT C.1
 init          2 epochs with 10 % pretraining data: PPO's start and reference     C.3, E.8

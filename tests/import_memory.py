@@ -51,6 +51,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   """A random checkpoint in the published form."""
   import numpy as np
   import safetensors.numpy
+  from rlhf import networks
   from rlhf.interop import families
   from rlhf.interop import layout
   from rlhf.interop import reading
@@ -60,7 +61,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   def config(num_layers):
     fields = family.model_fields(FIELDS | {"num_hidden_layers": num_layers}, "this test")
     return ModelConfig(vocab_size=FIELDS["vocab_size"], pad_id=interop_models.PAD,
-                       **reading.NUMERICS, **fields)
+                       **networks.NUMERICS, **fields)
   one = config(1).num_block_params
   outside = 2 * FIELDS["vocab_size"] * FIELDS["hidden_size"]
   num_layers = max(1, round((gigabytes * 2**30 / 4 - outside) / one))
@@ -99,7 +100,7 @@ def measure(directory: pathlib.Path) -> dict[str, int]:
   reading.open_source(f"hf:{directory}")  # what is imported and compiled on the way does not count
   before = own_memory()
   with Peak() as peak:
-    network = networks.load(f"hf:{directory}", reading.NUMERICS, mesh, kind="policy", flag="DIR")
+    network = networks.load(f"hf:{directory}", networks.NUMERICS, mesh, kind="policy", flag="DIR")
     jax.block_until_ready(network.params)
   leaves = jax.tree.leaves(network.params)
   result = sum(leaf.nbytes for leaf in leaves)

@@ -6,4 +6,5 @@
   ggml       GGUF files: names, shapes, dequantised slices, and their configs
   reading    `hf:DIR` and `gguf:FILE` -> a network on the mesh, shard by shard
   writing    a network -> a Hugging Face directory
+  peft       adapters -> PEFT's files
 """

@@ -110,10 +110,10 @@ class Family:
     Raises:
       ValueError: the family cannot express the model.
     """
-    written = {theirs: getattr(cfg, ours) for ours, (theirs, _) in self.numbers.items()}
-    written = {"model_type": self.name, **written, **self.write(cfg),
-               "tie_word_embeddings": cfg.tied_output}
+    written = {"model_type": self.name, **{
+        theirs: getattr(cfg, ours) for ours, (theirs, _) in self.numbers.items()}}
     try:
+      written |= {**self.write(cfg), "tie_word_embeddings": cfg.tied_output}
       again = dataclasses.replace(cfg, **self.model_fields(written, self.name))
     except ValueError as error:
       raise ValueError(f"the model cannot be written as {self.name} ({error})") from None
