@@ -15,11 +15,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import ppo as ppo_configs
+from configs import reward_model as reward_configs
+from configs import sft as sft_configs
 from launch import convert
 from rlhf import checkpoint
 from rlhf import generate
 from rlhf import model
 from rlhf import networks
+from rlhf import ppo
+from rlhf import reward_model
+from rlhf import sft
 from rlhf import sharding
 from rlhf.interop import families
 from rlhf.interop import ggml
@@ -524,6 +530,61 @@ def test_convert_goes_there_and_back(tmp_path, capsys):
       convert.main(["convert", *flags])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "export"]
+
+
+# ----------------------------------------------------------------------------- runs
+
+
+def imported_config(module, **fields):
+  config = module.get_config("imported").unlock()
+  for name, value in fields.items():
+    *groups, leaf = name.split("__")
+    target = config
+    for group in groups:
+      target = target[group]
+    target[leaf] = value
+  return config
+
+
+def test_imported_configs_take_their_shape_from_the_source():
+  source = f"hf:{GOLDEN / 'opt'}"
+  for module, algorithm, field in ((sft_configs, sft, "init_from"),
+                                   (reward_configs, reward_model, "init_from"),
+                                   (ppo_configs, ppo, "policy_from")):
+    config = imported_config(module, **{field: source})
+    assert set(config.model) == set(networks.NUMERICS)
+    assert networks.config_shape(config).mlp_width == 20
+    too_long = "at most model.context_length 40" if field == "init_from" else "40"
+    with pytest.raises(ValueError, match=too_long):
+      algorithm.check_config(config)
+    with pytest.raises(ValueError, match=f"{field} is empty, and config.model has no shape"):
+      algorithm.check_config(imported_config(module))
+    with pytest.raises(ValueError, match="num_heads 4 does not divide over mesh.tensor 8"):
+      algorithm.check_config(imported_config(
+          module, mesh__data=1, mesh__tensor=8, **{field: source}, **(
+              dict(length=40) if field == "init_from" else
+              dict(ppo__max_prompt_tokens=8, ppo__max_response_tokens=8, ppo__ptx_length=16))))
+
+
+def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path, tmp_path):
+  """One step of SFT on a Mistral: its export knows its family and is loaded as one."""
+  lines = [json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"}) for i in range(8, 40)]
+  (tmp_path / "demos.jsonl").write_text("\n".join(lines) + "\n")
+  spec = f"jsonl:{tmp_path / 'demos.jsonl'}"
+  config = imported_config(
+      sft_configs, init_from=f"hf:{GOLDEN / 'mistral'}", length=16, model__dtype="float32",
+      model__remat="none", sft__batch_size=8, sft__microbatch_size=8, sft__max_steps=1,
+      demonstrations__train=spec, demonstrations__valid=spec)
+  sft.check_inputs(config)
+  sft.train(config.lock(), workdir_path)
+  found = checkpoint.load_export(workdir_path / "export")
+  assert found.metadata["imported"]["family"] == "mistral"
+  convert.main(["convert", "export", f"--source={workdir_path}", f"--target={tmp_path / 'out'}"])
+  trained, start = load(tmp_path / "out"), golden("mistral")
+  assert trained.cfg == start.cfg
+  gaps = [float(jnp.abs(ours - theirs).max()) for ours, theirs in zip(
+      jax.tree.leaves(trained.params), jax.tree.leaves(start.params), strict=True)]
+  assert 0.0 < max(gaps) < 1e-3
 
 
 # ----------------------------------------------------------------------------- parity
