@@ -9,10 +9,11 @@ REQUIRES = [
     "chex>=0.1.91",
     "filelock>=3.16",
     "flax>=0.12",
+    "gguf>=0.17.1",
     "grain>=0.2.15",
     "importlib_resources>=6.4",  # tensorflow-datasets needs it, and does not say so
     "jax>=0.10",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",  # older sandboxes let templates out
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "numpy>=2.0",
@@ -20,6 +21,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12",
     "pyyaml>=6.0.2",
     "rich>=13.7",
+    "safetensors>=0.5.3",
     "tensorboardX>=2.6.2.2",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.21",
@@ -27,6 +29,7 @@ REQUIRES = [
 
 EXTRAS = {
     "test": ["pytest>=8.0", "submitit>=1.5.3"],
+    "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
     "slurm": ["submitit>=1.5.3"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],

@@ -15,6 +15,14 @@ def get_optim(learning_rate: float, *, schedule: str = "cosine") -> ml_collectio
       final_ratio=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0))
 
 
+def get_lora() -> ml_collections.ConfigDict:
+  """No adapters; `rank` 8 or 16 trains these beside a frozen network.
+
+  alpha 16 on all projections is ours; Hu et al. 2021 adapt attention alone.
+  """
+  return ml_collections.ConfigDict(dict(rank=0, alpha=16.0, targets="attention,mlp"))
+
+
 def get_mesh() -> ml_collections.ConfigDict:
   """All devices as replicas; -1 takes what the other axes leave."""
   return ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -31,9 +39,12 @@ def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
   return checkpoint
 
 
-def get_affixes() -> dict:
-  """How a prompt becomes an answer's context; ours: the paper's prompts are free text."""
-  return dict(prompt_suffix="\n\nAnswer:", completion_prefix=" ")
+def get_format() -> dict:
+  """How a prompt becomes an answer's context; ours: the paper's prompts are free text.
+
+  prompt_format "chat" takes the chat template of the model's tokenizer, with both texts empty.
+  """
+  return dict(prompt_format="plain", prompt_suffix="\n\nAnswer:", completion_prefix=" ")
 
 
 def get_text() -> ml_collections.ConfigDict:
@@ -46,5 +57,5 @@ def get_text() -> ml_collections.ConfigDict:
 def get_demonstrations() -> ml_collections.ConfigDict:
   """Demonstrations; packing, its mask and the loss on the completion alone are ours."""
   return ml_collections.ConfigDict(dict(
-      train="", valid="", **get_affixes(), packing="best_fit", overlong="drop",
+      train="", valid="", **get_format(), packing="best_fit", overlong="drop",
       prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))

@@ -1,13 +1,16 @@
-"""The three steps in a row: `configs/pipeline.py:NAME`, NAME one of tiny, real, test.
+"""The three steps in a row: `configs/pipeline.py:NAME`.
 
   python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
-tiny   TinyWorld, 2 layers of width 128: every stage and the report in minutes on 2 cores.
-real   one's own files (`config.files`), about 1M parameters outside the embeddings.
-test   TinyWorld in seconds, for the tests: it shows that the stages fit, and nothing else.
+tiny         TinyWorld, 2 layers of width 128: every stage and the report in minutes on 2 cores.
+real         one's own files (`config.files`), about 1M parameters outside the embeddings.
+test         TinyWorld in seconds, for the tests: it shows that the stages fit, and nothing else.
+smollm2      SmolLM2-135M-Instruct with adapters, one's own files, its chat template.
+gemma3_270m  Gemma 3 270M, a base model, likewise, with plain prompts.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 from configs import models
@@ -15,11 +18,11 @@ from configs import ppo
 from configs import reward_model
 from configs import sft
 
-NAMES = ("tiny", "real", "test")
+NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
-AFFIXES = ("prompt_suffix", "completion_prefix")
+FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
 
 
 def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -29,9 +32,9 @@ def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if name in config:
       del config[name]
   for group, fields in (("text", ("train", "valid")),
-                        ("demonstrations", ("train", "valid", *AFFIXES)),
-                        ("comparisons", ("train", "valid", "demonstrations", *AFFIXES)),
-                        ("prompts", ("train", "valid", *AFFIXES)), ("pretraining", ("train",))):
+                        ("demonstrations", ("train", "valid", *FORMAT)),
+                        ("comparisons", ("train", "valid", "demonstrations", *FORMAT)),
+                        ("prompts", ("train", "valid", *FORMAT)), ("pretraining", ("train",))):
     if group in config:
       for field in fields:
         del config[group][field]
@@ -47,7 +50,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
   (InstructGPT Fig. 34).
   """
   config = ml_collections.ConfigDict(dict(
-      title="", seed=0, format=common.get_affixes(), reward_init="sft", kl_reference="init",
+      title="", seed=0, format=common.get_format(), reward_init="sft", kl_reference="init",
       base=_stage(sft.get_config(f"{size},pretrain")),
       sft=_stage(sft.get_config(size)),
       init=_stage(sft.get_config(f"{size},init")),
@@ -206,10 +209,7 @@ def get_real() -> ml_collections.ConfigDict:
   """
   config = _assemble("small")
   config.title = "Real preference data, 4 layers of width 144"
-  config.files = ml_collections.ConfigDict(dict(
-      text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
-      test_fraction=0.1, max_demonstrations=2_000, prefix_length=60, max_prompts_per_user=200,
-      on_bad="stop"))
+  config.files = _files(max_demonstrations=2_000)
   for name in STAGES:
     config[name].model.context_length = 160
     config[name].model.band_width = 32
@@ -246,15 +246,107 @@ def get_real() -> ml_collections.ConfigDict:
   return config
 
 
+def _get_imported(title: str) -> ml_collections.ConfigDict:
+  """A published model (`config.base.source`: hf:DIR, gguf:FILE or an export) with adapters of rank 16
+  in every stage, small enough for 2 cores: 16 episodes an iteration, answers of 64 tokens, 20
+  iterations.
+
+  All numbers here are ours.  So few episodes prove that the path works, and no more.
+  """
+  config = _assemble("imported")
+  config.title = title
+  base = config.base
+  config.base = ml_collections.ConfigDict(dict(
+      source="", mesh=base.mesh, model=base.model, length=base.length, text=base.text,
+      sft=dict(batch_size=16)))
+  config.files = _files(max_demonstrations=160)
+  config.files.update(valid_fraction=0.15, max_comparisons=120, max_prompts=400, max_completions=4)
+  for name in STAGES:
+    config[name].model.update(dtype="float32", remat="none", logprob_chunk=64)
+    if "length" in config[name]:
+      config[name].length = 144
+    if "lora" in config[name]:
+      config[name].lora.update(rank=16, alpha=32.0)
+  for group in (config.base.text, config.init.text, config.base_more_pretraining.text):
+    group.max_tokens = 60_000
+  for name in ("sft", "init", "base_more_pretraining"):
+    stage = config[name]
+    stage.sft.batch_size = stage.sft.microbatch_size = 16
+    stage.loop.eval_every, stage.loop.log_every = 10, 1
+    stage.checkpoint.every = 5
+    stage.optim.learning_rate = 2e-4
+    if "demonstrations" in stage:
+      stage.demonstrations.overlong = "truncate_right"
+  config.sft.sft.num_epochs, config.init.sft.num_epochs = 2, 1
+  config.sft.sft.dropout_rate = 0.0  # two epochs of adapters
+  config.base_more_pretraining.optim.update(schedule="constant", learning_rate=1e-4, warmup_steps=0)
+  reward = config.reward_model
+  reward.reward.batch_size, reward.reward.microbatch_size = 8, 4
+  reward.optim.learning_rate = 2e-4
+  reward.comparisons.overlong = "truncate_completion"  # most answers of AlpacaEval are longer
+  reward.comparisons.overlong_demonstrations = "truncate_right"
+  reward.loop.update(eval_every=5, log_every=1)
+  reward.checkpoint.every = 3
+  p = config.ppo.ppo
+  p.batch_size = p.minibatch_size = p.microbatch_size = p.ptx_microbatch_size = 16
+  p.ptx_ratio, p.ptx_length, p.ptx_coef = 1, 96, 1.0
+  p.num_iterations = 20
+  p.max_prompt_tokens, p.max_response_tokens = 80, 64
+  p.kl_coef, p.ema_decay = 0.05, 0.8
+  config.ppo.pretraining.max_tokens = 60_000
+  config.ppo.policy_optim.update(learning_rate=1e-4, warmup_steps=2)
+  config.ppo.value_optim.update(learning_rate=2e-4, warmup_steps=2)
+  config.ppo.loop.eval_every, config.ppo.checkpoint.every = 10, 2
+  config.ppo.prompts.num_valid = 32
+  config.evaluation.update(num_selection_prompts=32, batch_size=16)
+  return config
+
+
+def get_smollm2() -> ml_collections.ConfigDict:
+  """SmolLM2-135M-Instruct, already instruction-tuned, by its own chat template.
+
+    DATA=../shared/data
+    python -m launch.pipeline --config=configs/pipeline.py:smollm2 --workdir=runs/smollm2 \\
+        --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
+        --config.files.text="('text:$DATA/pretraining/c4_demo_300.txt.gz',)" \\
+        --config.files.demonstrations="('alpaca:$DATA/demonstrations/alpaca_small/alpaca_en_demo.jsonl',)" \\
+        --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
+        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/'\\
+                              'roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
+  """
+  config = _get_imported("SmolLM2-135M-Instruct, adapters of rank 16")
+  config.format.update(prompt_format="chat", prompt_suffix="", completion_prefix="")
+  return config
+
+
+def get_gemma3_270m() -> ml_collections.ConfigDict:
+  """Gemma 3 270M, which has seen no demonstrations: as `get_smollm2`, with
+  `--config.base.source=gguf:gemma-3-270m-q4_k_m.gguf` and plain prompts."""
+  return _get_imported("Gemma 3 270M, adapters of rank 16")
+
+
+def _files(max_demonstrations: int | None) -> ml_collections.ConfigDict:
+  """One's own files, with their cleaning and splits; see `pipeline.FilesConfig`."""
+  files = ml_collections.ConfigDict(dict(
+      text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
+      test_fraction=0.1, max_demonstrations=config_dict.placeholder(int),
+      max_comparisons=config_dict.placeholder(int), max_prompts=config_dict.placeholder(int),
+      max_completions=config_dict.placeholder(int), prefix_length=60, max_prompts_per_user=200,
+      on_bad="stop"))
+  files.max_demonstrations = max_demonstrations
+  return files
+
+
 def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   """A complete config for `rlhf.pipeline.run`.
 
   Raises:
     ValueError: an unknown name.
   """
-  choices = {"tiny": get_tiny, "real": get_real, "test": get_test}
+  choices = dict(zip(NAMES, (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m)))
   if name not in choices:
     raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
   config = choices[name]()
-  _continue_base(config)
+  if "source" not in config.base:
+    _continue_base(config)
   return config.lock()

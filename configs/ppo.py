@@ -5,6 +5,8 @@
       --config.prompts.train=jsonl:prompts.jsonl --config.prompts.valid=jsonl:prompts_valid.jsonl \\
       --config.pretraining.train=text:corpus.txt
 
+`imported` in place of a SIZE: the shape of the network that `policy_from` names.
+
 TOPOLOGY, for example v5p:4x4x8 or h100:32x8, sets mesh, microbatches and layout as
 `configs/meshes.py` recommends for it; `python -m launch.check` has its compiler say whether that
 fits.
@@ -55,10 +57,10 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   """
   size, _, topology = argument.partition(",")
   model = models.get_model(size)
-  name = models.ALIASES[size] if size in models.ALIASES else size
+  name = models.gpt3_name(size)
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
-  half = model.context_length // 2
+  half = models.row_length(model) // 2
   ppo = ml_collections.ConfigDict(dict(
       batch_size=512,
       minibatch_size=64,
@@ -86,7 +88,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       policy_reduction="token_mean",
       ptx_coef=27.8,
       ptx_ratio=8,
-      ptx_length=model.context_length,
+      ptx_length=models.row_length(model),
       ptx_microbatch_size=64 if tiny else 16,
       ptx_reduction="token_mean",
       ema_decay=0.992,
@@ -102,8 +104,9 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       reference_from="",
       model=model,
       mesh=common.get_mesh(),
+      lora=common.get_lora(),
       ppo=ppo,
-      prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_affixes(),
+      prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_format(),
                    on_bad="stop"),
       pretraining=dict(train="", max_tokens=config_dict.placeholder(int), packing="cut",
                        attend_across_documents=True, reset_positions=False, on_bad="stop"),

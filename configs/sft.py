@@ -4,6 +4,8 @@
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
       --config.demonstrations.valid=jsonl:demos_valid.jsonl
 
+`imported` in place of a SIZE: the shape of the network that `init_from` names.
+
 VARIANT       what it is                                                        source
 sft           16 epochs, dropout 0.2, cosine to 10 %, every epoch exported       InstructGPT C.1
 init          2 epochs with 10 % pretraining data: PPO's start and reference     C.3, E.8
@@ -49,11 +51,11 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
   model = models.get_model(size)
-  size = models.ALIASES[size] if size in models.ALIASES else size
+  size = models.gpt3_name(size)
   tiny = size in models.TINY
   sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
   if variant == "pretrain":
-    learning_rate = 3e-3 if tiny else PRETRAIN_LR[size]
+    learning_rate = 3e-3 if tiny else PRETRAIN_LR[size if size in PRETRAIN_LR else "175b"]
     batch_size = 64 if tiny else 512
   else:
     learning_rate = sft_lr if variant == "sft" else init_lr
@@ -61,9 +63,10 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       seed=0,
       init_from="",
       tokenizer="bpe:1024" if tiny else "gpt2:",
-      length=model.context_length,
+      length=models.row_length(model),
       model=model,
       mesh=common.get_mesh(),
+      lora=common.get_lora(),
       sft=dict(
           batch_size=batch_size, microbatch_size=batch_size, num_epochs=16 if variant == "sft" else
           2 if variant == "init" else 1, max_steps=config_dict.placeholder(int),

@@ -65,6 +65,9 @@ def read_flags(argv: list[str]):
   if not config.value or "ppo" not in config.value:
     raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
   size = config_size(argv)
+  if "width" not in config.value.model:
+    raise ValueError(f"--config=...:{size} takes its shape from the network that it starts from; "
+                     "launch.check compiles the sizes of configs/models.py")
   if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
     raise ValueError("--reward_size is missing: configs/models.py has no reward model for "
                      f"{size!r}; give for example --reward_size=6b")
@@ -74,7 +77,10 @@ def read_flags(argv: list[str]):
     for name in values.programs.split(","):
       if name not in PROGRAMS:
         raise ValueError(f"--programs: {name!r}; choose from {', '.join(PROGRAMS)}")
-  return config.value, topology, model_sizes.get_model(reward_size), values
+  ids = None
+  if size in model_sizes.PUBLISHED:
+    ids = dict(zip(("vocab_size", "pad_id"), model_sizes.PUBLISHED[size]["ids"]))
+  return config.value, topology, model_sizes.get_model(reward_size), ids, values
 
 
 def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
@@ -191,12 +197,12 @@ def measure(job, program) -> dict:
       collectives=hlo.collectives(compiled.as_text()), seconds=time.perf_counter() - began)
 
 
-def check(config, topology: meshes.Topology, reward_group, *, shapes_only: bool,
+def check(config, topology: meshes.Topology, reward_group, ids, *, shapes_only: bool,
           chosen: tuple[str, ...], show) -> dict:
   """All numbers, as they go into --json; `show` prints a line when it is known."""
   from launch import programs
   job = programs.make_job(config, dict(reward_group), make_mesh(
-      config, topology, shapes_only=shapes_only), topology.platform)
+      config, topology, shapes_only=shapes_only), topology.platform, ids)
   resident = programs.resident(job)
   report = dict(
       topology=topology.name,
@@ -296,7 +302,7 @@ def main(argv: list[str]) -> None:
                         ("TPU_STDERR_LOG_LEVEL", "3")):
     os.environ.setdefault(name, setting)
   with setup.one_sentence_errors():
-    config, topology, reward_group, values = read_flags(argv)
+    config, topology, reward_group, ids, values = read_flags(argv)
     meshes.check_config(config, topology)
     axes = meshes.check_mesh(config.mesh, topology.num_devices)
     if reward_group.num_heads % axes["tensor"]:
@@ -308,7 +314,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(f"--json={values.json}: there is no folder "
                        f"{pathlib.Path(values.json).parent}; make it first")
     chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
-    report = check(config, topology, reward_group, shapes_only=values.shapes_only, chosen=chosen,
+    report = check(config, topology, reward_group, ids, shapes_only=values.shapes_only, chosen=chosen,
                    show=lambda text: print(text, flush=True))
     if values.json:
       pathlib.Path(values.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

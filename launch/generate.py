@@ -21,6 +21,7 @@ with fewer than two answers.
 """
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
@@ -36,7 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--checkpoint", required=True,
-                      help="export directory of a policy, or the workdir of its stage")
+                      help="export directory of a policy, the workdir of its stage, hf:DIR or gguf:FILE")
   parser.add_argument("--prompts", help="JSONL to answer; without it you type the prompts")
   parser.add_argument("--output", help="JSONL to write; written whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -51,7 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
                       help="at a bad line, or a prompt that is too long: stop, or skip and count")
   parser.add_argument("--drop_empty", action="store_true",
                       help="leave out empty answers, and prompts with fewer than two others")
-  setup.add_affixes(parser)
+  setup.add_prompt_format(parser)
   arguments = parser.parse_args(argv[1:])
   if (arguments.prompts is None) != (arguments.output is None):
     parser.error("--prompts and --output go together: give both, or neither to type prompts")
@@ -81,7 +82,7 @@ def load(arguments: argparse.Namespace):
   """(network, AnswerConfig) of the flags."""
   from rlhf import networks, sharding
   from rlhf.evals.answers import AnswerConfig
-  directory = setup.find_export(arguments.checkpoint, "checkpoint")
+  directory = setup.find_network(arguments.checkpoint, "checkpoint")
   export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
   numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
@@ -91,23 +92,26 @@ def load(arguments: argparse.Namespace):
   if max_response_tokens >= context_length:
     raise ValueError(f"--max_response_tokens={max_response_tokens} leaves no room for a prompt in "
                      f"the context of {context_length}; use less")
+  prompt_format = setup.prompt_format(export.config, arguments)
+  prompt_format.check(networks.tokenizer_of(export))
   network = networks.load(directory, numerics, mesh, kind="policy", flag="--checkpoint")
   p = AnswerConfig(
       max_prompt_tokens=context_length - max_response_tokens,
       max_response_tokens=max_response_tokens, temperature=arguments.temperature,
-      batch_size=arguments.batch_size, **setup.affixes(export.config, arguments))
+      batch_size=arguments.batch_size, **dataclasses.asdict(prompt_format))
   return network, p
 
 
 def announce(p, arguments: argparse.Namespace) -> None:
   """Says how answers are drawn, beside them."""
-  print(f"{arguments.checkpoint}: prompt + {p.prompt_suffix!r}, temperature {p.temperature:g}, at "
-        f"most {p.max_prompt_tokens} + {p.max_response_tokens} tokens", file=sys.stderr, flush=True)
+  from rlhf.data import prepare
+  print(f"{arguments.checkpoint}: {prepare.PromptFormat.of(p).describe()}, temperature "
+        f"{p.temperature:g}, at most {p.max_prompt_tokens} + {p.max_response_tokens} tokens",
+        file=sys.stderr, flush=True)
 
 
 def converse(network, p, arguments: argparse.Namespace) -> None:
   """Answers what is typed until the input ends."""
-  import dataclasses
   from rlhf import loop
   from rlhf.evals import answers
   p = dataclasses.replace(p, batch_size=min(p.batch_size, arguments.num_samples))
@@ -133,9 +137,10 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
 
 def too_long(network, p, prompts: list[str]) -> list[str | None]:
   """For each prompt what is wrong with its length, or None."""
-  encoded = network.tokenizer.encode_batch([prompt + p.prompt_suffix for prompt in prompts])
+  from rlhf.data import prepare
+  encoded = prepare.PromptFormat.of(p).encode_prompts(network.tokenizer, prompts)
   return [None if len(ids) <= p.max_prompt_tokens else
-          f"the prompt has {len(ids)} tokens with its suffix; at most {p.max_prompt_tokens} fit "
+          f"the prompt has {len(ids)} tokens in its format; at most {p.max_prompt_tokens} fit "
           f"beside {p.max_response_tokens} of the answer" for ids in encoded]
 
 

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from rlhf import attention
+from rlhf import lora
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
 from rlhf import ppo
 from rlhf import sharding
+from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.ppo import Models, PpoConfig
@@ -36,10 +38,12 @@ class Job:
   models: Models
   p: PpoConfig
   tx: Any
+  init: Callable
   state: Any
   state_layout: Any
   reference: Any
   reward: Any
+  frozen: Any
   use_segments: bool
 
 
@@ -58,22 +62,29 @@ class Program:
   holds: tuple
 
 
-def model_configs(config, reward_group: dict[str, Any], platform: str) -> Models:
+def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scale: float,
+                  ids: dict[str, int]) -> Models:
   """Policy and reward model; the reward model computes as the policy does."""
   group = dict(config.model)
   group["attention"] = attention.choose(group["attention"], platform)
   reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
-  return Models(policy=ModelConfig(**GPT2_IDS, **group), reward=ModelConfig(**GPT2_IDS, **reward))
+  fixed = dict(ids, lora_scale=lora_scale)
+  return Models(policy=ModelConfig(**fixed, **group), reward=ModelConfig(**fixed, **reward))
 
 
-def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) -> Job:
+def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str,
+             ids: dict[str, int] | None = None) -> Job:
   """The arrays that are resident through a whole job, as shapes.
+
+  Args:
+    ids: `vocab_size` and `pad_id` of the tokenizer; None for GPT-2's.
 
   Raises:
     ValueError: a parameter has no sharding rule, or a row is longer than a context.
   """
-  models = model_configs(config, reward_group, platform)
-  p = PpoConfig(**config.ppo)
+  p, lora_cfg = PpoConfig(**config.ppo), LoraConfig(**config.lora)
+  models = model_configs(config, reward_group, platform, lora.scale(lora_cfg),
+                         GPT2_IDS if ids is None else ids)
   ppo.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(model.init_params, models.policy), key)
@@ -83,12 +94,15 @@ def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str) ->
   tx = optim.per_network(dict(
       policy=optim.make_optimizer(OptimConfig(**config.policy_optim), steps),
       value=optim.make_optimizer(OptimConfig(**config.value_optim), steps)))
-  state = jax.eval_shape(functools.partial(ppo.init_state, models, p, tx), policy, reward, key)
+  init = functools.partial(ppo.init_state, models, p, tx, lora_cfg=lora_cfg)
+  state = jax.eval_shape(init, policy, reward, key)
   layout = sharding.state_shardings(mesh, state)
+  reference = _placed(policy, sharding.param_shardings(mesh, policy))
+  reward = _placed(reward, sharding.param_shardings(mesh, reward))
   return Job(
-      mesh=mesh, models=models, p=p, tx=tx, state=_placed(state, layout), state_layout=layout,
-      reference=_placed(policy, sharding.param_shardings(mesh, policy)),
-      reward=_placed(reward, sharding.param_shardings(mesh, reward)),
+      mesh=mesh, models=models, p=p, tx=tx, init=init, state=_placed(state, layout),
+      state_layout=layout, reference=reference, reward=reward,
+      frozen=ppo.frozen_networks(p, lora_cfg, reference, reward),
       use_segments=not config.pretraining.attend_across_documents)
 
 
@@ -108,7 +122,8 @@ def cache_bytes_per_device(job: Job) -> int:
   cfg, p = job.models.policy, job.p
   slots = p.batch_size * (p.max_prompt_tokens + p.max_response_tokens)
   itemsize = jnp.dtype(model.DTYPES[cfg.dtype]).itemsize
-  return 2 * cfg.num_layers * slots * cfg.width * itemsize // job.mesh.size
+  size = cfg.num_kv_heads * cfg.head_size
+  return 2 * cfg.num_layers * slots * size * itemsize // job.mesh.size
 
 
 def resident(job: Job) -> dict[str, int]:
@@ -128,8 +143,8 @@ def resident(job: Job) -> dict[str, int]:
 
 
 def flop_formula() -> str:
-  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x width "
-          "per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
+  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x heads x "
+          "head size per layer and (query, key) that attends (half of a row's pairs, in a band at most its "
           "width for each query; a decode step is counted against a full cache), 2 x vocabulary x "
           "width per token with logits; a backward pass twice that, and recomputing one more "
           "forward pass")
@@ -137,12 +152,16 @@ def flop_formula() -> str:
 
 def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
   tokens = num_rows * length
-  banded = 0 if cfg.band_width is None else cfg.num_layers // 2
-  dense_keys = length / 2
-  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, length / 2)
-  keys = (cfg.num_layers - banded) * dense_keys + banded * band_keys
-  return tokens * (2 * cfg.num_block_params + 4 * cfg.width * keys
+  keys = _attended_keys(cfg, length / 2)
+  return tokens * (2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * keys
                    + (2 * cfg.padded_vocab_size * cfg.width if logits else 0))
+
+
+def _attended_keys(cfg: ModelConfig, dense_keys: float) -> float:
+  """Keys of a query, summed over the layers: `dense_keys` in a dense one, a band at most else."""
+  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
+  banded = cfg.num_banded_layers
+  return (cfg.num_layers - banded) * dense_keys + banded * band_keys
 
 
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
@@ -193,10 +212,14 @@ def _length(job: Job) -> int:
   return job.p.max_prompt_tokens + job.p.max_response_tokens
 
 
+def _networks(job: Job) -> dict[str, Any]:
+  """Policy and value network, adapters beside what they adapt."""
+  return lora.combine(job.frozen, job.state.train.params)
+
+
 def _restore(job: Job) -> Program:
   """From exports to the state in its layout; a checkpoint is read into the same layout."""
-  function = jax.jit(functools.partial(ppo.init_state, job.models, job.p, job.tx),
-                     out_shardings=job.state_layout)
+  function = jax.jit(job.init, out_shardings=job.state_layout)
   return Program(name="restore", function=function,
                  arguments=(job.reference, job.reward, _key(job)),
                  flops=0.0, holds=(job.reference, job.reward, job.state))
@@ -208,7 +231,7 @@ def _prefill(job: Job) -> Program:
   def prefill(params, prompts):
     return model.prefill(cfg, model.decoding_params(cfg, params), prompts.tokens_BP,
                          prompts.mask_BP, num_slots=_length(job))
-  policy = job.state.train.params["policy"]
+  policy = _networks(job)["policy"]
   return Program(
       name="prefill", function=jax.jit(prefill), arguments=(policy, _prompts(job)), holds=(policy,),
       flops=_forward_flops(cfg, p.batch_size, p.max_prompt_tokens, logits=False))
@@ -227,15 +250,14 @@ def _decode_step(job: Job) -> Program:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
   params = jax.tree_util.tree_map_with_path(place, params)
   heads = NamedSharding(job.mesh, P(None, *sharding.decode_layout(cfg.decode_split).heads_BTHd))
-  layers = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), cache.layers)
-  cache = model.Cache(layers=layers, mask_BS=_rows(job, cache.mask_BS.shape),
+  layers, tail = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), (cache.layers, cache.tail))
+  cache = model.Cache(layers=layers, tail=tail, mask_BS=_rows(job, cache.mask_BS.shape),
                       length=_whole(job, (), jnp.int32))
   function = jax.jit(functools.partial(model.decode_step, cfg), donate_argnums=1)
-  keys = _length(job)  # every query of a decode step is a row's last: it sees all, or its band
-  banded = 0 if cfg.band_width is None else cfg.num_layers // 2
-  pairs = (cfg.num_layers - banded) * keys + banded * (cfg.band_width if banded else 0)
-  flops = p.batch_size * (2 * cfg.num_block_params + 4 * cfg.width * pairs
+  # Every query of a decode step is a row's last: it sees all, or its band.
+  pairs = _attended_keys(cfg, _length(job))
+  flops = p.batch_size * (2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * pairs
                           + 2 * cfg.padded_vocab_size * cfg.width)
   return Program(name="decode step", function=function, holds=(),
                  arguments=(params, cache, _rows(job, (p.batch_size,), jnp.int32)), flops=flops)
@@ -244,7 +266,7 @@ def _decode_step(job: Job) -> Program:
 def _scoring(job: Job) -> Program:
   """Log-probs of policy and reference, values and scores of a batch."""
   p, models = job.p, job.models
-  params, shape = job.state.train.params, (job.p.batch_size, _length(job))
+  params, shape = _networks(job), (job.p.batch_size, _length(job))
   function = jax.jit(functools.partial(ppo.score_rows, models, p))
   flops = (2 * _forward_flops(models.policy, *shape, logits=True)
            + _forward_flops(models.reward, *shape, logits=False)
@@ -261,8 +283,9 @@ def _rollout(job: Job) -> Program:
   params = job.state.train.params
   decoding = job.p.max_response_tokens * _decode_step(job).flops
   return Program(
-      name="rollout", function=function, holds=(params, job.reference, job.reward),
-      arguments=(params, job.reference, job.reward, _prompts(job), _whole(job), _key(job)),
+      name="rollout", function=function, holds=(params, job.reference, job.reward, job.frozen),
+      arguments=(params, job.reference, job.reward, _prompts(job), _whole(job), _key(job),
+                 job.frozen),
       flops=_prefill(job).flops + decoding + _scoring(job).flops)
 
 
@@ -287,5 +310,5 @@ def _update(job: Job) -> Program:
       functools.partial(ppo.update_and_control, models, p, job.tx, use_segments=job.use_segments),
       donate_argnums=0, out_shardings=(job.state_layout, None))
   kl = Metric(total=_whole(job), weight=_whole(job))
-  return Program(name="update", function=function, holds=(job.state,), flops=flops,
-                 arguments=(job.state, batch, ptx, kl, _key(job)))
+  return Program(name="update", function=function, holds=(job.state, job.frozen), flops=flops,
+                 arguments=(job.state, batch, ptx, kl, _key(job), job.frozen))

@@ -25,7 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--reward_model", required=True,
-                      help="export directory of a reward model, or the workdir of its stage")
+                      help="export directory of a reward model, the workdir of its stage, or hf:DIR")
   parser.add_argument("--input", required=True, help="JSONL to score")
   parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
                       help="texts scored at once; changes nothing but speed and memory")
   parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
                       help="at a bad line, or a text that is too long: stop, or skip and count")
-  setup.add_affixes(parser)
+  setup.add_prompt_format(parser)
   return parser.parse_args(argv[1:])
 
 
@@ -74,10 +74,9 @@ def main(argv: list[str]) -> None:
     jsonl.check_output(arguments.output, arguments.overwrite)
     reader = jsonl.Reader(arguments.input, arguments.on_bad)
     lines = reader.read(find_problem)
-    network, affixes = load(arguments)
-    lines, ids = tokenize(network, affixes, reader, lines)
-    print(f"{arguments.reward_model}: prompt + {affixes['prompt_suffix']!r}", file=sys.stderr,
-          flush=True)
+    network, prompt_format = load(arguments)
+    lines, ids = tokenize(network, prompt_format, reader, lines)
+    print(f"{arguments.reward_model}: {prompt_format.describe()}", file=sys.stderr, flush=True)
     scores = score(network, ids, arguments.batch_size)
     out = []
     for line, numbers in zip(lines, scores, strict=True):
@@ -92,17 +91,19 @@ def main(argv: list[str]) -> None:
 
 
 def load(arguments: argparse.Namespace):
-  """(network, affixes) of the flags."""
+  """(network, PromptFormat) of the flags."""
   from rlhf import networks, sharding
-  directory = setup.find_export(arguments.reward_model, "reward_model")
+  directory = setup.find_network(arguments.reward_model, "reward_model")
   export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
   numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
+  prompt_format = setup.prompt_format(export.config, arguments)
+  prompt_format.check(networks.tokenizer_of(export))
   network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
-  return network, setup.affixes(export.config, arguments)
+  return network, prompt_format
 
 
-def tokenize(network, affixes: dict[str, str], reader: jsonl.Reader, lines: list[jsonl.Line]
+def tokenize(network, prompt_format, reader: jsonl.Reader, lines: list[jsonl.Line]
              ) -> tuple[list[jsonl.Line], list[list[np.ndarray]]]:
   """(lines that fit the context, [line][completion] token ids)."""
   from rlhf.data import prepare
@@ -112,7 +113,7 @@ def tokenize(network, affixes: dict[str, str], reader: jsonl.Reader, lines: list
   for line in lines:
     sequences = [sequence.ids for sequence in prepare.tokenize_demonstrations(
         [{"prompt": line.fields["prompt"], "completion": text} for text in texts_of(line.fields)],
-        network.tokenizer, **affixes)]
+        network.tokenizer, prompt_format=prompt_format)]
     longest = max(map(len, sequences))
     if longest > length:
       reader.skip(line.where, Problem(

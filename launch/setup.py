@@ -339,6 +339,11 @@ def temperature(text: str) -> float:
 # ----------------------------------------------------------------------------- exports
 
 
+def find_network(source: str, flag: str) -> str | pathlib.Path:
+  """`hf:DIR` and `gguf:FILE` as they are, else `find_export`."""
+  return source if source.startswith(("hf:", "gguf:")) else find_export(source, flag)
+
+
 def find_export(directory: str, flag: str) -> pathlib.Path:
   """An export directory, or the export of a stage's workdir.
 
@@ -353,23 +358,34 @@ def find_export(directory: str, flag: str) -> pathlib.Path:
                    "stage that has finished")
 
 
-def affixes(export_config: dict, arguments: argparse.Namespace) -> dict[str, str]:
-  """prompt_suffix and completion_prefix: by flag, else as in training, else this house's own."""
+def prompt_format(export_config: dict, arguments: argparse.Namespace):
+  """`prepare.PromptFormat`: by flag, else as in training, else this house's own.
+
+  With --prompt_format, the texts that are not given are that format's own defaults: those of
+  training belong to the format of training.
+
+  Raises:
+    ValueError: the flags contradict one another.
+  """
   from rlhf.data import prepare
   trained = [export_config[group] for group in ("demonstrations", "prompts", "comparisons")
              if group in export_config]
-  found = {"prompt_suffix": prepare.PROMPT_SUFFIX, "completion_prefix": prepare.COMPLETION_PREFIX}
-  for name in found:
-    given = getattr(arguments, name)
-    if given is not None:
-      found[name] = given
-    elif trained:
-      found[name] = trained[0][name]
-  return found
+  found = dataclasses.asdict(prepare.PLAIN)
+  if trained:  # exports made before there were formats have no prompt_format: plain
+    found |= {name: trained[0][name] for name in found if name in trained[0]}
+  if arguments.prompt_format not in (None, found["prompt_format"]):
+    found = (dataclasses.asdict(prepare.PLAIN) if arguments.prompt_format == "plain"
+             else dict(prompt_suffix="", completion_prefix=""))  # the name is given
+  given = {name: getattr(arguments, name) for name in (
+      "prompt_format", "prompt_suffix", "completion_prefix")}
+  return prepare.PromptFormat(
+      **(found | {name: text for name, text in given.items() if text is not None}))
 
 
-def add_affixes(parser: Parser) -> None:
-  """The flags of `affixes`."""
+def add_prompt_format(parser: Parser) -> None:
+  """The flags of `prompt_format`."""
+  parser.add_argument("--prompt_format", choices=("plain", "chat"),
+                      help="plain, or the model's chat template; as in training if not given")
   parser.add_argument("--prompt_suffix",
                       help="put behind every prompt; as in training if not given")
   parser.add_argument("--completion_prefix",

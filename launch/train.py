@@ -41,7 +41,7 @@ def sizes(config) -> str:
   import jax
   from rlhf import networks
   from rlhf import sharding
-  shape = networks.shape_of(dict(config.model))
+  shape = networks.config_shape(config)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = [

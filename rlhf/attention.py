@@ -56,12 +56,14 @@ def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: i
 
 
 def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_mask_BS,
-              band_width: int | None, query_segment_BT=None, key_segment_BS=None,
-              padding: str = "left"):
-  """softmax(q k^T / sqrt(d)) v over the keys that each query sees (`attention_mask`).
+              band_width: int | None, scale: float | None = None, query_segment_BT=None,
+              key_segment_BS=None, padding: str = "left"):
+  """softmax(scale * q k^T) v over the keys that each query sees (`attention_mask`).
 
   Args:
     kernel: "auto" or one of `KERNELS`; where it refuses the call, the reference does it.
+    key_BSHd, value_BSHd: may have fewer heads than the queries: consecutive queries share one.
+    scale: None for 1 / sqrt(head_size).
     first_slot: slot of the first query among the keys.
     padding: where rows may be padded, "left" or "right"; cuDNN's kernel needs to know.
 
@@ -69,8 +71,9 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
     [B, T, H, head_size]; finite on queries that see no key, where nothing reads it.
   """
   kernel = choose(kernel, jax.default_backend())
-  if not _divides(query_BTHd):
+  if not _divides(key_BSHd):
     kernel = "reference"
+  scale = query_BTHd.shape[-1] ** -0.5 if scale is None else scale
   num_queries, num_keys = query_BTHd.shape[1], key_BSHd.shape[1]
   refused = refusal(
       kernel, dtype=query_BTHd.dtype, num_queries=num_queries, num_keys=num_keys,
@@ -79,9 +82,9 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
     seen_BTS = attention_mask(
         first_slot + jnp.arange(num_queries), key_mask_BS, band_width=band_width,
         query_segment_BT=query_segment_BT, key_segment_BS=key_segment_BS)
-    return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS)
+    return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale)
   if kernel == "cudnn":
-    run = functools.partial(cudnn, band_width=band_width)
+    run = functools.partial(cudnn, band_width=band_width, scale=scale)
     if padding == "left":
       return _right_padded(run, query_BTHd, key_BSHd, value_BSHd, key_mask_BS)
     return run(query_BTHd, key_BSHd, value_BSHd)
@@ -89,15 +92,15 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
   segment_BT = key_mask_BS.astype(jnp.int32)
   if query_segment_BT is not None:
     segment_BT = jnp.where(key_mask_BS > 0, query_segment_BT, 0).astype(jnp.int32)
-  return splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, band_width=band_width)
+  return splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, band_width=band_width, scale=scale)
 
 
-def _divides(query_BTHd) -> bool:
+def _divides(key_BSHd) -> bool:
   """Whether rows and heads divide over the mesh: a fused kernel takes whole ones on each device."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return True
-  num_rows, _, num_heads, _ = query_BTHd.shape
+  num_rows, _, num_heads, _ = key_BSHd.shape
   return not (num_rows % (mesh.shape["data"] * mesh.shape["fsdp"])
               or num_heads % mesh.shape["tensor"])
 
@@ -121,25 +124,28 @@ def attention_mask(query_slot_T, key_mask_BS, *, band_width: int | None,
   return seen_BTS
 
 
-def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS):
-  """The reference: softmax(q k^T / sqrt(d)) v over the keys that are seen.
+def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale: float):
+  """The reference: softmax(scale * q k^T) v over the keys that are seen.
 
   Softmax runs in float32: bfloat16 loses its tail.  A query that sees no key (padding) returns a
   finite value that nothing reads.
   """
-  scale = query_BTHd.shape[-1] ** -0.5
-  logits_BHTS = jnp.einsum("BTHd,BSHd->BHTS", query_BTHd * scale, key_BSHd,
-                           preferred_element_type=jnp.float32)
-  logits_BHTS = jnp.where(seen_BTS[:, None], logits_BHTS, -1e30)
-  weight_BHTS = jax.nn.softmax(logits_BHTS, axis=-1).astype(value_BSHd.dtype)
-  return jnp.einsum("BHTS,BSHd->BTHd", weight_BHTS, value_BSHd)
+  shape = query_BTHd.shape
+  num_groups = key_BSHd.shape[2]
+  # G query heads share each of the K key heads; with as many of both, G is 1.
+  query_BTKGd = (query_BTHd * scale).reshape(*shape[:2], num_groups, -1, shape[-1])
+  logits_BKGTS = jnp.einsum("BTKGd,BSKd->BKGTS", query_BTKGd, key_BSHd,
+                            preferred_element_type=jnp.float32)
+  logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, -1e30)
+  weight_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(value_BSHd.dtype)
+  return jnp.einsum("BKGTS,BSKd->BTKGd", weight_BKGTS, value_BSHd).reshape(shape)
 
 
-def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None):
+def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None, scale: float):
   """cuDNN's kernel.  Rows are right-padded: causality alone keeps real queries from the padding."""
   window = None if band_width is None else (band_width - 1, 0)
   return jax.nn.dot_product_attention(
-      query_BTHd, key_BSHd, value_BSHd, is_causal=True, local_window_size=window,
+      query_BTHd, key_BSHd, value_BSHd, is_causal=True, local_window_size=window, scale=scale,
       implementation="cudnn")
 
 
@@ -158,14 +164,13 @@ def _right_padded(run, query_BTHd, key_BTHd, value_BTHd, mask_BT):
 
 
 def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | None,
-           interpret: bool = False):
+           scale: float, interpret: bool = False):
   """The Pallas kernel of TPUs; rows and heads go to the devices that hold them.
 
   Args:
     segment_BT: int32; a query sees the keys of its own segment only.
     interpret: run the kernel's program on any platform, slowly: for tests.
   """
-  scale = query_BTHd.shape[-1] ** -0.5
   to_heads = lambda x_BTHd: x_BTHd.swapaxes(1, 2)
   run = functools.partial(_splash_rows, band_width=band_width, interpret=interpret)
   heads = P(sharding.BATCH_AXES, "tensor")
@@ -177,14 +182,23 @@ def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | No
              segment_BT).swapaxes(1, 2)
 
 
-def _splash_rows(query_BHTd, key_BHTd, value_BHTd, segment_BT, *, band_width, interpret):
-  _, num_heads, length, _ = query_BHTd.shape
-  kernel = _splash_kernel(num_heads, length, band_width, interpret)
-  return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash_attention.SegmentIds(q=s, kv=s)))(
-      query_BHTd, key_BHTd, value_BHTd, segment_BT)
+def _splash_rows(query_BHTd, key_BKTd, value_BKTd, segment_BT, *, band_width, interpret):
+  num_rows, num_heads, length, size = query_BHTd.shape
+  num_groups = key_BKTd.shape[1]
+  make = (splash_attention.make_splash_mha if num_groups == num_heads else
+          splash_attention.make_splash_mqa)
+  kernel = _splash_kernel(make, num_heads // num_groups if num_groups != num_heads else num_heads,
+                          length, band_width, interpret)
+  one_row = lambda q, k, v, s: kernel(q, k, v, splash_attention.SegmentIds(q=s, kv=s))
+  if num_groups == num_heads:
+    return jax.vmap(one_row)(query_BHTd, key_BKTd, value_BKTd, segment_BT)
+  query_BKGTd = query_BHTd.reshape(num_rows, num_groups, -1, length, size)
+  mixed_BKGTd = jax.vmap(jax.vmap(one_row, in_axes=(0, 0, 0, None)))(
+      query_BKGTd, key_BKTd, value_BKTd, segment_BT)
+  return mixed_BKGTd.reshape(query_BHTd.shape)
 
 
-def _splash_kernel(num_heads: int, length: int, band_width: int | None, interpret: bool):
+def _splash_kernel(make, num_heads: int, length: int, band_width: int | None, interpret: bool):
   """The kernel for one mask; blocks of up to 512 tokens, forward and backward."""
   shape = (length, length)
   mask = (splash_attention.CausalMask(shape) if band_width is None else
@@ -193,6 +207,6 @@ def _splash_kernel(num_heads: int, length: int, band_width: int | None, interpre
   sizes = splash_attention.BlockSizes(
       block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
       block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
-  return splash_attention.make_splash_mha(
+  return make(
       mask=splash_attention.MultiHeadMask([mask] * num_heads), block_sizes=sizes, head_shards=1,
       q_seq_shards=1, interpret=interpret)

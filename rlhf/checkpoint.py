@@ -35,7 +35,7 @@ from rlhf import processes
 from rlhf import types
 from rlhf import workdir
 
-KINDS = ("policy", "reward", "value")
+KINDS = ("policy", "reward", "value", "adapter")
 _EXPORT = "export.json"
 _DELETED = "deleted"  # where steps that are no longer kept are moved before they are deleted
 

@@ -25,7 +25,7 @@ from rlhf import processes
 from rlhf.checkpoint import Checkpoints
 
 # The streams of random numbers; a new one goes at the end, so that the others keep their draws.
-PURPOSES = ("init", "train", "validate", "rollout", "head", "answer", "value")
+PURPOSES = ("init", "train", "validate", "rollout", "head", "answer", "value", "lora")
 
 
 def step_key(seed: int, purpose: str, step: int):

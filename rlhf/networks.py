@@ -1,4 +1,9 @@
-"""From an export or from scratch to a network on the mesh: config, parameters, tokenizer."""
+"""From an export, a published model or from scratch to a network on the mesh: config, parameters,
+tokenizer.
+
+Where a network comes from is the directory of an export, `hf:DIR` (a Hugging Face directory) or
+`gguf:FILE`.
+"""
 
 import dataclasses
 import functools
@@ -11,15 +16,10 @@ from jax.sharding import Mesh
 from rlhf import checkpoint
 from rlhf import model
 from rlhf import sharding
-from rlhf.model import ModelConfig
+from rlhf.architecture import NUMERICS, ModelConfig
+from rlhf.interop import reading
 from rlhf.tokenizer import Tokenizer
 from rlhf.types import Params
-
-# How a network computes, as against what it is: these come from the run, not from the export.
-# The values stand for what an export of an older version does not name; none changes the function
-# but for rounding.
-NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128, attention="auto",
-                shard_sequence=False, decode_split="tensor", decode_scan=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,54 @@ def shape_of(group: dict[str, Any]) -> ModelConfig:
   return ModelConfig(vocab_size=1, pad_id=0, **group)
 
 
+def is_imported(group: dict[str, Any]) -> bool:
+  """Whether a `model` group says only how to compute, so that the shape comes from the source."""
+  return "width" not in group
+
+
+def config_shape(config) -> ModelConfig | None:
+  """The shape of a stage's network: of its `model` group or, with `:imported`, of its source.
+
+  Returns:
+    None where the pipeline has yet to fill the source in.
+
+  Raises:
+    ValueError: a shape that cannot be, no source, or one that cannot be read.
+  """
+  group = dict(config.model)
+  if not is_imported(group):
+    return shape_of(group)
+  field = "policy_from" if "ppo" in config else "init_from"
+  if field not in config:
+    return None
+  if not config[field]:
+    raise ValueError(f"{field} is empty, and config.model has no shape of its own (:imported); name "
+                     "hf:DIR, gguf:FILE or the export directory of a policy")
+  return imported_shape(config[field], group, flag=field)
+
+
+def imported_shape(source: str, group: dict[str, Any], *, flag: str) -> ModelConfig:
+  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`."""
+  return ModelConfig(**(find_export(source, group, kind="policy", flag=flag).model | group))
+
+
+def check_shape(config, mesh: Mesh) -> ModelConfig | None:
+  """`config_shape`, checked against the mesh and, where the config has one, its `length`.
+
+  Raises:
+    ValueError: as `config_shape`, or rows or heads that do not fit.
+  """
+  shape = config_shape(config)
+  if shape is None:
+    return None
+  if "length" in config and not 2 <= config.length <= shape.context_length:
+    raise ValueError(f"length {config.length} must be at least 2 and at most model.context_length "
+                     f"{shape.context_length}")
+  sharding.check_heads(mesh, shape.num_heads, "model.num_heads")
+  sharding.check_heads(mesh, shape.num_kv_heads, "model.num_kv_heads")
+  return shape
+
+
 def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
   """A policy from scratch, each leaf born in its layout."""
   init = functools.partial(model.init_params, cfg)
@@ -48,34 +96,63 @@ def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
 
 
 def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: str,
-                flag: str) -> checkpoint.Export:
-  """What an export says of itself, where it is the one asked for; arguments as in `load`.
+                flag: str) -> checkpoint.Export | reading.Source:
+  """What an export or a published model says of itself, where it is the one asked for; arguments as
+  in `load`.
 
   Raises:
-    ValueError: no export, another kind, another shape than the config says, or a shape that this
-      version does not describe in the same words.
+    ValueError: there is none, it is of another kind, or of another shape than the config says.
   """
   if not str(directory):
-    raise ValueError(f"{flag} is empty; name the export directory of a {kind}")
+    raise ValueError(f"{flag} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
   try:
-    export = checkpoint.load_export(directory)
+    if reading.is_source(directory):
+      found = reading.open_source(str(directory))
+    else:
+      found = checkpoint.load_export(directory)
   except ValueError as error:
     raise ValueError(f"{flag}: {error}") from None
-  if export.kind != kind:
-    raise ValueError(f"{flag}={directory} is a {export.kind} export; it must be a {kind}")
-  _check_fields(export, f"{flag}={directory}")
-  for name, wanted in group.items():
-    if name not in NUMERICS and export.model[name] != wanted:
-      raise ValueError(f"{flag}={directory} has {name} {export.model[name]}, but "
-                       f"config.model.{name} is {wanted}; make them equal")
-  return export
+  if found.kind != kind:
+    what = f"{found.kind} model" if reading.is_source(directory) else f"{found.kind} export"
+    raise ValueError(f"{flag}={directory} is a {what}; it must be a {kind}")
+  _check_fields(found.model, f"{flag}={directory}")
+  _check_shape(found.model, group, f"{flag}={directory}")
+  return found
 
 
-def _check_fields(export: checkpoint.Export, where: str) -> None:
+def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> None:
+  """Raises ValueError where the config names a shape, and another than what was saved."""
+  if is_imported(group):
+    return
+  ids = {name: saved[name] for name in ("vocab_size", "pad_id")}
+  wanted = dataclasses.asdict(ModelConfig(**(NUMERICS | group | ids)))
+  have = dataclasses.asdict(ModelConfig(**(NUMERICS | saved)))
+  for name in group:
+    if name not in NUMERICS and have[name] != wanted[name]:
+      raise ValueError(
+          f"{where} has {name} {have[name]}, but config.model.{name} is {wanted[name]}; make them "
+          "equal, or take the shape from the source with :imported in place of the config's size")
+
+
+def tokenizer_of(found: checkpoint.Export | reading.Source) -> Tokenizer:
+  """The tokenizer of what `find_export` found."""
+  if isinstance(found, reading.Source):
+    return found.tokenizer
+  return Tokenizer.load(found.tokenizer_dir)
+
+
+def origin(metadata: dict[str, Any]) -> dict[str, Any]:
+  """Of a network's metadata, what every network that is trained from it keeps: which published model
+  it once was, so that it can be written as one again."""
+  return {name: metadata[name] for name in ("imported",) if name in metadata}
+
+
+def _check_fields(saved: dict[str, Any], where: str) -> None:
   """Raises ValueError where an export lacks a field of the shape, or has one that is not known."""
-  known = {field.name for field in dataclasses.fields(ModelConfig)}
-  missing = sorted(known - set(NUMERICS) - export.model.keys())
-  unknown = sorted(export.model.keys() - known)
+  fields = dataclasses.fields(ModelConfig)
+  needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+  missing = sorted(needed - set(NUMERICS) - saved.keys())
+  unknown = sorted(saved.keys() - {field.name for field in fields})
   if missing or unknown:
     what = f"does not say its {missing[0]}" if missing else f"has an unknown field {unknown[0]!r}"
     raise ValueError(f"{where} was written by another version: its model {what}; read it with the "
@@ -90,29 +167,31 @@ def export_numerics(export: checkpoint.Export) -> dict[str, Any]:
 
 def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,
          flag: str) -> Network:
-  """A network from an export, laid out on the mesh.
+  """A network from an export or a published model, laid out on the mesh.
 
   Args:
-    directory: of the export.
+    directory: of the export, or `hf:DIR`, or `gguf:FILE`.
     group: the config's `model` group; its `NUMERICS` are used, and where it names a shape, that
-      must be the export's (an empty dict of shapes takes the export's).
-    kind: "policy" or "reward", what the export must be.
+      must be the source's (numerics alone take the source's).
+    kind: "policy" or "reward", what the source must be.
     flag: the config field that named the directory, for error messages.
 
   Raises:
-    ValueError: as `find_export`.
+    ValueError: as `find_export`, or the mesh does not divide a parameter.
   """
-  export = find_export(directory, group, kind=kind, flag=flag)
+  found = find_export(directory, group, kind=kind, flag=flag)
   numerics = {name: group[name] for name in NUMERICS}
-  cfg = ModelConfig(**(export.model | numerics))
-  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
-  if kind != "policy":
-    shapes["head"] = jax.eval_shape(functools.partial(model.init_head, cfg), jax.random.key(0))
+  cfg = ModelConfig(**(found.model | numerics))
+  shapes = reading.abstract_params(cfg, kind)
+  sharding.check_divides(mesh, shapes)
   abstract = jax.tree.map(
       lambda shape, layout: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout),
       shapes, sharding.param_shardings(mesh, shapes))
-  return Network(cfg=cfg, params=checkpoint.load_params(directory, abstract),
-                 tokenizer=Tokenizer.load(export.tokenizer_dir), metadata=export.metadata)
+  if isinstance(found, reading.Source):
+    params = reading.load_params(found, abstract)
+  else:
+    params = checkpoint.load_params(directory, abstract)
+  return Network(cfg=cfg, params=params, tokenizer=tokenizer_of(found), metadata=found.metadata)
 
 
 def check_same_tokenizer(first: Tokenizer, second: Tokenizer, names: str) -> None:

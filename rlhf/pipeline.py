@@ -119,7 +119,8 @@ class FilesConfig:
       says how much of the text is read.
     valid_fraction, test_fraction: of users (of prompts, where there are no users; of documents for
       text).
-    max_demonstrations: a random subset of so many.
+    max_demonstrations, max_comparisons, max_prompts: a random subset of so many; None takes all.
+    max_completions: of a comparison; a random subset of so many where it has more.
     prefix_length: prompts that share so many first characters are duplicates; not stated in the
       paper.
     max_prompts_per_user: 200 in InstructGPT section 3.2.
@@ -131,7 +132,10 @@ class FilesConfig:
   prompts: Sequence[str]
   valid_fraction: float
   test_fraction: float
-  max_demonstrations: int
+  max_demonstrations: int | None
+  max_comparisons: int | None
+  max_prompts: int | None
+  max_completions: int | None
   prefix_length: int
   max_prompts_per_user: int
   on_bad: str
@@ -144,9 +148,10 @@ class FilesConfig:
           "numbers above 0 that leave something to train on")
     if self.on_bad not in ("stop", "skip"):
       raise ValueError(f"files.on_bad {self.on_bad!r}; use stop or skip")
-    for name in ("max_demonstrations", "prefix_length", "max_prompts_per_user"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"files.{name} {getattr(self, name)}; use 1 or more")
+    for name, least in (("max_demonstrations", 1), ("max_comparisons", 1), ("max_prompts", 1),
+                        ("max_completions", 2), ("prefix_length", 1), ("max_prompts_per_user", 1)):
+      if getattr(self, name) is not None and getattr(self, name) < least:
+        raise ValueError(f"files.{name} {getattr(self, name)}; use {least} or more")
 
 
 # ----------------------------------------------------------------------------- data
@@ -181,21 +186,27 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
       print(records_lib.describe_counts(what, counts), flush=True)
     return records
 
+  def some(records, limit):
+    if limit is None:
+      return records
+    return [records[int(i)] for i in np.random.default_rng(seed).permutation(len(records))[:limit]]
+
   fractions = dict(train=1.0 - cfg.valid_fraction - cfg.test_fraction, valid=cfg.valid_fraction,
                    test=cfg.test_fraction)
   two = dict(train=1.0 - cfg.valid_fraction, valid=cfg.valid_fraction)
-  prompts, _ = hygiene.split_by_user(clean("prompts", read(cfg.prompts, "prompt")), fractions,
-                                     seed)
-  comparisons, _ = hygiene.split_by_user(
-      clean("comparisons", read(cfg.comparisons, "comparison")), two, seed)
-  demonstrations = clean("demonstrations", read(cfg.demonstrations, "demonstration"))
-  order = np.random.default_rng(seed).permutation(len(demonstrations))
-  demonstrations, _ = hygiene.split_by_user(
-      [demonstrations[int(i)] for i in order[:cfg.max_demonstrations]], two, seed)
+  prompts, comparisons, demonstrations = (
+      hygiene.split_by_user(some(clean(f"{kind}s", read(specs, kind)), limit), parts, seed)[0]
+      for kind, specs, limit, parts in (
+          ("prompt", cfg.prompts, cfg.max_prompts, fractions),
+          ("comparison", cfg.comparisons, cfg.max_comparisons, two),
+          ("demonstration", cfg.demonstrations, cfg.max_demonstrations, two)))
+  if cfg.max_completions is not None:
+    comparisons = {name: [fewer_completions(record, cfg.max_completions, seed + number)
+                          for number, record in enumerate(records)]
+                   for name, records in comparisons.items()}
   texts = read(cfg.text, "text")
+  texts = some(texts, len(texts))
   num_valid = max(1, int(len(texts) * cfg.valid_fraction))
-  order = np.random.default_rng(seed).permutation(len(texts))
-  texts = [texts[int(i)] for i in order]
 
   # Test and validation prompts keep what they have; training sets give way.
   held_out = prompts["test"] + prompts["valid"]
@@ -221,6 +232,13 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
                        "or other fractions")
     write_jsonl(directory / f"{name}.jsonl", lines)
   return {name: len(lines) for name, lines in written.items()}
+
+
+def fewer_completions(record: Mapping[str, Any], limit: int, seed: int) -> dict[str, Any]:
+  """A comparison with at most `limit` of its completions; their ranks stay what they were."""
+  kept = np.sort(np.random.default_rng(seed).permutation(len(record["completions"]))[:limit])
+  return dict(record, **{name: [record[name][int(i)] for i in kept]
+                         for name in ("completions", "ranks")})
 
 
 def prepare_data(config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -277,10 +295,15 @@ def stage_config(config, name: str, **fields):
   return stage.lock()
 
 
-def affixes(config) -> dict[str, str]:
+def prompt_format(config) -> prepare.PromptFormat:
   """How prompts are put to every model: the pipeline's one format."""
-  return dict(prompt_suffix=config.format.prompt_suffix,
-              completion_prefix=config.format.completion_prefix)
+  return prepare.PromptFormat.of(config.format, "config.format")
+
+
+def format_fields(config, group: str = "") -> dict[str, str]:
+  """The format as fields of a config group, or bare."""
+  return {f"{group}__{name}" if group else name: text
+          for name, text in dataclasses.asdict(prompt_format(config)).items()}
 
 
 def load_policy(config, directory) -> Network:
@@ -299,14 +322,14 @@ def answer_config(config, temperature: float) -> AnswerConfig:
   return AnswerConfig(
       max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
       max_response_tokens=config.ppo.ppo.max_response_tokens, temperature=temperature,
-      batch_size=config.evaluation.batch_size, **affixes(config))
+      batch_size=config.evaluation.batch_size, **format_fields(config))
 
 
 def fitting(config, network: Network, records: Sequence[dict]) -> list[dict]:
   """Records whose prompt fits into `max_prompt_tokens`; the others are counted."""
   _, kept, counts = prepare.prompt_rows(
       records, network.tokenizer, max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
-      prompt_suffix=config.format.prompt_suffix, overlong="drop")
+      prompt_format=prompt_format(config), overlong="drop")
   if len(kept) < len(records):
     print(records_lib.describe_counts("prompts", counts), flush=True)
   return kept
@@ -556,7 +579,8 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   path = workdir / "comparisons" / "valid_heldout.jsonl"
   reward = load_reward(config, workdir / "reward_model" / "export")
   choices = dict(length=config.reward_model.length,
-                 overlong=config.reward_model.comparisons.overlong, **affixes(config))
+                 overlong=config.reward_model.comparisons.overlong,
+                 prompt_format=prompt_format(config))
   lengths = calibration.length_baseline_accuracy(
       *length_arrays(read_jsonl(comparison_paths(config, workdir)["valid"])), **settings).mean
   if path.exists():
@@ -622,7 +646,9 @@ def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any
 
 
 def loss_curve(stage: pathlib.Path) -> list[tuple[int, float | None, float | None]]:
-  """(step, training loss, validation loss) of an LM stage."""
+  """(step, training loss, validation loss) of an LM stage; nothing of a base that was imported."""
+  if not (stage / metrics_lib.FILE).is_file():
+    return []
   lines = metrics_lib.read(stage / metrics_lib.FILE)
   pick = lambda line, name: line[name] if name in line else None
   return [(line["step"], pick(line, "train/loss"), pick(line, "validation/loss"))
@@ -667,7 +693,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
             for epoch, score in selection["scores"].items()]
   contents = dict(
       title=config.title, report=report, config_summary=summary(config),
-      prompt_format=f"prompt + {config.format.prompt_suffix!r}, for every model alike",
+      prompt_format=f"{prompt_format(config).describe()}, for every model alike",
       temperatures={"base": p.base_temperature, "sft, ppo, ppo_ptx": p.temperature,
                     "rollouts": config.ppo.ppo.temperature},
       paired_difference=difference,
@@ -706,20 +732,21 @@ def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> floa
 
 def summary(config) -> dict[str, Any]:
   """The few settings that a reader of the report wants first."""
-  p = config.ppo.ppo
+  p, group = config.ppo.ppo, dict(config.base.model)
+  if "source" in config.base:
+    shape = networks.imported_shape(config.base.source, group, flag="config.base.source")
+  else:
+    shape = networks.shape_of(group)
   return {
-      "non-embedding parameters": f"{num_block_params(config.base.model):,}",
+      "non-embedding parameters": f"{shape.num_block_params:,}",
+      **({"base model": config.base.source} if "source" in config.base else {}),
+      **({"adapters": f"rank {config.ppo.lora.rank}"} if config.ppo.lora.rank else {}),
       "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
                                             f"{p.num_iterations}",
       "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
       "pretraining examples per episode": p.ptx_ratio, "EMA decay": p.ema_decay,
       "policy learning rate": config.ppo.policy_optim.learning_rate,
       "seed": config.seed}
-
-
-def num_block_params(group) -> int:
-  """12 L D^2 + 13 L D + 2 D, as `ModelConfig.num_block_params`."""
-  return group.num_layers * (12 * group.width**2 + 13 * group.width) + 2 * group.width
 
 
 # ----------------------------------------------------------------------------- checks
@@ -732,7 +759,7 @@ def check_config(config) -> None:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
   specs = lambda group, *names: {f"{group}__{name}": "" for name in names}
-  formats = lambda group: {f"{group}__{name}": text for name, text in affixes(config).items()}
+  formats = functools.partial(format_fields, config)
   text = specs("text", "train", "valid")
   demos = specs("demonstrations", "train", "valid") | formats("demonstrations")
   stages = (
@@ -744,6 +771,12 @@ def check_config(config) -> None:
       ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))))
   for name, algorithm, fields in stages:
     try:
+      if name == "base" and "source" in config.base:
+        continue  # nothing is trained
+      if "source" in config.base:  # whose shape every stage has
+        fields |= {"policy_from" if name == "ppo" else "init_from": config.base.source}
+      elif algorithm is sft and name != "base":
+        fields |= {"init_from": "base"}
       algorithm.check_config(stage_config(config, name, **fields))
     except ValueError as error:
       raise ValueError(f"config.{name}: {error}") from None
@@ -752,14 +785,14 @@ def check_config(config) -> None:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
   for name, size in config.reward_model.model.items():
     if (config.reward_init == "sft" and name not in networks.NUMERICS
-        and size != config.sft.model[name]):
+        and (name not in config.sft.model or size != config.sft.model[name])):
       raise ValueError(
-          f"config.reward_model.model.{name} {size} is not the {config.sft.model[name]} of the SFT "
-          "model that it starts from; make them equal, or set --config.reward_init=base")
+          f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
+          "SFT model that it starts from; make them equal, or set --config.reward_init=base")
   if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
     raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
                      "sft.keep_epochs True and sft.max_steps None")
-  Tokenizer.from_spec(config.base.tokenizer, ["any text"])
+  prompt_format(config).check(base_tokenizer(config))
   EvaluationConfig(**config.evaluation)
   if "world" in config:
     world_config(config)
@@ -770,6 +803,14 @@ def check_config(config) -> None:
     ComparisonsConfig(**config.comparisons)
   else:
     FilesConfig(**config.files)
+
+
+def base_tokenizer(config) -> Tokenizer:
+  """The tokenizer of a published base model, or one of the kind that the base stage will make."""
+  if "source" in config.base:
+    return networks.tokenizer_of(networks.find_export(
+        config.base.source, dict(config.base.model), kind="policy", flag="config.base.source"))
+  return Tokenizer.from_spec(config.base.tokenizer, ["any text"])
 
 
 def check_inputs(config) -> None:
@@ -801,12 +842,30 @@ def text_fields(workdir: pathlib.Path) -> dict[str, str]:
 def demonstration_fields(config, workdir: pathlib.Path) -> dict[str, str]:
   return dict(demonstrations__train=jsonl(workdir, "demonstrations_train"),
               demonstrations__valid=jsonl(workdir, "demonstrations_valid"),
-              **{f"demonstrations__{name}": value for name, value in affixes(config).items()})
+              **format_fields(config, "demonstrations"))
 
 
 def pretrain(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+  if "source" in config.base:
+    import_base(config, workdir / stage)
+    return
   sft.train(stage_config(config, "base", init_from="", **text_fields(workdir)), workdir / stage,
             data_dir=data_dir)
+
+
+def import_base(config, stage: pathlib.Path) -> None:
+  """The base model that others have trained, as an export: read once, for all stages."""
+  if workdir_lib.is_done(stage):
+    return
+  began = time.perf_counter()
+  network = load_policy(config, config.base.source)
+  checkpoint.export_params(
+      stage / "export", network.params, model=dataclasses.asdict(network.cfg), kind="policy",
+      tokenizer=network.tokenizer, config=workdir_lib.config_to_dict(config), step=0,
+      metadata=network.metadata)
+  print(f"base: {network.cfg.num_block_params:,} parameters outside the embeddings, from "
+        f"{config.base.source}", flush=True)
+  workdir_lib.mark_done(stage, dict(seconds=time.perf_counter() - began))
 
 
 def finetune(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
@@ -825,7 +884,7 @@ def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) ->
       config, "reward_model", init_from=str(init_from),
       comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
       comparisons__demonstrations=jsonl(workdir, "demonstrations_train"),
-      **{f"comparisons__{name}": value for name, value in affixes(config).items()}),
+      **format_fields(config, "comparisons")),
                      workdir / "reward_model", data_dir=data_dir)
 
 
@@ -838,7 +897,7 @@ def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: s
       prompts__train=jsonl(workdir, "prompts_ppo"),
       prompts__valid=jsonl(workdir, "prompts_ppo_valid"),
       pretraining__train=jsonl(workdir, "pretraining_train"),
-      **{f"prompts__{name}": value for name, value in affixes(config).items()}),
+      **format_fields(config, "prompts")),
             workdir / stage, data_dir=data_dir)
 
 
@@ -853,7 +912,7 @@ def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None
 # Stage -> (what it is, function of config, workdir and directory of array_record files).
 STAGES = {
     "data": ("data", lambda config, workdir, _: prepare_data(config, workdir)),
-    "base": ("base: pretraining from scratch", functools.partial(pretrain, stage="base")),
+    "base": ("base: pretraining from scratch, or a published model", functools.partial(pretrain, stage="base")),
     "sft": ("step 1: supervised fine-tuning, the baseline",
             functools.partial(finetune, stage="sft")),
     "init": ("step 1: PPO's initialisation", functools.partial(finetune, stage="init")),

@@ -31,6 +31,7 @@ import optax
 from rlhf import checkpoint
 from rlhf import generate
 from rlhf import loop
+from rlhf import lora
 from rlhf import losses
 from rlhf import metrics as metrics_lib
 from rlhf import model
@@ -45,6 +46,7 @@ from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
 from rlhf.loop import LoopConfig
+from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
@@ -361,24 +363,30 @@ def ppo_loss(models: Models, p: PpoConfig, params: Params, microbatch):
 
 
 def ptx_loss(models: Models, p: PpoConfig, policy_params: Params, microbatch, *,
-             use_segments: bool):
+             frozen: Params | None = None, use_segments: bool):
   """gamma times the negative log-likelihood of pretraining text, divided as the reduction says.
 
   Args:
     microbatch: (LmBatch, weight): 1 / (tokens or examples of the whole minibatch).
   """
   batch, weight = microbatch
-  nll = model.lm_loss(models.policy, policy_params, batch, use_segments=use_segments)
+  nll = model.lm_loss(models.policy, lora.combine(frozen, policy_params), batch,
+                      use_segments=use_segments)
   metrics = {"ppo/ptx/nll": nll, "ppo/ptx/sequences": jnp.float32(batch.tokens_BT.shape[0])}
   return p.ptx_coef * nll.total * weight, metrics
 
 
 def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoBatch,
-                       ptx_batch: LmBatch | None, *, use_segments: bool):
+                       ptx_batch: LmBatch | None, frozen: Params | None = None, *,
+                       use_segments: bool):
   """The gradient of PPO-ptx on one minibatch: PPO's plus gamma times the pretraining text's.
 
   Source: InstructGPT appendix C.4: "we compute the PPO gradient and pretraining gradient in
   consecutive steps and accumulate them both"; ONE optimizer step follows.
+
+  Args:
+    params: {"policy", "value"}: what is trained of them.
+    frozen: the rest of them, in the same form (`lora.split`); None where all is trained.
 
   Returns:
     (gradient of {"policy", "value"}, metrics, largest |ratio - 1|).
@@ -386,7 +394,8 @@ def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoB
   weight_BT = _policy_weight_BT(p, batch.response_mask_BT)
   num_microbatches = batch.tokens_BT.shape[0] // p.microbatch_size
   grads, (metrics, ratio_error_sum) = _ppo_gradient(
-      models, p, params, sharding.split_microbatches((batch, weight_BT), num_microbatches))
+      models, p, params, frozen,
+      sharding.split_microbatches((batch, weight_BT), num_microbatches))
   if p.ptx_coef > 0.0:
     examples = ptx_batch.tokens_BT.shape[0]
     weight = (1.0 / jnp.maximum(jnp.sum(ptx_batch.loss_mask_BT), 1.0)
@@ -394,18 +403,20 @@ def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoB
     num_ptx = examples // p.ptx_microbatch_size
     microbatches = (sharding.split_microbatches(ptx_batch, num_ptx), jnp.full((num_ptx,), weight))
     ptx_grads, ptx_metrics = optim.accumulated_gradient(
-        functools.partial(ptx_loss, models, p, use_segments=use_segments), params["policy"],
-        microbatches)
+        functools.partial(ptx_loss, models, p, use_segments=use_segments,
+                          frozen=None if frozen is None else frozen["policy"]),
+        params["policy"], microbatches)
     grads = dict(grads, policy=jax.tree.map(jnp.add, grads["policy"], ptx_grads))
     metrics |= ptx_metrics
   return grads, metrics, ratio_error_sum
 
 
-def _ppo_gradient(models, p, params, microbatches):
+def _ppo_gradient(models, p, params, frozen, microbatches):
   """PPO's part, with the ratio error reduced by max where everything else adds."""
   def loss_fn(params, microbatch):
     microbatch, slot_M = microbatch
-    loss, (metrics, ratio_error) = ppo_loss(models, p, params, microbatch)
+    loss, (metrics, ratio_error) = ppo_loss(
+        models, p, lora.combine(frozen, params), microbatch)
     return loss, (metrics, slot_M * ratio_error)
   num_microbatches = microbatches[1].shape[0]
   grads, (metrics, ratio_error_M) = optim.accumulated_gradient(
@@ -414,11 +425,12 @@ def _ppo_gradient(models, p, params, microbatches):
 
 
 def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatch,
-               ptx_batches: LmBatch | None, key, *, use_segments: bool
-               ) -> tuple[PpoState, dict[str, Any]]:
+               ptx_batches: LmBatch | None, key, frozen: Params | None = None, *,
+               use_segments: bool) -> tuple[PpoState, dict[str, Any]]:
   """All optimizer steps of one iteration: `num_epochs` passes over shuffled minibatches.
 
   Args:
+    frozen: as in `minibatch_gradient`.
     ptx_batches: [num updates, minibatch_size * ptx_ratio, T] leaves; None where ptx_coef is 0.
     key: shuffles the rows, one draw per epoch.
 
@@ -431,7 +443,7 @@ def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatc
     minibatch = jax.tree.map(lambda x: x[row_b], batch)
     params = state.train.params
     grads, metrics, ratio_error = minibatch_gradient(
-        models, p, params, minibatch, ptx_batch, use_segments=use_segments)
+        models, p, params, minibatch, ptx_batch, frozen, use_segments=use_segments)
     train = optim.apply_gradient(tx, state.train, grads)
     ema_params = jax.tree.map(
         lambda ema, new: p.ema_decay * ema + (1.0 - p.ema_decay) * new,
@@ -475,18 +487,20 @@ class PromptData:
   Attributes:
     overlong: prompts of more than `ppo.max_prompt_tokens`: see `prepare.prompt_rows`.
     num_valid: held-out prompts of each validation; the first so many.
-    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
   train: str
   valid: str
   num_valid: int
   overlong: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "prompts")  # checks its names
     if self.overlong not in prepare.OVERLONG_PROMPTS:
       raise ValueError(f"prompts.overlong {self.overlong!r}; choose from "
                        f"{sorted(prepare.OVERLONG_PROMPTS)}")
@@ -547,11 +561,14 @@ def check_config(config) -> None:
   OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
   PromptData(**config.prompts), PtxData(**config.pretraining)
-  shape = networks.shape_of(dict(config.model))
-  check_lengths(p, Models(policy=shape, reward=shape))
+  if LoraConfig(**config.lora).rank and p.value_init == "scratch":
+    raise ValueError(f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
+                     "beside a trained network; use 'reward_model' or 'policy'")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  shape = networks.check_shape(config, mesh)
+  if shape is not None:
+    check_lengths(p, Models(policy=shape, reward=shape))
   sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
   if p.ptx_coef > 0.0:
     sharding.check_rows(mesh, p.num_ptx_per_minibatch,
                         "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
@@ -568,15 +585,15 @@ def check_inputs(config) -> None:
   reward = networks.find_export(
       config.reward_from, {name: group[name] for name in networks.NUMERICS}, kind="reward",
       flag="reward_from")
-  networks.check_same_tokenizer(
-      Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reward.tokenizer_dir),
-      "policy_from and reward_from")
+  tokenizer = networks.tokenizer_of(policy)
+  networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reward),
+                                "policy_from and reward_from")
+  prepare.PromptFormat.of(config.prompts).check(tokenizer)
   if config.reference_from:
     reference = networks.find_export(config.reference_from, group, kind="policy",
                                      flag="reference_from")
-    networks.check_same_tokenizer(
-        Tokenizer.load(policy.tokenizer_dir), Tokenizer.load(reference.tokenizer_dir),
-        "policy_from and reference_from")
+    networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reference),
+                                  "policy_from and reference_from")
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
   sharding.check_heads(sharding.make_mesh(MeshConfig(**config.mesh)), reward.model["num_heads"],
                        "the reward model's num_heads")
@@ -616,6 +633,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   policy_optim, value_optim = OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   keep = checkpoint.CheckpointConfig(**config.checkpoint)
   prompts_cfg, mesh = PromptData(**config.prompts), sharding.make_mesh(MeshConfig(**config.mesh))
+  lora_cfg = LoraConfig(**config.lora)
   group = dict(config.model)
   policy = networks.load(config.policy_from, group, mesh, kind="policy", flag="policy_from")
   numerics = {name: group[name] for name in networks.NUMERICS}
@@ -623,16 +641,20 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer,
                                 "policy_from and reward_from")
   reference = load_reference(config, policy, mesh)
-  models, tokenizer = Models(policy=policy.cfg, reward=reward.cfg), policy.tokenizer
+  adapted = lambda cfg: dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
+  models = Models(policy=adapted(policy.cfg), reward=adapted(reward.cfg))
+  tokenizer = policy.tokenizer
   check_lengths(p, models)
 
+  prompt_format = prepare.PromptFormat.of(prompts_cfg)
+  end_id = prompt_format.end_id(tokenizer)
   prompt_sets = []
   for name, spec in (("prompts", prompts_cfg.train), ("validation prompts", prompts_cfg.valid)):
     with processes.main_first(name):
       source = sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad)
     rows, kept, counts = prepare.prompt_rows(
         source, tokenizer, max_prompt_tokens=p.max_prompt_tokens,
-        prompt_suffix=prompts_cfg.prompt_suffix, overlong=prompts_cfg.overlong)
+        prompt_format=prompt_format, overlong=prompts_cfg.overlong)
     print(records_lib.describe_counts(name, counts), flush=True)
     prompt_sets.append((rows, kept))
   (rows, _), (valid_rows, valid_records) = prompt_sets
@@ -654,14 +676,15 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   print(resolved_sizes(p), flush=True)
 
   with jax.set_mesh(mesh):
-    init = functools.partial(init_state, models, p, tx)
+    frozen = frozen_networks(p, lora_cfg, policy.params, reward.params)
+    init = functools.partial(init_state, models, p, tx, lora_cfg=lora_cfg)
     starts = policy.params, reward.params, loop.step_key(config.seed, "value", 0)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, *starts))
     state = jax.jit(init, out_shardings=layout)(*starts)
     del starts
     if reference is not policy:  # nobody needs the initial policy any more
       policy = dataclasses.replace(policy, params=None)
-    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=tokenizer.eot_id))
+    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=end_id))
     update = jax.jit(
         functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
         donate_argnums=0, out_shardings=(layout, None))
@@ -671,12 +694,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       started = time.perf_counter()
       prompts = sharding.put_batch(mesh, prompt_stream(step), p.batch_size)
       batch, metrics = roll_out(state.train.params, reference.params, reward.params, prompts,
-                                state.kl_coef, rollout_key)
+                                state.kl_coef, rollout_key, frozen)
       jax.block_until_ready(batch)
       rolled_out = time.perf_counter()
       ptx_batches = None if ptx_stream is None else ptx_stream(step)
       state, update_metrics = update(
-          state, batch, ptx_batches, metrics["objective/kl"], update_key)
+          state, batch, ptx_batches, metrics["objective/kl"], update_key, frozen)
       metrics |= update_metrics
       jax.block_until_ready(metrics)
       metrics |= {
@@ -688,13 +711,14 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
         print(f"{workdir.name} iteration {step + 1}: {line}", flush=True)
       return state, metrics
 
-    judge = jax.jit(functools.partial(_judge, models, p, eot_id=tokenizer.eot_id))
+    frozen_policy = None if frozen is None else frozen["policy"]
+    judge = jax.jit(functools.partial(_judge, models, p, eot_id=end_id))
 
     def evaluate(state, step):
       lines = validate(
-          p, judge, state.ema_params, reference.params, reward.params, valid_rows, valid_records,
+          p, judge, lora.combine(frozen_policy, state.ema_params), reference.params, reward.params, valid_rows, valid_records,
           tokenizer, key=loop.step_key(config.seed, "validate", step),
-          num_prompts=prompts_cfg.num_valid, completion_prefix=prompts_cfg.completion_prefix)
+          num_prompts=prompts_cfg.num_valid, prompt_format=prompt_format)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
       workdir_lib.write_text(workdir / "validation" / f"step_{step:06d}.jsonl", text)
       return {f"validation/{name}": float(np.mean([line[name] for line in lines]))
@@ -712,10 +736,16 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
           metadata=dict(seed=config.seed))
     live = state.train.params["policy"]
     for name, params in (("export", state.ema_params), ("export_live", live)):
-      checkpoint.export_params(
-          workdir / name, params, model=dataclasses.asdict(policy.cfg), kind="policy",
-          tokenizer=tokenizer, config=workdir_lib.config_to_dict(config), step=p.num_iterations,
-          metadata={"weights": "ema" if name == "export" else "live"})
+      shared = dict(model=dataclasses.asdict(policy.cfg), tokenizer=tokenizer,
+                    config=workdir_lib.config_to_dict(config), step=p.num_iterations)
+      weights = networks.origin(policy.metadata) | {
+          "weights": "ema" if name == "export" else "live"}
+      checkpoint.export_params(workdir / name, lora.merged(lora_cfg, frozen_policy, params),
+                               kind="policy", metadata=weights, **shared)
+      if lora_cfg.rank:
+        checkpoint.export_params(
+            workdir / f"{name}_adapter", params, kind="adapter", metadata=weights | dict(
+                lora=dataclasses.asdict(lora_cfg), base=config.policy_from), **shared)
   lines = metrics_lib.read(workdir / metrics_lib.FILE)
   result = dict(
       iterations=p.num_iterations, updates=total_updates,
@@ -761,31 +791,51 @@ def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_param
 
 
 def init_state(models: Models, p: PpoConfig, tx, policy_params: Params, reward_params: Params,
-               key) -> PpoState:
+               key, lora_cfg: LoraConfig = lora.NO_ADAPTERS) -> PpoState:
   """Policy, value network, moving average and optimizer, in buffers of their own.
 
+  With adapters the state holds these alone, and the value head; `frozen_networks` has the rest.
+
   Args:
-    key: for a value network from scratch.
+    key: for a value network from scratch, or for the adapters.
   """
   value = init_value(models, p, policy_params, reward_params, key)
   params = {"policy": jax.tree.map(jnp.copy, policy_params), "value": value}
+  if lora_cfg.rank:
+    params = {name: lora.split(lora_cfg, params[name], jax.random.fold_in(key, number))[1]
+              for number, name in enumerate(sorted(params))}
   return PpoState(train=optim.init_train_state(tx, params),
-                  ema_params=jax.tree.map(jnp.copy, policy_params),
+                  ema_params=jax.tree.map(jnp.copy, params["policy"]),
                   kl_coef=jnp.float32(p.kl_coef))
 
 
+def frozen_networks(p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params,
+                    reward_params: Params) -> dict[str, Params] | None:
+  """What stands beside the adapters of policy and value network; None where there are none.
+
+  These are the arrays of the reference and of the reward model themselves, not copies.
+  """
+  if not lora_cfg.rank:
+    return None
+  value = policy_params if p.value_init == "policy" else reward_params
+  trunk = {name: leaf for name, leaf in value.items() if name != "head"}
+  return {"policy": policy_params, "value": {} if p.value_network == "shared" else trunk}
+
+
 def collect(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-            reward_params: Params, prompts: PromptBatch, kl_coef, key, *, eot_id: int):
+            reward_params: Params, prompts: PromptBatch, kl_coef, key,
+            frozen: Params | None = None, *, eot_id: int):
   """The first of the two programs of an iteration: a rollout and its advantages."""
-  rollout_batch = rollout(models, p, params, ref_params, reward_params, prompts, key,
-                          eot_id=eot_id)
+  rollout_batch = rollout(models, p, lora.combine(frozen, params), ref_params, reward_params,
+                          prompts, key, eot_id=eot_id)
   return advantages(p, rollout_batch, kl_coef)
 
 
 def update_and_control(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatch,
-                       ptx_batches: LmBatch | None, kl: Metric, key, *, use_segments: bool):
+                       ptx_batches: LmBatch | None, kl: Metric, key,
+                       frozen: Params | None = None, *, use_segments: bool):
   """The second: all optimizer steps, and the KL coefficient's."""
-  state, metrics = ppo_update(models, p, tx, state, batch, ptx_batches, key,
+  state, metrics = ppo_update(models, p, tx, state, batch, ptx_batches, key, frozen,
                               use_segments=use_segments)
   return next_state(p, state, kl.total / kl.weight), metrics
 
@@ -809,8 +859,8 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
 
 
 def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows: PromptBatch,
-             records, tokenizer: Tokenizer, *, key, num_prompts: int, completion_prefix: str
-             ) -> list[dict[str, Any]]:
+             records, tokenizer: Tokenizer, *, key, num_prompts: int,
+             prompt_format: prepare.PromptFormat) -> list[dict[str, Any]]:
   """One response to each of the first held-out prompts, with the numbers of `_judge`."""
   rows = jax.tree.map(lambda x: x[:num_prompts], rows)
   lines = []
@@ -821,7 +871,7 @@ def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows
       ids = out["tokens_BT"][row][out["mask_BT"][row] > 0]
       lines.append(dict(
           prompt=records[len(lines)]["prompt"],
-          response=prepare.decode_completion(ids, tokenizer, completion_prefix=completion_prefix),
+          response=prompt_format.decode_completion(tokenizer, ids),
           **{name: float(out[name][row])
              for name in ("reward", "kl", "response_tokens", "finished")}))
   return lines

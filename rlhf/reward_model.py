@@ -21,6 +21,7 @@ import optax
 
 from rlhf import checkpoint
 from rlhf import loop
+from rlhf import lora
 from rlhf import losses
 from rlhf import metrics as metrics_lib
 from rlhf import model
@@ -34,6 +35,7 @@ from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
 from rlhf.loop import LoopConfig
+from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
@@ -72,7 +74,7 @@ class ComparisonData:
     train, valid: comparisons, disjoint in prompts.
     demonstrations: their mean reward is set to 0 after training.
     overlong, overlong_demonstrations: see `prepare.comparison_rows` and `demonstration_rows`.
-    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
   train: str
@@ -80,11 +82,13 @@ class ComparisonData:
   demonstrations: str
   overlong: str
   overlong_demonstrations: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "comparisons")  # checks its names
     for field, choices in (("overlong", prepare.OVERLONG_COMPARISONS),
                            ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
@@ -100,14 +104,15 @@ def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
   return score.reshape(num_prompts, num_slots)
 
 
-def reward_loss(cfg: ModelConfig, params: Params, microbatch):
+def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params | None = None):
   """Eq. 1 on one microbatch, divided by the whole batch's number of prompts with a pair.
 
   Args:
+    params: what is trained; `frozen` is the rest (`lora.split`).
     microbatch: (ComparisonBatch, weight).
   """
   batch, weight = microbatch
-  score_BK = score_completions(cfg, params, batch)
+  score_BK = score_completions(cfg, lora.combine(frozen, params), batch)
   loss, aux = losses.comparison_loss(score_BK, batch.rank_BK, batch.valid_BK)
   metrics = {
       "train/loss": loss, "train/accuracy": aux["accuracy"], "train/log_loss": aux["log_loss"],
@@ -123,14 +128,19 @@ def num_prompts_with_pair(batch: ComparisonBatch):
 
 
 def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
-                  batch: ComparisonBatch) -> tuple[TrainState, dict[str, Any]]:
-  """One optimizer step on `p.batch_size` prompts."""
+                  batch: ComparisonBatch, frozen: Params | None = None
+                  ) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step on `p.batch_size` prompts.
+
+  Args:
+    frozen: parameters beside `state.params` that are not trained; None where all are.
+  """
   num_microbatches = p.batch_size // p.microbatch_size
   weight = 1.0 / jnp.maximum(num_prompts_with_pair(batch), 1.0)
   microbatches = (sharding.split_microbatches(batch, num_microbatches),
                   jnp.full((num_microbatches,), weight))
   grads, metrics = optim.accumulated_gradient(
-      functools.partial(reward_loss, cfg), state.params, microbatches)
+      functools.partial(reward_loss, cfg, frozen=frozen), state.params, microbatches)
   metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
@@ -208,14 +218,11 @@ def check_config(config) -> None:
     raise ValueError("the config has no group `reward`; use configs/reward_model.py")
   p, _, _ = RewardConfig(**config.reward), LoopConfig(**config.loop), OptimConfig(**config.optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
+  LoraConfig(**config.lora)
   ComparisonData(**config.comparisons)
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "reward.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -224,7 +231,9 @@ def check_inputs(config) -> None:
   Raises:
     ValueError: as `train` would raise later.
   """
-  networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+  export = networks.find_export(config.init_from, dict(config.model), kind="policy",
+                                flag="init_from")
+  prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
   for name, kind in (("train", "comparison"), ("valid", "comparison"),
                      ("demonstrations", "demonstration")):
     sources.check(config.comparisons[name], kind, field=f"config.comparisons.{name}",
@@ -254,18 +263,19 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   check_config(config)
   p, loop_cfg = RewardConfig(**config.reward), LoopConfig(**config.loop)
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
-  sets = ComparisonData(**config.comparisons)
+  sets, lora_cfg = ComparisonData(**config.comparisons), LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
                           flag="init_from")
   cfg, tokenizer = network.cfg, network.tokenizer
-  affixes = dict(prompt_suffix=sets.prompt_suffix, completion_prefix=sets.completion_prefix)
+  prompt_format = prepare.PromptFormat.of(sets)
 
   def comparison_rows(name, spec):
     with processes.main_first(name):
       source = sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad)
     rows, counts = prepare.comparison_rows(
-        source, tokenizer, length=config.length, overlong=sets.overlong, **affixes)
+        source, tokenizer, length=config.length, overlong=sets.overlong,
+        prompt_format=prompt_format)
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
 
@@ -275,7 +285,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     source = sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
                           on_bad=sets.on_bad)
   demonstrations = demonstration_ids(
-      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations, **affixes)
+      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations,
+      prompt_format=prompt_format)
 
   batches = batches_lib.comparison_batches(rows, batch_size=p.batch_size, seed=config.seed,
                                            pairs=p.pairs,
@@ -289,24 +300,27 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   with jax.set_mesh(mesh):
     head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
-    params = dict(network.params, head=head)
+    frozen, trained = lora.split(lora_cfg, dict(network.params, head=head),
+                                 loop.step_key(config.seed, "lora", 0))
+    cfg = dataclasses.replace(network.cfg, lora_scale=lora.scale(lora_cfg))
     init = functools.partial(optim.init_train_state, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, params))
-    state = jax.jit(init, out_shardings=layout)(params)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
+    state = jax.jit(init, out_shardings=layout)(trained)
     update = jax.jit(functools.partial(reward_update, cfg, p, tx), donate_argnums=0,
                      out_shardings=(layout, None))
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
       batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
-      state, metrics = update(state, batch)
+      state, metrics = update(state, batch, frozen)
       return state, metrics | {"train/learning_rate": schedule(step),
                                "train/epoch": (step + 1) / batches.num_batches_per_epoch}
 
     def evaluate(state, step):
       del step
       return validation_metrics(
-          *score_comparisons(cfg, state.params, valid_rows, batch_size=p.batch_size))
+          *score_comparisons(cfg, lora.combine(frozen, state.params), valid_rows,
+                             batch_size=p.batch_size))
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(
@@ -317,15 +331,21 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
           guarded=("train/loss", "train/grad_norm", "validation/loss"),
           metadata=dict(seed=config.seed))
 
-    offset = float(np.mean(score_rows(cfg, state.params, demonstrations, length=config.length,
+    params = lora.merged(lora_cfg, frozen, state.params)
+    offset = float(np.mean(score_rows(cfg, params, demonstrations, length=config.length,
                                       batch_size=p.batch_size)))
-    params = with_zero_mean(state.params, offset)
+    params = with_zero_mean(params, offset)
     score_NK, rank_NK, valid_NK = score_comparisons(
         cfg, params, valid_rows, batch_size=p.batch_size)
-    checkpoint.export_params(
-        workdir / "export", params, model=dataclasses.asdict(cfg), kind="reward",
-        tokenizer=tokenizer, config=workdir_lib.config_to_dict(config), step=total_steps,
-        metadata=dict(demonstration_offset=offset))
+    shared = dict(model=dataclasses.asdict(network.cfg), tokenizer=tokenizer,
+                  config=workdir_lib.config_to_dict(config), step=total_steps)
+    metadata = networks.origin(network.metadata) | dict(demonstration_offset=offset)
+    checkpoint.export_params(workdir / "export", params, kind="reward", metadata=metadata, **shared)
+    if lora_cfg.rank:
+      checkpoint.export_params(
+          workdir / "export_adapter", dict(state.params, head=params["head"]), kind="adapter",
+          metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+          **shared)
   workdir_lib.write_json(workdir / "validation_scores.json", dict(
       scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
   result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(
@@ -334,12 +354,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   return result
 
 
-def demonstration_ids(records, tokenizer, *, length: int, overlong: str, prompt_suffix: str,
-                      completion_prefix: str) -> list[np.ndarray]:
+def demonstration_ids(records, tokenizer, *, length: int, overlong: str,
+                      prompt_format: prepare.PromptFormat) -> list[np.ndarray]:
   """Whole demonstrations, one sequence each, as the reward model will read responses."""
   rows, counts = prepare.demonstration_rows(
       records, tokenizer, length=length, packing="one_per_row", overlong=overlong,
-      prompt_suffix=prompt_suffix, completion_prefix=completion_prefix)
+      prompt_format=prompt_format)
   print(records_lib.describe_counts("demonstrations for the offset", counts), flush=True)
   sizes = (rows.segment_BT > 0).sum(axis=1)
   return [row[:size] for row, size in zip(rows.tokens_BT, sizes, strict=True)]

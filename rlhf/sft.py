@@ -21,6 +21,7 @@ import optax
 
 from rlhf import checkpoint
 from rlhf import loop
+from rlhf import lora
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
@@ -34,6 +35,7 @@ from rlhf.data import records as records_lib
 from rlhf.data import sources
 from rlhf.evals import likelihood
 from rlhf.loop import LoopConfig
+from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
@@ -106,6 +108,7 @@ class DemonstrationData:
   """Demonstrations, packed; see `prepare.demonstration_rows` for the named choices."""
   train: str
   valid: str
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
   packing: str
@@ -116,6 +119,7 @@ class DemonstrationData:
   on_bad: str
 
   def __post_init__(self):
+    prepare.PromptFormat.of(self, "demonstrations")  # checks its names
     for field, choices in (("packing", packing_lib.PACKINGS),
                            ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
@@ -123,21 +127,27 @@ class DemonstrationData:
                          f"{sorted(choices)}")
 
 
-def sft_loss(cfg: ModelConfig, p: SftConfig, params, microbatch, *, use_segments: bool):
+def sft_loss(cfg: ModelConfig, p: SftConfig, params, microbatch, *, frozen=None,
+             use_segments: bool):
   """Loss of a microbatch, divided by the targets of the whole batch.
 
   Args:
+    params: what is trained; `frozen` is the rest (`lora.split`).
     microbatch: (LmBatch, dropout_key_B, weight = 1 / targets of the batch).
   """
   batch, dropout_key_B, weight = microbatch
-  nll = model.lm_loss(cfg, params, batch, use_segments=use_segments, dropout_rate=p.dropout_rate,
-                      dropout_key_B=dropout_key_B)
+  nll = model.lm_loss(cfg, lora.combine(frozen, params), batch, use_segments=use_segments,
+                      dropout_rate=p.dropout_rate, dropout_key_B=dropout_key_B)
   return nll.total * weight, {"train/loss": nll}
 
 
-def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmBatch, key, *,
-               use_segments: bool) -> tuple[TrainState, dict[str, Any]]:
-  """One optimizer step; dropout keys belong to the row's place in the global batch."""
+def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmBatch, key,
+               frozen=None, *, use_segments: bool) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step; dropout keys belong to the row's place in the global batch.
+
+  Args:
+    frozen: parameters beside `state.params` that are not trained; None where all are.
+  """
   num_rows = batch.tokens_BT.shape[0]
   num_microbatches = num_rows // p.microbatch_size
   row_key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(num_rows))
@@ -145,7 +155,8 @@ def sft_update(cfg: ModelConfig, p: SftConfig, tx, state: TrainState, batch: LmB
   microbatches = (*sharding.split_microbatches((batch, row_key_B), num_microbatches),
                   jnp.full((num_microbatches,), weight))
   grads, metrics = optim.accumulated_gradient(
-      functools.partial(sft_loss, cfg, p, use_segments=use_segments), state.params, microbatches)
+      functools.partial(sft_loss, cfg, p, frozen=frozen, use_segments=use_segments), state.params,
+      microbatches)
   metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
@@ -163,16 +174,15 @@ def check_config(config) -> None:
     raise ValueError("the config has no group `sft`; use configs/sft.py")
   p, _, _ = SftConfig(**config.sft), LoopConfig(**config.loop), OptimConfig(**config.optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
+  if LoraConfig(**config.lora).rank and not config.init_from:
+    raise ValueError(f"lora.rank {config.lora.rank} without init_from: adapters stand beside a "
+                     "trained network; name one, or set lora.rank to 0")
   for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
     if group in config:
       data(**config[group])
-  context_length = networks.shape_of(dict(config.model)).context_length
-  if not 2 <= config.length <= context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most "
-                     f"model.context_length {context_length}")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
+  networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
-  sharding.check_heads(mesh, config.model.num_heads, "model.num_heads")
 
 
 def check_inputs(config) -> None:
@@ -182,7 +192,10 @@ def check_inputs(config) -> None:
     ValueError: as `train` would raise later.
   """
   if config.init_from:
-    networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+    export = networks.find_export(config.init_from, dict(config.model), kind="policy",
+                                  flag="init_from")
+    if "demonstrations" in config:
+      prepare.PromptFormat.of(config.demonstrations).check(networks.tokenizer_of(export))
   elif "text" not in config:
     raise ValueError("init_from is empty; name the export directory of a policy")
   else:
@@ -249,10 +262,10 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
   if demos is not None:
     fields = dataclasses.asdict(demos)
     choices = {name: fields[name] for name in (
-        "prompt_suffix", "completion_prefix", "packing", "overlong", "prompt_loss_weight",
-        "attend_across_documents", "reset_positions")}
+        "packing", "overlong", "prompt_loss_weight", "attend_across_documents",
+        "reset_positions")}
     demo_sets = [_printed(name, prepare.demonstration_rows(
-        source, tokenizer, length=length, **choices))
+        source, tokenizer, length=length, prompt_format=prepare.PromptFormat.of(demos), **choices))
         for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)]
   given = [group for group in (text, demos) if group is not None]
   main, main_valid = text_sets if demos is None else demo_sets
@@ -292,6 +305,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   check_config(config)
   p, loop_cfg = SftConfig(**config.sft), LoopConfig(**config.loop)
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
+  lora_cfg = LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   model_group = dict(config.model)
   network = None
@@ -303,6 +317,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
   else:
     cfg, params = network.cfg, network.params
+  origin = {} if network is None else networks.origin(network.metadata)
+  frozen, trained = lora.split(lora_cfg, params, loop.step_key(config.seed, "lora", 0))
+  exported, cfg = cfg, dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
 
   stream = dict(batch_size=p.batch_size, seed=config.seed,
                 share=sharding.local_rows(mesh, p.batch_size))
@@ -319,32 +336,38 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   with jax.set_mesh(mesh):
     init = functools.partial(optim.init_train_state, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, params))
-    state = jax.jit(init, out_shardings=layout)(params)
+    layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
+    state = jax.jit(init, out_shardings=layout)(trained)
     update = jax.jit(functools.partial(sft_update, cfg, p, tx, use_segments=rows.use_segments),
                      donate_argnums=0, out_shardings=(layout, None))
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
       batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
-      state, metrics = update(state, batch, loop.step_key(config.seed, "train", step))
+      state, metrics = update(state, batch, loop.step_key(config.seed, "train", step), frozen)
       return state, metrics | {"train/learning_rate": schedule(step),
                                "train/epoch": (step + 1) / batches.num_batches_per_epoch}
 
     def evaluate(state, step):
       del step
-      nll = functools.partial(likelihood.negative_log_likelihood, cfg, state.params,
-                              batch_size=p.batch_size, use_segments=rows.use_segments)
+      nll = functools.partial(likelihood.negative_log_likelihood, cfg,
+                              lora.combine(frozen, state.params), batch_size=p.batch_size,
+                              use_segments=rows.use_segments)
       numbers = {"validation/loss": nll(rows.main_valid)}
       if rows.mixed_valid is not None:
         numbers["validation/text_loss"] = nll(rows.mixed_valid)
       return numbers
 
     def export(directory, state, step):
-      checkpoint.export_params(
-          directory, state.params, model=dataclasses.asdict(cfg), kind="policy",
-          tokenizer=rows.tokenizer, config=workdir_lib.config_to_dict(config), step=step,
-          metadata={})
+      shared = dict(model=dataclasses.asdict(exported), tokenizer=rows.tokenizer,
+                    config=workdir_lib.config_to_dict(config), step=step)
+      checkpoint.export_params(directory, lora.merged(lora_cfg, frozen, state.params),
+                               kind="policy", metadata=origin, **shared)
+      if lora_cfg.rank:
+        checkpoint.export_params(
+            directory.with_name(f"{directory.name}_adapter"), state.params, kind="adapter",
+            metadata=origin | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+            **shared)
 
     def after_step(state, step):
       if p.keep_epochs and step in epoch_ends:

@@ -24,37 +24,57 @@ BATCH_AXES = ("data", "fsdp")
 # The first rule whose pattern matches the whole path wins. `blocks/...` leaves carry the scanned
 # layer axis in front, which is never split.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"embed/token", P("tensor", "fsdp")),
+    (r"(embed|output)/token", P("tensor", "fsdp")),
     (r"embed/position", P(None, "fsdp")),
-    (r"blocks/.*/qkv/kernel", P(None, "fsdp", None, "tensor", None)),
-    (r"blocks/.*/qkv/bias", P(None, None, "tensor", None)),
+    (r"embed/project/kernel", P(None, "fsdp")),
+    (r"output/project/kernel", P("fsdp", None)),
+    (r"blocks/.*/(qkv|kv)/kernel", P(None, "fsdp", None, "tensor", None)),
+    (r"blocks/.*/(qkv|kv)/bias", P(None, None, "tensor", None)),
+    (r"blocks/.*/q/kernel", P(None, "fsdp", "tensor", None)),
+    (r"blocks/.*/q/bias", P(None, "tensor", None)),
     (r"blocks/.*/attention/out/kernel", P(None, "tensor", None, "fsdp")),
-    (r"blocks/.*/mlp/in/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/.*/mlp/in/bias", P(None, "tensor")),
+    (r"blocks/.*/mlp/(in|gate)/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/.*/mlp/(in|gate)/bias", P(None, "tensor")),
     (r"blocks/.*/mlp/out/kernel", P(None, "tensor", "fsdp")),
     (r"blocks/.*/out/bias", P(None, None)),
     (r"blocks/.*norm/(scale|bias)", P(None, None)),
     (r"final_norm/(scale|bias)", P(None)),
     (r"head/kernel", P(None, None)),
     (r"head/bias", P(None)),
+    # Adapters lie as the axes of their kernels do; the rank is whole.
+    (r"blocks/.*/(qkv|kv|q|in|gate)/lora_a", P(None, "fsdp", None)),
+    (r"blocks/.*/attention/out/lora_a", P(None, "tensor", None, None)),
+    (r"blocks/.*/mlp/out/lora_a", P(None, "tensor", None)),
+    (r"blocks/.*/(qkv|kv)/lora_b", P(None, None, None, "tensor", None)),
+    (r"blocks/.*/q/lora_b", P(None, None, "tensor", None)),
+    (r"blocks/.*/mlp/(in|gate)/lora_b", P(None, None, "tensor")),
+    (r"blocks/.*/out/lora_b", P(None, None, "fsdp")),
 )
 
 
 # While sampling, matrices are bfloat16 (or `cfg.dtype`) and a layer is a tree of its own, without
 # the scanned axis.  `fsdp` here splits the contraction: see `decode_spec`.
 DECODE_RULES: tuple[tuple[str, P], ...] = (
-    (r"embed/token", P("tensor", "fsdp")),
+    (r"(embed|output)/token", P("tensor", "fsdp")),
     (r"embed/position", P(None, "fsdp")),
-    (r"blocks/.*/qkv/kernel", P("fsdp", None, "tensor", None)),
-    (r"blocks/.*/qkv/bias", P(None, "tensor", None)),
+    (r"embed/project/kernel", P(None, "fsdp")),
+    (r"output/project/kernel", P("fsdp", None)),
+    (r"blocks/.*/(qkv|kv)/kernel", P("fsdp", None, "tensor", None)),
+    (r"blocks/.*/(qkv|kv)/bias", P(None, "tensor", None)),
+    (r"blocks/.*/q/kernel", P("fsdp", "tensor", None)),
+    (r"blocks/.*/q/bias", P("tensor", None)),
     (r"blocks/.*/attention/out/kernel", P("tensor", None, "fsdp")),
-    (r"blocks/.*/mlp/in/kernel", P("fsdp", "tensor")),
-    (r"blocks/.*/mlp/in/bias", P("tensor")),
+    (r"blocks/.*/mlp/(in|gate)/kernel", P("fsdp", "tensor")),
+    (r"blocks/.*/mlp/(in|gate)/bias", P("tensor")),
     (r"blocks/.*/mlp/out/kernel", P("tensor", "fsdp")),
     (r"blocks/.*/out/bias", P(None)),
     (r"blocks/.*norm/(scale|bias)", P(None)),
     (r"final_norm/(scale|bias)", P(None)),
 )
+# Layers that fill no whole pattern have the rules of `blocks`, without the scanned axis.
+_TAIL, _BLOCKS = "tail/", "blocks/"
+# Outermost names of a network's parameters.
+NETWORK = ("embed", "blocks", "tail", "final_norm", "output", "head")
 # Over which axes decoding splits the weights: "tensor" keeps them whole on each `fsdp` device,
 # which is faster where that fits; "fsdp_tensor" splits them over both.
 DECODE_SPLITS = ("tensor", "fsdp_tensor")
@@ -132,6 +152,8 @@ def param_spec(name: str) -> P:
   Raises:
     ValueError: no rule matches; a parameter is never replicated silently.
   """
+  if name.startswith(_TAIL):
+    return P(*_first_match(RULES, _BLOCKS + name.removeprefix(_TAIL), "RULES")[1:])
   return _first_match(RULES, name, "RULES")
 
 
@@ -141,6 +163,8 @@ def decode_spec(name: str, decode_split: str) -> P:
   Raises:
     ValueError: no rule matches.
   """
+  if name.startswith(_TAIL):
+    name = _BLOCKS + name.removeprefix(_TAIL)
   spec = _first_match(DECODE_RULES, name, "DECODE_RULES")
   if decode_split == "tensor":
     spec = P(*(None if axis == "fsdp" else axis for axis in spec))
@@ -152,6 +176,16 @@ def _first_match(rules, name: str, table: str) -> P:
     if re.fullmatch(pattern, name):
       return spec
   raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.{table}")
+
+
+def check_divides(mesh: Mesh, params: Params) -> None:
+  """Raises ValueError at the first parameter that does not divide over the axes of its rule."""
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name = path_name(path)
+    for size, axis in zip(leaf.shape, param_spec(name)):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(f"{name} {list(leaf.shape)}: {size} does not divide over mesh.{axis} "
+                         f"{mesh.shape[axis]}; use a divisor of {size}")
 
 
 def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
@@ -170,8 +204,7 @@ def state_shardings(mesh: Mesh, state) -> Params:
     if leaf.ndim == 0:
       return NamedSharding(mesh, P())
     names = path_name(path).split("/")
-    starts = [i for i, name in enumerate(names)
-              if name in ("embed", "blocks", "final_norm", "head")]
+    starts = [i for i, name in enumerate(names) if name in NETWORK]
     if not starts:
       raise ValueError(f"state leaf {path_name(path)!r} follows no parameter; it has no sharding")
     return NamedSharding(mesh, param_spec("/".join(names[starts[0]:])))

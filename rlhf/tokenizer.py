@@ -2,25 +2,29 @@
 
 Two ids have a meaning: end-of-text (`eot_id`), which ends every document and every response, and
 padding (`pad_id`), which means nothing.  They are never the same: a model whose padding is its
-end-of-text never learns to stop, and masks made from token ids go wrong.
+end-of-text never learns to stop, and masks made from token ids go wrong.  Some tokenizers begin
+every text with an id of their own as well (`prefix_ids`: begin-of-text of Llama 3 and Gemma; OPT's
+"</s>").
 
 Special tokens written out in a text ("<|endoftext|>") are ordinary characters here: only this
 program places special ids.
 """
 
 from collections.abc import Iterable, Sequence
+import functools
 import json
 import os
 import pathlib
 
 import tokenizers
 
+from rlhf import chat
+from rlhf import tokenizer_files as files
+
 EOT_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 NUM_BYTES = 256  # a byte-level vocabulary holds every byte, so that any text can be encoded
 
-_TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILE = "tokenizer_config.json"
 SPECS = ("bpe:VOCAB_SIZE", "json:PATH", "gpt2:DIR")
 
 
@@ -30,21 +34,31 @@ class Tokenizer:
   Attributes:
     vocab_size: ids that the tokenizer itself has: 0 .. vocab_size - 1.
     eot_id: ends a document or a response.
-    pad_id: fills unused slots; the first row after the vocabulary where the tokenizer has no
-      padding token of its own.
+    pad_id: fills unused slots; the first row after the vocabulary, or after the embedding that the
+      tokenizer came with, where the tokenizer has no padding token of its own.
     num_ids: ids that a model must have an embedding row for.
+    prefix_ids: ids that begin every document and every prompt; mostly none.
+    chat_template: Jinja source, or None; `chat` is what becomes of it.
   """
 
-  def __init__(self, inner: tokenizers.Tokenizer, *, eot_token: str, pad_token: str | None):
+  def __init__(self, inner: tokenizers.Tokenizer, *, eot_token: str, pad_token: str | None,
+               num_embeddings: int | None = None, bos_token: str | None = None,
+               prefix_ids: Sequence[int] = (), chat_template: str | None = None,
+               source: str = files.CONFIG_FILE):
     """Wraps `inner`.
 
     Args:
       inner: the library's tokenizer.
       eot_token: the vocabulary's token that ends a text.
-      pad_token: the vocabulary's padding token; None adds a row behind the vocabulary.
+      pad_token: the vocabulary's padding token; None adds a row behind the embedding.
+      num_embeddings: rows of the embedding that the tokenizer came with; None: as many as ids.
+      bos_token: the vocabulary's begin-of-text token, which chat templates and exports name.
+      prefix_ids, chat_template: see the class.
+      source: where the chat template is from, for error messages.
 
     Raises:
-      ValueError: a named token is not in the vocabulary, or the two are the same.
+      ValueError: a named token is not in the vocabulary, end-of-text and padding are the same, or
+        the vocabulary is larger than the embedding.
     """
     vocabulary = inner.get_vocab(with_added_tokens=True)
     if not vocabulary:
@@ -63,43 +77,186 @@ class Tokenizer:
     self._inner = inner
     self._eot_token = eot_token
     self._pad_token = pad_token
+    self._bos_token = bos_token
+    self._source = source
     self.vocab_size = max(vocabulary.values()) + 1
+    num_embeddings = self.vocab_size if num_embeddings is None else num_embeddings
+    if self.vocab_size > num_embeddings:
+      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the model's "
+                       f"embedding {num_embeddings} rows; give the tokenizer that the model "
+                       "was trained with")
     self.eot_id = vocabulary[eot_token]
-    self.pad_id = self.vocab_size if pad_token is None else vocabulary[pad_token]
-    self.num_ids = max(self.vocab_size, self.pad_id + 1)
+    self.pad_id = num_embeddings if pad_token is None else vocabulary[pad_token]
+    self.num_ids = max(num_embeddings, self.pad_id + 1)
+    self.prefix_ids = tuple(prefix_ids)
+    self.chat_template = chat_template
 
-  def encode(self, text: str) -> list[int]:
-    """Ids of a text; nothing is added before or after it."""
-    return self._inner.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    """Ids of a text; nothing is added before or after it.
 
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    Args:
+      continues: the text goes on from another, so that a tokenizer which writes a space before a
+        text (Llama 2) writes none.
+    """
+    return self.encode_batch([text], continues=continues)[0]
+
+  def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
     """Ids of many texts, on all cores; equal to `encode` of each."""
-    encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+    inner = self._continuing if continues else self._inner
+    encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Text of ids; end-of-text and padding are left out, broken UTF-8 becomes U+FFFD."""
-    kept = [int(i) for i in ids if i != self.eot_id and i != self.pad_id]
-    return self._inner.decode(kept, skip_special_tokens=False)
+  def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+    """Text of ids; end-of-text, padding and begin-of-text are left out, broken UTF-8 becomes
+    U+FFFD.  `continues` as in `encode`."""
+    dropped = {self.eot_id, self.pad_id, *self.prefix_ids}
+    kept = [int(i) for i in ids if int(i) not in dropped]
+    inner = self._continuing if continues else self._inner
+    return inner.decode(kept, skip_special_tokens=False)
+
+  @functools.cached_property
+  def _continuing(self) -> tokenizers.Tokenizer:
+    inner = files.without_leading_space(self._inner)
+    inner.encode_special_tokens = True
+    return inner
+
+  # ---- the model's chat template
+
+  @functools.cached_property
+  def chat(self) -> chat.ChatTemplate:
+    """The chat template, taken apart.
+
+    Raises:
+      ValueError: there is none, or it cannot be used; see `chat.read_template`.
+    """
+    if self.chat_template is None:
+      raise ValueError(f"prompt_format chat, but {self._source} has no chat_template; use "
+                       "prompt_format plain, or a model that was trained to chat")
+    unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
+    named = dict(bos_token=self._bos_token, eos_token=self._eot_token, pad_token=self._pad_token,
+                 unk_token=unknown)
+    return chat.read_template(
+        self.chat_template, self._special_tokens,
+        {name: "" if token is None else token for name, token in named.items()}, self._source)
+
+  @property
+  def turn_end_id(self) -> int:
+    """Ends an answer in the chat template, end-of-text where the template names no other token:
+    Gemma's "<end_of_turn>", Llama 3's "<|eot_id|>".  Raises as `chat`."""
+    return self.eot_id if self.chat.end is None else self._inner.token_to_id(self.chat.end)
+
+  def encode_chat(self, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as a chat of one turn, up to where the model answers.  Raises as `chat`.
+
+    Equal to what the template's text gives with its special tokens as ids, but for special tokens
+    within a prompt, which stay characters.
+    """
+    template = self.chat
+    head = self._encode_pieces(template.head, is_start=True)
+    tail = self._encode_pieces(template.tail, is_start=False)
+    # The library puts no space before a text that follows a special token, if its pre-tokenizer
+    # says "first"; so it is here.
+    middle = self.encode_batch([template.text_around(prompt) for prompt in prompts],
+                               continues=bool(head) and self._spaces_first_only)
+    return [[*head, *ids, *tail] for ids in middle]
+
+  @functools.cached_property
+  def num_chat_head(self) -> int:
+    """How many ids of `encode_chat` stand before the prompt's own.  Raises as `chat`."""
+    return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
+
+  def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
+    ids = []
+    for piece in pieces:
+      if piece in self._special_tokens:
+        ids.append(self._inner.token_to_id(piece))
+      else:
+        ids += self.encode(piece, continues=self._spaces_first_only and not (is_start and not ids))
+    return ids
+
+  @functools.cached_property
+  def _special_tokens(self) -> frozenset[str]:
+    added = self._inner.get_added_tokens_decoder().values()
+    return frozenset(token.content for token in added if token.special)
+
+  @functools.cached_property
+  def _spaces_first_only(self) -> bool:
+    return files.spaces_first_only(self._inner)
+
+  # ---- files
 
   def same_as(self, other: "Tokenizer") -> bool:
     """Whether both turn every text into the same ids."""
-    return ((self.eot_id, self.pad_id) == (other.eot_id, other.pad_id)
-            and self._inner.to_str() == other._inner.to_str())
+    facts = lambda t: (t.eot_id, t.pad_id, t.num_ids, t.prefix_ids, t.chat_template)
+    return facts(self) == facts(other) and self._inner.to_str() == other._inner.to_str()
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json` (names and ids of the specials)."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    self._inner.save(str(directory / _TOKENIZER_FILE))
+    self._inner.save(str(directory / files.TOKENIZER_FILE))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": self._eot_token,
         "eos_token_id": self.eot_id,
         "pad_token": self._pad_token,
         "pad_token_id": self.pad_id,
+        "bos_token": self._bos_token,
+        "prefix_ids": list(self.prefix_ids),
+        "num_ids": self.num_ids,
+        "chat_template": self.chat_template,
     }
-    (directory / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
+                                               encoding="utf-8")
+
+  @property
+  def bos_id(self) -> int | None:
+    """Of the begin-of-text token, where there is one."""
+    return None if self._bos_token is None else self._inner.token_to_id(self._bos_token)
+
+  def save_hf(self, directory: str | os.PathLike, *, num_embeddings: int,
+              own_padding: bool = False) -> int:
+    """Writes the tokenizer for `transformers.AutoTokenizer.from_pretrained(directory)`.
+
+    A padding row that this program added has no token in the vocabulary.  Where the exported
+    embedding has that row right behind the vocabulary, it is named "<|pad|>"; else the exported
+    model pads with its end-of-text, as most published ones do.
+
+    Args:
+      num_embeddings: rows of the exported embedding.
+      own_padding: padding gets the first id behind the vocabulary if it has none; a sequence
+        classifier, which scores the last token that is no padding, cannot pad with end-of-text.
+
+    Returns:
+      the id of padding in what was written.
+
+    Raises:
+      ValueError: the vocabulary is larger than the exported embedding.
+    """
+    if self.vocab_size + (own_padding and self._pad_token is None) > num_embeddings:
+      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
+                       f"embedding {num_embeddings} rows; export all rows of the vocabulary")
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    inner, pad_token = self._inner, self._pad_token
+    if pad_token is None and (
+        own_padding or self.pad_id == self.vocab_size < num_embeddings):
+      inner, pad_token = tokenizers.Tokenizer.from_str(inner.to_str()), PAD_TOKEN
+      inner.add_special_tokens([PAD_TOKEN])
+    inner.save(str(directory / files.TOKENIZER_FILE))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": self._bos_token,
+        "eos_token": self._eot_token,
+        "pad_token": self._eot_token if pad_token is None else pad_token,
+        "clean_up_tokenization_spaces": False,
+    }
+    if self.chat_template is not None:
+      config["chat_template"] = self.chat_template
+      (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+    (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
+                                               encoding="utf-8")
+    return inner.token_to_id(config["pad_token"])
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> "Tokenizer":
@@ -108,19 +265,57 @@ class Tokenizer:
     Raises:
       ValueError: a file is absent, is not a tokenizer, or contradicts the other.
     """
-    path = pathlib.Path(directory) / _CONFIG_FILE
-    config = _read_json_object(path)
+    path = pathlib.Path(directory) / files.CONFIG_FILE
+    config = files.read_json_object(path)
     for field in ("eos_token", "eos_token_id", "pad_token", "pad_token_id"):
       if field not in config:
         raise ValueError(f"{path}: no field {field!r}; it must name the special tokens and ids")
-    tokenizer = cls(_read_tokenizer(path.with_name(_TOKENIZER_FILE)),
-                    eot_token=config["eos_token"], pad_token=config["pad_token"])
+    # Written before tokenizers came with models: without the fields of the second group.
+    config = dict(bos_token=None, prefix_ids=[], num_ids=None, chat_template=None) | config
+    num_embeddings = config["num_ids"]
+    if config["pad_token"] is None and num_embeddings is not None:
+      num_embeddings -= 1  # the last row is padding's
+    tokenizer = cls(
+        files.read_tokenizer(path.with_name(files.TOKENIZER_FILE)), eot_token=config["eos_token"],
+        pad_token=config["pad_token"], num_embeddings=num_embeddings,
+        bos_token=config["bos_token"], prefix_ids=config["prefix_ids"],
+        chat_template=config["chat_template"], source=str(path))
     found = (tokenizer.eot_id, tokenizer.pad_id)
     expected = (config["eos_token_id"], config["pad_token_id"])
     if found != expected:
       raise ValueError(f"{path}: end-of-text and padding ids are {expected} but "
-                       f"{_TOKENIZER_FILE} beside it gives {found}; the files are not of one save")
+                       f"{files.TOKENIZER_FILE} beside it gives {found}; the files are not of one "
+                       "save")
     return tokenizer
+
+  @classmethod
+  def from_hf(cls, directory: str | os.PathLike, *, num_embeddings: int) -> "Tokenizer":
+    """The tokenizer of a Hugging Face directory; see `tokenizer_files.read_hf`.
+
+    Args:
+      num_embeddings: rows of the model's embedding; padding is the row behind them where the
+        tokenizer has no padding token that means nothing else.
+
+    Raises:
+      ValueError: the directory holds no tokenizer that can be read, or one of more ids than rows.
+    """
+    return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
+
+  @classmethod
+  def from_gguf(cls, source, *, num_embeddings: int) -> "Tokenizer":
+    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`."""
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "the GGUF file"
+    return cls._of_parts(files.read_gguf(source), num_embeddings, name)
+
+  @classmethod
+  def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
+    try:
+      return cls(parts.inner, eot_token=parts.eot_token, pad_token=parts.pad_token,
+                 num_embeddings=num_embeddings, bos_token=parts.bos_token,
+                 prefix_ids=parts.prefix_ids, chat_template=parts.chat_template,
+                 source=parts.source)
+    except ValueError as error:
+      raise ValueError(f"{name}: {error}") from None
 
   @classmethod
   def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -141,7 +336,7 @@ class Tokenizer:
     texts = list(texts)
     if not any(texts):
       raise ValueError("a BPE tokenizer needs text to learn from, and there is none")
-    inner = _byte_level(tokenizers.models.BPE())
+    inner = files.byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[EOT_TOKEN, PAD_TOKEN], show_progress=False,
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
@@ -152,7 +347,7 @@ class Tokenizer:
   def from_json(cls, path: str | os.PathLike, *, eot_token: str = EOT_TOKEN,
                 pad_token: str | None = None) -> "Tokenizer":
     """Reads any `tokenizer.json` of the `tokenizers` library; see `__init__` for the tokens."""
-    return cls(_read_tokenizer(pathlib.Path(path)), eot_token=eot_token, pad_token=pad_token)
+    return cls(files.read_tokenizer(pathlib.Path(path)), eot_token=eot_token, pad_token=pad_token)
 
   @classmethod
   def from_gpt2(cls, encoder_json: str | os.PathLike, vocab_bpe: str | os.PathLike) -> "Tokenizer":
@@ -163,18 +358,7 @@ class Tokenizer:
     Raises:
       ValueError: a file is absent or is not GPT-2's format.
     """
-    vocabulary = _read_json_object(pathlib.Path(encoder_json))
-    for token, number in vocabulary.items():
-      if not isinstance(number, int) or number < 0:
-        raise ValueError(f"{encoder_json}: {token!r} has the id {number!r}; ids must be whole "
-                         "numbers from 0")
-    merges = _read_merges(pathlib.Path(vocab_bpe))
-    for left, right in merges:  # the library would end the process here
-      for token in (left, right, left + right):
-        if token not in vocabulary:
-          raise ValueError(f"{vocab_bpe} merges {left!r} and {right!r} but {encoder_json} has no "
-                           f"{token!r}; give the two files of one tokenizer")
-    inner = _byte_level(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+    inner = files.read_gpt2(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
     inner.add_special_tokens([EOT_TOKEN])
     return cls(inner, eot_token=EOT_TOKEN, pad_token=None)
 
@@ -199,27 +383,19 @@ class Tokenizer:
       return cls.train_bpe(texts, int(value))
     if kind == "json" and value:
       path = pathlib.Path(value)
-      path = path / _TOKENIZER_FILE if path.is_dir() else path
-      eot_token, pad_token = _find_special_tokens(path.with_name(_CONFIG_FILE))
+      path = path / files.TOKENIZER_FILE if path.is_dir() else path
+      eot_token, pad_token = _find_special_tokens(path.with_name(files.CONFIG_FILE))
       return cls.from_json(path, eot_token=eot_token, pad_token=pad_token)
     if kind == "gpt2" and value:
       return cls.from_gpt2(pathlib.Path(value) / "encoder.json", pathlib.Path(value) / "vocab.bpe")
     raise ValueError(f"tokenizer {spec!r}; choose from {list(SPECS)}")
 
 
-def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
-  """A tokenizer that cuts text with GPT-2's regular expression and encodes its bytes."""
-  inner = tokenizers.Tokenizer(model)
-  inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-  inner.decoder = tokenizers.decoders.ByteLevel()
-  return inner
-
-
 def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
   """(end-of-text, padding) as a Hugging Face `tokenizer_config.json` names them."""
   if not path.exists():
     return EOT_TOKEN, None
-  config = _read_json_object(path)
+  config = files.read_json_object(path)
   tokens = []
   for field in ("eos_token", "pad_token"):
     token = config[field] if field in config else None
@@ -229,47 +405,3 @@ def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
     raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
   # Many published tokenizers pad with end-of-text; here that gets a row of its own.
   return eot_token, None if pad_token == eot_token else pad_token
-
-
-def _read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
-  text = _read_text(path)
-  try:
-    return tokenizers.Tokenizer.from_str(text)
-  except Exception as error:  # the library raises bare Exception
-    raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library ({error})"
-                     ) from error
-
-
-def _read_json_object(path: pathlib.Path) -> dict:
-  text = _read_text(path)
-  try:
-    value = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); it must hold one object"
-                     ) from error
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} holds a JSON {type(value).__name__}; it must hold one object")
-  return value
-
-
-def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
-  merges = []
-  for number, line in enumerate(_read_text(path).split("\n"), start=1):
-    if (number == 1 and line.startswith("#version")) or not line:
-      continue
-    pair = tuple(line.split(" "))
-    if len(pair) != 2:
-      raise ValueError(f"{path}:{number}: {line!r} is not a merge; it must be two tokens with one "
-                       "space between them")
-    merges.append(pair)
-  return merges
-
-
-def _read_text(path: pathlib.Path) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(f"{path} cannot be read ({error.strerror}); a tokenizer file must be there"
-                     ) from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text; a tokenizer file must be") from error

@@ -21,7 +21,7 @@ from rlhf.tinyworld import write as write_lib
 from rlhf.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-AFFIXES = {"prompt_suffix": "\n\nAnswer:", "completion_prefix": " "}
+FORMAT = {"prompt_format": "plain", "prompt_suffix": "\n\nAnswer:", "completion_prefix": " "}
 SHAPE = models.get_model("test").to_dict()
 RESPONSE = 12  # tokens of an answer; prompts have the rest of the context
 
@@ -63,8 +63,8 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
   cfg = ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **SHAPE)
   params = model.init_params(cfg, jax.random.key(0))
   head = model.init_head(cfg, jax.random.key(1))
-  exports = {"policy": ({"demonstrations": AFFIXES}, params),
-             "reward": ({"comparisons": AFFIXES}, dict(params, head=head))}
+  exports = {"policy": ({"demonstrations": FORMAT}, params),
+             "reward": ({"comparisons": FORMAT}, dict(params, head=head))}
   for kind, (config, weights) in exports.items():
     checkpoint.export_params(
         directory / kind, weights, model=dataclasses.asdict(cfg), kind=kind, tokenizer=tokenizer,

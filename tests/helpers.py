@@ -48,7 +48,7 @@ def model_config(**changes) -> ModelConfig:
   """Two layers of width 16, the second banded; `changes` replace fields."""
   fields = dict(
       vocab_size=VOCAB, pad_id=PAD, context_length=16, num_layers=2, num_heads=2, width=16,
-      band_width=3, band_first=False, init_std=0.1, dtype="float32", remat="none",
+      band_width=3, init_std=0.1, dtype="float32", remat="none",
       scan_unroll=1, logprob_chunk=64, attention="reference", shard_sequence=False,
       decode_split="tensor", decode_scan=False)
   return ModelConfig(**(fields | changes))
@@ -90,7 +90,7 @@ def make_params(cfg: ModelConfig, seed: int, *, head: bool = False):
     name = sharding.path_name(path)
     noise = rng.standard_normal(shape.shape).astype(np.float32)
     if name.endswith("scale"):
-      return 1.0 + 0.2 * noise
+      return 1.0 - cfg.norm_offset + 0.2 * noise
     if name.endswith("bias"):
       return 0.2 * noise
     return 0.5 * noise if name.startswith("embed") else 0.3 * noise

@@ -64,7 +64,7 @@ def arrays(num_rows=2, length=5, num_heads=3, size=4, dtype=np.float32):
 def test_attention_against_a_loop():
   query, key, value = arrays()
   seen = np.asarray(attention.attention_mask(jnp.arange(5), np.ones((2, 5)), band_width=3))
-  actual = attention.attend(query, key, value, seen)
+  actual = attention.attend(query, key, value, seen, 0.5)
   for row, t, head in itertools.product(range(2), range(5), range(3)):
     keys = np.flatnonzero(seen[row, t])
     logit = [float(query[row, t, head].astype(np.float64) @ key[row, s, head]) / math.sqrt(4)
@@ -74,12 +74,24 @@ def test_attention_against_a_loop():
     np.testing.assert_allclose(actual[row, t, head], expected, rtol=2e-5, atol=1e-6)
 
 
+def test_grouped_queries_share_keys_and_values_in_order():
+  """Query heads 0 and 1 read key head 0, 2 and 3 head 1; the scale is the caller's."""
+  query, (key, value) = arrays(num_heads=4)[0], arrays(num_heads=2)[:2]
+  mask = np.ones((2, 5))
+  run = functools.partial(attention.attention, "reference", first_slot=0, key_mask_BS=mask,
+                          band_width=None)
+  repeated = run(query, *(np.repeat(x, 2, axis=2) for x in (key, value)), scale=0.3)
+  np.testing.assert_allclose(run(query, key, value, scale=0.3), repeated, atol=1e-6)
+  assert np.abs(run(query, key, value, scale=0.5) - repeated).max() > 1e-2
+  np.testing.assert_allclose(run(query, key, value), run(query, key, value, scale=0.5), atol=1e-6)
+
+
 def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients():
   query, key, value = arrays()
   seen = np.zeros((2, 5, 5), bool)
   seen[0] = np.tril(np.ones((5, 5), bool))
-  total = lambda q, k, v: jnp.sum(attention.attend(q, k, v, seen)[0])
-  assert np.isfinite(attention.attend(query, key, value, seen)).all()
+  total = lambda q, k, v: jnp.sum(attention.attend(q, k, v, seen, 0.5)[0])
+  assert np.isfinite(attention.attend(query, key, value, seen, 0.5)).all()
   for gradient in jax.grad(total, argnums=(0, 1, 2))(query, key, value):
     assert np.isfinite(gradient).all()
 
@@ -87,24 +99,28 @@ def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients():
 def test_the_softmax_of_half_precision_runs_in_float32():
   query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in arrays())
   seen = np.asarray(attention.attention_mask(jnp.arange(5), np.ones((2, 5)), band_width=None))
-  jaxpr = jax.make_jaxpr(attention.attend)(query, key, value, seen)
+  jaxpr = jax.make_jaxpr(attention.attend)(query, key, value, seen, 0.5)
   exps = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "exp"]
   assert exps and all(e.invars[0].aval.dtype == jnp.float32 for e in exps)
   products = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
   assert [e.invars[0].aval.dtype for e in products] == [jnp.bfloat16] * 2
-  assert attention.attend(query, key, value, seen).dtype == jnp.bfloat16
+  assert attention.attend(query, key, value, seen, 0.5).dtype == jnp.bfloat16
 
 
 # ----------------------------------------------------------------------------- fused kernels
 
 
-@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+@pytest.mark.parametrize("head_size,num_kv_heads", [
+    (64, 2), (80, 2), (96, 2), (128, 2), (64, 1), (64, 4)])
 @pytest.mark.parametrize("band_width", [None, 100])
-def test_splash_is_the_reference_in_values_and_gradients(head_size: int, band_width: int | None):
+def test_splash_is_the_reference_in_values_and_gradients(
+    head_size: int, num_kv_heads: int, band_width: int | None):
   """Padding left and right, two documents in a row; the kernel's program is interpreted."""
-  shape = (2, 256, 2, head_size)
-  query, key, value, weight = (jax.random.normal(k, shape)
-                               for k in jax.random.split(jax.random.key(head_size), 4))
+  num_heads = 2 if num_kv_heads == 2 else 4
+  query, key, value, weight = (
+      jax.random.normal(k, (2, 256, heads, head_size)) for k, heads in zip(
+          jax.random.split(jax.random.key(head_size), 4),
+          (num_heads, num_kv_heads, num_kv_heads, num_heads)))
   mask_BT = jnp.ones((2, 256)).at[0, :30].set(0).at[1, 200:].set(0)
   segment_BT = jnp.where(jnp.arange(256) < 120, 1, 2) * mask_BT.astype(jnp.int32)
 
@@ -112,8 +128,8 @@ def test_splash_is_the_reference_in_values_and_gradients(head_size: int, band_wi
     return jnp.sum(run(query, key, value) * weight * mask_BT[..., None, None])
   reference = lambda *parts: attention.attention(
       "reference", *parts, first_slot=0, key_mask_BS=mask_BT, band_width=band_width,
-      query_segment_BT=segment_BT, key_segment_BS=segment_BT)
-  splash = lambda *parts: attention.splash(*parts, segment_BT, band_width=band_width,
+      query_segment_BT=segment_BT, key_segment_BS=segment_BT, scale=0.1)
+  splash = lambda *parts: attention.splash(*parts, segment_BT, band_width=band_width, scale=0.1,
                                            interpret=True)
   gradient = lambda run: jax.value_and_grad(
       lambda *parts: loss(run, *parts), argnums=(0, 1, 2))(query, key, value)
@@ -126,7 +142,7 @@ def test_splash_keeps_rows_and_heads_on_their_devices():
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   parts = [jax.random.normal(k, (4, 128, 2, 64)) for k in jax.random.split(jax.random.key(0), 3)]
   segment_BT = jnp.ones((4, 128), jnp.int32)
-  run = functools.partial(attention.splash, band_width=None, interpret=True)
+  run = functools.partial(attention.splash, band_width=None, scale=0.125, interpret=True)
   expected = run(*parts, segment_BT)
   with jax.set_mesh(mesh):
     placed = [jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")))

@@ -413,6 +413,23 @@ def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_pa
       "policy_from and reference_from use different tokenizers (512 and 512 ids)")
 
 
+@pytest.mark.parametrize("algorithm,group", [
+    ("sft", "demonstrations"), ("reward_model", "comparisons"), ("ppo", "prompts")])
+def test_a_chat_format_that_cannot_be(refused_training, inputs, algorithm, group):
+  field = lambda name, value: {f"{group}__{name}": value}
+  assert refused_training(algorithm, **field("prompt_format", "chats")) == (
+      f"{group}.prompt_format 'chats'; choose from plain, chat")
+  assert refused_training(algorithm, **field("prompt_format", "chat")) == (
+      f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its "
+      "own text around a prompt; make it an empty string")
+  sentence = refused_training(
+      algorithm, **field("prompt_format", "chat") | field("prompt_suffix", "")
+      | field("completion_prefix", ""))
+  assert sentence.startswith(f"prompt_format chat, but {inputs.policy}")
+  assert sentence.endswith("tokenizer_config.json has no chat_template; use prompt_format plain, "
+                           "or a model that was trained to chat")
+
+
 @pytest.mark.parametrize("spec", ["gpt2:", "bpe:12", "bpe:many", "json:/nowhere/tokenizer.json"])
 def test_a_tokenizer_that_cannot_be_had(capsys, inputs, workdir_path, spec):
   sentence = refused(

@@ -19,8 +19,10 @@ from configs import pipeline as pipeline_configs
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
 from configs import sft as sft_configs
+from rlhf import chat
 from rlhf import checkpoint
 from rlhf import loop
+from rlhf import lora
 from rlhf import model
 from rlhf import networks
 from rlhf import optim
@@ -92,6 +94,7 @@ def test_an_unknown_argument_is_named_with_those_there_are(get_config, argument,
 
 # Group -> the dataclass that it becomes; the model's ids come from the tokenizer.
 GROUPS = {
+    "lora": lora.LoraConfig,
     "mesh": MeshConfig, "optim": OptimConfig, "policy_optim": OptimConfig,
     "value_optim": OptimConfig, "loop": LoopConfig, "checkpoint": checkpoint.CheckpointConfig,
     "sft": sft.SftConfig, "text": sft.TextData, "demonstrations": sft.DemonstrationData,
@@ -127,7 +130,25 @@ def shapes_of(size: str):
   return cfg, shapes
 
 
-@pytest.mark.parametrize("size", model_configs.SIZES)
+PUBLISHED = {"opt-6.7b": 6.66e9, "opt-175b": 175e9, "llama3.1-8b": 8.03e9, "llama3.1-70b": 70.6e9}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_a_published_size_has_the_parameters_of_its_name(size: str):
+  """Those of the published files; OPT's position table has two rows more than its context."""
+  vocab_size, pad_id = model_configs.PUBLISHED[size]["ids"]
+  cfg = model.ModelConfig(vocab_size=vocab_size, pad_id=pad_id, **model_configs.get_model(size))
+  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert count == pytest.approx(PUBLISHED[size], rel=0.003)
+  assert size in model_configs.REWARD_SIZES
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    spec = sharding.param_spec(sharding.path_name(path))
+    assert all(axis is None or dim % 8 == 0 for axis, dim in zip(spec, leaf.shape)), path
+
+
+@pytest.mark.parametrize("size", [
+    size for size in model_configs.SIZES if size not in model_configs.PUBLISHED])
 def test_a_size_has_the_parameters_of_its_name_and_a_rule_for_each(size: str):
   cfg, shapes = shapes_of(size)
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -227,6 +248,10 @@ def digest(value) -> str:
   return hashlib.sha1(repr(value).encode()).hexdigest()
 
 
+CHAT = chat.ChatTemplate(head=(), before="Q", after="", tail=("A",), strips_left=False,
+                         strips_right=False, answer_prefix="", end=None)
+
+
 class FakeCheckpoints:
   def __enter__(self):
     return self
@@ -238,6 +263,7 @@ class FakeCheckpoints:
 def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   """(what the parts of `train` were given, what the step was given)."""
   seen, step = [], {}
+  monkeypatch.setattr(Tokenizer, "chat", CHAT)
 
   def write_down(owner, name, keep=lambda args, kwargs, result: (args, kwargs), replacement=None):
     original = getattr(owner, name) if replacement is None else replacement
@@ -261,6 +287,8 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   for name in ("lm_batches", "mixed_lm_batches", "comparison_batches", "prompt_batches"):
     write_down(batches_lib, name, lambda args, kwargs, result: (kwargs, digest(result[0])))
   write_down(optim, "make_optimizer")
+  write_down(lora, "split", lambda args, kwargs, _: args[0])
+  write_down(ppo, "frozen_networks", lambda args, kwargs, _: args[1])
   write_down(sharding, "make_mesh")
   write_down(loop, "step_key")
   write_down(checkpoint, "Checkpoints", lambda args, kwargs, _: args[1],
@@ -275,11 +303,11 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   write_down(reward_model, "validation_metrics", replacement=lambda *args: {})
   write_down(ppo, "validate",
              lambda args, kwargs, _: (digest(args[5]), kwargs["num_prompts"],
-                                      kwargs["completion_prefix"]),
+                                      kwargs["prompt_format"]),
              lambda *args, **kwargs: [dict(reward=0, kl=0, response_tokens=0, finished=0)])
   state = TrainState(step=jnp.int32(0), params={}, opt_state={})
   monkeypatch.setattr(optim, "init_train_state", lambda tx, params: state)
-  monkeypatch.setattr(ppo, "init_state", lambda *args: PpoState(
+  monkeypatch.setattr(ppo, "init_state", lambda *args, **kwargs: PpoState(
       train=state.replace(params={"policy": {}}), ema_params={}, kl_coef=jnp.float32(0)))
   monkeypatch.setattr(model, "init_head", lambda cfg, key: {})
 
@@ -342,6 +370,14 @@ OTHER = {
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
     "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
     "model.attention": "splash", "model.decode_split": "fsdp_tensor",
+    "model.layer_pattern": "dense,banded", "model.num_kv_heads": 2, "model.head_size": 8,
+    "model.mlp_width": 24, "model.positions": "rotary", "model.position_offset": 2,
+    "model.rope_base": 50.0, "model.rope_fraction": 0.5, "model.band_rope_base": 7.0,
+    "model.rope_scaling": "linear", "model.rope_factor": 3.0, "model.rope_low_freq_factor": 2.0,
+    "model.rope_high_freq_factor": 5.0, "model.rope_original_context": 16, "model.norm": "rms",
+    "model.norm_offset": 1.0, "model.norm_placement": "post", "model.activation": "swiglu",
+    "model.attention_scale": 0.3, "model.embed_width": 8,
+    "lora.rank": 2, "lora.targets": "mlp",
     "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
     "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
@@ -357,7 +393,8 @@ OTHER = {
        for name, value in dict(schedule="linear", warmup_steps=3, final_ratio=0.2, b1=0.8, b2=0.9,
                                weight_decay=0.1).items()},
     **{f"{group}.{field}": value for group in ("demonstrations", "comparisons", "prompts")
-       for field, value in (("prompt_suffix", " :"), ("completion_prefix", "  "))},
+       for field, value in (("prompt_suffix", " :"), ("completion_prefix", "  "),
+                            ("prompt_format", "chat"))},
     **{f"{group}.{field}": "other" for group in (
         "text", "demonstrations", "comparisons", "prompts", "pretraining")
        for field in ("train", "valid", "demonstrations")},
@@ -371,6 +408,21 @@ OTHER = {
     "ppo.ema_decay": 0.5, "ppo.max_prompt_tokens": 16, "ppo.max_response_tokens": 10,
     "ppo.ptx_length": 20,
 }
+
+
+# Fields that a field needs beside it, in the config and in the changed one.
+ROTARY = dict(positions="rotary", rope_base=100.0, rope_fraction=1.0)
+LLAMA3 = ROTARY | dict(rope_scaling="llama3", rope_factor=2.0, rope_low_freq_factor=1.0,
+                       rope_high_freq_factor=4.0, rope_original_context=32)
+NEEDED = {
+    "model.num_kv_heads": dict(num_heads=4), "model.norm_offset": dict(norm="rms"),
+    "model.rope_base": ROTARY, "model.rope_fraction": ROTARY, "model.band_rope_base": ROTARY,
+    **{f"model.{name}": LLAMA3 for name in LLAMA3 if name not in ROTARY}}
+# Fields that only the changed one needs.
+NEEDED_BY_CHANGE = {
+    "model.positions": ROTARY,
+    "model.rope_scaling": dict(rope_low_freq_factor=None, rope_high_freq_factor=None,
+                               rope_original_context=None)}
 
 
 def changed(name: str, value):
@@ -396,7 +448,8 @@ def get_leaf(config, name: str):
 
 # What the step reads of each group: group -> fields, each with the view that it must change.
 def jaxpr_of(function, *args) -> str:
-  return str(jax.make_jaxpr(function)(*args))
+  jaxpr = jax.make_jaxpr(function)(*args)
+  return f"{jaxpr}\n{digest([np.asarray(const) for const in jaxpr.consts])}"
 
 
 @functools.cache
@@ -479,7 +532,7 @@ def advantages_view(p) -> str:
 
 def update_view(p, monkeypatch) -> str:
   """The order of rows, the steps and the moving average; the gradient itself is left out."""
-  monkeypatch.setattr(ppo, "minibatch_gradient", lambda models, p, params, batch, ptx, **_: (
+  monkeypatch.setattr(ppo, "minibatch_gradient", lambda models, p, params, batch, ptx, frozen, **_: (
       params, {"count": jnp.float32(1)}, jnp.sum(batch.advantage_BT)))
   params = {"policy": {"w": jnp.ones(2)}, "value": {"w": jnp.ones(2)}}
   tx = optax.sgd(1.0)
@@ -559,7 +612,7 @@ BY_TRAIN = {
     "reward": {"batch_size", "num_epochs", "pairs"},
     "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"}}
 # Given whole to another room, which must read each field.
-READERS = {"loop": ("loop.py", LoopConfig), "checkpoint": ("checkpoint.py",
+READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig), "checkpoint": ("checkpoint.py",
                                                            checkpoint.CheckpointConfig),
            "mesh": ("sharding.py", MeshConfig)}
 
@@ -569,25 +622,40 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo}[name]
   config = small_config(name)
 
-  def observe(config, number: int):
+  def observe(config, number):
     with pytest.MonkeyPatch.context() as monkeypatch:
-      return dry_run(algorithm, config, tmp_path / str(number), monkeypatch)
+      return dry_run(algorithm, config, tmp_path / f"{number}", monkeypatch)
   (before, step), again = observe(config, 0), observe(config, 1)
   assert before == again[0]  # equal configs are seen as equal
 
   dead = []
   for number, leaf in enumerate(leaves(config), 2):
     group, _, field = leaf.rpartition(".")
-    other = ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
+    base, other = (ml_collections.ConfigDict(
+        config, convert_dict=True).copy_and_resolve_references() for _ in range(2))
+    for needed, into in ((NEEDED, (base, other)), (NEEDED_BY_CHANGE, (other,))):
+      for needed_field, value in (needed[leaf] if leaf in needed else {}).items():
+        for changing in into:
+          set_leaf(changing, f"{group}.{needed_field}", value)
+    if group == "lora" and name == "sft":  # adapters stand beside a trained network
+      base.init_from = other.init_from = "base"
     set_leaf(other, leaf, changed(leaf, get_leaf(config, leaf)))
+    unchanged = before
+    if field == "prompt_format":  # the chat template leaves no room for the other two
+      plain = ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
+      for one in (plain, other):
+        set_leaf(one, f"{group}.prompt_suffix", "")
+        set_leaf(one, f"{group}.completion_prefix", "")
+      unchanged, _ = observe(plain, f"{number}_plain")
     in_step = group in STEP_GROUPS and not (group in BY_TRAIN and field in BY_TRAIN[group])
     alive = True
     if in_step:
       with pytest.MonkeyPatch.context() as monkeypatch:
-        alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (config, other)),
+        alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (base, other)),
                              monkeypatch)
     if not in_step or "optim" in group:  # an optimizer is not among what the step is given
-      alive = alive and observe(other, number)[0] != before
+      seen = observe(base, -number)[0] if leaf in NEEDED or group == "lora" else unchanged
+      alive = alive and observe(other, number)[0] != seen
     if not alive:
       dead.append(leaf)
   capsys.readouterr()

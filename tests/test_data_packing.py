@@ -7,6 +7,8 @@ from rlhf.data import packing, prepare
 from rlhf.data.packing import TokenSequence
 from rlhf.tokenizer import EOT_TOKEN, Tokenizer
 
+COLON = prepare.PromptFormat(prompt_suffix=":")
+
 PAD = 99
 
 
@@ -211,8 +213,8 @@ def test_demonstrations_are_prompt_suffix_prefix_completion_and_end(tokenizer: T
   assert rows.loss_mask_BT[0].sum() == len(answer)
   assert rows.loss_mask_BT[0, len(prompt):len(ids)].all()
   assert counts == {"kept": 1, "rows": 1}
-  other, _ = prepare.demonstration_rows(records, tokenizer, length=64, prompt_suffix=":",
-                                        completion_prefix="\n")
+  colon = prepare.PromptFormat(prompt_suffix=":", completion_prefix="\n")
+  other, _ = prepare.demonstration_rows(records, tokenizer, length=64, prompt_format=colon)
   assert tokenizer.decode(other.tokens_BT[0]) == f"The {EOT_TOKEN} cat:\nsat"
 
 
@@ -230,7 +232,7 @@ def _overlong(tokenizer: Tokenizer, overlong: str, length: int = 30):
   records = [{"prompt": "a", "completion": "b"},
              {"prompt": "x" * 40, "completion": "b"},
              {"prompt": "a", "completion": "y" * 40}]
-  rows, counts = prepare.demonstration_rows(records, tokenizer, length=length, prompt_suffix=":",
+  rows, counts = prepare.demonstration_rows(records, tokenizer, length=length, prompt_format=COLON,
                                             overlong=overlong, packing="one_per_row")
   texts = [tokenizer.decode(row[s == 1]) for row, s in zip(rows.tokens_BT, rows.segment_BT)]
   return rows, texts, counts
@@ -267,7 +269,7 @@ def test_prompts_are_left_padded_and_keep_their_records(tokenizer: Tokenizer):
   records = [{"prompt": "abc", "task": 1}, {"prompt": "z" * 30, "task": 2},
              {"prompt": EOT_TOKEN, "task": 3}]
   rows, kept, counts = prepare.prompt_rows(records, tokenizer, max_prompt_tokens=16,
-                                           prompt_suffix=":")
+                                           prompt_format=COLON)
   assert [r["task"] for r in kept] == [1, 3]
   assert counts == {"kept": 2, "dropped (longer than 16 tokens)": 1}
   ids = tokenizer.encode("abc:")
@@ -275,7 +277,7 @@ def test_prompts_are_left_padded_and_keep_their_records(tokenizer: Tokenizer):
   assert rows.mask_BP[0].tolist() == [0] * (16 - len(ids)) + [1] * len(ids)
   assert tokenizer.decode(rows.tokens_BP[1]) == f"{EOT_TOKEN}:"
   rows, kept, counts = prepare.prompt_rows(records, tokenizer, max_prompt_tokens=16,
-                                           prompt_suffix=":", overlong="truncate_left")
+                                           prompt_format=COLON, overlong="truncate_left")
   assert len(kept) == 3 and counts == {"kept": 3, "of them truncated": 1}
   assert tokenizer.decode(rows.tokens_BP[1]) == "z" * 15 + ":"
   with pytest.raises(ValueError, match="none of 3 prompts fits into 2 tokens"):
@@ -286,9 +288,9 @@ def test_prompts_are_left_padded_and_keep_their_records(tokenizer: Tokenizer):
 
 def test_a_decoded_response_loses_one_prefix(tokenizer: Tokenizer):
   ids = [*tokenizer.encode("  sat"), tokenizer.eot_id, tokenizer.pad_id]
-  assert prepare.decode_completion(ids, tokenizer) == " sat"
-  assert prepare.decode_completion(ids, tokenizer, completion_prefix="") == "  sat"
-  assert prepare.decode_completion([tokenizer.eot_id], tokenizer) == ""
+  assert prepare.PLAIN.decode_completion(tokenizer, ids) == " sat"
+  assert prepare.PromptFormat(completion_prefix="").decode_completion(tokenizer, ids) == "  sat"
+  assert prepare.PLAIN.decode_completion(tokenizer, [tokenizer.eot_id]) == ""
 
 
 # ---- comparisons
@@ -301,7 +303,7 @@ COMPARISONS = [
 
 
 def _comparisons(tokenizer: Tokenizer, **choices):
-  return prepare.comparison_rows(COMPARISONS, tokenizer, length=20, prompt_suffix=":", **choices)
+  return prepare.comparison_rows(COMPARISONS, tokenizer, length=20, prompt_format=COLON, **choices)
 
 
 def test_comparisons_keep_completions_together(tokenizer: Tokenizer):
@@ -340,7 +342,8 @@ def test_a_long_prompt_loses_its_start_before_every_completion_alike(tokenizer: 
              {"prompt": "n", "completions": ["o", "p"], "ranks": [2, 1]},
              {"prompt": "q", "completions": ["r", "stuvwxy"], "ranks": [2, 1]}]
   rows, counts = prepare.comparison_rows(
-      records, tokenizer, length=8, prompt_suffix="", completion_prefix="",
+      records, tokenizer, length=8,
+      prompt_format=prepare.PromptFormat(prompt_suffix="", completion_prefix=""),
       overlong="truncate_prompt")
   texts = [[tokenizer.decode(ids[:-1]) for ids in row] for row in rows.ids]
   assert texts == [["fghi", "fghjklm"], ["no", "np"]]
@@ -355,7 +358,7 @@ def test_more_slots_than_needed(tokenizer: Tokenizer):
 
 def test_every_untied_pair_becomes_a_row(tokenizer: Tokenizer):
   records = [{"prompt": "p", "completions": ["a", "b", "c", "d"], "ranks": [3, 1, 1, 2]}]
-  rows, _ = prepare.comparison_rows(records, tokenizer, length=20, prompt_suffix=":")
+  rows, _ = prepare.comparison_rows(records, tokenizer, length=20, prompt_format=COLON)
   pairs = rows.pairs()
   texts = [tuple(tokenizer.decode(ids)[-1] for ids in row) for row in pairs.ids]
   assert sorted(texts) == [("b", "a"), ("b", "d"), ("c", "a"), ("c", "d"), ("d", "a")]

@@ -1,6 +1,8 @@
 """Held-out loss, few-shot tasks, the bigram baseline, and answers to written prompts."""
 
 import collections
+import copy
+import dataclasses
 import functools
 import math
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import helpers
+from rlhf import chat
 from rlhf import model
 from rlhf.data import packing
 from rlhf.evals import answers
@@ -97,6 +100,15 @@ def test_an_item_longer_than_the_context_is_refused(network: Network):
         batch_size=2)
 
 
+def test_an_item_begins_with_the_tokenizers_prefix(network: Network):
+  tokenizer = copy.copy(network.tokenizer)
+  tokenizer.prefix_ids = (tokenizer.eot_id,)
+  with pytest.raises(ValueError, match="a few-shot item has 17 tokens and the context 16"):
+    likelihood.few_shot_accuracy(
+        network.cfg, network.params, tokenizer,
+        [{"prompt": "x" * 10, "choices": ["y" * 6, "z"], "answer": 0}], delimiter="", batch_size=2)
+
+
 def test_a_choice_is_read_behind_its_delimiter(network: Network):
   items = lambda space: [{"prompt": prompt, "choices": [space + c for c in choices], "answer": 0}
                          for prompt, choices in ITEMS]
@@ -156,7 +168,8 @@ PROMPTS = ["a", "bcd", "the", "f", "gh"]
 def ask(network: Network, prompts=PROMPTS, *, batch_size: int = 4, temperature: float = 1.5,
         key: int = 0, **more) -> answers.Answers:
   p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=6, temperature=temperature,
-                           batch_size=batch_size, prompt_suffix=":", completion_prefix=" ")
+                           batch_size=batch_size, prompt_format="plain", prompt_suffix=":",
+                           completion_prefix=" ")
   return answers.answer(network, prompts, p, jax.random.key(key), **more)
 
 
@@ -208,11 +221,28 @@ def test_greedy_answers_repeat_themselves_and_progress_is_told(network: Network)
   assert seen == [(4, sum(sizes[:4])), (8, sum(sizes[4:8])), (10, sum(sizes[8:]))]
 
 
+def test_an_answer_in_a_chat_ends_with_its_turn(network: Network):
+  tokenizer = copy.copy(network.tokenizer)
+  tokenizer.chat = chat.ChatTemplate(head=(), before="", after=":", tail=(), strips_left=False,
+                                     strips_right=False, answer_prefix="", end="e")
+  p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=6, temperature=1.5,
+                           batch_size=20, prompt_format="chat", prompt_suffix="",
+                           completion_prefix="")
+  out = answers.answer(dataclasses.replace(network, tokenizer=tokenizer), ["a"], p,
+                       jax.random.key(0), num_samples=200)
+  end_id = tokenizer.turn_end_id
+  assert 0 < sum(out.finished[0]) < 200
+  for text, ids, finished in zip(out.texts[0], out.ids[0], out.finished[0], strict=True):
+    assert finished == (ids[-1] == end_id) and end_id not in ids[:-1]
+    assert "e" not in text
+
+
 def test_prompts_and_answers_must_fit(network: Network):
   with pytest.raises(ValueError, match="prompt 1 .'abcdefgh'...*max_prompt_tokens 8"):
     ask(network, ["a", "abcdefgh"])
   p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=9, temperature=1.0,
-                           batch_size=4, prompt_suffix=":", completion_prefix=" ")
+                           batch_size=4, prompt_format="plain", prompt_suffix=":",
+                           completion_prefix=" ")
   with pytest.raises(ValueError, match="max_prompt_tokens 8 . max_response_tokens 9 is longer than "
                                        "the context of 16"):
     answers.answer(network, ["a"], p, jax.random.key(0))

@@ -112,6 +112,18 @@ def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, ca
   from_export = answer(checkpoint=directory, name="c.jsonl")
   assert "prompt + ' so'" in capsys.readouterr().err
   assert from_export == answer("--prompt_suffix= so", "--completion_prefix=", name="d.jsonl")
+  # A chat template that writes the same is the same.
+  export["config"] = {"prompts": {"prompt_format": "chat", "prompt_suffix": "",
+                                  "completion_prefix": ""}}
+  (directory / "export.json").write_text(json.dumps(export))
+  with pytest.raises(SystemExit):
+    answer(checkpoint=directory, name="f.jsonl")
+  assert "tokenizer_config.json has no chat_template; use prompt_format" in capsys.readouterr().err
+  path = checkpoint.load_export(directory).tokenizer_dir / "tokenizer_config.json"
+  tokenizer_config = json.loads(path.read_text())
+  path.write_text(json.dumps(tokenizer_config | {"chat_template": "{{ messages[0].content }} so"}))
+  assert from_export == answer(checkpoint=directory, name="g.jsonl")
+  assert "prompt in the model's chat template" in capsys.readouterr().err
   # A base model was trained without prompts: the house's own format.
   export["config"] = {"text": {}}
   (directory / "export.json").write_text(json.dumps(export))
@@ -208,15 +220,15 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
   assert scored([line], reward_model=older["reward"])[0]["scores"] == scores
   assert answer(checkpoint=older["policy"], name="older.jsonl") == answer()
   capsys.readouterr()
-  without("policy", "band_first")
-  without("reward", "band_first")
+  without("policy", "band_width")
+  without("reward", "band_width")
   for run in (lambda: scored([line], reward_model=older["reward"]),
               lambda: answer(checkpoint=older["policy"], name="none.jsonl")):
     with pytest.raises(SystemExit) as stopped:
       run()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
-    assert "was written by another version: its model does not say its band_first; read it" in error
+    assert "was written by another version: its model does not say its band_width; read it" in error
 
 
 def test_scores_are_those_of_each_sequence_alone(inputs, scored):
@@ -336,15 +348,25 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
     raise ValueError("x is 3; use 4")
 
 
-def test_affixes_name_the_group_of_each_algorithm():
-  given = argparse.Namespace(prompt_suffix=None, completion_prefix=None)
+def test_the_format_is_that_of_the_group_of_each_algorithm_unless_given():
+  flags = dict(prompt_format=None, prompt_suffix=None, completion_prefix=None)
+  ask = lambda config, **given: setup.prompt_format(config, argparse.Namespace(**flags | given))
   for group in ("demonstrations", "prompts", "comparisons"):
-    config = {group: {"prompt_suffix": "?", "completion_prefix": "="}}
-    assert setup.affixes(config, given) == {"prompt_suffix": "?", "completion_prefix": "="}
-  assert setup.affixes({"text": {}}, given) == {
-      "prompt_suffix": prepare.PROMPT_SUFFIX, "completion_prefix": prepare.COMPLETION_PREFIX}
-  given = argparse.Namespace(prompt_suffix="", completion_prefix=None)
-  assert setup.affixes(config, given) == {"prompt_suffix": "", "completion_prefix": "="}
+    config = {group: {"prompt_suffix": "?", "completion_prefix": "="}}  # before there were formats
+    trained = prepare.PromptFormat(prompt_suffix="?", completion_prefix="=")
+    assert ask(config) == trained
+    config[group]["prompt_format"] = "plain"
+    assert ask(config) == ask(config, prompt_format="plain") == trained
+  assert ask({"text": {}}) == prepare.PLAIN
+  assert ask(config, prompt_suffix="") == prepare.PromptFormat(
+      prompt_suffix="", completion_prefix="=")
+  in_chat = prepare.PromptFormat(prompt_format="chat", prompt_suffix="", completion_prefix="")
+  chat = {"prompts": dict(prompt_format="chat", prompt_suffix="", completion_prefix="")}
+  assert ask(chat) == ask({"text": {}}, prompt_format="chat") == in_chat
+  assert ask(config, prompt_format="chat") == in_chat
+  assert ask(chat, prompt_format="plain") == prepare.PLAIN
+  with pytest.raises(ValueError, match="prompt_suffix is ':' with prompt_format chat"):
+    ask(chat, prompt_suffix=":")
 
 
 # ----------------------------------------------------------------------------- pool

@@ -31,7 +31,7 @@ def gelu(x):
 
 
 def is_banded(cfg, layer: int) -> bool:
-  return cfg.band_width is not None and layer % 2 == (0 if cfg.band_first else 1)
+  return cfg.layer_kinds[layer % cfg.pattern] == "banded"
 
 
 def hidden_loop(cfg, params, ids):
@@ -94,7 +94,7 @@ def sequence(length: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"band_first": True}, {"band_width": None}, {"band_width": 1}], ids=str)
+    {}, {"layer_pattern": "banded,dense"}, {"band_width": None}, {"band_width": 1}], ids=str)
 def test_hidden_states_against_a_plain_loop(changes):
   """Layer i has its own weights in their order, and is dense or banded as the parity says."""
   cfg = dataclasses.replace(DEEP, **changes)
@@ -177,9 +177,9 @@ def test_positions_count_real_tokens():
 
 
 @pytest.mark.parametrize("decode_scan", [False, True])
-@pytest.mark.parametrize("band_first", [False, True])
-def test_prefill_and_decode_equal_the_full_forward_pass(band_first: bool, decode_scan: bool):
-  cfg = dataclasses.replace(DEEP, band_first=band_first, decode_scan=decode_scan)
+@pytest.mark.parametrize("layer_pattern", ["dense,banded", "banded,dense"])
+def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, decode_scan: bool):
+  cfg = dataclasses.replace(DEEP, layer_pattern=layer_pattern, decode_scan=decode_scan)
   params = helpers.make_params(cfg, 7)
   prompts = helpers.left_padded([ids[:-1] for ids in SEQUENCES], 12)
   num_steps = 4
@@ -437,7 +437,7 @@ def test_the_scalar_head_starts_with_deviation_of_one_over_width_plus_one():
   assert not head["bias"].any()
 
 
-@pytest.mark.parametrize("cfg", [CFG, DEEP, dataclasses.replace(DEEP, band_width=None, width=24)],
+@pytest.mark.parametrize("cfg", [CFG, DEEP, helpers.model_config(num_layers=4, band_width=None, width=24)],
                          ids=["2", "4", "dense"])
 def test_the_count_of_parameters(cfg):
   shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
@@ -449,7 +449,15 @@ def test_the_count_of_parameters(cfg):
 
 @pytest.mark.parametrize("changes,message", [
     (dict(num_heads=3), "width 16 does not divide over num_heads 3"),
-    (dict(num_layers=3), "num_layers 3 is odd"),
+    (dict(num_kv_heads=3), "num_heads 2 does not divide into groups for num_kv_heads 3"),
+    (dict(layer_pattern="dense,local"), "layer_pattern 'dense,local' names 'local'"),
+    (dict(layer_pattern="dense"), "band_width 3 without a banded layer"),
+    (dict(positions="rotary"), "rope_base is None, with positions 'rotary'.*give a number"),
+    (dict(rope_base=1e4), "rope_base is 10000.0, with positions 'learned'.*use None"),
+    (dict(rope_scaling="linear"), "rope_factor is None.*give a number"),
+    (dict(rope_scaling="linear", rope_factor=2.0), "need positions='rotary'"),
+    (dict(positions="rotary", rope_base=1e4, rope_fraction=0.4), "rotates 3 of head_size 8"),
+    (dict(norm_placement="post", parallel_residual=True), "norm_placement 'post' with parallel"),
     (dict(pad_id=20), "pad_id 20 is outside the vocabulary of 20"),
     (dict(dtype="int8"), "dtype 'int8'; choose from"),
     (dict(remat="everything"), "remat 'everything'; choose from"),
@@ -457,4 +465,3 @@ def test_the_count_of_parameters(cfg):
 def test_impossible_models_are_refused(changes, message: str):
   with pytest.raises(ValueError, match=message):
     helpers.model_config(**changes)
-  helpers.model_config(num_layers=3, band_width=None)

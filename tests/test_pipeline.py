@@ -169,7 +169,8 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
       comparisons=write("ranked", [{"prompt": text, "completions": ["x", "y"], "ranks": [1, 2]}
                                    for text in texts[40:]]),
       prompts=write("prompts", [{"prompt": text} for text in texts[:80]]),
-      valid_fraction=0.2, test_fraction=0.2, max_demonstrations=100, prefix_length=60,
+      valid_fraction=0.2, test_fraction=0.2, max_demonstrations=100, max_comparisons=None,
+      max_prompts=None, max_completions=None, prefix_length=60,
       max_prompts_per_user=200, on_bad="stop")
   pipeline.files_to_data(cfg, tmp_path / "data", seed=0)
   prompts = {name: {line["prompt"] for line in pipeline.read_jsonl(

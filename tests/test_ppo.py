@@ -15,12 +15,13 @@ from rlhf import metrics as metrics_lib
 from rlhf import model
 from rlhf import optim
 from rlhf import ppo
+from rlhf.data import prepare
 from rlhf.types import Metric, PpoState, Rollout
 
 # Eight ids of which one is padding; the reward model is another network with other positions.
 EOT, PAD, VOCAB = 4, 2, 8
 CFG = helpers.model_config(vocab_size=VOCAB, pad_id=PAD)
-REWARD_CFG = dataclasses.replace(CFG, context_length=12, band_first=True)
+REWARD_CFG = dataclasses.replace(CFG, context_length=12, layer_pattern="banded,dense")
 MODELS = ppo.Models(policy=CFG, reward=REWARD_CFG)
 KEY = jax.random.key(0)  # read only by a value network from scratch
 PPO = helpers.ppo_config(max_prompt_tokens=6, max_response_tokens=5)
@@ -407,7 +408,7 @@ def test_without_a_coefficient_there_is_no_trace_of_pretraining():
 
 def rows_update(p, monkeypatch, key):
   """Runs `ppo_update` with a gradient that says which rows it was given, and ones as updates."""
-  def fake(models, p, params, batch, ptx_batch, *, use_segments):
+  def fake(models, p, params, batch, ptx_batch, frozen, *, use_segments):
     row_b = batch.tokens_BT[:, 0].astype(jnp.float32)
     grads = {"policy": {"rows": row_b, "ptx": ptx_batch.tokens_BT[:, 0] * 1.0},
              "value": {"rows": row_b}}
@@ -593,7 +594,9 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
 def test_validation_lines_are_of_the_first_prompts_and_their_records():
   class Letters:
     """A tokenizer of one letter an id."""
-    def decode(self, ids):
+    eot_id = 26
+
+    def decode(self, ids, continues):
       return " " + "".join(chr(97 + i) for i in ids)
   calls = []
 
@@ -607,7 +610,7 @@ def test_validation_lines_are_of_the_first_prompts_and_their_records():
   lines = ppo.validate(
       dataclasses.replace(PPO, batch_size=4, minibatch_size=4), judge, None, None, None, rows,
       [{"prompt": f"prompt {n}"} for n in range(15)], Letters(), key=jax.random.key(0),
-      num_prompts=10, completion_prefix=" ")
+      num_prompts=10, prompt_format=prepare.PLAIN)
   assert [line["prompt"] for line in lines] == [f"prompt {n}" for n in range(10)]
   assert [line["response"] for line in lines] == [chr(97 + n) + chr(98 + n) for n in range(10)]
   assert [line["reward"] for line in lines] == [n / 2 for n in range(10)]

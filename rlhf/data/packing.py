@@ -21,22 +21,23 @@ class TokenSequence:
   Attributes:
     ids: int32, prompt + completion + end-of-text.
     num_prompt: how many of the ids are the prompt's; 0 where the whole text is learned.
+    num_head: how many of those the prompt's format writes before every prompt.
   """
   ids: np.ndarray
   num_prompt: int
+  num_head: int = 0
 
 
 def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer, *,
                        max_tokens: int | None = None) -> list[np.ndarray]:
-  """int32 ids of each text with end-of-text behind, until `max_tokens` are reached.
+  """int32 ids of each text, begin-of-text before and end-of-text behind, up to `max_tokens`.
 
   The document that crosses the limit is cut there (without end-of-text).
   """
   documents, total, texts = [], 0, iter(texts)
   while chunk := list(itertools.islice(texts, 256)):  # so that a limit saves the work behind it
     for ids in tokenizer.encode_batch(chunk):
-      ids.append(tokenizer.eot_id)
-      document = np.asarray(ids, np.int32)
+      document = np.asarray([*tokenizer.prefix_ids, *ids, tokenizer.eot_id], np.int32)
       if max_tokens is not None and total + len(document) >= max_tokens:
         documents.append(document[:max_tokens - total])
         return documents

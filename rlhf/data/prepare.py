@@ -1,6 +1,6 @@
 """Records -> rows of tokens: the one place where text becomes what a model sees.
 
-    sequence = encode(prompt + prompt_suffix) + encode(completion_prefix + completion) + [eot]
+    sequence = PromptFormat.encode_prompts(prompt) + PromptFormat.encode_completions(completion)
 
 The two parts are encoded apart, so that the prompt's tokens are the same in a demonstration, in a
 comparison and when the policy is asked to answer.
@@ -18,6 +18,95 @@ from rlhf.tokenizer import Tokenizer
 
 PROMPT_SUFFIX = "\n\nAnswer:"
 COMPLETION_PREFIX = " "
+PROMPT_FORMATS = ("plain", "chat")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptFormat:
+  """How a prompt becomes an answer's context, and a completion an answer.
+
+      plain   prefix_ids + encode(prompt + prompt_suffix),
+              encode(completion_prefix + completion) + [end-of-text]
+      chat    the prompt as the user's turn in the tokenizer's chat template,
+              encode(completion) + [the token that ends a turn there]
+
+  Attributes:
+    prompt_format: one of `PROMPT_FORMATS`.
+    prompt_suffix, completion_prefix: of "plain"; empty with "chat", whose template has its own.
+  """
+  prompt_format: str = "plain"
+  prompt_suffix: str = PROMPT_SUFFIX
+  completion_prefix: str = COMPLETION_PREFIX
+
+  def __post_init__(self):
+    if self.prompt_format not in PROMPT_FORMATS:
+      raise ValueError(f"prompt_format {self.prompt_format!r}; choose from "
+                       f"{', '.join(PROMPT_FORMATS)}")
+    if self.is_chat:
+      for name in ("prompt_suffix", "completion_prefix"):
+        if getattr(self, name):
+          raise ValueError(f"{name} is {getattr(self, name)!r} with prompt_format chat, whose "
+                           "template has its own text around a prompt; make it an empty string")
+
+  @classmethod
+  def of(cls, group, name: str = "") -> "PromptFormat":
+    """The format in any dataclass or config group that has its three fields.
+
+    Args:
+      group: has the fields.
+      name: of the group, for error messages.
+    """
+    try:
+      return cls(**{field.name: getattr(group, field.name) for field in dataclasses.fields(cls)})
+    except ValueError as error:
+      raise ValueError(f"{name}.{error}" if name else str(error)) from None
+
+  @property
+  def is_chat(self) -> bool:
+    return self.prompt_format == "chat"
+
+  def check(self, tokenizer: Tokenizer) -> None:
+    """Raises ValueError where the tokenizer has no chat template to put a prompt into."""
+    if self.is_chat:
+      tokenizer.chat  # pylint: disable=pointless-statement
+
+  def encode_prompts(self, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids up to where the model answers.  Raises as `check`."""
+    if self.is_chat:
+      return tokenizer.encode_chat(prompts)
+    encoded = tokenizer.encode_batch([prompt + self.prompt_suffix for prompt in prompts])
+    return [[*tokenizer.prefix_ids, *ids] for ids in encoded]
+
+  def encode_completions(self, tokenizer: Tokenizer, completions: Sequence[str]
+                         ) -> list[list[int]]:
+    """Ids of answers, `end_id` at the end of each.  Raises as `check`."""
+    prefix, end_id = self._completion_prefix(tokenizer), self.end_id(tokenizer)
+    encoded = tokenizer.encode_batch([prefix + text for text in completions], continues=True)
+    return [[*ids, end_id] for ids in encoded]
+
+  def decode_completion(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Text of a response: `encode_completions` undone, whether or not it came to its end."""
+    end_id = self.end_id(tokenizer)
+    text = tokenizer.decode([i for i in ids if i != end_id], continues=True)
+    return text.removeprefix(self._completion_prefix(tokenizer))
+
+  def end_id(self, tokenizer: Tokenizer) -> int:
+    """Ends a completion, and stops a model that writes one."""
+    return tokenizer.turn_end_id if self.is_chat else tokenizer.eot_id
+
+  def num_head(self, tokenizer: Tokenizer) -> int:
+    """Ids before the prompt's own, which stay where a prompt loses its start."""
+    return tokenizer.num_chat_head if self.is_chat else len(tokenizer.prefix_ids)
+
+  def describe(self) -> str:
+    return "prompt in the model's chat template" if self.is_chat else (
+        f"prompt + {self.prompt_suffix!r}")
+
+  def _completion_prefix(self, tokenizer: Tokenizer) -> str:
+    return tokenizer.chat.answer_prefix if self.is_chat else self.completion_prefix
+
+
+PLAIN = PromptFormat()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +165,7 @@ class ComparisonRows:
 
 
 def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int,
-                       prompt_suffix: str = PROMPT_SUFFIX,
-                       completion_prefix: str = COMPLETION_PREFIX, packing: str = "best_fit",
+                       prompt_format: PromptFormat = PLAIN, packing: str = "best_fit",
                        overlong: str = "drop", prompt_loss_weight: float = 0.0,
                        attend_across_documents: bool = False, reset_positions: bool = True
                        ) -> tuple[types.LmBatch, dict[str, int]]:
@@ -87,7 +175,7 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
     records: demonstrations.
     tokenizer: text to ids.
     length: tokens per row.
-    prompt_suffix, completion_prefix: see the top of this file.
+    prompt_format: how prompts and completions are written.
     packing, prompt_loss_weight, attend_across_documents, reset_positions: as in
       `packing.pack_sequences`.
     overlong: a key of `OVERLONG_DEMONSTRATIONS`, for sequences of more than `length` tokens:
@@ -103,8 +191,7 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
     ValueError: nothing fits into `length`, or an unknown name.
   """
   shorten = _choose("overlong", overlong, OVERLONG_DEMONSTRATIONS)
-  sequences = tokenize_demonstrations(records, tokenizer, prompt_suffix=prompt_suffix,
-                                      completion_prefix=completion_prefix)
+  sequences = tokenize_demonstrations(records, tokenizer, prompt_format=prompt_format)
   kept, counts = _fit(sequences, length, shorten)
   if not kept:
     raise ValueError(f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
@@ -118,26 +205,26 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
 
 
 def tokenize_demonstrations(records: Sequence[dict], tokenizer: Tokenizer, *,
-                            prompt_suffix: str = PROMPT_SUFFIX,
-                            completion_prefix: str = COMPLETION_PREFIX) -> list[TokenSequence]:
-  """prompt + completion + end-of-text of each record, whatever its length."""
-  prompts = tokenizer.encode_batch([r["prompt"] + prompt_suffix for r in records])
-  completions = tokenizer.encode_batch([completion_prefix + r["completion"] for r in records])
-  return [TokenSequence(ids=np.asarray([*prompt, *completion, tokenizer.eot_id], np.int32),
-                        num_prompt=len(prompt))
+                            prompt_format: PromptFormat = PLAIN) -> list[TokenSequence]:
+  """prompt + completion + end of each record, whatever its length."""
+  prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
+  completions = prompt_format.encode_completions(tokenizer, [r["completion"] for r in records])
+  num_head = prompt_format.num_head(tokenizer)
+  return [TokenSequence(ids=np.asarray([*prompt, *completion], np.int32), num_prompt=len(prompt),
+                        num_head=num_head)
           for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tokens: int,
-                prompt_suffix: str = PROMPT_SUFFIX, overlong: str = "drop"
+                prompt_format: PromptFormat = PLAIN, overlong: str = "drop"
                 ) -> tuple[types.PromptBatch, list[dict], dict[str, int]]:
   """Prompts, left-padded.
 
   Args:
     records: anything with a "prompt".
     tokenizer: text to ids.
-    max_prompt_tokens: P; the suffix counts.
-    prompt_suffix: see the top of this file.
+    max_prompt_tokens: P; what the format writes around a prompt counts.
+    prompt_format: how prompts are written.
     overlong: a key of `OVERLONG_PROMPTS`: "drop" (the paper filters prompts of more than 1k
       tokens, InstructGPT appendix C) or "truncate_left".
 
@@ -148,11 +235,12 @@ def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tok
     ValueError: no prompt fits, or an unknown name.
   """
   shorten = _choose("overlong", overlong, OVERLONG_PROMPTS)
-  encoded = tokenizer.encode_batch([r["prompt"] + prompt_suffix for r in records])
+  encoded = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
+  num_head = prompt_format.num_head(tokenizer)
   kept, kept_records, counts = [], [], {"kept": 0}
   for record, ids in zip(records, encoded, strict=True):
     if len(ids) > max_prompt_tokens:
-      ids = shorten(ids, max_prompt_tokens)
+      ids = shorten(ids, num_head, max_prompt_tokens)
       _count(counts, f"dropped (longer than {max_prompt_tokens} tokens)" if ids is None
              else "of them truncated")
     if ids is not None:
@@ -171,8 +259,8 @@ def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tok
 
 
 def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int,
-                    num_slots: int | None = None, prompt_suffix: str = PROMPT_SUFFIX,
-                    completion_prefix: str = COMPLETION_PREFIX, overlong: str = "drop_completion"
+                    num_slots: int | None = None, prompt_format: PromptFormat = PLAIN,
+                    overlong: str = "drop_completion"
                     ) -> tuple[ComparisonRows, dict[str, int]]:
   """Comparisons, all completions of a prompt together.
 
@@ -181,7 +269,7 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
     tokenizer: text to ids.
     length: T, for prompt + completion + end-of-text.
     num_slots: K of every batch; None takes the largest number of completions found.
-    prompt_suffix, completion_prefix: see the top of this file.
+    prompt_format: how prompts and completions are written.
     overlong: a key of `OVERLONG_COMPARISONS`, for completions that do not fit: "drop_completion"
       (the comparison goes where fewer than two are left), "drop_comparison",
       "truncate_completion" (its end is lost, end-of-text with it; the comparison goes where the
@@ -200,16 +288,16 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
   if num_slots is not None and most > num_slots:
     raise ValueError(f"a comparison has {most} completions and a batch num_slots={num_slots}; "
                      f"use at least {most}")
-  prompts = tokenizer.encode_batch([r["prompt"] + prompt_suffix for r in records])
-  flat = iter(tokenizer.encode_batch(
-      [completion_prefix + text for r in records for text in r["completions"]]))
+  prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
+  flat = iter(prompt_format.encode_completions(
+      tokenizer, [text for r in records for text in r["completions"]]))
+  num_head = prompt_format.num_head(tokenizer)
   rows = ComparisonRows(ids=[], ranks=[], records=[], length=length, pad_id=tokenizer.pad_id,
                         num_slots=most if num_slots is None else num_slots)
   counts = {"kept": 0}
   for record, prompt in zip(records, prompts, strict=True):
-    sequences = [np.asarray([*prompt, *next(flat), tokenizer.eot_id], np.int32)
-                 for _ in record["completions"]]
-    shown = shorten(sequences, len(prompt), length)
+    sequences = [np.asarray([*prompt, *next(flat)], np.int32) for _ in record["completions"]]
+    shown = shorten(sequences, num_head, len(prompt), length)
     num_overlong = sum(len(ids) > length for ids in sequences)
     if len(shown) < 2:
       _count(counts, f"dropped (longer than {length} tokens)")
@@ -265,12 +353,6 @@ def text_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int, pac
   return rows, counts
 
 
-def decode_completion(ids: Sequence[int], tokenizer: Tokenizer, *,
-                      completion_prefix: str = COMPLETION_PREFIX) -> str:
-  """Text of a response: what `completion_prefix` added to every completion is taken off again."""
-  return tokenizer.decode(ids).removeprefix(completion_prefix)
-
-
 def _choose(what: str, name: str, choices: dict):
   if name not in choices:
     raise ValueError(f"{what} {name!r}; choose from {sorted(choices)}")
@@ -299,16 +381,28 @@ def _fit(sequences: Sequence[TokenSequence], length: int, shorten
 
 
 def _cut_left(sequence: TokenSequence, length: int) -> TokenSequence | None:
-  excess = len(sequence.ids) - length
-  if excess >= sequence.num_prompt:  # a token of the prompt must stay: the first has no loss
+  excess, head = len(sequence.ids) - length, sequence.num_head
+  if excess >= sequence.num_prompt - head:  # a token of the prompt must stay: the first has no loss
     return None
-  return TokenSequence(ids=sequence.ids[excess:], num_prompt=sequence.num_prompt - excess)
+  return dataclasses.replace(sequence, ids=_without_start(sequence.ids, head, excess),
+                             num_prompt=sequence.num_prompt - excess)
 
 
 def _cut_right(sequence: TokenSequence, length: int) -> TokenSequence | None:
   if sequence.num_prompt >= length:
     return None
-  return TokenSequence(ids=sequence.ids[:length], num_prompt=sequence.num_prompt)
+  return dataclasses.replace(sequence, ids=sequence.ids[:length])
+
+
+def _without_start(ids: np.ndarray, num_head: int, excess: int) -> np.ndarray:
+  """`excess` ids fewer; what the format writes before a prompt stays."""
+  return np.concatenate([ids[:num_head], ids[num_head + excess:]])
+
+
+def _cut_prompt_left(ids: list[int], num_head: int, length: int) -> list[int] | None:
+  if num_head >= length:
+    return None
+  return [*ids[:num_head], *ids[len(ids) - length + num_head:]]
 
 
 OVERLONG_DEMONSTRATIONS = {
@@ -318,35 +412,39 @@ OVERLONG_DEMONSTRATIONS = {
 }
 
 OVERLONG_PROMPTS = {
-    "drop": lambda ids, length: None,
-    "truncate_left": lambda ids, length: ids[-length:],
+    "drop": lambda ids, num_head, length: None,
+    "truncate_left": _cut_prompt_left,
 }
 
 
-def _drop_completions(sequences: list[np.ndarray], num_prompt: int, length: int
+def _drop_completions(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
                       ) -> dict[int, np.ndarray]:
-  del num_prompt
+  del num_head, num_prompt
   return {i: ids for i, ids in enumerate(sequences) if len(ids) <= length}
 
 
-def _drop_comparison(sequences: list[np.ndarray], num_prompt: int, length: int
+def _drop_comparison(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
                      ) -> dict[int, np.ndarray]:
-  shown = _drop_completions(sequences, num_prompt, length)
+  shown = _drop_completions(sequences, num_head, num_prompt, length)
   return shown if len(shown) == len(sequences) else {}
 
 
-def _cut_completions(sequences: list[np.ndarray], num_prompt: int, length: int
+def _cut_completions(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
                      ) -> dict[int, np.ndarray]:
+  del num_head
   return {} if num_prompt >= length else {i: ids[:length] for i, ids in enumerate(sequences)}
 
 
-def _cut_prompt(sequences: list[np.ndarray], num_prompt: int, length: int
+def _cut_prompt(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
                 ) -> dict[int, np.ndarray]:
   excess = max(max(len(ids) for ids in sequences) - length, 0)
-  return {} if excess >= num_prompt else {i: ids[excess:] for i, ids in enumerate(sequences)}
+  if excess >= num_prompt - num_head:
+    return {}
+  return {i: _without_start(ids, num_head, excess) for i, ids in enumerate(sequences)}
 
 
-# (sequences of one prompt, its tokens, length) -> those to show, by their place in the record
+# (sequences of one prompt, ids before it, its ids with those, length) -> those to show, by their
+# place in the record
 OVERLONG_COMPARISONS = {
     "drop_completion": _drop_completions,
     "drop_comparison": _drop_comparison,

@@ -24,14 +24,18 @@ class AnswerConfig:
     max_prompt_tokens, max_response_tokens: P and R.
     temperature: 0 is greedy.
     batch_size: rows decoded at once; answers do not depend on it.
-    prompt_suffix, completion_prefix: see `data/prepare.py`.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
   """
   max_prompt_tokens: int
   max_response_tokens: int
   temperature: float
   batch_size: int
+  prompt_format: str
   prompt_suffix: str
   completion_prefix: str
+
+  def __post_init__(self):
+    prepare.PromptFormat.of(self)  # checks its names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Answers:
   Attributes:
     texts: [prompt][sample] decoded, without the completion prefix.
     ids: [prompt][sample] prompt and response tokens, as a reward model reads them.
-    finished: [prompt][sample] whether end-of-text was reached.
+    finished: [prompt][sample] whether the end of an answer was reached.
   """
   texts: list[list[str]]
   ids: list[list[np.ndarray]]
@@ -75,14 +79,16 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     raise ValueError(
         f"max_prompt_tokens {p.max_prompt_tokens} + max_response_tokens {p.max_response_tokens} "
         f"is longer than the context of {network.cfg.context_length}")
+  prompt_format = prepare.PromptFormat.of(p)
+  end_id = prompt_format.end_id(network.tokenizer)
   counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else list(num_samples)
   rows, kept, _ = prepare.prompt_rows(
       [{"prompt": text, "index": i} for i, text in enumerate(prompts)], network.tokenizer,
-      max_prompt_tokens=p.max_prompt_tokens, prompt_suffix=p.prompt_suffix, overlong="drop")
+      max_prompt_tokens=p.max_prompt_tokens, prompt_format=prompt_format, overlong="drop")
   if len(kept) < len(prompts):
     missing = sorted(set(range(len(prompts))) - {record["index"] for record in kept})[0]
     raise ValueError(f"prompt {missing} ({prompts[missing][:40]!r}...) is longer than "
-                     f"max_prompt_tokens {p.max_prompt_tokens} with its suffix; shorten or drop it")
+                     f"max_prompt_tokens {p.max_prompt_tokens} in its format; shorten or drop it")
   owner = np.repeat(np.arange(len(prompts)), counts)
   sample = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
   # A prompt's keys depend on its own number and the sample's, not on how many the others have.
@@ -96,14 +102,13 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     batch = PromptBatch(tokens_BP=rows.tokens_BP[picked], mask_BP=rows.mask_BP[picked])
     with sharding.on_mesh_of(network.params) as put:
       joined, finished_B = processes.to_host(_sample(
-          network.cfg, network.params, put(batch), key, keys, eot_id=network.tokenizer.eot_id,
+          network.cfg, network.params, put(batch), key, keys, eot_id=end_id,
           max_new_tokens=p.max_response_tokens, temperature=p.temperature))
     num_tokens = 0
     for row, index in enumerate(real):
       response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]
       num_tokens += len(response)
-      out.texts[index].append(prepare.decode_completion(
-          response, network.tokenizer, completion_prefix=p.completion_prefix))
+      out.texts[index].append(prompt_format.decode_completion(network.tokenizer, response))
       out.ids[index].append(joined["tokens_BT"][row][joined["mask_BT"][row] > 0])
       out.finished[index].append(bool(finished_B[row]))
     if on_batch is not None:

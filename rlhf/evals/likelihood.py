@@ -59,9 +59,9 @@ def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
   """
   sequences, num_prompt, owner = [], [], []
   for index, item in enumerate(items):
-    prompt = tokenizer.encode(item["prompt"])
+    prompt = [*tokenizer.prefix_ids, *tokenizer.encode(item["prompt"])]
     for choice in item["choices"]:
-      sequences.append(prompt + tokenizer.encode(delimiter + choice))
+      sequences.append(prompt + tokenizer.encode(delimiter + choice, continues=True))
       num_prompt.append(len(prompt))
       owner.append(index)
   longest = max(len(ids) for ids in sequences)

@@ -1,0 +1,110 @@
+"""Safetensors files of a directory: the names and shapes of their tensors, and slices of them.
+
+A tensor is never read whole unless it is asked for whole, and no file stays open: what a process
+has mapped of a file counts as its memory.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import os
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors
+
+from rlhf import workdir
+from rlhf.interop.layout import Read
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+# How pickles are called: reading one may run whatever its author wrote into it.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Tensors(Protocol):
+  """What holds a model's numbers."""
+  shapes: Mapping[str, tuple[int, ...]]
+
+  def opened(self) -> contextlib.AbstractContextManager[Read]:
+    """A function that reads slices, as long as the context lasts."""
+
+
+class SafetensorsFiles:
+  """`model.safetensors`, or the files that `model.safetensors.index.json` names."""
+
+  def __init__(self, directory: str | os.PathLike):
+    """Reads names and shapes.
+
+    Raises:
+      ValueError: no such file, only a pickle, or a file that is cut off or damaged.
+    """
+    self.directory = pathlib.Path(directory)
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    self._file_of: dict[str, pathlib.Path] = {}
+    for path in self._paths():
+      with _opened(path) as file:
+        for name in file.keys():
+          tensor = file.get_slice(name)
+          if name in self.shapes:
+            raise ValueError(f"{path} and {self._file_of[name].name} both hold {name}; each tensor "
+                             "must be in one file")
+          if tensor.get_dtype() not in _DTYPES:
+            raise ValueError(f"{path}: {name} is {tensor.get_dtype()}; tensors must be one of "
+                             f"{', '.join(_DTYPES)}")
+          self.shapes[name] = tuple(tensor.get_shape())
+          self._file_of[name] = path
+
+  def _paths(self) -> list[pathlib.Path]:
+    if (self.directory / SINGLE).is_file():
+      return [self.directory / SINGLE]
+    index = self.directory / INDEX
+    if not index.is_file():
+      refuse_pickles(self.directory)
+      raise ValueError(f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory of "
+                       "a Hugging Face model")
+    fields = workdir.read_json(index)
+    names = fields.get("weight_map") if isinstance(fields, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+      raise ValueError(f"{index} has no weight_map; it must give the file of each tensor")
+    paths = [self.directory / name for name in sorted(set(names.values()))]
+    for path in paths:
+      if path.parent != self.directory or path.suffix != ".safetensors":
+        raise ValueError(f"{index} names {path.name!r}; it must name safetensors files beside it")
+      if not path.is_file():
+        raise ValueError(f"{index} names {path.name}, which is not there; download the whole model")
+    return paths
+
+  @contextlib.contextmanager
+  def opened(self) -> Iterator[Read]:
+    """See `Tensors`; every file is opened when it is first read."""
+    with contextlib.ExitStack() as stack:
+      files: dict[pathlib.Path, Any] = {}
+
+      def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        path = self._file_of[name]
+        if path not in files:
+          files[path] = stack.enter_context(_opened(path))
+        return np.asarray(files[path].get_slice(name)[index], np.float32)
+      yield read
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+  try:
+    with safetensors.safe_open(path, "numpy") as file:
+      yield file
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again"
+                     ) from None
+
+
+def refuse_pickles(path: pathlib.Path) -> None:
+  """Raises ValueError where `path` is a pickle, or a directory that holds one."""
+  found = sorted(path.iterdir()) if path.is_dir() else [path]
+  for file in found:
+    if file.suffix in PICKLES:
+      raise ValueError(f"{file} is a pickle, which may run anything when it is read; convert it to "
+                       "safetensors where you trust it (save_pretrained of transformers does)")
