@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import helpers
+import interop_models
+from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 from launch import convert
 from rlhf import checkpoint
 from rlhf import generate
@@ -28,9 +31,6 @@ from rlhf.interop import reading
 from rlhf.interop import writing
 from rlhf.interop.layout import Row
 from rlhf.model import ModelConfig
-from tests import helpers
-from tests import interop_models
-from tests.interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 
 NAMES = tuple(MODELS)
 
