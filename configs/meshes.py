@@ -156,7 +156,7 @@ SMALLEST = {
     "2.7b": ("v5p:2x2x4", "h100:2x8"),
     "6.7b": ("v5p:2x2x4", "h100:2x8"),
     "13b": ("v5p:2x2x4", "h100:4x8"),
-    "175b": ("v5p:4x4x8", "h100:32x8"),
+    "175b": ("v5p:4x4x8", "h100:16x8"),
 }
 # size: (tensor on TPU, tensor on GPU), at least; up to 512 GPUs it stays inside a node of 8.
 TENSOR = {"125m": (1, 1), "350m": (1, 1), "760m": (1, 1), "1.3b": (1, 1), "2.7b": (1, 1),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from configs import meshes
+from configs import models
 from launch import setup
 
 GIB = 2**30
@@ -43,7 +44,7 @@ def table(folder: pathlib.Path) -> str:
   lines = ["| size | topology | mesh (data x fsdp x tensor) | microbatch | resident | rollout, "
            "beside it | update, beside it | in all | of | |",
            "|---|---|---|---|---|---|---|---|---|---|"]
-  for size in meshes.SMALLEST:
+  for size in (*meshes.SMALLEST, *models.PUBLISHED):
     for path in sorted(folder.glob(f"{size}_*.json")):
       lines.append(row(size, json.loads(path.read_text(encoding="utf-8"))))
   return "\n".join(lines)

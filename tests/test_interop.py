@@ -18,6 +18,9 @@ import safetensors.numpy
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
 from configs import sft as sft_configs
+import helpers
+import interop_models
+from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 from launch import convert
 from rlhf import checkpoint
 from rlhf import generate
@@ -34,9 +37,6 @@ from rlhf.interop import reading
 from rlhf.interop import writing
 from rlhf.interop.layout import Row
 from rlhf.model import ModelConfig
-from tests import helpers
-from tests import interop_models
-from tests.interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 
 NAMES = tuple(MODELS)
 
