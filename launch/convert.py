@@ -3,9 +3,9 @@
   python -m launch.convert import --source=DIR_OR_FILE --target=CKPT
   python -m launch.convert export --source=CKPT --target=DIR [--family=FAMILY]
 
-`import` reads a Hugging Face directory (config.json, safetensors, tokenizer.json) or a GGUF file and
-writes an export directory, which any config takes as init_from, policy_from or reward_from.  They
-take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every run.
+`import` reads a Hugging Face directory (config.json, safetensors, tokenizer.json) or a GGUF file
+and writes an export directory, which any config takes as init_from, policy_from or reward_from.
+They take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every run.
 
 `export` reads an export directory, or the workdir of a stage, and writes a directory that
 `transformers` and vLLM load.  Its family is the one it was imported from; a model trained here is

@@ -37,7 +37,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--checkpoint", required=True,
-                      help="export directory of a policy, the workdir of its stage, hf:DIR or gguf:FILE")
+                      help="export directory of a policy, the workdir of its stage, hf:DIR or "
+                      "gguf:FILE")
   parser.add_argument("--prompts", help="JSONL to answer; without it you type the prompts")
   parser.add_argument("--output", help="JSONL to write; written whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")

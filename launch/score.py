@@ -25,7 +25,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
   parser.add_argument("--reward_model", required=True,
-                      help="export directory of a reward model, the workdir of its stage, or hf:DIR")
+                      help="export directory of a reward model, the workdir of its stage, "
+                      "or hf:DIR")
   parser.add_argument("--input", required=True, help="JSONL to score")
   parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")

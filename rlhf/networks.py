@@ -61,8 +61,8 @@ def config_shape(config) -> ModelConfig | None:
   if field not in config:
     return None
   if not config[field]:
-    raise ValueError(f"{field} is empty, and config.model has no shape of its own (:imported); name "
-                     "hf:DIR, gguf:FILE or the export directory of a policy")
+    raise ValueError(f"{field} is empty, and config.model has no shape of its own (:imported); "
+                     "name hf:DIR, gguf:FILE or the export directory of a policy")
   return imported_shape(config[field], group, flag=field)
 
 
@@ -127,7 +127,7 @@ def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> No
   ids = {name: saved[name] for name in ("vocab_size", "pad_id")}
   wanted = dataclasses.asdict(ModelConfig(**(NUMERICS | group | ids)))
   have = dataclasses.asdict(ModelConfig(**(NUMERICS | saved)))
-  for name in group:
+  for name in sorted(group, key=lambda name: group[name] is None):  # what is derived comes last
     if name not in NUMERICS and have[name] != wanted[name]:
       raise ValueError(
           f"{where} has {name} {have[name]}, but config.model.{name} is {wanted[name]}; make them "
@@ -142,8 +142,8 @@ def tokenizer_of(found: checkpoint.Export | reading.Source) -> Tokenizer:
 
 
 def origin(metadata: dict[str, Any]) -> dict[str, Any]:
-  """Of a network's metadata, what every network that is trained from it keeps: which published model
-  it once was, so that it can be written as one again."""
+  """Of a network's metadata, what every network that is trained from it keeps: which published
+  model it once was, so that it can be written as one again."""
   return {name: metadata[name] for name in ("imported",) if name in metadata}
 
 

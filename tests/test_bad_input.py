@@ -375,7 +375,7 @@ def test_no_export_was_named(refused_training, inputs):
                            ("ppo", "reward_from")):
     kind = "reward" if field == "reward_from" else "policy"
     assert refused_training(algorithm, **{field: ""}) == (
-        f"{field} is empty; name the export directory of a {kind}")
+        f"{field} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
 
 
 def test_exports_of_another_kind(refused_training, inputs):
@@ -392,7 +392,7 @@ def test_exports_of_another_kind(refused_training, inputs):
 def test_an_export_of_another_shape(refused_training, inputs):
   assert refused_training("sft", model__width=2 * WIDTH) == (
       f"init_from={inputs.policy} has width {WIDTH}, but config.model.width is {2 * WIDTH}; make "
-      "them equal")
+      "them equal, or take the shape from the source with :imported in place of the config's size")
 
 
 def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_path):

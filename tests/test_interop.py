@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import ppo as ppo_configs
+from configs import reward_model as reward_configs
+from configs import sft as sft_configs
 import helpers
 import interop_models
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
@@ -23,6 +26,9 @@ from rlhf import checkpoint
 from rlhf import generate
 from rlhf import model
 from rlhf import networks
+from rlhf import ppo
+from rlhf import reward_model
+from rlhf import sft
 from rlhf import sharding
 from rlhf.interop import families
 from rlhf.interop import ggml
@@ -45,7 +51,8 @@ def eight_devices():
 
 def load(directory, kind: str = "policy", mesh=None, scheme: str = "hf") -> networks.Network:
   mesh = one_device() if mesh is None else mesh
-  return networks.load(f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind, flag="init_from")
+  return networks.load(f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind,
+                       flag="init_from")
 
 
 def logits_of(network: networks.Network, tokens, mask) -> np.ndarray:
@@ -235,7 +242,8 @@ def test_layouts_read_parts_and_write_wholes():
   rng = np.random.default_rng(0)
   sizes = dict(D=6, H=4, e=4, t=2, f=2, c=3, V=5, E=6)
   for layouts, shape, leaf_shape in (
-      ("(H c e) D -> D c H e", (48, 6), (6, 3, 4, 4)), ("D (c H e) -> D c H e", (6, 48), (6, 3, 4, 4)),
+      ("(H c e) D -> D c H e", (48, 6), (6, 3, 4, 4)),
+      ("D (c H e) -> D c H e", (6, 48), (6, 3, 4, 4)),
       (("(H f t) D -> D s H (t f)", "(H e) D -> D s H e"), (16, 6), (6, 2, 4, 4)),
       ("V E -> V E", (5, 6), (8, 6))):
     names = ("a",) if isinstance(layouts, str) else ("a", "b")
@@ -261,7 +269,8 @@ def test_a_pair_of_rotated_dimensions_is_half_a_head_apart():
   row = next(row for row in ggml.ARCHITECTURES["llama"].rows if row.leaf == "attention/q/kernel")
   file = np.arange(8, dtype=np.float32).reshape(8, 1)
   sizes = dict(H=1, D=1, t=2, f=4)
-  leaf = layout.read_block(row, sizes, [slice(None)] * 3, (1, 1, 8), lambda name, index: file[index])
+  leaf = layout.read_block(row, sizes, [slice(None)] * 3, (1, 1, 8),
+                           lambda name, index: file[index])
   np.testing.assert_array_equal(leaf.ravel(), [0, 2, 4, 6, 1, 3, 5, 7])
 
 
@@ -340,6 +349,10 @@ BAD = {
     "activation": (lambda d: change_config(d, hidden_act="relu2"), "hidden_act is 'relu2'"),
     "quantised": (lambda d: change_config(d, quantization_config=dict(bits=4)),
                   "quantization_config is"),
+    "no heads": (lambda d: change_config(d, num_attention_heads=0),
+                 "num_attention_heads is 0; it must be a whole number from 1"),
+    "rope is a list": (lambda d: change_config(d, rope_parameters=[1]),
+                       "rope_parameters is \\[1\\]"),
     "no number": (lambda d: change_config(d, hidden_size="16"), "hidden_size is '16'"),
     "missing": (lambda d: change_tensors(d, lambda t: t.pop(LAST)), f"missing: {LAST}$"),
     "left over": (lambda d: change_tensors(d, lambda t: t.update(extra=t[LAST])),
@@ -526,6 +539,62 @@ def test_convert_goes_there_and_back(tmp_path, capsys):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "export"]
 
 
+# ----------------------------------------------------------------------------- runs
+
+
+def imported_config(module, **fields):
+  config = module.get_config("imported").unlock()
+  for name, value in fields.items():
+    *groups, leaf = name.split("__")
+    target = config
+    for group in groups:
+      target = target[group]
+    target[leaf] = value
+  return config
+
+
+def test_imported_configs_take_their_shape_from_the_source():
+  source = f"hf:{GOLDEN / 'opt'}"
+  for module, algorithm, field in ((sft_configs, sft, "init_from"),
+                                   (reward_configs, reward_model, "init_from"),
+                                   (ppo_configs, ppo, "policy_from")):
+    config = imported_config(module, **{field: source})
+    assert set(config.model) == set(networks.NUMERICS)
+    assert networks.config_shape(config).mlp_width == 20
+    too_long = "at most model.context_length 40" if field == "init_from" else "40"
+    with pytest.raises(ValueError, match=too_long):
+      algorithm.check_config(config)
+    with pytest.raises(ValueError, match=f"{field} is empty, and config.model has no shape"):
+      algorithm.check_config(imported_config(module))
+    with pytest.raises(ValueError, match="num_heads 4 does not divide over mesh.tensor 8"):
+      algorithm.check_config(imported_config(
+          module, mesh__data=1, mesh__tensor=8, **{field: source}, **(
+              dict(length=40) if field == "init_from" else
+              dict(ppo__max_prompt_tokens=8, ppo__max_response_tokens=8, ppo__ptx_length=16))))
+
+
+def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path, tmp_path):
+  """One step of SFT on a Mistral: its export knows its family and is loaded as one."""
+  lines = [json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"})
+           for i in range(8, 40)]
+  (tmp_path / "demos.jsonl").write_text("\n".join(lines) + "\n")
+  spec = f"jsonl:{tmp_path / 'demos.jsonl'}"
+  config = imported_config(
+      sft_configs, init_from=f"hf:{GOLDEN / 'mistral'}", length=16, model__dtype="float32",
+      model__remat="none", sft__batch_size=8, sft__microbatch_size=8, sft__max_steps=1,
+      demonstrations__train=spec, demonstrations__valid=spec)
+  sft.check_inputs(config)
+  sft.train(config.lock(), workdir_path)
+  found = checkpoint.load_export(workdir_path / "export")
+  assert found.metadata["imported"]["family"] == "mistral"
+  convert.main(["convert", "export", f"--source={workdir_path}", f"--target={tmp_path / 'out'}"])
+  trained, start = load(tmp_path / "out"), golden("mistral")
+  assert trained.cfg == start.cfg
+  gaps = [float(jnp.abs(ours - theirs).max()) for ours, theirs in zip(
+      jax.tree.leaves(trained.params), jax.tree.leaves(start.params), strict=True)]
+  assert 0.0 < max(gaps) < 1e-3
+
+
 # ----------------------------------------------------------------------------- parity
 
 
@@ -616,12 +685,13 @@ def real_models(repository) -> pathlib.Path:
 
 
 PAGE = """The water cycle describes how water moves above, on, and below the surface of the Earth. \
-The sun heats the oceans, and some of their water evaporates into the air. Rising air currents take \
-the vapor up into the atmosphere, where cooler temperatures cause it to condense into clouds. Winds \
-move the clouds around the globe, and the particles in them collide, grow, and fall out of the sky \
-as rain or snow. Most of it falls back into the oceans or onto land, where, due to gravity, it flows \
-over the ground. A part of it enters rivers, with streamflow moving the water towards the oceans. \
-Another part soaks into the ground and is stored as fresh water in lakes and aquifers."""
+The sun heats the oceans, and some of their water evaporates into the air. Rising air \
+currents take the vapor up into the atmosphere, where cooler temperatures cause it to \
+condense into clouds. Winds move the clouds around the globe, and the particles in them \
+collide, grow, and fall out of the sky as rain or snow. Most of it falls back into the \
+oceans or onto land, where, due to gravity, it flows over the ground. A part of it enters \
+rivers, with streamflow moving the water towards the oceans. Another part soaks into the \
+ground and is stored as fresh water in lakes and aquifers."""
 
 
 @pytest.mark.slow

@@ -190,3 +190,45 @@ def test_sigterm_of_the_others(inputs, uninterrupted, workdir_path, algorithm):
 def test_a_run_killed_twice(inputs, uninterrupted, workdir_path, algorithm, seed):
   kinds = random.Random(f"{seed} {algorithm}").sample(sorted(DELAYS), 2)
   check_killed(inputs, uninterrupted(algorithm), workdir_path, algorithm, kinds, seed)
+
+
+# ----------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.slow
+def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
+  """SFT, reward model and PPO with adapters, each from the merged export of the one before; checkpoints
+  hold what is trained and no more, and a killed PPO ends as if it had not been."""
+  rank = dict(lora__rank=2)
+  def run(algorithm: str, name: str, **changes) -> pathlib.Path:
+    flags = commands.train_flags(inputs, algorithm, **rank, **changes)
+    commands.finish("launch.train", *flags, f"--workdir={tmp_path / name}")
+    return tmp_path / name
+  sft_run = run("sft", "sft", sft__max_steps=8)
+  merged, adapters = (flat(checkpoint.load_params(sft_run / name))
+                      for name in ("export", "export_adapter"))
+  start = flat(checkpoint.load_params(inputs.policy))
+  moved = {name for name in start if (merged[name] != start[name]).any()}
+  assert moved and all("kernel" in name for name in moved)
+  assert all("lora_" in name for name in adapters)
+  state = final_state(sft_run)
+  assert not any("'kernel'" in name or "'embed'" in name for name in state)
+
+  policy = sft_run / "export"
+  reward_run = run("reward_model", "rm", init_from=policy, reward__num_epochs=1)
+  head = {name for name in flat(checkpoint.load_params(reward_run / "export_adapter"))
+          if "head" in name}
+  assert len(head) == 2
+  changes = dict(policy_from=policy, reward_from=reward_run / "export", ppo__num_iterations=6)
+  ppo_run = run("ppo", "ppo", **changes)
+  first = next(line for line in commands.untimed(ppo_run / "metrics.jsonl") if "objective/kl" in line)
+  assert first["objective/kl"] == 0.0 and first["ppo/ratio_error_first"] < 1e-5
+
+  flags = (*commands.train_flags(inputs, "ppo", **rank, **changes),
+           f"--workdir={tmp_path / 'killed'}")
+  with commands.started("launch.train", *flags) as process:
+    commands.wait_until(lambda: last_step(tmp_path / "killed") >= 3, process)
+    process.kill()
+    process.communicate()
+  commands.finish("launch.train", *flags)
+  assert_same_run(tmp_path / "killed", ppo_run)

@@ -45,6 +45,20 @@ class Fields:
       raise ValueError(f"{self.where}: {name} is {value!r}; it must be a number")
     return value
 
+  def size(self, name: str, default: int) -> int:
+    """As `number`, a whole one from 1."""
+    value = self.number(name, default)
+    if not isinstance(value, int) or value < 1:
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be a whole number from 1")
+    return value
+
+  def group(self, name: str) -> Mapping[str, Any]:
+    """A field that holds fields; empty where it is absent.  Raises ValueError at anything else."""
+    value = self.get(name, {})
+    if not isinstance(value, Mapping):
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be an object")
+    return value
+
   def only(self, name: str, allowed: Any) -> None:
     """Raises ValueError where the field is there and has another value than the one we know."""
     if self.get(name, allowed) != allowed:
@@ -101,7 +115,8 @@ class Family:
     fields = Fields(values, where)
     for name, allowed in {**_FIXED, **self.fixed}.items():
       fields.only(name, allowed)
-    found = {ours: fields.number(*theirs) for ours, theirs in self.numbers.items()}
+    found = {ours: fields.size(*theirs) if isinstance(theirs[1], int) else fields.number(*theirs)
+             for ours, theirs in self.numbers.items()}
     return _UNSET | found | self.read(fields, found)
 
   def config(self, cfg: ModelConfig) -> dict[str, Any]:
@@ -172,12 +187,12 @@ _WRITTEN_LAYER_TYPES = {kind: name for name, kind in _LAYER_TYPES.items()}
 
 def _written_activation(cfg: ModelConfig, table: Mapping[str, str]) -> str:
   if cfg.activation not in table:
-    raise ValueError(f"activation is {cfg.activation!r}, and only {', '.join(table)} can be written")
+    raise ValueError(f"activation is {cfg.activation!r}; only {', '.join(table)} can be written")
   return table[cfg.activation]
 
 
 def shortest_pattern(kinds: Sequence[str]) -> str:
-  """The `layer_pattern` of a list of kinds: its shortest repetition, the last one cut off or not."""
+  """The `layer_pattern` of a list of kinds: its shortest repetition, the last cut off or not."""
   for size in range(1, len(kinds) + 1):
     if all(kind == kinds[i % size] for i, kind in enumerate(kinds)):
       return ",".join(kinds[:size])
@@ -190,9 +205,9 @@ def _read_layers(fields: Fields, num_layers: int, default: Sequence[str],
   types = fields.get("layer_types", None)
   kinds = list(default)
   if types is not None:
-    if len(types) != num_layers:
-      raise ValueError(f"{fields.where}: layer_types names {len(types)} layers of {num_layers}; "
-                       "it must name each")
+    if not isinstance(types, list) or len(types) != num_layers:
+      raise ValueError(f"{fields.where}: layer_types must be a list of the kinds of all "
+                       f"{num_layers} layers")
     for kind in types:
       if kind not in _LAYER_TYPES:
         fields.refuse("layer_types", kind, f"{' and '.join(_LAYER_TYPES)} layers")
@@ -235,7 +250,8 @@ def _read_rope(fields: Fields, rope: Mapping[str, Any], base: float, fraction: f
 
 def _rope_of(fields: Fields) -> Mapping[str, Any]:
   """The parameters of rotary positions, in the newer words or the older."""
-  return fields.get("rope_parameters", fields.get("rope_scaling", {}))
+  newer = fields.group("rope_parameters")
+  return newer if newer else fields.group("rope_scaling")
 
 
 def _written_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
@@ -263,25 +279,14 @@ def _linear(leaf: str, tensor: str, into: str, out: str) -> tuple[Row, ...]:
           Row(f"{leaf}/bias", (f"{tensor}.bias",), f"{out} -> {out}"))
 
 
-def _attention(query: str, key: str, value: str, out: str, split: str = "e") -> tuple[Row, ...]:
-  """Projections that the file keeps apart.
-
-  Args:
-    split: how the file orders the dimensions of a query's and a key's head.
-  """
-  head = "e" if split == "e" else "(t f)"
+def _attention(query: str, key: str, value: str, out: str) -> tuple[Row, ...]:
+  """Projections that the file keeps apart."""
   rows = []
-  for kind in ("weight", "bias"):
-    end, ours = (" D", "D ") if kind == "weight" else ("", "")
-    leaf = "kernel" if kind == "weight" else "bias"
+  for kind, leaf, end, front in (("weight", "kernel", " D", "D "), ("bias", "bias", "", "")):
     names = [f"{name}.{kind}" for name in (query, key, value)]
-    if split == "e":
-      rows += [Row(f"attention/qkv/{leaf}", tuple(names), f"(H e){end} -> {ours}s H e"),
-               Row(f"attention/kv/{leaf}", tuple(names[1:]), f"(K e){end} -> {ours}s K e")]
-    else:
-      rows += [Row(f"attention/qkv/{leaf}", tuple(names), f"(H {split}){end} -> {ours}s H {head}"),
-               Row(f"attention/kv/{leaf}", tuple(names[1:]), f"(K {split}){end} -> {ours}s K {head}")]
-    rows.append(Row(f"attention/q/{leaf}", (names[0],), f"(H {split}){end} -> {ours}H {head}"))
+    rows += [Row(f"attention/qkv/{leaf}", tuple(names), f"(H e){end} -> {front}s H e"),
+             Row(f"attention/q/{leaf}", (names[0],), f"(H e){end} -> {front}H e"),
+             Row(f"attention/kv/{leaf}", tuple(names[1:]), f"(K e){end} -> {front}s K e")]
   return (*rows, *_attention_out(out))
 
 
@@ -412,7 +417,8 @@ GPT_NEOX = Family(
     rows=(*_norm("attention_norm", "input_layernorm"),
           *_norm("mlp_norm", "post_attention_layernorm"),
           # Query, key and value of one head lie beside each other.
-          Row("attention/qkv/kernel", ("attention.query_key_value.weight",), "(H c e) D -> D c H e"),
+          Row("attention/qkv/kernel", ("attention.query_key_value.weight",),
+              "(H c e) D -> D c H e"),
           Row("attention/qkv/bias", ("attention.query_key_value.bias",), "(H c e) -> c H e"),
           *_attention_out("attention.dense"),
           *_linear("mlp/in", "mlp.dense_h_to_4h", "D", "F"),
@@ -563,17 +569,17 @@ def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   kinds = ["banded" if (layer + 1) % period else "dense" for layer in range(num_layers)]
   layers = _read_layers(fields, num_layers, kinds, int(fields.number("sliding_window", 4096)))
   # One set of parameters for each kind of layer: nested in the newer words, two bases in the older.
-  given = fields.get("rope_parameters", {})
-  nested = Fields(given, fields.where)
-  local = _read_rope(fields, nested.get("sliding_attention", {}),
+  nested = Fields(fields.group("rope_parameters"), f"{fields.where}: rope_parameters")
+  local = _read_rope(fields, nested.group("sliding_attention"),
                      fields.number("rope_local_base_freq", 10_000.0), 1.0, found["context_length"])
   if local["rope_scaling"] != "none":
     fields.refuse("rope_parameters.sliding_attention.rope_type", local["rope_scaling"], "default")
-  dense = {**nested.get("full_attention", {}), **fields.get("rope_scaling", {})}
+  dense = {**nested.group("full_attention"), **fields.group("rope_scaling")}
   rope = _read_rope(fields, dense, fields.number("rope_theta", 1_000_000.0), 1.0,
                     found["context_length"])
   fields = Fields({"head_dim": 256, "num_key_value_heads": 4, **fields.values}, fields.where)
-  return rope | _read_gated(fields, found, "hidden_activation", "gelu_pytorch_tanh") | layers | dict(
+  gated = _read_gated(fields, found, "hidden_activation", "gelu_pytorch_tanh")
+  return rope | gated | layers | dict(
       band_rope_base=local["rope_base"] if layers["band_width"] is not None else None,
       norm_offset=1.0, norm_placement="sandwich", qk_norm=True, qkv_bias=bias,
       attention_out_bias=bias, embed_scale=found["width"] ** 0.5,
@@ -619,8 +625,8 @@ def find(model_type: Any, where: str) -> Family:
     ValueError: none, or one that is not known.
   """
   if model_type == "gemma3":
-    raise ValueError(f"{where}: model_type 'gemma3' reads images too; save its language model alone "
-                     "(gemma3_text)")
+    raise ValueError(f"{where}: model_type 'gemma3' reads images too; save its language model "
+                     "alone (gemma3_text)")
   if model_type not in FAMILIES:
     raise ValueError(f"{where}: unknown architecture {model_type!r}; known are "
                      f"{', '.join(FAMILIES)}")

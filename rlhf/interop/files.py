@@ -63,8 +63,8 @@ class SafetensorsFiles:
     index = self.directory / INDEX
     if not index.is_file():
       refuse_pickles(self.directory)
-      raise ValueError(f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory of "
-                       "a Hugging Face model")
+      raise ValueError(f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory "
+                       "of a Hugging Face model")
     fields = workdir.read_json(index)
     names = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):

@@ -68,8 +68,8 @@ class GgufFile:
       try:
         values = gguf.quants.dequantize(data, tensor.tensor_type)
       except NotImplementedError as error:
-        raise ValueError(f"{self.path}: {name} is {tensor.tensor_type.name}, which the gguf package "
-                         f"does not dequantise ({_one_line(error)})") from None
+        raise ValueError(f"{self.path}: {name} is {tensor.tensor_type.name}, which the gguf "
+                         f"package does not dequantise ({_one_line(error)})") from None
       return np.asarray(values[index], np.float32)
     yield read
 
@@ -155,8 +155,8 @@ def _read_common(file: GgufFile, name: str) -> dict[str, Any]:
   num_heads, width = number("attention.head_count"), number("embedding_length")
   scaling = file.field(f"{name}.rope.scaling.type", "none")
   if scaling not in ("none", "linear"):
-    raise ValueError(f"{file.path}: {name}.rope.scaling.type is {scaling!r}, which this model cannot "
-                     "express; only none and linear can be read")
+    raise ValueError(f"{file.path}: {name}.rope.scaling.type is {scaling!r}, which this model "
+                     "cannot express; only none and linear can be read")
   biased = lambda tensor: f"blk.0.{tensor}.bias" in file.shapes
   return dict(
       num_layers=number("block_count"), num_heads=num_heads, width=width,
@@ -194,8 +194,8 @@ def _read_rope_factors(file: GgufFile, fields: Mapping[str, Any]) -> dict[str, A
   kept_f = np.clip((turns_f - low) / (high - low), 0.0, 1.0)
   expected_f = 1.0 / (kept_f + (1.0 - kept_f) / found["rope_factor"])
   if factor_f.shape != expected_f.shape or not np.allclose(factor_f, expected_f, rtol=1e-3):
-    raise ValueError(f"{file.path}: {ROPE_FACTORS} does not hold Llama 3's divisors; this model can "
-                     "express no others")
+    raise ValueError(f"{file.path}: {ROPE_FACTORS} does not hold Llama 3's divisors; this model "
+                     "can express no others")
   return found
 
 
@@ -218,7 +218,8 @@ def _read_gemma3(file: GgufFile, name: str) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(family=families.LLAMA, top=_top(0.0), rows=_rows(norm_offset=0.0, pair=True),
+    "llama": Architecture(family=families.LLAMA, top=_top(0.0),
+                          rows=_rows(norm_offset=0.0, pair=True),
                           ignored=(re.escape(ROPE_FACTORS),), read=_read_llama),
     # Its writer adds the 1 that Gemma's own norms add.
     "gemma3": Architecture(family=families.GEMMA3, top=_top(-1.0),

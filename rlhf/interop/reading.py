@@ -93,8 +93,8 @@ def guess_source(path: str | os.PathLike) -> str:
     raise ValueError(f"{path} does not exist; name a Hugging Face directory or a GGUF file")
   files.refuse_pickles(path)
   if path.suffix != ".gguf":
-    raise ValueError(f"{path} is neither a directory nor a .gguf file; name a Hugging Face directory "
-                     "or a GGUF file")
+    raise ValueError(f"{path} is neither a directory nor a .gguf file; name a Hugging Face "
+                     "directory or a GGUF file")
   return f"gguf:{path}"
 
 
@@ -131,7 +131,8 @@ def _open(name: str, stamps: tuple) -> Source:
 def _open_directory(name: str, directory: pathlib.Path) -> Source:
   if not directory.is_dir():
     files.refuse_pickles(directory)
-    raise ValueError(f"{name}: there is no directory {directory}; name that of a Hugging Face model")
+    raise ValueError(f"{name}: there is no directory {directory}; name that of a Hugging Face "
+                     "model")
   where = directory / files.CONFIG
   if not where.is_file():
     files.refuse_pickles(directory)
@@ -217,7 +218,7 @@ class Leaf:
 
 def locate(name: str, cfg: ModelConfig, *, top: tuple[Row, ...], rows: tuple[Row, ...], prefix: str,
            layer: str) -> Leaf | None:
-  """Where the leaf with this path in our tree is in a file; None where the table has no such row."""
+  """Where the leaf with this path in our tree is in a file; None where the table has none."""
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
   if found is None:
     row = next((row for row in top if row.leaf == name), None)

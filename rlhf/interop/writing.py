@@ -3,9 +3,9 @@
     config.json  generation_config.json  tokenizer files
     model.safetensors, or model-00001-of-0000N.safetensors ... and their index, above `SHARD_BYTES`
 
-A reward model becomes an `AutoModelForSequenceClassification` with one label.  The families' `score`
-is a matrix without a bias, and ours has one, which holds the demonstrations-at-zero offset: it is
-the field `score_bias` of `config.json`, to be added to the logit:
+A reward model becomes an `AutoModelForSequenceClassification` with one label.  The families'
+`score` is a matrix without a bias, and ours has one, which holds the demonstrations-at-zero offset: it
+is the field `score_bias` of `config.json`, to be added to the logit:
 
     reward = model(**inputs).logits[:, 0] + model.config.score_bias
 """
@@ -62,8 +62,8 @@ def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
 def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
   """Raises ValueError where the family cannot express the model, or the network is another kind."""
   if kind not in ("policy", "reward"):
-    raise ValueError(f"a {kind} network has no counterpart in Hugging Face's format; export a policy "
-                     "or a reward model")
+    raise ValueError(f"a {kind} network has no counterpart in Hugging Face's format; export a "
+                     "policy or a reward model")
   family.config(cfg)
 
 
@@ -72,7 +72,7 @@ def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, h
   """What an export of the model holds besides its numbers; raises as `check`."""
   check(cfg, kind=kind, family=family)
   # A row that was added for padding is no part of the published vocabulary.  Of a reward model,
-  # whose score is read before the padding, the padding must have an id, so the next free one is its.
+  # whose score is read before the padding, the padding must have an id, so it has the next free.
   num_rows = cfg.vocab_size
   if tokenizer.pad_id >= tokenizer.vocab_size:
     num_rows -= 1
@@ -172,7 +172,8 @@ def check_target(directory: pathlib.Path) -> None:
     raise ValueError(f"{directory} exists already; name a new directory")
 
 
-def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params, shard_bytes: int) -> None:
+def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
+                   shard_bytes: int) -> None:
   """One file, or several and their index; one file's tensors are in memory at a time."""
   written: list[dict[str, int]] = []  # tensor -> bytes, of each file
   pending: dict[str, np.ndarray] = {}
