@@ -41,17 +41,18 @@ GPT3_ARCHITECTURE = dict(
     parallel_residual=False, attention_scale=None, tied_output=True, embed_scale=1.0,
     embed_width=None)
 _WHOLE = ("num_kv_heads", "head_size", "mlp_width", "rope_original_context", "embed_width")
-# In place of a size: the shape is that of the network that training starts from (`hf:DIR`, `gguf:FILE`
-# or an export), and the config says only how it computes.
+# In place of a size: the shape is that of the network that training starts from (`hf:DIR`,
+# `gguf:FILE` or an export), and the config says only how it computes.
 IMPORTED = "imported"
 IMPORTED_LENGTH = 1024  # ours: tokens of a row, where no context of our own sets it
 ALIASES = {"6b": "6.7b"}  # InstructGPT's "6B" is GPT-3's 6.7B
 # The reward and value model of each policy: 6B for 1.3B, 6B and 175B (InstructGPT C.2); else ours.
 REWARD_SIZES = {name: "6.7b" for name in GPT3} | {
     "125m": "125m", "350m": "350m", "760m": "760m"} | {name: name for name in TINY}
-# Models that others publish, as their `config.json` has them, for a layout before there are weights: OPT
-# is Zhang et al. 2022, Table 1, Llama 3.1 the published files.  `like` is the GPT-3 size whose mesh and
-# learning rates they take; `ids` are (rows of the embedding and of padding, padding's row).
+# Models that others publish, as their `config.json` has them, for a layout before there are
+# weights: OPT is Zhang et al. 2022, Table 1, Llama 3.1 the published files.  `like` is the GPT-3
+# size whose mesh and learning rates they take; `ids` are (rows of the embedding and of padding,
+# padding's row).
 _OPT = dict(band_width=None, positions="learned", position_offset=2, activation="relu")
 _LLAMA = dict(
     band_width=None, positions="rotary", rope_base=500_000.0, rope_fraction=1.0,
@@ -61,7 +62,8 @@ _LLAMA = dict(
 PUBLISHED = {
     "opt-6.7b": dict(like="6.7b", ids=(50_272, 1), fields=_OPT),
     "opt-175b": dict(like="175b", ids=(50_272, 1), fields=_OPT),
-    "llama3.1-8b": dict(like="6.7b", ids=(128_257, 128_256), fields=_LLAMA | dict(mlp_width=14_336)),
+    "llama3.1-8b": dict(like="6.7b", ids=(128_257, 128_256), fields=_LLAMA | dict(
+        mlp_width=14_336)),
     "llama3.1-70b": dict(like="175b", ids=(128_257, 128_256), fields=_LLAMA | dict(
         num_layers=80, width=8192, num_heads=64, mlp_width=28_672)),
 }

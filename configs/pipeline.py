@@ -247,9 +247,9 @@ def get_real() -> ml_collections.ConfigDict:
 
 
 def _get_imported(title: str) -> ml_collections.ConfigDict:
-  """A published model (`config.base.source`: hf:DIR, gguf:FILE or an export) with adapters of rank 16
-  in every stage, small enough for 2 cores: 16 episodes an iteration, answers of 64 tokens, 20
-  iterations.
+  """A published model (`config.base.source`: hf:DIR, gguf:FILE or an export) with adapters of
+  rank 16 in every stage, small enough for 2 cores: 16 episodes an iteration, answers of 64 tokens,
+  20 iterations.
 
   All numbers here are ours.  So few episodes prove that the path works, and no more.
   """
@@ -309,7 +309,8 @@ def get_smollm2() -> ml_collections.ConfigDict:
     python -m launch.pipeline --config=configs/pipeline.py:smollm2 --workdir=runs/smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
         --config.files.text="('text:$DATA/pretraining/c4_demo_300.txt.gz',)" \\
-        --config.files.demonstrations="('alpaca:$DATA/demonstrations/alpaca_small/alpaca_en_demo.jsonl',)" \\
+        --config.files.demonstrations="('alpaca:$DATA/demonstrations/alpaca_small/'\\
+                              'alpaca_en_demo.jsonl',)" \\
         --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
         --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/'\\
                               'roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"

@@ -314,8 +314,8 @@ def main(argv: list[str]) -> None:
       raise ValueError(f"--json={values.json}: there is no folder "
                        f"{pathlib.Path(values.json).parent}; make it first")
     chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
-    report = check(config, topology, reward_group, ids, shapes_only=values.shapes_only, chosen=chosen,
-                   show=lambda text: print(text, flush=True))
+    report = check(config, topology, reward_group, ids, shapes_only=values.shapes_only,
+                   chosen=chosen, show=lambda text: print(text, flush=True))
     if values.json:
       pathlib.Path(values.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if values.shapes_only:

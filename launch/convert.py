@@ -5,7 +5,8 @@
 
 `import` reads a Hugging Face directory (config.json, safetensors, tokenizer.json) or a GGUF file
 and writes an export directory, which any config takes as init_from, policy_from or reward_from.
-They take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every run.
+They take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every
+run.
 
 `export` reads an export directory, or the workdir of a stage, and writes a directory that
 `transformers` and vLLM load.  Its family is the one it was imported from; a model trained here is
@@ -14,8 +15,8 @@ AutoModelForSequenceClassification with one label; add `score_bias` of its confi
 
   reward = model(**inputs).logits[:, 0] + model.config.score_bias
 
-A run with `lora.rank` above 0 leaves `export`, which holds the merged network, and `export_adapter`,
-which becomes PEFT's adapter_config.json and adapter_model.safetensors.
+A run with `lora.rank` above 0 leaves `export`, which holds the merged network, and
+`export_adapter`, which becomes PEFT's adapter_config.json and adapter_model.safetensors.
 
 Both write all or nothing, and never over something.
 """

@@ -76,7 +76,7 @@ class ModelConfig:
     position_offset: rows of the learned table before position 0; OPT has 2.
     rope_base, rope_fraction: of rotary positions: the slowest wavelength's base, and the part of a
       head that is rotated.
-    band_rope_base: the base of banded layers, which are then not scaled either; None: as the others.
+    band_rope_base: the base of banded layers, which are then not scaled; None: as the others.
     rope_scaling: "none"; "linear" divides positions by `rope_factor`; "llama3" divides frequencies
       of wavelengths above `rope_original_context / rope_low_freq_factor` by it, keeps those below
       `rope_original_context / rope_high_freq_factor`, and blends between.
@@ -196,8 +196,10 @@ class ModelConfig:
     for name, need in needed.items():
       if need != (getattr(self, name) is not None):
         raise ValueError(f"{name} is {getattr(self, name)}, with positions {self.positions!r} and "
-                         f"rope_scaling {self.rope_scaling!r}; {'give a number' if need else 'use None'}")
-    if self.positions == "learned" and (self.rope_scaling != "none" or self.band_rope_base is not None):
+                         f"rope_scaling {self.rope_scaling!r}; "
+                         f"{'give a number' if need else 'use None'}")
+    scaled = self.rope_scaling != "none" or self.band_rope_base is not None
+    if self.positions == "learned" and scaled:
       raise ValueError("rope_scaling and band_rope_base need positions='rotary'")
     if self.positions == "rotary":
       if self.position_offset:
@@ -254,5 +256,6 @@ class ModelConfig:
     feeds = inner * self.width + self.mlp_width * self.width
     feeds += (inner + self.width) * self.mlp_bias
     norm = self.width * (2 if self.norm == "layer" else 1)
-    norms = norm * (4 if self.norm_placement == "sandwich" else 2) + 2 * self.head_size * self.qk_norm
+    norms = norm * (4 if self.norm_placement == "sandwich" else 2)
+    norms += 2 * self.head_size * self.qk_norm
     return self.num_layers * (attends + feeds + norms) + norm * self.final_norm

@@ -193,7 +193,7 @@ class Mlp(nn.Module):
 
 
 def dropout(x_BTD, key_B, site, rate: float):
-  """Zeroes entries with one key per (global row, site): the mesh and the microbatch cannot matter."""
+  """Zeroes entries with one key per (global row, site): mesh and microbatch cannot matter."""
   def one_row(x_TD, key):
     keep_TD = jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x_TD.shape)
     return jnp.where(keep_TD, x_TD / (1.0 - rate), 0.0)

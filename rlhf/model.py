@@ -1,8 +1,9 @@
 """The transformer and its three faces: policy, value function and reward model.
 
-Its architecture is what `ModelConfig` says, GPT-3's by default (`architecture.py`); its parts are in
-`layers.py`.  Sources: Brown et al. 2020 section 2.1 (GPT-3), Radford et al. 2019 (GPT-2, from which
-the initialisation comes), InstructGPT appendix C (the scalar head in place of the unembedding).
+Its architecture is what `ModelConfig` says, GPT-3's by default (`architecture.py`); its parts are
+in `layers.py`.  Sources: Brown et al. 2020 section 2.1 (GPT-3), Radford et al. 2019 (GPT-2, from
+which the initialisation comes), InstructGPT appendix C (the scalar head in place of the
+unembedding).
 
 Parameters are float32; matrix products run in `cfg.dtype`; log-probs, values and scores are
 float32.  Parameter tree:
@@ -13,8 +14,8 @@ float32.  Parameter tree:
   head/{kernel [D, 1], bias [1]}                 value and reward models only
 
 and, where the config asks for them: attention/{q,kv} in place of qkv (fewer key heads than query
-heads), attention/{q_norm,k_norm}, mlp/gate, {attention,mlp}_post_norm, embed/project and output/project
-(`embed_width`), output/token (not tied); no position where positions are rotary.
+heads), attention/{q_norm,k_norm}, mlp/gate, {attention,mlp}_post_norm, embed/project and
+output/project (`embed_width`), output/token (not tied); no position where positions are rotary.
 """
 
 import dataclasses

@@ -67,7 +67,8 @@ def config_shape(config) -> ModelConfig | None:
 
 
 def imported_shape(source: str, group: dict[str, Any], *, flag: str) -> ModelConfig:
-  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`."""
+  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`.
+  """
   return ModelConfig(**(find_export(source, group, kind="policy", flag=flag).model | group))
 
 

@@ -912,7 +912,8 @@ def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None
 # Stage -> (what it is, function of config, workdir and directory of array_record files).
 STAGES = {
     "data": ("data", lambda config, workdir, _: prepare_data(config, workdir)),
-    "base": ("base: pretraining from scratch, or a published model", functools.partial(pretrain, stage="base")),
+    "base": ("base: pretraining from scratch, or a published model",
+             functools.partial(pretrain, stage="base")),
     "sft": ("step 1: supervised fine-tuning, the baseline",
             functools.partial(finetune, stage="sft")),
     "init": ("step 1: PPO's initialisation", functools.partial(finetune, stage="init")),

@@ -716,7 +716,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
     def evaluate(state, step):
       lines = validate(
-          p, judge, lora.combine(frozen_policy, state.ema_params), reference.params, reward.params, valid_rows, valid_records,
+          p, judge, lora.combine(frozen_policy, state.ema_params), reference.params,
+          reward.params, valid_rows, valid_records,
           tokenizer, key=loop.step_key(config.seed, "validate", step),
           num_prompts=prompts_cfg.num_valid, prompt_format=prompt_format)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

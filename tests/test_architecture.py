@@ -1,7 +1,7 @@
 """Every form of the transformer: what must hold whatever the config says.
 
-That each form is the published one is `test_interop.py`'s business; here it is that all forms decode
-as they read, ignore padding, shard and count their parameters.
+That each form is the published one is `test_interop.py`'s business; here it is that all forms
+decode as they read, ignore padding, shard and count their parameters.
 """
 
 import dataclasses
@@ -180,7 +180,8 @@ def adapted(form: str):
 @pytest.mark.parametrize("form", ["gpt3", "gemma3"])
 def test_adapters_start_at_nothing_and_merge_to_what_they_compute(form: str):
   cfg, params, adapters, moved = adapted(form)
-  tokens_BT, mask_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)]), np.ones((1, 9))
+  tokens_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)])
+  mask_BT = np.ones((1, 9))
   read = helpers.quick_jit(lambda params: model.forward(cfg, params, tokens_BT, mask_BT))
   plain = read(params)
   np.testing.assert_allclose(read(lora.combine(params, adapters)), plain, atol=1e-6)
@@ -247,8 +248,9 @@ def test_ppo_trains_adapters_beside_the_reference_itself(value_network: str, val
 
   collect = helpers.quick_jit(functools.partial(ppo.collect, models, p, eot_id=helpers.EOT))
   batch, metrics = collect(
-      state.train.params, policy, reward, helpers.make_prompts(p.batch_size, p.max_prompt_tokens, 0),
-      state.kl_coef, jax.random.key(2), frozen)
+      state.train.params, policy, reward,
+      helpers.make_prompts(p.batch_size, p.max_prompt_tokens, 0), state.kl_coef,
+      jax.random.key(2), frozen)
   assert float(metrics["objective/kl"].total) == 0.0  # the adapters' product is 0
   ptx = jax.tree.map(lambda x: jnp.asarray(x).reshape(p.updates_per_iteration, -1, x.shape[-1]),
                      helpers.make_lm_batch(p.updates_per_iteration * p.num_ptx_per_minibatch,

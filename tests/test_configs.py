@@ -532,8 +532,9 @@ def advantages_view(p) -> str:
 
 def update_view(p, monkeypatch) -> str:
   """The order of rows, the steps and the moving average; the gradient itself is left out."""
-  monkeypatch.setattr(ppo, "minibatch_gradient", lambda models, p, params, batch, ptx, frozen, **_: (
-      params, {"count": jnp.float32(1)}, jnp.sum(batch.advantage_BT)))
+  def gradient(models, p, params, batch, ptx, frozen, **unused):
+    return params, {"count": jnp.float32(1)}, jnp.sum(batch.advantage_BT)
+  monkeypatch.setattr(ppo, "minibatch_gradient", gradient)
   params = {"policy": {"w": jnp.ones(2)}, "value": {"w": jnp.ones(2)}}
   tx = optax.sgd(1.0)
   state = PpoState(train=TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params)),
@@ -612,8 +613,8 @@ BY_TRAIN = {
     "reward": {"batch_size", "num_epochs", "pairs"},
     "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"}}
 # Given whole to another room, which must read each field.
-READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig), "checkpoint": ("checkpoint.py",
-                                                           checkpoint.CheckpointConfig),
+READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig),
+           "checkpoint": ("checkpoint.py", checkpoint.CheckpointConfig),
            "mesh": ("sharding.py", MeshConfig)}
 
 

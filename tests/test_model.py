@@ -437,7 +437,8 @@ def test_the_scalar_head_starts_with_deviation_of_one_over_width_plus_one():
   assert not head["bias"].any()
 
 
-@pytest.mark.parametrize("cfg", [CFG, DEEP, helpers.model_config(num_layers=4, band_width=None, width=24)],
+@pytest.mark.parametrize("cfg", [
+    CFG, DEEP, helpers.model_config(num_layers=4, band_width=None, width=24)],
                          ids=["2", "4", "dense"])
 def test_the_count_of_parameters(cfg):
   shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))

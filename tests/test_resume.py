@@ -197,8 +197,8 @@ def test_a_run_killed_twice(inputs, uninterrupted, workdir_path, algorithm, seed
 
 @pytest.mark.slow
 def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
-  """SFT, reward model and PPO with adapters, each from the merged export of the one before; checkpoints
-  hold what is trained and no more, and a killed PPO ends as if it had not been."""
+  """SFT, reward model and PPO with adapters, each from the merged export of the one before;
+  checkpoints hold what is trained and no more, and a killed PPO ends as if it had not been."""
   rank = dict(lora__rank=2)
   def run(algorithm: str, name: str, **changes) -> pathlib.Path:
     flags = commands.train_flags(inputs, algorithm, **rank, **changes)
@@ -221,7 +221,8 @@ def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
   assert len(head) == 2
   changes = dict(policy_from=policy, reward_from=reward_run / "export", ppo__num_iterations=6)
   ppo_run = run("ppo", "ppo", **changes)
-  first = next(line for line in commands.untimed(ppo_run / "metrics.jsonl") if "objective/kl" in line)
+  lines = commands.untimed(ppo_run / "metrics.jsonl")
+  first = next(line for line in lines if "objective/kl" in line)
   assert first["objective/kl"] == 0.0 and first["ppo/ratio_error_first"] < 1e-5
 
   flags = (*commands.train_flags(inputs, "ppo", **rank, **changes),

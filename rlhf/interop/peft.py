@@ -1,10 +1,10 @@
 """Adapters of ours in the format of PEFT: adapter_config.json and adapter_model.safetensors.
 
-A reward model's has its head too; the bias of it, which PEFT's `score` has not, is the `score_bias` of
-`score.json`, to be added to the logit.
+A reward model's has its head too; the bias of it, which PEFT's `score` has not, is the `score_bias`
+of `score.json`, to be added to the logit.
 
-The adapter of a projection that a family keeps in several tensors (one `qkv` of ours, three matrices
-of Llama's) becomes one adapter for each, with the same A and its own part of B.
+The adapter of a projection that a family keeps in several tensors (one `qkv` of ours, three
+matrices of Llama's) becomes one adapter for each, with the same A and its own part of B.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,8 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
   modules = set()
   for name, _ in tensors(cfg, family, params, lora_cfg["rank"]):
     if "lora_A" in name:
-      inside = name.removeprefix(f"base_model.model.{family.prefix}{family.layer.partition('{')[0]}")
+      layers = family.prefix + family.layer.partition("{")[0]
+      inside = name.removeprefix(f"base_model.model.{layers}")
       modules.add(inside.partition(".")[2].removesuffix(".lora_A.weight"))
   is_reward = "head" in params
   return {
