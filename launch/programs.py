@@ -143,11 +143,11 @@ def resident(job: Job) -> dict[str, int]:
 
 
 def flop_formula() -> str:
-  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x heads x "
-          "head size per layer and (query, key) that attends (half of a row's pairs, in a band at "
-          "most its width for each query; a decode step is counted against a full cache), 2 x "
-          "vocabulary x width per token with logits; a backward pass twice that, and recomputing "
-          "one more forward pass")
+  return ("FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x "
+          "heads x head size per layer and (query, key) that attends (half of a row's pairs, in a "
+          "band at most its width for each query; a decode step is counted against a full cache), "
+          "2 x vocabulary x width per token with logits; a backward pass twice that, and "
+          "recomputing one more forward pass")
 
 
 def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:

@@ -3,9 +3,9 @@
     config.json  generation_config.json  tokenizer files
     model.safetensors, or model-00001-of-0000N.safetensors ... and their index, above `SHARD_BYTES`
 
-A reward model becomes an `AutoModelForSequenceClassification` with one label.  The families' `score`
-is a matrix without a bias, and ours has one, which holds the demonstrations-at-zero offset: it is the
-field `score_bias` of `config.json`, to be added to the logit:
+A reward model becomes an `AutoModelForSequenceClassification` with one label.  The families'
+`score` is a matrix without a bias, and ours has one, which holds the demonstrations-at-zero offset:
+it is the field `score_bias` of `config.json`, to be added to the logit:
 
     reward = model(**inputs).logits[:, 0] + model.config.score_bias
 """
