@@ -203,8 +203,8 @@ def lay_out(config, size: str, topology: str, *, max_rows: int, microbatches: tu
   """Puts the recommendation for a topology into a config; `microbatches` are GROUP.FIELD names.
 
   Raises:
-    ValueError: a size without a recommendation; an unknown topology, or one over which rows or heads
-      do not divide.
+    ValueError: a size without a recommendation; an unknown topology, or one over which rows or
+      heads do not divide.
   """
   if size not in TENSOR:
     raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(TENSOR)}")

@@ -3,8 +3,8 @@
     y = x W + (alpha / rank) (x A) B,      A [in, rank] ~ N(0, 1 / in),  B [rank, out] = 0
 
 Source: Hu et al. 2021 (LoRA), section 4.1.  Adapters are leaves `lora_a` and `lora_b` beside the
-`kernel` that they adapt.  PPO's moving average is that of A and of B, whose product is not quite the
-average of the products.  What is trained and what is frozen are two trees; `combine` joins them
+`kernel` that they adapt.  PPO's moving average is that of A and of B, whose product is not quite
+the average of the products.  What is trained and what is frozen are two trees; `combine` joins them
 for a forward pass, where `layers.Dense` reads both.  Without adapters the frozen tree is empty, and
 the same code trains everything.
 """

@@ -194,7 +194,7 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
 
 def test_a_published_base_must_be_named():
   config = configs.get_config("smollm2")
-  with pytest.raises(ValueError, match="config.base.source is empty; name the published model with"):
+  with pytest.raises(ValueError, match="config.base.source is empty; name the published"):
     pipeline.check_config(config)
   with config.unlocked():
     config.base.source = "hf:/nowhere"

@@ -42,8 +42,8 @@ def tensors(cfg: ModelConfig, family: Family, params: Params, rank: int
     kernel, _, part = name.rpartition("/")
     if kernel == "head":
       if cfg.embed_width is not None:
-        raise ValueError(f"{family.name} scores what its output projection leaves, so that a reward "
-                         "adapter has no place there; export the merged network instead")
+        raise ValueError(f"{family.name} scores what its output projection leaves, so that a "
+                         "reward adapter has no place there; export the merged network instead")
       if part == "kernel":
         yield "base_model.model.score.weight", values.T
       continue
@@ -91,7 +91,7 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
 
 
 def _published(base: str) -> str | None:
-  """The base as PEFT can find it: a Hugging Face directory; else it has to be named when loading."""
+  """The base as PEFT can find it: a Hugging Face directory; another is named when loading."""
   return base.removeprefix("hf:") if base.startswith("hf:") else None
 
 
