@@ -138,10 +138,19 @@ def check_config(config, topology: Topology) -> None:
       if group in config and name in config[group] and config[group][name] % num_shards:
         raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
                          f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
-  num_heads = config["model"]["num_heads"]
-  if num_heads % axes["tensor"]:
-    raise ValueError(f"{topology.name}: model.num_heads {num_heads} does not divide over "
-                     f"mesh.tensor {axes['tensor']}; use a divisor of {num_heads}")
+  check_heads(config["model"], axes["tensor"], f"{topology.name}: model.")
+
+
+def check_heads(model, tensor: int, prefix: str) -> None:
+  """Raises ValueError where query or key heads do not divide over `tensor`.
+
+  A model without a shape (`:imported`) is checked when its source is read.
+  """
+  for name in ("num_heads", "num_kv_heads"):
+    heads = model[name] if name in model else None
+    if heads is not None and heads % tensor:
+      raise ValueError(f"{prefix}{name} {heads} does not divide over mesh.tensor {tensor}; use a "
+                       f"divisor of {heads}")
 
 
 # ----------------------------------------------------------------------------- recommendations
@@ -194,13 +203,15 @@ def lay_out(config, size: str, topology: str, *, max_rows: int, microbatches: tu
   """Puts the recommendation for a topology into a config; `microbatches` are GROUP.FIELD names.
 
   Raises:
-    ValueError: a size without a recommendation; an unknown topology, or one that does not divide.
+    ValueError: a size without a recommendation; an unknown topology, or one over which rows or
+      heads do not divide.
   """
   if size not in TENSOR:
     raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(TENSOR)}")
   layout, microbatch = recommend(size, parse_topology(topology), max_rows)
   for group, fields in layout.items():
     config[group].update(fields)
+  check_heads(config["model"], layout["mesh"]["tensor"], f"topology {topology}: model.")
   for name in microbatches:
     group, field = name.split(".")
     config[group][field] = microbatch

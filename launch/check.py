@@ -305,9 +305,7 @@ def main(argv: list[str]) -> None:
     config, topology, reward_group, ids, values = read_flags(argv)
     meshes.check_config(config, topology)
     axes = meshes.check_mesh(config.mesh, topology.num_devices)
-    if reward_group.num_heads % axes["tensor"]:
-      raise ValueError(f"--reward_size: its {reward_group.num_heads} heads do not divide over "
-                       f"mesh.tensor {axes['tensor']}; use a divisor of {reward_group.num_heads}")
+    meshes.check_heads(reward_group, axes["tensor"], "--reward_size: its ")
     if not values.shapes_only:
       check_extra(topology)
     if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():

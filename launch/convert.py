@@ -45,6 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
   setup.quiet_logs()
+  os.environ["JAX_PLATFORMS"] = "cpu"  # a host has room for a model that no single device holds
   arguments = parse(argv)
   with setup.one_sentence_errors():
     from rlhf.interop import writing
@@ -53,11 +54,11 @@ def main(argv: list[str]) -> None:
 
 
 def load(source, numerics, kind: str, flag: str):
-  """The network, split over this machine's devices."""
+  """The network, in the host's memory."""
   import jax
   from rlhf import networks
   from rlhf import sharding
-  mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   return networks.load(source, numerics, mesh, kind=kind, flag=flag)
 
 

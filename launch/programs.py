@@ -69,6 +69,7 @@ def model_configs(config, reward_group: dict[str, Any], platform: str, lora_scal
   group["attention"] = attention.choose(group["attention"], platform)
   reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
   fixed = dict(ids, lora_scale=lora_scale)
+  reward["tied_output"] = True  # it has no output but its head
   return Models(policy=ModelConfig(**fixed, **group), reward=ModelConfig(**fixed, **reward))
 
 

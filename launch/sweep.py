@@ -430,7 +430,7 @@ def submit(trials: Sequence[Trial], executor, *, code: pathlib.Path, max_restart
       print(f"{trial.name}: job {job_id} is queued; not submitted again", flush=True)
     else:
       needed = [makers[path] for path in trial.shared.values() if path in makers]
-      waits = {"dependency": f"afterany:{needed[0]}"} if needed else {}
+      waits = {"dependency": f"afterany:{':'.join(dict.fromkeys(needed))}"} if needed else {}
       executor.update_parameters(job_name=re.sub(r"\W", "_", trial.name),
                                  additional_parameters={"requeue": True, **waits})
       job = slurm.submit(executor, requeue.Requeued(
@@ -451,7 +451,12 @@ def pinned(command: Sequence[str], code: pathlib.Path) -> list[str]:
 
 def submit_to_slurm(arguments: argparse.Namespace, common: Sequence[str], trials: Sequence[Trial],
                     workdir: pathlib.Path) -> None:
-  """Checks all, then submits; raises ValueError before anything is submitted or written."""
+  """Checks all, then submits.
+
+  Raises:
+    ValueError: something is wrong, before anything is submitted or written; or sbatch refuses a
+      trial: those before it are queued, and the same command goes on with the others.
+  """
   slurm.check_limits(arguments)
   folder = workdir / "slurm"
   executor = slurm.slurm_executor(folder, arguments.max_restarts,

@@ -48,8 +48,8 @@ def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: i
     return "one token against a cache"
   if kernel == "splash" and num_queries % _LANES:
     return f"{num_queries} tokens, not a multiple of {_LANES}"
-  if kernel == "cudnn" and head_size % 8:
-    return f"heads of {head_size}, not a multiple of 8"
+  if kernel == "cudnn" and (head_size % 8 or head_size > 128):
+    return f"heads of {head_size}, not a multiple of 8 up to 128"
   if kernel == "cudnn" and has_segments:
     return "segments"
   return None

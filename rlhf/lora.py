@@ -3,7 +3,8 @@
     y = x W + (alpha / rank) (x A) B,      A [in, rank] ~ N(0, 1 / in),  B [rank, out] = 0
 
 Source: Hu et al. 2021 (LoRA), section 4.1.  Adapters are leaves `lora_a` and `lora_b` beside the
-`kernel` that they adapt.  What is trained and what is frozen are two trees; `combine` joins them
+`kernel` that they adapt.  PPO's moving average is that of A and of B, whose product is not quite
+the average of the products.  What is trained and what is frozen are two trees; `combine` joins them
 for a forward pass, where `layers.Dense` reads both.  Without adapters the frozen tree is empty, and
 the same code trains everything.
 """
@@ -99,10 +100,11 @@ def combine(frozen: Params | None, trained: Params) -> Params:
   return joined
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
 def merged(cfg: LoraConfig, frozen: Params | None, trained: Params) -> Params:
-  """What `split` took apart, as one network without adapters."""
-  return merge(combine(frozen, trained), scale(cfg))
+  """What `split` took apart, as one network without adapters; itself where nothing is frozen."""
+  if frozen is None:
+    return trained
+  return _merge_jit(combine(frozen, trained), scale(cfg))
 
 
 def merge(params: Params, scale: float, *, stacked: bool = False) -> Params:
@@ -122,6 +124,9 @@ def merge(params: Params, scale: float, *, stacked: bool = False) -> Params:
     product = (jax.vmap(multiply) if stacked else multiply)(params["lora_a"], params["lora_b"])
     merged["kernel"] = params["kernel"] + scale * product
   return merged
+
+
+_merge_jit = jax.jit(merge, static_argnames=("scale", "stacked"))
 
 
 def _split_shape(path: tuple[str, ...], shape: tuple[int, ...]):

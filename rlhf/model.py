@@ -101,6 +101,15 @@ def init_head(cfg: ModelConfig, key) -> Params:
   return {"kernel": kernel_D1, "bias": jnp.zeros((1,))}
 
 
+def without_output(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+  """A policy's trunk for a scalar head: an output matrix of its own would never be trained."""
+  if cfg.tied_output:
+    return cfg, params
+  kept = {name: leaf for name, leaf in params.items() if name != "output"}
+  rest = {name: leaf for name, leaf in params["output"].items() if name != "token"}
+  return dataclasses.replace(cfg, tied_output=True), kept | ({"output": rest} if rest else {})
+
+
 def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key_B) -> Context:
   if position_BT is None:
     position_BT = positions(mask_BT)

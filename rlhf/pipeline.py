@@ -758,6 +758,9 @@ def check_config(config) -> None:
   Raises:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
+  if "source" in config.base and not config.base.source:
+    raise ValueError("config.base.source is empty; name the published model with "
+                     "--config.base.source=hf:DIR, gguf:FILE or an export directory")
   specs = lambda group, *names: {f"{group}__{name}": "" for name in names}
   formats = functools.partial(format_fields, config)
   text = specs("text", "train", "valid")

@@ -561,7 +561,8 @@ def check_config(config) -> None:
   OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
   PromptData(**config.prompts), PtxData(**config.pretraining)
-  if LoraConfig(**config.lora).rank and p.value_init == "scratch":
+  if LoraConfig(**config.lora).rank and (
+      p.value_network, p.value_init) == ("separate", "scratch"):
     raise ValueError(f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
                      "beside a trained network; use 'reward_model' or 'policy'")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
@@ -785,7 +786,8 @@ def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_param
   if p.value_network == "shared":
     trunk, width = {}, models.policy.width
   elif p.value_init == "policy":
-    trunk, width = jax.tree.map(jnp.copy, policy_params), models.policy.width
+    _, trunk = model.without_output(models.policy, policy_params)
+    trunk, width = jax.tree.map(jnp.copy, trunk), models.policy.width
   else:
     trunk, width = model.init_params(models.reward, key), models.reward.width
   return dict(trunk, head={"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)})
@@ -819,7 +821,7 @@ def frozen_networks(p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params,
   if not lora_cfg.rank:
     return None
   value = policy_params if p.value_init == "policy" else reward_params
-  trunk = {name: leaf for name, leaf in value.items() if name != "head"}
+  trunk = {name: leaf for name, leaf in value.items() if name not in ("head", "output")}
   return {"policy": policy_params, "value": {} if p.value_network == "shared" else trunk}
 
 

@@ -267,7 +267,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
                           flag="init_from")
-  cfg, tokenizer = network.cfg, network.tokenizer
+  tokenizer = network.tokenizer
+  cfg, trunk = model.without_output(network.cfg, network.params)
+  network = dataclasses.replace(network, cfg=cfg, params=None)
   prompt_format = prepare.PromptFormat.of(sets)
 
   def comparison_rows(name, spec):
@@ -300,12 +302,13 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   with jax.set_mesh(mesh):
     head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
-    frozen, trained = lora.split(lora_cfg, dict(network.params, head=head),
+    frozen, trained = lora.split(lora_cfg, dict(trunk, head=head),
                                  loop.step_key(config.seed, "lora", 0))
     cfg = dataclasses.replace(network.cfg, lora_scale=lora.scale(lora_cfg))
     init = functools.partial(optim.init_train_state, tx)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
     state = jax.jit(init, out_shardings=layout)(trained)
+    del trunk, trained  # only what is frozen is still needed
     update = jax.jit(functools.partial(reward_update, cfg, p, tx), donate_argnums=0,
                      out_shardings=(layout, None))
     next_batch = loop.Stream(batches)

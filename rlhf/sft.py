@@ -338,6 +338,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     init = functools.partial(optim.init_train_state, tx)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
     state = jax.jit(init, out_shardings=layout)(trained)
+    del params, trained, network  # only what is frozen is still needed
     update = jax.jit(functools.partial(sft_update, cfg, p, tx, use_segments=rows.use_segments),
                      donate_argnums=0, out_shardings=(layout, None))
     next_batch = loop.Stream(batches)

@@ -208,6 +208,27 @@ def test_every_adapter_has_the_layout_of_its_kernel(form: str):
       [layer for part in ("blocks", "tail") if part in params for layer in params[part]])
 
 
+def test_without_adapters_an_export_copies_nothing():
+  _, params = made("gpt3")
+  frozen, trained = lora.split(lora.NO_ADAPTERS, params, jax.random.key(0))
+  assert frozen is None and lora.merged(lora.NO_ADAPTERS, frozen, trained) is params
+
+
+@pytest.mark.parametrize("form", ["llama", "opt_350m"])
+def test_a_scalar_head_has_no_output_matrix_beside_it(form: str):
+  """It would never be trained, and its optimizer state be kept."""
+  cfg, params = made(form)
+  small, trunk = model.without_output(cfg, params)
+  assert small.tied_output and "token" not in (trunk["output"] if "output" in trunk else {})
+  tokens_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)])
+  hidden = [helpers.quick_jit(functools.partial(model.forward, c))(p, tokens_BT, np.ones((1, 9)))
+            for c, p in ((cfg, params), (small, trunk))]
+  np.testing.assert_array_equal(*hidden)
+  value = ppo.init_value(ppo.Models(policy=cfg, reward=small), helpers.ppo_config(
+      value_init="policy"), params, dict(trunk, head={}), None)
+  assert set(value) == set(trunk) | {"head"}
+
+
 def test_adapters_of_attention_alone_and_of_names_that_are_none():
   _, params = made("gpt3")
   cfg = lora.LoraConfig(rank=1, alpha=1.0, targets="attention")

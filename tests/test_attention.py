@@ -174,7 +174,8 @@ def test_what_a_fused_kernel_refuses():
   assert "128" in attention.refusal("splash", **fine | dict(num_queries=100, num_keys=100))
   assert attention.refusal("cudnn", **fine | dict(has_segments=True)) == "segments"
   assert attention.refusal("splash", **fine | dict(has_segments=True)) is None
-  assert "heads" in attention.refusal("cudnn", **fine | dict(head_size=12))
+  for head_size in (12, 256):
+    assert "heads" in attention.refusal("cudnn", **fine | dict(head_size=head_size))
   assert attention.refusal("reference", **fine | dict(dtype=jnp.float32)) is None
 
 

@@ -199,9 +199,14 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--programs=rollout,updates"],
      "'updates'; choose from restore"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--reward_size=7b"], "size '7b'"),
+    (["--config=configs/ppo.py:llama3.1-70b", "--topology=v5p:8x8x16", "--shapes_only"],
+     "model.num_kv_heads 8 does not divide over mesh.tensor 16"),
+    (["--config=configs/ppo.py:llama3.1-8b", "--topology=h100:2x8", "--shapes_only",
+      "--config.mesh.tensor=16", "--config.mesh.fsdp=1"],
+     "model.num_kv_heads 8 does not divide over mesh.tensor 16"),
     (["--config=configs/ppo.py:13b", "--topology=h100:4x8", "--reward_size=125m",
       "--config.mesh.tensor=8", "--config.mesh.fsdp=4"],
-     "12 heads do not divide over mesh.tensor 8"),
+     "--reward_size: its num_heads 12 does not divide over mesh.tensor 8"),
 ])
 def test_bad_flags_are_one_sentence(flags: list[str], sentence: str):
   out = run(*flags)

@@ -126,6 +126,16 @@ def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
   assert not workdir.exists()
 
 
+def test_a_job_may_take_its_shape_from_a_published_model(printed):
+  """Its heads are checked where the file is read."""
+  for job in (("sft", "--config=configs/sft.py:imported", "--workdir=/w",
+               "--config.init_from=hf:/models/llama"),
+              ("pipeline", "--config=configs/pipeline.py:smollm2", "--workdir=/w",
+               "--config.base.source=hf:/models/llama")):
+    assert "hf:/models/llama" in printed(
+        slurm, "--topology=cpu:1", "--executor=local", job=job)
+
+
 def test_slurm_on_many_nodes_in_a_container(printed, here, tmp_path):
   text = printed(slurm, "--topology=h100:4x8", "--container=image.sqsh", "--cpus_per_task=96",
                  "--container_mounts=/data:/data",

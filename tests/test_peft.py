@@ -111,3 +111,14 @@ def test_a_family_without_a_place_for_an_adapter_is_refused(tmp_path):
     peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
                       families.FAMILIES["gpt2"])
   assert not (tmp_path / "theirs").exists()
+
+
+def test_a_reward_adapter_without_a_place_for_its_head_is_refused(tmp_path):
+  """OPT-350m scores what its output projection leaves."""
+  cfg, tokenizer, _, trained = make("gpt2", head=True)
+  cfg = dataclasses.replace(cfg, embed_width=8, position_offset=2, activation="relu",
+                            norm_placement="post", final_norm=False)
+  found = export(tmp_path / "ours", cfg, tokenizer, trained)
+  with pytest.raises(ValueError, match="export the merged network instead"):
+    peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
+                      families.FAMILIES["opt"])

@@ -88,11 +88,13 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
 def test_more_pretraining_goes_on_where_pretraining_ended(name):
   """At its last learning rate, with its optimizer, over as many tokens as PPO-ptx reads."""
   config = configs.get_config(name)
-  base, more = config.base.optim, config.base_more_pretraining.optim
-  assert more.learning_rate == base.learning_rate * base.final_ratio
+  more = config.base_more_pretraining.optim
   assert (more.schedule, more.warmup_steps) == ("constant", 0)
-  for field in ("b1", "b2", "eps", "weight_decay", "max_grad_norm"):
-    assert more[field] == base[field]
+  if "source" not in config.base:  # a published model does not say how it was trained
+    base = config.base.optim
+    assert more.learning_rate == base.learning_rate * base.final_ratio
+    for field in ("b1", "b2", "eps", "weight_decay", "max_grad_norm"):
+      assert more[field] == base[field]
   p = ppo.PpoConfig(**config.ppo.ppo)
   read = p.num_iterations * p.updates_per_iteration * p.num_ptx_per_minibatch * p.ptx_length
   per_step = config.base_more_pretraining.sft.batch_size * config.base_more_pretraining.length
@@ -185,3 +187,26 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
   assert not prompts["demonstrations_train"] & prompts["demonstrations_valid"]
   for first, second in zip(held_out, held_out[1:]):
     assert not prompts[first] & prompts[second]
+
+
+# ----------------------------------------------------------------------------- published models
+
+
+def test_a_published_base_must_be_named():
+  config = configs.get_config("smollm2")
+  with pytest.raises(ValueError, match="config.base.source is empty; name the published"):
+    pipeline.check_config(config)
+  with config.unlocked():
+    config.base.source = "hf:/nowhere"
+  with pytest.raises(ValueError, match="/nowhere"):
+    pipeline.check_config(config)
+
+
+def test_a_comparison_keeps_some_of_its_completions_and_their_ranks():
+  record = dict(prompt="p", completions=list("abcdef"), ranks=[1, 2, 3, 4, 5, 6], user="u")
+  fewer = pipeline.fewer_completions(record, 4, seed=1)
+  assert len(fewer["completions"]) == len(fewer["ranks"]) == 4 and fewer["user"] == "u"
+  assert all("abcdef"[rank - 1] == text
+             for rank, text in zip(fewer["ranks"], fewer["completions"]))
+  assert fewer["ranks"] == sorted(fewer["ranks"])  # their order is kept
+  assert pipeline.fewer_completions(record, 9, seed=1) == record

@@ -322,7 +322,7 @@ def test_a_stage_is_given_what_it_reads_and_no_more(name: str):
     seen |= found if stage != "evaluation" else set()
   assert set(leaves(config)) - seen == {
       "title", "evaluation.base_temperature", "evaluation.num_resamples"}
-  assert ("comparisons" in stages.names(config)) == (name != "real")
+  assert ("comparisons" in stages.names(config)) == ("world" in config)
 
 
 # ----------------------------------------------------------------------------- processes
@@ -486,6 +486,12 @@ def test_submitted_trials_wait_for_what_they_share(tmp_path):
   again = launch_sweep.submit(trials, Executor(), queued={"t1": "101", "t3": "103"}, **options)
   assert [trial.number for trial, _ in again] == [2, 4]
   assert given[4:] == given[1::2][:2]
+  # A trial waits for everyone that makes a stage of its own, each named once.
+  given.clear()
+  many = [fake_trial(tmp_path / "many", n, "", names) for n, names in enumerate(
+      (("base-1", "sft-1"), ("base-2", "ppo-2"), ("base-1", "sft-1", "ppo-2")), 1)]
+  launch_sweep.submit(many, Executor(), queued={}, **options)
+  assert given[-1]["dependency"] == "afterany:101:102"
 
 
 # ----------------------------------------------------------------------------- results

@@ -41,6 +41,9 @@ def tensors(cfg: ModelConfig, family: Family, params: Params, rank: int
     values = np.asarray(leaf, np.float32)
     kernel, _, part = name.rpartition("/")
     if kernel == "head":
+      if cfg.embed_width is not None:
+        raise ValueError(f"{family.name} scores what its output projection leaves, so that a "
+                         "reward adapter has no place there; export the merged network instead")
       if part == "kernel":
         yield "base_model.model.score.weight", values.T
       continue
@@ -81,10 +84,15 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
   is_reward = "head" in params
   return {
       "peft_type": "LORA", "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM",
-      "base_model_name_or_path": export.metadata["base"], "r": lora_cfg["rank"],
+      "base_model_name_or_path": _published(export.metadata["base"]), "r": lora_cfg["rank"],
       "lora_alpha": lora_cfg["alpha"], "lora_dropout": 0.0, "bias": "none",
       "fan_in_fan_out": family.name == "gpt2", "inference_mode": True,
       "target_modules": sorted(modules), "modules_to_save": ["score"] if is_reward else None}
+
+
+def _published(base: str) -> str | None:
+  """The base as PEFT can find it: a Hugging Face directory; another is named when loading."""
+  return base.removeprefix("hf:") if base.startswith("hf:") else None
 
 
 def write(directory: str | os.PathLike, export: Export, params: Params, family: Family) -> None:
