@@ -242,7 +242,9 @@ def test_adapters_of_attention_alone_and_of_names_that_are_none():
 
 
 @pytest.mark.parametrize("value_network,value_init", [
-    ("separate", "reward_model"), ("separate", "policy"), ("shared", "reward_model")])
+    ("separate", "reward_model"),
+    pytest.param("separate", "policy", marks=pytest.mark.slow),
+    pytest.param("shared", "reward_model", marks=pytest.mark.slow)])
 def test_ppo_trains_adapters_beside_the_reference_itself(value_network: str, value_init: str):
   """No second copy: the frozen arrays are those of the reference and of the reward model; the first
   ratio is 1; what is not an adapter or a head has no optimizer state and does not move."""
