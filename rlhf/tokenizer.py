@@ -165,6 +165,12 @@ class Tokenizer:
     """How many ids of `encode_chat` stand before the prompt's own.  Raises as `chat`."""
     return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
 
+  @functools.cached_property
+  def num_chat_tail(self) -> int:
+    """How many ids of `encode_chat` stand behind the prompt's own.  Raises as `chat`."""
+    return (len(self.encode(self.chat.after, continues=True))
+            + len(self._encode_pieces(self.chat.tail, is_start=False)))
+
   def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
     ids = []
     for piece in pieces:
