@@ -308,10 +308,13 @@ class Tokenizer:
     return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
 
   @classmethod
-  def from_gguf(cls, source, *, num_embeddings: int) -> "Tokenizer":
-    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`."""
-    name = str(source) if isinstance(source, (str, os.PathLike)) else "the GGUF file"
-    return cls._of_parts(files.read_gguf(source), num_embeddings, name)
+  def from_gguf(cls, source, *, num_embeddings: int, name: str = "the GGUF file") -> "Tokenizer":
+    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`.
+
+    `name` is that of an open reader's file, for error messages.
+    """
+    name = str(source) if isinstance(source, (str, os.PathLike)) else name
+    return cls._of_parts(files.read_gguf(source, name), num_embeddings, name)
 
   @classmethod
   def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":

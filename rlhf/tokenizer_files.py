@@ -307,16 +307,17 @@ def _find_template(directory: pathlib.Path, config: dict) -> str | None:
 # ----------------------------------------------------------------------------- GGUF
 
 
-def read_gguf(source) -> TokenizerParts:
+def read_gguf(source, name: str) -> TokenizerParts:
   """The tokenizer in a GGUF file's metadata.
 
   Args:
     source: a path, or an open `gguf.GGUFReader`.
+    name: of the file, for error messages.
 
   Raises:
     ValueError: not a GGUF file, no tokenizer in it, or a kind that is not read here.
   """
-  name, get = _gguf_fields(source)
+  get = _gguf_fields(source, name)
   kind = get("tokenizer.ggml.model")
   if kind not in _GGUF_MODELS:
     raise ValueError(f"{name} has tokenizer.ggml.model {kind!r}; known are "
@@ -341,24 +342,24 @@ def read_gguf(source) -> TokenizerParts:
   return TokenizerParts(
       inner=inner, eot_token=named["eos"], pad_token=_own_padding(inner, own, ()),
       bos_token=named["bos"], prefix_ids=find_prefix(inner),
-      chat_template=get("tokenizer.chat_template"), source=f"tokenizer.chat_template of {name}")
+      chat_template=get("tokenizer.chat_template"), source=name)
 
 
-def _gguf_fields(source):
-  """(name of the file, function from a field's name to its value or None)."""
+def _gguf_fields(source, name: str):
+  """Function from a field's name to its value or None."""
   if isinstance(source, (str, os.PathLike)):
     import gguf  # only those who read such files need it
     try:
-      reader, name = gguf.GGUFReader(source), str(source)
+      reader = gguf.GGUFReader(source)
     except (OSError, ValueError, IndexError) as error:
-      raise ValueError(f"{source} is not a GGUF file that can be read ({error})") from error
+      raise ValueError(f"{name} is not a GGUF file that can be read ({error})") from error
   else:
-    reader, name = source, "the GGUF file"
+    reader = source
 
   def get(field: str) -> Any:
     return reader.fields[field].contents() if field in reader.fields else None
 
-  return name, get
+  return get
 
 
 def _gguf_token(name: str, get, tokens: Sequence[str], field: str) -> str | None:

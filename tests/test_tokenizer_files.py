@@ -238,6 +238,12 @@ def test_gguf_that_cannot_be_read(changes: dict, message: str):
     Tokenizer.from_gguf(bpe_reader(), num_embeddings=100)
 
 
+def test_a_gguf_file_without_a_template_is_named():
+  tokenizer = Tokenizer.from_gguf(bpe_reader(chat_template=None), num_embeddings=300, name="m.gguf")
+  with pytest.raises(ValueError, match="^prompt_format chat, but m.gguf has no chat_template; use"):
+    tokenizer.encode_chat(["a"])
+
+
 def test_sentencepiece_of_gguf_joins_what_scores_highest():
   tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "\n\n", "  ", "▁", "a", "b", "c", "ab", "bc", "▁a",
             *(f"<0x{i:02X}>" for i in range(256))]
