@@ -18,7 +18,6 @@ import shutil
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from rlhf import lora
 from rlhf import processes
@@ -180,7 +179,7 @@ def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
 
   def flush():
     path = directory / _part_name(len(written))
-    safetensors.numpy.save_file(pending, path, metadata={"format": "pt"})
+    files.save(path, pending)
     written.append({name: tensor.nbytes for name, tensor in pending.items()})
     pending.clear()
   for name, tensor in tensors(planned, params):
