@@ -22,6 +22,7 @@ import helpers
 import interop_models
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 from launch import convert
+from launch import setup
 from rlhf import checkpoint
 from rlhf import generate
 from rlhf import model
@@ -155,6 +156,17 @@ def test_a_padding_row_of_ours_is_not_exported(tmp_path):
   assert config["vocab_size"] == NUM_ROWS
   assert config["pad_token_id"] == interop_models.EOS
   assert load(tmp_path / "out").cfg == network.cfg
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+  before = os.umask(0o027)
+  try:
+    export(golden("llama"), tmp_path / "out", shard_bytes=8_000)
+    export(golden("llama"), tmp_path / "one")
+  finally:
+    os.umask(before)
+  for path in [*(tmp_path / "out").iterdir(), *(tmp_path / "one").iterdir()]:
+    assert path.stat().st_mode & 0o777 == 0o640, path.name
 
 
 def test_large_exports_are_several_files(tmp_path):
@@ -393,6 +405,52 @@ def test_options_that_cannot_be_expressed_are_named(family: str, field: str, val
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family,field,value,wanted", [
+    ("llama", "num_attention_heads", 0, "a whole number from 1"),
+    ("llama", "num_attention_heads", 4.0, "a whole number from 1"),
+    ("llama", "num_hidden_layers", 2.5, "a whole number from 1"),
+    ("llama", "num_hidden_layers", -1, "a whole number from 1"),
+    ("llama", "num_key_value_heads", 0, "a whole number from 1"),
+    ("llama", "head_dim", 0, "a whole number from 1"),
+    ("gpt2", "n_inner", 2.5, "a whole number from 1"),
+    ("opt", "word_embed_proj_dim", -8, "a whole number from 1"),
+    ("mistral", "sliding_window", "5", "a number"),
+    ("qwen2", "max_window_layers", -1, "a whole number from 0"),
+    ("gemma3", "sliding_window_pattern", 0, "a whole number from 1"),
+    ("gemma3", "query_pre_attn_scalar", 0, "a number above 0"),
+    ("gemma3", "rms_norm_eps", float("nan"), "a number"),
+    ("gpt_neox", "rotary_pct", -0.5, "a number above 0"),
+    ("qwen3", "layer_types", 5, "a list of the kinds of all 3 layers"),
+    ("qwen3", "layer_types", [["full_attention"]] * 3, "only full_attention and"),
+    ("llama", "hidden_act", ["silu"], "a string"), ("llama", "model_type", ["llama"], "a string"),
+    ("llama", "attention_bias", "yes", "true or false"), ("llama", "mlp_bias", 1, "true or false"),
+    ("llama", "tie_word_embeddings", "true", "true or false"),
+    ("gpt2", "scale_attn_weights", "false", "true or false"),
+    ("opt", "do_layer_norm_before", 0, "true or false"),
+    ("gpt_neox", "use_parallel_residual", [], "true or false")])
+def test_damaged_fields_are_one_sentence(family: str, field: str, value, wanted: str, tmp_path):
+  directory = copied(family, tmp_path / "in")
+  change_config(directory, **{field: value})
+  path = directory / "config.json"
+  if family == "gpt_neox" and field == "rotary_pct":
+    change_config(directory, rope_parameters=None)
+  with pytest.raises(ValueError, match=f"^{path}: {field} is .*{wanted}") as caught:
+    reading.open_source(f"hf:{directory}")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family,fields,message", [
+    ("llama", dict(num_key_value_heads=3), "num_heads 4 does not divide into groups for"),
+    ("gpt2", dict(n_head=5), "its 5 heads do not divide its width of 16; they must"),
+    ("llama", dict(rope_parameters=dict(rope_type=["linear"])),
+     r"rotary positions: rope_type is \['linear'\]; it must be a string")])
+def test_fields_that_contradict_one_another_are_one_sentence(family, fields, message, tmp_path):
+  directory = copied(family, tmp_path / "in")
+  change_config(directory, **fields)
+  with pytest.raises(ValueError, match=f"^{directory / 'config.json'}: {message}"):
+    reading.open_source(f"hf:{directory}")
+
+
 def test_index_files_that_are_missing_or_elsewhere(tmp_path):
   export(golden("llama"), tmp_path / "out", shard_bytes=8_000)
   index = tmp_path / "out" / "model.safetensors.index.json"
@@ -433,17 +491,19 @@ def test_a_mesh_that_does_not_divide_is_told_first():
 # ----------------------------------------------------------------------------- GGUF
 
 
-def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=None) -> None:
+def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=None,
+               head_count: int = 4, head_count_kv: int = 2, block_count: int = 2,
+               key_length: int = 6) -> None:
   """The golden Llama's shapes as llama.cpp's converter writes them, float32."""
   import gguf
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_context_length(40)
   writer.add_embedding_length(16)
-  writer.add_block_count(2)
+  writer.add_block_count(block_count)
   writer.add_feed_forward_length(20)
-  writer.add_head_count(4)
-  writer.add_head_count_kv(2)
-  writer.add_key_length(6)
+  writer.add_head_count(head_count)
+  writer.add_head_count_kv(head_count_kv)
+  writer.add_key_length(key_length)
   writer.add_rope_freq_base(500.0)
   writer.add_layer_norm_rms_eps(1e-3)
   writer.add_tokenizer_model("gpt2")
@@ -494,6 +554,14 @@ def test_rope_factors_of_gguf_files_are_llama3s_or_refused(tmp_path):
     reading.open_source(f"gguf:{tmp_path / 'n.gguf'}")
 
 
+@pytest.mark.parametrize("field,value", [
+    ("head_count", 0), ("head_count_kv", 0), ("block_count", 0), ("key_length", 0)])
+def test_sizes_of_gguf_files_are_whole_numbers(field: str, value: int, tmp_path):
+  write_gguf(tmp_path / "m.gguf", **{field: value})
+  with pytest.raises(ValueError, match=f"m.gguf: llama.*{field} is 0; it must be a whole number"):
+    reading.open_source(f"gguf:{tmp_path / 'm.gguf'}")
+
+
 def test_bad_gguf_files_are_one_sentence(tmp_path):
   write_gguf(tmp_path / "m.gguf")
   whole = (tmp_path / "m.gguf").read_bytes()
@@ -537,6 +605,26 @@ def test_convert_goes_there_and_back(tmp_path, capsys):
       convert.main(["convert", *flags])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "export"]
+
+
+def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
+  write_gguf(tmp_path / "m.gguf")
+  run = tmp_path / "run"
+  run.mkdir()
+  (run / "config.json").write_text(json.dumps(dict(init_from="")))  # of a run of ours
+  for path, meant in ((tmp_path / "m.gguf", f"gguf:{tmp_path / 'm.gguf'}"),
+                      (GOLDEN / "llama", f"hf:{GOLDEN / 'llama'}")):
+    with pytest.raises(ValueError, match=f"--checkpoint={path} is a published model; write "
+                                         f"--checkpoint={meant}$"):
+      setup.find_network(str(path), "checkpoint")
+    with pytest.raises(ValueError, match=f"init_from: {path} is a published model; write "
+                                         f"init_from={meant}$"):
+      networks.find_export(str(path), {}, kind="policy", flag="init_from")
+  for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
+    with pytest.raises(ValueError, match=message):
+      setup.find_network(str(path), "checkpoint")
+    with pytest.raises(ValueError, match=message):
+      networks.find_export(str(path), {}, kind="policy", flag="init_from")
 
 
 # ----------------------------------------------------------------------------- runs
