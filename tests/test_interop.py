@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
@@ -216,7 +217,72 @@ def test_a_classifier_never_pads_with_end_of_text(tmp_path):
          kind="reward")
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["pad_token_id"] == interop_models.NUM_WORDS < config["vocab_size"] == NUM_ROWS
-  assert load(tmp_path / "out", kind="reward").cfg.pad_id == interop_models.NUM_WORDS
+  settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+  assert (settings["pad_token"], settings["padding_row"]) == ("<|pad|>", NUM_ROWS)
+  again = load(tmp_path / "out", kind="reward")
+  assert (again.cfg.pad_id, again.cfg.vocab_size) == (NUM_ROWS, NUM_ROWS + 1)
+  assert again.tokenizer.same_as(network.tokenizer)
+
+
+@pytest.mark.parametrize("spare", [True, False], ids=["rows to spare", "as many rows as words"])
+def test_a_policy_and_a_reward_model_that_were_exported_agree_on_padding(spare: bool, tmp_path):
+  """Their files differ, as `transformers` needs it; PPO needs one tokenizer."""
+  published = copied("llama", tmp_path / "in")
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  (published / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "</s>"}))
+  if not spare:
+    change_tensors(published, lambda t: t.update({
+        name: t[name][:interop_models.NUM_WORDS]
+        for name in ("model.embed_tokens.weight", "lm_head.weight")}))
+  network = load(published)
+  head = model.init_head(network.cfg, jax.random.key(0))
+  export(network, tmp_path / "policy")
+  export(dataclasses.replace(network, params=dict(network.params, head=head)), tmp_path / "reward",
+         kind="reward")
+  policy, reward = load(tmp_path / "policy"), load(tmp_path / "reward", kind="reward")
+  assert policy.tokenizer.same_as(network.tokenizer)
+  for field in ("pad_id", "vocab_size"):
+    assert getattr(policy.cfg, field) == getattr(reward.cfg, field) == getattr(network.cfg, field)
+  (tmp_path / "prompts.jsonl").write_text(json.dumps(dict(prompt="w4 w5")) + "\n")
+  prompts = f"jsonl:{tmp_path / 'prompts.jsonl'}"
+  config = imported_config(
+      ppo_configs, policy_from=f"hf:{tmp_path / 'policy'}", reward_from=f"hf:{tmp_path / 'reward'}",
+      prompts__train=prompts, prompts__valid=prompts, ppo__max_prompt_tokens=8,
+      ppo__max_response_tokens=8, ppo__ptx_length=16, ppo__ptx_coef=0.0)
+  ppo.check_inputs(config)
+
+
+@pytest.mark.parametrize("row,message", [
+    (NUM_ROWS + 1, "has padding_row 62, and the model's embedding 61 rows"),
+    ("61", "has padding_row '61'; it must be a whole number"), (10, "ids up to 55")])
+def test_a_padding_row_that_cannot_be(row, message, tmp_path):
+  published = copied("llama", tmp_path / "in")
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  (published / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_row": row}))
+  with pytest.raises(ValueError, match=message):
+    load(published)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>", "<|end|>"])
+def test_a_chat_model_keeps_the_end_of_its_turn(pad: str, tmp_path):
+  """Other programs stop there by generation_config.json, and here it is never padding."""
+  published = copied("llama", tmp_path / "in")
+  inner = tokenizers.Tokenizer.from_file(str(published / "tokenizer.json"))
+  inner.add_special_tokens(["<|end|>"])
+  inner.save(str(published / "tokenizer.json"))
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  template = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+  (published / "tokenizer_config.json").write_text(json.dumps(
+      settings | {"pad_token": pad, "chat_template": template}))
+  network = load(published)
+  turn_end = inner.token_to_id("<|end|>")
+  assert network.tokenizer.turn_end_id == turn_end != network.tokenizer.pad_id
+  export(network, tmp_path / "out")
+  for name in ("generation_config.json", "config.json"):
+    written = json.loads((tmp_path / "out" / name).read_text())
+    assert written["eos_token_id"] == [interop_models.EOS, turn_end]
+  again = load(tmp_path / "out")
+  assert again.tokenizer.same_as(network.tokenizer) and again.cfg == network.cfg
 
 
 def test_models_trained_here_become_gpt2_or_are_refused(tmp_path):

@@ -303,6 +303,9 @@ def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
     inner = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     vocabulary = inner.get_vocab()
     assert vocabulary.get(PAD_TOKEN) == (tokenizer.pad_id if expected == PAD_TOKEN else None)
+    again = read(tmp_path / "out", rows)
+    assert ((again.pad_id, again.num_ids, again.vocab_size)
+            == (tokenizer.pad_id, tokenizer.num_ids, tokenizer.vocab_size))
   with pytest.raises(ValueError, match="and the exported embedding 100 rows"):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=100)
 

@@ -191,9 +191,9 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
     packing, prompt_loss_weight, attend_across_documents, reset_positions: as in
       `packing.pack_sequences`.
     overlong: a key of `OVERLONG_DEMONSTRATIONS`, for sequences of more than `length` tokens:
-      "drop"; "truncate_left" (the prompt loses its start; dropped where no token
-      of it would stay); "truncate_right" (the end is lost, end-of-text with it; dropped where the prompt
-      alone fills the row).
+      "drop"; "truncate_left" (the prompt loses its start; dropped where no token of it would stay);
+      "truncate_right" (the end is lost, end-of-text with it; dropped where the prompt alone fills
+      the row).
 
   Returns:
     (rows, counts): LmBatch of numpy arrays; counts of kept, truncated and dropped sequences, and
