@@ -29,6 +29,9 @@ from launch import jsonl
 from launch import setup
 
 MAX_SAMPLES = 4096  # samples of a prompt that have random numbers of their own
+# Memory and time go by the length of the longest answer: more has to be asked for.
+DEFAULT_RESPONSE_TOKENS = 512
+LENGTH_MULTIPLE = 64  # prompts are padded to a multiple of this
 # What belongs to other completions of that prompt, and so does not travel along.
 REPLACED = ("completions", "finished", "ranks", "labeler", "scores", "score")
 
@@ -45,7 +48,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--num_samples", type=setup.at_least(1), default=1, help="K of each prompt")
   parser.add_argument("--temperature", type=setup.temperature, default=1.0, help="0 is greedy")
   parser.add_argument("--max_response_tokens", type=setup.at_least(1),
-                      help="half the context if not given; prompts have the rest")
+                      help=f"of an answer; if not given {DEFAULT_RESPONSE_TOKENS}, or half the "
+                      "context where that is less; prompts have the rest of the context, and use "
+                      "no more memory than the longest needs")
   parser.add_argument("--seed", type=setup.at_least(0), default=0)
   parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
                       help="answers decoded at once; changes nothing but speed and memory")
@@ -80,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def load(arguments: argparse.Namespace):
-  """(network, AnswerConfig) of the flags."""
+  """(network, AnswerConfig of the flags, with the longest prompt that fits)."""
   from rlhf import networks, sharding
   from rlhf.evals.answers import AnswerConfig
   directory = setup.find_network(arguments.checkpoint, "checkpoint")
@@ -88,8 +93,9 @@ def load(arguments: argparse.Namespace):
   numerics = networks.export_numerics(export) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   context_length = export.model["context_length"]
-  max_response_tokens = (context_length // 2 if arguments.max_response_tokens is None
-                         else arguments.max_response_tokens)
+  max_response_tokens = arguments.max_response_tokens
+  if max_response_tokens is None:
+    max_response_tokens = min(DEFAULT_RESPONSE_TOKENS, context_length // 2)
   if max_response_tokens >= context_length:
     raise ValueError(f"--max_response_tokens={max_response_tokens} leaves no room for a prompt in "
                      f"the context of {context_length}; use less")
@@ -101,6 +107,12 @@ def load(arguments: argparse.Namespace):
       max_response_tokens=max_response_tokens, temperature=arguments.temperature,
       batch_size=arguments.batch_size, **dataclasses.asdict(prompt_format))
   return network, p
+
+
+def fitted(p, longest: int):
+  """`p` with no more room for prompts than one of `longest` tokens needs; answers stay the same."""
+  room = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+  return dataclasses.replace(p, max_prompt_tokens=min(room, p.max_prompt_tokens))
 
 
 def announce(p, arguments: argparse.Namespace) -> None:
@@ -115,8 +127,7 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
   """Answers what is typed until the input ends."""
   from rlhf import loop
   from rlhf.evals import answers
-  p = dataclasses.replace(p, batch_size=min(p.batch_size, arguments.num_samples))
-  turn = 0
+  turn, room = 0, 1
   announce(p, arguments)
   while True:
     try:
@@ -125,24 +136,34 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
       return
     if not prompt:
       continue
-    problem = too_long(network, p, [prompt])[0]
+    (length,) = lengths(network, p, [prompt])
+    problem = too_long(p, length)
     if problem is not None:
       print(f"error: {problem}", file=sys.stderr, flush=True)
       continue
-    drawn = answers.answer(network, [prompt], p, loop.step_key(arguments.seed, "answer", turn),
-                           num_samples=arguments.num_samples)
+    while room < length:  # doubled, as every length is compiled anew
+      room *= 2
+    drawn = answers.answer(
+        network, [prompt], fitted(p, room), loop.step_key(arguments.seed, "answer", turn),
+        num_samples=arguments.num_samples)
     turn += 1
     for text, finished in zip(drawn.texts[0], drawn.finished[0], strict=True):
       print(text if finished else f"{text} [...]", flush=True)
 
 
-def too_long(network, p, prompts: list[str]) -> list[str | None]:
-  """For each prompt what is wrong with its length, or None."""
+def lengths(network, p, prompts: list[str]) -> list[int]:
+  """Tokens of each prompt in its format."""
   from rlhf.data import prepare
   encoded = prepare.PromptFormat.of(p).encode_prompts(network.tokenizer, prompts)
-  return [None if len(ids) <= p.max_prompt_tokens else
-          f"the prompt has {len(ids)} tokens in its format; at most {p.max_prompt_tokens} fit "
-          f"beside {p.max_response_tokens} of the answer" for ids in encoded]
+  return [len(ids) for ids in encoded]
+
+
+def too_long(p, length: int) -> str | None:
+  """What is wrong with the length of a prompt, or None."""
+  if length <= p.max_prompt_tokens:
+    return None
+  return (f"the prompt has {length} tokens in its format; at most {p.max_prompt_tokens} fit "
+          f"beside {p.max_response_tokens} of the answer")
 
 
 def write_answers(network, p, arguments: argparse.Namespace, reader: jsonl.Reader,
@@ -151,18 +172,20 @@ def write_answers(network, p, arguments: argparse.Namespace, reader: jsonl.Reade
   from rlhf import loop, metrics
   from rlhf.data.records import Problem
   from rlhf.evals import answers
-  fitting = []
-  problems = too_long(network, p, [line.fields["prompt"] for line in lines])
-  for line, problem in zip(lines, problems, strict=True):
+  fitting, longest = [], 1
+  found = lengths(network, p, [line.fields["prompt"] for line in lines])
+  for line, length in zip(lines, found, strict=True):
+    problem = too_long(p, length)
     if problem is None:
       fitting.append(line)
+      longest = max(longest, length)
     else:
       reader.skip(line.where, Problem("prompt too long", problem))
   lines = reader.keep(fitting)
   announce(p, arguments)
   with metrics.Progress("generate", len(lines) * arguments.num_samples) as progress:
     drawn = answers.answer(
-        network, [line.fields["prompt"] for line in lines], p,
+        network, [line.fields["prompt"] for line in lines], fitted(p, longest),
         loop.step_key(arguments.seed, "answer", 0), num_samples=arguments.num_samples,
         on_batch=lambda done, total: progress.update(done, {}, num_tokens=0))
   out = [answered(line.fields, texts, finished)

@@ -341,7 +341,15 @@ def temperature(text: str) -> float:
 
 def find_network(source: str, flag: str) -> str | pathlib.Path:
   """`hf:DIR` and `gguf:FILE` as they are, else `find_export`."""
-  return source if source.startswith(("hf:", "gguf:")) else find_export(source, flag)
+  from rlhf.interop import reading
+  if reading.is_source(source):
+    return source
+  try:
+    return find_export(source, flag)
+  except ValueError as error:
+    if (meant := reading.meant_source(source)) is None:
+      raise
+    raise ValueError(f"--{flag}={source} is a published model; write --{flag}={meant}") from error
 
 
 def find_export(directory: str, flag: str) -> pathlib.Path:

@@ -110,7 +110,7 @@ def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: st
     if reading.is_source(directory):
       found = reading.open_source(str(directory))
     else:
-      found = checkpoint.load_export(directory)
+      found = _load_export(directory, flag)
   except ValueError as error:
     raise ValueError(f"{flag}: {error}") from None
   if found.kind != kind:
@@ -119,6 +119,15 @@ def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: st
   _check_fields(found.model, f"{flag}={directory}")
   _check_shape(found.model, group, f"{flag}={directory}")
   return found
+
+
+def _load_export(directory: str | os.PathLike, flag: str) -> checkpoint.Export:
+  try:
+    return checkpoint.load_export(directory)
+  except ValueError as error:
+    if (meant := reading.meant_source(directory)) is None:
+      raise
+    raise ValueError(f"{directory} is a published model; write {flag}={meant}") from error
 
 
 def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> None:

@@ -145,6 +145,15 @@ class Tokenizer:
     Gemma's "<end_of_turn>", Llama 3's "<|eot_id|>".  Raises as `chat`."""
     return self.eot_id if self.chat.end is None else self._inner.token_to_id(self.chat.end)
 
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """Ends of what a model writes: end-of-text, and where there is a chat template that can be
+    used and ends a turn with another token, that one too."""
+    try:
+      return tuple(dict.fromkeys((self.eot_id, self.turn_end_id)))
+    except ValueError:
+      return (self.eot_id,)
+
   def encode_chat(self, prompts: Sequence[str]) -> list[list[int]]:
     """Each prompt as a chat of one turn, up to where the model answers.  Raises as `chat`.
 
@@ -164,6 +173,12 @@ class Tokenizer:
   def num_chat_head(self) -> int:
     """How many ids of `encode_chat` stand before the prompt's own.  Raises as `chat`."""
     return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
+
+  @functools.cached_property
+  def num_chat_tail(self) -> int:
+    """How many ids of `encode_chat` stand behind the prompt's own.  Raises as `chat`."""
+    return (len(self.encode(self.chat.after, continues=True))
+            + len(self._encode_pieces(self.chat.tail, is_start=False)))
 
   def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
     ids = []
@@ -251,6 +266,8 @@ class Tokenizer:
         "pad_token": self._eot_token if pad_token is None else pad_token,
         "clean_up_tokenization_spaces": False,
     }
+    if inner is not self._inner:
+      config[files.PADDING_ROW] = self.pad_id  # so that `from_hf` gives this tokenizer back
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
       (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
@@ -302,18 +319,29 @@ class Tokenizer:
     return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
 
   @classmethod
-  def from_gguf(cls, source, *, num_embeddings: int) -> "Tokenizer":
-    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`."""
-    name = str(source) if isinstance(source, (str, os.PathLike)) else "the GGUF file"
-    return cls._of_parts(files.read_gguf(source), num_embeddings, name)
+  def from_gguf(cls, source, *, num_embeddings: int, name: str = "the GGUF file") -> "Tokenizer":
+    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`.
+
+    `name` is that of an open reader's file, for error messages.
+    """
+    name = str(source) if isinstance(source, (str, os.PathLike)) else name
+    return cls._of_parts(files.read_gguf(source, name), num_embeddings, name)
 
   @classmethod
   def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
+    if parts.padding_row is not None:
+      if parts.padding_row > num_embeddings:
+        raise ValueError(f"{parts.source} has {files.PADDING_ROW} {parts.padding_row}, and the "
+                         f"model's embedding {num_embeddings} rows; it must not be larger")
+      num_embeddings = parts.padding_row
+    build = lambda pad_token: cls(
+        parts.inner, eot_token=parts.eot_token, pad_token=pad_token, num_embeddings=num_embeddings,
+        bos_token=parts.bos_token, prefix_ids=parts.prefix_ids, chat_template=parts.chat_template,
+        source=parts.source)
     try:
-      return cls(parts.inner, eot_token=parts.eot_token, pad_token=parts.pad_token,
-                 num_embeddings=num_embeddings, bos_token=parts.bos_token,
-                 prefix_ids=parts.prefix_ids, chat_template=parts.chat_template,
-                 source=parts.source)
+      tokenizer = build(parts.pad_token)
+      # Padding is never sampled: an answer could not end in it.
+      return build(None) if tokenizer.pad_id in tokenizer.end_ids else tokenizer
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from None
 

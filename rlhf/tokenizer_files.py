@@ -17,6 +17,8 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+# Field of an exported tokenizer_config.json: see `TokenizerParts.padding_row`.
+PADDING_ROW = "padding_row"
 # GPT-2's pre-tokenizer cuts by one regular expression; these are Llama 3's and Qwen 2's.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = _CONTRACTIONS + (r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -38,6 +40,8 @@ class TokenizerParts:
     prefix_ids: ids that it puts before a text.
     chat_template: Jinja source.
     source: the file that says which token is which, for error messages.
+    padding_row: id of padding in the network that was exported with a token added for it, which
+      `inner` is without; None of all others.
   """
   inner: tokenizers.Tokenizer
   eot_token: str
@@ -46,6 +50,7 @@ class TokenizerParts:
   prefix_ids: tuple[int, ...]
   chat_template: str | None
   source: str
+  padding_row: int | None = None
 
 
 def read_json_object(path: pathlib.Path) -> dict:
@@ -220,6 +225,9 @@ def read_hf(directory: str | os.PathLike) -> TokenizerParts:
   if tokens["eos_token"] is None:
     raise ValueError(f"{directory / CONFIG_FILE} names no eos_token; it must name the token that "
                      "ends a text")
+  padding_row = _find_padding_row(directory, settings[CONFIG_FILE])
+  if padding_row is not None:
+    inner, tokens["pad_token"] = _without_added(inner, tokens["pad_token"]), None
   _add_named_tokens(inner, settings[CONFIG_FILE], tokens)
   for field in ("bos_token", "eos_token"):
     if tokens[field] is not None and inner.token_to_id(tokens[field]) is None:
@@ -233,7 +241,22 @@ def read_hf(directory: str | os.PathLike) -> TokenizerParts:
       pad_token=_own_padding(inner, tokens, end_ids), bos_token=tokens["bos_token"],
       prefix_ids=find_prefix(inner),
       chat_template=_find_template(directory, settings[CONFIG_FILE]),
-      source=str(directory / CONFIG_FILE))
+      source=str(directory / CONFIG_FILE), padding_row=padding_row)
+
+
+def _find_padding_row(directory: pathlib.Path, config: dict) -> int | None:
+  value = config.get(PADDING_ROW)
+  if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    raise ValueError(f"{directory / CONFIG_FILE} has {PADDING_ROW} {value!r}; it must be a whole "
+                     "number from 1")
+  return value
+
+
+def _without_added(inner: tokenizers.Tokenizer, token: str | None) -> tokenizers.Tokenizer:
+  """A copy without a token that was added to the vocabulary, if it was."""
+  whole = json.loads(inner.to_str())
+  whole["added_tokens"] = [added for added in whole["added_tokens"] if added["content"] != token]
+  return tokenizers.Tokenizer.from_str(json.dumps(whole))
 
 
 def _read_hf_vocabulary(directory: pathlib.Path) -> tokenizers.Tokenizer:
@@ -307,16 +330,17 @@ def _find_template(directory: pathlib.Path, config: dict) -> str | None:
 # ----------------------------------------------------------------------------- GGUF
 
 
-def read_gguf(source) -> TokenizerParts:
+def read_gguf(source, name: str) -> TokenizerParts:
   """The tokenizer in a GGUF file's metadata.
 
   Args:
     source: a path, or an open `gguf.GGUFReader`.
+    name: of the file, for error messages.
 
   Raises:
     ValueError: not a GGUF file, no tokenizer in it, or a kind that is not read here.
   """
-  name, get = _gguf_fields(source)
+  get = _gguf_fields(source, name)
   kind = get("tokenizer.ggml.model")
   if kind not in _GGUF_MODELS:
     raise ValueError(f"{name} has tokenizer.ggml.model {kind!r}; known are "
@@ -341,24 +365,24 @@ def read_gguf(source) -> TokenizerParts:
   return TokenizerParts(
       inner=inner, eot_token=named["eos"], pad_token=_own_padding(inner, own, ()),
       bos_token=named["bos"], prefix_ids=find_prefix(inner),
-      chat_template=get("tokenizer.chat_template"), source=f"tokenizer.chat_template of {name}")
+      chat_template=get("tokenizer.chat_template"), source=name)
 
 
-def _gguf_fields(source):
-  """(name of the file, function from a field's name to its value or None)."""
+def _gguf_fields(source, name: str):
+  """Function from a field's name to its value or None."""
   if isinstance(source, (str, os.PathLike)):
     import gguf  # only those who read such files need it
     try:
-      reader, name = gguf.GGUFReader(source), str(source)
+      reader = gguf.GGUFReader(source)
     except (OSError, ValueError, IndexError) as error:
-      raise ValueError(f"{source} is not a GGUF file that can be read ({error})") from error
+      raise ValueError(f"{name} is not a GGUF file that can be read ({error})") from error
   else:
-    reader, name = source, "the GGUF file"
+    reader = source
 
   def get(field: str) -> Any:
     return reader.fields[field].contents() if field in reader.fields else None
 
-  return name, get
+  return get
 
 
 def _gguf_token(name: str, get, tokens: Sequence[str], field: str) -> str | None:

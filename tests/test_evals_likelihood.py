@@ -185,6 +185,16 @@ def test_answers_do_not_depend_on_the_batch(network: Network):
   assert other.finished == out.finished
 
 
+def test_a_batch_has_few_more_rows_than_are_asked_for(network: Network, monkeypatch):
+  rows, sample = [], answers._sample
+  monkeypatch.setattr(answers, "_sample", lambda cfg, params, prompts, *args, **kwargs: (
+      rows.append(len(prompts.tokens_BP)) or sample(cfg, params, prompts, *args, **kwargs)))
+  out = ask(network, num_samples=1)
+  assert id_lists(ask(network, num_samples=1, batch_size=1000)) == id_lists(out)
+  ask(network, PROMPTS[:1], batch_size=1000)
+  assert rows == [4, 4, 8, 1]
+
+
 def test_sample_s_of_prompt_i_is_the_same_however_many_there_are(network: Network):
   out, uneven = ask(network, num_samples=3), ask(network, num_samples=[1, 3, 0, 2, 1])
   assert id_lists(uneven) == [of_prompt[:n] for of_prompt, n in

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
@@ -22,6 +23,7 @@ import helpers
 import interop_models
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 from launch import convert
+from launch import setup
 from rlhf import checkpoint
 from rlhf import generate
 from rlhf import model
@@ -157,6 +159,17 @@ def test_a_padding_row_of_ours_is_not_exported(tmp_path):
   assert load(tmp_path / "out").cfg == network.cfg
 
 
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+  before = os.umask(0o027)
+  try:
+    export(golden("llama"), tmp_path / "out", shard_bytes=8_000)
+    export(golden("llama"), tmp_path / "one")
+  finally:
+    os.umask(before)
+  for path in [*(tmp_path / "out").iterdir(), *(tmp_path / "one").iterdir()]:
+    assert path.stat().st_mode & 0o777 == 0o640, path.name
+
+
 def test_large_exports_are_several_files(tmp_path):
   export(golden("llama"), tmp_path / "out", shard_bytes=8_000)
   files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -204,7 +217,72 @@ def test_a_classifier_never_pads_with_end_of_text(tmp_path):
          kind="reward")
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["pad_token_id"] == interop_models.NUM_WORDS < config["vocab_size"] == NUM_ROWS
-  assert load(tmp_path / "out", kind="reward").cfg.pad_id == interop_models.NUM_WORDS
+  settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+  assert (settings["pad_token"], settings["padding_row"]) == ("<|pad|>", NUM_ROWS)
+  again = load(tmp_path / "out", kind="reward")
+  assert (again.cfg.pad_id, again.cfg.vocab_size) == (NUM_ROWS, NUM_ROWS + 1)
+  assert again.tokenizer.same_as(network.tokenizer)
+
+
+@pytest.mark.parametrize("spare", [True, False], ids=["rows to spare", "as many rows as words"])
+def test_a_policy_and_a_reward_model_that_were_exported_agree_on_padding(spare: bool, tmp_path):
+  """Their files differ, as `transformers` needs it; PPO needs one tokenizer."""
+  published = copied("llama", tmp_path / "in")
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  (published / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "</s>"}))
+  if not spare:
+    change_tensors(published, lambda t: t.update({
+        name: t[name][:interop_models.NUM_WORDS]
+        for name in ("model.embed_tokens.weight", "lm_head.weight")}))
+  network = load(published)
+  head = model.init_head(network.cfg, jax.random.key(0))
+  export(network, tmp_path / "policy")
+  export(dataclasses.replace(network, params=dict(network.params, head=head)), tmp_path / "reward",
+         kind="reward")
+  policy, reward = load(tmp_path / "policy"), load(tmp_path / "reward", kind="reward")
+  assert policy.tokenizer.same_as(network.tokenizer)
+  for field in ("pad_id", "vocab_size"):
+    assert getattr(policy.cfg, field) == getattr(reward.cfg, field) == getattr(network.cfg, field)
+  (tmp_path / "prompts.jsonl").write_text(json.dumps(dict(prompt="w4 w5")) + "\n")
+  prompts = f"jsonl:{tmp_path / 'prompts.jsonl'}"
+  config = imported_config(
+      ppo_configs, policy_from=f"hf:{tmp_path / 'policy'}", reward_from=f"hf:{tmp_path / 'reward'}",
+      prompts__train=prompts, prompts__valid=prompts, ppo__max_prompt_tokens=8,
+      ppo__max_response_tokens=8, ppo__ptx_length=16, ppo__ptx_coef=0.0)
+  ppo.check_inputs(config)
+
+
+@pytest.mark.parametrize("row,message", [
+    (NUM_ROWS + 1, "has padding_row 62, and the model's embedding 61 rows"),
+    ("61", "has padding_row '61'; it must be a whole number"), (10, "ids up to 55")])
+def test_a_padding_row_that_cannot_be(row, message, tmp_path):
+  published = copied("llama", tmp_path / "in")
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  (published / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_row": row}))
+  with pytest.raises(ValueError, match=message):
+    load(published)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>", "<|end|>"])
+def test_a_chat_model_keeps_the_end_of_its_turn(pad: str, tmp_path):
+  """Other programs stop there by generation_config.json, and here it is never padding."""
+  published = copied("llama", tmp_path / "in")
+  inner = tokenizers.Tokenizer.from_file(str(published / "tokenizer.json"))
+  inner.add_special_tokens(["<|end|>"])
+  inner.save(str(published / "tokenizer.json"))
+  settings = json.loads((published / "tokenizer_config.json").read_text())
+  template = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+  (published / "tokenizer_config.json").write_text(json.dumps(
+      settings | {"pad_token": pad, "chat_template": template}))
+  network = load(published)
+  turn_end = inner.token_to_id("<|end|>")
+  assert network.tokenizer.turn_end_id == turn_end != network.tokenizer.pad_id
+  export(network, tmp_path / "out")
+  for name in ("generation_config.json", "config.json"):
+    written = json.loads((tmp_path / "out" / name).read_text())
+    assert written["eos_token_id"] == [interop_models.EOS, turn_end]
+  again = load(tmp_path / "out")
+  assert again.tokenizer.same_as(network.tokenizer) and again.cfg == network.cfg
 
 
 def test_models_trained_here_become_gpt2_or_are_refused(tmp_path):
@@ -393,6 +471,52 @@ def test_options_that_cannot_be_expressed_are_named(family: str, field: str, val
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family,field,value,wanted", [
+    ("llama", "num_attention_heads", 0, "a whole number from 1"),
+    ("llama", "num_attention_heads", 4.0, "a whole number from 1"),
+    ("llama", "num_hidden_layers", 2.5, "a whole number from 1"),
+    ("llama", "num_hidden_layers", -1, "a whole number from 1"),
+    ("llama", "num_key_value_heads", 0, "a whole number from 1"),
+    ("llama", "head_dim", 0, "a whole number from 1"),
+    ("gpt2", "n_inner", 2.5, "a whole number from 1"),
+    ("opt", "word_embed_proj_dim", -8, "a whole number from 1"),
+    ("mistral", "sliding_window", "5", "a number"),
+    ("qwen2", "max_window_layers", -1, "a whole number from 0"),
+    ("gemma3", "sliding_window_pattern", 0, "a whole number from 1"),
+    ("gemma3", "query_pre_attn_scalar", 0, "a number above 0"),
+    ("gemma3", "rms_norm_eps", float("nan"), "a number"),
+    ("gpt_neox", "rotary_pct", -0.5, "a number above 0"),
+    ("qwen3", "layer_types", 5, "a list of the kinds of all 3 layers"),
+    ("qwen3", "layer_types", [["full_attention"]] * 3, "only full_attention and"),
+    ("llama", "hidden_act", ["silu"], "a string"), ("llama", "model_type", ["llama"], "a string"),
+    ("llama", "attention_bias", "yes", "true or false"), ("llama", "mlp_bias", 1, "true or false"),
+    ("llama", "tie_word_embeddings", "true", "true or false"),
+    ("gpt2", "scale_attn_weights", "false", "true or false"),
+    ("opt", "do_layer_norm_before", 0, "true or false"),
+    ("gpt_neox", "use_parallel_residual", [], "true or false")])
+def test_damaged_fields_are_one_sentence(family: str, field: str, value, wanted: str, tmp_path):
+  directory = copied(family, tmp_path / "in")
+  change_config(directory, **{field: value})
+  path = directory / "config.json"
+  if family == "gpt_neox" and field == "rotary_pct":
+    change_config(directory, rope_parameters=None)
+  with pytest.raises(ValueError, match=f"^{path}: {field} is .*{wanted}") as caught:
+    reading.open_source(f"hf:{directory}")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family,fields,message", [
+    ("llama", dict(num_key_value_heads=3), "num_heads 4 does not divide into groups for"),
+    ("gpt2", dict(n_head=5), "its 5 heads do not divide its width of 16; they must"),
+    ("llama", dict(rope_parameters=dict(rope_type=["linear"])),
+     r"rotary positions: rope_type is \['linear'\]; it must be a string")])
+def test_fields_that_contradict_one_another_are_one_sentence(family, fields, message, tmp_path):
+  directory = copied(family, tmp_path / "in")
+  change_config(directory, **fields)
+  with pytest.raises(ValueError, match=f"^{directory / 'config.json'}: {message}"):
+    reading.open_source(f"hf:{directory}")
+
+
 def test_index_files_that_are_missing_or_elsewhere(tmp_path):
   export(golden("llama"), tmp_path / "out", shard_bytes=8_000)
   index = tmp_path / "out" / "model.safetensors.index.json"
@@ -433,17 +557,19 @@ def test_a_mesh_that_does_not_divide_is_told_first():
 # ----------------------------------------------------------------------------- GGUF
 
 
-def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=None) -> None:
+def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=None,
+               head_count: int = 4, head_count_kv: int = 2, block_count: int = 2,
+               key_length: int = 6) -> None:
   """The golden Llama's shapes as llama.cpp's converter writes them, float32."""
   import gguf
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_context_length(40)
   writer.add_embedding_length(16)
-  writer.add_block_count(2)
+  writer.add_block_count(block_count)
   writer.add_feed_forward_length(20)
-  writer.add_head_count(4)
-  writer.add_head_count_kv(2)
-  writer.add_key_length(6)
+  writer.add_head_count(head_count)
+  writer.add_head_count_kv(head_count_kv)
+  writer.add_key_length(key_length)
   writer.add_rope_freq_base(500.0)
   writer.add_layer_norm_rms_eps(1e-3)
   writer.add_tokenizer_model("gpt2")
@@ -494,6 +620,14 @@ def test_rope_factors_of_gguf_files_are_llama3s_or_refused(tmp_path):
     reading.open_source(f"gguf:{tmp_path / 'n.gguf'}")
 
 
+@pytest.mark.parametrize("field,value", [
+    ("head_count", 0), ("head_count_kv", 0), ("block_count", 0), ("key_length", 0)])
+def test_sizes_of_gguf_files_are_whole_numbers(field: str, value: int, tmp_path):
+  write_gguf(tmp_path / "m.gguf", **{field: value})
+  with pytest.raises(ValueError, match=f"m.gguf: llama.*{field} is 0; it must be a whole number"):
+    reading.open_source(f"gguf:{tmp_path / 'm.gguf'}")
+
+
 def test_bad_gguf_files_are_one_sentence(tmp_path):
   write_gguf(tmp_path / "m.gguf")
   whole = (tmp_path / "m.gguf").read_bytes()
@@ -537,6 +671,26 @@ def test_convert_goes_there_and_back(tmp_path, capsys):
       convert.main(["convert", *flags])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "export"]
+
+
+def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
+  write_gguf(tmp_path / "m.gguf")
+  run = tmp_path / "run"
+  run.mkdir()
+  (run / "config.json").write_text(json.dumps(dict(init_from="")))  # of a run of ours
+  for path, meant in ((tmp_path / "m.gguf", f"gguf:{tmp_path / 'm.gguf'}"),
+                      (GOLDEN / "llama", f"hf:{GOLDEN / 'llama'}")):
+    with pytest.raises(ValueError, match=f"--checkpoint={path} is a published model; write "
+                                         f"--checkpoint={meant}$"):
+      setup.find_network(str(path), "checkpoint")
+    with pytest.raises(ValueError, match=f"init_from: {path} is a published model; write "
+                                         f"init_from={meant}$"):
+      networks.find_export(str(path), {}, kind="policy", flag="init_from")
+  for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
+    with pytest.raises(ValueError, match=message):
+      setup.find_network(str(path), "checkpoint")
+    with pytest.raises(ValueError, match=message):
+      networks.find_export(str(path), {}, kind="policy", flag="init_from")
 
 
 # ----------------------------------------------------------------------------- runs

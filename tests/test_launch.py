@@ -1,6 +1,7 @@
 """What the commands print and write where nothing is wrong."""
 
 import argparse
+import dataclasses
 import functools
 import io
 import json
@@ -137,6 +138,64 @@ def test_prompts_that_are_bad_or_too_long_are_skipped_and_counted(answer, tmp_pa
   assert [line["prompt"] for line in lines] == [PROMPTS[1]["prompt"]]
   assert ("lines: 1 kept, 1 skipped (missing field), 1 skipped (prompt too long)"
           in capsys.readouterr().out)
+
+
+@pytest.fixture
+def long_policy(inputs, tmp_path):
+  """A policy with room for much more than anybody asks."""
+  found = checkpoint.load_export(inputs.policy)
+  cfg = ModelConfig(**found.model | {"context_length": 2048})
+  tokenizer = Tokenizer.load(found.tokenizer_dir)
+  checkpoint.export_params(
+      tmp_path / "long", model.init_params(cfg, jax.random.key(0)), model=dataclasses.asdict(cfg),
+      kind="policy", tokenizer=tokenizer, config=found.config, step=0, metadata={})
+  return tmp_path / "long"
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+  """(B, P, R) of everything that is sampled."""
+  from rlhf.evals import answers
+  shapes, sample = [], answers._sample
+
+  def spy(cfg, params, prompts, *args, max_new_tokens, **kwargs):
+    shapes.append((*prompts.tokens_BP.shape, max_new_tokens))
+    return sample(cfg, params, prompts, *args, max_new_tokens=max_new_tokens, **kwargs)
+
+  monkeypatch.setattr(answers, "_sample", spy)
+  return shapes
+
+
+def test_rows_are_as_long_and_as_many_as_the_prompts_need(answer, long_policy, sampled, tmp_path):
+  longer = commands.write_jsonl(tmp_path / "longer.jsonl", [*PROMPTS, {"prompt": "goat " * 80}])
+  flags = dict(checkpoint=long_policy, num_samples=1, batch_size=64)
+  first = answer(**flags)
+  assert answer(**flags, prompts=longer, name="b.jsonl")[:3] == first
+  assert sampled == [(4, 64, 6), (4, 128, 6)]
+
+
+def test_answers_are_short_unless_asked_for(inputs, long_policy, capsys):
+  arguments = generate.parse(["generate", f"--checkpoint={long_policy}"])
+  _, p = generate.load(arguments)
+  assert (p.max_prompt_tokens, p.max_response_tokens) == (2048 - 512, 512)
+  assert [generate.fitted(p, longest).max_prompt_tokens for longest in (1, 64, 65, 1500)] == [
+      64, 64, 128, 1536]
+  arguments = generate.parse(["generate", f"--checkpoint={inputs.policy}"])
+  _, p = generate.load(arguments)
+  assert (p.max_prompt_tokens, p.max_response_tokens) == (32, 32)
+  assert generate.fitted(p, 5).max_prompt_tokens == 32
+  with pytest.raises(SystemExit):
+    generate.parse(["generate", "--help"])
+  assert "if not given 512" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_conversation_has_as_much_room_as_it_needs(long_policy, sampled, monkeypatch):
+  lines = ["who ?", "goat " * 50, "bye", "goat " * 60, "goat " * 200]
+  monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+  generate.main(["generate", f"--checkpoint={long_policy}", "--max_response_tokens=2"])
+  rooms = [room for _, room, _ in sampled]
+  assert {num for num, _, _ in sampled} == {1}
+  assert rooms[0] == 64 and rooms == sorted(rooms) and len(set(rooms)) == 3 and rooms[-1] == 256
 
 
 def test_empty_answers_are_left_out_where_people_rank():

@@ -147,7 +147,7 @@ def test_a_prompt_that_loses_its_start_keeps_what_the_format_writes_before_it(
                 ranks=[1, 2])
   (full,) = prompt_format.encode_prompts(t, [record["prompt"]])
   head = full[:1] if prompt_format is prepare.PLAIN else [1, 4, *t.encode("user\n")]
-  assert full[:len(head)] == head and len(head) == prompt_format.num_head(t)
+  assert full[:len(head)] == head and len(head) == prompt_format.num_around(t).head
   room, choices = len(full) - 20, dict(prompt_format=prompt_format)
   rows, _, counts = prepare.prompt_rows([record], t, max_prompt_tokens=room,
                                         overlong="truncate_left", **choices)
@@ -165,6 +165,41 @@ def test_a_prompt_that_loses_its_start_keeps_what_the_format_writes_before_it(
   with pytest.raises(ValueError, match="none of 1 prompts fits"):
     prepare.prompt_rows([record], t, max_prompt_tokens=len(head), overlong="truncate_left",
                         **choices)
+
+
+@pytest.mark.parametrize("source", [published.TEMPLATE, LLAMA2])
+def test_a_prompt_that_loses_its_start_keeps_the_end_of_the_template(tmp_path, source):
+  """However little room there is, the model is still asked to answer, and for something."""
+  t = tokenizer(tmp_path, chat_template=source)
+  record = dict(prompt="x " * 20 + "cat", completion="sat.", completions=["sat.", "x"],
+                ranks=[1, 2])
+  (full,), (other,) = CHAT.encode_prompts(t, [record["prompt"]]), CHAT.encode_prompts(t, ["zz"])
+  num_tail = next(i for i in range(len(full)) if full[-1 - i] != other[-1 - i])
+  head, tail = CHAT.num_around(t)
+  assert tail == num_tail > 1
+  answer = len(CHAT.encode_completions(t, ["sat."])[0])
+  choices = dict(prompt_format=CHAT)
+  for room in range(head, len(full)):
+    if room <= head + tail:
+      with pytest.raises(ValueError, match="none of 1 prompts fits"):
+        prepare.prompt_rows([record], t, max_prompt_tokens=room, overlong="truncate_left",
+                            **choices)
+      with pytest.raises(ValueError, match="none of 1 demonstrations fits"):
+        prepare.demonstration_rows([record], t, length=room + answer, overlong="truncate_left",
+                                   **choices)
+      with pytest.raises(ValueError, match="none of 1 comparisons fits"):
+        prepare.comparison_rows([record], t, length=room + answer, overlong="truncate_prompt",
+                                **choices)
+      continue
+    expected = full[:head] + full[len(full) - room + head:]
+    rows, _, _ = prepare.prompt_rows([record], t, max_prompt_tokens=room, overlong="truncate_left",
+                                     **choices)
+    demonstrations, _ = prepare.demonstration_rows(
+        [record], t, length=room + answer, overlong="truncate_left", **choices)
+    comparisons, _ = prepare.comparison_rows(
+        [record], t, length=room + answer, overlong="truncate_prompt", **choices)
+    for ids in (rows.tokens_BP[0], demonstrations.tokens_BT[0], comparisons.ids[0][0]):
+      assert ids[:room].tolist() == expected and expected[-tail:] == full[-tail:]
 
 
 @pytest.mark.parametrize("kind", ["each", "first"])

@@ -238,6 +238,12 @@ def test_gguf_that_cannot_be_read(changes: dict, message: str):
     Tokenizer.from_gguf(bpe_reader(), num_embeddings=100)
 
 
+def test_a_gguf_file_without_a_template_is_named():
+  tokenizer = Tokenizer.from_gguf(bpe_reader(chat_template=None), num_embeddings=300, name="m.gguf")
+  with pytest.raises(ValueError, match="^prompt_format chat, but m.gguf has no chat_template; use"):
+    tokenizer.encode_chat(["a"])
+
+
 def test_sentencepiece_of_gguf_joins_what_scores_highest():
   tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "\n\n", "  ", "▁", "a", "b", "c", "ab", "bc", "▁a",
             *(f"<0x{i:02X}>" for i in range(256))]
@@ -297,6 +303,9 @@ def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
     inner = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     vocabulary = inner.get_vocab()
     assert vocabulary.get(PAD_TOKEN) == (tokenizer.pad_id if expected == PAD_TOKEN else None)
+    again = read(tmp_path / "out", rows)
+    assert ((again.pad_id, again.num_ids, again.vocab_size)
+            == (tokenizer.pad_id, tokenizer.num_ids, tokenizer.vocab_size))
   with pytest.raises(ValueError, match="and the exported embedding 100 rows"):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=100)
 

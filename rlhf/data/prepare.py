@@ -8,6 +8,7 @@ comparison and when the policy is asked to answer.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,12 @@ from rlhf.tokenizer import Tokenizer
 PROMPT_SUFFIX = "\n\nAnswer:"
 COMPLETION_PREFIX = " "
 PROMPT_FORMATS = ("plain", "chat")
+
+
+class Around(NamedTuple):
+  """How many ids a format writes before every prompt and behind it."""
+  head: int
+  tail: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +101,14 @@ class PromptFormat:
     """Ends a completion, and stops a model that writes one."""
     return tokenizer.turn_end_id if self.is_chat else tokenizer.eot_id
 
-  def num_head(self, tokenizer: Tokenizer) -> int:
-    """Ids before the prompt's own, which stay where a prompt loses its start."""
-    return tokenizer.num_chat_head if self.is_chat else len(tokenizer.prefix_ids)
+  def num_around(self, tokenizer: Tokenizer) -> "Around":
+    """Ids before and behind the prompt's own, which stay where a prompt loses its start.
+
+    The suffix of "plain" is a part of the prompt's text, of which the end stays.
+    """
+    if self.is_chat:
+      return Around(tokenizer.num_chat_head, tokenizer.num_chat_tail)
+    return Around(len(tokenizer.prefix_ids), 0)
 
   def describe(self) -> str:
     return "prompt in the model's chat template" if self.is_chat else (
@@ -179,9 +191,9 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
     packing, prompt_loss_weight, attend_across_documents, reset_positions: as in
       `packing.pack_sequences`.
     overlong: a key of `OVERLONG_DEMONSTRATIONS`, for sequences of more than `length` tokens:
-      "drop"; "truncate_left" (the prompt loses its start; dropped where the completion alone is
-      too long); "truncate_right" (the end is lost, end-of-text with it; dropped where the prompt
-      alone fills the row).
+      "drop"; "truncate_left" (the prompt loses its start; dropped where no token of it would stay);
+      "truncate_right" (the end is lost, end-of-text with it; dropped where the prompt alone fills
+      the row).
 
   Returns:
     (rows, counts): LmBatch of numpy arrays; counts of kept, truncated and dropped sequences, and
@@ -209,9 +221,9 @@ def tokenize_demonstrations(records: Sequence[dict], tokenizer: Tokenizer, *,
   """prompt + completion + end of each record, whatever its length."""
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   completions = prompt_format.encode_completions(tokenizer, [r["completion"] for r in records])
-  num_head = prompt_format.num_head(tokenizer)
+  around = prompt_format.num_around(tokenizer)
   return [TokenSequence(ids=np.asarray([*prompt, *completion], np.int32), num_prompt=len(prompt),
-                        num_head=num_head)
+                        num_head=around.head, num_tail=around.tail)
           for prompt, completion in zip(prompts, completions, strict=True)]
 
 
@@ -226,7 +238,8 @@ def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tok
     max_prompt_tokens: P; what the format writes around a prompt counts.
     prompt_format: how prompts are written.
     overlong: a key of `OVERLONG_PROMPTS`: "drop" (the paper filters prompts of more than 1k
-      tokens, InstructGPT appendix C) or "truncate_left".
+      tokens, InstructGPT appendix C) or "truncate_left" (it loses its start; dropped where no
+      token of it would stay).
 
   Returns:
     (rows, kept records in the order of the rows, counts).
@@ -236,11 +249,11 @@ def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tok
   """
   shorten = _choose("overlong", overlong, OVERLONG_PROMPTS)
   encoded = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
-  num_head = prompt_format.num_head(tokenizer)
+  around = prompt_format.num_around(tokenizer)
   kept, kept_records, counts = [], [], {"kept": 0}
   for record, ids in zip(records, encoded, strict=True):
     if len(ids) > max_prompt_tokens:
-      ids = shorten(ids, num_head, max_prompt_tokens)
+      ids = shorten(ids, around, max_prompt_tokens)
       _count(counts, f"dropped (longer than {max_prompt_tokens} tokens)" if ids is None
              else "of them truncated")
     if ids is not None:
@@ -291,13 +304,13 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   flat = iter(prompt_format.encode_completions(
       tokenizer, [text for r in records for text in r["completions"]]))
-  num_head = prompt_format.num_head(tokenizer)
+  around = prompt_format.num_around(tokenizer)
   rows = ComparisonRows(ids=[], ranks=[], records=[], length=length, pad_id=tokenizer.pad_id,
                         num_slots=most if num_slots is None else num_slots)
   counts = {"kept": 0}
   for record, prompt in zip(records, prompts, strict=True):
     sequences = [np.asarray([*prompt, *next(flat)], np.int32) for _ in record["completions"]]
-    shown = shorten(sequences, num_head, len(prompt), length)
+    shown = shorten(sequences, around, len(prompt), length)
     num_overlong = sum(len(ids) > length for ids in sequences)
     if len(shown) < 2:
       _count(counts, f"dropped (longer than {length} tokens)")
@@ -381,10 +394,10 @@ def _fit(sequences: Sequence[TokenSequence], length: int, shorten
 
 
 def _cut_left(sequence: TokenSequence, length: int) -> TokenSequence | None:
-  excess, head = len(sequence.ids) - length, sequence.num_head
-  if excess >= sequence.num_prompt - head:  # a token of the prompt must stay: the first has no loss
+  excess, around = len(sequence.ids) - length, Around(sequence.num_head, sequence.num_tail)
+  if not _leaves_prompt(sequence.num_prompt, around, excess):
     return None
-  return dataclasses.replace(sequence, ids=_without_start(sequence.ids, head, excess),
+  return dataclasses.replace(sequence, ids=_without_start(sequence.ids, around, excess),
                              num_prompt=sequence.num_prompt - excess)
 
 
@@ -394,15 +407,21 @@ def _cut_right(sequence: TokenSequence, length: int) -> TokenSequence | None:
   return dataclasses.replace(sequence, ids=sequence.ids[:length])
 
 
-def _without_start(ids: np.ndarray, num_head: int, excess: int) -> np.ndarray:
+def _leaves_prompt(num_prompt: int, around: Around, excess: int) -> bool:
+  """Whether a token of the prompt's own stays where it loses `excess`."""
+  return excess < num_prompt - around.head - around.tail
+
+
+def _without_start(ids: np.ndarray, around: Around, excess: int) -> np.ndarray:
   """`excess` ids fewer; what the format writes before a prompt stays."""
-  return np.concatenate([ids[:num_head], ids[num_head + excess:]])
+  return np.concatenate([ids[:around.head], ids[around.head + excess:]])
 
 
-def _cut_prompt_left(ids: list[int], num_head: int, length: int) -> list[int] | None:
-  if num_head >= length:
+def _cut_prompt_left(ids: list[int], around: Around, length: int) -> list[int] | None:
+  excess = len(ids) - length
+  if not _leaves_prompt(len(ids), around, excess):
     return None
-  return [*ids[:num_head], *ids[len(ids) - length + num_head:]]
+  return [*ids[:around.head], *ids[around.head + excess:]]
 
 
 OVERLONG_DEMONSTRATIONS = {
@@ -412,38 +431,38 @@ OVERLONG_DEMONSTRATIONS = {
 }
 
 OVERLONG_PROMPTS = {
-    "drop": lambda ids, num_head, length: None,
+    "drop": lambda ids, around, length: None,
     "truncate_left": _cut_prompt_left,
 }
 
 
-def _drop_completions(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
+def _drop_completions(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
                       ) -> dict[int, np.ndarray]:
-  del num_head, num_prompt
+  del around, num_prompt
   return {i: ids for i, ids in enumerate(sequences) if len(ids) <= length}
 
 
-def _drop_comparison(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
+def _drop_comparison(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
                      ) -> dict[int, np.ndarray]:
-  shown = _drop_completions(sequences, num_head, num_prompt, length)
+  shown = _drop_completions(sequences, around, num_prompt, length)
   return shown if len(shown) == len(sequences) else {}
 
 
-def _cut_completions(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
+def _cut_completions(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
                      ) -> dict[int, np.ndarray]:
-  del num_head
+  del around
   return {} if num_prompt >= length else {i: ids[:length] for i, ids in enumerate(sequences)}
 
 
-def _cut_prompt(sequences: list[np.ndarray], num_head: int, num_prompt: int, length: int
+def _cut_prompt(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
                 ) -> dict[int, np.ndarray]:
   excess = max(max(len(ids) for ids in sequences) - length, 0)
-  if excess >= num_prompt - num_head:
+  if excess and not _leaves_prompt(num_prompt, around, excess):
     return {}
-  return {i: _without_start(ids, num_head, excess) for i, ids in enumerate(sequences)}
+  return {i: _without_start(ids, around, excess) for i, ids in enumerate(sequences)}
 
 
-# (sequences of one prompt, ids before it, its ids with those, length) -> those to show, by their
+# (sequences of one prompt, ids around it, its ids with those, length) -> those to show, by their
 # place in the record
 OVERLONG_COMPARISONS = {
     "drop_completion": _drop_completions,

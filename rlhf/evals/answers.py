@@ -23,7 +23,7 @@ class AnswerConfig:
   Attributes:
     max_prompt_tokens, max_response_tokens: P and R.
     temperature: 0 is greedy.
-    batch_size: rows decoded at once; answers do not depend on it.
+    batch_size: rows decoded at once, less where there are fewer; answers do not depend on it.
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
   """
   max_prompt_tokens: int
@@ -91,14 +91,16 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
                      f"max_prompt_tokens {p.max_prompt_tokens} in its format; shorten or drop it")
   owner = np.repeat(np.arange(len(prompts)), counts)
   sample = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
+  # A power of two, so that few shapes are compiled and rows divide over devices.
+  batch_size = min(p.batch_size, 2 ** max(len(owner) - 1, 0).bit_length())
   # A prompt's keys depend on its own number and the sample's, not on how many the others have.
   row_key = owner * 4096 + sample
   out = Answers(texts=[[] for _ in prompts], ids=[[] for _ in prompts],
                 finished=[[] for _ in prompts])
-  for start in range(0, len(owner), p.batch_size):
-    real = owner[start:start + p.batch_size]
-    picked = np.concatenate([real, np.full(p.batch_size - len(real), real[-1])])
-    keys = np.resize(row_key[start:start + p.batch_size], p.batch_size)
+  for start in range(0, len(owner), batch_size):
+    real = owner[start:start + batch_size]
+    picked = np.concatenate([real, np.full(batch_size - len(real), real[-1])])
+    keys = np.resize(row_key[start:start + batch_size], batch_size)
     batch = PromptBatch(tokens_BP=rows.tokens_BP[picked], mask_BP=rows.mask_BP[picked])
     with sharding.on_mesh_of(network.params) as put:
       joined, finished_B = processes.to_host(_sample(

@@ -12,6 +12,7 @@ Source of names and meanings: the modeling and configuration files of `transform
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from rlhf.interop.layout import Row
@@ -41,15 +42,36 @@ class Fields:
     value = self.get(name, default)
     if value is None:
       raise ValueError(f"{self.where}: no field {name!r}; it must be a number")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
       raise ValueError(f"{self.where}: {name} is {value!r}; it must be a number")
     return value
 
-  def size(self, name: str, default: int) -> int:
-    """As `number`, a whole one from 1."""
+  def positive(self, name: str, default: int | float | None) -> Any:
+    """As `number`, above 0."""
     value = self.number(name, default)
-    if not isinstance(value, int) or value < 1:
-      raise ValueError(f"{self.where}: {name} is {value!r}; it must be a whole number from 1")
+    if value <= 0:
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be a number above 0")
+    return value
+
+  def size(self, name: str, default: int, low: int = 1) -> int:
+    """As `number`, a whole one from `low`."""
+    value = self.number(name, default)
+    if not isinstance(value, int) or value < low:
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be a whole number from {low}")
+    return value
+
+  def flag(self, name: str, default: bool) -> bool:
+    """As `get`.  Raises ValueError at anything but true and false."""
+    value = self.get(name, default)
+    if not isinstance(value, bool):
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be true or false")
+    return value
+
+  def text(self, name: str, default: str) -> str:
+    """As `get`.  Raises ValueError at anything but a string."""
+    value = self.get(name, default)
+    if not isinstance(value, str):
+      raise ValueError(f"{self.where}: {name} is {value!r}; it must be a string")
     return value
 
   def group(self, name: str) -> Mapping[str, Any]:
@@ -70,7 +92,7 @@ class Fields:
 
   def choose(self, name: str, default: str, table: Mapping[str, str]) -> str:
     """The entry of the table that the field names."""
-    value = self.get(name, default)
+    value = self.text(name, default)
     if value not in table:
       self.refuse(name, value, f"one of {', '.join(table)}")
     return table[value]
@@ -206,10 +228,10 @@ def _read_layers(fields: Fields, num_layers: int, default: Sequence[str],
   kinds = list(default)
   if types is not None:
     if not isinstance(types, list) or len(types) != num_layers:
-      raise ValueError(f"{fields.where}: layer_types must be a list of the kinds of all "
-                       f"{num_layers} layers")
+      raise ValueError(f"{fields.where}: layer_types is {types!r}; it must be a list of the kinds "
+                       f"of all {num_layers} layers")
     for kind in types:
-      if kind not in _LAYER_TYPES:
+      if not isinstance(kind, str) or kind not in _LAYER_TYPES:
         fields.refuse("layer_types", kind, f"{' and '.join(_LAYER_TYPES)} layers")
     kinds = [_LAYER_TYPES[kind] for kind in types]
   banded = "banded" in kinds
@@ -232,19 +254,19 @@ def _read_rope(fields: Fields, rope: Mapping[str, Any], base: float, fraction: f
     base, fraction: where `rope` does not say.
   """
   rope = Fields(rope, f"{fields.where}: rotary positions")
-  kind = rope.get("rope_type", rope.get("type", "default"))
+  kind = rope.text("rope_type", rope.text("type", "default"))
   if kind not in ("default", "linear", "llama3"):
     rope.refuse("rope_type", kind, "default, linear and llama3")
   found = dict(
-      positions="rotary", rope_base=float(rope.number("rope_theta", base)),
-      rope_fraction=float(rope.number("partial_rotary_factor", fraction)), rope_scaling="none")
+      positions="rotary", rope_base=float(rope.positive("rope_theta", base)),
+      rope_fraction=float(rope.positive("partial_rotary_factor", fraction)), rope_scaling="none")
   if kind != "default":
-    found |= dict(rope_scaling=kind, rope_factor=float(rope.number("factor", None)))
+    found |= dict(rope_scaling=kind, rope_factor=float(rope.positive("factor", None)))
   if kind == "llama3":
     found |= dict(
-        rope_low_freq_factor=float(rope.number("low_freq_factor", None)),
-        rope_high_freq_factor=float(rope.number("high_freq_factor", None)),
-        rope_original_context=int(rope.number("original_max_position_embeddings", context_length)))
+        rope_low_freq_factor=float(rope.positive("low_freq_factor", None)),
+        rope_high_freq_factor=float(rope.positive("high_freq_factor", None)),
+        rope_original_context=rope.size("original_max_position_embeddings", context_length))
   return found
 
 
@@ -263,6 +285,14 @@ def _written_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
                 "high_freq_factor": cfg.rope_high_freq_factor,
                 "original_max_position_embeddings": cfg.rope_original_context}
   return written
+
+
+def _head_size(fields: Fields, found: Mapping[str, Any]) -> int:
+  """Of a family that does not name it."""
+  if found["width"] % found["num_heads"]:
+    raise ValueError(f"{fields.where}: its {found['num_heads']} heads do not divide its width of "
+                     f"{found['width']}; they must")
+  return found["width"] // found["num_heads"]
 
 
 # ----------------------------------------------------------------------------- pieces of tables
@@ -308,11 +338,11 @@ def _top(embedding: str, norm: str, output: str = "/lm_head") -> tuple[Row, ...]
 def _read_gpt2(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   return dict(
       num_kv_heads=found["num_heads"],
-      head_size=found["width"] // found["num_heads"],
-      mlp_width=int(fields.number("n_inner", 4 * found["width"])), norm="layer",
+      head_size=_head_size(fields, found),
+      mlp_width=fields.size("n_inner", 4 * found["width"]), norm="layer",
       activation=fields.choose("activation_function", "gelu_new", _GELUS),
-      attention_scale=None if fields.get("scale_attn_weights", True) else 1.0,
-      tied_output=fields.get("tie_word_embeddings", True))
+      attention_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
+      tied_output=fields.flag("tie_word_embeddings", True))
 
 
 def _write_gpt2(cfg: ModelConfig) -> dict[str, Any]:
@@ -347,18 +377,18 @@ GPT2 = Family(
 
 
 def _read_opt(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
-  before = fields.get("do_layer_norm_before", True)
-  embed_width = int(fields.number("word_embed_proj_dim", found["width"]))
-  bias = fields.get("enable_bias", True)
+  before = fields.flag("do_layer_norm_before", True)
+  embed_width = fields.size("word_embed_proj_dim", found["width"])
+  bias = fields.flag("enable_bias", True)
   return dict(
-      num_kv_heads=found["num_heads"], head_size=found["width"] // found["num_heads"],
+      num_kv_heads=found["num_heads"], head_size=_head_size(fields, found),
       position_offset=2, norm="layer", norm_eps=1e-5,
       norm_placement="pre" if before else "post",
-      final_norm=before and not fields.get("_remove_final_layer_norm", False),
+      final_norm=before and not fields.flag("_remove_final_layer_norm", False),
       activation=fields.choose("activation_function", "relu", _GELUS),
       qkv_bias=bias, attention_out_bias=bias, mlp_bias=bias,
       embed_width=None if embed_width == found["width"] else embed_width,
-      tied_output=fields.get("tie_word_embeddings", True))
+      tied_output=fields.flag("tie_word_embeddings", True))
 
 
 def _write_opt(cfg: ModelConfig) -> dict[str, Any]:
@@ -391,16 +421,16 @@ OPT = Family(
 
 
 def _read_neox(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
-  bias = fields.get("attention_bias", True)
-  rope = _read_rope(fields, _rope_of(fields), fields.number("rotary_emb_base", 10_000.0),
-                    fields.number("rotary_pct", 0.25), found["context_length"])
+  bias = fields.flag("attention_bias", True)
+  rope = _read_rope(fields, _rope_of(fields), fields.positive("rotary_emb_base", 10_000.0),
+                    fields.positive("rotary_pct", 0.25), found["context_length"])
   return rope | dict(
-      num_kv_heads=found["num_heads"], head_size=found["width"] // found["num_heads"],
+      num_kv_heads=found["num_heads"], head_size=_head_size(fields, found),
       norm="layer",
       activation=fields.choose("hidden_act", "gelu", _GELUS),
       qkv_bias=bias, attention_out_bias=bias,
-      parallel_residual=fields.get("use_parallel_residual", True),
-      tied_output=fields.get("tie_word_embeddings", False))
+      parallel_residual=fields.flag("use_parallel_residual", True),
+      tied_output=fields.flag("tie_word_embeddings", False))
 
 
 def _write_neox(cfg: ModelConfig) -> dict[str, Any]:
@@ -439,15 +469,15 @@ def _read_gated(fields: Fields, found: dict[str, Any], activation: str = "hidden
                 default: str = "silu") -> dict[str, Any]:
   """What Llama, Mistral, Qwen and Gemma share."""
   return dict(
-      num_kv_heads=int(fields.number("num_key_value_heads", found["num_heads"])),
-      head_size=int(fields.number("head_dim", found["width"] // found["num_heads"])),
+      num_kv_heads=fields.size("num_key_value_heads", found["num_heads"]),
+      head_size=fields.size("head_dim", found["width"] // found["num_heads"]),
       norm="rms", mlp_bias=False,
       activation=fields.choose(activation, default, _GATED))
 
 
 def _rope(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
-  rope = _read_rope(fields, _rope_of(fields), fields.number("rope_theta", 10_000.0),
-                    fields.number("partial_rotary_factor", 1.0), found["context_length"])
+  rope = _read_rope(fields, _rope_of(fields), fields.positive("rope_theta", 10_000.0),
+                    fields.positive("partial_rotary_factor", 1.0), found["context_length"])
   if rope["rope_fraction"] != 1.0:
     fields.refuse("partial_rotary_factor", rope["rope_fraction"], "1.0")
   return rope
@@ -470,10 +500,10 @@ def _gated_numbers(num_layers: int, num_heads: int, width: int, mlp_width: int,
 
 
 def _read_llama(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
-  bias = fields.get("attention_bias", False)
+  bias = fields.flag("attention_bias", False)
   return _rope(fields, found) | _read_gated(fields, found) | dict(
-      qkv_bias=bias, attention_out_bias=bias, mlp_bias=fields.get("mlp_bias", False),
-      tied_output=fields.get("tie_word_embeddings", False))
+      qkv_bias=bias, attention_out_bias=bias, mlp_bias=fields.flag("mlp_bias", False),
+      tied_output=fields.flag("tie_word_embeddings", False))
 
 
 def _write_llama(cfg: ModelConfig) -> dict[str, Any]:
@@ -499,12 +529,13 @@ LLAMA = Family(
 
 def _read_mistral(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   # An absent window is Mistral 7B's, and a null one none; `Fields.get` cannot tell them apart.
-  window = fields.values["sliding_window"] if "sliding_window" in fields.values else 4096
+  has_window = fields.values.get("sliding_window", 4096) is not None
+  window = fields.size("sliding_window", 4096) if has_window else None
   kinds = ["dense" if window is None else "banded"] * found["num_layers"]
   fields = Fields({"num_key_value_heads": 8, **fields.values}, fields.where)
   return _rope(fields, found) | _read_gated(fields, found) | dict(
       qkv_bias=False, attention_out_bias=False,
-      tied_output=fields.get("tie_word_embeddings", False),
+      tied_output=fields.flag("tie_word_embeddings", False),
       **_read_layers(fields, found["num_layers"], kinds, window))
 
 
@@ -523,12 +554,12 @@ MISTRAL = dataclasses.replace(
 def _read_qwen(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   """What Qwen 2 and 3 share: layers from `max_window_layers` on have a window, if any has."""
   window, num_layers = None, found["num_layers"]
-  if fields.get("use_sliding_window", False):
-    window = int(fields.number("sliding_window", 4096))
-  first = int(fields.number("max_window_layers", 28)) if window is not None else num_layers
+  if fields.flag("use_sliding_window", False):
+    window = fields.size("sliding_window", 4096)
+  first = fields.size("max_window_layers", 28, low=0) if window is not None else num_layers
   kinds = ["banded" if layer >= first else "dense" for layer in range(num_layers)]
   return _rope(fields, found) | _read_gated(fields, found) | dict(
-      tied_output=fields.get("tie_word_embeddings", False),
+      tied_output=fields.flag("tie_word_embeddings", False),
       **_read_layers(fields, num_layers, kinds, window))
 
 
@@ -547,7 +578,7 @@ def _read_qwen2(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
 
 def _read_qwen3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   fields = Fields({"head_dim": 128, **fields.values}, fields.where)
-  bias = fields.get("attention_bias", False)
+  bias = fields.flag("attention_bias", False)
   return _read_qwen(fields, found) | dict(qkv_bias=bias, attention_out_bias=bias, qk_norm=True)
 
 
@@ -563,19 +594,19 @@ QWEN3 = dataclasses.replace(
 
 
 def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
-  num_layers, bias = found["num_layers"], fields.get("attention_bias", False)
-  period = int(fields.number("sliding_window_pattern",
-                             fields.number("_sliding_window_pattern", 6)))
+  num_layers, bias = found["num_layers"], fields.flag("attention_bias", False)
+  period = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
   kinds = ["banded" if (layer + 1) % period else "dense" for layer in range(num_layers)]
-  layers = _read_layers(fields, num_layers, kinds, int(fields.number("sliding_window", 4096)))
+  layers = _read_layers(fields, num_layers, kinds, fields.size("sliding_window", 4096))
   # One set of parameters for each kind of layer: nested in the newer words, two bases in the older.
   nested = Fields(fields.group("rope_parameters"), f"{fields.where}: rope_parameters")
-  local = _read_rope(fields, nested.group("sliding_attention"),
-                     fields.number("rope_local_base_freq", 10_000.0), 1.0, found["context_length"])
+  local = _read_rope(
+      fields, nested.group("sliding_attention"), fields.positive("rope_local_base_freq", 10_000.0),
+      1.0, found["context_length"])
   if local["rope_scaling"] != "none":
     fields.refuse("rope_parameters.sliding_attention.rope_type", local["rope_scaling"], "default")
   dense = {**nested.group("full_attention"), **fields.group("rope_scaling")}
-  rope = _read_rope(fields, dense, fields.number("rope_theta", 1_000_000.0), 1.0,
+  rope = _read_rope(fields, dense, fields.positive("rope_theta", 1_000_000.0), 1.0,
                     found["context_length"])
   fields = Fields({"head_dim": 256, "num_key_value_heads": 4, **fields.values}, fields.where)
   gated = _read_gated(fields, found, "hidden_activation", "gelu_pytorch_tanh")
@@ -583,8 +614,8 @@ def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
       band_rope_base=local["rope_base"] if layers["band_width"] is not None else None,
       norm_offset=1.0, norm_placement="sandwich", qk_norm=True, qkv_bias=bias,
       attention_out_bias=bias, embed_scale=found["width"] ** 0.5,
-      attention_scale=fields.number("query_pre_attn_scalar", 256) ** -0.5,
-      tied_output=fields.get("tie_word_embeddings", True))
+      attention_scale=fields.positive("query_pre_attn_scalar", 256) ** -0.5,
+      tied_output=fields.flag("tie_word_embeddings", True))
 
 
 def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
@@ -624,6 +655,9 @@ def find(model_type: Any, where: str) -> Family:
   Raises:
     ValueError: none, or one that is not known.
   """
+  if not isinstance(model_type, str):
+    raise ValueError(f"{where}: model_type is {model_type!r}; it must be a string, one of "
+                     f"{', '.join(FAMILIES)}")
   if model_type == "gemma3":
     raise ValueError(f"{where}: model_type 'gemma3' reads images too; save its language model "
                      "alone (gemma3_text)")

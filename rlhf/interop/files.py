@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from rlhf import workdir
 from rlhf.interop.layout import Read
@@ -30,6 +31,14 @@ class Tensors(Protocol):
 
   def opened(self) -> contextlib.AbstractContextManager[Read]:
     """A function that reads slices, as long as the context lasts."""
+
+
+def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes one file, as `transformers` marks its own."""
+  safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+  # The library leaves a file that its owner alone can read; a directory that was made beside it
+  # shows what the umask lets through.
+  path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 class SafetensorsFiles:

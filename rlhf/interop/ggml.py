@@ -149,20 +149,26 @@ def _read_common(file: GgufFile, name: str) -> dict[str, Any]:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
       raise ValueError(f"{file.path}: {name}.{key} is {value!r}; it must be a number")
     return value
+
+  def size(key: str, default: int | None = None) -> int:
+    if not isinstance(number(key, default), int) or number(key, default) < 1:
+      raise ValueError(f"{file.path}: {name}.{key} is {number(key, default)!r}; it must be a whole "
+                       "number from 1")
+    return number(key, default)
   if number("expert_count", 0):
     raise ValueError(f"{file.path}: {name}.expert_count is {number('expert_count')}, which this "
                      "model cannot express; only models without experts can be read")
-  num_heads, width = number("attention.head_count"), number("embedding_length")
+  num_heads, width = size("attention.head_count"), size("embedding_length")
   scaling = file.field(f"{name}.rope.scaling.type", "none")
   if scaling not in ("none", "linear"):
     raise ValueError(f"{file.path}: {name}.rope.scaling.type is {scaling!r}, which this model "
                      "cannot express; only none and linear can be read")
   biased = lambda tensor: f"blk.0.{tensor}.bias" in file.shapes
   return dict(
-      num_layers=number("block_count"), num_heads=num_heads, width=width,
-      num_kv_heads=number("attention.head_count_kv", num_heads),
-      head_size=number("attention.key_length", number("rope.dimension_count", width // num_heads)),
-      mlp_width=number("feed_forward_length"), context_length=number("context_length"),
+      num_layers=size("block_count"), num_heads=num_heads, width=width,
+      num_kv_heads=size("attention.head_count_kv", num_heads),
+      head_size=size("attention.key_length", size("rope.dimension_count", width // num_heads)),
+      mlp_width=size("feed_forward_length"), context_length=size("context_length"),
       band_width=None, layer_pattern="dense", init_std=0.02, positions="rotary",
       rope_base=number("rope.freq_base", 10_000.0), rope_fraction=1.0, rope_scaling=scaling,
       rope_factor=number("rope.scaling.factor") if scaling == "linear" else None,

@@ -14,10 +14,10 @@ import shutil
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from rlhf import workdir
 from rlhf.checkpoint import Export
+from rlhf.interop import files
 from rlhf.interop import layout
 from rlhf.interop import reading
 from rlhf.interop import writing
@@ -120,8 +120,7 @@ def write(directory: str | os.PathLike, export: Export, params: Params, family: 
   temporary.mkdir(parents=True)
   try:
     found = dict(tensors(cfg, family, params, export.metadata["lora"]["rank"]))
-    safetensors.numpy.save_file(found, temporary / "adapter_model.safetensors",
-                                metadata={"format": "pt"})
+    files.save(temporary / "adapter_model.safetensors", found)
     workdir.write_json(temporary / "adapter_config.json", written)
     if "head" in params:
       bias = float(np.asarray(params["head"]["bias"])[0])

@@ -98,6 +98,21 @@ def guess_source(path: str | os.PathLike) -> str:
   return f"gguf:{path}"
 
 
+def meant_source(path: str | os.PathLike) -> str | None:
+  """`hf:DIR` or `gguf:FILE` where a path without either is a published model, for messages."""
+  path = pathlib.Path(path)
+  if path.suffix == ".gguf" and path.is_file():
+    return f"gguf:{path}"
+  if not (path / files.CONFIG).is_file():
+    return None
+  try:
+    values = workdir.read_json(path / files.CONFIG)
+  except ValueError:
+    return None
+  # The directory of a run of ours has a config.json too.
+  return f"hf:{path}" if isinstance(values, dict) and "model_type" in values else None
+
+
 def open_source(name: str) -> Source:
   """Reads everything but the numbers, and checks every tensor's name and shape.
 
@@ -154,7 +169,7 @@ def _open_directory(name: str, directory: pathlib.Path) -> Source:
   num_rows = _num_rows(tensors, prefix + _embedding(family.top), where)
   tokenizer = Tokenizer.from_hf(directory, num_embeddings=num_rows)
   return Source(
-      name=name, kind=kind, family=family.name, model=_complete(fields, tokenizer, num_rows),
+      name=name, kind=kind, family=family.name, model=_complete(where, fields, tokenizer, num_rows),
       tokenizer=tokenizer, num_rows=num_rows, tensors=tensors, top=family.top, rows=family.rows,
       prefix=prefix, layer=family.layer, head_bias=bias,
       ignored=(*family.ignored, r"lm_head\.weight", r"embed_out\.weight") if fields["tied_output"]
@@ -166,12 +181,12 @@ def _open_gguf(name: str, path: str) -> Source:
   architecture = ggml.find(file)
   fields = architecture.read(file, file.field("general.architecture", ""))
   num_rows = _num_rows(file, _embedding(architecture.top), file.path)
-  tokenizer = Tokenizer.from_gguf(file.reader, num_embeddings=num_rows)
+  tokenizer = Tokenizer.from_gguf(file.reader, num_embeddings=num_rows, name=str(file.path))
   return Source(
       name=name, kind="policy", family=architecture.family.name,
-      model=_complete(fields, tokenizer, num_rows), tokenizer=tokenizer, num_rows=num_rows,
-      tensors=file, top=architecture.top, rows=architecture.rows, prefix="", layer="blk.{}.",
-      ignored=architecture.ignored)
+      model=_complete(file.path, fields, tokenizer, num_rows), tokenizer=tokenizer,
+      num_rows=num_rows, tensors=file, top=architecture.top, rows=architecture.rows, prefix="",
+      layer="blk.{}.", ignored=architecture.ignored)
 
 
 def _embedding(top: tuple[Row, ...]) -> str:
@@ -192,10 +207,14 @@ def _head_bias(values: Mapping[str, Any], shape: tuple[int, ...], where: pathlib
   return float(families.Fields(values, str(where)).number(families.SCORE_BIAS, 0.0))
 
 
-def _complete(fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int) -> dict[str, Any]:
+def _complete(where: pathlib.Path, fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int
+              ) -> dict[str, Any]:
   """The arguments of `ModelConfig`; a row for padding is added where the file has none."""
-  cfg = ModelConfig(vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id,
-                    **NUMERICS, **fields)
+  try:
+    cfg = ModelConfig(vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id,
+                      **NUMERICS, **fields)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
   return dataclasses.asdict(cfg)
 
 

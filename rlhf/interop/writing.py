@@ -18,7 +18,6 @@ import shutil
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from rlhf import lora
 from rlhf import processes
@@ -154,7 +153,9 @@ def write(directory: str | os.PathLike, cfg: ModelConfig, params: Params, tokeni
     _write_tensors(temporary, planned, params, shard_bytes)
     pad_id = tokenizer.save_hf(temporary, num_embeddings=planned.num_rows,
                                own_padding=kind == "reward")
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id,
+    # A policy stops at the end of a turn too; a classifier has one end-of-text.
+    ends = list(tokenizer.end_ids) if kind == "policy" else [tokenizer.eot_id]
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0],
            "pad_token_id": pad_id}
     workdir.write_json(temporary / files.CONFIG, planned.config | ids)
     if kind == "policy":
@@ -180,7 +181,7 @@ def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
 
   def flush():
     path = directory / _part_name(len(written))
-    safetensors.numpy.save_file(pending, path, metadata={"format": "pt"})
+    files.save(path, pending)
     written.append({name: tensor.nbytes for name, tensor in pending.items()})
     pending.clear()
   for name, tensor in tensors(planned, params):
