@@ -79,8 +79,10 @@ def test_every_parameter_is_counted_and_has_both_rules(form: str):
   assert ("tail" in params) == (form == "gemma3")
 
 
-@pytest.mark.parametrize("scanned", SCANNED, ids=str)
-@pytest.mark.parametrize("form", FORMS)
+# Scanned decoding differs from unrolled only around the block, so some forms show it.
+@pytest.mark.parametrize("form,scanned", [
+    *((form, SCANNED[0]) for form in FORMS),
+    *((form, SCANNED[1]) for form in ("gpt3", "llama", "gemma3"))], ids=str)
 def test_decoding_reads_as_the_whole_row_does(form: str, scanned):
   """Left-padded prompts of different lengths, then token by token."""
   cfg, params = made(form)
@@ -112,7 +114,8 @@ def test_decoding_reads_as_the_whole_row_does(form: str, scanned):
   np.testing.assert_allclose(whole(params, *right)[1, num_real - 1], expected_BRV[1, -1], atol=3e-5)
 
 
-@pytest.mark.parametrize("form", ["opt_350m", "llama", "gemma3"])
+@pytest.mark.parametrize("form", [
+    pytest.param("opt_350m", marks=pytest.mark.slow), "llama", "gemma3"])
 def test_gradients_are_the_same_on_a_mesh(form: str):
   cfg, params = made(form)
   cfg = dataclasses.replace(cfg, remat="block")
