@@ -180,7 +180,7 @@ def adapted(form: str):
   return dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg)), params, adapters, moved
 
 
-@pytest.mark.parametrize("form", ["gpt3", "gemma3"])
+@pytest.mark.parametrize("form", ["gpt3", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_adapters_start_at_nothing_and_merge_to_what_they_compute(form: str):
   cfg, params, adapters, moved = adapted(form)
   tokens_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)])

@@ -9,10 +9,12 @@ import jax
 import pytest
 
 import commands
+from configs import pipeline as pipeline_configs
 from launch import generate
 from launch import pool
 from launch import score
 from launch import train
+from rlhf import pipeline
 from rlhf import ppo
 from rlhf import reward_model
 from rlhf import sft
@@ -151,20 +153,6 @@ def test_unknown_flag(refused_training):
     (["--config=configs/pipe.py"], "there is no file configs/pipe.py"),
     (["--config=configs/pipeline.py:test", "--config.world.num_test_prompts=-1"],
      "world.num_test_prompts -1; use 1 or more"),
-    (["--config=configs/pipeline.py:real", "--config.files.test_fraction=0.95"],
-     "files.valid_fraction 0.1 and test_fraction 0.95; use numbers above 0"),
-    (["--config=configs/pipeline.py:test", "--config.ppo.pretraining.packing=none"],
-     "config.ppo: pretraining.packing 'none'; choose from"),
-    (["--config=configs/pipeline.py:test", "--config.init.text.fraction=1.5"],
-     "config.init: text.fraction 1.5; use"),
-    (["--config=configs/pipeline.py:test", "--config.evaluation.num_resamples=0"],
-     "evaluation.num_resamples 0; use 1 or more"),
-    (["--config=configs/pipeline.py:test", "--config.labelers.num_heldout=1"],
-     "labelers.num_heldout 1; use 2 or more"),
-    (["--config=configs/pipeline.py:test", "--config.sft.sft.keep_epochs=False"],
-     "config.sft: the baseline is chosen among whole epochs"),
-    (["--config=configs/pipeline.py:test", "--config.ppo.policy_optim.max_grad_norm=0.0"],
-     "config.ppo: max_grad_norm 0.0; use a number above 0"),
 ])
 def test_flags_of_the_pipeline(workdir_path, flags, expected):
   done = subprocess.run([sys.executable, "-m", "launch.pipeline", *flags,
@@ -173,6 +161,26 @@ def test_flags_of_the_pipeline(workdir_path, flags, expected):
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert expected in done.stderr
   assert not workdir_path.exists()
+
+
+@pytest.mark.parametrize("name,field,value,expected", [
+    ("real", "files.test_fraction", 0.95,
+     "files.valid_fraction 0.1 and test_fraction 0.95; use numbers above 0"),
+    ("test", "ppo.pretraining.packing", "none",
+     "config.ppo: pretraining.packing 'none'; choose from"),
+    ("test", "init.text.fraction", 1.5, "config.init: text.fraction 1.5; use"),
+    ("test", "evaluation.num_resamples", 0, "evaluation.num_resamples 0; use 1 or more"),
+    ("test", "labelers.num_heldout", 1, "labelers.num_heldout 1; use 2 or more"),
+    ("test", "sft.sft.keep_epochs", False, "config.sft: the baseline is chosen among whole epochs"),
+    ("test", "ppo.policy_optim.max_grad_norm", 0.0,
+     "config.ppo: max_grad_norm 0.0; use a number above 0"),
+])
+def test_numbers_of_the_pipeline(name, field, value, expected):
+  config = pipeline_configs.get_config(name)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError) as raised:
+    pipeline.check_config(config)
+  assert expected in str(raised.value)
 
 
 def test_the_pipeline_without_a_workdir():

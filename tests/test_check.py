@@ -1,6 +1,8 @@
 """`launch.check`: what a job holds, what its programs move, and what is said of wrong flags."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -208,10 +210,13 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
       "--config.mesh.tensor=8", "--config.mesh.fsdp=4"],
      "--reward_size: its num_heads 12 does not divide over mesh.tensor 8"),
 ])
-def test_bad_flags_are_one_sentence(flags: list[str], sentence: str):
-  out = run(*flags)
-  assert out.returncode == 2
-  assert out.stderr.count("\n") == 1 and sentence in out.stderr
+def test_bad_flags_are_one_sentence(flags: list[str], sentence: str, monkeypatch, capsys):
+  monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets some of it
+  monkeypatch.chdir(pathlib.Path(__file__).resolve().parent.parent)
+  with pytest.raises(SystemExit) as stopped:
+    check.main(["launch.check", *flags])
+  error = capsys.readouterr().err
+  assert stopped.value.code == 2 and error.count("\n") == 1 and sentence in error
 
 
 def test_a_slice_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):

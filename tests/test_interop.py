@@ -727,6 +727,7 @@ def test_imported_configs_take_their_shape_from_the_source():
               dict(ppo__max_prompt_tokens=8, ppo__max_response_tokens=8, ppo__ptx_length=16))))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path, tmp_path):
   """One step of SFT on a Mistral: its export knows its family and is loaded as one."""
   lines = [json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"})
