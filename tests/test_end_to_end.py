@@ -17,6 +17,7 @@ def inputs(tmp_path_factory) -> commands.Inputs:
   return commands.make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.mark.slow
 def test_a_second_round_of_comparisons(inputs, tmp_path):
   """Answers of a policy, ranked, train a reward model, whose scores agree with the ranks."""
   commands.finish(

@@ -169,7 +169,7 @@ def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
 
 @pytest.mark.parametrize("algorithm,kind", [
     ("sft", "save"), pytest.param("reward_model", "lines", marks=pytest.mark.slow),
-    ("ppo", "rollout")])
+    pytest.param("ppo", "rollout", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been(inputs, uninterrupted, workdir_path, algorithm,
                                                  kind):
   check_killed(inputs, uninterrupted(algorithm), workdir_path, algorithm, [kind])
