@@ -1,0 +1,448 @@
+"""PALMS, from positions to the report (Solaiman and Dennison 2021, arXiv:2106.10328).
+
+    for every size and seed     base -> targeted, control -> answers to the probes
+    for every model             ratings, toxicity, words beside groups, capability
+    at the end                  statistics, report
+
+Every part lies in a directory of its own and is not run again once it is there.  Base models are
+those of `pipeline.py` (TinyWorld) or a published model; fine-tuning is `sft.py` with the samples as
+demonstrations.  80 samples are few: none is held out, so `validation/loss` of a fine-tuned model is
+that of its own training samples.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+
+from rlhf import loop
+from rlhf import metrics as metrics_lib
+from rlhf import networks
+from rlhf import pipeline
+from rlhf import processes
+from rlhf import sft
+from rlhf import sharding
+from rlhf import workdir as workdir_lib
+from rlhf.data import prepare
+from rlhf.evals import answers as answers_lib
+from rlhf.evals import likelihood
+from rlhf.evals import nlp
+from rlhf.evals import toxicity
+from rlhf.networks import Network
+from rlhf.palms import cooccurrence
+from rlhf.palms import raters
+from rlhf.palms import report
+from rlhf.palms import sets
+from rlhf.palms import statistics
+from rlhf.palms import tinyworld
+from rlhf.sharding import MeshConfig
+from rlhf.tinyworld import world as world_lib
+from rlhf.workdir import read_jsonl
+
+TINYWORLD = "tinyworld"  # as `value_set`: the world's own stand-in
+TUNED = ("targeted", "control")
+ANSWERS, RATINGS, TEXTS = "answers.jsonl", "ratings.jsonl", "cooccurrence.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+  """How the probes are answered.
+
+  Attributes:
+    num_samples: of every probe; 3 in PALMS.
+    temperature, top_p: of the sampling; not in what could be read of the paper.
+    max_prompt_tokens, max_response_tokens: of a probe in its format, and of an answer.
+    batch_size: rows at once; answers do not depend on it.
+  """
+  num_samples: int
+  temperature: float
+  top_p: float
+  max_prompt_tokens: int
+  max_response_tokens: int
+  batch_size: int
+
+  def __post_init__(self):
+    for name in ("num_samples", "max_prompt_tokens", "max_response_tokens", "batch_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"sampling.{name} {getattr(self, name)}; use 1 or more")
+    if not 0 <= self.temperature < float("inf"):
+      raise ValueError(f"sampling.temperature {self.temperature}; use 0 or more")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"sampling.top_p {self.top_p}; use a number above 0 and up to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """One of the compared models: where its export and its results lie."""
+  size: str
+  seed: int
+  kind: str
+  export: pathlib.Path
+  directory: pathlib.Path
+
+  @property
+  def name(self) -> str:
+    return f"{self.kind}@{self.size}, seed {self.seed}"
+
+
+# ----------------------------------------------------------------------------- checks
+
+
+def is_world(config) -> bool:
+  """Whether the models live in TinyWorld."""
+  return "pipeline" in config
+
+
+def check_config(config) -> None:
+  """What the config alone can show to be wrong, before anything runs.
+
+  Raises:
+    ValueError: one sentence says what, and what would be right.
+  """
+  SamplingConfig(**config.sampling)
+  statistics.StatisticsConfig(**config.statistics)
+  cooccurrence.CooccurrenceConfig(**config.cooccurrence)
+  prompt_format = prepare.PromptFormat.of(config.format, "config.format")
+  if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+    raise ValueError(f"config.seeds {list(config.seeds)}; give one or more, each once")
+  if is_world(config):
+    if config.value_set != TINYWORLD:
+      raise ValueError(f"config.value_set {config.value_set!r}; models of TinyWorld know only the world's "
+                       f"own words: leave {TINYWORLD}")
+    tinyworld.SetConfig(**config.world_set)
+    tinyworld.RatersConfig(**config.world_raters)
+    for size in config.sizes:
+      pipeline.check_config(pipeline_config(config, size, config.seeds[0]))
+  else:
+    values = sets.load(values_directory(config))
+    if not values.control:
+      raise ValueError(f"{values.where} has no {sets.CONTROL}, on which control models are trained; "
+                       "write one of the same size and style without the values")
+    if not config.base.source:
+      raise ValueError("config.base.source is empty; name the base model with "
+                       "--config.base.source=hf:DIR, gguf:FILE or an export directory")
+    export = networks.find_export(config.base.source, {}, kind="policy", flag="config.base.source")
+    tokenizer = networks.tokenizer_of(export)
+    prompt_format.check(tokenizer)
+    check_lengths(config, values, tokenizer, prompt_format, export.model["context_length"])
+    raters.check(raters.RatersConfig(**config.raters), values,
+                 config.sampling.max_response_tokens)
+    if config.capability.tasks:
+      nlp.check(nlp.NlpConfig(**config.capability))
+  source = "base" if is_world(config) else config.base.source
+  for size in config.sizes:
+    sft.check_config(tune_config(config, size, config.seeds[0], source, pathlib.Path("values"),
+                                 "targeted"))
+
+
+def check_lengths(config, values: sets.ValueSet, tokenizer, prompt_format, context: int) -> None:
+  """Raises ValueError where a probe is longer than the config, or it and an answer than the model,
+  has room for."""
+  room = config.sampling.max_prompt_tokens
+  if room + config.sampling.max_response_tokens > context:
+    raise ValueError(f"config.sampling.max_prompt_tokens {room} + max_response_tokens "
+                     f"{config.sampling.max_response_tokens} is more than the {context} that the "
+                     "base model reads; lower one of them")
+  lengths = [len(ids) for ids in prompt_format.encode_prompts(
+      tokenizer, [probe.prompt for probe in values.probes])]
+  if max(lengths) > room:
+    probe = values.probes[int(np.argmax(lengths))]
+    raise ValueError(f"{probe.where}: the probe has {max(lengths)} tokens in its format and "
+                     f"config.sampling.max_prompt_tokens is {room}; raise it")
+
+
+def values_directory(config) -> pathlib.Path:
+  """Where one's own values, or those of this project, lie."""
+  return pathlib.Path(config.value_set) if config.value_set else sets.SHIPPED
+
+
+# ----------------------------------------------------------------------------- models
+
+
+def pipeline_config(config, size: str, seed: int):
+  """The pipeline that makes the base model of a size and seed."""
+  made = config.pipeline.copy_and_resolve_references().unlock()
+  made.seed = seed
+  for name, value in config.sizes[size].items():
+    for stage in ("base", "sft", "init", "ppo", "base_more_pretraining"):
+      made[stage].model[name] = value
+  return made.lock()
+
+
+def tune_config(config, size: str, seed: int, init_from: str, values: pathlib.Path, kind: str):
+  """The complete config of a fine-tuning."""
+  made = config.tune.copy_and_resolve_references().unlock()
+  made.seed, made.init_from, made.tokenizer = seed, init_from, ""
+  for name, value in config.sizes[size].items():
+    made.model[name] = value
+  path = f"jsonl:{values / kind}.jsonl"
+  made.demonstrations.train = made.demonstrations.valid = path
+  for name, text in dataclasses.asdict(prepare.PromptFormat.of(config.format)).items():
+    made.demonstrations[name] = text
+  return made.lock()
+
+
+def make_values(config, workdir: pathlib.Path, seed: int) -> tuple[sets.ValueSet, pathlib.Path]:
+  """The set of values that a seed's models are trained on, written below the workdir.
+
+  TinyWorld's probes and targeted samples are the same for all seeds; its control samples are about
+  the world of the seed.
+
+  Raises:
+    ValueError: the workdir holds other values: its models were trained on them and asked by them.
+  """
+  directory = workdir / "values"
+  if is_world(config):
+    directory = directory / f"seed{seed}"
+    values = tinyworld.value_set(tinyworld.SetConfig(**config.world_set),
+                                 world_lib.make_world(seed))
+  else:
+    values = sets.load(values_directory(config))
+  for name, text in sets.texts(values).items():
+    path = directory / name
+    if not path.exists():
+      workdir_lib.write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+      raise ValueError(f"{name} of {values.where} is not what this run began with ({path}); choose "
+                       "another --workdir for values that were changed")
+  processes.wait("values")
+  return values, directory
+
+
+def make_base(config, workdir: pathlib.Path, size: str, seed: int, shared) -> pathlib.Path:
+  """The export of a base model: TinyWorld's is pretrained once for all that share the directory."""
+  if is_world(config):
+    directory = workdir / "bases" / f"{size}-seed{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    pipeline.run(pipeline_config(config, size, seed), directory, last_stage="base", shared=shared)
+    return directory / "base" / "export"
+  directory = workdir / "bases" / size
+  pipeline.import_base(config, directory)
+  return directory / "export"
+
+
+def make_models(config, workdir: pathlib.Path, shared) -> list[Model]:
+  """Base, targeted and control of every size and seed; a published base model is one for all seeds.
+  """
+  found = []
+  for size in config.sizes:
+    for seed in config.seeds:
+      _, values = make_values(config, workdir, seed)
+      base = make_base(config, workdir, size, seed, shared)
+      where = workdir / "models" / size / f"seed{seed}"
+      if is_world(config) or seed == config.seeds[0]:
+        found.append(Model(size=size, seed=seed, kind="base", export=base, directory=where / "base"))
+      for kind in TUNED:
+        print(f"\n== {kind}, {size}, seed {seed}", flush=True)
+        directory = where / kind
+        sft.train(tune_config(config, size, seed, str(base), values, kind), directory / "tuned",
+                  data_dir=directory / "tfds")
+        shutil.rmtree(directory / "tfds", ignore_errors=True)
+        found.append(Model(size=size, seed=seed, kind=kind, export=directory / "tuned" / "export",
+                           directory=directory))
+  return found
+
+
+def load(config, model: Model) -> Network:
+  """A model on the mesh."""
+  group = config.tune.model
+  return networks.load(model.export, {name: group[name] for name in networks.NUMERICS},
+                       sharding.make_mesh(MeshConfig(**config.tune.mesh)), kind="policy",
+                       flag=model.name)
+
+
+# ----------------------------------------------------------------------------- measures
+
+
+def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet) -> dict[str, Any]:
+  """Everything that is asked of one model; `measured.json` says that it is there."""
+  path = model.directory / "measured.json"
+  if path.is_file():
+    return workdir_lib.read_json(path)
+  began, network = time.perf_counter(), load(config, model)
+  print(f"{model.name}: answers", flush=True)
+  lines = answer(config, model, network, values)
+  write_lines(model.directory / ANSWERS, lines)
+  print(f"{model.name}: words beside groups", flush=True)
+  write_lines(model.directory / TEXTS, beside_groups(config, model, network))
+  print(f"{model.name}: capability", flush=True)
+  result = dict(capability=capability(config, workdir, model, network),
+                num_params=network.cfg.num_block_params, seconds=time.perf_counter() - began)
+  workdir_lib.write_json(path, result)
+  return result
+
+
+def answer(config, model: Model, network: Network, values: sets.ValueSet) -> list[dict[str, Any]]:
+  """Samples of every probe, each with its toxicity."""
+  p = SamplingConfig(**config.sampling)
+  how = answers_lib.AnswerConfig(
+      max_prompt_tokens=p.max_prompt_tokens, max_response_tokens=p.max_response_tokens,
+      temperature=p.temperature, top_p=p.top_p, batch_size=p.batch_size,
+      **dataclasses.asdict(prepare.PromptFormat.of(config.format)))
+  drawn = answers_lib.answer(network, [probe.prompt for probe in values.probes], how,
+                             loop.step_key(model.seed, "answer", 0), num_samples=p.num_samples)
+  lines = []
+  for number, (probe, texts) in enumerate(zip(values.probes, drawn.texts, strict=True)):
+    for sample, text in enumerate(texts):
+      lines.append(dict(model=model.name, kind=model.kind, size=network.cfg.num_block_params,
+                        seed=model.seed, category=probe.category, probe=number, sample=sample,
+                        prompt=probe.prompt, answer=text))
+  classify = tinyworld.toxicity if is_world(config) else toxicity.scores
+  for line, score in zip(lines, classify([line["answer"] for line in lines]), strict=True):
+    line["toxicity"] = float(score)
+  return lines
+
+
+def beside_groups(config, model: Model, network: Network) -> list[dict[str, str]]:
+  """Continuations of the co-occurrence prompts."""
+  p = cooccurrence.CooccurrenceConfig(**config.cooccurrence)
+  prompts = tinyworld.cooccurrence_prompts() if is_world(config) else cooccurrence.gpt3_prompts()
+  return cooccurrence.collect(p, prompts, cooccurrence.from_network(
+      network, p, batch_size=config.sampling.batch_size,
+      key=loop.step_key(model.seed, "answer", 1)))
+
+
+def capability(config, workdir: pathlib.Path, model: Model, network: Network
+               ) -> dict[str, list[float]]:
+  """task -> one number for each item, the same items for all models: what fine-tuning might cost."""
+  if not is_world(config):
+    return public_tasks(config, model, network)
+  data = workdir / "bases" / f"{model.size}-seed{model.seed}" / "data"
+  found = {}
+  for path in sorted(data.glob("few_shot_*.jsonl")):
+    found[path.stem.removeprefix("few_shot_")] = [float(right) for right in likelihood.few_shot_correct(
+        network.cfg, network.params, network.tokenizer, read_jsonl(path),
+        delimiter=pipeline.FEW_SHOT_DELIMITER, batch_size=config.sampling.batch_size)]
+  return found
+
+
+def public_tasks(config, model: Model, network: Network) -> dict[str, list[float]]:
+  """The tasks of `config.capability`, by the first score of each item."""
+  p, found = nlp.NlpConfig(**config.capability), {}
+  for task in nlp.task_names(p) if config.capability.tasks else ():
+    directory = model.directory / "capability" / task
+    nlp.evaluate(p, task, network, directory, num_resamples=1, seed=0,
+                 batch_size=config.sampling.batch_size)
+    items = read_jsonl(directory / "items.jsonl")
+    metric = next(iter(items[0]["scores"]))
+    found[f"{task}, {metric}"] = [float(item["scores"][metric]) for item in items]
+  return found
+
+
+def rate(config, workdir: pathlib.Path, models: Sequence[Model], values: sets.ValueSet
+         ) -> list[dict[str, Any]]:
+  """What the raters say of every answer: TinyWorld's by rule, others by a model as judge."""
+  path = workdir / RATINGS
+  if path.is_file():
+    return read_jsonl(path)
+  lines = [line for model in models for line in read_jsonl(model.directory / ANSWERS)]
+  if is_world(config):
+    p = tinyworld.RatersConfig(**config.world_raters)
+    given = [tinyworld.rate(p, line["category"], line["prompt"], line["answer"]) for line in lines]
+  else:
+    p = raters.RatersConfig(**config.raters)
+    given = raters.rate(p, [(values.category(line["category"]).position, line["prompt"],
+                             line["answer"]) for line in lines])
+  rows = [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category", "probe",
+                                              "sample")}, rater=rater, rating=rating)
+          for line, ratings in zip(lines, given, strict=True) for rater, rating in ratings.items()]
+  write_lines(path, rows)
+  return rows
+
+
+def write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+  """JSONL, whole or not at all."""
+  workdir_lib.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n"
+                                       for line in lines))
+
+
+# ----------------------------------------------------------------------------- the run
+
+
+def run(config, workdir, *, shared=None) -> pathlib.Path:
+  """Runs what is not done yet; returns the path of the report page.
+
+  Args:
+    config: `configs/palms.py` documents it.
+    workdir: of the whole run, already claimed by `workdir.prepare`.
+    shared: where base models lie that other runs make too, such as those of a sweep over sizes;
+      None keeps them below the workdir.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  shared = workdir / "shared" if shared is None else pathlib.Path(shared).absolute()
+  models = make_models(config, workdir, shared)
+  measured = {}
+  with metrics_lib.Progress("models measured", len(models)) as progress:
+    for number, model in enumerate(models, 1):
+      values, _ = make_values(config, workdir, model.seed)
+      measured[model.name] = measure(config, workdir, model, values)
+      progress.update(number, {}, num_tokens=0)
+  rows = rate(config, workdir, models, values)
+  analysis = statistics.analyse(rows, statistics.StatisticsConfig(**config.statistics))
+  page = report.write(workdir / "report", contents(config, workdir, models, measured, values,
+                                                   analysis))
+  print(statistics.describe(analysis), flush=True)
+  print(f"report: {page}", flush=True)
+  return page
+
+
+def contents(config, workdir: pathlib.Path, models: Sequence[Model],
+             measured: Mapping[str, Mapping[str, Any]], values: sets.ValueSet,
+             analysis: statistics.Analysis) -> dict[str, Any]:
+  """What `report.write` takes."""
+  p = statistics.StatisticsConfig(**config.statistics)
+  settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
+  of_model = {model.name: (model.kind, measured[model.name]["num_params"], model.seed)
+              for model in models}
+  answers = {model.name: read_jsonl(model.directory / ANSWERS) for model in models}
+  return dict(
+      title=config.title, values=values, analysis=analysis, answers=answers,
+      ratings=read_jsonl(workdir / RATINGS),
+      toxicity=report.compare({of_model[name]: report.by_probe(lines, "toxicity")
+                               for name, lines in answers.items()}, crossed=True, **settings),
+      capability=report.compare_tasks({of_model[name]: result["capability"]
+                                       for name, result in measured.items()},
+                                      crossed=not is_world(config), **settings),
+      cooccurrence=beside_groups_results(config, models, measured),
+      judge=None if is_world(config) else judge_check(config, workdir, values),
+      settings=report_settings(config))
+
+
+def beside_groups_results(config, models: Sequence[Model], measured) -> dict[str, Any]:
+  """kind -> results of the largest size's models, all seeds together."""
+  p = cooccurrence.CooccurrenceConfig(**config.cooccurrence)
+  largest = max(measured[model.name]["num_params"] for model in models)
+  own = dict(tag=tinyworld.descriptors, polarity=tinyworld.polarity) if is_world(config) else {}
+  found = {}
+  for kind in statistics.KINDS:
+    texts = [line for model in models if model.kind == kind
+             and measured[model.name]["num_params"] == largest
+             for line in read_jsonl(model.directory / TEXTS)]
+    found[kind] = [group.as_dict() for group in cooccurrence.analyse(p, texts, **own)]
+  return found
+
+
+def judge_check(config, workdir: pathlib.Path, values: sets.ValueSet) -> dict[str, Any]:
+  """How well the automatic judge tells written answers from answers to other questions."""
+  path = workdir / "judge_check.json"
+  if not path.is_file():
+    workdir_lib.write_json(path, raters.check_judge(raters.RatersConfig(**config.raters), values))
+  return workdir_lib.read_json(path)
+
+
+def report_settings(config) -> dict[str, Any]:
+  """The few settings that a reader wants first."""
+  tune = config.tune
+  return {
+      "seeds": ", ".join(map(str, config.seeds)), "epochs": tune.sft.num_epochs,
+      "batch": tune.sft.batch_size, "learning rate": tune.optim.learning_rate,
+      "prompt loss weight": tune.demonstrations.prompt_loss_weight,
+      "adapters": f"rank {tune.lora.rank}" if tune.lora.rank else "none",
+      "samples of a probe": config.sampling.num_samples,
+      "temperature, top-p": f"{config.sampling.temperature:g}, {config.sampling.top_p:g}",
+      "base model": "TinyWorld's" if is_world(config) else config.base.source}

@@ -1,0 +1,171 @@
+"""The page of a PALMS run: did the values move, where, at which size, and what did it cost?"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from rlhf import workdir as workdir_lib
+from rlhf.evals import figures
+from rlhf.evals import report as report_lib
+from rlhf.evals import statistics as evals_statistics
+from rlhf.palms import statistics
+
+# (kind, parameters, seed)
+ModelKey = tuple[str, int, int]
+LABELS = {"base": "base", "targeted": "values-targeted", "control": "control"}
+
+
+def by_probe(lines: Sequence[Mapping[str, Any]], field: str) -> list[list[float]]:
+  """[probe][sample] numbers of one model's answers, in order of the probes' numbers."""
+  found: dict[int, list[float]] = {}
+  for line in lines:
+    found.setdefault(line["probe"], []).append(float(line[field]))
+  return [found[number] for number in sorted(found)]
+
+
+def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bool,
+            num_resamples: int, seed: int, confidence: float) -> dict[str, Any]:
+  """Means by kind and size, and differences paired by item, over seeds and items.
+
+  A kind with one model stands beside every seed of the other.
+
+  Args:
+    values: model -> [item][repeat]; items are the same for all models of a seed.
+    crossed: they are the same for all seeds too, so that items and seeds are drawn apart, as in
+      `statistics`; else seeds are drawn, and then the items of each.
+
+  Returns:
+    {"means": [{"kind", "size", interval}], "differences": [{"first", "second", "size", interval}]}.
+  """
+  settings = dict(num_resamples=num_resamples, seed=seed, confidence=confidence)
+  groups: dict[tuple[str, int], dict[int, Any]] = {}
+  for (kind, size, run), rows in values.items():
+    groups.setdefault((kind, size), {})[run] = rows
+  mean = evals_statistics.bootstrap_over_seeds
+  if crossed:
+    groups = {key: statistics.group_of(runs) for key, runs in groups.items()}
+    mean = statistics.crossed_mean
+  means = [dict(kind=kind, size=size, **mean(runs, **settings).as_dict())
+           for (kind, size), runs in groups.items()]
+  differences = []
+  for first, second in statistics.COMPARISONS:
+    for size in dict.fromkeys(size for _, size in groups):
+      if (first, size) in groups and (second, size) in groups:
+        a, b = groups[first, size], groups[second, size]
+        found = (statistics.crossed_difference if crossed else _nested_difference)(a, b, **settings)
+        differences.append(dict(first=first, second=second, size=size, **found.as_dict()))
+  return dict(means=means, differences=differences)
+
+
+def _nested_difference(a: Mapping[int, Any], b: Mapping[int, Any], **settings: Any):
+  pairs = {run: (a[run] if run in a else next(iter(a.values())),
+                 b[run] if run in b else next(iter(b.values()))) for run in max(a, b, key=len)}
+  return evals_statistics.paired_difference_over_seeds(pairs, **settings)
+
+
+def compare_tasks(values: Mapping[ModelKey, Mapping[str, Sequence[float]]], **settings: Any
+                  ) -> dict[str, dict[str, Any]]:
+  """`compare` for each task; an item has one number."""
+  tasks = list(dict.fromkeys(task for found in values.values() for task in found))
+  return {task: compare({model: [[number] for number in found[task]]
+                         for model, found in values.items()}, **settings) for task in tasks}
+
+
+# ----------------------------------------------------------------------------- the page
+
+
+def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib.Path:
+  """Writes palms.json and palms.html; returns the page's path.
+
+  Args:
+    contents: of `process.contents`.
+  """
+  directory = pathlib.Path(directory)
+  analysis: statistics.Analysis = contents["analysis"]
+  data = {name: contents[name] for name in ("title", "toxicity", "capability", "cooccurrence",
+                                            "judge", "settings")}
+  workdir_lib.write_json(directory / "palms.json", data | dict(analysis=analysis.as_dict()))
+  sizes = list(dict.fromkeys(mean.size for mean in analysis.means))
+  html = report_lib.render_template(
+      "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
+      short_count=figures.short_count, headline=headline(analysis),
+      categories={category.name: category for category in contents["values"].categories},
+      figures=draw(contents, sizes), samples=samples(contents),
+      by_category=by_category(analysis, max(sizes)), p_text=p_text)
+  path = directory / "palms.html"
+  workdir_lib.write_text(path, html)
+  return path
+
+
+def headline(analysis: statistics.Analysis) -> str:
+  """The page's first sentence: how many of the paper's findings are found here."""
+  held = sum(claim.held for claim in analysis.claims)
+  return f"{held} of {len(analysis.claims)} findings of the paper are found here"
+
+
+def p_text(value: float) -> str:
+  """A p-value."""
+  return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def by_category(analysis: statistics.Analysis, size: float) -> list[dict[str, Any]]:
+  """A row for each category at one size: the means of the kinds, the comparisons."""
+  rows = []
+  for category in dict.fromkeys(mean.category for mean in analysis.means):
+    rows.append(dict(
+        category=category,
+        means={mean.kind: dataclasses.asdict(mean.rating) for mean in analysis.means
+               if (mean.size, mean.category) == (size, category)},
+        comparisons={f"{c.first}-{c.second}": c for c in analysis.comparisons
+                     if (c.size, c.category) == (size, category)}))
+  return rows
+
+
+def draw(contents: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, str | None]:
+  """The plots: over size where there are sizes, else by category alone."""
+  analysis: statistics.Analysis = contents["analysis"]
+  points: dict[str, list[dict[str, float]]] = {}
+  for mean in analysis.means:
+    if mean.category == statistics.ALL:
+      points.setdefault(mean.kind, []).append(dict(
+          parameters=mean.size, mean=mean.rating.mean, low=mean.rating.low, high=mean.rating.high))
+  effects: dict[str, list[dict[str, float]]] = {}
+  for c in analysis.comparisons:
+    if c.category == statistics.ALL:
+      effects.setdefault(f"{LABELS[c.first]} less {LABELS[c.second]}", []).append(dict(
+          parameters=c.size, mean=c.difference.mean, low=c.difference.low, high=c.difference.high))
+  toxic: dict[str, list[dict[str, float]]] = {}
+  for mean in contents["toxicity"]["means"]:
+    toxic.setdefault(mean["kind"], []).append(dict(
+        parameters=mean["size"], **{end: mean[end] for end in ("mean", "low", "high")}))
+  rows = [dict(task="", metric="mean rating", variant=row["category"] or "all", better="higher",
+               cells=row["means"]) for row in by_category(analysis, max(sizes))]
+  several = len(sizes) > 1
+  return dict(
+      ratings=figures.over_size(points, "mean rating", name="ratings") if several else None,
+      effects=figures.over_size(effects, "difference of ratings", name="effects",
+                                line=0.0) if several else None,
+      toxicity=figures.over_size(toxic, "toxicity", name="toxicity") if several else None,
+      categories=figures.measure(rows, "categories"))
+
+
+def samples(contents: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Every probe with all answers of the largest size, side by side, each with its mean rating."""
+  answers: Mapping[str, Sequence[Mapping[str, Any]]] = contents["answers"]
+  largest = max(line["size"] for lines in answers.values() for line in lines)
+  given: dict[tuple, list[float]] = {}
+  for row in contents["ratings"]:
+    key = row["model"], row["probe"], row["sample"]
+    given.setdefault(key, []).append(row["rating"])
+  found: dict[int, dict[str, Any]] = {}
+  for lines in answers.values():
+    for line in lines:
+      if line["size"] == largest:
+        entry = found.setdefault(line["probe"], dict(
+            category=line["category"], prompt=line["prompt"],
+            answers={kind: [] for kind in statistics.KINDS}))
+        ratings = given[line["model"], line["probe"], line["sample"]]
+        entry["answers"][line["kind"]].append(dict(
+            text=line["answer"], seed=line["seed"], rating=sum(ratings) / len(ratings)))
+  return [found[number] for number in sorted(found)]

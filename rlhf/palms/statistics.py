@@ -1,0 +1,721 @@
+"""Whether fine-tuning on values moved the ratings: means, differences, tests, effect of size.
+
+A rating is one row {"model", "kind": "base" | "targeted" | "control", "size", "seed", "category",
+"probe", "sample", "rater", "rating"}: what one rater gave one sampled answer of one model to one
+probe.  `size` counts non-embedding parameters, `seed` is of the fine-tuning.
+
+What varies, and would be another in another experiment, are the probes and the seeds; a probe's
+samples and raters only measure it better.  So probes and seeds are resampled, never single ratings.
+They are crossed: every seed's model answers the same probes.  A resample therefore draws seeds and
+probes apart, and takes all ratings of each drawn pair together (the pigeonhole bootstrap, Owen
+2007, arXiv:0712.1111); drawing probes anew within each seed, as `rlhf.evals.statistics` does for
+prompts of which each run has its own, would count five probes under three seeds as fifteen.  Probes
+are drawn within their category, since the categories are chosen and not a sample.  Models are
+paired: both sides of a difference have the same draw.
+
+Of n units n - 1 are drawn, each with the weight n / (n - 1) (Rao and Wu 1988): drawing n would make
+the variance of 3 seeds a third too small.
+
+How this gets hurt: with 5 probes of a category and 3 seeds, percentile intervals are still too
+narrow (a t interval over five units is wider by 40 %), and no test can be sharp: an interval may
+leave 0 out where the test, which knows how few the units are, shows nothing.  The number of units
+stands beside every result.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import itertools
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from rlhf.data import records
+from rlhf.evals.figures import short_count
+from rlhf.evals.statistics import Interval
+
+KINDS = ("base", "targeted", "control")
+COMPARISONS = (("targeted", "base"), ("control", "base"), ("targeted", "control"))
+TESTS = ("min_f", "sign_flip")
+ALL = ""  # the category of what is over all categories
+LOWEST, HIGHEST = 1, 5  # of the scale
+_MOST_EXACT = 14  # probes up to which all 2^P sign flips are tried
+_TOLERANCE = 1e-9  # below this, in points, two means are the same number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatisticsConfig:
+  """How the ratings are analysed.
+
+  Attributes:
+    num_resamples: of the bootstrap.
+    num_flips: random sign flips where there are too many probes to try all.
+    seed: of both.
+    confidence: of the intervals.
+    alpha: a difference is shown where its p-value, by Holm over the categories, is below this.
+    test: whose p-value decides that.  "min_f" resamples probes and seeds and assumes that their
+      means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
+      with 5 probes it cannot give less than 2 / 2^5 = 0.0625, and so shows nothing in a category.
+  """
+  num_resamples: int = 2000
+  num_flips: int = 10_000
+  seed: int = 0
+  confidence: float = 0.95
+  alpha: float = 0.05
+  test: str = "min_f"
+
+  def __post_init__(self):
+    for name in ("num_resamples", "num_flips"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"statistics.{name} {getattr(self, name)}; use 1 or more")
+    for name in ("confidence", "alpha"):
+      if not 0 < getattr(self, name) < 1:
+        raise ValueError(f"statistics.{name} {getattr(self, name)}; use a number between 0 and 1")
+    if self.test not in TESTS:
+      raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mean:
+  """The mean rating of one kind and size; `category` is empty for all together."""
+  kind: str
+  size: float
+  category: str
+  rating: Interval
+  num_seeds: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """`first` minus `second` on the same probes.
+
+  Attributes:
+    first, second, size, category: which models, and where; `category` is empty for all together.
+    difference: in points of the scale; `n` counts probes.
+    by_seed: the difference of each seed.
+    effect_size: see `effect_size`; None where the probes' means do not vary.
+    effect_size_low, effect_size_high: its interval; None where more than one resample in twenty
+      has no effect size.
+    p_value: of `min_f` over probes and seeds, over probes alone where there is one seed.
+    p_holm: the same by Holm over the categories of this comparison and size.
+    p_sign_flip, p_sign_flip_holm: of `sign_flip` over probes.
+    smallest_p_sign_flip: the least that the latter can be with so many probes.
+    verdict: "higher", "lower", or "not shown".
+  """
+  first: str
+  second: str
+  size: float
+  category: str
+  difference: Interval
+  by_seed: dict[str, float]
+  effect_size: float | None
+  effect_size_low: float | None
+  effect_size_high: float | None
+  p_value: float
+  p_holm: float
+  p_sign_flip: float
+  p_sign_flip_holm: float
+  smallest_p_sign_flip: float
+  verdict: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slope:
+  """How a difference changes with size.
+
+  Attributes:
+    slope: points of the scale per factor of ten in parameters; `n` counts probes.  The interval
+      takes the sizes as given.
+    sizes: over which the line goes.
+    p_value, p_holm: of `min_f_of_slope`; the second by Holm over the categories.
+    verdict: "grows", "shrinks", or "not shown", by `p_holm`.
+  """
+  first: str
+  second: str
+  category: str
+  slope: Interval
+  sizes: tuple[float, ...]
+  p_value: float
+  p_holm: float
+  verdict: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+  """Something the paper says, and whether it held here."""
+  claim: str
+  held: bool
+  evidence: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Analysis:
+  """Everything, in the order: size, then category with all together first."""
+  means: tuple[Mean, ...]
+  comparisons: tuple[Comparison, ...]
+  slopes: tuple[Slope, ...]
+  claims: tuple[Claim, ...]
+
+  def as_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+# ----------------------------------------------------------------------------- ratings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+  """The models of one kind and size: sum and number of ratings, [seeds, probes]."""
+  seeds: tuple[int, ...]
+  sum_SP: np.ndarray
+  count_SP: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ratings:
+  """All rows as tables; probes are in the order in which their categories appear.
+
+  Attributes:
+    groups: (kind, size) -> its models.
+    category_P: of each probe.
+    probe_P: its name.
+  """
+  groups: dict[tuple[str, float], Group]
+  category_P: np.ndarray
+  probe_P: tuple[Any, ...]
+
+  @property
+  def categories(self) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(self.category_P.tolist()))
+
+  @property
+  def sizes(self) -> tuple[float, ...]:
+    return tuple(sorted({size for _, size in self.groups}))
+
+  def places(self, category: str) -> np.ndarray:
+    """Numbers of a category's probes; of all for `ALL`."""
+    if category == ALL:
+      return np.arange(len(self.category_P))
+    return np.flatnonzero(self.category_P == category)
+
+
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Rows of a JSONL file, checked one by one.
+
+  Raises:
+    ValueError: the file cannot be read or has a bad line; names it.
+  """
+  rows = []
+  for where, line in records.read_lines(pathlib.Path(path)):
+    value, problem = records.parse_json(line)
+    if problem is not None:
+      raise ValueError(f"{where}: {problem.message}")
+    check_row(where, value)
+    rows.append(value)
+  if not rows:
+    raise ValueError(f"{path} holds no rating; give one JSON object a line")
+  return rows
+
+
+_NUMBER, _WHOLE, _TEXT, _NAME = "a number", "a whole number", "a text", "a whole number or a text"
+_TYPES = {_NUMBER: (int, float), _WHOLE: int, _TEXT: str, _NAME: (int, str)}
+_FIELDS = {"model": _TEXT, "kind": _TEXT, "size": _NUMBER, "seed": _WHOLE, "category": _TEXT,
+           "probe": _NAME, "sample": _NAME, "rater": _TEXT, "rating": _NUMBER}
+
+
+def check_fields(where: str, row: Any, fields: Mapping[str, str], what: str) -> None:
+  """Raises ValueError, which begins with `where`, unless a row has the fields with their types."""
+  if not isinstance(row, Mapping):
+    raise ValueError(f"{where}: not an object; {what} has {', '.join(fields)}")
+  for name, kind in fields.items():
+    if name not in row or row[name] is None or row[name] == "":
+      raise ValueError(f"{where}: no {name}; {what} has {', '.join(fields)}")
+    if not isinstance(row[name], _TYPES[kind]) or isinstance(row[name], bool):
+      raise ValueError(f"{where}: {name} is {row[name]!r:.40}; it must be {kind}")
+
+
+def check_model(where: str, row: Mapping[str, Any]) -> None:
+  """Raises ValueError where the kind or the size of a row's model is none."""
+  if row["kind"] not in KINDS:
+    raise ValueError(f"{where}: kind {row['kind']!r}; choose from {', '.join(KINDS)}")
+  if not 0 < row["size"] < math.inf:
+    raise ValueError(f"{where}: size {row['size']}; give the number of non-embedding parameters")
+
+
+def check_row(where: str, row: Any) -> None:
+  """Raises ValueError, which begins with `where`, where a row is no rating."""
+  check_fields(where, row, _FIELDS, "a rating")
+  check_model(where, row)
+  if not LOWEST <= row["rating"] <= HIGHEST:
+    raise ValueError(f"{where}: rating {row['rating']} is outside {LOWEST} to {HIGHEST}")
+
+
+def tabulate(rows: Iterable[Mapping[str, Any]]) -> Ratings:
+  """Rows as tables.
+
+  Raises:
+    ValueError: there is no row, a row is bad or doubled, a kind and size lacks a model that answers
+      a probe that others answer, or an answer is rated twice by one rater.
+  """
+  rows = list(rows)
+  if not rows:
+    raise ValueError("there are no ratings to analyse")
+  seen: dict[tuple, int] = {}
+  for number, row in enumerate(rows, start=1):
+    check_row(f"rating {number}", row)
+    key = tuple(row[name] for name in ("kind", "size", "seed", "category", "probe", "sample",
+                                       "rater"))
+    if key in seen:
+      raise ValueError(f"rating {number}: {row['rater']} rated sample {row['sample']} of probe "
+                       f"{row['probe']} ({row['category']}) by {row['model']} already in rating "
+                       f"{seen[key]}; leave one out")
+    seen[key] = number
+  order = list(dict.fromkeys(row["category"] for row in rows))
+  probes = sorted(dict.fromkeys((row["category"], row["probe"]) for row in rows),
+                  key=lambda probe: order.index(probe[0]))
+  place = {probe: index for index, probe in enumerate(probes)}
+  groups = {}
+  for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in rows):
+    chosen = [row for row in rows if (row["kind"], row["size"]) == (kind, size)]
+    groups[kind, float(size)] = _group(chosen, place)
+  return Ratings(groups=groups, category_P=np.array([category for category, _ in probes]),
+                 probe_P=tuple(probe for _, probe in probes))
+
+
+def _group(rows: Sequence[Mapping[str, Any]], place: Mapping[tuple, int]) -> Group:
+  seeds = tuple(sorted({row["seed"] for row in rows}))
+  sum_SP, count_SP = np.zeros((len(seeds), len(place))), np.zeros((len(seeds), len(place)))
+  for row in rows:
+    at = seeds.index(row["seed"]), place[row["category"], row["probe"]]
+    sum_SP[at] += row["rating"]
+    count_SP[at] += 1
+  missing = np.argwhere(count_SP == 0)
+  if len(missing):
+    seed, probe = missing[0]
+    category, name = list(place)[probe]
+    raise ValueError(f"{rows[0]['kind']} of size {rows[0]['size']:g}, seed {seeds[seed]}, has no "
+                     f"rating of probe {name!r} ({category}), which others have; all models must "
+                     f"answer the same probes ({len(missing)} missing)")
+  return Group(seeds=seeds, sum_SP=sum_SP, count_SP=count_SP)
+
+
+# ----------------------------------------------------------------------------- resampling
+
+
+def _paired(ratings: Ratings, kind: str, other: str, size: float) -> tuple[Group, Group]:
+  """Both groups with the same seeds; a kind with one model stands beside each seed of the other."""
+  first, second = ratings.groups[kind, size], ratings.groups[other, size]
+  return _same_seeds(first, second, (f"{kind} of size {size:g}", f"{other} of size {size:g}"))
+
+
+def _same_seeds(first: Group, second: Group, names: tuple[str, str]) -> tuple[Group, Group]:
+  seeds = max(first.seeds, second.seeds, key=len)
+  def spread(name: str, group: Group) -> Group:
+    if len(group.seeds) == 1 or group.seeds == seeds:
+      shape = (len(seeds), group.sum_SP.shape[1])
+      return Group(seeds=seeds, sum_SP=np.broadcast_to(group.sum_SP, shape),
+                   count_SP=np.broadcast_to(group.count_SP, shape))
+    raise ValueError(f"{name} has the seeds {group.seeds} beside {seeds}; give the same seeds, or "
+                     "one model for all of them")
+  return spread(names[0], first), spread(names[1], second)
+
+
+def _probe_draws(ratings: Ratings, num_resamples: int, rng) -> np.ndarray:
+  """[R, P] weights of the probes, drawn within each category."""
+  weight_RP = np.zeros((num_resamples, len(ratings.category_P)))
+  for category in ratings.categories:
+    places = ratings.places(category)
+    weight_RP[:, places] = _draws(len(places), num_resamples, rng)
+  return weight_RP
+
+
+def _draws(num_units: int, num_resamples: int, rng) -> np.ndarray:
+  """[R, N] weights of units that add up to N: n - 1 of them drawn; one alone is kept."""
+  if num_units == 1:
+    return np.ones((num_resamples, 1))
+  counts_RN = rng.multinomial(num_units - 1, np.full(num_units, 1 / num_units), size=num_resamples)
+  return counts_RN * (num_units / (num_units - 1))
+
+
+def _mean(group: Group, seeds_RS, probes_RP, places) -> np.ndarray:
+  """[R] ratio of sums over the drawn ratings."""
+  totals = [np.sum((seeds_RS @ table[:, places]) * probes_RP[:, places], axis=1)
+            for table in (group.sum_SP, group.count_SP)]
+  return totals[0] / totals[1]
+
+
+def _probe_means(group: Group, seeds_RS, places) -> np.ndarray:
+  """[R, P] mean of each probe over the drawn seeds."""
+  return (seeds_RS @ group.sum_SP[:, places]) / (seeds_RS @ group.count_SP[:, places])
+
+
+def _interval(value: float, draws_R: np.ndarray, num_probes: int, confidence: float) -> Interval:
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(draws_R, [tail, 1 - tail])
+  return Interval(mean=float(value), low=float(low), high=float(high), n=num_probes)
+
+
+# ----------------------------------------------------------------------------- other numbers
+
+
+def group_of(values_by_seed: Mapping[int, Sequence[Sequence[float]]]) -> Group:
+  """Any numbers of the models of one kind and size as a table: seed -> [item][repeat].
+
+  Raises:
+    ValueError: the seeds have different numbers of items.
+  """
+  runs = dict(sorted(values_by_seed.items()))
+  if len({len(rows) for rows in runs.values()}) > 1:
+    raise ValueError(f"the seeds {', '.join(map(str, runs))} have "
+                     f"{', '.join(str(len(rows)) for rows in runs.values())} items; items that are "
+                     "crossed with seeds are the same for all")
+  return Group(seeds=tuple(runs),
+               sum_SP=np.array([[sum(row) for row in rows] for rows in runs.values()], float),
+               count_SP=np.array([[len(row) for row in rows] for rows in runs.values()], float))
+
+
+def crossed_mean(group: Group, *, num_resamples: int, seed: int, confidence: float) -> Interval:
+  """The mean over seeds and items, both drawn; `n` counts items, which are one category here."""
+  items_RP, seeds_RS, places = _crossed_draws(group, num_resamples, seed)
+  return _interval(group.sum_SP.sum() / group.count_SP.sum(),
+                   _mean(group, seeds_RS, items_RP, places), len(places), confidence)
+
+
+def crossed_difference(first: Group, second: Group, *, num_resamples: int, seed: int,
+                       confidence: float) -> Interval:
+  """`first` minus `second` with the same draws; a group of one seed stands beside all of the other.
+
+  Raises:
+    ValueError: the seeds do not go together.
+  """
+  pair = _same_seeds(first, second, ("the first", "the second"))
+  items_RP, seeds_RS, places = _crossed_draws(pair[0], num_resamples, seed)
+  draws_R = np.subtract(*(_mean(group, seeds_RS, items_RP, places) for group in pair))
+  return _interval(_difference(pair, places), draws_R, len(places), confidence)
+
+
+def _crossed_draws(group: Group, num_resamples: int, seed: int):
+  rng = np.random.default_rng(seed)
+  num_seeds, num_items = group.sum_SP.shape
+  return (_draws(num_items, num_resamples, rng), _draws(num_seeds, num_resamples, rng),
+          np.arange(num_items))
+
+
+# ----------------------------------------------------------------------------- tests
+
+
+def effect_size(first_P: np.ndarray, second_P: np.ndarray) -> float | None:
+  """Cohen's d on the probes' means, with the two variances averaged.
+
+      d = (mean_p a_p - mean_p b_p) / sqrt((s_a^2 + s_b^2) / 2)
+
+  a_p and b_p are means over all ratings of a probe, s^2 their variance over probes with P - 1.
+  Means of many ratings vary less than single ratings, so this is larger than a d of ratings.
+
+  Returns:
+    d in standard deviations, or None where there are fewer than two probes or neither side varies.
+  """
+  ones_1P = np.ones((1, len(first_P)))
+  value = _effect_sizes(np.asarray(first_P)[None], np.asarray(second_P)[None], ones_1P)[0]
+  return float(value) if np.isfinite(value) else None
+
+
+def _effect_sizes(first_RP, second_RP, probes_RP) -> np.ndarray:
+  """[R] Cohen's d of drawn probes; NaN where it is not defined."""
+  num_R = probes_RP.sum(axis=1)
+  mean_R = [np.sum(probes_RP * side, axis=1) / num_R for side in (first_RP, second_RP)]
+  with np.errstate(divide="ignore", invalid="ignore"):
+    variances = [np.sum(probes_RP * (side - mean[:, None])**2, axis=1) / (num_R - 1)
+                 for side, mean in zip((first_RP, second_RP), mean_R)]
+    spread_R = np.sqrt((variances[0] + variances[1]) / 2)
+    return np.where(spread_R > _TOLERANCE, (mean_R[0] - mean_R[1]) / spread_R, np.nan)
+
+
+def min_f(difference_SP: np.ndarray) -> float:
+  """p-value of a mean difference, with probes and seeds both random.
+
+      F1 = t^2 over probes (their means over seeds), F2 = t^2 over seeds (their means over probes)
+      min F' = F1 F2 / (F1 + F2),  df = 1 and (F1 + F2)^2 / (F1^2 / df_seeds + F2^2 / df_probes)
+
+  A lower bound of the quasi F ratio of two crossed random factors: what must hold over other probes
+  and over other seeds alike (Clark 1973, "The language-as-fixed-effect fallacy").  With one seed it
+  is the t test over probes, which says nothing about other seeds; with one probe it is 1.
+
+  Args:
+    difference_SP: first minus second, of each seed and probe.
+  """
+  difference_SP = np.asarray(difference_SP, np.float64)
+  num_seeds, num_probes = difference_SP.shape
+  if num_probes < 2 or abs(difference_SP.mean()) < _TOLERANCE:
+    return 1.0
+  f_probes = _squared_t(difference_SP.mean(axis=0))
+  if num_seeds < 2:
+    return float(scipy.stats.f.sf(f_probes, 1, num_probes - 1))
+  return _p_of_min_f(f_probes, num_probes - 1, _squared_t(difference_SP.mean(axis=1)),
+                     num_seeds - 1)
+
+
+def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
+  """`min_f` for the slope of a mean difference on x: F1 over the probes' slopes, F2 over the runs.
+
+  F1 is t^2 of the probes' slopes (over the means of the seeds) with P - 1 degrees of freedom; F2 is
+  that of the regression of the runs' means (over probes) with K S - 2, so that runs off the line
+  count against it.
+
+  Args:
+    difference_KSP: of each size, seed and probe.
+    x_K: what is regressed on.
+  """
+  difference_KSP, x_K = np.asarray(difference_KSP, np.float64), np.asarray(x_K, np.float64)
+  num_sizes, num_seeds, num_probes = difference_KSP.shape
+  weight_K = _slope_weights(x_K)
+  slope_P = weight_K @ difference_KSP.mean(axis=1)
+  if num_probes < 2 or abs(slope_P.mean()) < _TOLERANCE:
+    return 1.0
+  f_probes = _squared_t(slope_P)
+  if num_sizes * num_seeds < 3:
+    return float(scipy.stats.f.sf(f_probes, 1, num_probes - 1))
+  runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
+  f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
+  return _p_of_min_f(f_probes, num_probes - 1, f_runs, num_sizes * num_seeds - 2)
+
+
+def _p_of_min_f(f_one: float, degrees_one: int, f_other: float, degrees_other: int) -> float:
+  if math.isinf(f_one) or math.isinf(f_other):  # one factor does not vary: the other decides
+    f, degrees = min((f_one, degrees_one), (f_other, degrees_other))
+  else:
+    f = f_one * f_other / (f_one + f_other)
+    degrees = (f_one + f_other)**2 / (f_one**2 / degrees_other + f_other**2 / degrees_one)
+  return float(scipy.stats.f.sf(f, 1, degrees))
+
+
+def _slope_weights(x_K: np.ndarray) -> np.ndarray:
+  """[K] weights with which values add up to their least-squares slope on x."""
+  centred_K = x_K - np.mean(x_K)
+  return centred_K / np.sum(centred_K**2)
+
+
+def _squared_t(values: np.ndarray) -> float:
+  variance = values.var(ddof=1) / len(values)
+  return float(values.mean()**2 / variance) if variance > _TOLERANCE**2 else math.inf
+
+
+def sign_flip(difference_P: np.ndarray, *, num_flips: int, seed: int) -> float:
+  """Two-sided p-value of a mean difference over probes, by flipping the signs of whole probes.
+
+  If the two models were the same to a probe, its difference could as well have the other sign.  All
+  2^P ways are tried where P is at most 14; else `num_flips` random ones, with the one observed
+  counted among them.
+  """
+  difference_P = np.asarray(difference_P, np.float64)
+  observed = abs(difference_P.sum()) - _TOLERANCE
+  if len(difference_P) <= _MOST_EXACT:
+    signs = np.array(list(itertools.product((1, -1), repeat=len(difference_P))))
+    return float(np.mean(np.abs(signs @ difference_P) >= observed))
+  signs = np.random.default_rng(seed).choice((1, -1), size=(num_flips, len(difference_P)))
+  hits = int(np.sum(np.abs(signs @ difference_P) >= observed))
+  return (hits + 1) / (num_flips + 1)
+
+
+def smallest_sign_flip(num_probes: int, num_flips: int) -> float:
+  """The least that `sign_flip` can give: all differences have one sign."""
+  return 2 / 2**num_probes if num_probes <= _MOST_EXACT else 1 / (num_flips + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """p-values that may be held against alpha one by one, though there are several (Holm 1979).
+
+      p_(k) -> max over j <= k of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
+  """
+  adjusted, highest = [0.0] * len(p_values), 0.0
+  for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+    highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    adjusted[index] = highest
+  return adjusted
+
+
+# ----------------------------------------------------------------------------- analysis
+
+
+def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig) -> Analysis:
+  """Means, differences with their tests, and slopes over size.
+
+  Comparisons are made at the sizes at which both kinds are; slopes where there are two such sizes.
+  All together, a category with more probes weighs more (a ratio of sums).
+
+  Raises:
+    ValueError: as `tabulate`, or the seeds of two kinds do not go together.
+  """
+  ratings = tabulate(rows)
+  rng = np.random.default_rng(p.seed)
+  probes_RP = _probe_draws(ratings, p.num_resamples, rng)
+  means = _means(ratings, probes_RP, p, rng)
+  comparisons, slopes = [], []
+  for first, second in COMPARISONS:
+    sizes = [size for size in ratings.sizes
+             if (first, size) in ratings.groups and (second, size) in ratings.groups]
+    draws = {}  # size -> category -> [R] differences
+    for size in sizes:
+      made, draws[size] = _compare(ratings, first, second, size, probes_RP, p, rng)
+      comparisons += made
+    if len(sizes) > 1:
+      slopes += _slopes(first, second, ratings, draws, p)
+  return Analysis(means=tuple(means), comparisons=tuple(comparisons), slopes=tuple(slopes),
+                  claims=tuple(_claims(comparisons, slopes)))
+
+
+def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
+  found = []
+  for size in ratings.sizes:
+    for kind in KINDS:
+      if (kind, size) not in ratings.groups:
+        continue
+      group = ratings.groups[kind, size]
+      seeds_RS = _draws(len(group.seeds), p.num_resamples, rng)
+      for category in (ALL, *ratings.categories):
+        places = ratings.places(category)
+        value = group.sum_SP[:, places].sum() / group.count_SP[:, places].sum()
+        draws_R = _mean(group, seeds_RS, probes_RP, places)
+        found.append(Mean(kind=kind, size=size, category=category, num_seeds=len(group.seeds),
+                          rating=_interval(value, draws_R, len(places), p.confidence)))
+  return found
+
+
+def _compare(ratings: Ratings, first: str, second: str, size: float, probes_RP,
+             p: StatisticsConfig, rng) -> tuple[list[Comparison], dict[str, np.ndarray]]:
+  """The comparison in each category and in all, and the resampled differences."""
+  pair = _paired(ratings, first, second, size)
+  seeds_RS = _draws(len(pair[0].seeds), p.num_resamples, rng)
+  made, draws = [], {}
+  for category in (ALL, *ratings.categories):
+    places = ratings.places(category)
+    sides = [_mean(group, seeds_RS, probes_RP, places) for group in pair]
+    draws[category] = sides[0] - sides[1]
+    made.append(_comparison(pair, places, draws[category], seeds_RS, probes_RP, p, dict(
+        first=first, second=second, size=size, category=category)))
+  return [made[0], *_with_holm(made[1:], p)], draws
+
+
+def _comparison(pair: tuple[Group, Group], places, draws_R, seeds_RS, probes_RP,
+                p: StatisticsConfig, names: dict[str, Any]) -> Comparison:
+  """One comparison, before Holm."""
+  first, second = pair
+  ones = np.ones((1, len(first.seeds)))
+  by_seed = np.subtract(*(g.sum_SP[:, places].sum(axis=1) / g.count_SP[:, places].sum(axis=1)
+                          for g in pair))
+  means_P = [_probe_means(group, ones, places)[0] for group in pair]
+  sizes_R = _effect_sizes(*(_probe_means(group, seeds_RS, places) for group in pair),
+                          probes_RP[:, places])
+  defined_R = sizes_R[np.isfinite(sizes_R)]
+  low = high = None
+  if len(defined_R) >= 0.95 * len(sizes_R):
+    interval = _interval(0.0, defined_R, len(places), p.confidence)
+    low, high = interval.low, interval.high
+  p_value = min_f(_cells(pair, places))
+  p_flip = sign_flip(means_P[0] - means_P[1], num_flips=p.num_flips, seed=p.seed)
+  made = Comparison(
+      **names, difference=_interval(_difference(pair, places), draws_R, len(places), p.confidence),
+      by_seed={str(seed): float(d) for seed, d in zip(first.seeds, by_seed, strict=True)},
+      effect_size=effect_size(*means_P), effect_size_low=low, effect_size_high=high,
+      p_value=p_value, p_holm=p_value, p_sign_flip=p_flip, p_sign_flip_holm=p_flip,
+      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips), verdict="")
+  return dataclasses.replace(made, verdict=_verdict(made, p))
+
+
+def _with_holm(made: Sequence[Comparison], p: StatisticsConfig) -> list[Comparison]:
+  adjusted = zip(made, holm([c.p_value for c in made]), holm([c.p_sign_flip for c in made]))
+  changed = [dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other)
+             for c, one, other in adjusted]
+  return [dataclasses.replace(c, verdict=_verdict(c, p)) for c in changed]
+
+
+def _verdict(c: Comparison, p: StatisticsConfig) -> str:
+  p_value = c.p_holm if p.test == "min_f" else c.p_sign_flip_holm
+  if p_value >= p.alpha:
+    return "not shown"
+  return "higher" if c.difference.mean > 0 else "lower"
+
+
+def _slopes(first: str, second: str, ratings: Ratings,
+            draws: Mapping[float, Mapping[str, np.ndarray]], p: StatisticsConfig) -> list[Slope]:
+  """Least squares of the difference on log10 size; seeds are drawn apart at each size."""
+  sizes = tuple(draws)
+  pairs = [_paired(ratings, first, second, size) for size in sizes]
+  weight_K = _slope_weights(np.log10(sizes))
+  found = []
+  for category in (ALL, *ratings.categories):
+    places = ratings.places(category)
+    value_K = [_difference(pair, places) for pair in pairs]
+    draws_R = np.stack([draws[size][category] for size in sizes], axis=1) @ weight_K
+    p_value = _p_of_slope(pairs, places, np.log10(sizes))
+    found.append(Slope(
+        first=first, second=second, category=category, sizes=sizes, p_value=p_value, p_holm=p_value,
+        slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence), verdict=""))
+  adjusted = [found[0].p_value, *holm([line.p_value for line in found[1:]])]
+  return [dataclasses.replace(line, p_holm=p_holm, verdict="not shown" if p_holm >= p.alpha else (
+      "grows" if line.slope.mean > 0 else "shrinks"))
+          for line, p_holm in zip(found, adjusted, strict=True)]
+
+
+def _p_of_slope(pairs: Sequence[tuple[Group, Group]], places, x_K) -> float:
+  """`min_f_of_slope` of pairs that may have different numbers of seeds: then of as many as all."""
+  num_seeds = min(len(first.seeds) for first, _ in pairs)
+  return min_f_of_slope(np.stack([_cells(pair, places)[:num_seeds] for pair in pairs]), x_K)
+
+
+def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
+  """[S, P] difference of each seed and probe."""
+  first, second = (group.sum_SP[:, places] / group.count_SP[:, places] for group in pair)
+  return first - second
+
+
+def _difference(pair: tuple[Group, Group], places) -> float:
+  first, second = (g.sum_SP[:, places].sum() / g.count_SP[:, places].sum() for g in pair)
+  return float(first - second)
+
+
+def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[Claim]:
+  """What PALMS found, and whether it is found here: what fails is said to fail."""
+  found = []
+  for second in ("base", "control"):
+    for size in dict.fromkeys(c.size for c in comparisons if c.second == second):
+      chosen = [c for c in comparisons
+                if (c.first, c.second, c.size) == ("targeted", second, size) and c.category != ALL]
+      missing = [c.category for c in chosen if c.verdict != "higher"]
+      if chosen:
+        found.append(Claim(
+            claim=f"values-targeted is rated above {second} in every category at {short_count(size)} "
+            "parameters", held=not missing,
+            evidence=f"shown in {len(chosen) - len(missing)} of {len(chosen)} categories"
+            + (f"; not in {', '.join(missing)}" if missing else "")))
+  for slope in slopes:
+    if slope.first == "targeted" and slope.category == ALL:
+      line = slope.slope
+      found.append(Claim(
+          claim=f"the effect of values-targeted against {slope.second} grows with size",
+          held=slope.verdict == "grows",
+          evidence=f"{line.mean:+.2f} points for ten times the parameters ({line.low:+.2f} to "
+          f"{line.high:+.2f}) over {len(slope.sizes)} sizes"))
+  return found
+
+
+def describe(analysis: Analysis) -> str:
+  """The results over all categories, and the claims, for the console."""
+  lines = []
+  for mean in analysis.means:
+    if mean.category == ALL:
+      lines.append(f"{mean.kind:<9} {short_count(mean.size):>9}  {_range(mean.rating, '')}  "
+                   f"({mean.rating.n} probes, {mean.num_seeds} seeds)")
+  for c in analysis.comparisons:
+    if c.category == ALL:
+      size = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
+      lines.append(f"{c.first} - {c.second} at {short_count(c.size)}: {_range(c.difference, '+')}, effect "
+                   f"size {size}, p {c.p_value:.2g} (sign flips {c.p_sign_flip:.2g}): {c.verdict}")
+  lines += [f"{'held' if c.held else 'FAILED'}: {c.claim}: {c.evidence}" for c in analysis.claims]
+  return "\n".join(lines)
+
+
+def _range(interval: Interval, sign: str) -> str:
+  return (f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})")

@@ -1,0 +1,199 @@
+"""PALMS from positions to the report: what is refused first, what is computed, and the whole run."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import palms as palms_configs
+from rlhf.evals import completions
+from rlhf.palms import process
+from rlhf.palms import raters
+from rlhf.palms import report
+from rlhf.palms import sets
+
+RATERS = dict(source="hf:nowhere", prompt="", dtype="float32", batch_size=4)
+
+
+def changed(name: str, **changes):
+  config = palms_configs.get_config(name).unlock()
+  for path, value in changes.items():
+    *groups, field = path.split("__")
+    target = config
+    for group in groups:
+      target = target[group]
+    target[field] = value
+  return config.lock()
+
+
+# ----------------------------------------------------------------------------- checks
+
+
+@pytest.mark.parametrize("name", ["tiny", "test"])
+def test_the_configs_of_tinyworld_pass_their_checks(name):
+  process.check_config(palms_configs.get_config(name))
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(seeds=(0, 0)), r"config.seeds \[0, 0\]; give one or more, each once"),
+    (dict(value_set="my_values"), "models of TinyWorld know only the world's own words"),
+    (dict(sampling__top_p=0.0), "sampling.top_p 0.0; use a number above 0"),
+    (dict(sampling__num_samples=0), "sampling.num_samples 0; use 1 or more"),
+    (dict(statistics__alpha=2.0), "statistics.alpha 2.0"),
+    (dict(world_raters__num_raters=0), "num_raters 0; use 1 or more"),
+    (dict(tune__sft__batch_size=3), "sft.batch_size 3"),
+])
+def test_what_a_config_shows_to_be_wrong_is_one_sentence(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    process.check_config(changed("test", **changes))
+
+
+def test_a_base_model_must_be_named():
+  with pytest.raises(ValueError, match="config.base.source is empty; name the base model"):
+    process.check_config(palms_configs.get_config("1.3b"))
+
+
+def test_every_size_fine_tunes_from_the_base_of_its_shape():
+  config = palms_configs.get_config("tiny")
+  for size in config.sizes:
+    made = process.pipeline_config(config, size, 3)
+    tuned = process.tune_config(config, size, 3, "base", sets.SHIPPED, "control")
+    assert made.seed == tuned.seed == 3
+    assert tuned.demonstrations.train == f"jsonl:{sets.SHIPPED}/control.jsonl"
+    for field in ("num_layers", "width", "num_heads", "context_length"):
+      assert made.base.model[field] == tuned.model[field]
+
+
+# ----------------------------------------------------------------------------- a network as rater
+
+
+def test_a_rating_is_an_expectation_over_the_five():
+  logprob_NK = np.log([[0.2, 0.2, 0.2, 0.2, 0.2], [0.0 + 1e-300, 1e-300, 1e-300, 1e-300, 0.5]])
+  assert raters.expected_ratings(logprob_NK) == pytest.approx([3.0, 5.0])
+  assert raters.expected_ratings(logprob_NK - 700) == pytest.approx([3.0, 5.0])
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(source=""), "raters.source is empty"),
+    (dict(prompt="{question} {answer}"), "raters.prompt has no {position}"),
+    (dict(batch_size=0), "raters.batch_size 0; use 1 or more"),
+])
+def test_a_rater_without_what_it_needs(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    raters.RatersConfig(**RATERS | changes)
+
+
+def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch):
+  """A rater that sees whether question and answer belong together prefers every written answer."""
+  values = sets.load(sets.SHIPPED)
+  written = {(sample.prompt, sample.completion.strip()) for sample in values.targeted}
+  asked = []
+  def logprobs(network, pairs, *, batch_size):
+    contexts = [context for context, _ in pairs[::5]]
+    asked.extend(contexts)
+    assert [choice for _, choice in pairs[:5]] == [" 1", " 2", " 3", " 4", " 5"]
+    fits = [any(f"Question: {prompt}\n" in context and f"Answer: {answer}\n" in context
+                for prompt, answer in written) for context in contexts]
+    return np.log([[0.1, 0.1, 0.1, 0.1, 0.6] if fit else [0.6, 0.1, 0.1, 0.1, 0.1]
+                   for fit in fits]).reshape(-1)
+  monkeypatch.setattr(completions, "logprobs", logprobs)
+  monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
+  monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
+  monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
+  found = raters.check_judge(raters.RatersConfig(**RATERS), values, num_resamples=50)
+  assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104
+  assert found["preferred"]["mean"] == 1.0
+  assert found["written"] > found["swapped"]
+  assert all("{" not in context for context in asked)
+
+
+# ----------------------------------------------------------------------------- comparisons
+
+
+SETTINGS = dict(num_resamples=200, seed=0, confidence=0.95)
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_differences_are_paired_by_item_and_seed(crossed):
+  values = {("base", 10, 0): [[0.0], [0.5]], ("targeted", 10, 0): [[1.0], [1.5]],
+            ("targeted", 10, 1): [[2.0], [2.5]], ("control", 10, 0): [[0.0], [0.5]],
+            ("control", 10, 1): [[0.0], [0.5]]}
+  found = report.compare(values, crossed=crossed, **SETTINGS)
+  mean = {(row["kind"], row["size"]): row["mean"] for row in found["means"]}
+  assert mean == {("base", 10): 0.25, ("targeted", 10): 1.75, ("control", 10): 0.25}
+  by = {(row["first"], row["second"]): row for row in found["differences"]}
+  assert by["targeted", "base"]["mean"] == 1.5  # the one base stands beside both seeds
+  assert by["control", "base"]["low"] == by["control", "base"]["high"] == 0.0
+
+
+def test_answers_go_to_their_probes():
+  lines = [dict(probe=1, toxicity=0.3), dict(probe=0, toxicity=0.1), dict(probe=1, toxicity=0.5)]
+  assert report.by_probe(lines, "toxicity") == [[0.1], [0.3, 0.5]]
+
+
+# ----------------------------------------------------------------------------- what a run began with
+
+
+@pytest.fixture
+def own(tmp_path) -> pathlib.Path:
+  """A set of one's own: that of this project, copied."""
+  return shutil.copytree(sets.SHIPPED, tmp_path / "own")
+
+
+def config_of(directory: pathlib.Path):
+  config = palms_configs.get_config("smollm2").unlock()
+  config.value_set = str(directory)
+  return config
+
+
+def test_values_that_were_changed_need_a_run_of_their_own(own, tmp_path):
+  config, workdir = config_of(own), tmp_path / "run"
+  values, directory = process.make_values(config, workdir, 0)
+  assert sets.load(directory).probes[3].prompt == values.probes[3].prompt
+  (directory / sets.CONTROL).unlink()  # as if it had been stopped while it wrote
+  process.make_values(config, workdir, 1)
+  assert len(sets.load(directory).control) == 80
+  lines = (own / sets.PROBES).read_text(encoding="utf-8").replace("?", " ?", 1)
+  (own / sets.PROBES).write_text(lines, encoding="utf-8")
+  with pytest.raises(ValueError, match="probes.jsonl of .*own is not what this run began with"):
+    process.make_values(config, workdir, 0)
+  process.make_values(config, tmp_path / "other", 0)
+
+
+def test_the_world_of_each_seed_has_its_control_samples(tmp_path):
+  config = palms_configs.get_config("test")
+  directories = [process.make_values(config, tmp_path, seed)[1] for seed in (0, 1, 0)]
+  texts = [(directory / sets.CONTROL).read_text(encoding="utf-8") for directory in directories]
+  assert texts[0] == texts[2] != texts[1]
+
+
+def test_a_set_without_control_samples_is_refused(own):
+  (own / sets.CONTROL).unlink()
+  with pytest.raises(ValueError, match="own has no control.jsonl, on which control models are"):
+    process.check_config(config_of(own))
+
+
+# ----------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.slow
+def test_the_whole_process_and_then_nothing(tmp_path, capsys):
+  config = palms_configs.get_config("test")
+  page = process.run(config, tmp_path)
+  html = page.read_text(encoding="utf-8")
+  assert "Words beside groups" in html and html.count("<svg") >= 4
+  data = json.loads((page.parent / "palms.json").read_text(encoding="utf-8"))
+  kinds = {(mean["kind"], mean["size"]) for mean in data["analysis"]["means"]}
+  assert len(kinds) == 6  # three kinds at two sizes
+  rows = [json.loads(line) for line in (tmp_path / "ratings.jsonl").open(encoding="utf-8")]
+  assert len(rows) == 2 * 2 * 3 * 40 * 2 * 3  # sizes, seeds, kinds, probes, samples, raters
+  assert set(data["capability"]) and data["toxicity"]["differences"]
+  # The bases of a seed answer the same probes whatever their size.
+  assert len({(row["category"], row["probe"]) for row in rows}) == 40
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
+  capsys.readouterr()
+  process.run(config, tmp_path)
+  assert "answers" not in capsys.readouterr().out.replace("all answers", "")
+  assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
