@@ -122,8 +122,9 @@ def pipeline_sweep(form: str, **fields: Any) -> Sweep:
   """A sweep of TinyWorld pipelines, of three seeds at `tiny` and of one at `test`."""
   if form not in PIPELINES:
     raise ValueError(f"form {form!r}; choose from {', '.join(PIPELINES)}")
-  defaults = dict(seeds=(0, 1, 2) if form == "tiny" else (0,), measures=POLICY_MEASURES)
-  return Sweep(command="pipeline", config=f"configs/pipeline.py:{form}", **defaults | fields)
+  defaults = dict(seeds=(0, 1, 2) if form == "tiny" else (0,), measures=POLICY_MEASURES,
+                  config=f"configs/pipeline.py:{form}")
+  return Sweep(command="pipeline", **defaults | fields)
 
 
 def ppo_sweep(size: str, **fields: Any) -> Sweep:
