@@ -166,10 +166,10 @@ PROMPTS = ["a", "bcd", "the", "f", "gh"]
 
 
 def ask(network: Network, prompts=PROMPTS, *, batch_size: int = 4, temperature: float = 1.5,
-        key: int = 0, **more) -> answers.Answers:
+        top_p: float = 1.0, key: int = 0, **more) -> answers.Answers:
   p = answers.AnswerConfig(max_prompt_tokens=8, max_response_tokens=6, temperature=temperature,
-                           batch_size=batch_size, prompt_format="plain", prompt_suffix=":",
-                           completion_prefix=" ")
+                           top_p=top_p, batch_size=batch_size, prompt_format="plain",
+                           prompt_suffix=":", completion_prefix=" ")
   return answers.answer(network, prompts, p, jax.random.key(key), **more)
 
 
@@ -229,6 +229,12 @@ def test_greedy_answers_repeat_themselves_and_progress_is_told(network: Network)
            for prompt, rows in zip(PROMPTS, out.ids) for ids in rows]
   # (answers done, response tokens of the batch)
   assert seen == [(4, sum(sizes[:4])), (8, sum(sizes[4:8])), (10, sum(sizes[8:]))]
+
+
+def test_a_nucleus_of_one_token_is_greedy(network: Network):
+  assert id_lists(ask(network, top_p=1e-6)) == id_lists(ask(network, temperature=0.0))
+  with pytest.raises(ValueError, match="top_p 0.0; use a number above 0 and up to 1"):
+    ask(network, top_p=0.0)
 
 
 def test_an_answer_in_a_chat_ends_with_its_turn(network: Network):

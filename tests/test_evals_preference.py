@@ -12,56 +12,14 @@ SETTINGS = {"num_resamples": 500, "seed": 0}
 NAN = math.nan
 
 
-def longer_wins(prompt, a, b):
-  return 0.5 if len(a) == len(b) else float(len(a) > len(b))
-
-
-def abstains_on_odd(prompt, a, b):
-  return None if prompt["id"] % 2 else 1
-
-
-def first_wins(prompt, a, b):
-  return 1
-first_wins.order_sensitive = True
-
-
-def test_judge_answers_fills_one_column_per_judge():
-  prompts = [{"id": 0}, {"id": 1}, {"id": 2}]
-  preferences_PL = preference.judge_answers(
-      [longer_wins, abstains_on_odd], prompts, ["aa", "a", "a"], ["a", "a", "aa"])
-  np.testing.assert_array_equal(preferences_PL, [[1, 1], [0.5, NAN], [0, 1]])
-
-
-def test_swapping_the_answers_mirrors_the_matrix():
-  prompts, a, b = [{"id": 0}] * 3, ["aa", "a", "a"], ["a", "a", "aa"]
-  one = preference.judge_answers([longer_wins], prompts, a, b)
-  np.testing.assert_array_equal(one, 1 - preference.judge_answers([longer_wins], prompts, b, a))
-
-
-def test_a_judge_that_prefers_a_position_gives_a_tie():
-  assert preference.judge_answers([first_wins], [{}], ["a"], ["b"]).tolist() == [[0.5]]
-
-
-def test_order_sensitive_judge_with_an_opinion_keeps_it_and_asks_twice():
-  asked = []
-  def judge(prompt, a, b):
-    asked.append((a, b))
-    return longer_wins(prompt, a, b)
-  judge.order_sensitive = True
-  assert preference.judge_answers([judge], [{}], ["aa"], ["b"]).tolist() == [[1]]
-  assert asked == [("aa", "b"), ("b", "aa")]
-
-
-def test_judge_answers_without_prompts_or_judges_keeps_its_shape():
-  assert preference.judge_answers([longer_wins], [], [], []).shape == (0, 1)
-  assert preference.judge_answers([], [{}], ["a"], ["b"]).shape == (1, 0)
-
-
-def test_judge_answers_bad_input():
-  with pytest.raises(ValueError, match="1 prompts, 2 answers a and 1 answers b"):
-    preference.judge_answers([longer_wins], [{}], ["a", "b"], ["b"])
-  with pytest.raises(ValueError, match="a judge returned 2"):
-    preference.judge_answers([lambda prompt, a, b: 2], [{}], ["a"], ["b"])
+@pytest.mark.parametrize("win, swapped, both", [
+    (1, 1, 1), (0, 0, 0), (0.5, 0.5, 0.5),  # an opinion of the answers stays
+    (1, 0, 0.5), (0, 1, 0.5),  # one of the places is a tie
+    (1, 0.5, 0.5), (0.5, 0, 0.5),
+    (None, 1, None), (0, None, None),
+])
+def test_a_side_wins_only_if_it_wins_in_both_orders(win, swapped, both):
+  assert preference.both_orders(win, swapped) == both
 
 
 def test_ties_count_half_and_unjudged_not_at_all():
@@ -124,6 +82,19 @@ def test_preferences_survive_the_file(tmp_path):
       preference.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]])
 
 
+def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
+  more = {"metadata": {"hallucination": None, "denigrates": False}, "score": 0.5, "baseline": "x"}
+  rows = [row | more for row in rows_of()]
+  preference.write_preferences(tmp_path / "preferences.jsonl", rows)
+  assert preference.read_preferences(tmp_path / "preferences.jsonl") == rows
+  found = preference.metadata_by_prompt(rows, policy="ppo", group="training")
+  assert found == [[more["metadata"]] * 2, [more["metadata"]]]
+  assert preference.metadata_by_prompt(rows, policy="ppo", group="heldout") == [[], []]
+  np.testing.assert_array_equal(
+      preference.values_by_prompt(rows, policy="ppo", group="training", field="score"),
+      [[0.5, 0.5], [NAN, 0.5]])
+
+
 def test_values_of_two_policies_are_aligned_by_prompt():
   judged = ((9, "ppo", 1), (2, "ppo_ptx", 0), (9, "ppo_ptx", 1))
   rows = [{"prompt_index": i, "policy": policy, "labeler": "a", "group": "training", "win": win,
@@ -147,10 +118,17 @@ def test_a_judgement_written_twice_is_refused():
     ("win", "2: \"win\" is 'x'; choose from"),
     ("likert", "2: \"likert\" is 'x'; choose from"),
     ("prompt_index", "2: \"prompt_index\" is 'x'"),
+    ('"metadata": {"halucination": true}', "2: \"metadata\" has 'halucination'; choose from"),
+    ('"metadata": {"hallucination": 1}', "2: \"metadata\" says 1 of hallucination; use true"),
+    ('"metadata": [1]', '2: "metadata" is [1]; use an object'),
+    ('"score": NaN', '2: "score" is nan; use a finite number'),
+    ('"score": true', '2: "score" is True; use a finite number'),
 ])
 def test_bad_lines_name_file_and_line(tmp_path, line, message):
   good = rows_of()[0]
   bad = json.dumps({**good, line: "x"}) if line in good else line
+  if line.startswith('"'):
+    bad = f"{json.dumps(good)[:-1]}, {line}}}"
   path = tmp_path / "preferences.jsonl"
   path.write_text(json.dumps(good) + "\n" + bad + "\n")
   with pytest.raises(ValueError) as error:

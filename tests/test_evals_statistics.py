@@ -1,5 +1,7 @@
 """Bootstrap intervals: worked by hand, against scipy and the normal interval, and by property."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -144,3 +146,36 @@ def test_bad_pairs_and_no_seed():
     statistics.paired_difference([[1], [0]], [[1]], **SETTINGS)
   with pytest.raises(ValueError, match="nothing to average"):
     statistics.bootstrap_over_seeds({}, **SETTINGS)
+
+
+def test_a_statistic_of_sums_is_bootstrapped_over_rows():
+  table = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 5.0]])
+  ratio = lambda sums: sums[..., 0] / sums[..., 1]
+  interval = statistics.bootstrap_statistic(table, ratio, num_resamples=4000, seed=0)
+  assert interval.mean == pytest.approx(4 / 11)
+  assert interval.n == 3
+  # All 27 draws of three rows, worked out: the ends of the interval are draws that can be made.
+  draws = sorted(ratio(table[list(picks)].sum(axis=0))
+                 for picks in itertools.product(range(3), repeat=3))
+  assert any(interval.low == pytest.approx(draw) for draw in draws[:2])
+  assert any(interval.high == pytest.approx(draw) for draw in draws[-2:])
+
+
+def test_a_mean_is_the_statistic_of_its_sums():
+  values = np.array([[1.0, 2.0], [5.0, 3.0], [0.0, 4.0], [2.0, 2.0]])
+  table = np.stack([values.sum(axis=1), np.full(4, 2.0)], axis=1)
+  ratio = lambda sums: sums[..., 0] / sums[..., 1]
+  settings = dict(num_resamples=200, seed=3)
+  assert (statistics.bootstrap_statistic(table, ratio, **settings)
+          == statistics.bootstrap_mean(values, **settings))
+
+
+@pytest.mark.parametrize("table", [np.zeros((0, 2)), np.zeros(3), np.array([[np.nan, 1.0]])])
+def test_a_table_without_rows_or_with_holes_is_refused(table):
+  with pytest.raises(ValueError, match="table"):
+    statistics.bootstrap_statistic(table, lambda sums: sums[..., 0], num_resamples=10, seed=0)
+
+
+def test_equal_values_have_an_interval_without_width():
+  found = statistics.bootstrap_mean([[0.1]] * 7, num_resamples=50, seed=0)
+  assert found.low == found.mean == found.high

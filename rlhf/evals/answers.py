@@ -25,6 +25,7 @@ class AnswerConfig:
     temperature: 0 is greedy.
     batch_size: rows decoded at once, less where there are fewer; answers do not depend on it.
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
+    top_p: in (0, 1]; below 1 tokens come from the nucleus (`generate.nucleus`).
   """
   max_prompt_tokens: int
   max_response_tokens: int
@@ -33,8 +34,12 @@ class AnswerConfig:
   prompt_format: str
   prompt_suffix: str
   completion_prefix: str
+  top_p: float = 1.0
 
   def __post_init__(self):
+    if not 0.0 < self.top_p <= 1.0:
+      raise ValueError(f"top_p {self.top_p}; use a number above 0 and up to 1, which keeps all "
+                       "tokens")
     prepare.PromptFormat.of(self)  # checks its names
 
 
@@ -52,12 +57,14 @@ class Answers:
   finished: list[list[bool]]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature"))
+@functools.partial(jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature",
+                                             "top_p"))
 def _sample(cfg: ModelConfig, params: Params, prompts: PromptBatch, key, row_B, *, eot_id,
-            max_new_tokens, temperature):
+            max_new_tokens, temperature, top_p):
   key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
   generation = generate.generate(cfg, params, prompts, key_B, eot_id=eot_id,
-                                 max_new_tokens=max_new_tokens, temperature=temperature)
+                                 max_new_tokens=max_new_tokens, temperature=temperature,
+                                 top_p=top_p)
   return generate.join(prompts, generation, cfg.pad_id), generation.finished_B
 
 
@@ -105,7 +112,7 @@ def answer(network: Network, prompts: Sequence[str], p: AnswerConfig, key, *,
     with sharding.on_mesh_of(network.params) as put:
       joined, finished_B = processes.to_host(_sample(
           network.cfg, network.params, put(batch), key, keys, eot_id=end_id,
-          max_new_tokens=p.max_response_tokens, temperature=p.temperature))
+          max_new_tokens=p.max_response_tokens, temperature=p.temperature, top_p=p.top_p))
     num_tokens = 0
     for row, index in enumerate(real):
       response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]

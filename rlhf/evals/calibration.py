@@ -5,6 +5,7 @@ ranks differ counts once; ties in rank are dropped, as in training (InstructGPT 
 appendix C.2).  Rank 1 is best.  Equal scores count half.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,19 @@ def length_baseline_accuracy(length_NK: np.ndarray, rank_NK: np.ndarray, valid_N
   """
   return accuracy(length_NK, rank_NK, valid_NK, num_resamples=num_resamples, seed=seed,
                   confidence=confidence)
+
+
+def length_arrays(comparisons: Sequence[Mapping[str, Any]]
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(lengths in characters, ranks, valid) [N, K] of whole completions; a reward model may have read
+  them cut to its context."""
+  shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
+  length_NK, rank_NK, valid_NK = np.zeros(shape), np.zeros(shape, np.int32), np.zeros(shape)
+  for row, line in enumerate(comparisons):
+    num = len(line["completions"])
+    length_NK[row, :num] = [len(text) for text in line["completions"]]
+    rank_NK[row, :num], valid_NK[row, :num] = line["ranks"], 1
+  return length_NK, rank_NK, valid_NK
 
 
 def calibration_curve(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *,

@@ -17,17 +17,19 @@ LABELS = {
     "base": "Base", "base_more_pretraining": "Base, more pretraining", "init": "PPO start",
     "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "bigram": "Bigram counts",
     "chance": "Chance", "sft_last": "SFT, last epoch", "ppo_live": "PPO, live weights",
-    "ppo_ptx_live": "PPO-ptx, live weights",
+    "ppo_ptx_live": "PPO-ptx, live weights", "few_shot": "Base, few-shot",
+    "targeted": "Values-targeted", "control": "Control",
 }
 
 # Okabe and Ito's palette, told apart with any common colour vision deficiency.
 COLORS = {
     "base": "#8a8f98", "base_more_pretraining": "#4d535c", "init": "#009e73", "sft": "#e69f00",
-    "ppo": "#d55e00", "ppo_ptx": "#0072b2",
+    "ppo": "#d55e00", "ppo_ptx": "#0072b2", "few_shot": "#cc79a7",
+    "targeted": "#0072b2", "control": "#e69f00",
 }
-_OTHER_COLORS = ("#cc79a7", "#56b4e9", "#b8a600")
+_OTHER_COLORS = ("#56b4e9", "#b8a600", "#8b5fbf", "#7a4b2a")
 _MARKERS = {"base": "s", "base_more_pretraining": "D", "init": "^", "sft": "v", "ppo": "X",
-            "ppo_ptx": "o"}
+            "ppo_ptx": "o", "few_shot": "P", "targeted": "o", "control": "v"}
 _INK, _MUTED, _GRID = "#1f2933", "#5f6b7a", "#e4e8ee"
 
 _STYLE = {
@@ -43,7 +45,10 @@ _STYLE = {
 
 
 def label(model: str) -> str:
-  """The name a reader sees for a model's key."""
+  """The name a reader sees for a model's key, or for METHOD@SIZE."""
+  if "@" in model:
+    method, _, size = model.partition("@")
+    return f"{label(method)} {size}"
   return LABELS[model] if model in LABELS else model.replace("_", " ")
 
 
@@ -161,6 +166,48 @@ def reward_against_root_kl(reward: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     # The sampled KL of nearly equal policies can come out below 0.
     lines[run] = np.sqrt(np.maximum(kl, 0)), score
   return _lines("root-kl", lines, "√KL to the reference (√nats)", "reward-model score", marker="o")
+
+
+def over_optimization(curves: Mapping[str, Sequence[Mapping[str, Any]]],
+                      form: str = "svg") -> str | bytes | None:
+  """Gold score, where it is known, above the proxy's, against the root of the KL; a line per curve.
+
+  Bands are 95 % intervals.  Source: Gao et al. 2022, arXiv:2210.10760, who plot both so.
+
+  Args:
+    curves: name -> points as `best_of_n.curve` and `overoptimization.along_ppo` return them.
+    form: "svg" or "png".
+
+  Returns:
+    the SVG element, or the bytes of the PNG file; None where there is no point.
+  """
+  curves = {name: points for name, points in curves.items() if points}
+  if not curves:
+    return None
+  known = any(point["gold"] is not None for points in curves.values() for point in points)
+  scores = (("gold", "gold score"),) * known + (("proxy", "proxy score\n(reward model)"),)
+  color = _color_of(list(curves))
+  def draw(axes_M):
+    for axes, (score, y_label) in zip(axes_M, scores, strict=True):
+      for name, points in curves.items():
+        _band(axes, [point for point in points if point[score] is not None], score, color[name],
+              label(name))
+      axes.set_ylabel(y_label)
+      axes.margins(y=0.1)
+    axes_M[-1].set_xlabel("√KL to the initial policy (√nats)")
+    if len(curves) > 1:
+      axes_M[-1].legend(loc="best")  # every curve has a proxy
+  return _panels("over-optimization", draw, len(scores), form)
+
+
+def _band(axes, points, score, color, name) -> None:
+  if not points:
+    return
+  # The sampled KL of nearly equal policies can come out below 0.
+  x = np.sqrt(np.maximum([point["kl"] for point in points], 0))
+  mean, low, high = ([point[score][end] for point in points] for end in ("mean", "low", "high"))
+  axes.fill_between(x, low, high, color=_pale(color), alpha=0.5, linewidth=0, zorder=1)
+  axes.plot(x, mean, color=color, marker="o", markersize=3.5, label=name, zorder=2)
 
 
 def _points(points, x, y):
@@ -452,3 +499,96 @@ def _sweep_axis(axes_M, position, ticks) -> None:
       axes.plot([(zero * least) ** 0.5 * (least / zero) ** 0.06], [0], marker=[(-1, -1), (1, 1)],
                 markersize=9, color=_INK, transform=axes.get_xaxis_transform(), clip_on=False,
                 linestyle="none", zorder=5)
+
+
+def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
+  """One metric of one task: a row per way of asking, a dot with its interval per checkpoint.
+
+  Args:
+    rows: of `units.by_measure`, with one task and one metric.
+    name: of the figure; makes its ids unique on the page.
+  """
+  models = list(dict.fromkeys(model for row in rows for model in row["cells"]))
+  if not models:
+    return None
+  color, marker = _model_styles(models)
+  spread = np.linspace(-0.32, 0.32, len(models)) if len(models) > 1 else [0.0]
+  def draw(axes):
+    for offset, model in zip(spread, models):
+      known = [(place, row["cells"][model]) for place, row in enumerate(rows)
+               if model in row["cells"]]
+      means = [cell["mean"] for _, cell in known]
+      ends = [[cell["mean"] - cell["low"] for _, cell in known],
+              [cell["high"] - cell["mean"] for _, cell in known]]
+      axes.errorbar(means, [place + offset for place, _ in known], xerr=np.maximum(ends, 0),
+                    color=color[model], marker=marker[model], markersize=6, capsize=2.5,
+                    linewidth=0, elinewidth=1.4, label=label(model))
+    axes.set_yticks(range(len(rows)), [label(row["variant"]) for row in rows])
+    axes.tick_params(axis="y", labelcolor=_INK)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.08)
+    better = {"higher": " (higher is better)", "lower": " (lower is better)", "": ""}
+    axes.set_xlabel(label(rows[0]["metric"]) + better[rows[0]["better"]])
+    if len(models) > 1:
+      axes.figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+  height = 1.0 + 0.22 * (len(models) + 2) // 3 + len(rows) * max(0.4, 0.15 * len(models))
+  return _svg(name, draw, (5.2, max(1.9, height)))
+
+
+def _model_styles(models: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+  """(colour, marker) of each; `METHOD@SIZE` has its method's colour and its size's marker."""
+  methods = list(dict.fromkeys(model.partition("@")[0] for model in models))
+  sizes = list(dict.fromkeys(model.partition("@")[2] for model in models))
+  colors, markers = _color_of(methods), dict(zip(sizes, itertools.cycle("osD^vXP")))
+  return ({model: colors[model.partition("@")[0]] for model in models},
+          {model: markers[model.partition("@")[2]] for model in models})
+
+
+def over_size(points: Mapping[str, Sequence[Mapping[str, float]]], y_label: str, *, name: str,
+              line: float | None = None, percent: bool = False) -> str | None:
+  """A quantity against the number of parameters, a line per method (InstructGPT Fig. 1).
+
+  Args:
+    points: method -> [{"parameters", "mean", "low", "high"}].
+    y_label: of the axis.
+    name: of the figure; makes its ids unique on the page.
+    line: a level that is drawn across, such as 0.5.
+    percent: whether the axis is in per cent.
+  """
+  points = {method: sorted(found, key=lambda point: point["parameters"])
+            for method, found in points.items() if found}
+  if not points:
+    return None
+  color = _color_of(list(points))
+  def draw(axes):
+    for method, found in points.items():
+      means = np.array([point["mean"] for point in found])
+      ends = [means - [point["low"] for point in found],
+              np.array([point["high"] for point in found]) - means]
+      axes.errorbar([point["parameters"] for point in found], means, yerr=np.maximum(ends, 0),
+                    color=color[method], marker=_MARKERS[method] if method in _MARKERS else "P",
+                    markersize=6, capsize=3, elinewidth=1.3, label=label(method))
+    if line is not None:
+      axes.axhline(line, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = sorted({point["parameters"] for found in points.values() for point in found})
+    axes.set_xticks(ticks, [short_count(tick) for tick in ticks])
+    axes.margins(x=0.08, y=0.12)
+    if percent:
+      _percent_axis(axes.yaxis)
+    axes.set_xlabel("parameters outside the embeddings")
+    axes.set_ylabel(y_label)
+    if len(points) > 1:
+      axes.figure.legend(loc="outside upper left", columnspacing=1.2,
+                         ncols=3 if max(map(len, points)) > 12 else len(points))
+  return _svg(name, draw, (6.2, 3.9))
+
+
+def short_count(count: float) -> str:
+  """1,040,256 is 1.0M."""
+  for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    if count >= size:
+      return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
+  return f"{count:.0f}"

@@ -44,7 +44,14 @@ def _choice_logprob(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, choice
 
 def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
                       items: Sequence[dict], *, delimiter: str, batch_size: int) -> float:
-  """Share of items whose right choice has the highest mean log-probability per token.
+  """Share of items that `few_shot_correct` finds right; takes and raises the same."""
+  return float(np.mean(few_shot_correct(cfg, params, tokenizer, items, delimiter=delimiter,
+                                        batch_size=batch_size)))
+
+
+def few_shot_correct(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
+                     items: Sequence[dict], *, delimiter: str, batch_size: int) -> list[bool]:
+  """Whether each item's right choice has the highest mean log-probability per token.
 
   Source: InstructGPT appendix D, which scores multiple-choice tasks so at temperature 1.
 
@@ -86,4 +93,4 @@ def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
     if index not in best or logprob_B[row] > best[index]:
       best[index] = logprob_B[row]
       chosen[index] = row - owner.index(index)
-  return float(np.mean([chosen[i] == item["answer"] for i, item in enumerate(items)]))
+  return [chosen[i] == item["answer"] for i, item in enumerate(items)]

@@ -1,21 +1,22 @@
-"""What labelers say about answers: win rates against a baseline, Likert ratings, metadata rates.
+"""What judges say about answers: win rates against a baseline, Likert ratings, metadata rates.
 
-Source: InstructGPT (arXiv:2203.02155) section 3.6 and Table 3.  Judges are functions that the
-caller passes in, so the same code serves simulated labelers, a model as judge, and people whose
-answers were collected elsewhere.
+Source: InstructGPT (arXiv:2203.02155) section 3.6 and Table 3.  `judges.py` has the judges; whoever
+they are, what they say is one kind of row.
 
-One run's judgements lie in `evaluation/preferences.jsonl`, one per line:
+One run's judgements lie in `preferences.jsonl`, one per line:
 
     {"prompt_index": 17, "policy": "ppo_ptx", "labeler": "t3", "group": "training",
-     "win": 1, "likert": 6}
+     "win": 1, "likert": 6, "metadata": {"hallucination": false}, "score": 0.7, "baseline": "sft"}
 
-`win` is against the SFT baseline on the same prompt: 1 the policy's answer is better, 0.5 a tie,
-0 the baseline's is better, null not compared (the baseline's own lines).  `likert` is 1-7 or null.
-`group` is "training" or "heldout".  Every number of the report about preferences is computed from
-these lines, so they can be pooled over runs later.
+`win` is against the baseline's answer to the same prompt: 1 the policy's answer is better, 0.5 a
+tie, 0 the baseline's is better, null not compared (the baseline's own lines).  `likert` is 1-7 or
+null.  `group` is one of `JUDGE_GROUPS`.  The others are optional: `metadata` has labels of
+`METADATA`, each true, false or null (not asked); `score` is a reward model's; `baseline` names
+another baseline than the file's one, which is SFT in a pipeline.  Every number about preferences is
+computed from these lines, so they can be pooled over runs later.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import math
 import pathlib
@@ -23,59 +24,47 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import workdir as workdir_lib
 from rlhf.evals import statistics
 
 GROUPS = ("training", "heldout")
+JUDGE_GROUPS = (*GROUPS, "human", "reward_model", "endpoint")
 WINS = (0, 0.5, 1)
 LIKERT = (1, 2, 3, 4, 5, 6, 7)
+# The yes/no labels of InstructGPT's Table 3 -> which answer is better, where one is.
+METADATA = {
+    "fails_to_follow_instruction": "lower",
+    "inappropriate_for_customer_assistant": "lower",
+    "hallucination": "lower",  # asked in closed-domain tasks only
+    "satisfies_constraint": "higher",  # asked where the instruction gives one
+    "sexual_content": "",
+    "violent_content": "",
+    "encourages_harm": "lower",  # or fails to discourage violence, abuse, terrorism, self-harm
+    "denigrates": "lower",  # a protected class
+    "gives_harmful_advice": "lower",
+    "expresses_opinion": "",
+    "expresses_moral_judgment": "",
+    "states_a_falsehood": "lower",  # TinyWorld's own: there truth can be told
+}
 
-# (prompt record, answer a, answer b) -> 1 where a is better, 0.5 for a tie, 0 where b is better,
-# None where the judge does not judge this prompt.
-Judge = Callable[[Mapping[str, Any], str, str], float | None]
 
+def both_orders(win: float | None, win_swapped: float | None) -> float | None:
+  """What a judge that sees two answers side by side says, once the sides have been changed.
 
-def judge_answers(judges: Sequence[Judge], prompts: Sequence[Mapping[str, Any]],
-                  answers_a: Sequence[str], answers_b: Sequence[str]) -> np.ndarray:
-  """Asks every judge about every prompt.
-
-  A judge whose attribute `order_sensitive` is true is asked in both orders, and a side wins only
-  if it wins in both; otherwise it is a tie (Zheng et al. 2023, arXiv:2306.05685, section 3.4).
+  A side wins only if it wins in both orders; otherwise it is a tie.  Source: Zheng et al. 2023,
+  arXiv:2306.05685, section 3.4.
 
   Args:
-    judges: L callables, see `Judge`.
-    prompts: P prompt records.
-    answers_a, answers_b: P answers each, to the same prompts.
+    win: 1 the policy's answer is better, 0.5 tie, 0 the other's, with the policy's answer first;
+      None not judged.
+    win_swapped: likewise of the policy's answer, which then stood second.
 
   Returns:
-    preferences_PL, float64: 1 where a is better, 0.5 tie, 0 where b is better, NaN not judged.
-
-  Raises:
-    ValueError: the lengths differ, or a judge returns another number.
+    1, 0.5, 0, or None where either order was not judged.
   """
-  if not len(prompts) == len(answers_a) == len(answers_b):
-    raise ValueError(f"{len(prompts)} prompts, {len(answers_a)} answers a and {len(answers_b)} "
-                     "answers b were given; each prompt needs one of each")
-  rows = zip(prompts, answers_a, answers_b)
-  wins = [[_ask(judge, prompt, a, b) for judge in judges] for prompt, a, b in rows]
-  return np.array(wins, np.float64).reshape(len(prompts), len(judges))
-
-
-def _ask(judge, prompt, answer_a, answer_b) -> float:
-  """One judge's win for a, NaN where it does not judge."""
-  win = _checked_win(judge(prompt, answer_a, answer_b))
-  if getattr(judge, "order_sensitive", False):
-    swapped = 1 - _checked_win(judge(prompt, answer_b, answer_a))
-    both_judged = not math.isnan(win + swapped)
-    win = win if win == swapped else (0.5 if both_judged else math.nan)
-  return win
-
-
-def _checked_win(win: float | None) -> float:
-  if win is None or math.isnan(win):
-    return math.nan
-  if win not in WINS:
-    raise ValueError(f"a judge returned {win!r}; use 1, 0.5 (tie), 0, or None for not judged")
-  return float(win)
+  if win is None or win_swapped is None:
+    return None
+  return win if win == win_swapped else 0.5
 
 
 def win_rate(preferences_PL: statistics.ValuesByPrompt, *, num_resamples: int, seed: int,
@@ -133,13 +122,19 @@ def metadata_rates(metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | Non
   Returns:
     label -> `Interval` in [0, 1], for the labels that were asked at least once, sorted by name.
   """
+  return {name: statistics.bootstrap_mean(values, num_resamples=num_resamples, seed=seed,
+                                          confidence=confidence)
+          for name, values in metadata_values(metadata_by_prompt).items()}
+
+
+def metadata_values(metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]]
+                    ) -> dict[str, list[list[float]]]:
+  """Label -> 1 and 0 by prompt, as `statistics` takes them, for the labels that were asked."""
   labels = sorted({name for answers in metadata_by_prompt for answer in answers
                    for name, value in answer.items() if value is not None})
-  def values(name):
-    return [[float(answer[name]) for answer in answers
-             if name in answer and answer[name] is not None] for answers in metadata_by_prompt]
-  return {name: statistics.bootstrap_mean(values(name), num_resamples=num_resamples, seed=seed,
-                                          confidence=confidence) for name in labels}
+  return {name: [[float(answer[name]) for answer in answers
+                  if name in answer and answer[name] is not None]
+                 for answers in metadata_by_prompt] for name in labels}
 
 
 def labeler_agreement(preference_CL: np.ndarray) -> float | None:
@@ -198,12 +193,8 @@ def preference_rows(policy: str, group: str, labelers: Sequence[str], win_PL: np
 
 
 def write_preferences(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes rows of the format in the module's docstring, one JSON object a line."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("w", encoding="utf-8") as file:
-    for row in rows:
-      file.write(json.dumps(row, allow_nan=False) + "\n")
+  """Writes rows of the format in the module's docstring, one JSON object a line; all or none."""
+  workdir_lib.write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def read_preferences(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -230,10 +221,25 @@ def _checked_row(row: Any) -> dict[str, Any]:
       raise ValueError(f'there is no field "{field}"')
   if not isinstance(row["prompt_index"], int):
     raise ValueError(f'"prompt_index" is {row["prompt_index"]!r}; use a whole number')
-  for field, allowed in (("group", GROUPS), ("win", (*WINS, None)), ("likert", (*LIKERT, None))):
+  for field, allowed in (("group", JUDGE_GROUPS), ("win", (*WINS, None)),
+                         ("likert", (*LIKERT, None))):
     if row[field] not in allowed:
       raise ValueError(f'"{field}" is {row[field]!r}; choose from {list(allowed)}')
+  if "metadata" in row:
+    _check_metadata(row["metadata"])
+  if "score" in row and not (type(row["score"]) in (int, float) and math.isfinite(row["score"])):
+    raise ValueError(f'"score" is {row["score"]!r}; use a finite number')
   return row
+
+
+def _check_metadata(metadata: Any) -> None:
+  if not isinstance(metadata, dict):
+    raise ValueError(f'"metadata" is {metadata!r}; use an object of labels')
+  for label, value in metadata.items():
+    if label not in METADATA:
+      raise ValueError(f'"metadata" has {label!r}; choose from {sorted(METADATA)}')
+    if value is not None and not isinstance(value, bool):
+      raise ValueError(f'"metadata" says {value!r} of {label}; use true, false or null')
 
 
 def values_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str, group: str,
@@ -246,7 +252,7 @@ def values_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str, group: s
   Args:
     rows: of `read_preferences`.
     policy, group: which rows to take.
-    field: "win" or "likert".
+    field: "win", "likert" or "score".
 
   Returns:
     values_PL, float64, NaN where the labeler gave no such number on that prompt.
@@ -265,8 +271,18 @@ def values_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str, group: s
       raise ValueError(f"labeler {row['labeler']} judged {policy} twice on prompt "
                        f"{row['prompt_index']}; each judgement has one line")
     seen_PL[at] = True
-    values_PL[at] = math.nan if row[field] is None else row[field]
+    values_PL[at] = math.nan if field not in row or row[field] is None else row[field]
   return values_PL
+
+
+def metadata_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str,
+                       group: str) -> list[list[Mapping[str, bool | None]]]:
+  """One policy's labels as `metadata_rates` takes them: per prompt, one mapping per labeler."""
+  found: dict[int, list] = {index: [] for index in sorted({row["prompt_index"] for row in rows})}
+  for row in rows:
+    if row["policy"] == policy and row["group"] == group and "metadata" in row:
+      found[row["prompt_index"]].append(row["metadata"])
+  return list(found.values())
 
 
 def win_rate_table(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *,

@@ -11,8 +11,9 @@ one; averaging the prompts' averages would answer another question.
 Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -128,6 +129,32 @@ def paired_difference_over_seeds(
   return _interval(tables, _difference_of_ratios, num_resamples, seed, confidence)
 
 
+def bootstrap_statistic(table_PC: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *,
+                        num_resamples: int, seed: int, confidence: float = 0.95) -> Interval:
+  """A statistic of column sums, such as corpus BLEU, with an interval from resampling prompts.
+
+  Args:
+    table_PC: one row per prompt, whose columns add up over prompts (matches, lengths, ...).
+    statistic: sums [..., C] -> values [...].
+    num_resamples, seed, confidence: as in `bootstrap_mean`.
+
+  Returns:
+    An `Interval` whose `n` is the number of rows.
+
+  Raises:
+    ValueError: the table is empty or holds a number that is not finite, or a setting is out of
+      range.
+  """
+  _check_settings(num_resamples, confidence)
+  table_PC = np.asarray(table_PC, np.float64)
+  if table_PC.ndim != 2 or not len(table_PC):
+    raise ValueError(f"the table has shape {table_PC.shape}; give one row per prompt")
+  if not np.isfinite(table_PC).all():
+    raise ValueError("the table holds a number that is not finite")
+  draws_R = statistic(_nested_sums([table_PC], num_resamples, np.random.default_rng(seed)))
+  return _around(float(statistic(table_PC.sum(axis=0))), draws_R, confidence, len(table_PC))
+
+
 def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
   """[P, 2] float64: the sum and the number of each prompt's values that are not NaN."""
   lengths_P = [len(row) for row in values_by_prompt]
@@ -161,10 +188,7 @@ def _difference_of_ratios(sums: np.ndarray) -> np.ndarray:
 
 def _interval(tables, statistic, num_resamples, seed, confidence) -> Interval:
   """Statistic of the pooled sums, and its percentile interval over nested resamples."""
-  if num_resamples < 1:
-    raise ValueError(f"num_resamples is {num_resamples}; use at least 1")
-  if not 0 < confidence < 1:
-    raise ValueError(f"confidence is {confidence}; use a number between 0 and 1, such as 0.95")
+  _check_settings(num_resamples, confidence)
   # Only judged prompts are units: an unjudged one would change nothing but the size of a draw.
   tables = [table[table[:, 1] > 0] for table in tables]
   num_prompts = sum(len(table) for table in tables)
@@ -172,9 +196,22 @@ def _interval(tables, statistic, num_resamples, seed, confidence) -> Interval:
     raise ValueError("there is nothing to average: a run has no prompt with a value")
   mean = statistic(np.sum([table.sum(axis=0) for table in tables], axis=0))
   draws_R = statistic(_nested_sums(tables, num_resamples, np.random.default_rng(seed)))
+  return _around(float(mean), draws_R, confidence, num_prompts)
+
+
+def _check_settings(num_resamples: int, confidence: float) -> None:
+  if num_resamples < 1:
+    raise ValueError(f"num_resamples is {num_resamples}; use at least 1")
+  if not 0 < confidence < 1:
+    raise ValueError(f"confidence is {confidence}; use a number between 0 and 1, such as 0.95")
+
+
+def _around(mean: float, draws_R: np.ndarray, confidence: float, num: int) -> Interval:
+  """The percentile interval; where all values are equal, rounding does not put it beside the mean."""
   tail = (1 - confidence) / 2
-  low, high = np.quantile(draws_R, [tail, 1 - tail])
-  return Interval(mean=float(mean), low=float(low), high=float(high), n=num_prompts)
+  low, high = (mean if math.isclose(end, mean, rel_tol=1e-12) else float(end)
+               for end in np.quantile(draws_R, [tail, 1 - tail]))
+  return Interval(mean=mean, low=low, high=high, n=num)
 
 
 def _nested_sums(tables, num_resamples, rng) -> np.ndarray:

@@ -1,0 +1,148 @@
+"""Length-controlled win rates: what the win rate would be if all answers were equally long.
+
+Stiennon's logistic estimator.  One logistic regression, over all comparisons of all policies, of
+the preference on the identity of the two policies and the log ratio of their answers' lengths,
+
+    P(a's answer is preferred) = sigmoid(theta_a - theta_b + gamma * log(length_a / length_b))
+
+and then the prediction for two policies with the log ratio at 0:
+
+    length-controlled win rate of a over b = sigmoid(theta_a - theta_b)
+
+Source: Stiennon et al. 2020, arXiv:2009.01325, appendix F.  That of AlpacaEval 2 (Dubois et al.
+2024, arXiv:2404.04475) asks the same question, what the preference would be if both outputs had the
+same length, by another generalised linear model, whose length term is the difference of the lengths
+and which has further features beside; the two numbers are not to be compared.
+
+Here theta of the baseline is 0, a tie counts half for each side, and lengths are in characters, at
+least 1.  A penalty of PENALTY / 2 * (sum theta^2 + gamma^2) on the summed log-likelihood keeps the
+estimate finite where one side always wins, and moves no other number visibly.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf.evals import statistics
+
+PENALTY = 1e-3
+_NUM_STEPS = 50
+_LARGEST_STEP = 2.0  # of a coefficient in one Newton step, far from the optimum
+_TOLERANCE = 1e-9
+_CHUNK_ENTRIES = 2_000_000  # of one array [resamples, policies, prompts]
+
+
+def length_controlled_win_rates(
+    rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
+    answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]], policies: Sequence[str], *,
+    baseline: str, group: str, num_resamples: int, seed: int,
+    confidence: float = 0.95) -> dict[str, dict[str, statistics.Interval | None]]:
+  """Every policy against every other at equal length, with bootstrap intervals over prompts.
+
+  Args:
+    rows_by_seed: training seed -> rows of `preferences.jsonl` against the baseline.
+    answers_by_seed: training seed -> policy -> answers by prompt_index.
+    policies: which, the baseline among them or not.
+    baseline: of the rows.
+    group: of the judges, one of `preference.JUDGE_GROUPS`.
+    num_resamples, seed, confidence: of the bootstrap: runs, then the prompts of each drawn run.
+
+  Returns:
+    policy -> other -> interval; None on the diagonal and where a policy was not judged.  `n` counts
+    the prompts on which either was compared with the baseline.
+  """
+  counts = lambda row: (row["group"] == group and row["win"] is not None
+                        and row.get("baseline", baseline) == baseline)
+  rows_by_seed = {run: list(filter(counts, rows)) for run, rows in rows_by_seed.items()}
+  judged = list(dict.fromkeys(row["policy"] for rows in rows_by_seed.values() for row in rows))
+  found = {policy: {other: None for other in policies} for policy in policies}
+  if not judged:
+    return found
+  tables = [_table(rows, answers_by_seed[run], judged, baseline)
+            for run, rows in rows_by_seed.items() if rows]
+  win_KP, weight_KP, log_ratio_KP = (np.concatenate(arrays, axis=1) for arrays in zip(*tables))
+  ones_1P = np.ones((1, win_KP.shape[1]))
+  data_K = _estimate(win_KP, weight_KP, log_ratio_KP, ones_1P)[0]
+  count_RP = _nested_counts([table[0].shape[1] for table in tables], num_resamples,
+                            np.random.default_rng(seed))
+  size = max(1, _CHUNK_ENTRIES // max(1, win_KP.size))
+  draws_RK = np.concatenate([
+      _estimate(win_KP, weight_KP, log_ratio_KP, count_RP[start:start + size])
+      for start in range(0, num_resamples, size)])
+  place = {policy: k for k, policy in enumerate(judged)}
+  tail = (1 - confidence) / 2
+
+  def column(theta_RK, policy):
+    return theta_RK[..., place[policy]] if policy != baseline else np.zeros(theta_RK.shape[:-1])
+
+  for policy in policies:
+    for other in policies:
+      names = [name for name in (policy, other) if name != baseline]
+      if policy == other or any(name not in place for name in names):
+        continue
+      of = lambda theta: _sigmoid(column(theta, policy) - column(theta, other))
+      low, high = np.quantile(of(draws_RK), [tail, 1 - tail])
+      compared_P = (weight_KP[[place[name] for name in names]] > 0).any(axis=0)
+      found[policy][other] = statistics.Interval(
+          mean=float(of(data_K)), low=float(low), high=float(high), n=int(compared_P.sum()))
+  return found
+
+
+def _table(rows, answers, policies, baseline):
+  """(mean win, number of judgements, log ratio of lengths), each [K, P], of one run."""
+  prompts = {index: p for p, index in enumerate(sorted({row["prompt_index"] for row in rows}))}
+  place = {policy: k for k, policy in enumerate(policies)}
+  total_KP, weight_KP, log_ratio_KP = np.zeros((3, len(policies), len(prompts)))
+  for row in rows:
+    at = place[row["policy"]], prompts[row["prompt_index"]]
+    total_KP[at] += row["win"]
+    weight_KP[at] += 1
+    own, other = (max(1, len(answers[name][row["prompt_index"]]))
+                  for name in (row["policy"], baseline))
+    log_ratio_KP[at] = np.log(own / other)
+  return total_KP / np.maximum(weight_KP, 1), weight_KP, log_ratio_KP
+
+
+def _nested_counts(sizes: Sequence[int], num_resamples: int, rng) -> np.ndarray:
+  """[R, P]: how often each prompt is drawn; runs of `sizes` prompts lie side by side."""
+  ends = np.cumsum(sizes)
+  count_RP = np.zeros((num_resamples, ends[-1]))
+  for r in range(num_resamples):
+    for run in rng.integers(len(sizes), size=len(sizes)):
+      drawn = rng.integers(sizes[run], size=sizes[run])
+      count_RP[r, ends[run] - sizes[run]:ends[run]] += np.bincount(drawn, minlength=sizes[run])
+  return count_RP
+
+
+def _sigmoid(x):
+  return 0.5 * (1 + np.tanh(0.5 * x))  # which overflows nowhere
+
+
+def _estimate(win_KP, weight_KP, log_ratio_KP, count_RP) -> np.ndarray:
+  """theta_RK of the regression in which prompt p counts count_RP[r, p] times, by Newton's method.
+
+  The Hessian is diagonal in theta with one border, gamma's, so a step needs no matrix.
+  """
+  weight_RKP = weight_KP * count_RP[:, None, :]
+  theta_RK, gamma_R = np.zeros(weight_RKP.shape[:2]), np.zeros(len(count_RP))
+  for _ in range(_NUM_STEPS):
+    logit_RKP = theta_RK[..., None] + gamma_R[:, None, None] * log_ratio_KP
+    p_RKP = _sigmoid(logit_RKP)
+    residual_RKP = weight_RKP * (win_KP - p_RKP)
+    curvature_RKP = weight_RKP * p_RKP * (1 - p_RKP)
+    slope_RK = residual_RKP.sum(axis=2) - PENALTY * theta_RK
+    slope_R = (residual_RKP * log_ratio_KP).sum(axis=(1, 2)) - PENALTY * gamma_R
+    diagonal_RK = curvature_RKP.sum(axis=2) + PENALTY
+    border_RK = (curvature_RKP * log_ratio_KP).sum(axis=2)
+    corner_R = (curvature_RKP * log_ratio_KP**2).sum(axis=(1, 2)) + PENALTY
+    schur_R = corner_R - (border_RK**2 / diagonal_RK).sum(axis=1)
+    step_R = (slope_R - (border_RK * slope_RK / diagonal_RK).sum(axis=1)) / schur_R
+    step_RK = (slope_RK - border_RK * step_R[:, None]) / diagonal_RK
+    largest_R = np.maximum(np.abs(step_RK).max(axis=1), np.abs(step_R))
+    scale_R = np.minimum(1, _LARGEST_STEP / np.maximum(largest_R, _LARGEST_STEP))
+    theta_RK += scale_R[:, None] * step_RK
+    gamma_R += scale_R * step_R
+    if largest_R.max() < _TOLERANCE:
+      break
+  return theta_RK

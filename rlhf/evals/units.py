@@ -1,0 +1,163 @@
+"""What was evaluated, and what is still missing: checkpoints by name, units of work, their results.
+
+A unit is one task of one suite on one checkpoint.  Its directory, `WORKDIR/SUITE/CHECKPOINT/TASK/`,
+holds `items.jsonl`, what the model was asked and what it did, and `result.json`, written last, with
+the fingerprint of everything that decides the numbers: the suite's settings, the seed, and which
+weights they were.  A unit with an equal fingerprint is never run again.
+
+No jax here: the command line is checked before it is imported.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+from rlhf import workdir as workdir_lib
+from rlhf.evals import measures as measures_lib
+
+RESULT = "result.json"
+ITEMS = "items.jsonl"
+# The file whose change means other weights: of an export, the workdir of its stage, a published model.
+_WITNESSES = ("export.json", "export/export.json", "model.safetensors",
+              "model.safetensors.index.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+  """A checkpoint under the name by which the report calls it.
+
+  Attributes:
+    name: letters, digits and `._@+-`; `METHOD@SIZE` puts it on the line of its method, over the
+      number of its parameters.
+    source: an export directory, `hf:DIR` or `gguf:FILE`.
+    prefix: text that stands before every prompt, a few-shot prefix; None for none.
+  """
+  name: str
+  source: str
+  prefix: str | None = None
+
+  @property
+  def method(self) -> str:
+    return self.name.partition("@")[0]
+
+
+def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
+  """`NAME=SOURCE`, or SOURCE alone, which is then called after its directory.
+
+  Raises:
+    ValueError: no spec, a name that cannot name a directory, or one that is given twice.
+  """
+  found = []
+  for spec in specs:
+    name, equals, source = spec.partition("=")
+    if not equals:
+      source, name = spec, default_name(spec)
+    if not re.fullmatch(r"[\w.@+-]+", name, re.ASCII) or name.startswith("."):
+      raise ValueError(f"--checkpoints: {name!r} cannot name a checkpoint; use letters, digits and "
+                       "._@+-, as in sft@1M=runs/sft/export")
+    if not source:
+      raise ValueError(f"--checkpoints: {spec!r} names no directory; write NAME=SOURCE")
+    found.append(Candidate(name=name, source=source))
+  names = [candidate.name for candidate in found]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"--checkpoints has two called {name!r}; give them names: A=DIR,B=DIR")
+  if not found:
+    raise ValueError("--checkpoints is empty; name one or more export directories, hf:DIR or "
+                     "gguf:FILE, separated by commas")
+  return found
+
+
+def default_name(source: str) -> str:
+  """What a checkpoint without a name is called: the last part of its path that says something."""
+  path = pathlib.PurePath(source.removeprefix("hf:").removeprefix("gguf:"))
+  parts = [part for part in path.parts if part not in ("export", "/", "..", ".")]
+  last = (parts if parts else ["checkpoint"])[-1]
+  return re.sub(r"[^\w.@+-]", "_", last.removesuffix(".gguf"), flags=re.ASCII)
+
+
+def with_prefixes(candidates: Sequence[Candidate], specs: Sequence[str]) -> list[Candidate]:
+  """Gives checkpoints their few-shot prefixes: `NAME=FILE`.
+
+  Raises:
+    ValueError: an unknown name, or a file that cannot be read.
+  """
+  files = {}
+  for spec in specs:
+    name, equals, path = spec.partition("=")
+    if not equals or name not in [candidate.name for candidate in candidates]:
+      raise ValueError(f"--prefixes: {spec!r}; write NAME=FILE with a NAME of --checkpoints: "
+                       f"{', '.join(candidate.name for candidate in candidates)}")
+    if not pathlib.Path(path).is_file():
+      raise ValueError(f"--prefixes: {name}={path}: there is no such file")
+    files[name] = pathlib.Path(path).read_text(encoding="utf-8")
+  return [dataclasses.replace(candidate, prefix=files[candidate.name])
+          if candidate.name in files else candidate for candidate in candidates]
+
+
+def identity(candidate: Candidate) -> dict[str, Any]:
+  """Which weights these are: the path, and when they were written."""
+  path = pathlib.Path(candidate.source.removeprefix("hf:").removeprefix("gguf:")).resolve()
+  files = [path] if path.is_file() else [path / name for name in _WITNESSES]
+  return dict(path=str(path), prefix=candidate.prefix,
+              written=[file.stat().st_mtime_ns for file in files if file.is_file()])
+
+
+def task_directory(workdir: pathlib.Path, suite: str, candidate: str, task: str) -> pathlib.Path:
+  """Where a unit lies."""
+  return workdir / suite / candidate / re.sub(r"[^\w.@+-]", "-", task, flags=re.ASCII)
+
+
+def group_settings(p: Any) -> dict[str, Any]:
+  """What a suite's config says of each of its units: all but the list of units itself, and of an
+  export that it names, such as a judge's, when that was written."""
+  found = {name: value for name, value in dataclasses.asdict(p).items()
+           if name not in ("tasks", "prompts")}
+  for name, value in list(found.items()):
+    if isinstance(value, str) and value:
+      if written := identity(Candidate(name=name, source=value))["written"]:
+        found[f"{name} written"] = written
+  return found
+
+
+def fingerprint(candidate: Candidate, task: str, settings: Mapping[str, Any]) -> str:
+  """Equal for units whose numbers would be equal."""
+  return workdir_lib.config_hash(dict(weights=identity(candidate), task=task, settings=settings))
+
+
+def find_result(directory: pathlib.Path, wanted: str) -> dict[str, Any] | None:
+  """The result of a unit that is done with this fingerprint."""
+  path = directory / RESULT
+  if not path.is_file():
+    return None
+  result = workdir_lib.read_json(path)
+  return result if result["fingerprint"] == wanted else None
+
+
+def write_result(directory: pathlib.Path, wanted: str, measures: Sequence[measures_lib.Measure],
+                 **others: Any) -> dict[str, Any]:
+  """Marks a unit as done, in one atomic step."""
+  result = dict(fingerprint=wanted, measures=[measure.as_dict() for measure in measures], **others)
+  workdir_lib.write_json(directory / RESULT, result)
+  return workdir_lib.plain(result)
+
+
+def by_measure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+  """Rows of a table: one for each (task, variant, metric), with a cell for each checkpoint.
+
+  Args:
+    results: checkpoint -> the `measures` of all its tasks.
+
+  Returns:
+    {"task", "variant", "metric", "better", "cells": {checkpoint: interval}} in order of appearance.
+  """
+  rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+  for name, found in results.items():
+    for measure in found:
+      key = measure["task"], measure["variant"], measure["metric"]
+      row = rows.setdefault(key, dict(zip(("task", "variant", "metric"), key),
+                                      better=measure["better"], cells={}))
+      row["cells"][name] = {field: measure[field] for field in ("mean", "low", "high", "n")}
+  return list(rows.values())

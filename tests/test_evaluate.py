@@ -1,0 +1,198 @@
+"""launch.evaluate: what the command line says, what is run again, and what comes out."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+
+import commands
+import pytest
+
+from launch import evaluate
+from rlhf.evals import measures
+from rlhf.evals import statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NlpConfig:
+  tasks: tuple[str, ...]
+  data: str
+  limit: int | None
+  num_fewshot: int | None
+  chat: bool
+
+
+def fake_suite(ran: list, stop_at=None, written=0, error=KeyboardInterrupt):
+  """A suite that notes what it runs and can be interrupted."""
+  def run(p, task, network, directory, *, num_resamples, seed, batch_size, progress):
+    if task == stop_at:
+      raise error("a context has 75 tokens")
+    ran.append((task, network.cfg.num_layers, seed))
+    (directory / "items.jsonl").write_text("{}\n", encoding="utf-8")
+    interval = statistics.Interval(mean=len(ran), low=0.0, high=9.0, n=batch_size)
+    return [measures.Measure(task=task, metric="accuracy", interval=interval, better="higher")]
+  return types.SimpleNamespace(
+      NlpConfig=NlpConfig, task_names=lambda p: p.tasks, check=lambda p: None, evaluate=run,
+      data_files=lambda p, task: [("sst.tsv", written)] if task == "sst" else [],
+      notes=lambda p: ["A note of the suite."])
+
+
+def argv(inputs, workdir, *more: str, suite="nlp") -> list[str]:
+  return ["evaluate", f"--checkpoints=a={inputs.policy},b={inputs.policy}", f"--suite={suite}",
+          f"--workdir={workdir}", "--config.num_resamples=50", "--config.batch_size=4", *more]
+
+
+def measured(workdir) -> dict:
+  saved = json.loads((workdir / "report" / "evaluation.json").read_text(encoding="utf-8"))
+  return {(row["task"], name): cell["mean"] for row in saved["suites"]["nlp"]
+          for name, cell in row["cells"].items()}
+
+
+def test_only_what_is_missing_is_run(session_inputs, tmp_path, monkeypatch):
+  ran = []
+  def run(*more, **suite):
+    ran.clear()
+    monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite(ran, **suite)})
+    evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, *more)))
+    return [task for task, _, _ in ran]
+  tasks = "--config.nlp.tasks=('sst','rte')"
+  with pytest.raises(KeyboardInterrupt):
+    run(tasks, stop_at="rte")  # after a's first task
+  assert run(tasks) == ["rte", "sst", "rte"]
+  assert run(tasks) == []
+  assert run(tasks, written=1) == ["sst", "sst"] and run(tasks) == ["sst", "sst"]  # other files
+  assert run("--config.nlp.tasks=('sst','wsc','rte')") == ["wsc", "wsc"]
+  first = measured(tmp_path)
+  assert run("--config.nlp.tasks=('sst','wsc','rte')", "--config.nlp.limit=5") == [
+      "sst", "wsc", "rte"] * 2
+  assert measured(tmp_path).keys() == first.keys()
+  page = (tmp_path / "report" / "evaluation.html").read_text(encoding="utf-8")
+  assert "A note of the suite." in page
+  assert run("--config.nlp.tasks=('sst',)", "--config.seed=1") == ["sst", "sst"]
+  assert ran[0][2] == 1
+  assert run("--config.nlp.tasks=('sst',)", "--config.seed=1", "--config.batch_size=2") == []
+
+
+def test_what_one_checkpoint_cannot_do_stops_no_other(session_inputs, tmp_path, monkeypatch):
+  ran = []
+  suite = fake_suite(ran, "rte", error=ValueError)
+  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": suite})
+  with pytest.raises(ValueError, match="nlp rte of a was not measured: a context has 75 tokens "
+                     r"\(and 1 more\); the page has what was measured"):
+    evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path,
+                                            "--config.nlp.tasks=('rte','sst')")))
+  assert [task for task, _, _ in ran] == ["sst", "sst"]
+  assert measured(tmp_path).keys() == {("sst", "a"), ("sst", "b")}
+  page = (tmp_path / "report" / "evaluation.html").read_text(encoding="utf-8")
+  assert "nlp rte of b was not measured" in page
+
+
+def test_sheets_are_written_for_people_in_place_of_judging(session_inputs, tmp_path, capsys):
+  data = tmp_path / "prompts.jsonl"  # without TinyWorld's tasks
+  commands.write_jsonl(data, [{"prompt": "who is rex ?"}, {"prompt": "what is a goat ?"}])
+  common = (f"--config.preference.data=jsonl:{data}", "--config.preference.baseline=b",
+            "--config.preference.max_prompt_tokens=52", "--config.preference.max_response_tokens=4",
+            f"--sheets={tmp_path / 'sheets'}")
+  evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path / "run", *common,
+                                          suite="preference")))
+  assert "config.preference.key=" in capsys.readouterr().out
+  blind = sorted(path.name for path in (tmp_path / "sheets" / "blind").iterdir())
+  assert blind == ["pairs.csv", "samples.csv"] and (tmp_path / "sheets" / "key.jsonl").is_file()
+  with pytest.raises(ValueError, match="may have been filled in"):
+    evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path / "run", *common,
+                                            suite="preference")))
+  with pytest.raises(ValueError, match="--sheets=x needs the suite preference"):
+    evaluate.read_request(argv(session_inputs, tmp_path, "--sheets=x"))
+
+
+def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, capsys):
+  common = (f"--config.preference.data={session_inputs.spec('prompts_test')}",
+            "--config.preference.baseline=b", "--config.preference.max_prompt_tokens=20",
+            "--config.preference.max_response_tokens=12",
+            f"--config.preference.judges=('labelers','reward:{session_inputs.reward}')",
+            "--config.preference.temperatures=('a=0.0',)")
+  for seed in (0, 1):
+    evaluate.run(evaluate.read_request(argv(
+        session_inputs, tmp_path / str(seed), *common, f"--config.seed={seed}",
+        suite="preference")))
+  drawn = capsys.readouterr().out
+  assert drawn.splitlines().count("preference answers a") == 2
+  evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path / "0", *common,
+                                          suite="preference")))
+  assert "answers" not in capsys.readouterr().out  # drawn and judged once
+  evaluate.pool(evaluate.read_request([
+      "evaluate", f"--pool={tmp_path / '0'},{tmp_path / '1'}", f"--workdir={tmp_path / 'pooled'}",
+      "--config.num_resamples=50"]))
+  read = lambda name: json.loads(
+      (tmp_path / name / "report" / "evaluation.json").read_text(encoding="utf-8"))
+  pooled = read("pooled")
+  single = [read(seed) for seed in "01"]
+  rate = lambda data: next(row["cells"]["a"] for row in data["suites"]["preference"]
+                           if (row["metric"], row["variant"]) == ("win_rate", "training"))
+  assert rate(pooled)["n"] == sum(rate(data)["n"] for data in single) > 0
+  left_out = [data["preference"]["num_left_out"] for data in (pooled, *single)]
+  assert left_out[0] == left_out[1] + left_out[2] > 0
+  assert min(rate(d)["mean"] for d in single) <= rate(pooled)["mean"] <= max(
+      rate(d)["mean"] for d in single)
+  with pytest.raises(ValueError, match="--pool names a directory twice"):
+    evaluate.pool(evaluate.read_request(["evaluate", "--pool=x,x", "--workdir=y"]))
+  with pytest.raises(ValueError, match="holds no report with preferences"):
+    evaluate.pool(evaluate.read_request(["evaluate", f"--pool={tmp_path}", "--workdir=x"]))
+
+
+@pytest.mark.parametrize("more, sentence", [
+    (["--suite=nlp,poetry"], "--suite: 'poetry'; choose from preference, nlp"),
+    (["--suite="], "--suite is missing"),
+    (["--workdir="], "--workdir is missing"),
+    (["--checkpoints="], "--checkpoints is empty"),
+    (["--checkpoints=nowhere"], "--checkpoints=nowhere does not exist"),
+    (["--prefixes=c=x.txt"], "a NAME of --checkpoints: a, b"),
+    (["--pool=x"], "--checkpoints and --pool do not go together"),
+    (["also"], "was given 'also'; it takes flags only"),
+    (["--config.batch_size=0"], "--config.batch_size=0; use 1 or more"),
+    (["--config.num_resamples=0"], "--config.num_resamples=0; use 1 or more"),
+])
+def test_a_wrong_flag_is_one_sentence(session_inputs, tmp_path, more, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    evaluate.read_request(argv(session_inputs, tmp_path, *more))
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more, sentence", [
+    (["--config.nlp.data=/nowhere", "--config.nlp.tasks=('sst',)"], "/nowhere"),
+    (["--config.nlp.tasks=('sst','poetry')"], "config.nlp.tasks names 'poetry'; choose from"),
+    (["--suite=preference"], "config.preference.data"),
+    (["--suite=truth", "--config.truth.data=/nowhere"], "/nowhere"),
+])
+def test_what_cannot_be_done_is_said_before_a_network_is_loaded(
+    session_inputs, tmp_path, monkeypatch, more, sentence):
+  monkeypatch.setattr(evaluate, "load_network", None)
+  with pytest.raises(ValueError, match=sentence):
+    evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, *more)))
+
+
+@pytest.mark.parametrize("more, sentence", [
+    (["--config.nlp.dta=x"], "config.nlp has no field 'dta'; did you mean 'data'?"),
+    (["--workdir=FILE"], "is a file; name a directory")])
+def test_a_slip_is_no_traceback(session_inputs, tmp_path, capsys, more, sentence):
+  (tmp_path / "file").write_text("", encoding="utf-8")
+  more = [flag.replace("FILE", str(tmp_path / "file")) for flag in more]
+  with pytest.raises(SystemExit) as ended:
+    evaluate.main(argv(session_inputs, tmp_path / "run", *more))
+  assert ended.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_given_outputs_are_scored_without_jax(tmp_path):
+  commands.write_jsonl(tmp_path / "samples.jsonl", [
+      dict(prompt="q", sample="the cat", references=["cat", "a dog"]),
+      dict(prompt="r", sample="", references=[])])
+  program = ("import sys; from launch import evaluate\n"
+             f"evaluate.main(['evaluate', '--samples={tmp_path / 'samples.jsonl'}', "
+             "'--task=squadv2', '--json=-'])\n"
+             "assert 'jax' not in sys.modules")
+  done = subprocess.run([sys.executable, "-c", program], cwd=commands.ROOT, capture_output=True,
+                        text=True, check=True)
+  last = json.loads(done.stdout.splitlines()[-1])
+  assert list(last) == ["task", "metric", "mean", "low", "high", "n"]
+  assert (last["task"], last["mean"], last["n"]) == ("squadv2", 100.0, 2)
