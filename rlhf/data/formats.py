@@ -356,6 +356,89 @@ def _read_alpaca_eval(kind: str) -> Callable:
   return reader
 
 
+# ---- pandalm: pairs with the votes of three people (Wang et al. 2023, arXiv:2306.05087) ---------
+
+_RESPONSES = ("response1", "response2")
+_ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+
+
+def _majority_ranks(votes: list[int]) -> list[int]:
+  """Ranks of two answers by the majority; a tie where most say so, or all three differ."""
+  for vote, ranks in ((1, [1, 2]), (2, [2, 1])):
+    if votes.count(vote) > len(votes) / 2:
+      return ranks
+  return [1, 1]
+
+
+def _pandalm_response(value: object) -> object:
+  """The published file holds the answers "True" and "False" as JSON's own true and false."""
+  return str(value) if isinstance(value, bool) else value
+
+
+def _convert_pandalm(kind: str) -> Callable[[str, dict], Item]:
+  def convert(where: str, value: dict) -> Item:
+    prompt = _alpaca_prompt(value)
+    if prompt is None:
+      return Item(where=where, problem=Problem(
+          "wrong type", '"input" is not a string; it must be one, empty where there is none'))
+    if not prompt.strip():
+      return Item(where=where, dropped="empty instruction")
+    if kind == "prompt":
+      return Item(where=where, record={"prompt": prompt})
+    value = value | {name: _pandalm_response(value[name]) for name in _RESPONSES if name in value}
+    problem = _find_field_problem(value, _RESPONSES)
+    if problem is not None:
+      return Item(where=where, problem=problem)
+    votes = [value[name] if name in value else None for name in _ANNOTATORS]
+    for name, vote in zip(_ANNOTATORS, votes):
+      if type(vote) is not int or vote not in (0, 1, 2):
+        return Item(where=where, problem=Problem(
+            "vote", f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
+                    "response, or 0 for a tie"))
+    completions = [value[name] for name in _RESPONSES]
+    if not all(completion.strip() for completion in completions):
+      return Item(where=where, dropped="empty response")
+    return Item(where=where, record={"prompt": prompt, "completions": completions,
+                                     "ranks": _majority_ranks(votes), "votes": votes})
+  return convert
+
+
+def _read_pandalm(kind: str) -> Callable:
+  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
+    del options
+    return _convert(path, _convert_pandalm(kind), ("instruction",))
+  return reader
+
+
+# ---- llmbar: pairs of which one is better beyond doubt (Zeng et al. 2023, arXiv:2310.07641) -----
+
+
+def _convert_llmbar(kind: str) -> Callable[[str, dict], Item]:
+  def convert(where: str, value: dict) -> Item:
+    if not value["input"].strip():
+      return Item(where=where, dropped="empty instruction")
+    if kind == "prompt":
+      return Item(where=where, record={"prompt": value["input"]})
+    label = value["label"] if "label" in value else None
+    if type(label) is not int or label not in (1, 2):
+      return Item(where=where, problem=Problem(
+          "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'))
+    completions = [value["output_1"], value["output_2"]]
+    if not all(completion.strip() for completion in completions):
+      return Item(where=where, dropped="empty output")
+    return Item(where=where, record={"prompt": value["input"], "completions": completions,
+                                     "ranks": [1, 2] if label == 1 else [2, 1]})
+  return convert
+
+
+def _read_llmbar(kind: str) -> Callable:
+  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
+    del options
+    needed = ("input",) if kind == "prompt" else ("input", "output_1", "output_2")
+    return _convert(path, _convert_llmbar(kind), needed)
+  return reader
+
+
 # format -> kind -> reader(path, options)
 FORMATS: dict[str, dict[str, Callable[[pathlib.Path, FormatOptions], Iterator[Item]]]] = {
     "jsonl": {kind: _read_jsonl for kind in records.KINDS},
@@ -364,4 +447,6 @@ FORMATS: dict[str, dict[str, Callable[[pathlib.Path, FormatOptions], Iterator[It
     "alpaca": {kind: _read_alpaca(kind) for kind in ("comparison", "prompt", "demonstration")},
     "t0": {kind: _read_t0(kind) for kind in ("prompt", "demonstration")},
     "alpaca_eval": {kind: _read_alpaca_eval(kind) for kind in ("comparison", "prompt")},
+    "pandalm": {kind: _read_pandalm(kind) for kind in ("comparison", "prompt")},
+    "llmbar": {kind: _read_llmbar(kind) for kind in ("comparison", "prompt")},
 }

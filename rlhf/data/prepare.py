@@ -6,9 +6,9 @@ The two parts are encoded apart, so that the prompt's tokens are the same in a d
 comparison and when the policy is asked to answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,16 @@ class PromptFormat:
       return cls(**{field.name: getattr(group, field.name) for field in dataclasses.fields(cls)})
     except ValueError as error:
       raise ValueError(f"{name}.{error}" if name else str(error)) from None
+
+  @classmethod
+  def trained_with(cls, export_config: Mapping[str, Any]) -> "PromptFormat":
+    """The format of an export's own data; this house's plain one where it does not say."""
+    trained = [export_config[group] for group in ("demonstrations", "prompts", "comparisons")
+               if group in export_config]
+    found = dataclasses.asdict(cls())
+    if trained:  # exports made before there were formats have no prompt_format: plain
+      found |= {name: trained[0][name] for name in found if name in trained[0]}
+    return cls(**found)
 
   @property
   def is_chat(self) -> bool:

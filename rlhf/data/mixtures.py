@@ -1,0 +1,79 @@
+"""Several sets of examples as one, in given proportions, no example twice.
+
+For fine-tunes on a collection of instruction data sets, as the FLAN and T0 baselines of InstructGPT
+appendix C.5.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def mix(sources: Sequence[Sequence[dict]], weights: Sequence[float], *, max_examples: int | None,
+        seed: int) -> tuple[list[dict], dict[str, int]]:
+  """Examples drawn from each source without replacement, in a random order.
+
+  Args:
+    sources: demonstrations; what is equal in prompt and completion, also across sources, is taken
+      once, from the first source that has it.
+    weights: of each source's number of examples; they hold to within one example, so the mixture
+      ends where a source has no more to give.  Empty: all examples of all sources.
+    max_examples: of the mixture, at most; None for as many as there are.
+    seed: of the draw.
+
+  Returns:
+    (records, counts): "kept", then what was dropped and why.
+
+  Raises:
+    ValueError: weights that do not fit the sources, are not above 0, or leave a source without an
+      example; or `max_examples` below 1.
+  """
+  if weights and len(weights) != len(sources):
+    raise ValueError(f"{len(weights)} weights for {len(sources)} sources; give one for each, or "
+                     "none to take all examples")
+  if any(weight <= 0 for weight in weights):
+    raise ValueError(f"weights {tuple(weights)}; each must be above 0; leave a source out instead")
+  if max_examples is not None and max_examples < 1:
+    raise ValueError(f"max_examples {max_examples}; use 1 or more, or None for all")
+  distinct, num_repeated = _distinct(sources)
+  sizes = np.asarray([len(records) for records in distinct])
+  share = np.asarray(weights if weights else sizes, np.float64)
+  share = share / share.sum()
+  total = int(np.floor((sizes / share).min() + 1e-9)) if weights else int(sizes.sum())
+  if max_examples is not None:
+    total = min(total, max_examples)
+  # Largest remainders: the counts add up to `total`, each within one of its share.
+  counts = np.floor(total * share + 1e-9).astype(int)
+  order = np.argsort(-(total * share - counts), kind="stable")
+  counts[order[:total - counts.sum()]] += 1
+  counts = np.minimum(counts, sizes)
+  if weights and not counts.all():
+    raise ValueError(f"weights {tuple(weights)} leave source {int(np.argmin(counts)) + 1} without "
+                     f"an example among {total}; give it more weight, or raise max_examples")
+  rng = np.random.default_rng(seed)
+  drawn = [records[int(i)] for records, count in zip(distinct, counts)
+           for i in rng.permutation(len(records))[:count]]
+  records = [drawn[int(i)] for i in rng.permutation(len(drawn))]
+  found = {"kept": len(records)}
+  if num_repeated:
+    found["dropped (the same example once more)"] = num_repeated
+  if len(records) < sizes.sum():
+    found["left out (weights, max_examples)"] = int(sizes.sum()) - len(records)
+  return records, found
+
+
+def _distinct(sources: Sequence[Sequence[dict]]) -> tuple[list[list[dict]], int]:
+  """(each source without what came before, how many that were)."""
+  seen: set[tuple[str, str]] = set()
+  distinct, num_repeated = [], 0
+  for source in sources:
+    records = []
+    for record in source:
+      example = record["prompt"], record["completion"]
+      if example in seen:
+        num_repeated += 1
+      else:
+        seen.add(example)
+        records.append(record)
+    distinct.append(records)
+  return distinct, num_repeated
