@@ -54,8 +54,13 @@ def get_text() -> ml_collections.ConfigDict:
       attend_across_documents=True, reset_positions=False, on_bad="stop"))
 
 
-def get_demonstrations() -> ml_collections.ConfigDict:
-  """Demonstrations; packing, its mask and the loss on the completion alone are ours."""
+def get_demonstrations(train: str | tuple[str, ...] = "") -> ml_collections.ConfigDict:
+  """Demonstrations; packing, its mask and the loss on the completion alone are ours.
+
+  Args:
+    train: what the field holds until it is given, "" for one source or () for a mixture.
+  """
   return ml_collections.ConfigDict(dict(
-      train="", valid="", **get_format(), packing="best_fit", overlong="drop",
+      train=train, valid="", weights=(), max_examples=config_dict.placeholder(int), **get_format(),
+      packing="best_fit", overlong="drop",
       prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))

@@ -29,6 +29,15 @@ TINY = {
     "small": (4, 144, 3),
     "test": (2, 32, 2),
 }
+# TinyWorld's policies by their parameters outside the embeddings, for sweeps over size:
+# (num_layers, width, num_heads, init_std, about 0.7 / sqrt(width)).  Ours.
+WORLD_SHAPES = {
+    "32k": (2, 36, 3, 0.117),
+    "100k": (2, 64, 4, 0.0875),
+    "223k": (2, 96, 4, 0.0714),
+    "397k": (*TINY["tiny"], 0.06),
+    "1M": (*TINY["small"], 0.06),
+}
 # GPT-3's architecture, which is the default of every field; `rlhf/architecture.py` documents them.
 # Which parity is banded is not disclosed.
 GPT3_ARCHITECTURE = dict(

@@ -5,6 +5,7 @@
 tiny         TinyWorld, 2 layers of width 128: every stage and the report in minutes on 2 cores.
 real         one's own files (`config.files`), about 1M parameters outside the embeddings.
 test         TinyWorld in seconds, for the tests: it shows that the stages fit, and nothing else.
+sized        tiny, made for models of several sizes; sized_test is test, made so.
 smollm2      SmolLM2-135M-Instruct with adapters, one's own files, its chat template.
 gemma3_270m  Gemma 3 270M, a base model, likewise, with plain prompts.
 """
@@ -18,10 +19,12 @@ from configs import ppo
 from configs import reward_model
 from configs import sft
 
-NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m")
+NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m", "sized", "sized_test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
+# What makes the policy's shape: set for `base`, it holds for every stage that trains the policy.
+SHAPE = ("context_length", "num_layers", "width", "num_heads", "init_std", "scan_unroll")
 FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
 
 
@@ -76,11 +79,23 @@ def _continue_base(config: ml_collections.ConfigDict) -> None:
   optim.learning_rate = config.base.optim.learning_rate * config.base.optim.final_ratio
 
 
+def _share_shape(config: ml_collections.ConfigDict) -> None:
+  """One shape for the policy: --config.base.model.width=64 is every stage's, but the reward model's.
+  """
+  for stage in ("sft", "init", "ppo", "base_more_pretraining"):
+    for name in SHAPE:
+      config[stage].model[name] = config.base.model.get_ref(name)
+
+
+def get_labelers() -> dict[str, float]:
+  """TinyWorld's labelers, but for the seed."""
+  return dict(num_training=5, num_heldout=5, weight_spread=0.3, length_taste_scale=0.03,
+              leniency_scale=0.05, noise_scale=0.14, tie_margin=0.03)
+
+
 def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
   config.world = ml_collections.ConfigDict(sizes)
-  config.labelers = ml_collections.ConfigDict(dict(
-      num_training=5, num_heldout=5, weight_spread=0.3, length_taste_scale=0.03,
-      leniency_scale=0.05, noise_scale=0.14, tie_margin=0.03))
+  config.labelers = ml_collections.ConfigDict(get_labelers())
   config.comparisons = ml_collections.ConfigDict(dict(
       min_completions=4, max_completions=9, temperature=1.0))
 
@@ -186,6 +201,32 @@ def get_test() -> ml_collections.ConfigDict:
   config.evaluation.num_resamples = 200
   config.evaluation.batch_size = 16
   return config
+
+
+def _make_sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A TinyWorld pipeline for policies of several sizes (`configs/sweeps/model_size.py`, PALMS).
+
+  The context is twice as long and the base model reads rows of several documents, with attention
+  across them, as GPT-3 did: so it can be asked with examples before the prompt.  The reward model
+  keeps its size whatever the policy's, as the paper's 6B one does, and starts from a base model.
+  """
+  config.title += ", a context of 128"
+  config.reward_init = "base"
+  for name in STAGES:
+    config[name].model.context_length = 128
+  config.base.length = 128
+  config.base.text.attend_across_documents, config.base.text.reset_positions = True, False
+  return config
+
+
+def get_sized() -> ml_collections.ConfigDict:
+  """See `_make_sized`."""
+  return _make_sized(get_tiny())
+
+
+def get_sized_test() -> ml_collections.ConfigDict:
+  """See `_make_sized`."""
+  return _make_sized(get_test())
 
 
 def get_real() -> ml_collections.ConfigDict:
@@ -344,10 +385,12 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown name.
   """
-  choices = dict(zip(NAMES, (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m)))
+  choices = dict(zip(NAMES, (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m, get_sized,
+                             get_sized_test), strict=True))
   if name not in choices:
     raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
   config = choices[name]()
   if "source" not in config.base:
+    _share_shape(config)
     _continue_base(config)
   return config.lock()

@@ -16,6 +16,8 @@ episodes                      256,000        InstructGPT C.4 (500 iterations of 
 batch / minibatch             512 / 64       C.4
 inner epochs                  1              C.4
 temperature                   1              C.4
+reward models                 one            C.2; `reward_others` names more, of the same shape, and
+                              `ppo.reward_ensemble` says how they are one (Coste et al. 2023)
 KL coefficient beta           0.02, fixed    C.4, E.7
 ptx coefficient gamma         27.8           C.4 (0 is PPO without pretraining gradients)
 ptx examples per episode      8              C.4
@@ -70,6 +72,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       max_prompt_tokens=half,
       max_response_tokens=half,
       temperature=1.0,
+      reward_ensemble="mean",
+      reward_variance_coef=0.0,
       kl_coef=0.02,
       kl_controller="fixed",
       kl_target=6.0,
@@ -101,6 +105,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       seed=0,
       policy_from="",
       reward_from="",
+      reward_others=(),
       reference_from="",
       model=model,
       mesh=common.get_mesh(),

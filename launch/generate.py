@@ -47,6 +47,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
   parser.add_argument("--num_samples", type=setup.at_least(1), default=1, help="K of each prompt")
   parser.add_argument("--temperature", type=setup.temperature, default=1.0, help="0 is greedy")
+  parser.add_argument("--top_p", type=setup.share, default=1.0,
+                      help="draw from the fewest most likely tokens that have this probability "
+                      "together; 1 keeps all")
   parser.add_argument("--max_response_tokens", type=setup.at_least(1),
                       help=f"of an answer; if not given {DEFAULT_RESPONSE_TOKENS}, or half the "
                       "context where that is less; prompts have the rest of the context, and use "
@@ -105,7 +108,7 @@ def load(arguments: argparse.Namespace):
   p = AnswerConfig(
       max_prompt_tokens=context_length - max_response_tokens,
       max_response_tokens=max_response_tokens, temperature=arguments.temperature,
-      batch_size=arguments.batch_size, **dataclasses.asdict(prompt_format))
+      top_p=arguments.top_p, batch_size=arguments.batch_size, **dataclasses.asdict(prompt_format))
   return network, p
 
 
@@ -118,9 +121,10 @@ def fitted(p, longest: int):
 def announce(p, arguments: argparse.Namespace) -> None:
   """Says how answers are drawn, beside them."""
   from rlhf.data import prepare
+  nucleus = f"top_p {p.top_p:g}, " if p.top_p < 1 else ""
   print(f"{arguments.checkpoint}: {prepare.PromptFormat.of(p).describe()}, temperature "
-        f"{p.temperature:g}, at most {p.max_prompt_tokens} + {p.max_response_tokens} tokens",
-        file=sys.stderr, flush=True)
+        f"{p.temperature:g}, {nucleus}at most {p.max_prompt_tokens} + {p.max_response_tokens} "
+        "tokens", file=sys.stderr, flush=True)
 
 
 def converse(network, p, arguments: argparse.Namespace) -> None:

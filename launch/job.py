@@ -29,7 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PORT = 8476  # of the process that the others join, where the engine does not choose one
 MAX_NAME = 40  # xpk's limit; a JobSet's pods add their own suffixes to it
 # What shows that a config belongs to the command: a group of its own.
-_GROUPS = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "pipeline": "base"}
+_GROUPS = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "judge",
+           "pipeline": "base"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class Reader:
     return records.describe_counts("lines", self.counts)
 
 
-def check_output(path: str, overwrite: bool) -> None:
+def check_output(path: str | pathlib.Path, overwrite: bool, *, flag: str = "output") -> None:
   """Before any work: an output that is there stays, unless the user says otherwise.
 
   Raises:
@@ -71,9 +71,9 @@ def check_output(path: str, overwrite: bool) -> None:
   """
   output = pathlib.Path(path)
   if output.is_dir():
-    raise ValueError(f"--output={path} is a directory; name a file")
+    raise ValueError(f"--{flag}={path} is a directory; name a file")
   if output.exists() and not overwrite:
-    raise ValueError(f"--output={path} exists; name another file, or add --overwrite")
+    raise ValueError(f"--{flag}={path} exists; name another file, or add --overwrite")
 
 
 def write(path: str, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -100,10 +100,13 @@ def make_job(config, reward_group: dict[str, Any], mesh: Mesh, platform: str,
   layout = sharding.state_shardings(mesh, state)
   reference = _placed(policy, sharding.param_shardings(mesh, policy))
   reward = _placed(reward, sharding.param_shardings(mesh, reward))
+  frozen = ppo.frozen_networks(p, lora_cfg, reference, reward)
+  if config.reward_others:
+    reward = (reward,) * (1 + len(config.reward_others))
   return Job(
       mesh=mesh, models=models, p=p, tx=tx, init=init, state=_placed(state, layout),
       state_layout=layout, reference=reference, reward=reward,
-      frozen=ppo.frozen_networks(p, lora_cfg, reference, reward),
+      frozen=frozen,
       use_segments=not config.pretraining.attend_across_documents)
 
 

@@ -6,6 +6,13 @@ A line {"prompt", "completions": [texts], ...} gets "scores": [numbers]; a line 
 "completion", ...} gets "score": number; everything else travels along.  Texts are tokenised as in
 training, each ended by end-of-text.  Where lines hold "ranks" too, the share of untied pairs in
 which the better-ranked text scores higher is printed.
+
+--input=FORMAT:FILE reads comparisons as their authors published them (pandalm:FILE, llmbar:FILE,
+hh:FILE, alpaca_eval:FILE, ...): the agreement of a reward model with PandaLM's annotators, for
+example, whose majority is the rank.
+
+--calibration=FILE.svg draws how often pairs are ranked as predicted against the predicted
+probability, sigmoid(|score difference|), and prints the expected calibration error.
 """
 
 import argparse
@@ -27,9 +34,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--reward_model", required=True,
                       help="export directory of a reward model, the workdir of its stage, "
                       "or hf:DIR")
-  parser.add_argument("--input", required=True, help="JSONL to score")
+  parser.add_argument("--input", required=True,
+                      help="JSONL to score, or FORMAT:FILE of comparisons")
   parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+  parser.add_argument("--calibration", help="SVG to draw where lines are ranked")
   parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
                       help="texts scored at once; changes nothing but speed and memory")
   parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
@@ -64,6 +73,21 @@ def find_problem(value: Any):
   return None
 
 
+def read(arguments: argparse.Namespace) -> tuple[jsonl.Reader, list[jsonl.Line]]:
+  """What is to be scored, and who counts the lines that are left out."""
+  from rlhf.data import formats
+  format_name, colon, path = arguments.input.partition(":")
+  if not colon or format_name not in formats.FORMATS or format_name == "jsonl":
+    path = path if format_name == "jsonl" and colon else arguments.input
+    reader = jsonl.Reader(path, arguments.on_bad)
+    return reader, reader.read(find_problem)
+  found, counts = formats.read("comparison", path, format_name, on_bad=arguments.on_bad)
+  reader = jsonl.Reader(arguments.input, arguments.on_bad)
+  reader.counts |= counts
+  return reader, [jsonl.Line(where=f"{path}: comparison {number}", fields=record)
+                  for number, record in enumerate(found, 1)]
+
+
 def texts_of(fields: dict[str, Any]) -> list[str]:
   return fields["completions"] if "completions" in fields else [fields["completion"]]
 
@@ -73,8 +97,9 @@ def main(argv: list[str]) -> None:
   arguments = parse(argv)
   with setup.one_sentence_errors():
     jsonl.check_output(arguments.output, arguments.overwrite)
-    reader = jsonl.Reader(arguments.input, arguments.on_bad)
-    lines = reader.read(find_problem)
+    if arguments.calibration is not None:
+      jsonl.check_output(arguments.calibration, arguments.overwrite, flag="calibration")
+    reader, lines = read(arguments)
     network, prompt_format = load(arguments)
     lines, ids = tokenize(network, prompt_format, reader, lines)
     print(f"{arguments.reward_model}: {prompt_format.describe()}", file=sys.stderr, flush=True)
@@ -89,6 +114,8 @@ def main(argv: list[str]) -> None:
     ranked = [line for line in out if "ranks" in line and "scores" in line]
     if ranked:
       print(accuracy(ranked), flush=True)
+    if arguments.calibration is not None:
+      print(draw_calibration(arguments.calibration, ranked), flush=True)
 
 
 def load(arguments: argparse.Namespace):
@@ -141,14 +168,36 @@ def score(network, ids: list[list[np.ndarray]], batch_size: int) -> list[list[fl
   return [[next(numbers) for _ in sequences] for sequences in ids]
 
 
+def arrays(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(scores, ranks, valid) [N, K] of ranked lines."""
+  most = max(len(line["scores"]) for line in lines)
+  padded = lambda rows, fill: np.asarray([[*row, *[fill] * (most - len(row))] for row in rows])
+  return (padded([line["scores"] for line in lines], 0.0),
+          padded([line["ranks"] for line in lines], 0),
+          padded([[1] * len(line["scores"]) for line in lines], 0))
+
+
+def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
+  """Writes the plot; returns a line with the expected calibration error.
+
+  Raises:
+    ValueError: no line has an untied pair.
+  """
+  from rlhf import workdir as workdir_lib
+  from rlhf.evals import calibration, figures
+  if not lines or not calibration.num_untied_pairs(*arrays(lines)[1:]):
+    raise ValueError(f"--calibration={path}: no line has \"ranks\" with an untied pair, so there "
+                     "is nothing to draw; the scores are written")
+  curve = calibration.calibration_curve(*arrays(lines))
+  workdir_lib.write_text(path, figures.calibration(curve) + "\n")
+  return (f"{path}: expected calibration error {curve['expected_calibration_error']:.3f} over "
+          f"{curve['n']:,} untied pairs")
+
+
 def accuracy(lines: list[dict[str, Any]]) -> str:
   """One line: how often scores agree with the ranks."""
   from rlhf.evals import calibration
-  most = max(len(line["scores"]) for line in lines)
-  padded = lambda rows, fill: np.asarray([[*row, *[fill] * (most - len(row))] for row in rows])
-  score_NK = padded([line["scores"] for line in lines], 0.0)
-  rank_NK = padded([line["ranks"] for line in lines], 0)
-  valid_NK = padded([[1] * len(line["scores"]) for line in lines], 0)
+  score_NK, rank_NK, valid_NK = arrays(lines)
   num_pairs = calibration.num_untied_pairs(rank_NK, valid_NK)
   if not num_pairs:
     return "accuracy: no untied pair among the ranks"

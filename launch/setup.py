@@ -28,6 +28,8 @@ def quiet_logs() -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger("tensorboardX").setLevel(logging.ERROR)  # a NaN is in metrics.jsonl as such
+  os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars beside ours
+  logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def simulated_devices(count: int) -> dict[str, str]:
@@ -311,9 +313,9 @@ def claim(config, workdir: str) -> None:
 class Parser(argparse.ArgumentParser):
   """argparse with one sentence for a wrong flag, and no guessing of abbreviated ones."""
 
-  def __init__(self, doc: str):
+  def __init__(self, doc: str, **more):
     super().__init__(description=doc, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+                     formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
   def error(self, message: str):
     fail(f"{message}; --help lists the flags")
@@ -333,6 +335,13 @@ def temperature(text: str) -> float:
   """A type of argparse: 0 for the most likely token, or above."""
   if not 0.0 <= float(text) < float("inf"):
     raise argparse.ArgumentTypeError(f"{text} must be 0 or above")
+  return float(text)
+
+
+def share(text: str) -> float:
+  """A type of argparse: above 0 and up to 1."""
+  if not 0.0 < float(text) <= 1.0:
+    raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
   return float(text)
 
 
@@ -376,11 +385,7 @@ def prompt_format(export_config: dict, arguments: argparse.Namespace):
     ValueError: the flags contradict one another.
   """
   from rlhf.data import prepare
-  trained = [export_config[group] for group in ("demonstrations", "prompts", "comparisons")
-             if group in export_config]
-  found = dataclasses.asdict(prepare.PLAIN)
-  if trained:  # exports made before there were formats have no prompt_format: plain
-    found |= {name: trained[0][name] for name in found if name in trained[0]}
+  found = dataclasses.asdict(prepare.PromptFormat.trained_with(export_config))
   if arguments.prompt_format not in (None, found["prompt_format"]):
     found = (dataclasses.asdict(prepare.PLAIN) if arguments.prompt_format == "plain"
              else dict(prompt_suffix="", completion_prefix=""))  # the name is given

@@ -30,6 +30,7 @@ import argparse
 import collections
 from collections.abc import Mapping, Sequence
 import contextlib
+import copy
 import dataclasses
 import functools
 import getpass
@@ -170,7 +171,7 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   trials = []
   for number, (overrides, seed) in enumerate(pairs, 1):
     name = trial_name(overrides, seed)
-    config = base.copy_and_resolve_references().lock()
+    config = copy.deepcopy(base)  # fields that stand for one another stay so
     try:
       for key, value in (*overrides.items(), ("seed", seed)):
         if key in given:

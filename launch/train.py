@@ -3,6 +3,7 @@
   python -m launch.train sft          --config=configs/sft.py:SIZE[,VARIANT]  --workdir=DIR ...
   python -m launch.train reward_model --config=configs/reward_model.py:SIZE   --workdir=DIR ...
   python -m launch.train ppo          --config=configs/ppo.py:SIZE            --workdir=DIR ...
+  python -m launch.train truth_judge  --config=configs/truth_judge.py:SIZE    --workdir=DIR ...
 
 `...` stands for --config.GROUP.FIELD=VALUE; the docstring of each config file shows a whole
 command.  Run the same command again to go on after an interruption.  What can be known to be wrong
@@ -20,7 +21,7 @@ from types import ModuleType
 from launch import setup
 from rlhf import workdir as workdir_lib
 
-ALGORITHMS = ("sft", "reward_model", "ppo")
+ALGORITHMS = ("sft", "reward_model", "ppo", "truth_judge")
 
 
 def load_algorithm(arguments: list[str]) -> ModuleType:
@@ -32,8 +33,10 @@ def load_algorithm(arguments: list[str]) -> ModuleType:
   if len(arguments) != 1 or arguments[0] not in ALGORITHMS:
     raise ValueError(f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
                      f"{', '.join(ALGORITHMS)}")
-  from rlhf import ppo, reward_model, sft  # after the flags: importing jax takes seconds
-  return {"sft": sft, "reward_model": reward_model, "ppo": ppo}[arguments[0]]
+  # After the flags: importing jax takes seconds.
+  from rlhf import ppo, reward_model, sft, truth_judge
+  return {"sft": sft, "reward_model": reward_model, "ppo": ppo,
+          "truth_judge": truth_judge}[arguments[0]]
 
 
 def sizes(config) -> str:
@@ -52,7 +55,8 @@ def sizes(config) -> str:
       ("matrix products in", shape.dtype),
       ("attention", _kernel(config, shape)),
   ]
-  for group, what in (("sft", "rows"), ("reward", "prompts"), ("ppo", "episodes")):
+  for group, what in (("sft", "rows"), ("reward", "prompts"), ("ppo", "episodes"),
+                      ("judge", "rows")):
     if group in config:
       batch_size, microbatch_size = config[group].batch_size, config[group].microbatch_size
       rows += [("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
@@ -68,8 +72,9 @@ def _kernel(config, shape) -> str:
   name = attention.choose(shape.attention, jax.default_backend())
   length = (config.length if "length" in config else
             config.ppo.max_prompt_tokens + config.ppo.max_response_tokens)
-  packed = any(group in config and not config[group].attend_across_documents
-               for group in ("text", "demonstrations", "pretraining"))
+  packed = "judge" in config or any(
+      group in config and not config[group].attend_across_documents
+      for group in ("text", "demonstrations", "pretraining"))
   why = attention.refusal(name, dtype=model.DTYPES[shape.dtype], num_queries=length,
                           num_keys=length, head_size=shape.head_size, has_segments=packed)
   return name if why is None else f"reference ({why})"

@@ -6,7 +6,7 @@ the prompt alone (a template that asks for today's date takes the one it has for
 clock), and a special token written out in a prompt stays ordinary characters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import re
@@ -16,6 +16,9 @@ from jinja2 import ext
 from jinja2 import sandbox
 
 _PROMPT, _ANSWER = "\ue000prompt\ue001", "\ue000answer\ue001"
+# What a template raises that is wrong, or refuses what it is given.
+_FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError,
+             ValueError)
 _EDGE = " \n"  # around the marker: shows whether the template strips what it is given
 
 
@@ -66,8 +69,7 @@ def read_template(source: str, specials: Sequence[str], variables: dict[str, str
         messages=messages, add_generation_prompt=generate, tools=None, documents=None, **variables)
     asked = render([question], True)
     answered = render([question, {"role": "assistant", "content": _ANSWER}], False)
-  except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError,
-          ValueError) as error:
+  except _FAILURES as error:
     raise ValueError(f"{where}: the chat template cannot be rendered for one prompt "
                      f"({' '.join(str(error).split())}); use prompt_format plain") from error
   if asked.count(_PROMPT) != 1:
@@ -84,6 +86,36 @@ def read_template(source: str, specials: Sequence[str], variables: dict[str, str
   return ChatTemplate(
       head=tuple(left_pieces), before=before, after=after, tail=tuple(right_pieces),
       strips_left=strips_left, strips_right=strips_right, answer_prefix=answer_prefix, end=end)
+
+
+def render(source: str, messages: Sequence[Mapping[str, str]], variables: dict[str, str],
+           where: str, *, add_generation_prompt: bool) -> str:
+  """The text of any turns.
+
+  Args:
+    source, variables, where: as in `read_template`.
+    messages: {"role", "content"} each; system turns are left out where the template knows none.
+    add_generation_prompt: end where the model answers; else behind the last turn's content.
+
+  Raises:
+    ValueError: the template fails.
+  """
+  def rendered(messages):
+    return _environment().from_string(source).render(
+        messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None,
+        documents=None, **variables)
+  try:
+    try:
+      text = rendered(messages)
+    except jinja2.TemplateError:
+      text = rendered([message for message in messages if message["role"] != "system"])
+  except _FAILURES as error:
+    raise ValueError(f"{where}: the chat template cannot be rendered for these turns "
+                     f"({' '.join(str(error).split())})") from error
+  if add_generation_prompt or not messages:
+    return text
+  last = messages[-1]["content"].strip()
+  return text[:text.rindex(last) + len(last)] if last in text else text
 
 
 def _around_answer(answered: str, asked: str, specials: Sequence[str]) -> tuple[str, str | None]:

@@ -14,10 +14,11 @@ def row_keys(key, first_row, num_rows: int) -> Array:
 
 
 def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, eot_id: int,
-             max_new_tokens: int, temperature: float) -> Generation:
+             max_new_tokens: int, temperature: float, top_p: float = 1.0, end_V=None
+             ) -> Generation:
   """Samples one response per prompt until end-of-text or `max_new_tokens`.
 
-  Neither top-k nor top-p: a filter would make the policy that is sampled another one than the
+  PPO must leave `top_p` at 1: a filter makes the policy that is sampled another one than the
   policy that is scored, and the KL estimate could turn negative.
 
   Args:
@@ -25,6 +26,9 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
     key_B: one key per row (`row_keys`); token t of a row draws with fold_in(key, t).
     temperature: divides the logits; 0 takes the most likely token, whose log-prob is then that
       of the distribution at temperature 1.
+    top_p: in (0, 1]; below 1, tokens come from the nucleus at that temperature (`nucleus`), and
+      log-probs are those within it.
+    end_V: bool over the padded vocabulary: further tokens that end a response, and stay in it.
 
   Returns:
     a `Generation`; rows are independent of one another and of their padding beyond rounding.
@@ -44,9 +48,12 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
 
   def step(carry):
     t, alive_B = carry["t"], ~carry["finished_B"]
-    token_B, logprob_B = _draw(carry["logits_BV"], key_B, t, temperature)
+    token_B, logprob_B = _draw(carry["logits_BV"], key_B, t, temperature, top_p)
     token_B = jnp.where(alive_B, token_B, cfg.pad_id)
     logits_BV, cache = model.decode_step(cfg, params, carry["cache"], token_B)
+    ends_B = token_B == eot_id
+    if end_V is not None:
+      ends_B |= end_V[token_B]
     write = lambda whole, part_B: jax.lax.dynamic_update_slice(
         whole, part_B[:, None].astype(whole.dtype), (0, t))
     return dict(
@@ -54,19 +61,35 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
         tokens_BR=write(carry["tokens_BR"], token_B),
         mask_BR=write(carry["mask_BR"], alive_B),
         logprob_BR=write(carry["logprob_BR"], jnp.where(alive_B, logprob_B, 0.0)),
-        finished_B=carry["finished_B"] | (alive_B & (token_B == eot_id)))
+        finished_B=carry["finished_B"] | (alive_B & ends_B))
 
   carry = jax.lax.while_loop(going, step, carry)
   return Generation(tokens_BR=carry["tokens_BR"], mask_BR=carry["mask_BR"],
                     logprob_BR=carry["logprob_BR"], finished_B=carry["finished_B"])
 
 
-def _draw(logits_BV, key_B, t, temperature: float):
-  """One token per row and its log-prob at the sampling temperature."""
+def nucleus(logits_BV, top_p: float) -> Array:
+  """Logits of the fewest most likely tokens that together have at least `top_p`; others are -inf.
+
+  Source: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.  Of equally likely tokens at the
+  border those with smaller ids are kept.
+  """
+  order_BV = jnp.argsort(-logits_BV, axis=-1)  # stable
+  prob_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
+  before_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # what the more likely tokens have together
+  place_BV = jnp.argsort(order_BV, axis=-1)
+  kept_BV = jnp.take_along_axis(before_BV < top_p, place_BV, axis=-1)
+  return jnp.where(kept_BV, logits_BV, -jnp.inf)
+
+
+def _draw(logits_BV, key_B, t, temperature: float, top_p: float):
+  """One token per row and its log-prob in the distribution that it is drawn from."""
   if temperature == 0.0:
     token_B = jnp.argmax(logits_BV, axis=-1)
   else:
     logits_BV = logits_BV / temperature
+    if top_p < 1.0:
+      logits_BV = nucleus(logits_BV, top_p)
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, t))(key_B)
     token_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
   logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)

@@ -10,7 +10,6 @@ the same code trains everything.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax

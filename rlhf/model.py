@@ -144,8 +144,12 @@ def forward(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, segment_BT=
   return module.apply({"params": trunk}, tokens_BT, context)
 
 
-def logits(cfg: ModelConfig, params: Params, hidden_D):
-  """Next-token logits [..., V], float32; -inf (-1e30) where no token may be sampled."""
+def logits(cfg: ModelConfig, params: Params, hidden_D, *, with_padding: bool = False):
+  """Next-token logits [..., V], float32; -inf (-1e30) where no token may be sampled.
+
+  Args:
+    with_padding: leave the padding token its logit, as the programs of published models do.
+  """
   dtype = DTYPES[cfg.dtype]
   if cfg.embed_width is not None:
     hidden_D = hidden_D.astype(dtype) @ params["output"]["project"]["kernel"].astype(dtype)
@@ -153,7 +157,10 @@ def logits(cfg: ModelConfig, params: Params, hidden_D):
   out_V = jnp.einsum("...D,VD->...V", hidden_D.astype(dtype), token_VD.astype(dtype),
                      preferred_element_type=jnp.float32)
   token_V = jnp.arange(cfg.padded_vocab_size)
-  return jnp.where((token_V < cfg.vocab_size) & (token_V != cfg.pad_id), out_V, -1e30)
+  allowed_V = token_V < cfg.vocab_size
+  if not with_padding:
+    allowed_V &= token_V != cfg.pad_id
+  return jnp.where(allowed_V, out_V, -1e30)
 
 
 def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, temperature):

@@ -21,7 +21,6 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from rlhf import checkpoint
@@ -42,14 +41,15 @@ from rlhf.data import sources
 from rlhf.evals import answers as answers_lib
 from rlhf.evals import bigram
 from rlhf.evals import calibration
+from rlhf.evals import judges
 from rlhf.evals import likelihood
 from rlhf.evals import preference
 from rlhf.evals import report as report_lib
+from rlhf.evals import selection
 from rlhf.evals import statistics
 from rlhf.evals.answers import AnswerConfig
 from rlhf.networks import Network
 from rlhf.sharding import MeshConfig
-from rlhf.tinyworld import few_shot
 from rlhf.tinyworld import gold
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
@@ -417,20 +417,22 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   began = time.perf_counter()
   reward = load_reward(config, workdir / "reward_model" / "export")
   records = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
-  scores = {}
-  for epoch in range(1, config.sft.sft.num_epochs + 1):
-    network = load_policy(config, workdir / "sft" / "epochs" / f"{epoch:02d}")
-    if epoch == 1:
-      records = fitting(config, network, records)[:config.evaluation.num_selection_prompts]
-    drawn = answers_lib.answer(
-        network, [record["prompt"] for record in records],
+  load = lambda epoch: load_policy(config, workdir / "sft" / "epochs" / f"{epoch:02d}")
+  records = fitting(config, load(1), records)[:config.evaluation.num_selection_prompts]
+
+  def answers_of(epoch: int) -> answers_lib.Answers:
+    return answers_lib.answer(
+        load(epoch), [record["prompt"] for record in records],
         answer_config(config, config.evaluation.temperature),
         loop.step_key(config.seed, "validate", 0))
-    scores[epoch] = float(np.mean(score_answers(config, reward, drawn)))
-  best = max(scores, key=lambda epoch: scores[epoch])
-  print(f"sft: epoch {best} of {len(scores)} has the highest reward {scores[best]:.3f}", flush=True)
-  result = dict(epoch=best, scores={str(epoch): score for epoch, score in scores.items()},
-                num_prompts=len(records), seconds=time.perf_counter() - began)
+
+  choice = selection.choose(range(1, config.sft.sft.num_epochs + 1), answers_of,
+                            functools.partial(score_answers, config, reward))
+  print(f"sft: epoch {choice.best} of {len(choice.scores)} has the highest reward "
+        f"{choice.mean(choice.best):.3f}", flush=True)
+  result = dict(epoch=choice.best, num_prompts=len(records),
+                scores={str(epoch): choice.mean(epoch) for epoch in choice.scores},
+                seconds=time.perf_counter() - began)
   workdir_lib.mark_done(stage, result)
   return result
 
@@ -533,38 +535,27 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
 def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:
   """Every labeler compares every policy's answer with SFT's, under the evaluation's weights."""
   world, (training, heldout) = make_world(config), make_labelers(config)
-  lines, gold_scores, metadata = [], {}, {}
+  rows = judges.simulated_labelers(world, training, heldout)(records, texts, "sft")
+  write_jsonl(stage / "preferences.jsonl", (
+      {name: value for name, value in row.items() if name != "metadata"} for row in rows))
   marks = {name: [gold.components(world, record["task"], record["prompt"], text)
                   for record, text in zip(records, texts[name], strict=True)]
            for name in COMPARED}
-  for name in COMPARED:
-    for weights_name, weights in (("training_weights", gold.GOLD_WEIGHTS),
-                                  ("evaluation_weights", gold.EVALUATION_WEIGHTS)):
-      gold_scores.setdefault(name, {})[weights_name] = float(
-          np.mean([gold.gold_score(mark, weights) for mark in marks[name]]))
-    metadata[name] = [
-        [labelers_lib.metadata(world, record["task"], record["prompt"], text)]
-        for record, text in zip(records, texts[name], strict=True)]
-    for group, people in (("training", training), ("heldout", heldout)):
-      for labeler in people:
-        for index, record in enumerate(records):
-          ask = dict(evaluation=True)
-          text, reference = texts[name][index], texts["sft"][index]
-          win = None if name == "sft" else labelers_lib.prefer(
-              labeler, world, record["task"], record["prompt"], text, reference,
-              marks_a=marks[name][index], marks_b=marks["sft"][index], **ask)
-          rating = labelers_lib.likert(labeler, world, record["task"], record["prompt"], text,
-                                       marks=marks[name][index], **ask)
-          lines.append(dict(prompt_index=index, policy=name, labeler=labeler.id, group=group,
-                            win=win, likert=rating))
-  write_jsonl(stage / "preferences.jsonl", lines)
   write_jsonl(stage / "gold.jsonl", (
       {name: gold.gold_score(marks[name][i]) for name in COMPARED} for i in range(len(records))))
+  gold_scores = {name: {label: float(np.mean([gold.gold_score(mark, weights)
+                                              for mark in marks[name]]))
+                        for label, weights in (("training_weights", gold.GOLD_WEIGHTS),
+                                               ("evaluation_weights", gold.EVALUATION_WEIGHTS))}
+                 for name in COMPARED}
+  # Labels say what an answer is, not who reads it: one labeler's are everyone's.
+  of_one = [row for row in rows if row["labeler"] == training[0].id]
   settings = dict(num_resamples=p.num_resamples, seed=config.seed)
   return dict(gold_score=gold_scores, metadata={
-      name: {label: interval.as_dict() for label, interval in
-             preference.metadata_rates(rates, **settings).items()}
-      for name, rates in metadata.items()})
+      name: {label: interval.as_dict() for label, interval in preference.metadata_rates(
+          preference.metadata_by_prompt(of_one, policy=name, group="training"),
+          **settings).items()}
+      for name in COMPARED})
 
 
 # ----------------------------------------------------------------------------- report
@@ -581,8 +572,9 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   choices = dict(length=config.reward_model.length,
                  overlong=config.reward_model.comparisons.overlong,
                  prompt_format=prompt_format(config))
+  ranked_lines = read_jsonl(comparison_paths(config, workdir)["valid"])
   lengths = calibration.length_baseline_accuracy(
-      *length_arrays(read_jsonl(comparison_paths(config, workdir)["valid"])), **settings).mean
+      *calibration.length_arrays(ranked_lines), **settings).mean
   if path.exists():
     rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
     heldout = calibration.accuracy(*reward_model.score_comparisons(
@@ -592,18 +584,6 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
                n=calibration.num_untied_pairs(ranks, valid), accuracy_interval=interval.as_dict(),
                length_baseline_accuracy=lengths),
           calibration.calibration_curve(scores, ranks, valid))
-
-
-def length_arrays(comparisons: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(lengths in characters, ranks, valid) [N, K] of whole completions; a reward model may have read
-  them cut to its context."""
-  shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
-  length_NK, rank_NK, valid_NK = np.zeros(shape), np.zeros(shape, np.int32), np.zeros(shape)
-  for row, line in enumerate(comparisons):
-    num = len(line["completions"])
-    length_NK[row, :num] = [len(text) for text in line["completions"]]
-    rank_NK[row, :num], valid_NK[row, :num] = line["ranks"], 1
-  return length_NK, rank_NK, valid_NK
 
 
 def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
@@ -959,7 +939,8 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
   names = stages_lib.names(config)
   for name in names[:names.index(last_stage) + 1]:
     title, function = STAGES[name]
-    print(f"\n== {title}", flush=True)
+    if not workdir_lib.is_done(workdir / name):
+      print(f"\n== {title}", flush=True)
     with contextlib.ExitStack() as stack:
       if shared is not None and name != "evaluation":
         stack.enter_context(shared_stage(config, name, workdir, shared))

@@ -45,6 +45,7 @@ from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
+from rlhf.evals import ensembles
 from rlhf.loop import LoopConfig
 from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
@@ -73,6 +74,9 @@ class PpoConfig:
     num_iterations: batches.
     max_prompt_tokens, max_response_tokens: P and R; their sum is within the context.
     temperature: of sampling; divides the logits of old, new and reference policy alike.
+    reward_ensemble: how several reward models' scores become one, see `ensembles.combine`; with one
+      reward model there is nothing to combine.
+    reward_variance_coef: lambda of "mean_less_variance".
     kl_coef: beta; where the adaptive controller starts.
     kl_controller: "fixed" or "adaptive".
     kl_target, kl_horizon: nats per response and episodes; used by "adaptive".
@@ -108,6 +112,8 @@ class PpoConfig:
   max_prompt_tokens: int
   max_response_tokens: int
   temperature: float
+  reward_ensemble: str
+  reward_variance_coef: float
   kl_coef: float
   kl_controller: str
   kl_target: float
@@ -141,6 +147,7 @@ class PpoConfig:
                            ("ptx_reduction", REDUCTIONS)):
       if getattr(self, field) not in choices:
         raise ValueError(f"ppo.{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
+    ensembles.check_rule(self.reward_ensemble, self.reward_variance_coef, "ppo.reward_")
     for whole, part in (("batch_size", "minibatch_size"), ("minibatch_size", "microbatch_size")):
       if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
         raise ValueError(
@@ -230,8 +237,24 @@ def sample(models: Models, p: PpoConfig, policy_params: Params, prompts: PromptB
   return generate.join(prompts, generation, models.policy.pad_id), generation.finished_B
 
 
+def reward_scores(models: Models, p: PpoConfig, reward_params: Params | tuple[Params, ...],
+                  tokens_BT, mask_BT):
+  """score_B of one reward model, or of an ensemble of them as `p.reward_ensemble` says.
+
+  Source of ensembles: Coste et al. 2023, arXiv:2310.02743; InstructGPT has one.
+
+  Args:
+    reward_params: of one, or a tuple of several of one shape.
+  """
+  if not isinstance(reward_params, tuple):
+    return model.scores(models.reward, reward_params, tokens_BT, mask_BT)
+  score_EB = jnp.stack([model.scores(models.reward, member, tokens_BT, mask_BT)
+                        for member in reward_params])
+  return ensembles.combine(score_EB, p.reward_ensemble, variance_coef=p.reward_variance_coef)
+
+
 def score_rows(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-               reward_params: Params, tokens_BT, mask_BT):
+               reward_params: Params | tuple[Params, ...], tokens_BT, mask_BT):
   """What the four networks say of whole rows, in microbatches of the update's shape.
 
   Returns:
@@ -242,12 +265,13 @@ def score_rows(models: Models, p: PpoConfig, params: Params, ref_params: Params,
     ref_logprob_BT, _ = model.policy_logprobs(
         models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature)
     return (logprob_BT, value_BT, ref_logprob_BT,
-            model.scores(models.reward, reward_params, tokens_BT, mask_BT))
+            reward_scores(models, p, reward_params, tokens_BT, mask_BT))
   return _by_microbatch(p, score, tokens_BT, mask_BT)
 
 
 def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-            reward_params: Params, prompts: PromptBatch, key, *, eot_id: int) -> Rollout:
+            reward_params: Params | tuple[Params, ...], prompts: PromptBatch, key, *,
+            eot_id: int) -> Rollout:
   """One batch of episodes.
 
   Old log-probs are not the decoder's: they are computed by `policy_and_values` in microbatches of
@@ -255,7 +279,7 @@ def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
 
   Args:
     params: {"policy", "value"}: the live weights.
-    ref_params, reward_params: frozen.
+    ref_params, reward_params: frozen; the latter as in `reward_scores`.
   """
   rows, finished_B = sample(models, p, params["policy"], prompts, key, eot_id=eot_id)
 
@@ -589,7 +613,16 @@ def check_inputs(config) -> None:
   tokenizer = networks.tokenizer_of(policy)
   networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reward),
                                 "policy_from and reward_from")
-  prepare.PromptFormat.of(config.prompts).check(tokenizer)
+  for name in config.reward_others:
+    other = networks.find_export(
+        name, {field: group[field] for field in networks.NUMERICS}, kind="reward",
+        flag="reward_others")
+    check_member(ModelConfig(**reward.model), ModelConfig(**other.model), name)
+    networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(other),
+                                  "policy_from and reward_others")
+  prompt_format = prepare.PromptFormat.of(config.prompts)
+  prompt_format.check(tokenizer)
+  check_read_as_trained(prompt_format, reward.config, config.reward_from)
   if config.reference_from:
     reference = networks.find_export(config.reference_from, group, kind="policy",
                                      flag="reference_from")
@@ -604,6 +637,22 @@ def check_inputs(config) -> None:
   if p.ptx_coef > 0.0:
     sources.check(config.pretraining.train, "text", field="config.pretraining.train",
                   on_bad=config.pretraining.on_bad)
+
+
+def check_read_as_trained(prompt_format: prepare.PromptFormat, trained, source: str) -> None:
+  """A reward model must be asked as it was trained; one that others publish does not say how.
+
+  Raises:
+    ValueError: PPO would put prompts to it in another format.
+  """
+  if "comparisons" not in trained:
+    return
+  known = prepare.PromptFormat.trained_with(trained)
+  if known != prompt_format:
+    raise ValueError(
+        f"reward_from={source} was trained on {known.describe()}, and config.prompts asks "
+        f"{prompt_format.describe()}; set config.prompts' prompt_format, prompt_suffix and "
+        "completion_prefix to what the reward model knows")
 
 
 # ----------------------------------------------------------------------------- training
@@ -642,6 +691,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer,
                                 "policy_from and reward_from")
   reference = load_reference(config, policy, mesh)
+  judges = load_ensemble(config, reward, mesh)
   adapted = lambda cfg: dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
   models = Models(policy=adapted(policy.cfg), reward=adapted(reward.cfg))
   tokenizer = policy.tokenizer
@@ -694,7 +744,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       rollout_key, update_key = jax.random.split(loop.step_key(config.seed, "rollout", step))
       started = time.perf_counter()
       prompts = sharding.put_batch(mesh, prompt_stream(step), p.batch_size)
-      batch, metrics = roll_out(state.train.params, reference.params, reward.params, prompts,
+      batch, metrics = roll_out(state.train.params, reference.params, judges, prompts,
                                 state.kl_coef, rollout_key, frozen)
       jax.block_until_ready(batch)
       rolled_out = time.perf_counter()
@@ -718,7 +768,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     def evaluate(state, step):
       lines = validate(
           p, judge, lora.combine(frozen_policy, state.ema_params), reference.params,
-          reward.params, valid_rows, valid_records,
+          judges, valid_rows, valid_records,
           tokenizer, key=loop.step_key(config.seed, "validate", step),
           num_prompts=prompts_cfg.num_valid, prompt_format=prompt_format)
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -777,6 +827,35 @@ def load_reference(config, policy: networks.Network, mesh) -> networks.Network:
   return reference
 
 
+def check_member(first: ModelConfig, other: ModelConfig, name: str) -> None:
+  """Raises ValueError where a further reward model has another shape than the first."""
+  for field in dataclasses.fields(ModelConfig):
+    one, two = getattr(first, field.name), getattr(other, field.name)
+    if field.name not in networks.NUMERICS and one != two:
+      raise ValueError(f"reward_others: {name} has {field.name} {two}, but reward_from has {one}; "
+                       "the members of an ensemble have one shape")
+
+
+def load_ensemble(config, reward: networks.Network, mesh) -> Params | tuple[Params, ...]:
+  """The parameters that score: the reward model's or, with `reward_others`, a tuple of all.
+
+  The value network starts from the first alone.
+
+  Raises:
+    ValueError: one is of another shape or tokenizer than the first.
+  """
+  if not config.reward_others:
+    return reward.params
+  numerics = {name: config.model[name] for name in networks.NUMERICS}
+  others = [networks.load(name, numerics, mesh, kind="reward", flag="reward_others")
+            for name in config.reward_others]
+  for name, other in zip(config.reward_others, others, strict=True):
+    check_member(reward.cfg, other.cfg, name)
+    networks.check_same_tokenizer(reward.tokenizer, other.tokenizer,
+                                  "reward_from and reward_others")
+  return (reward.params, *(other.params for other in others))
+
+
 def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_params: Params,
                key) -> Params:
   """Where the value network starts: the reward model (InstructGPT C.4), or a zero head, as Ziegler
@@ -826,7 +905,7 @@ def frozen_networks(p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params,
 
 
 def collect(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-            reward_params: Params, prompts: PromptBatch, kl_coef, key,
+            reward_params: Params | tuple[Params, ...], prompts: PromptBatch, kl_coef, key,
             frozen: Params | None = None, *, eot_id: int):
   """The first of the two programs of an iteration: a rollout and its advantages."""
   rollout_batch = rollout(models, p, lora.combine(frozen, params), ref_params, reward_params,
@@ -852,7 +931,7 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
     logprobs = (model.policy_logprobs(models.policy, params, tokens_BT, mask_BT,
                                       temperature=p.temperature)[0]
                 for params in (policy_params, ref_params))
-    return *logprobs, model.scores(models.reward, reward_params, tokens_BT, mask_BT)
+    return *logprobs, reward_scores(models, p, reward_params, tokens_BT, mask_BT)
 
   logprob_BT, ref_logprob_BT, score_B = _by_microbatch(
       p, score, rows["tokens_BT"], rows["mask_BT"])

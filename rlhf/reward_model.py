@@ -7,7 +7,6 @@ model once per epoch and one epoch does not overfit.  After training the bias is
 demonstrations have mean reward 0.  Source: InstructGPT section 3.5 and appendix C.2.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
@@ -34,6 +33,7 @@ from rlhf.data import batches as batches_lib
 from rlhf.data import prepare
 from rlhf.data import records as records_lib
 from rlhf.data import sources
+from rlhf.evals.rewards import score_completions, score_comparisons, score_rows
 from rlhf.loop import LoopConfig
 from rlhf.lora import LoraConfig
 from rlhf.model import ModelConfig
@@ -96,14 +96,6 @@ class ComparisonData:
                          f"{sorted(choices)}")
 
 
-def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
-  """Rewards [B, K]: one forward pass per completion, not one per pair."""
-  num_prompts, num_slots, length = batch.tokens_BKT.shape
-  flat = lambda x: x.reshape(num_prompts * num_slots, length)
-  score = model.scores(cfg, params, flat(batch.tokens_BKT), flat(batch.mask_BKT))
-  return score.reshape(num_prompts, num_slots)
-
-
 def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params | None = None):
   """Eq. 1 on one microbatch, divided by the whole batch's number of prompts with a pair.
 
@@ -152,48 +144,6 @@ def with_zero_mean(params: Params, mean_score) -> Params:
   """
   head = dict(params["head"], bias=params["head"]["bias"] - mean_score)
   return dict(params, head=head)
-
-
-# ----------------------------------------------------------------------------- scoring
-
-
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def _scores(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):
-  return model.scores(cfg, params, tokens_BT, mask_BT)
-
-
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def _completion_scores(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
-  return score_completions(cfg, params, batch)
-
-
-def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *, length: int,
-               batch_size: int) -> np.ndarray:
-  """Rewards [N] of token sequences (prompt + response), padded to one shape on the way."""
-  scores = []
-  for start in range(0, len(ids), batch_size):
-    part = ids[start:start + batch_size]
-    tokens_BT = np.full((batch_size, length), cfg.pad_id, np.int32)
-    mask_BT = np.zeros((batch_size, length), np.float32)
-    mask_BT[:, 0] = 1  # unused rows read one pad; their score is dropped
-    for row, sequence in enumerate(part):
-      tokens_BT[row, :len(sequence)] = sequence
-      mask_BT[row, :len(sequence)] = 1
-    with sharding.on_mesh_of(params) as put:
-      score_B = processes.to_host(_scores(cfg, params, *put((tokens_BT, mask_BT))))
-    scores.append(score_B[:len(part)])
-  return np.concatenate(scores)
-
-
-def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int):
-  """(score_NK, rank_NK, valid_NK) of all rows as numpy arrays, one batch in memory at a time."""
-  parts = []
-  for batch, valid_B in batches_lib.fixed_batches(rows, batch_size):
-    with sharding.on_mesh_of(params) as put:
-      score_BK = processes.to_host(_completion_scores(cfg, params, put(batch)))
-    real = valid_B > 0
-    parts.append((score_BK[real], batch.rank_BK[real], batch.valid_BK[real]))
-  return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
 def validation_metrics(score_NK, rank_NK, valid_NK) -> dict[str, float]:

@@ -8,6 +8,7 @@ nowhere else.  Source: InstructGPT section 3.5 and appendix C.1 (16-epoch baseli
 (2-epoch initialisation of PPO with 10 % pretraining data).
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
@@ -29,6 +30,7 @@ from rlhf import processes
 from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
+from rlhf.data import mixtures
 from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
 from rlhf.data import records as records_lib
@@ -54,6 +56,8 @@ class SftConfig:
     max_steps: ends the run, and its schedule, earlier; None runs all epochs.
     dropout_rate: on what each sub-block adds to the residual stream.
     keep_epochs: also export the parameters after every epoch, to `epochs/01`, `epochs/02`, ...
+    keep_rows: also export them whenever so many more rows were read, to `rows/00128000`, ...; a row
+      is an example where packing is "one_per_row".  None: never.
   """
   batch_size: int
   microbatch_size: int
@@ -61,13 +65,15 @@ class SftConfig:
   max_steps: int | None
   dropout_rate: float
   keep_epochs: bool
+  keep_rows: int | None
 
   def __post_init__(self):
     for name in ("batch_size", "microbatch_size", "num_epochs"):
       if getattr(self, name) < 1:
         raise ValueError(f"sft.{name} is {getattr(self, name)}; use 1 or more")
-    if self.max_steps is not None and self.max_steps < 1:
-      raise ValueError(f"sft.max_steps is {self.max_steps}; use 1 or more, or None for all epochs")
+    for name, none in (("max_steps", "for all epochs"), ("keep_rows", "to keep none")):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"sft.{name} is {getattr(self, name)}; use 1 or more, or None {none}")
     if self.batch_size % self.microbatch_size:
       raise ValueError(f"sft.batch_size {self.batch_size} does not divide into "
                        f"sft.microbatch_size {self.microbatch_size}")
@@ -105,9 +111,18 @@ class TextData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemonstrationData:
-  """Demonstrations, packed; see `prepare.demonstration_rows` for the named choices."""
-  train: str
+  """Demonstrations, packed; see `prepare.demonstration_rows` for the other named choices.
+
+  Attributes:
+    train, valid: `FORMAT:PATH` or tfds names.  Where `train` is a tuple of them, it is a mixture,
+      of which each example is read once.
+    weights, max_examples: of that mixture, see `mixtures.mix`; `max_examples` also of one set.
+      What is then too long for a row is dropped, so a source of long examples gives fewer.
+  """
+  train: str | Sequence[str]
   valid: str
+  weights: Sequence[float]
+  max_examples: int | None
   prompt_format: str
   prompt_suffix: str
   completion_prefix: str
@@ -120,11 +135,29 @@ class DemonstrationData:
 
   def __post_init__(self):
     prepare.PromptFormat.of(self, "demonstrations")  # checks its names
+    if self.weights and len(self.weights) != len(self.sources):
+      raise ValueError(f"demonstrations.weights has {len(self.weights)} numbers for "
+                       f"{len(self.sources)} sources in demonstrations.train; give one for each, "
+                       "or () for all examples")
+    if any(weight <= 0 for weight in self.weights):
+      raise ValueError(f"demonstrations.weights {tuple(self.weights)}; each must be above 0")
+    if self.max_examples is not None and self.max_examples < 1:
+      raise ValueError(f"demonstrations.max_examples {self.max_examples}; use 1 or more, or None "
+                       "for all")
     for field, choices in (("packing", packing_lib.PACKINGS),
                            ("overlong", prepare.OVERLONG_DEMONSTRATIONS)):
       if getattr(self, field) not in choices:
         raise ValueError(f"demonstrations.{field} {getattr(self, field)!r}; choose from "
                          f"{sorted(choices)}")
+
+  @property
+  def is_mixture(self) -> bool:
+    return not isinstance(self.train, str)
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """What `train` names, one or several."""
+    return tuple(self.train) if self.is_mixture else (self.train,)
 
 
 def sft_loss(cfg: ModelConfig, p: SftConfig, params, microbatch, *, frozen=None,
@@ -180,6 +213,10 @@ def check_config(config) -> None:
   for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
     if group in config:
       data(**config[group])
+  if ("demonstrations" in config and DemonstrationData(**config.demonstrations).is_mixture
+      and p.num_epochs != 1):
+    raise ValueError(f"sft.num_epochs is {p.num_epochs}, but each example of a mixture "
+                     "(demonstrations.train is a tuple) is read once; use 1")
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   networks.check_shape(config, mesh)
   sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
@@ -205,8 +242,9 @@ def check_inputs(config) -> None:
     if group in config:
       data(**config[group])
       for name in ("train", "valid"):
-        sources.check(config[group][name], kind, field=f"config.{group}.{name}",
-                      on_bad=config[group].on_bad)
+        specs = config[group][name]
+        for spec in (specs,) if isinstance(specs, str) else tuple(specs) or ("",):
+          sources.check(spec, kind, field=f"config.{group}.{name}", on_bad=config[group].on_bad)
 
 
 # ----------------------------------------------------------------------------- data
@@ -245,8 +283,10 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
       texts = [sources.load(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
                for spec in (text.train, text.valid)]
     if demos is not None:
-      demo_sources = [sources.load(spec, "demonstration", data_dir=data_dir, on_bad=demos.on_bad)
-                      for spec in (demos.train, demos.valid)]
+      read = functools.partial(sources.load, kind="demonstration", data_dir=data_dir,
+                               on_bad=demos.on_bad)
+      demo_sources = [training_demonstrations(demos, [read(spec) for spec in demos.sources],
+                                              config.seed), read(demos.valid)]
   if tokenizer is None:
     if texts is None:
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
@@ -267,6 +307,8 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
     demo_sets = [_printed(name, prepare.demonstration_rows(
         source, tokenizer, length=length, prompt_format=prepare.PromptFormat.of(demos), **choices))
         for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)]
+    if demos.is_mixture:
+      demo_sets[0] = whole_batches(demo_sets[0], config.sft.batch_size)
   given = [group for group in (text, demos) if group is not None]
   main, main_valid = text_sets if demos is None else demo_sets
   mixed, mixed_valid = (None, None) if demos is None else text_sets
@@ -274,6 +316,29 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
       tokenizer=tokenizer, main=main, main_valid=main_valid, mixed=mixed, mixed_valid=mixed_valid,
       fraction=0.0 if mixed is None else text.fraction,
       use_segments=not all(group.attend_across_documents for group in given))
+
+
+def training_demonstrations(demos: DemonstrationData, found: Sequence[Sequence[dict]], seed: int
+                            ) -> Sequence[dict]:
+  """One set as it is, or a mixture; prints what was left out."""
+  if not demos.is_mixture and demos.max_examples is None:
+    return found[0]
+  return _printed("examples", mixtures.mix(found, demos.weights, max_examples=demos.max_examples,
+                                           seed=seed))
+
+
+def whole_batches(rows: LmBatch, batch_size: int) -> LmBatch:
+  """As many rows as fill batches: the last batch would be filled with rows of another epoch.
+
+  Raises:
+    ValueError: they fill none.
+  """
+  num_rows = batches_lib.num_rows(rows)
+  kept = num_rows - num_rows % batch_size
+  if not kept:
+    raise ValueError(f"the mixture has {num_rows} rows and sft.batch_size is {batch_size}; use "
+                     "more examples or a smaller batch, as each is read once")
+  return batches_lib.take_rows(rows, np.arange(kept))
 
 
 def _printed(name: str, rows_and_counts):
@@ -373,6 +438,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     def after_step(state, step):
       if p.keep_epochs and step in epoch_ends:
         export(workdir / "epochs" / f"{epoch_ends[step]:02d}", state, step)
+      num_rows = step * p.batch_size
+      if p.keep_rows is not None and num_rows % p.keep_rows < p.batch_size:
+        export(workdir / "rows" / f"{num_rows:08d}", state, step)
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(

@@ -10,7 +10,7 @@ Special tokens written out in a text ("<|endoftext|>") are ordinary characters h
 program places special ids.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import json
 import os
@@ -132,12 +132,8 @@ class Tokenizer:
     if self.chat_template is None:
       raise ValueError(f"prompt_format chat, but {self._source} has no chat_template; use "
                        "prompt_format plain, or a model that was trained to chat")
-    unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
-    named = dict(bos_token=self._bos_token, eos_token=self._eot_token, pad_token=self._pad_token,
-                 unk_token=unknown)
-    return chat.read_template(
-        self.chat_template, self._special_tokens,
-        {name: "" if token is None else token for name, token in named.items()}, self._source)
+    return chat.read_template(self.chat_template, self._special_tokens, self._template_variables,
+                              self._source)
 
   @property
   def turn_end_id(self) -> int:
@@ -180,6 +176,25 @@ class Tokenizer:
     return (len(self.encode(self.chat.after, continues=True))
             + len(self._encode_pieces(self.chat.tail, is_start=False)))
 
+  def render_chat(self, messages: Sequence[Mapping[str, str]], *,
+                  add_generation_prompt: bool) -> str:
+    """Any turns as the template's text, special tokens written out; for `encode_with_specials`.
+
+    Args:
+      messages: {"role", "content"} each.
+      add_generation_prompt: end where the model answers; else the last turn stays open.
+
+    Raises:
+      ValueError: as `chat`, or the template refuses these turns.
+    """
+    self.chat  # there is a template that can be used
+    return chat.render(self.chat_template, messages, self._template_variables, self._source,
+                       add_generation_prompt=add_generation_prompt)
+
+  def encode_with_specials(self, text: str) -> list[int]:
+    """Ids of a text in which special tokens that are written out are meant as such."""
+    return self._encode_pieces(chat.split_specials(text, self._special_tokens), is_start=True)
+
   def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
     ids = []
     for piece in pieces:
@@ -188,6 +203,13 @@ class Tokenizer:
       else:
         ids += self.encode(piece, continues=self._spaces_first_only and not (is_start and not ids))
     return ids
+
+  @functools.cached_property
+  def _template_variables(self) -> dict[str, str]:
+    unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
+    named = dict(bos_token=self._bos_token, eos_token=self._eot_token, pad_token=self._pad_token,
+                 unk_token=unknown)
+    return {name: "" if token is None else token for name, token in named.items()}
 
   @functools.cached_property
   def _special_tokens(self) -> frozenset[str]:

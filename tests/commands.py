@@ -58,6 +58,10 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
     write_jsonl(data / f"{name.replace('demonstrations', 'comparisons')}.jsonl", [
         dict(prompt=line["prompt"], completions=[line["completion"], "no " * (i % 5 + 1), "what"],
              ranks=[1, 2, 2 + i % 2]) for i, line in enumerate(lines)])
+  for asked, word in (("true", "True:"), ("informative", "Helpful:")):
+    write_jsonl(data / f"answers_{asked}.jsonl", [
+        dict(prompt=f"Q: What of {number}?\nA: {answer}\n{word}", completion=label)
+        for number in range(40) for answer, label in (("good", " yes"), ("bad", " no"))])
   texts = [line["text"] for line in read_jsonl(data / "pretraining_train.jsonl")]
   tokenizer = Tokenizer.train_bpe(texts, 512)
   cfg = ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **SHAPE)
@@ -110,7 +114,12 @@ def train_flags(inputs: Inputs, algorithm: str, **changes) -> list[str]:
           "policy_optim.learning_rate": 1e-3, "value_optim.learning_rate": 1e-3,
           "ppo.max_prompt_tokens": SHAPE["context_length"] - RESPONSE,
           "ppo.max_response_tokens": RESPONSE, "prompts.num_valid": 8,
-          "loop.eval_every": 5, "checkpoint.every": 2}}[algorithm]
+          "loop.eval_every": 5, "checkpoint.every": 2},
+      "truth_judge": {
+          "init_from": inputs.policy, "answers.true": inputs.spec("answers_true"),
+          "answers.informative": inputs.spec("answers_informative"), "answers.num_valid": 8,
+          "judge.batch_size": 8, "judge.microbatch_size": 4, "judge.num_epochs": 8,
+          "loop.log_every": 2, "loop.eval_every": 10, "checkpoint.every": 3}}[algorithm]
   flags |= {name.replace("__", "."): value for name, value in changes.items()}
   variant = "test,init" if algorithm == "sft" else "test"
   return [algorithm, f"--config=configs/{algorithm}.py:{variant}",

@@ -53,3 +53,10 @@ def shared_data() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip("the real data of ../shared/data is not there; this test needs it")
   return path
+
+
+@pytest.fixture(scope="session")
+def session_inputs(tmp_path_factory):
+  """`commands.make_inputs`, once for all files whose tests only read them."""
+  import commands  # after the environment is set: it imports jax
+  return commands.make_inputs(tmp_path_factory.mktemp("session_inputs"))

@@ -66,7 +66,8 @@ def ppo_config(**changes) -> PpoConfig:
   """Two minibatches of two microbatches, at a temperature that is not 1."""
   fields = dict(
       batch_size=8, minibatch_size=4, microbatch_size=2, num_epochs=1, num_iterations=10,
-      max_prompt_tokens=6, max_response_tokens=5, temperature=0.7, kl_coef=0.1,
+      max_prompt_tokens=6, max_response_tokens=5, temperature=0.7, reward_ensemble="mean",
+      reward_variance_coef=0.0, kl_coef=0.1,
       kl_controller="fixed", kl_target=6.0, kl_horizon=100.0, gamma=0.9, lam=0.8, policy_clip=0.2,
       value_clip=0.2, value_coef=0.5, value_network="separate",
       value_init="reward_model", whiten_advantages=True, whiten_rewards=False, missing_end="none",

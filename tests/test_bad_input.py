@@ -93,7 +93,7 @@ def test_not_one_known_algorithm(capsys, workdir_path, arguments):
   sentence = refused(capsys, train.main, *arguments, "--config=configs/sft.py:test",
                      f"--workdir={workdir_path}")
   assert sentence == (f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
-                      "sft, reward_model, ppo")
+                      "sft, reward_model, ppo, truth_judge")
   assert not workdir_path.exists()
 
 
@@ -124,7 +124,7 @@ def test_unknown_size(capsys, workdir_path, algorithm):
 def test_unknown_variant(capsys, workdir_path):
   sentence = refused(capsys, train.main, "sft", "--config=configs/sft.py:test,palm",
                      f"--workdir={workdir_path}")
-  assert sentence == "variant 'palm'; choose from sft, init, pretrain"
+  assert sentence == "variant 'palm'; choose from sft, init, pretrain, flan, t0"
 
 
 def test_unknown_config_key(refused_training):
@@ -289,8 +289,8 @@ def test_unknown_format(refused_training, inputs):
   sentence = refused_training("ppo", prompts__train=f"jsnol:{path}")
   assert sentence == (
       f"'jsnol:{path}' is neither FORMAT:PATH with a format for prompt records (['alpaca', "
-      "'alpaca_eval', 'hh', 'jsonl', 't0']) nor a public tfds set of them (['databricks_dolly', "
-      "'gsm8k', 'natural_instructions', 'real_toxicity_prompts'])")
+      "'alpaca_eval', 'hh', 'jsonl', 'llmbar', 'pandalm', 't0']) nor a public tfds set of them "
+      "(['databricks_dolly', 'gsm8k', 'natural_instructions', 'real_toxicity_prompts'])")
 
 
 def test_unknown_tfds_name(refused_training):
@@ -416,6 +416,8 @@ def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_pa
   (other / "export.json").write_text(json.dumps(export))
   assert refused_training("ppo", reward_from=other).startswith(
       "policy_from and reward_from use different tokenizers (512 and 512 ids)")
+  assert refused_training("ppo", reward_others=repr((str(other),))).startswith(
+      "policy_from and reward_others use different tokenizers (512 and 512 ids)")
   (other / "export.json").write_text(json.dumps(export | {"kind": "policy"}))
   assert refused_training("ppo", reference_from=other).startswith(
       "policy_from and reference_from use different tokenizers (512 and 512 ids)")
@@ -500,6 +502,7 @@ def score_flags(inputs, path: pathlib.Path, **changes) -> list[str]:
     ({"num_samples": 5000}, "--num_samples=5000 is above 4096"),
     ({"num_samples": "few"}, "argument --num_samples: invalid whole number value: 'few'"),
     ({"temperature": -1}, "argument --temperature: -1 must be 0 or above"),
+    ({"top_p": 0}, "argument --top_p: 0 must be above 0 and at most 1"),
     ({"max_response_tokens": CONTEXT}, f"--max_response_tokens={CONTEXT} leaves no room for a "
                                        f"prompt in the context of {CONTEXT}; use less"),
     ({"num_sample": 2}, "unrecognized arguments: --num_sample=2"),

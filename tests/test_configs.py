@@ -19,6 +19,7 @@ from configs import pipeline as pipeline_configs
 from configs import ppo as ppo_configs
 from configs import reward_model as reward_configs
 from configs import sft as sft_configs
+from configs import truth_judge as judge_configs
 from rlhf import chat
 from rlhf import checkpoint
 from rlhf import loop
@@ -30,10 +31,12 @@ from rlhf import ppo
 from rlhf import reward_model
 from rlhf import sft
 from rlhf import sharding
+from rlhf import truth_judge
 from rlhf.data import batches as batches_lib
 from rlhf.data import prepare
 from rlhf.data import sources
 from rlhf.evals import likelihood
+from rlhf.evals import truth
 from rlhf.loop import LoopConfig
 from rlhf.networks import Network
 from rlhf.optim import OptimConfig
@@ -49,9 +52,11 @@ ARGUMENTS = (
     [(sft_configs, f"{size},{variant}") for size in model_configs.SIZES
      for variant in sft_configs.VARIANTS]
     + [(sft_configs, size) for size in model_configs.SIZES]
-    + [(module, size) for module in (reward_configs, ppo_configs) for size in model_configs.SIZES]
+    + [(module, size) for module in (reward_configs, ppo_configs, judge_configs)
+       for size in model_configs.SIZES]
     + [(pipeline_configs, name) for name in pipeline_configs.NAMES])
-ALGORITHMS = {sft_configs: sft, reward_configs: reward_model, ppo_configs: ppo}
+ALGORITHMS = {sft_configs: sft, reward_configs: reward_model, ppo_configs: ppo,
+              judge_configs: truth_judge}
 
 
 def leaves(config, path=()):
@@ -63,7 +68,8 @@ def leaves(config, path=()):
       yield ".".join((*path, name))
 
 
-@pytest.mark.parametrize("module", [sft_configs, reward_configs, ppo_configs, pipeline_configs],
+@pytest.mark.parametrize("module", [sft_configs, reward_configs, ppo_configs, judge_configs,
+                                    pipeline_configs],
                          ids=lambda module: module.__name__)
 def test_every_config_builds_is_locked_and_passes_its_own_checks(module):
   for other, argument in ARGUMENTS:
@@ -85,8 +91,7 @@ def test_every_config_builds_is_locked_and_passes_its_own_checks(module):
     (sft_configs.get_config, "tiny,sfft", "variant 'sfft'; choose from sft, init, pretrain"),
     (reward_configs.get_config, "huge", "size 'huge'; choose from"),
     (ppo_configs.get_config, "", "size ''; choose from"),
-    (pipeline_configs.get_config, "tinny", "pipeline 'tinny'; choose from tiny, real, test")],
-                         ids=str)
+    (pipeline_configs.get_config, "tinny", "pipeline 'tinny'; choose from tiny, real, test")])
 def test_an_unknown_argument_is_named_with_those_there_are(get_config, argument, message):
   with pytest.raises(ValueError, match=message):
     get_config(argument)
@@ -99,6 +104,7 @@ GROUPS = {
     "value_optim": OptimConfig, "loop": LoopConfig, "checkpoint": checkpoint.CheckpointConfig,
     "sft": sft.SftConfig, "text": sft.TextData, "demonstrations": sft.DemonstrationData,
     "reward": reward_model.RewardConfig, "comparisons": reward_model.ComparisonData,
+    "judge": truth_judge.JudgeConfig, "answers": truth_judge.AnswerData,
     "ppo": ppo.PpoConfig, "prompts": ppo.PromptData, "pretraining": ppo.PtxData,
     "model": functools.partial(model.ModelConfig, vocab_size=2, pad_id=0)}
 
@@ -208,6 +214,13 @@ def test_numbers_of_the_paper():
     assert tuned.sft.keep_epochs and tuned.optim.learning_rate == sft_rate
     assert (init.sft.batch_size, init.sft.num_epochs, init.text.fraction) == (batch_size, 2, 0.1)
     assert init.optim.learning_rate == init_rate and tuned.optim.warmup_steps == 0
+  flan, t0 = (sft_configs.get_config(f"175b,{variant}") for variant in ("flan", "t0"))
+  assert (flan.sft.batch_size, t0.sft.batch_size) == (64, 128)
+  assert (flan.demonstrations.max_examples, t0.demonstrations.max_examples) == (None, 1_280_000)
+  for collection in (flan, t0):
+    assert collection.optim.learning_rate == 4e-6 and collection.sft.num_epochs == 1
+    assert (collection.optim.schedule, collection.optim.final_ratio) == ("cosine", 0.1)
+    assert 896_000 % collection.sft.keep_rows == 0
 
 
 # ----------------------------------------------------------------------------- no dead knobs
@@ -227,8 +240,14 @@ COMPARISONS = [
     {"prompt": "q", "completions": ["one", "an answer that is much too long for it", "two"],
      "ranks": [2, 1, 3]}] * 4
 PROMPTS = [{"prompt": "a"}, {"prompt": "bc"}, {"prompt": "a prompt too long for its slots"}] * 4
+JUDGED = {asked: [
+    {"prompt": truth.judge_prompt(asked, question, "b"), "completion": " no" if question < "m" else
+     " yes"} for question in "abcdefghijklmnopqrstuvwxyz"] for asked in truth.ASKS}
 RECORDS = {"text": [{"text": text} for text in TEXTS], "demonstration": DEMONSTRATIONS,
-           "comparison": COMPARISONS, "prompt": PROMPTS}
+           "comparison": COMPARISONS, "prompt": PROMPTS,
+           # Two sources of a mixture, by their names.
+           **{name: [{"prompt": f"{name} {i}", "completion": "b"} for i in range(12)]
+              for name in ("one", "two")}}
 
 
 class Stop(Exception):
@@ -281,7 +300,9 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   write_down(networks, "load", lambda args, kwargs, _: (args[0], args[1], kwargs), load_network)
   write_down(networks, "create", lambda args, kwargs, _: args[0], lambda cfg, key, mesh: {})
   write_down(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]),
-             lambda spec, kind, *, data_dir, on_bad: RECORDS[kind])
+             lambda spec, kind, *, data_dir, on_bad: (
+                 JUDGED if spec in JUDGED else RECORDS)[spec if spec in {**JUDGED, **RECORDS}
+                                                        else kind])
   for name in ("text_rows", "demonstration_rows", "comparison_rows", "prompt_rows"):
     write_down(prepare, name, lambda args, kwargs, result: digest(result[0]))
   for name in ("lm_batches", "mixed_lm_batches", "comparison_batches", "prompt_batches"):
@@ -297,6 +318,10 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
              lambda *args, **kwargs: None)
   write_down(likelihood, "negative_log_likelihood",
              lambda args, kwargs, _: (digest(args[2]), kwargs), lambda *args, **kwargs: 0.0)
+  write_down(truth_judge, "read_questions", replacement=lambda path: frozenset())
+  write_down(truth_judge, "_drawn", lambda args, kwargs, _: args[1])
+  write_down(truth_judge, "accuracy", lambda args, kwargs, _: (args[1], kwargs),
+             lambda *args, **kwargs: {})
   write_down(reward_model, "score_comparisons",
              lambda args, kwargs, _: (digest(args[2]), kwargs),
              lambda *args, **kwargs: (np.zeros((1, 2)), np.asarray([[1, 2]]), np.ones((1, 2))))
@@ -316,7 +341,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
       step.update(args=args, kwargs=kwargs)
       raise Stop
     monkeypatch.setattr(algorithm, name, function)
-  for name in ("sft_update", "reward_update", "collect"):
+  for name in ("sft_update", "reward_update", "judge_update", "collect"):
     if hasattr(algorithm, name):
       first_step(name)
 
@@ -343,6 +368,7 @@ def small_config(name: str):
   """The `test` size with every group that the algorithm has, and data of a few tokens."""
   config = {"sft": lambda: sft_configs.get_config("test,init"),
             "reward_model": lambda: reward_configs.get_config("test"),
+            "truth_judge": lambda: judge_configs.get_config("test"),
             "ppo": lambda: ppo_configs.get_config("test")}[name]()
   config = config.unlock()
   config.model.context_length = 40
@@ -354,6 +380,9 @@ def small_config(name: str):
   if name == "reward_model":
     config.reward.batch_size, config.reward.microbatch_size = 8, 4
     config.init_from = "base"
+  if name == "truth_judge":
+    config.judge.batch_size, config.judge.microbatch_size, config.init_from = 8, 4, "base"
+    config.answers.update(true="true", informative="informative", num_valid=1, num_test=3)
   if name == "ppo":
     config.policy_from, config.reward_from = "init", "rm"
     p = config.ppo
@@ -365,7 +394,7 @@ def small_config(name: str):
 # Values that work as well as those they replace; other numbers double, and other truths turn.
 OTHER = {
     "seed": 1, "init_from": "elsewhere", "policy_from": "elsewhere", "reward_from": "elsewhere",
-    "reference_from": "elsewhere",
+    "reference_from": "elsewhere", "reward_others": ("elsewhere",),
     "tokenizer": "bpe:270", "length": 36,
     "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
     "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
@@ -383,11 +412,15 @@ OTHER = {
     "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
     "text.packing": "best_fit", "pretraining.packing": "best_fit",
     "demonstrations.packing": "one_per_row", "demonstrations.overlong": "truncate_left",
-    "demonstrations.prompt_loss_weight": 0.25,
+    "demonstrations.prompt_loss_weight": 0.25, "demonstrations.max_examples": 9,
+    "demonstrations.weights": (1.0, 2.0), "sft.keep_rows": 8,
     "comparisons.overlong": "truncate_completion",
     "comparisons.overlong_demonstrations": "truncate_right",
     "prompts.overlong": "truncate_left",
     "reward.microbatch_size": 2, "reward.batch_size": 16,
+    "judge.microbatch_size": 2, "judge.batch_size": 16, "judge.max_steps": 1,
+    "answers.true": "", "answers.informative": "", "answers.test": "other",
+    "answers.test_fraction": 0.25, "answers.on_bad": "skip",
     "checkpoint.keep_every": 5, "checkpoint.best_metric": "validation/loss",
     **{f"{group}.{name}": value for group in ("optim", "policy_optim", "value_optim")
        for name, value in dict(schedule="linear", warmup_steps=3, final_ratio=0.2, b1=0.8, b2=0.9,
@@ -406,7 +439,7 @@ OTHER = {
     "ppo.missing_end_penalty": -1.0,
     "ppo.policy_reduction": "sequence_mean", "ppo.ptx_reduction": "sequence_mean",
     "ppo.ema_decay": 0.5, "ppo.max_prompt_tokens": 16, "ppo.max_response_tokens": 10,
-    "ppo.ptx_length": 20,
+    "ppo.ptx_length": 20, "ppo.reward_ensemble": "min", "ppo.reward_variance_coef": 0.5,
 }
 
 
@@ -415,6 +448,7 @@ ROTARY = dict(positions="rotary", rope_base=100.0, rope_fraction=1.0)
 LLAMA3 = ROTARY | dict(rope_scaling="llama3", rope_factor=2.0, rope_low_freq_factor=1.0,
                        rope_high_freq_factor=4.0, rope_original_context=32)
 NEEDED = {
+    "demonstrations.weights": dict(train=("one", "two"), weights=(1.0, 1.0), packing="one_per_row"),
     "model.num_kv_heads": dict(num_heads=4), "model.norm_offset": dict(norm="rms"),
     "model.rope_base": ROTARY, "model.rope_fraction": ROTARY, "model.band_rope_base": ROTARY,
     **{f"model.{name}": LLAMA3 for name in LLAMA3 if name not in ROTARY}}
@@ -501,6 +535,14 @@ def reward_view(p) -> str:
 
 
 @functools.cache
+def judge_view(p) -> str:
+  models, params = small_nets()
+  state = optim.init_train_state(optax.sgd(1.0), params)
+  update = functools.partial(truth_judge.judge_update, models.policy, p, optax.sgd(1.0))
+  return jaxpr_of(update, state, helpers.make_lm_batch(8, 12, 0))
+
+
+@functools.cache
 def gradient_view(p) -> str:
   models, params = small_nets()
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
@@ -516,7 +558,7 @@ def rollout_view(p) -> str:
   models, params = small_nets()
   rollout = functools.partial(ppo.rollout, models, p, eot_id=helpers.EOT)
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
-  return jaxpr_of(rollout, {"policy": policy, "value": params}, policy, params,
+  return jaxpr_of(rollout, {"policy": policy, "value": params}, policy, (params, params),
                   helpers.make_prompts(p.batch_size, 5, 0), jax.random.key(0))
 
 
@@ -566,6 +608,7 @@ def alarm_view(p) -> str:
 
 
 PPO_VIEWS = {
+    "reward_ensemble": rollout_view, "reward_variance_coef": rollout_view,
     "temperature": rollout_view, "max_response_tokens": rollout_view,
     "microbatch_size": gradient_view, "policy_clip": gradient_view, "value_clip": gradient_view,
     "value_coef": gradient_view, "value_network": gradient_view, "value_init": value_view,
@@ -583,6 +626,7 @@ PPO_VIEWS = {
 # Switched on, so that what belongs to them shows.
 PPO_SWITCHES = {"kl_target": dict(kl_controller="adaptive"),
                 "kl_horizon": dict(kl_controller="adaptive"),
+                "reward_variance_coef": dict(reward_ensemble="mean_less_variance"),
                 "missing_end_penalty": dict(missing_end="replace")}
 OPTIM_SWITCHES = {"warmup_init_ratio": dict(warmup_steps=5), "final_ratio": dict(schedule="cosine")}
 # One pattern of two layers leaves nothing to unroll.
@@ -591,7 +635,8 @@ MODEL_SWITCHES = {"scan_unroll": dict(band_width=None),
                   "attention": dict(dtype="bfloat16", context_length=128)}
 
 
-STEP_GROUPS = {"sft": sft_view, "reward": reward_view, "model": model_view, "optim": optim_view,
+STEP_GROUPS = {"sft": sft_view, "reward": reward_view, "judge": judge_view,
+               "model": model_view, "optim": optim_view,
                "policy_optim": optim_view, "value_optim": optim_view, "ppo": None}
 
 
@@ -611,8 +656,9 @@ def step_changes(group: str, field: str, old, new, monkeypatch) -> bool:
 
 # Read by `train` alone: the step does not see them.  Of these the dry run must differ.
 BY_TRAIN = {
-    "sft": {"batch_size", "num_epochs", "max_steps", "keep_epochs"},
+    "sft": {"batch_size", "num_epochs", "max_steps", "keep_epochs", "keep_rows"},
     "reward": {"batch_size", "num_epochs", "pairs"},
+    "judge": {"batch_size", "num_epochs", "max_steps"},
     "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"}}
 # Given whole to another room, which must read each field.
 READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig),
@@ -620,9 +666,11 @@ READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig)
            "mesh": ("sharding.py", MeshConfig)}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward_model", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "reward_model", "ppo",
+                                  pytest.param("truth_judge", marks=pytest.mark.slow)])
 def test_no_knob_is_dead(name: str, tmp_path, capsys):
-  algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo}[name]
+  algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo,
+               "truth_judge": truth_judge}[name]
   config = small_config(name)
 
   def observe(config, number):
@@ -642,6 +690,8 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
           set_leaf(changing, f"{group}.{needed_field}", value)
     if group == "lora" and name == "sft":  # adapters stand beside a trained network
       base.init_from = other.init_from = "base"
+    if leaf == "demonstrations.weights":  # what a mixture has is read once
+      base.sft.num_epochs = other.sft.num_epochs = 1
     set_leaf(other, leaf, changed(leaf, get_leaf(config, leaf)))
     unchanged = before
     if field == "prompt_format":  # the chat template leaves no room for the other two
@@ -665,7 +715,7 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   assert not dead
   # What the views were given is what the step is given.
   given = {type(arg): arg for arg in step["args"] if dataclasses.is_dataclass(arg)}
-  group = {"sft": "sft", "reward_model": "reward", "ppo": "ppo"}[name]
+  group = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "judge"}[name]
   assert given[GROUPS[group]] == GROUPS[group](**config[group])
   cfg = given[ppo.Models].policy if name == "ppo" else given[model.ModelConfig]
   assert cfg == GROUPS["model"](**config.model, vocab_size=cfg.vocab_size, pad_id=cfg.pad_id)
@@ -693,3 +743,10 @@ def test_rooms_read_each_field_of_what_they_are_given(group: str):
           and isinstance(node.ctx, ast.Load) and id(node) not in inside
           and "cfg" in ast.unparse(node.value)}
   assert {field.name for field in dataclasses.fields(cls)} <= read
+
+
+def test_one_flag_gives_the_policy_its_shape_in_every_stage():
+  config = pipeline_configs.get_config("tiny")
+  config.base.model.width = 36
+  widths = {stage: config[stage].model.width for stage in pipeline_configs.STAGES}
+  assert widths == dict.fromkeys(pipeline_configs.STAGES, 36) | {"reward_model": 128}

@@ -162,6 +162,48 @@ def test_alpaca_eval_malformed(tmp_path, value, message):
     formats.read("comparison", write(tmp_path / "e.jsonl", value), "alpaca_eval")
 
 
+# ---- pandalm and llmbar
+
+
+def vote(*votes: int, **changes) -> dict:
+  return {"instruction": "Add.", "input": "1 2", "response1": "3", "response2": "4",
+          **{f"annotator{i}": v for i, v in enumerate(votes, 1)}, **changes}
+
+
+def test_pandalm_ranks_by_the_majority(tmp_path):
+  votes = ((1, 1, 1), (2, 1, 2), (1, 0, 2), (0, 1, 0), (1, 0, 1))
+  path = write(tmp_path / "p.jsonl", *(vote(*three) for three in votes),
+               vote(1, 1, 1, response2=" "), vote(2, 2, 2, response1=True))
+  kept, counts = formats.read("comparison", path, "pandalm")
+  assert [record["ranks"] for record in kept] == [[1, 2], [2, 1], [1, 1], [1, 1], [1, 2], [2, 1]]
+  assert kept[0] == {"prompt": "Add.\n\n1 2", "completions": ["3", "4"], "ranks": [1, 2],
+                     "votes": [1, 1, 1]}
+  assert kept[-1]["completions"] == ["True", "4"]
+  assert counts == {"kept": 6, "dropped (empty response)": 1}
+  assert len(formats.read("prompt", path, "pandalm")[0]) == 7
+
+
+def test_llmbar_ranks_by_the_label(tmp_path):
+  value = {"input": "Add.", "output_1": "3", "output_2": "4", "subset": "Natural"}
+  path = write(tmp_path / "l.jsonl", {**value, "label": 1}, {**value, "label": 2})
+  kept, _ = formats.read("comparison", path, "llmbar")
+  assert kept == [{"prompt": "Add.", "completions": ["3", "4"], "ranks": ranks}
+                  for ranks in ([1, 2], [2, 1])]
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("pandalm", vote(1, 1), '"annotator3" is null; it must be 1 or 2 for the better response'),
+    ("pandalm", vote(1, 3, 1), '"annotator2" is 3'),
+    ("pandalm", vote(1, 1, 1, response1=3), '"response1" is not a string'),
+    ("pandalm", vote(1, 1, 1, input=3), '"input" is not a string'),
+    ("llmbar", {"input": "x", "output_1": "a", "output_2": "b", "label": 0}, '"label" is 0; it'),
+    ("llmbar", {"input": "x", "output_1": "a", "label": 1}, 'no field "output_2"'),
+])
+def test_malformed_pairs(tmp_path, name, value, message):
+  with pytest.raises(ValueError, match=f"v.jsonl:1: {message}"):
+    formats.read("comparison", write(tmp_path / "v.jsonl", value), name)
+
+
 def test_options_are_checked():
   with pytest.raises(ValueError, match=r"document_split 'page'; choose from \['blank_line'"):
     FormatOptions(document_split="page")
@@ -208,6 +250,10 @@ def test_text_that_is_not_utf8(tmp_path):
     ("comparison", "alpaca_eval", "preferences/alpaca_eval_v2.jsonl.gz", {"kept": 640}),
     ("comparison", "alpaca_eval", "preferences/alpaca_eval_v1.jsonl.gz", {"kept": 640}),
     ("comparison", "alpaca", "preferences/politeness.jsonl.gz", {"kept": 881}),
+    ("comparison", "pandalm", "preferences/pandalm_3annotators.jsonl.gz",
+     {"kept": 741, "dropped (empty response)": 29}),
+    ("comparison", "llmbar", "preferences/llmbar.jsonl.gz",
+     {"kept": 980, "dropped (empty output)": 1}),
     ("demonstration", "alpaca", "demonstrations/alpaca_small/alpaca_en_demo.jsonl", {"kept": 999}),
     ("demonstration", "alpaca", "demonstrations/gpteacher/codegen-instruct.jsonl.gz",
      {"kept": 4535}),

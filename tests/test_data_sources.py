@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from rlhf import data
 from rlhf.data import builders, formats, sources
 
 RECORDS = {
@@ -34,7 +33,7 @@ def write(path: pathlib.Path, records: list) -> pathlib.Path:
 
 def load(spec: str, kind: str, tmp_path, **choices):
   lines = []
-  found = data.load(spec, kind, data_dir=tmp_path / "array_records", log=lines.append, **choices)
+  found = sources.load(spec, kind, data_dir=tmp_path / "array_records", log=lines.append, **choices)
   return found, lines
 
 
@@ -100,7 +99,7 @@ def test_the_cache_knows_contents_format_kind_and_choices(tmp_path):
 def test_options_reach_the_reader(tmp_path):
   (tmp_path / "a.txt").write_text("one\ntwo")
   assert len(load(f"text:{tmp_path / 'a.txt'}", "text", tmp_path)[0]) == 1
-  options = data.FormatOptions(document_split="line")
+  options = formats.FormatOptions(document_split="line")
   assert len(load(f"text:{tmp_path / 'a.txt'}", "text", tmp_path, options=options)[0]) == 2
 
 
@@ -125,8 +124,8 @@ def test_a_builder_reads_a_file_by_itself(tmp_path):
 
 def test_no_tensorflow_and_nothing_on_the_console_but_the_counts(tmp_path, repository):
   path = write(tmp_path / "x.jsonl", RECORDS["text"])
-  program = ("import sys\nfrom rlhf import data\n"
-             f"found = data.load({f'jsonl:{path}'!r}, 'text', data_dir={str(tmp_path)!r})\n"
+  program = ("import sys\nfrom rlhf.data import sources\n"
+             f"found = sources.load({f'jsonl:{path}'!r}, 'text', data_dir={str(tmp_path)!r})\n"
              "print(len(found), 'tensorflow' in sys.modules)")
   done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
                         cwd=repository)

@@ -20,9 +20,10 @@ SAMPLABLE = (0, 1, 3, 4, 5, 6)
 
 
 @functools.cache
-def sampler(temperature: float = T, num_new: int = R):
+def sampler(temperature: float = T, num_new: int = R, top_p: float = 1.0):
   return helpers.quick_jit(functools.partial(
-      generate.generate, CFG, eot_id=EOT, max_new_tokens=num_new, temperature=temperature))
+      generate.generate, CFG, eot_id=EOT, max_new_tokens=num_new, temperature=temperature,
+      top_p=top_p))
 
 
 @functools.cache
@@ -136,6 +137,36 @@ def test_temperature_0_takes_the_most_likely_token_of_the_full_forward_pass():
     logits_V = logits_BTV[row, t - 1].astype(np.float64)  # the log-prob is that at temperature 1
     assert rows["decode_logprob_BT"][row, t] == pytest.approx(
         -np.log(np.exp(logits_V - logits_V.max()).sum()), abs=1e-4)
+
+
+def test_the_nucleus_is_the_smallest_set_with_the_probability():
+  probs = np.float32([[.1, .4, .05, .25, .2], [.2, .2, .2, .2, .2], [.9, .05, .03, .01, .01]])
+  kept = lambda top_p: np.isfinite(generate.nucleus(np.log(probs), top_p))
+  # By hand: .4 + .25 = .65 reaches .6 and does not reach .7; ties go to smaller ids.
+  np.testing.assert_array_equal(kept(0.6), [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(kept(0.7), [[0, 1, 0, 1, 1], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(kept(1e-6).sum(axis=1), [1, 1, 1])
+  logits = np.asarray(generate.nucleus(np.log(probs), 0.6))
+  np.testing.assert_array_equal(logits[kept(0.6)], np.log(probs)[kept(0.6)])
+
+
+def test_samples_come_from_the_nucleus_with_its_probabilities():
+  num = 4096
+  prompts = pad_left([IDS[1]] * num)
+  logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
+      model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1])
+  prob_V = np.exp(np.asarray(logits_V[0], np.float64) / 0.5)
+  prob_V /= prob_V.sum()
+  order = np.argsort(-prob_V)
+  top_p = prob_V[order[:2]].sum() + 0.5 * prob_V[order[2]]  # three tokens, by a safe margin
+  out = jax.device_get(sampler(0.5, 1, float(top_p))(params(), prompts, keys(num)))
+  expected_V = np.zeros_like(prob_V)
+  expected_V[order[:3]] = prob_V[order[:3]] / prob_V[order[:3]].sum()
+  share_V = np.bincount(out.tokens_BR[:, 0], minlength=len(prob_V)) / num
+  assert set(np.flatnonzero(share_V)) == set(order[:3])
+  assert np.abs(share_V - expected_V).max() < 4 * np.sqrt(0.25 / num)
+  np.testing.assert_allclose(out.logprob_BR[:, 0], np.log(expected_V[out.tokens_BR[:, 0]]),
+                             atol=1e-4)
 
 
 def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature():

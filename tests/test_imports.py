@@ -21,9 +21,11 @@ LAYERS = [
     {"generate", "data", "checkpoint"},
     {"interop"},
     {"networks"},
-    {"loop", "evals", "tinyworld"},
-    {"sft", "reward_model", "ppo"},
+    {"loop", "tinyworld"},
+    {"evals"},
+    {"sft", "reward_model", "ppo", "truth_judge"},
     {"pipeline"},
+    {"palms"},
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 HOST_SIDE = ("data", "tinyworld")

@@ -85,9 +85,12 @@ def test_answers_depend_on_the_seed_and_not_on_the_batch(answer):
   assert [line["completions"][:2] for line in more] == [line["completions"] for line in lines]
 
 
-def test_greedy_answers_are_all_the_same(answer):
-  for line in answer(temperature=0):
+def test_greedy_answers_are_all_the_same(answer, capsys):
+  greedy = answer(temperature=0)
+  for line in greedy:
     assert len(set(line["completions"])) == 1
+  assert answer(top_p=1e-6, name="nucleus.jsonl") == greedy  # a nucleus of one token
+  assert "temperature 1, top_p 1e-06, at most" in capsys.readouterr().err
   assert any(len(set(line["completions"])) > 1 for line in answer(name="b.jsonl"))
 
 
@@ -288,6 +291,20 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
     assert "was written by another version: its model does not say its band_width; read it" in error
+
+
+def test_published_comparisons_are_scored_against_their_ranks(inputs, scored, tmp_path, capsys):
+  votes = [dict(instruction="who is dara ?", input="", response1="a goat .", response2="no",
+                annotator1=first, annotator2=first, annotator3=0) for first in (1, 1, 2)]
+  path = commands.write_jsonl(tmp_path / "votes.jsonl", votes)
+  lines = scored([], input=f"pandalm:{path}", calibration=tmp_path / "calibration.svg")
+  assert [line["ranks"] for line in lines] == [[1, 2], [1, 2], [2, 1]]
+  right = lines[0]["scores"][0] > lines[0]["scores"][1]
+  out = capsys.readouterr().out
+  assert f"accuracy {'66.7%' if right else '33.3%'}" in out and "3 untied pairs of 3 prompts" in out
+  assert "lines: 3 kept" in out
+  assert "expected calibration error" in out and "over 3 untied pairs" in out
+  assert ">pairs ranked as predicted" in (tmp_path / "calibration.svg").read_text()
 
 
 def test_scores_are_those_of_each_sequence_alone(inputs, scored):

@@ -41,7 +41,7 @@ def mesh_of(sizes):
 def run_sft(state, batch, key):
   """Dropout is on: what it drops may not depend on the mesh either."""
   p = SftConfig(batch_size=ROWS, microbatch_size=8, num_epochs=1, max_steps=None, dropout_rate=0.2,
-                keep_epochs=False)
+                keep_epochs=False, keep_rows=None)
   return sft.sft_update(CFG, p, helpers.record_gradient(), state, batch, key, use_segments=True)
 
 
@@ -125,7 +125,7 @@ def test_parameters_after_a_step_of_gradient_descent_are_those_of_one_device():
   """Plain gradient descent: Adam would divide rounding errors by themselves."""
   tx = optax.sgd(0.5)
   p = SftConfig(batch_size=ROWS, microbatch_size=8, num_epochs=1, max_steps=None, dropout_rate=0.0,
-                keep_epochs=False)
+                keep_epochs=False, keep_rows=None)
   begin = lambda: optim.init_train_state(tx, helpers.make_params(CFG, 0))
   batch = helpers.make_lm_batch(ROWS, LENGTH, 0)
 

@@ -142,7 +142,7 @@ def test_lines_hold_whatever_a_text_may_hold(tmp_path):
 
 
 def test_lengths_are_those_of_whole_completions():
-  length_NK, rank_NK, valid_NK = pipeline.length_arrays([
+  length_NK, rank_NK, valid_NK = pipeline.calibration.length_arrays([
       {"prompt": "p", "completions": ["a" * 5000, "b" * 4000, "c"], "ranks": [1, 2, 3]},
       {"prompt": "q", "completions": ["d", "ee"], "ranks": [1, 2]}])
   assert length_NK.tolist() == [[5000, 4000, 1], [1, 2, 0]]

@@ -591,6 +591,32 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
   np.testing.assert_array_equal(out["finished"], rollout.finished_B)
 
 
+def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
+  """One reward model scores as ever; several as `ensembles` combine what each says alone."""
+  policy, ref, reward = nets()
+  members = (reward, helpers.make_params(REWARD_CFG, 8, head=True),
+             helpers.make_params(REWARD_CFG, 9, head=True))
+  rows = episodes()
+  score_E = [model.scores(REWARD_CFG, member, rows.tokens_BT, rows.mask_BT) for member in members]
+  score_EB = np.asarray(score_E)
+  expected = {"min": score_EB.min(axis=0),
+              "mean_less_variance": score_EB.mean(axis=0) - 0.5 * score_EB.var(axis=0)}
+  assert np.abs(expected["min"] - score_EB[0]).max() > 0.1
+  for rule, score_B in expected.items():
+    p = dataclasses.replace(PPO, reward_ensemble=rule, reward_variance_coef=0.5)
+    judged = lambda *params: (
+        ppo.score_rows(MODELS, p, {"policy": policy, "value": reward}, ref, params,
+                       rows.tokens_BT, rows.mask_BT)[-1],
+        ppo.reward_scores(MODELS, p, params[0], rows.tokens_BT, rows.mask_BT))
+    several_B, one_B = helpers.quick_jit(judged)(*members)
+    np.testing.assert_allclose(several_B, score_B, atol=2e-5)
+    np.testing.assert_allclose(one_B, score_EB[0], atol=2e-5)
+  with pytest.raises(ValueError, match="ppo.reward_ensemble 'max'; choose from mean, min"):
+    dataclasses.replace(PPO, reward_ensemble="max")
+  with pytest.raises(ValueError, match="rm2 has num_layers 3, but reward_from has 2"):
+    ppo.check_member(REWARD_CFG, dataclasses.replace(REWARD_CFG, num_layers=3), "rm2")
+
+
 def test_validation_lines_are_of_the_first_prompts_and_their_records():
   class Letters:
     """A tokenizer of one letter an id."""
@@ -750,3 +776,12 @@ def test_sizes_as_a_table():
                      "episodes in all": 4000}
   assert ppo.tokens_per_iteration(PPO) == 8 * 11
   assert ppo.tokens_per_iteration(PPO_PTX) == 8 * 11 + 64 * 13
+
+
+def test_a_reward_model_is_asked_as_it_was_trained():
+  asked = prepare.PromptFormat(prompt_suffix="\n\nAssistant:")
+  ppo.check_read_as_trained(asked, {}, "hf:x")  # does not say
+  ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "\n\nAssistant:"}}, "rm")
+  with pytest.raises(ValueError, match="reward_from=rm was trained on prompt .* 'Q:', and "
+                     "config.prompts asks prompt"):
+    ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "Q:"}}, "rm")

@@ -14,7 +14,7 @@ import pytest
 import commands
 from rlhf import checkpoint
 
-ALGORITHMS = ("sft", "reward_model", "ppo")
+ALGORITHMS = ("sft", "reward_model", "ppo", "truth_judge")
 SEED = 0  # of the moments; another one kills at other moments of the same runs
 
 
@@ -120,7 +120,7 @@ def moment(kind: str, workdir: pathlib.Path, every: int, nth: int, rng: random.R
 
 
 DELAYS = {"lines": 0.15, "rollout": 0.02, "save": 0.02}  # at most so many seconds after it
-EVERY = {"sft": 4, "reward_model": 3, "ppo": 2}  # steps between saves, in `commands.train_flags`
+EVERY = {"sft": 4, "reward_model": 3, "ppo": 2, "truth_judge": 3}  # steps between saves, in `commands.train_flags`
 
 
 def interrupt(inputs, algorithm: str, workdir: pathlib.Path, kind: str, with_signal: signal.Signals,
@@ -169,7 +169,8 @@ def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
 
 @pytest.mark.parametrize("algorithm,kind", [
     ("sft", "save"), pytest.param("reward_model", "lines", marks=pytest.mark.slow),
-    pytest.param("ppo", "rollout", marks=pytest.mark.slow)])
+    pytest.param("ppo", "rollout", marks=pytest.mark.slow),
+    pytest.param("truth_judge", "lines", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been(inputs, uninterrupted, workdir_path, algorithm,
                                                  kind):
   check_killed(inputs, uninterrupted(algorithm), workdir_path, algorithm, [kind])

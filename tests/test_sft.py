@@ -21,7 +21,7 @@ KEY = jax.random.key(1)
 
 def sft_config(**changes) -> SftConfig:
   fields = dict(batch_size=8, microbatch_size=4, num_epochs=1, max_steps=None, dropout_rate=0.0,
-                keep_epochs=False)
+                keep_epochs=False, keep_rows=None)
   return SftConfig(**(fields | changes))
 
 

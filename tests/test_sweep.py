@@ -59,7 +59,8 @@ def test_combinations_that_say_two_things_are_refused():
 
 
 def forms(path: pathlib.Path) -> list[str]:
-  return ["", *sweeps.PIPELINES, *([] if path.stem == "reward_model_size" else ["6b", "175b"])]
+  whole = path.stem in ("reward_model_size", "model_size")
+  return ["", *sweeps.PIPELINES, *([] if whole else ["6b", "175b"])]
 
 
 def required(path, form: str) -> list[str]:
@@ -281,7 +282,8 @@ ALL = set(stages.READS) - {"reward_base", "evaluation"}
     (dict(base_more_pretraining__optim__learning_rate=1e-4), {"base_more_pretraining"}),
     (dict(evaluation__temperature=0.5), {"selection"}),
     (dict(evaluation__num_resamples=9, title="x"), set()),
-    (dict(world__num_users=9), ALL), (dict(seed=1), ALL)], ids=str)
+    (dict(world__num_users=9), ALL), (dict(seed=1), ALL)],
+                         ids=lambda part: ",".join(sorted(part)) if isinstance(part, set) else str(part))
 def test_a_stage_is_shared_by_what_it_reads_and_no_more(changes, expected):
   assert changed_stages(**changes) == expected
 

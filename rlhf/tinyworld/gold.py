@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 from rlhf.tinyworld import grammar
-from rlhf.tinyworld import instructions
 from rlhf.tinyworld import sensitive
 from rlhf.tinyworld import words
 from rlhf.tinyworld.world import World
