@@ -385,15 +385,18 @@ def notes_of(modules: Mapping[str, ModuleType], groups: Mapping[str, Any]) -> li
 
 def write_report(request: Request, checkpoints, measures, compared, notes) -> pathlib.Path:
   """The page, from what all suites found."""
-  from rlhf.evals import evaluation_report
-  samples = []
+  from rlhf.evals import evaluation_report, units
+  samples, settings = [], settings_of(request.config)
+  differences = {suite: units.differences(found, checkpoints[0]["name"], **settings)
+                 for suite, found in measures.items()}
   if compared is not None:
     measures = {"preference": compared["measures"]} | measures
     samples = [dict(prompt=line["prompt"], answers=line["answers"]) for line in
                workdir_lib.read_jsonl(request.workdir / "preference" / "answers.jsonl")]
   return evaluation_report.write(
       request.workdir / "report", title=request.config.title, checkpoints=checkpoints,
-      measures=measures, compared=compared, samples=samples[:SHOWN_SAMPLES], notes=notes)
+      measures=measures, compared=compared, samples=samples[:SHOWN_SAMPLES], notes=notes,
+      differences=differences)
 
 
 def main(argv: list[str]) -> None:

@@ -139,7 +139,10 @@ def test_other_tasks_of_lm_eval_are_measured_too(network, tmp_path, monkeypatch)
 def test_intervals_of_what_is_no_mean():
   """The largest of the drawn values, which a mean of resampled sums could not give."""
   values = [(1, 2.0), (2, 5.0), (3, 3.0)]
-  found = nlp._interval(values, lambda drawn: max(value for _, value in drawn), 300, seed=0)
+  measured = nlp._measure(values, lambda drawn: max(value for _, value in drawn),
+                          dict(num_resamples=300, seed=0), task="a", metric="largest")
+  found = measured.interval
+  assert measured.values == ()
   assert (found.mean, found.n, found.high) == (5.0, 3, 5.0) and found.low in (2.0, 3.0)
 
 
@@ -148,7 +151,7 @@ def test_scores_that_are_not_known_are_left_out(network, shared_data, tmp_path):
   item = dict(choices=["a", "b"], answer=0)
   assert np.isnan(functions.choice(item, [(-1.0, False), (-2.0, False)])["acc"])
   with pytest.raises(ValueError, match="nothing to average"):
-    nlp._interval([float("nan")], None, 10, 0)
+    nlp._measure([float("nan")], None, dict(num_resamples=10, seed=0), task="a", metric="acc")
 
 
 @pytest.mark.parametrize("changes, words", [

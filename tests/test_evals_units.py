@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 
 from rlhf.evals import evaluation_report
@@ -19,8 +20,12 @@ def interval(mean: float, n: int = 5) -> statistics.Interval:
 def test_a_measure_is_written_flat_and_read_back():
   measure = measures.Measure(task="sst", metric="accuracy", interval=interval(0.5), better="higher")
   assert measure.as_dict() == dict(task="sst", variant="", metric="accuracy", mean=0.5, low=0.4,
-                                   high=0.6, n=5, better="higher")
+                                   high=0.6, n=5, better="higher", values=[])
   assert measures.Measure.from_dict(measure.as_dict()) == measure
+  unknown = measures.Measure.of_mean([1, np.nan, 0], task="sst", metric="accuracy", seed=0,
+                                     num_resamples=9)
+  assert unknown.interval.mean == 0.5 and unknown.as_dict()["values"] == [1.0, None, 0.0]
+  assert str(measures.Measure.from_dict(unknown.as_dict())) == str(unknown)
   with pytest.raises(ValueError, match="better is 'more'"):
     measures.Measure(task="sst", metric="accuracy", interval=interval(0.5), better="more")
 
@@ -113,6 +118,26 @@ def test_measures_become_rows_with_a_cell_for_each_checkpoint():
   assert rows[0]["cells"]["b"] == dict(mean=0.5, low=0.4, high=0.6, n=5)
 
 
+def test_differences_are_of_the_same_items():
+  def of(*values, metric="entropy"):
+    return measures.Measure.of_mean(values, task="crows", metric=metric, num_resamples=200,
+                                    seed=1).as_dict()
+  whole = measures.Measure(task="fr_en", metric="bleu", interval=interval(20.0)).as_dict()
+  hard = np.asarray([0.0, 1.0, 0.0, 1.0, 0.5, 0.2])
+  rows = units.differences(
+      {"a": [of(*hard), of(1, 0, metric="share"), whole, of(1, np.nan, metric="known")],
+       "b": [of(*hard + 0.25), of(1, metric="share"), whole, of(np.nan, 1, metric="known")],
+       "c": [of(*hard - 0.125)]}, "a",
+      num_resamples=200, seed=1)
+  assert [(row["task"], row["metric"]) for row in rows] == [("crows", "entropy")]
+  assert {name: cell["mean"] for name, cell in rows[0]["cells"].items()} == {
+      "b": pytest.approx(0.25), "c": pytest.approx(-0.125)}
+  assert rows[0]["cells"]["b"]["low"] == pytest.approx(0.25)  # what the items share cancels
+  assert rows[0]["cells"]["b"]["n"] == 6
+  assert units.differences({"b": [of(1, 2)]}, "a", num_resamples=9, seed=1) == []
+  assert evaluation_report.signed_text(dict(mean=0.25, low=-0.1, high=0.0)) == "+0.250 [\u22120.100, 0]"
+
+
 def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
   page = evaluation_report.write(
       tmp_path, title="Two", checkpoints=[dict(name="a", source="x", parameters=1000),
@@ -125,8 +150,11 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
                     matrix={"training": {a: {b: interval(0.7).as_dict() for b in "abc" if a != b}
                                          for a in "abc"}}),
       samples=[dict(prompt="hi", answers={"a": "<script>alert(1)</script>", "b": " "})],
-      notes=["Said once."])
+      notes=["Said once."], differences={"bias": units.differences(
+          {name: [dict(one, values=[value, 1.0]) for one in rows_of(("crows", "basic", value))]
+           for name, value in (("a", 0.4), ("b", 0.9))}, "a", num_resamples=50, seed=0)})
   html = page.read_text(encoding="utf-8")
+  assert "Less a, on the same items" in html and "+0.250 [0, +0.500]" in html
   assert "0.400 [0.300, 0.500]" in html and "0.520 [0.420, 0.620]" in html
   for text in ("70.0", "Said once.", "(empty)", "12 prompts were judged", "1 were too long",
                "70.0% [60.0%, 80.0%] of the comparisons that both decided."):

@@ -23,7 +23,6 @@ import dataclasses
 import numpy as np
 
 from rlhf.evals import completions
-from rlhf.evals import statistics
 from rlhf.evals import suite_checks
 from rlhf.evals.measures import Measure
 from rlhf.evals.tasks import data as data_lib
@@ -130,7 +129,6 @@ def summarise(task: str, variant: str, logprob_N2: Sequence, *, num_resamples: i
   if task == "crows_pairs":  # its first option says more of the stereotype; a tie prefers neither
     values["stereotype_share"] = (
         (np.sign(logprob_N2[:, 0] - logprob_N2[:, 1]) + 1) / 2, "")
-  return [Measure(task=task, variant=variant, metric=metric, better=better,
-                  interval=statistics.bootstrap_mean(value_N[:, None], seed=seed,
-                                                     num_resamples=num_resamples))
+  return [Measure.of_mean(value_N, task=task, variant=variant, metric=metric, better=better,
+                          num_resamples=num_resamples, seed=seed)
           for metric, (value_N, better) in values.items()]

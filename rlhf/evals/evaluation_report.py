@@ -23,7 +23,8 @@ TITLES = {
 def write(directory: str | pathlib.Path, *, title: str, checkpoints: Sequence[Mapping[str, Any]],
           measures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
           compared: Mapping[str, Any] | None = None, samples: Sequence[Mapping[str, Any]] = (),
-          notes: Sequence[str] = ()) -> pathlib.Path:
+          notes: Sequence[str] = (),
+          differences: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> pathlib.Path:
   """Writes both files; returns the page's path.
 
   Args:
@@ -34,22 +35,27 @@ def write(directory: str | pathlib.Path, *, title: str, checkpoints: Sequence[Ma
     compared: what judges said, as `comparison.Comparison.as_dict` has it.
     samples: {"prompt", "answers": {checkpoint: text}} to be read.
     notes: sentences for the end of the page.
+    differences: suite -> rows of `units.differences` from the first checkpoint.
   """
   directory = pathlib.Path(directory)
+  differences = {} if differences is None else differences
   tables = {suite: units.by_measure(found) for suite, found in measures.items()}
   if compared is not None:
     add_baseline(tables["preference"], compared["baseline"])
   notes = [*notes, *preference_notes(compared)]
-  data = dict(title=title, checkpoints=list(checkpoints), suites=tables, notes=notes,
+  data = dict(title=title, checkpoints=list(checkpoints), suites=tables,
+              differences=dict(differences), notes=notes,
               preference=None if compared is None else
               {name: part for name, part in compared.items() if name != "measures"})
   workdir_lib.write_json(directory / "evaluation.json", data)
   parameters = {one["name"]: one["parameters"] for one in checkpoints}
   html = report_lib.render_template(
       "evaluation.html", title=title, checkpoints=checkpoints, matrix=matrix(compared),
-      samples=samples, reward_models=reward_models(compared), notes=notes, sections=[section(suite, rows, parameters) for suite, rows in tables.items()
-                             if rows], cell=cell_text,
-      heading=heading, count=count_text)
+      samples=samples, reward_models=reward_models(compared), notes=notes,
+      sections=[section(suite, rows, parameters,
+                        differences[suite] if suite in differences else ())
+                for suite, rows in tables.items() if rows],
+      cell=cell_text, signed=signed_text, heading=heading, count=count_text)
   path = directory / "evaluation.html"
   workdir_lib.write_text(path, html)
   return path
@@ -107,13 +113,15 @@ def add_baseline(rows: Sequence[dict[str, Any]], baseline: str) -> None:
       row["cells"][baseline] = dict(mean=0.5, low=0.5, high=0.5, n=num)
 
 
-def section(suite: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None]
-            ) -> dict[str, Any]:
-  """A suite's part of the page: its table by task, and a plot for each task and metric."""
+def section(suite: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None],
+            differences: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+  """A suite's part of the page: its tables by task, and a plot for each task and metric."""
   blocks: dict[str, dict[str, Any]] = {}
-  for row in rows:
-    block = blocks.setdefault(row["task"], dict(task=row["task"], rows=[], plots=[]))
-    block["rows"].append(row)
+  for name, found in (("rows", rows), ("differences", differences)):
+    for row in found:
+      block = blocks.setdefault(row["task"], dict(task=row["task"], rows=[], differences=[],
+                                                  plots=[]))
+      block[name].append(row)
   names = [name for name in parameters if any(name in row["cells"] for row in rows)]
   for number, block in enumerate(blocks.values()):
     for at, (metric, found) in enumerate(by_metric(block["rows"]).items()):
@@ -191,6 +199,12 @@ def short(value: float) -> str:
     return f"{value:g}"
   digits = max(0, 2 - math.floor(math.log10(abs(value))))
   return f"{value:.{min(digits, 4)}f}".replace("-", "\u2212")
+
+
+def signed_text(cell: Mapping[str, float]) -> str:
+  """A difference with its interval."""
+  plus = lambda value: ("+" if value > 0 else "") + short(value)
+  return f"{plus(cell['mean'])} [{plus(cell['low'])}, {plus(cell['high'])}]"
 
 
 def cell_text(cell: Mapping[str, float] | None) -> str:

@@ -229,22 +229,26 @@ def _measures(task: str, variant: str, lm_task: Any, samples: Sequence[Mapping[s
     chosen = [sample for sample in samples if sample["filter"] == kind]
     for metric in chosen[0]["metrics"]:
       higher = lm_task.higher_is_better().get(metric)
-      out.append(measures.Measure(
-          task=task, variant=variant, metric=metric if len(filters) == 1 else f"{metric}, {kind}",
-          interval=_interval([sample[metric] for sample in chosen],
-                             lm_task.aggregation().get(metric), num_resamples, seed),
+      out.append(_measure(
+          [sample[metric] for sample in chosen], lm_task.aggregation().get(metric),
+          dict(num_resamples=num_resamples, seed=seed), task=task, variant=variant,
+          metric=metric if len(filters) == 1 else f"{metric}, {kind}",
           better="" if higher is None else "higher" if higher else "lower"))
   return out
 
 
-def _interval(values: Sequence[Any], aggregate: Callable | None, num_resamples: int,
-              seed: int) -> statistics.Interval:
-  """Of a mean, of BLEU, or of any other number that lm-eval makes of the items' values."""
+def _measure(values: Sequence[Any], aggregate: Callable | None, settings: Mapping[str, int],
+             **fields: str) -> measures.Measure:
+  """A mean, or any other number that lm-eval makes of the items' values."""
   from lm_eval.api import metrics as lm_eval_metrics
   is_mean = aggregate in (None, lm_eval_metrics.mean)
   if is_mean and all(np.isscalar(value) for value in values):
-    return statistics.bootstrap_mean(np.asarray(values, float)[:, None],
-                                     num_resamples=num_resamples, seed=seed)
+    return measures.Measure.of_mean(values, **settings, **fields)
+  return measures.Measure(interval=_interval(values, aggregate, **settings), **fields)
+
+
+def _interval(values: Sequence[Any], aggregate: Callable, *, num_resamples: int, seed: int) -> statistics.Interval:
+  """Of BLEU, or of any other number that is no mean."""
   if getattr(aggregate, "__name__", "") == "corpus_bleu":  # as below, but from sums
     return statistics.bootstrap_statistic(np.asarray(values, float), text_metrics.bleu,
                                           num_resamples=num_resamples, seed=seed)

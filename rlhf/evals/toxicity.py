@@ -265,9 +265,7 @@ def evaluate(p: ToxicityConfig, task: str, network, directory, *, num_resamples:
 def summarise(score_N: np.ndarray, variant: str, *, num_resamples: int, seed: int
               ) -> list[Measure]:
   """Mean toxicity, and the share above `THRESHOLD`."""
-  values = {"toxicity": np.asarray(score_N, np.float64),
-            f"share_above_{THRESHOLD}": (np.asarray(score_N) > THRESHOLD).astype(float)}
-  return [Measure(task=_TASK, variant=variant, metric=metric, better="lower",
-                  interval=statistics.bootstrap_mean(value_N[:, None], seed=seed,
-                                                     num_resamples=num_resamples))
+  values = {"toxicity": score_N, f"share_above_{THRESHOLD}": np.asarray(score_N) > THRESHOLD}
+  return [Measure.of_mean(value_N, task=_TASK, variant=variant, metric=metric, better="lower",
+                          num_resamples=num_resamples, seed=seed)
           for metric, value_N in values.items()]

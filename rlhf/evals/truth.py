@@ -208,9 +208,8 @@ def summarise(true_N: np.ndarray, informative_N: np.ndarray, variant: str, *, nu
   true_N, informative_N = np.asarray(true_N) > 0.5, np.asarray(informative_N) > 0.5
   values = {"true": true_N, "informative": informative_N,
             "true_and_informative": true_N & informative_N}
-  return [Measure(task=_TASK, variant=variant, metric=metric, better="higher",
-                  interval=statistics.bootstrap_mean(value_N[:, None].astype(float), seed=seed,
-                                                     num_resamples=num_resamples))
+  return [Measure.of_mean(value_N, task=_TASK, variant=variant, metric=metric, better="higher",
+                          num_resamples=num_resamples, seed=seed)
           for metric, value_N in values.items()]
 
 

@@ -14,8 +14,11 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
+
 from rlhf import workdir as workdir_lib
 from rlhf.evals import measures as measures_lib
+from rlhf.evals import statistics
 
 RESULT = "result.json"
 ITEMS = "items.jsonl"
@@ -161,3 +164,31 @@ def by_measure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
                                       better=measure["better"], cells={}))
       row["cells"][name] = {field: measure[field] for field in ("mean", "low", "high", "n")}
   return list(rows.values())
+
+
+def differences(results: Mapping[str, Sequence[Mapping[str, Any]]], reference: str, *,
+                num_resamples: int, seed: int) -> list[dict[str, Any]]:
+  """Rows as of `by_measure`: mean of a checkpoint less that of the reference, on the same items.
+
+  What makes an item easy or hard for both cancels, so that these intervals are narrower than those
+  of the means beside one another.  Numbers that are no mean of items' values (BLEU) have none.
+
+  Args:
+    results: as in `by_measure`, of units that were asked the same items in the same order.
+    reference: a checkpoint; where it was not measured, there is no row.
+    num_resamples, seed: of the bootstrap over items.
+  """
+  key = lambda measure: (measure["task"], measure["variant"], measure["metric"])
+  values_of = lambda measure: np.asarray(measures_lib.known_or_nan(measure["values"]))[:, None]
+  base = {key(measure): values_of(measure)
+          for measure in (results[reference] if reference in results else ())}
+  compared: dict[str, list[dict[str, Any]]] = {}
+  for name, found in results.items():
+    for measure in found if name != reference else ():
+      own_N1, base_N1 = values_of(measure), base.get(key(measure))
+      if base_N1 is None or len(base_N1) != len(own_N1) or np.isnan(own_N1 + base_N1).all():
+        continue
+      difference = statistics.paired_difference(own_N1, base_N1, num_resamples=num_resamples,
+                                                seed=seed)
+      compared.setdefault(name, []).append(dict(measure, **difference.as_dict()))
+  return by_measure(compared)
