@@ -83,7 +83,7 @@ def longer_wins(messages):
 @pytest.fixture
 def server(monkeypatch):
   monkeypatch.setenv(KEY, "secret")
-  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+  monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
   found = Server()
   yield found
   found.close()
@@ -204,6 +204,14 @@ def test_another_question_is_not_answered_from_the_cache(server, tmp_path, chang
   server.reply = lambda messages, number: "Verdict: A"
   open_endpoint(server, tmp_path).compare([PAIR])
   open_endpoint(server, tmp_path, **change).compare([PAIR])
+  assert len(server.requests) == 2
+
+
+def test_another_server_with_a_model_of_that_name_is_asked_itself(server, tmp_path):
+  open_endpoint(server, tmp_path).compare([PAIR])
+  open_endpoint(server, tmp_path, base_url=f"{server.url}/").compare([PAIR])
+  assert len(server.requests) == 1
+  open_endpoint(server, tmp_path, base_url=server.url.replace("127.0.0.1", "localhost")).compare([PAIR])
   assert len(server.requests) == 2
 
 

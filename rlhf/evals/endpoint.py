@@ -4,7 +4,7 @@ Two answers are compared, or one is rated from 1 to 7, by a chat completion whos
 verdict.  The openai client asks again, with growing pauses, after 408, 409, 429, 5xx, timeouts and
 lost connections; an answer without a verdict is asked for once more in the same conversation.
 
-What was answered is kept, line by line, in a JSONL file under a hash of model, messages and
+What was answered is kept, line by line, in a JSONL file under a hash of server, model, messages and
 sampling settings, so that a second run asks only what is missing, and nothing is paid for twice.
 """
 
@@ -362,8 +362,8 @@ class Endpoint:
 
 
 def question_key(p: EndpointConfig, content: str) -> str:
-  """Names a question in the cache: model, messages and how the answer is sampled."""
-  asked = dict(model=p.model, messages=[dict(role="user", content=content)],
+  """Names a question in the cache: server, model, messages and how the answer is sampled."""
+  asked = dict(base_url=p.base_url.rstrip("/"), model=p.model, messages=[dict(role="user", content=content)],
                temperature=p.temperature, max_tokens=p.max_tokens)
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
