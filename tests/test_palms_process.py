@@ -1,6 +1,7 @@
 """PALMS from positions to the report: what is refused first, what is computed, and the whole run."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -160,6 +161,20 @@ def test_values_that_were_changed_need_a_run_of_their_own(own, tmp_path):
   with pytest.raises(ValueError, match="probes.jsonl of .*own is not what this run began with"):
     process.make_values(config, workdir, 0)
   process.make_values(config, tmp_path / "other", 0)
+
+
+def test_a_base_or_a_rater_that_was_replaced_needs_a_run_of_its_own(tmp_path):
+  config = palms_configs.get_config("smollm2").unlock()
+  for name in ("base", "raters"):
+    file = tmp_path / f"{name}.gguf"
+    file.write_bytes(b"weights")
+    config[name].source = f"gguf:{file}"
+  process.hold_sources(config, tmp_path / "run")
+  process.hold_sources(config, tmp_path / "run")
+  os.utime(tmp_path / "raters.gguf", ns=(1, 1))
+  with pytest.raises(ValueError, match="config.raters.source=gguf:.*raters.gguf was written anew"):
+    process.hold_sources(config, tmp_path / "run")
+  process.hold_sources(config, tmp_path / "other")
 
 
 def test_the_world_of_each_seed_has_its_control_samples(tmp_path):

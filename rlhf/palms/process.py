@@ -33,6 +33,7 @@ from rlhf.evals import answers as answers_lib
 from rlhf.evals import likelihood
 from rlhf.evals import nlp
 from rlhf.evals import toxicity
+from rlhf.evals import units
 from rlhf.networks import Network
 from rlhf.palms import cooccurrence
 from rlhf.palms import raters
@@ -214,6 +215,24 @@ def make_values(config, workdir: pathlib.Path, seed: int) -> tuple[sets.ValueSet
   return values, directory
 
 
+def hold_sources(config, workdir: pathlib.Path) -> None:
+  """Notes which weights the base model and the rater had when the run began.
+
+  Raises:
+    ValueError: one of them was written anew since: its models and ratings would not be comparable.
+  """
+  path = workdir / "sources.json"
+  found = {name: units.identity(units.Candidate(name=name, source=config[name].source))["written"]
+           for name in ("base", "raters")}
+  if not path.exists():
+    workdir_lib.write_json(path, found)
+  for name, began_with in workdir_lib.read_json(path).items():
+    if found[name] != began_with:
+      raise ValueError(f"config.{name}.source={config[name].source} was written anew since this run "
+                       f"began ({path}); choose another --workdir for it")
+  processes.wait("sources")
+
+
 def make_base(config, workdir: pathlib.Path, size: str, seed: int, shared) -> pathlib.Path:
   """The export of a base model: TinyWorld's is pretrained once for all that share the directory."""
   if is_world(config):
@@ -375,6 +394,8 @@ def run(config, workdir, *, shared=None) -> pathlib.Path:
   """
   workdir = pathlib.Path(workdir).absolute()
   shared = workdir / "shared" if shared is None else pathlib.Path(shared).absolute()
+  if not is_world(config):
+    hold_sources(config, workdir)
   models = make_models(config, workdir, shared)
   measured = {}
   with metrics_lib.Progress("models measured", len(models)) as progress:
