@@ -7,7 +7,8 @@
 
 A checkpoint is `NAME=SOURCE` or SOURCE alone: an export directory or the workdir of its stage,
 hf:DIR or gguf:FILE.  `METHOD@SIZE` as a name draws the methods as lines over the number of
-parameters.  --prefixes=NAME=FILE puts the text of a file before every prompt of one checkpoint.
+parameters.  --prefixes=NAME=FILE puts the text of a file before every prompt of one checkpoint, in the suite
+preference.
 
 Suites: preference, nlp, truth, toxicity, bias; their settings are `--config.SUITE.FIELD` of
 --config, which is configs/eval.py unless given.  Running again does only what is missing: another

@@ -51,6 +51,12 @@ def test_what_a_config_shows_to_be_wrong_is_one_sentence(changes, sentence):
     process.check_config(changed("test", **changes))
 
 
+def test_the_world_takes_one_process(monkeypatch):
+  monkeypatch.setattr(process.processes, "count", lambda: 2)
+  with pytest.raises(ValueError, match="2 processes; PALMS on TinyWorld, .* takes one"):
+    process.check_config(palms_configs.get_config("test"))
+
+
 def test_a_base_model_must_be_named():
   with pytest.raises(ValueError, match="config.base.source is empty; name the base model"):
     process.check_config(palms_configs.get_config("1.3b"))

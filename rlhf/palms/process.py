@@ -112,6 +112,9 @@ def check_config(config) -> None:
   if not config.seeds or len(set(config.seeds)) < len(config.seeds):
     raise ValueError(f"config.seeds {list(config.seeds)}; give one or more, each once")
   if is_world(config):
+    if processes.count() > 1:
+      raise ValueError(f"{processes.count()} processes; PALMS on TinyWorld, whose base models are "
+                       "stages that runs share, takes one")
     if config.value_set != TINYWORLD:
       raise ValueError(f"config.value_set {config.value_set!r}; models of TinyWorld know only the world's "
                        f"own words: leave {TINYWORLD}")
