@@ -239,9 +239,9 @@ def scores(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):
   return jnp.take_along_axis(scalar_BT, last_B[:, None], axis=1)[:, 0]
 
 
-def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: bool,
-            dropout_rate: float = 0.0, dropout_key_B=None) -> Metric:
-  """Negative log-likelihood of packed rows: (sum over weighted targets, sum of weights), in nats.
+def lm_logprobs(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: bool,
+                dropout_rate: float = 0.0, dropout_key_B=None) -> Array:
+  """Log-probability of each token of packed rows [B, T], in nats; entry 0 of a row is 0.
 
   Args:
     use_segments: keep attention inside each document; otherwise it crosses them, as in GPT-3.
@@ -251,6 +251,18 @@ def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: b
       segment_BT=batch.segment_BT if use_segments else None, position_BT=batch.position_BT,
       dropout_rate=dropout_rate, dropout_key_B=dropout_key_B)
   logprob_BT, _ = token_logprobs(cfg, params, hidden_BTD, batch.tokens_BT, temperature=1.0)
+  return logprob_BT
+
+
+def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: bool,
+            dropout_rate: float = 0.0, dropout_key_B=None) -> Metric:
+  """Negative log-likelihood of packed rows: (sum over weighted targets, sum of weights), in nats.
+
+  Args:
+    use_segments: as in `lm_logprobs`.
+  """
+  logprob_BT = lm_logprobs(cfg, params, batch, use_segments=use_segments,
+                           dropout_rate=dropout_rate, dropout_key_B=dropout_key_B)
   return Metric(total=-jnp.sum(logprob_BT * batch.loss_mask_BT), weight=jnp.sum(batch.loss_mask_BT))
 
 

@@ -474,7 +474,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
   paths = policy_paths(config, workdir)
   records = None
   reward = load_reward(config, workdir / "reward_model" / "export")
-  texts, rewards = {}, {}
+  texts, scores = {}, {}
   with metrics_lib.Progress("evaluation answers", len(COMPARED)) as progress:
     for number, name in enumerate(COMPARED, 1):
       network = load_policy(config, paths[name])
@@ -485,14 +485,15 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
           answer_config(config, p.base_temperature if name == "base" else p.temperature),
           loop.step_key(config.seed, "validate", 1))
       texts[name] = [samples[0] for samples in drawn.texts]
-      rewards[name] = float(np.mean(score_answers(config, reward, drawn)))
+      scores[name] = score_answers(config, reward, drawn)
       progress.update(number, {}, num_tokens=0)
   write_jsonl(stage / "answers.jsonl", (
       dict(prompt=record["prompt"], answers={name: texts[name][i] for name in COMPARED},
            **{key: record[key] for key in ("task", "use_case") if key in record})
       for i, record in enumerate(records)))
-  result = dict(reward=rewards, num_prompts=len(records))
-  result |= likelihoods(config, workdir, paths)
+  settings = dict(num_resamples=p.num_resamples, seed=config.seed)
+  result = dict(num_prompts=len(records)) | compare_rewards(scores, settings)
+  result |= likelihoods(config, workdir, paths, settings)
   if "world" in config:
     result |= judge(config, p, records, texts, stage)
   result["seconds"] = time.perf_counter() - began
@@ -500,13 +501,29 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
-  """Held-out pretraining loss, and few-shot accuracy where the data set has tasks."""
+def compare_rewards(scores: Mapping[str, np.ndarray], settings) -> dict[str, Any]:
+  """Mean reward-model score of each policy's answers, and what it has more than SFT's to the same
+  prompts, with intervals over prompts."""
+  column = {name: np.asarray(score_N)[:, None] for name, score_N in scores.items()}
+  return dict(
+      reward={name: statistics.bootstrap_mean(score_N1, **settings).as_dict()
+              for name, score_N1 in column.items()},
+      reward_less_sft={name: statistics.paired_difference(score_N1, column["sft"],
+                                                          **settings).as_dict()
+                       for name, score_N1 in column.items() if name != "sft"})
+
+
+def likelihoods(config, workdir: pathlib.Path, paths, settings) -> dict[str, Any]:
+  """Held-out pretraining loss, its rise with PPO, and few-shot accuracy where there are tasks.
+
+  The rise is against PPO's start on the same rows of text, with intervals over rows.
+  """
   text = sft.TextData(**config.base.text, train="", valid="")
   tasks = {}
   for path in sorted((workdir / "data").glob("few_shot_*.jsonl")):
     tasks[path.stem.removeprefix("few_shot_")] = read_jsonl(path)
   nll: dict[str, float] = {}
+  by_row: dict[str, np.ndarray] = {}
   accuracy: dict[str, dict[str, float]] = {name: {} for name in tasks}
   rows = None
   for name in LIKELIHOOD_MODELS:
@@ -520,16 +537,22 @@ def likelihoods(config, workdir: pathlib.Path, paths) -> dict[str, Any]:
       train_rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_train.jsonl"),
                            max_tokens=text.max_tokens)
       nll["bigram"] = bigram.bigram_nll(train_rows, rows, vocab_size=network.cfg.vocab_size)
-    nll[name] = likelihood.negative_log_likelihood(
+    by_row[name] = likelihood.loss_by_row(
         network.cfg, network.params, rows, batch_size=config.base.sft.batch_size,
         use_segments=not text.attend_across_documents)
+    total, num_targets = by_row[name].sum(axis=0)
+    nll[name] = float(total / num_targets)
     for task, items in tasks.items():
       accuracy[task][name] = likelihood.few_shot_accuracy(
           network.cfg, network.params, network.tokenizer, items, delimiter=FEW_SHOT_DELIMITER,
           batch_size=config.evaluation.batch_size)
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
-  return dict(pretraining_nll=nll, few_shot_tasks=accuracy if tasks else None)
+  return dict(pretraining_nll=nll, few_shot_tasks=accuracy if tasks else None,
+              pretraining_nll_rise={name: statistics.bootstrap_statistic(
+                  np.concatenate([by_row[name], by_row["init"]], axis=1),
+                  lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
+                  **settings).as_dict() for name in ("ppo", "ppo_ptx")})
 
 
 def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:
@@ -606,7 +629,8 @@ def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
 
 
 def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
-  """Reward, KL and gold score on held-out prompts, along a PPO run."""
+  """Reward with its interval, KL and gold score on held-out prompts, along a PPO run."""
+  settings = dict(num_resamples=config.evaluation.num_resamples, seed=config.seed)
   tasks = {}
   if "world" in config:
     world = make_world(config)
@@ -619,9 +643,10 @@ def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any
     if tasks:
       score = float(np.mean([gold.gold_score(gold.components(
           world, tasks[line["prompt"]], line["prompt"], line["response"])) for line in lines]))
-    points.append(dict(step=int(path.stem.removeprefix("step_")), gold=score,
-                       **{key: float(np.mean([line[key] for line in lines]))
-                          for key in ("reward", "kl")}))
+    reward = statistics.bootstrap_mean([[line["reward"]] for line in lines], **settings)
+    points.append(dict(step=int(path.stem.removeprefix("step_")), gold=score, reward=reward.mean,
+                       reward_low=reward.low, reward_high=reward.high,
+                       kl=float(np.mean([line["kl"] for line in lines]))))
   return points
 
 
@@ -660,7 +685,9 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
           results[name]["first_minibatch_ratio_max_error"] for name in ("ppo", "ppo_ptx")),
       wall_seconds=seconds | {"total": sum(seconds.values())}, seed=config.seed,
       likert=likert, metadata=evaluated["metadata"] if has_world else None,
-      reward=evaluated["reward"], paired_difference_ppo_ptx_minus_ppo=difference,
+      reward=evaluated["reward"], reward_less_sft=evaluated["reward_less_sft"],
+      pretraining_nll_rise=evaluated["pretraining_nll_rise"],
+      paired_difference_ppo_ptx_minus_ppo=difference,
       num_test_prompts=evaluated["num_prompts"])
   answers = read_jsonl(stage / "answers.jsonl")[:SHOWN_SAMPLES]
   golds = read_jsonl(stage / "gold.jsonl") if has_world else [None] * len(answers)

@@ -31,13 +31,13 @@ def test_the_loss_is_a_mean_over_tokens_whatever_the_batches(batch_size: int):
   """Five rows with different numbers of targets; the last batch is filled up, and not counted."""
   params, rows = helpers.make_params(CFG, 0), helpers.make_lm_batch(5, 12, 0)
   assert len(set(rows.loss_mask_BT.sum(axis=1))) > 2
-  total = 0.0
-  for row in range(5):
-    one = jax.tree.map(lambda x: x[row:row + 1], rows)
-    total += float(one_row_nll()(params, one).total)
+  alone = [one_row_nll()(params, jax.tree.map(lambda x: x[row:row + 1], rows)) for row in range(5)]
+  total = sum(float(row.total) for row in alone)
   nll = likelihood.negative_log_likelihood(CFG, params, rows, batch_size=batch_size,
                                            use_segments=True)
   assert nll == pytest.approx(total / rows.loss_mask_BT.sum(), rel=1e-5)
+  by_row = likelihood.loss_by_row(CFG, params, rows, batch_size=batch_size, use_segments=True)
+  np.testing.assert_allclose(by_row, [[row.total, row.weight] for row in alone], rtol=1e-5)
 
 
 @functools.cache

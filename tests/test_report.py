@@ -8,6 +8,7 @@ import re
 import pytest
 
 from rlhf.evals import calibration
+from rlhf.evals import figures
 from rlhf.evals import report as report_lib
 
 EVIL = "<script>alert('1')</script> & $\\no$"
@@ -15,6 +16,10 @@ EVIL = "<script>alert('1')</script> & $\\no$"
 
 def cell(mean, half=0.02, n=1200):
   return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def interval(mean, low, high):
+  return {"mean": mean, "low": low, "high": high, "n": 20}
 
 
 def groups(training, heldout):
@@ -265,6 +270,41 @@ def test_no_tax_is_said_and_not_divided_by(ppo_nll):
   assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is None
   assert any("PPO did not raise the loss on pretraining text" in s for s in findings(report))
   assert "PPO lost nothing" in report_lib.render_html({"report": report})
+
+
+def test_a_rise_that_may_be_none_is_not_called_a_loss():
+  report = a_report()
+  report["pretraining_nll"]["ppo"] = 1.607
+  report["pretraining_nll_rise"] = dict(ppo=interval(0.007, -0.002, 0.016),
+                                        ppo_ptx=interval(0.04, 0.03, 0.05))
+  assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is None
+  assert ("The rise of the loss on pretraining text from 1.600 to 1.607 nats per token with PPO "
+          "cannot be told from none (95 % interval \u22120.002 to 0.016), so there is no alignment "
+          "tax on it to give back; with PPO-ptx the loss changes by 0.040 (0.030 to 0.050)."
+          ) in findings(report)
+  html = report_lib.render_html({"report": report})
+  assert "no clear loss" in html and "given back by PPO-ptx" not in html
+  report["pretraining_nll_rise"]["ppo"]["low"] = 0.001
+  assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is not None
+
+
+def test_rewards_stand_beside_those_of_sft():
+  report = a_report()
+  report["reward"] = dict(sft=interval(1.0, 0.8, 1.2), ppo=interval(1.5, 1.3, 1.75))
+  report["reward_less_sft"] = dict(ppo=interval(0.5, -0.125, 0.875))
+  html = " ".join(report_lib.render_html({"report": report}).split())
+  assert '1.50</td><td class="i">1.30 to 1.75</td>' in html
+  assert '0.50</td><td class="i">\u22120.12 to 0.88</td>' in html
+  assert "less SFT" not in report_lib.render_html({"report": a_report()})
+
+
+def test_the_reward_has_a_band_where_its_interval_is_known():
+  points = [dict(step=step, reward=0.1 * step, kl=0.0) for step in range(3)]
+  plain = figures.reward_curve({"ppo": points}, "reward", "score")
+  known = [dict(point, reward_low=point["reward"] - 1, reward_high=point["reward"] + 1)
+           for point in points]
+  banded = figures.reward_curve({"ppo": known}, "reward", "score")
+  assert "PolyCollection" in banded and "PolyCollection" not in plain
 
 
 def test_a_fall_of_less_than_a_point_is_not_called_a_loss():

@@ -153,9 +153,12 @@ def _group_legend(axes) -> None:
 
 def reward_curve(reward: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str,
                  unit: str) -> str | None:
-  """One quantity of the validation prompts against the PPO iteration, a line per run."""
+  """One quantity of the validation prompts against the PPO iteration, a line per run; a band where
+  the points have its ends, QUANTITY_low and QUANTITY_high."""
   lines = {run: _points(points, "step", quantity) for run, points in reward.items()}
-  return _lines(f"curve-{quantity}", lines, "PPO iteration", unit)
+  ends = {run: (*_points(points, "step", f"{quantity}_low"), _points(points, "step", f"{quantity}_high")[1])
+          for run, points in reward.items()}
+  return _lines(f"curve-{quantity}", lines, "PPO iteration", unit, bands=ends)
 
 
 def reward_against_root_kl(reward: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
@@ -217,7 +220,8 @@ def _points(points, x, y):
   return np.array([a for a, _ in kept], float), np.array([b for _, b in kept], float)
 
 
-def _lines(name, lines, x_label, y_label, marker=None) -> str | None:
+def _lines(name, lines, x_label, y_label, marker=None, bands=None) -> str | None:
+  bands = {} if bands is None else bands
   lines = {run: (x, y) for run, (x, y) in lines.items() if len(x)}
   if not lines:
     return None
@@ -225,6 +229,8 @@ def _lines(name, lines, x_label, y_label, marker=None) -> str | None:
   def draw(axes):
     for run, (x, y) in lines.items():
       alone = marker if marker or len(x) > 1 else "o"  # a line of one point is invisible
+      if run in bands and len(bands[run][0]):
+        axes.fill_between(*bands[run], color=_pale(color[run]), alpha=0.5, linewidth=0, zorder=1)
       axes.plot(x, y, color=color[run], label=label(run), marker=alone, markersize=3.5,
                 linestyle="--" if run == "ppo" else "-")
     axes.set_xlabel(x_label)

@@ -35,6 +35,27 @@ def negative_log_likelihood(cfg: ModelConfig, params: Params, rows: LmBatch, *, 
   return float(total) / float(weight)
 
 
+@functools.partial(jax.jit, static_argnames=("cfg", "use_segments"))
+def _loss_by_row(cfg: ModelConfig, params: Params, batch: LmBatch, use_segments: bool):
+  logprob_BT = model.lm_logprobs(cfg, params, batch, use_segments=use_segments)
+  return jnp.stack([-jnp.sum(logprob_BT * batch.loss_mask_BT, axis=1),
+                    jnp.sum(batch.loss_mask_BT, axis=1)], axis=1)
+
+
+def loss_by_row(cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: int,
+                use_segments: bool) -> np.ndarray:
+  """Sum of the loss over the weighted targets of each row, in nats, and their number: [N, 2].
+
+  Of the column sums, the ratio is `negative_log_likelihood`; rows can be resampled.
+  """
+  parts = []
+  with sharding.on_mesh_of(params) as put:
+    for batch, valid_B in batches.fixed_batches(rows, batch_size):
+      table_B2 = processes.to_host(_loss_by_row(cfg, params, put(batch), use_segments))
+      parts.append(np.asarray(table_B2, np.float64)[valid_B > 0])
+  return np.concatenate(parts)
+
+
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _choice_logprob(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, choice_mask_BT):
   logprob_BT, _ = model.policy_logprobs(cfg, params, tokens_BT, mask_BT, temperature=1.0)

@@ -16,6 +16,7 @@ the page says so.
                 "base_more_pretraining": the same,
                 "sft": [{"epoch", "valid_nll", "score"}],
                 "reward": {"ppo": [{"step", "reward", "kl", "gold"}], "ppo_ptx": [...]}},
+                                     # and "reward_low", "reward_high", which are drawn as a band
      "calibration": calibration.calibration_curve(...),
      "samples": [{"prompt": str, "answers": {model: str}, "gold": {model: float} | None}],
      "notes": [str]}
@@ -26,6 +27,8 @@ pairs.  Besides the schema, `report` may hold, and the page then shows:
     "likert": {policy: {"training_labelers": interval, "heldout_labelers": interval}}
     "metadata": {policy: {label: interval}}
     "reward_model": {..., "accuracy_interval": interval, "length_baseline_accuracy": float}
+    "reward": {policy: interval}      "reward_less_sft": {policy: interval}
+    "pretraining_nll_rise": {"ppo": interval, "ppo_ptx": interval}      of the loss since PPO's start
     "pretraining_nll": {..., "bigram": float}      "few_shot_tasks": {task: {..., "chance": float}}
 """
 
@@ -107,7 +110,8 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     {"pretraining_nll": entry, "few_shot_mean": entry, "few_shot_tasks": {task: entry}}, an entry
     being {"init", "ppo", "ppo_ptx", "recovered"} or None without numbers; "recovered" is None
-    where PPO lost nothing, or no more than LEAST_LOSS of an accuracy.  `few_shot_mean` weighs every
+    where PPO lost nothing, no more than LEAST_LOSS of an accuracy, or where the interval of the rise
+    of the NLL, if there is one, does not leave out 0.  `few_shot_mean` weighs every
     task equally.
   """
   tasks = report["few_shot_tasks"] if report["few_shot_tasks"] is not None else {}
@@ -115,9 +119,17 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
   known = [entry for entry in by_task.values() if entry is not None]
   mean = {model: sum(entry[model] for entry in known) / len(known)
           for model in ("init", "ppo", "ppo_ptx")} if known else None
-  return {"pretraining_nll": _tax_entry(report["pretraining_nll"], sign=1, least=0.0),
+  nll = _tax_entry(report["pretraining_nll"], sign=1, least=0.0)
+  rise = _nll_rise(report)
+  if nll is not None and rise is not None and rise["ppo"]["low"] <= 0:
+    nll["recovered"] = None
+  return {"pretraining_nll": nll,
           "few_shot_mean": _tax_entry(mean, sign=-1, least=LEAST_LOSS),
           "few_shot_tasks": by_task}
+
+
+def _nll_rise(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+  return report["pretraining_nll_rise"] if "pretraining_nll_rise" in report else None
 
 
 def _tax_entry(cells: Mapping[str, float | None] | None, *, sign: int, least: float
@@ -293,6 +305,13 @@ def _say_pretraining(report) -> str | None:
     return None
   moved = (f"the loss on pretraining text from {_number(tax['init'])} to {_number(tax['ppo'])} "
            "nats per token")
+  rise = _nll_rise(report)
+  if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["init"]:
+    interval = lambda cell: f"{_number(cell['low'])} to {_number(cell['high'])}"
+    return (f"The rise of {moved} with PPO cannot be told from none (95\u202f% interval "
+            f"{interval(rise['ppo'])}), so there is no alignment tax on it to give back; with "
+            f"PPO-ptx the loss changes by {_number(rise['ppo_ptx']['mean'])} "
+            f"({interval(rise['ppo_ptx'])}).")
   if tax["recovered"] is None:
     return f"PPO did not raise {moved}, so there is no alignment tax on it to give back."
   more = report["pretraining_nll"]["base_more_pretraining"]
