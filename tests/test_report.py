@@ -288,6 +288,14 @@ def test_a_rise_that_may_be_none_is_not_called_a_loss():
   assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is not None
 
 
+def test_far_more_than_a_small_loss_is_not_given_back_in_percent():
+  report = a_report()
+  report["pretraining_nll"] |= dict(ppo=1.604, ppo_ptx=1.5)
+  assert any("which gives back > 200 % of the rise" in said for said in findings(report))
+  assert report_lib.given_back_text(1.96) == "196\u202f%"
+  assert report_lib.given_back_text(-0.25) == "\u221225\u202f%"
+
+
 def test_rewards_stand_beside_those_of_sft():
   report = a_report()
   report["reward"] = dict(sft=interval(1.0, 0.8, 1.2), ppo=interval(1.5, 1.3, 1.75))

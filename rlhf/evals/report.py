@@ -150,6 +150,11 @@ def percent_text(value: float, digits: int = 1) -> str:
   return _minus(f"{100 * value:.{digits}f}") + "\u202f%"  # narrow no-break space
 
 
+def given_back_text(recovered: float) -> str:
+  """`alignment_tax`'s "recovered": beyond twice a loss, how often it holds a small loss says nothing."""
+  return "> " * (recovered > 2) + percent_text(min(recovered, 2.0), 0)
+
+
 def _minus(text: str) -> str:
   """A true minus sign, and no minus before a number that rounds to zero."""
   if text.startswith("-") and not text.strip("-0."):
@@ -318,7 +323,7 @@ def _say_pretraining(report) -> str | None:
   beside = ("" if more is None else
             f"; the base model given the same extra pretraining tokens reaches {_number(more)}")
   return (f"PPO raised {moved}; PPO-ptx ends at {_number(tax['ppo_ptx'])}, which gives back "
-          f"{percent_text(tax['recovered'], 0)} of the rise{beside}.")
+          f"{given_back_text(tax['recovered'])} of the rise{beside}.")
 
 
 def _say_few_shot(report) -> str | None:
@@ -375,7 +380,7 @@ def _tiles(report, paired) -> list[dict[str, str]]:
                   "detail": detail})
   tax = alignment_tax(report)["pretraining_nll"]
   if tax is not None and tax["recovered"] is not None:
-    tiles.append({"value": percent_text(tax["recovered"], 0),
+    tiles.append({"value": given_back_text(tax["recovered"]),
                   "name": "of PPO's pretraining loss given back by PPO-ptx",
                   "detail": f"+{_number(tax['ppo'] - tax['init'])} became "
                             f"{'+' if tax['ppo_ptx'] >= tax['init'] else ''}"
@@ -458,7 +463,7 @@ def render_html(data: Mapping[str, Any]) -> str:
       findings=findings(report, part["paired_difference"]),
       tiles=_tiles(report, part["paired_difference"]), tax=alignment_tax(report),
       figures=_figures(report, part["curves"], part["calibration"]), groups=GROUP_LABELS,
-      gold=gold, gold_columns=_columns(gold), length_baseline=_length_baseline(report),
+      given_back=given_back_text, gold=gold, gold_columns=_columns(gold), length_baseline=_length_baseline(report),
       few_shot_columns=_columns(report["few_shot_tasks"]) if report["few_shot_tasks"] else [],
       plateau=plateau(part["curves"]["base"]) if "base" in part["curves"] else None,
       metadata_columns=_columns(extra["metadata"]) if extra["metadata"] else [],
