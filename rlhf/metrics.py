@@ -246,7 +246,9 @@ class Progress:
   def _left(self) -> str:
     if not math.isfinite(self.tokens_per_second + self.seconds_left):
       return "starting"
-    return f"{self.tokens_per_second:,.0f} tokens/s  {_clock(self.seconds_left)} left"
+    # What counts other things than tokens has no rate of them to show.
+    rate = f"{self.tokens_per_second:,.0f} tokens/s  " if self._num_tokens else ""
+    return f"{rate}{_clock(self.seconds_left)} left"
 
 
 def _make_bar(console: rich.console.Console) -> rich.progress.Progress:

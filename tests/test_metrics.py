@@ -161,13 +161,14 @@ def test_what_the_clock_decides():
   assert [metrics.is_timing(key) for key in keys] == [True, True, True, False, True]
 
 
-def progress_text(*, terminal, process_index=0, seconds_between_lines=0.0, num_steps=3):
+def progress_text(*, terminal, process_index=0, seconds_between_lines=0.0, num_steps=3,
+                  num_tokens=100):
   text = io.StringIO()
   console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
   with metrics.Progress("sft", num_steps, process_index=process_index, console=console,
                         seconds_between_lines=seconds_between_lines) as progress:
     for step in range(1, num_steps + 1):
-      progress.update(step, {"loss": 1 / step, "[lr]": 1e-4}, num_tokens=100)
+      progress.update(step, {"loss": 1 / step, "[lr]": 1e-4}, num_tokens=num_tokens)
     progress.note("[note] saved")
   return text.getvalue(), progress
 
@@ -180,6 +181,12 @@ def test_progress_prints_plain_lines_without_a_terminal():
   assert lines[2].startswith("sft  3/3  ") and "tokens/s" in lines[2]
   assert lines[2].endswith("0:00 left  loss 0.3333  [lr] 0.0001")
   assert lines[3] == "[note] saved"
+
+
+def test_progress_without_tokens_shows_no_rate_of_them():
+  text, _ = progress_text(terminal=False, num_tokens=0)
+  assert "tokens/s" not in text
+  assert text.splitlines()[2] == "sft  3/3  0:00 left  loss 0.3333  [lr] 0.0001"
 
 
 def test_progress_prints_the_first_and_the_last_line_at_least():
