@@ -14,7 +14,7 @@ from rlhf.evals import ratings
 
 SETTINGS = dict(num_resamples=300, seed=0)
 PROMPTS = [{"prompt": f"prompt {index},\n\"quoted\""} for index in range(4)]
-ANSWERS = {"sft": [f"a{index}" for index in range(4)], "ppo": ["b0\nline", "b1", "b2", "b3"]}
+ANSWERS = {"sft": [f"a{index}" for index in range(4)], "ppo": ["b0\nline", "b1\rline", "b2", "b3"]}
 # Two samples of prompt 0 and one of prompt 1.
 SAMPLES = {"s1": ratings.Sample(prompt_index=0, policy="sft", prompt="p", answer="a"),
            "s2": ratings.Sample(prompt_index=0, policy="ppo", prompt="p", answer="b"),

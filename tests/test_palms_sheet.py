@@ -114,6 +114,14 @@ def test_the_table_is_safe_to_open_in_a_spreadsheet(made):
   assert {row["rating"] for row in rows} == {""}
 
 
+def test_a_carriage_return_in_an_answer_breaks_no_row():
+  lines = [line | dict(answer=f"one\rtwo {number}") for number, line in enumerate(answers())]
+  made = sheet.make(lines, value_set(), sheet.SheetConfig())
+  rows = list(csv.DictReader(io.StringIO(made.tables["rater_1"], newline="")))
+  assert {row["sample"] for row in rows} == set(made.key["samples"])
+  assert all(row["answer"].startswith("one\rtwo ") for row in rows)
+
+
 @pytest.mark.parametrize("change,expected", [
     ({"answer": None}, 'no text under "answer"; an empty answer is ""'),
     ({"prompt": ""}, "no prompt; an answer has model, kind, size, seed"),

@@ -154,7 +154,8 @@ def _random_names(num: int, rng) -> list[str]:
 
 def _write_csv(path, columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> None:
   text = io.StringIO(newline="")
-  writer = csv.DictWriter(text, columns, lineterminator="\n")
+  # Its line ends, "\r\n", are what makes it quote texts with either of them.
+  writer = csv.DictWriter(text, columns)
   writer.writeheader()
   writer.writerows(lines)
   workdir_lib.write_text(path, text.getvalue())

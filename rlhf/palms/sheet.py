@@ -156,7 +156,8 @@ def _template() -> jinja2.Template:
 
 def _table(data: Mapping[str, Any]) -> str:
   out = io.StringIO()
-  writer = csv.writer(out, lineterminator="\n")
+  # Its line ends, "\r\n", are what makes it quote texts with either of them.
+  writer = csv.writer(out)
   writer.writerow(_COLUMNS)
   for item in data["items"]:
     writer.writerow([data["sheet"], data["rater"], item["id"], *(_as_text(item[name]) for name in (
