@@ -549,10 +549,15 @@ def likelihoods(config, workdir: pathlib.Path, paths, settings) -> dict[str, Any
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
   return dict(pretraining_nll=nll, few_shot_tasks=accuracy if tasks else None,
-              pretraining_nll_rise={name: statistics.bootstrap_statistic(
-                  np.concatenate([by_row[name], by_row["init"]], axis=1),
-                  lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
-                  **settings).as_dict() for name in ("ppo", "ppo_ptx")})
+              pretraining_nll_rise={name: loss_rise(by_row["init"], by_row[name], settings)
+                                    for name in ("ppo", "ppo_ptx")})
+
+
+def loss_rise(before_N2: np.ndarray, after_N2: np.ndarray, settings) -> dict[str, Any]:
+  """Mean loss after less before, on the same rows of `likelihood.loss_by_row`, with its interval."""
+  return statistics.bootstrap_statistic(
+      np.concatenate([after_N2, before_N2], axis=1),
+      lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **settings).as_dict()
 
 
 def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:

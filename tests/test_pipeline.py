@@ -210,3 +210,22 @@ def test_a_comparison_keeps_some_of_its_completions_and_their_ranks():
              for rank, text in zip(fewer["ranks"], fewer["completions"]))
   assert fewer["ranks"] == sorted(fewer["ranks"])  # their order is kept
   assert pipeline.fewer_completions(record, 9, seed=1) == record
+
+
+def test_rewards_are_compared_with_those_of_sft_on_the_same_prompts():
+  sft = np.asarray([0.0, 10.0, -10.0, 3.0])
+  found = pipeline.compare_rewards({"sft": sft, "ppo": sft + 0.5, "base": sft[::-1]},
+                                   dict(num_resamples=50, seed=0))
+  assert {name: cell["mean"] for name, cell in found["reward"].items()} == {
+      "sft": 0.75, "ppo": 1.25, "base": 0.75}
+  assert found["reward_less_sft"]["ppo"] == dict(mean=0.5, low=0.5, high=0.5, n=4)
+  assert sorted(found["reward_less_sft"]) == ["base", "ppo"]
+
+
+def test_a_rise_of_the_loss_is_after_less_before_over_all_tokens():
+  before, after = np.asarray([[10.0, 5], [2.0, 1]]), np.asarray([[15.0, 5], [3.0, 1]])
+  found = pipeline.loss_rise(before, after, dict(num_resamples=50, seed=0))
+  assert found == dict(mean=1.0, low=1.0, high=1.0, n=2)
+  uneven = pipeline.loss_rise(before, np.asarray([[15.0, 5], [2.0, 1]]),
+                              dict(num_resamples=50, seed=0))
+  assert uneven["mean"] == pytest.approx(5 / 6)  # tokens weigh, not rows

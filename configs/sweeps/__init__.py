@@ -1,9 +1,8 @@
 """Sweeps: which trials there are, of which command, and what is plotted.
 
 A file here has `get_sweep(form) -> Sweep`; `python -m launch.sweep configs/sweeps/NAME.py:FORM`
-runs it.  FORM is a size of the GPT-3 family, for runs of one stage on one's own exports and data, or `tiny` or
-`test`, for whole TinyWorld pipelines that share what they have in common; a file's docstring says
-which of them it has.
+runs it.  FORM is a size of the GPT-3 family, for runs of one stage on one's own exports and data, or
+`tiny` or `test`, for whole TinyWorld pipelines that share what they have in common.
 
 A trial is a dict, dotted field of the config -> value; lists of trials are made with
 

@@ -363,8 +363,8 @@ class Endpoint:
 
 def question_key(p: EndpointConfig, content: str) -> str:
   """Names a question in the cache: server, model, messages and how the answer is sampled."""
-  asked = dict(base_url=p.base_url.rstrip("/"), model=p.model, messages=[dict(role="user", content=content)],
-               temperature=p.temperature, max_tokens=p.max_tokens)
+  asked = dict(base_url=p.base_url.rstrip("/"), model=p.model,
+               messages=[dict(role="user", content=content)], temperature=p.temperature, max_tokens=p.max_tokens)
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

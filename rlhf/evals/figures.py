@@ -156,7 +156,8 @@ def reward_curve(reward: Mapping[str, Sequence[Mapping[str, Any]]], quantity: st
   """One quantity of the validation prompts against the PPO iteration, a line per run; a band where
   the points have its ends, QUANTITY_low and QUANTITY_high."""
   lines = {run: _points(points, "step", quantity) for run, points in reward.items()}
-  ends = {run: (*_points(points, "step", f"{quantity}_low"), _points(points, "step", f"{quantity}_high")[1])
+  ends = {run: (*_points(points, "step", f"{quantity}_low"),
+                _points(points, "step", f"{quantity}_high")[1])
           for run, points in reward.items()}
   return _lines(f"curve-{quantity}", lines, "PPO iteration", unit, bands=ends)
 

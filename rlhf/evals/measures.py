@@ -49,7 +49,8 @@ class Measure:
   def as_dict(self) -> dict[str, Any]:
     """Flat, as in `result.json`."""
     return dict(task=self.task, variant=self.variant, metric=self.metric,
-                **self.interval.as_dict(), better=self.better, values=[None if math.isnan(value) else value for value in self.values])
+                **self.interval.as_dict(), better=self.better,
+                values=[None if math.isnan(value) else value for value in self.values])
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> "Measure":

@@ -247,7 +247,8 @@ def _measure(values: Sequence[Any], aggregate: Callable | None, settings: Mappin
   return measures.Measure(interval=_interval(values, aggregate, **settings), **fields)
 
 
-def _interval(values: Sequence[Any], aggregate: Callable, *, num_resamples: int, seed: int) -> statistics.Interval:
+def _interval(values: Sequence[Any], aggregate: Callable, *, num_resamples: int,
+              seed: int) -> statistics.Interval:
   """Of BLEU, or of any other number that is no mean."""
   if getattr(aggregate, "__name__", "") == "corpus_bleu":  # as below, but from sums
     return statistics.bootstrap_statistic(np.asarray(values, float), text_metrics.bleu,

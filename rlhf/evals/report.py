@@ -151,7 +151,7 @@ def percent_text(value: float, digits: int = 1) -> str:
 
 
 def given_back_text(recovered: float) -> str:
-  """`alignment_tax`'s "recovered": beyond twice a loss, how often it holds a small loss says nothing."""
+  """`alignment_tax`'s "recovered"; a large multiple of a small loss says no more than that."""
   return "> " * (recovered > 2) + percent_text(min(recovered, 2.0), 0)
 
 
@@ -463,7 +463,8 @@ def render_html(data: Mapping[str, Any]) -> str:
       findings=findings(report, part["paired_difference"]),
       tiles=_tiles(report, part["paired_difference"]), tax=alignment_tax(report),
       figures=_figures(report, part["curves"], part["calibration"]), groups=GROUP_LABELS,
-      given_back=given_back_text, gold=gold, gold_columns=_columns(gold), length_baseline=_length_baseline(report),
+      given_back=given_back_text, gold=gold, gold_columns=_columns(gold),
+      length_baseline=_length_baseline(report),
       few_shot_columns=_columns(report["few_shot_tasks"]) if report["few_shot_tasks"] else [],
       plateau=plateau(part["curves"]["base"]) if "base" in part["curves"] else None,
       metadata_columns=_columns(extra["metadata"]) if extra["metadata"] else [],
