@@ -25,7 +25,6 @@ from launch import jsonl
 from launch import setup
 
 NUM_RESAMPLES = 2000  # of the accuracy's bootstrap over prompts
-LENGTH_MULTIPLE = 64  # rows are as long as the longest text, rounded up: few shapes to compile
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -155,15 +154,9 @@ def tokenize(network, prompt_format, reader: jsonl.Reader, lines: list[jsonl.Lin
 
 def score(network, ids: list[list[np.ndarray]], batch_size: int) -> list[list[float]]:
   """[line][completion] rewards."""
-  from rlhf import reward_model
+  from rlhf.evals import rewards
   flat = [sequence for sequences in ids for sequence in sequences]
-  longest = max(map(len, flat))
-  length = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, network.cfg.context_length)
-  score_N = reward_model.score_rows(
-      network.cfg, network.params, flat, length=length, batch_size=batch_size)
-  if not np.isfinite(score_N).all():
-    raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(flat)} scores are not "
-                             "finite; the reward model's weights are broken, train it anew")
+  score_N = rewards.score_sequences(network, flat, batch_size=batch_size)
   numbers = iter(score_N.tolist())
   return [[next(numbers) for _ in sequences] for sequences in ids]
 

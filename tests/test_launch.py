@@ -20,10 +20,12 @@ from launch import setup
 from launch import train
 from rlhf import checkpoint
 from rlhf import model
-from rlhf import reward_model
+from rlhf import networks
+from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import pooling
+from rlhf.evals import rewards as rewards_lib
 from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
 
@@ -317,6 +319,26 @@ def test_scores_are_those_of_each_sequence_alone(inputs, scored):
   assert lines[1].keys() == {"prompt", "completion", "user", "score"}
 
 
+def test_a_long_text_does_not_pad_the_others(inputs, monkeypatch):
+  numerics = networks.export_numerics(networks.find_export(
+      inputs.reward, {}, kind="reward", flag="--reward_model"))
+  network = networks.load(
+      inputs.reward, numerics, sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
+      kind="reward", flag="--reward_model")
+  monkeypatch.setattr(rewards_lib, "SHORTEST", 8)
+  lengths, score_rows = [], rewards_lib.score_rows
+  monkeypatch.setattr(rewards_lib, "score_rows", lambda cfg, params, ids, *, length, batch_size: (
+      lengths.append((length, len(ids))), score_rows(cfg, params, ids, length=length,
+                                                     batch_size=batch_size))[1])
+  longest = network.cfg.context_length
+  ids = [[7] * length for length in (longest, 3, 8, 20, 1, 9, 5)]
+  scores = rewards_lib.score_sequences(network, ids, batch_size=2)
+  assert lengths == [(8, 2), (8, 2), (32, 2), (longest, 1)]
+  alone = [score_rows(network.cfg, network.params, [row], length=longest, batch_size=2)[0]
+           for row in ids]
+  np.testing.assert_allclose(scores, alone, atol=1e-5)
+
+
 def test_the_suffix_can_be_given(inputs, scored):
   line, = scored([{"prompt": "who ?", "completion": "rex ."}], "--prompt_suffix= so")
   assert line["score"] == pytest.approx(by_hand(inputs, "who ?", "rex .", " so"), abs=1e-5)
@@ -339,11 +361,11 @@ def test_accuracy_over_untied_pairs(inputs, scored, capsys):
 
 
 def test_scores_that_are_not_finite_are_not_written(scored, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(reward_model, "score_rows", lambda *_, **__: np.asarray([1.0, np.nan]))
+  monkeypatch.setattr(rewards_lib, "score_rows", lambda *_, **__: np.asarray([1.0, np.nan]))
   with pytest.raises(SystemExit) as stopped:
     scored([{"prompt": "p", "completions": ["a", "b"]}])
   assert stopped.value.code == 1
-  assert "error: 1 of 2 scores are not finite" in capsys.readouterr().err
+  assert "error: 1 of 2 scores of the reward model are not finite" in capsys.readouterr().err
   assert not (tmp_path / "scored.jsonl").exists()
 
 

@@ -15,7 +15,7 @@ from rlhf.model import ModelConfig
 from rlhf.networks import Network
 from rlhf.types import ComparisonBatch, Params
 
-LENGTH_MULTIPLE = 64  # rows are as long as the longest text, rounded up: few shapes to compile
+SHORTEST = 64  # rows have this length or a power of two times it: few shapes to compile
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
@@ -54,6 +54,36 @@ def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *
   return np.concatenate(scores)
 
 
+def score_sequences(network: Network, ids: Sequence[Sequence[int]], *, batch_size: int,
+                    name: str = "the reward model") -> np.ndarray:
+  """`score_rows` of sequences of many lengths, shortest first, so that a few long ones do not pad
+  all others.
+
+  Raises:
+    FloatingPointError: a score is not finite.
+  """
+  lengths = np.asarray([len(sequence) for sequence in ids])
+  order, score_N = np.argsort(lengths, kind="stable"), np.zeros(len(ids), np.float32)
+  for start in range(0, len(ids), batch_size):
+    places = order[start:start + batch_size]
+    score_N[places] = score_rows(
+        network.cfg, network.params, [ids[place] for place in places],
+        length=row_length(int(lengths[places].max()), network.cfg.context_length),
+        batch_size=batch_size)
+  if not np.isfinite(score_N).all():
+    raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(ids)} scores of {name} "
+                             "are not finite; its weights are broken, train it anew")
+  return score_N
+
+
+def row_length(length: int, longest: int) -> int:
+  """The least of 64, 128, 256, ... that holds the length; at most `longest`."""
+  room = SHORTEST
+  while room < length:
+    room *= 2
+  return min(room, longest)
+
+
 def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int):
   """(score_NK, rank_NK, valid_NK) of all rows as numpy arrays, one batch in memory at a time."""
   parts = []
@@ -89,9 +119,4 @@ def score_texts(network: Network, prompt_format: prepare.PromptFormat,
   if num_cut:
     print(f"{num_cut} of {len(texts)} answers are cut to the context of {name}", flush=True)
   ids = [sequence.ids[:limit] for sequence in sequences]
-  length = min(-(-max(map(len, ids)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
-  score_N = score_rows(network.cfg, network.params, ids, length=length, batch_size=batch_size)
-  if not np.isfinite(score_N).all():
-    raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(texts)} scores of "
-                             f"{name} are not finite; its weights are broken, train it anew")
-  return score_N
+  return score_sequences(network, ids, batch_size=batch_size, name=name)
