@@ -23,7 +23,10 @@ batch_size 8, one sample a row          the API takes 1 for so small a file, whi
                                         mesh; 40 steps in all.  TinyWorld's 8 rows are packed
 temperature 1, top_p 0.9                those of GPT-3's section 6.2, which PALMS uses for its
                                         co-occurrence; the probes' own are not known
-TinyWorld's learning rate               of PPO's on TinyWorld; not searched for
+TinyWorld's learning rate 1e-3          tried with seed 0.  At 397k parameters targeted answers were
+                                        rated 3.94 with 3e-4 and 4.09 with 1e-3 (base 3.42); at 32k
+                                        3.46 with 1e-3 and 3.57 with 3e-3, which unlearned facts (few-
+                                        shot categories right 34 % of the time, 57 % with 1e-3)
 
 Of the paper: 80 samples, 40 probes, 3 samples of each, 3 raters, a scale from 1 to 5.
 """
@@ -84,7 +87,7 @@ def get_tiny() -> ml_collections.ConfigDict:
   config.value_set = "tinyworld"
   config.pipeline = pipeline.get_config("sized")
   config.sizes = {name: _shape(shape) for name, shape in models.WORLD_SHAPES.items()}
-  config.tune = _tune("tiny", 3e-4)
+  config.tune = _tune("tiny", 1e-3)
   config.tune.model.band_width, config.tune.model.context_length = None, 128
   config.sampling.update(max_prompt_tokens=36, max_response_tokens=28, batch_size=120)
   config.cooccurrence.update(num_samples=100, max_response_tokens=12)
