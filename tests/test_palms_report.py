@@ -47,6 +47,15 @@ def test_items_of_a_world_of_its_own_belong_to_their_seed():
   assert found["n"] == 15
 
 
+def test_the_smallest_size_comes_first():
+  rows = [[0.1, 0.2], [0.3, 0.4]]
+  found = report.compare({(kind, size, 0): rows for size in (1000, 50, 200)
+                          for kind in ("targeted", "base")}, crossed=True, **SETTINGS)
+  assert [(mean["size"], mean["kind"]) for mean in found["means"]] == [
+      (size, kind) for size in (50, 200, 1000) for kind in ("base", "targeted")]
+  assert [difference["size"] for difference in found["differences"]] == [50, 200, 1000]
+
+
 def test_seeds_that_do_not_go_together_are_refused():
   with pytest.raises(ValueError, match="has the seeds .* give the same seeds, or one model for all"):
     report.compare(models(2, 3), crossed=True, **SETTINGS)

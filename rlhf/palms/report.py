@@ -36,7 +36,8 @@ def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bo
       `statistics`; else seeds are drawn, and then the items of each.
 
   Returns:
-    {"means": [{"kind", "size", interval}], "differences": [{"first", "second", "size", interval}]}.
+    {"means": [{"kind", "size", interval}], "differences": [{"first", "second", "size", interval}]},
+    the smallest size first.
   """
   settings = dict(num_resamples=num_resamples, seed=seed, confidence=confidence)
   groups: dict[tuple[str, int], dict[int, Any]] = {}
@@ -46,11 +47,12 @@ def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bo
   if crossed:
     groups = {key: statistics.group_of(runs) for key, runs in groups.items()}
     mean = statistics.crossed_mean
-  means = [dict(kind=kind, size=size, **mean(runs, **settings).as_dict())
-           for (kind, size), runs in groups.items()]
+  sizes = sorted({size for _, size in groups})
+  means = [dict(kind=kind, size=size, **mean(groups[kind, size], **settings).as_dict())
+           for size in sizes for kind in statistics.KINDS if (kind, size) in groups]
   differences = []
   for first, second in statistics.COMPARISONS:
-    for size in dict.fromkeys(size for _, size in groups):
+    for size in sizes:
       if (first, size) in groups and (second, size) in groups:
         a, b = groups[first, size], groups[second, size]
         found = (statistics.crossed_difference if crossed else _nested_difference)(a, b, **settings)
