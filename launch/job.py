@@ -95,6 +95,10 @@ def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, 
   if len(names) != 1 or names[0] not in _GROUPS or behind[0] != names[0]:
     raise ValueError(f"the job is {' '.join(names)!r}; begin it with one of {', '.join(_GROUPS)}")
   file = _config_value(behind).partition(":")[0]
+  if names[0] == "pipeline" and "pipeline" in config:
+    raise ValueError(f"--config={file}: PALMS on TinyWorld is one process on one machine; run it by "
+                     "`python -m launch.pipeline` there, and submit the sizes, such as "
+                     f"--config={file}:1.3b,{arguments.topology}")
   if _GROUPS[names[0]] not in config:
     raise ValueError(f"--config={file} has no group {_GROUPS[names[0]]!r}, which {names[0]} needs; "
                      "name its own file of configs/")

@@ -359,6 +359,8 @@ def test_no_jax_before_the_job(repository):
      "h100:4x8: model.num_heads 16 does not divide over mesh.tensor 32; use a divisor of 16"),
     ("--topology=h100:2x8", ("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/w"),
      "stage base: h100:2x8: sft.batch_size 8 does not divide over data*fsdp = 16"),
+    ("--topology=h100:1x8", ("pipeline", "--config=configs/palms.py:tiny", "--workdir=/w"),
+     "PALMS on TinyWorld is one process on one machine"),
     ("--topology=h100:4x8", ("truth_judge", "--config=configs/truth_judge.py:1.3b", "--workdir=/w"),
      "h100:4x8: judge.batch_size 16 does not divide over data*fsdp = 32"),
     ("--topology=h100:1x8", (*JOB, "--config.ppo.kl_coeff=1"),
