@@ -64,3 +64,20 @@ def get_demonstrations(train: str | tuple[str, ...] = "") -> ml_collections.Conf
       train=train, valid="", weights=(), max_examples=config_dict.placeholder(int), **get_format(),
       packing="best_fit", overlong="drop",
       prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))
+
+
+def filled(value, kind: type):
+  """A field that holds a value and may be set to None."""
+  field = config_dict.placeholder(kind)
+  field.set(value)
+  return field
+
+
+def get_endpoint() -> dict:
+  """An OpenAI-compatible endpoint as judge: `rlhf.evals.endpoint.EndpointConfig`."""
+  return dict(
+      base_url="http://localhost:8000/v1", model="", api_key_variable="OPENAI_API_KEY",
+      pairwise_prompt="", likert=True, likert_prompt="", temperature=filled(0.0, float),
+      max_tokens=filled(512, int), timeout=60.0, max_retries=6, max_attempts=3, num_parallel=4,
+      input_price=config_dict.placeholder(float), output_price=config_dict.placeholder(float),
+      currency="USD")

@@ -23,14 +23,6 @@ NAMES = ("default", "quick", "tinyworld")
 INSTRUCTIONS = ("basic", "respectful", "biased")
 
 
-def _placeholder(value, kind):
-  """A field that may be None, with or without a value."""
-  field = config_dict.placeholder(kind)
-  if value is not None:
-    field.set(value)
-  return field
-
-
 def get_default() -> ml_collections.ConfigDict:
   """The paper's tasks and settings; what it does not say, and who judges, is ours."""
   return ml_collections.ConfigDict(dict(
@@ -41,13 +33,7 @@ def get_default() -> ml_collections.ConfigDict:
           judges=("labelers",), max_prompt_tokens=1024, max_response_tokens=256, temperature=1.0,
           temperatures=(), key="", comparisons="",
           world=dict(pipeline.get_labelers(), seed=0),
-          endpoint=dict(
-              base_url="http://localhost:8000/v1", model="", api_key_variable="OPENAI_API_KEY",
-              pairwise_prompt="", likert=True, likert_prompt="",
-              temperature=_placeholder(0.0, float), max_tokens=_placeholder(512, int),
-              timeout=60.0, max_retries=6, max_attempts=3, num_parallel=4,
-              input_price=config_dict.placeholder(float),
-              output_price=config_dict.placeholder(float), currency="USD")),
+          endpoint=common.get_endpoint()),
       nlp=dict(
           tasks=("squadv2", "drop", "quac", "hellaswag", "rte", "sst", "wsc", "fr_en", "cnn_dm",
                  "tldr"),
@@ -58,7 +44,7 @@ def get_default() -> ml_collections.ConfigDict:
           questions="held_out", prompts=("qa", "instruction", "qa_instruction"),
           max_response_tokens=50),
       toxicity=dict(
-          data="hub", limit=_placeholder(5000, int), prompts=INSTRUCTIONS,
+          data="hub", limit=common.filled(5000, int), prompts=INSTRUCTIONS,
           classifier="profanity", temperature=0.0, max_response_tokens=20,
           perspective_attribute="TOXICITY", perspective_language="en",
           perspective_requests_per_second=1.0, perspective_max_tries=6,

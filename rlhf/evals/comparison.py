@@ -221,7 +221,7 @@ def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
     raise ValueError(f"config.preference.judges has labelers, but {p.data} has lines without "
                      "\"task\"; only prompts that TinyWorld made can be judged by its labelers")
   for source in p.of("reward:"):
-    _find_reward(source)
+    find_reward(source)
   if p.of("ratings:"):
     read_ratings(p)
   if "endpoint" in p.judges:
@@ -390,23 +390,24 @@ def read_ratings(p: PreferenceConfig) -> ratings_lib.Ratings:
     raise ValueError(f"config.preference.judges: {error}") from None
 
 
-def _find_reward(source: str):
+def find_reward(source: str, flag: str = "config.preference.judges"):
   """(source, what it says of itself); its format can be written with its tokenizer."""
   inside = pathlib.Path(source) / "export"
   if not reading.is_source(source) and (inside / "export.json").is_file():
     source = str(inside)
-  found = networks.find_export(source, {}, kind="reward", flag="config.preference.judges")
+  found = networks.find_export(source, {}, kind="reward", flag=flag)
   prepare.PromptFormat.trained_with(found.config).check(networks.tokenizer_of(found))
   return source, found
 
 
-def load_reward(source: str) -> tuple[Network, prepare.PromptFormat]:
+def load_reward(source: str, flag: str = "config.preference.judges"
+                ) -> tuple[Network, prepare.PromptFormat]:
   """A reward model on all devices, and the format that it was trained with."""
-  source, found = _find_reward(source)
+  source, found = find_reward(source, flag)
   network = networks.load(
       source, networks.export_numerics(found) | {"attention": "auto"},
       sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)), kind="reward",
-      flag="config.preference.judges")
+      flag=flag)
   return network, prepare.PromptFormat.trained_with(found.config)
 
 

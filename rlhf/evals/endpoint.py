@@ -11,6 +11,7 @@ sampling settings, so that a second run asks only what is missing, and nothing i
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -77,7 +78,10 @@ _REMINDERS = {
     "pairwise": "That had no verdict in the form asked for. Write one line and nothing else: "
                 "Verdict: A, Verdict: B or Verdict: tie",
     "likert": "That had no rating in the form asked for. Write one line and nothing else: "
-              "Rating: and a whole number from 1 to 7"}
+              "Rating: and a whole number from 1 to 7",
+    "position": "That had no rating in the form asked for. Write one line and nothing else: "
+                "Rating: and a whole number from 1 to 5"}
+POSITION_SCALE = (1, 2, 3, 4, 5)  # of PALMS
 _FIELDS = {"pairwise": ("prompt", "answer_a", "answer_b"), "likert": ("prompt", "answer")}
 _VERDICT = re.compile(r"verdict\W*\b(A|B|tie)\b", re.IGNORECASE)
 _RATING = re.compile(r"rating\W*?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
@@ -194,15 +198,17 @@ def parse_verdict(text: str) -> float | None:
   return _WINS[found[-1].lower()] if found else None
 
 
-def parse_rating(text: str) -> int | None:
-  """1 to 7, None where there is no such rating; the last one counts."""
+def parse_rating(text: str, scale: Sequence[int] = preference.LIKERT) -> int | None:
+  """A number of the scale, None where there is no such rating; the last one counts."""
   found = _RATING.findall(text)
   cell = found[-1] if found else text.strip(" \n.*'\"")
-  return int(cell) if cell in map(str, preference.LIKERT) else None
+  return int(cell) if cell in map(str, scale) else None
 
 
 PARSERS: dict[str, Callable[[str], float | None]] = {"pairwise": parse_verdict,
-                                                     "likert": parse_rating}
+                                                     "likert": parse_rating,
+                                                     "position": functools.partial(
+                                                         parse_rating, scale=POSITION_SCALE)}
 
 
 class Endpoint:
@@ -253,6 +259,14 @@ class Endpoint:
     """
     return self._ask("likert", texts) if self.p.likert else dict.fromkeys(texts)
 
+  def rate_from_1_to_5(self, questions: Sequence[str]) -> dict[str, int | None]:
+    """question -> 1 to 5, or None where there was no rating; a question is all that is sent.
+
+    Raises:
+      ValueError: as `compare`.
+    """
+    return self._put("position", {question: question for question in questions})
+
   def summary(self) -> dict[str, Any]:
     """What this evaluation took, cached answers included, and what it cost; JSON-able."""
     lines = [self._lines[key] for key in self._used]
@@ -277,11 +291,15 @@ class Endpoint:
 
   def _ask(self, kind: str, texts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
     """Puts every question that the cache does not hold, and returns what all were answered."""
+    template = self.p.template(kind)
+    return self._put(kind, {text: template.format(**dict(zip(_FIELDS[kind], text, strict=True)))
+                            for text in texts})
+
+  def _put(self, kind: str, contents: Mapping[Any, str]) -> dict[Any, Any]:
+    """name -> what its question was answered, asked now or before."""
     messages, keys = {}, {}
-    for text in dict.fromkeys(texts):
-      fields = dict(zip(_FIELDS[kind], text, strict=True))
-      content = self.p.template(kind).format(**fields)
-      keys[text] = key = question_key(self.p, content)
+    for name, content in contents.items():
+      keys[name] = key = question_key(self.p, content)
       messages[key] = content
     missing = [key for key in messages if key not in self._lines]
     self.num_cached += sum(key in self._lines and key not in self._used for key in messages)
@@ -296,7 +314,7 @@ class Endpoint:
         pool.shutdown(wait=True, cancel_futures=True)  # what is under way is kept
         raise
     self._used |= dict.fromkeys(messages, kind)
-    return {text: PARSERS[kind](self._lines[key]["text"]) for text, key in keys.items()}
+    return {name: PARSERS[kind](self._lines[key]["text"]) for name, key in keys.items()}
 
   def _answer(self, kind: str, key: str, content: str) -> None:
     """One question, put until its answer has a verdict, into the cache."""
