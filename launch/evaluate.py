@@ -25,7 +25,7 @@ the same names: intervals then resample seeds, and prompts within each.
 The third form scores given outputs and needs no model; `python -m launch.evaluate_samples --help`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -255,9 +255,34 @@ def judged(p, answers: Mapping[str, list], request: Request) -> dict[str, Any]:
     print(f"preference: {', '.join(p.judges)} judge {', '.join(answers)}", flush=True)
     found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
                                  **settings_of(request.config))
-    result = units.write_result(directory, wanted, [],
+    result = units.write_result(directory, wanted, [], **comparable(request, answers),
                                 comparison=dict(found.as_dict(), baseline=p.baseline))
   return result["comparison"]
+
+
+def judged_earlier(request: Request) -> dict[str, Any] | None:
+  """What `judged` returned in a run before this one, where its checkpoints are still the same.
+
+  The suite's own group is not compared: a command without the suite need not repeat it.
+  """
+  from rlhf.evals import units
+  path = request.workdir / "preference" / units.RESULT
+  result = workdir_lib.read_json(path) if path.is_file() else {}
+  if "weights" not in result:
+    return None
+  names = {candidate.name for candidate in request.candidates}
+  same = (result["weights"].keys() <= names and
+          comparable(request, result["weights"]) == {key: result[key] for key in (
+              "weights", "settings")})
+  return result["comparison"] if same else None
+
+
+def comparable(request: Request, names: Collection[str]) -> dict[str, Any]:
+  """Equal where what was judged belongs on the page of this run."""
+  from rlhf.evals import units
+  return workdir_lib.plain(dict(
+      weights={candidate.name: units.identity(candidate) for candidate in request.candidates
+               if candidate.name in names}, settings=settings_of(request.config)))
 
 
 # ----------------------------------------------------------------------------- the run
@@ -282,6 +307,8 @@ def run(request: Request) -> pathlib.Path:
     hand_out(preference, answers, request)
   elif preference is not None:
     compared = judged(preference, answers, request)
+  if preference is None or request.sheets is not None:
+    compared = judged_earlier(request)
   notes = notes_of({name: modules[name] for name in modules if name in measures}, groups)
   page = write_report(request, checkpoints, measures, compared, [*notes, *failed])
   print(f"report: {page}", flush=True)

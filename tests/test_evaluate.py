@@ -106,6 +106,40 @@ def test_sheets_are_written_for_people_in_place_of_judging(session_inputs, tmp_p
     evaluate.read_request(argv(session_inputs, tmp_path, "--sheets=x"))
 
 
+def preference_flags(inputs, *more: str) -> list[str]:
+  return [f"--config.preference.data={inputs.spec('prompts_test')}",
+          "--config.preference.baseline=b", "--config.preference.max_prompt_tokens=20",
+          "--config.preference.max_response_tokens=4", *more]
+
+
+def evaluation(workdir) -> dict:
+  return json.loads((workdir / "report" / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def test_preferences_stay_on_the_page_of_a_run_without_them(session_inputs, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite([])})
+  tasks = "--config.nlp.tasks=('sst',)"
+  def run(*more, suite):
+    evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, tasks, *more, suite=suite)))
+    return evaluation(tmp_path)
+  first = run(*preference_flags(session_inputs), suite="preference,nlp")
+  third = f"--checkpoints=a={session_inputs.policy},b={session_inputs.policy},c={session_inputs.policy}"
+  for more in ((), (third,)):  # whose settings need not be repeated
+    again = run(*more, suite="nlp")
+    assert again["preference"] == first["preference"]
+    assert again["suites"]["preference"] == first["suites"]["preference"]
+    pooled = tmp_path / "pooled"
+    evaluate.pool(evaluate.read_request([
+        "evaluate", f"--pool={tmp_path}", f"--workdir={pooled}", "--config.num_resamples=50"]))
+    rates = lambda data: [row["cells"]["a"] for row in data["suites"]["preference"]]
+    assert rates(evaluation(pooled)) == rates(first)
+  assert run("--config.seed=1", suite="nlp")["preference"] is None
+  prefix = tmp_path / "prefix.txt"
+  prefix.write_text("rex .\n", encoding="utf-8")
+  assert run(f"--prefixes=a={prefix}", suite="nlp")["preference"] is None
+  assert run(f"--checkpoints=a={session_inputs.policy}", suite="nlp")["preference"] is None
+
+
 def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, capsys):
   common = (f"--config.preference.data={session_inputs.spec('prompts_test')}",
             "--config.preference.baseline=b", "--config.preference.max_prompt_tokens=20",
