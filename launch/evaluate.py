@@ -28,9 +28,11 @@ The third form scores given outputs and needs no model; `python -m launch.evalua
 from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
 import time
+import traceback
 from types import ModuleType
 from typing import Any
 
@@ -180,11 +182,18 @@ def evaluate_candidate(candidate, modules: Mapping[str, ModuleType], groups: Map
           result = run_unit(candidate, suite, module, p, task, load, directory, wanted,
                             settings | dict(batch_size=request.config.batch_size))
         except ValueError as error:
-          failed.append(f"{suite} {task} of {candidate.name} was not measured: {error}")
-          print(f"  {failed[-1]}", file=sys.stderr, flush=True)
+          add_failure(failed, f"{suite} {task} of {candidate.name} was not measured", error)
       if result is not None:
         found[suite].extend(result["measures"])
   return found
+
+
+def add_failure(failed: list[str], what: str, error: Exception) -> None:
+  """Adds what did not come about and why to `failed`, a sentence, and says it on the console."""
+  failed.append(f"{what}: {setup.sentence_of(error)}")
+  print(f"  {failed[-1]}", file=sys.stderr, flush=True)
+  if os.environ.get("RLHF_TRACEBACK"):
+    traceback.print_exception(error)
 
 
 def run_unit(candidate, suite: str, module: ModuleType, p, task: str, load: Loader,
@@ -242,8 +251,12 @@ def answers_of(candidate, p, request: Request, load: Loader) -> list[str | None]
   return comparison.read_answers(directory)
 
 
-def judged(p, answers: Mapping[str, list], request: Request) -> dict[str, Any]:
-  """What the judges say of all answers, as `comparison.Comparison.as_dict` has it."""
+def judged(p, answers: Mapping[str, list], request: Request, failed: list[str]
+           ) -> dict[str, Any] | None:
+  """What the judges say of all answers, as `comparison.Comparison.as_dict` has it.
+
+  A judge that fails is added to `failed` and asked again by the next run; None where all do.
+  """
   from rlhf.evals import comparison, units
   directory = request.workdir / "preference"
   wanted = workdir_lib.config_hash(dict(
@@ -253,10 +266,20 @@ def judged(p, answers: Mapping[str, list], request: Request) -> dict[str, Any]:
   result = units.find_result(directory, wanted)
   if result is None:
     print(f"preference: {', '.join(p.judges)} judge {', '.join(answers)}", flush=True)
-    found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
-                                 **settings_of(request.config))
+    try:
+      check_answered(answers, [p.baseline])
+      found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
+                                   **settings_of(request.config))
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      add_failure(failed, "preferences were not judged", error)
+      return None
+    compared = workdir_lib.plain(dict(found.as_dict(), baseline=p.baseline))
+    for judge, error in found.failed.items():
+      add_failure(failed, f"preferences were not judged by {judge}", error)
+    if found.failed:
+      return compared  # and nothing says that it is done
     result = units.write_result(directory, wanted, [], **comparable(request, answers),
-                                comparison=dict(found.as_dict(), baseline=p.baseline))
+                                comparison=compared)
   return result["comparison"]
 
 
@@ -301,14 +324,16 @@ def run(request: Request) -> pathlib.Path:
       if found:
         measures.setdefault(suite, {})[candidate.name] = found
     if preference is not None:
-      answers[candidate.name] = answers_of(candidate, preference, request, load)
-  compared = None
-  if request.sheets is not None:
-    hand_out(preference, answers, request)
-  elif preference is not None:
-    compared = judged(preference, answers, request)
+      try:
+        answers[candidate.name] = answers_of(candidate, preference, request, load)
+      except Exception as error:  # pylint: disable=broad-exception-caught
+        add_failure(failed, f"{candidate.name} gave no answers to be judged", error)
   if preference is None or request.sheets is not None:
     compared = judged_earlier(request)
+  else:
+    compared = judged(preference, answers, request, failed)
+  if request.sheets is not None:
+    hand_out(preference, answers, request, failed)
   notes = notes_of({name: modules[name] for name in modules if name in measures}, groups)
   page = write_report(request, checkpoints, measures, compared, [*notes, *failed])
   print(f"report: {page}", flush=True)
@@ -350,10 +375,22 @@ def checked_preference(request: Request):
   return p
 
 
-def hand_out(p, answers: Mapping[str, list], request: Request) -> None:
-  """Writes blind sheets, and says what to do with them."""
+def check_answered(answers: Mapping[str, list], names: Sequence[str]) -> None:
+  """Raises ValueError where one of the checkpoints has no answers."""
+  missing = [name for name in names if name not in answers]
+  if missing:
+    raise ValueError(f"there are no answers of {', '.join(missing)}; see why above, or leave it out")
+
+
+def hand_out(p, answers: Mapping[str, list], request: Request, failed: list[str]) -> None:
+  """Writes blind sheets, and says what to do with them; where that fails, adds why to `failed`."""
   from rlhf.evals import comparison
-  comparison.write_sheets(p, answers, request.sheets, seed=request.config.seed)
+  try:
+    check_answered(answers, [candidate.name for candidate in request.candidates])
+    comparison.write_sheets(p, answers, request.sheets, seed=request.config.seed)
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    add_failure(failed, f"the sheets of --sheets={request.sheets} were not written", error)
+    return
   print(f"sheets: {request.sheets}/blind for the raters, {request.sheets}/key.jsonl not for them; "
         "then --config.preference.judges=\"('ratings:FILE',)\" with every file handed in and "
         f"--config.preference.key={request.sheets}/key.jsonl", flush=True)

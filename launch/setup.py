@@ -42,6 +42,9 @@ def simulated_devices(count: int) -> dict[str, str]:
 # ----------------------------------------------------------------------------- plain errors
 
 
+_MOST_SAID = 300  # characters of an error that is not ours
+
+
 @contextlib.contextmanager
 def one_sentence_errors():
   """A mistake of the user's ends the program with one sentence and status 2, not a traceback.
@@ -55,6 +58,14 @@ def one_sentence_errors():
     if os.environ.get("RLHF_TRACEBACK") or "\n" in str(error):
       raise
     fail(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def sentence_of(error: Exception) -> str:
+  """Ours as they are; what others raise by its type and how it begins."""
+  if isinstance(error, ValueError) and "\n" not in str(error):
+    return str(error)
+  said = " ".join(str(error).split()).strip("* ")
+  return f"{type(error).__name__}: {said[:_MOST_SAID]}".rstrip(": ")
 
 
 def fail(sentence: str, status: int = 2) -> None:

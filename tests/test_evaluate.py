@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ import commands
 import pytest
 
 from launch import evaluate
+from rlhf.evals import comparison
 from rlhf.evals import measures
 from rlhf.evals import statistics
 
@@ -138,6 +140,54 @@ def test_preferences_stay_on_the_page_of_a_run_without_them(session_inputs, tmp_
   prefix.write_text("rex .\n", encoding="utf-8")
   assert run(f"--prefixes=a={prefix}", suite="nlp")["preference"] is None
   assert run(f"--checkpoints=a={session_inputs.policy}", suite="nlp")["preference"] is None
+
+
+def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
+    session_inputs, tmp_path, monkeypatch, capsys):
+  ran = []
+  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite(ran)})
+  down = [f"--config.preference.endpoint.{setting}" for setting in (
+      "base_url=http://127.0.0.1:9/v1", "model=m", "api_key_variable=", "max_retries=0")]
+  def run(*more):
+    with pytest.raises(ValueError, match="the page has what was measured") as error:
+      evaluate.run(evaluate.read_request(argv(
+          session_inputs, tmp_path, *preference_flags(session_inputs, "--config.nlp.tasks=('sst',)",
+                                                      *more), suite="preference,nlp")))
+    saved = evaluation(tmp_path)
+    assert measured(tmp_path).keys() == {("sst", "a"), ("sst", "b")}
+    assert any(str(error.value).startswith(note.partition(";")[0]) for note in saved["notes"])
+    variants = {row["variant"] for row in saved["suites"].get("preference", ())}
+    return str(error.value), variants, saved["preference"]
+
+  # One judge of two, all judges, one checkpoint, the one that all are compared with.
+  sentence, variants, _ = run("--config.preference.judges=('labelers','endpoint')", *down)
+  assert "preferences were not judged by endpoint: the endpoint http://127.0.0.1:9" in sentence
+  assert "training" in variants and not (tmp_path / "preference" / "result.json").exists()
+  assert "preference answers a" in capsys.readouterr().out
+  sentence, _, preference = run("--config.preference.judges=('endpoint',)", *down)
+  assert "preferences were not judged: the endpoint" in sentence and preference is None
+  assert "preference answers" not in capsys.readouterr().out  # drawn by then
+  real = comparison.answers
+  def answers_but(broken):
+    def draw(*args, name, **more):
+      if name == broken:
+        raise ValueError("a prompt has 75 tokens")
+      return real(*args, name=name, **more)
+    return draw
+  for broken, judged in (("a", {"training", "heldout"}), ("b", set())):
+    monkeypatch.setattr(comparison, "answers", answers_but(broken))
+    sentence, variants, _ = run("--config.seed=1", "--config.preference.max_response_tokens=3")
+    assert sentence.startswith(f"{broken} gave no answers to be judged: a prompt has 75 tokens")
+    assert variants == judged
+    for path in (tmp_path / "preference").glob("?"):
+      shutil.rmtree(path)
+  assert any("preferences were not judged: there are no answers of b" in note
+             for note in evaluation(tmp_path)["notes"])
+  with pytest.raises(ValueError, match=r"b gave no answers.* \(and 1 more\)"):
+    evaluate.run(evaluate.read_request(argv(
+        session_inputs, tmp_path, *preference_flags(session_inputs), "--config.seed=1",
+        f"--sheets={tmp_path / 'sheets'}", suite="preference")))
+  assert not (tmp_path / "sheets").exists()  # which would lack a checkpoint
 
 
 def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, capsys):

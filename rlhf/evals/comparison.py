@@ -15,6 +15,7 @@ and 31.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -167,6 +168,7 @@ class Comparison:
     endpoint: what it took and cost, see `Endpoint.summary`; None where none was asked.
     num_prompts: that were judged.
     num_left_out: prompts that were too long for some checkpoint.
+    failed: spec of a judge whose verdicts are missing -> why; not part of `as_dict`.
   """
   measures: Mapping[str, Sequence[Measure]]
   matrix: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
@@ -176,6 +178,7 @@ class Comparison:
   endpoint: Mapping[str, Any] | None
   num_prompts: int
   num_left_out: int
+  failed: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
 
   def as_dict(self) -> dict[str, Any]:
     def table(found):
@@ -442,8 +445,11 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
     batch_size: of reward models; changes nothing but speed and memory.
     progress: of an endpoint, called with (questions done, questions in all) of each round.
 
+  A judge that fails stops no other; it is in `failed` of what is returned.
+
   Raises:
-    ValueError: one sentence; what was paid for is kept.
+    ValueError: one sentence: there is nothing to judge.
+    Exception: of the first judge, where all have failed; what was paid for is kept.
   """
   directory = pathlib.Path(directory)
   names, settings = list(answers_by_name), dict(num_resamples=num_resamples, seed=seed)
@@ -451,32 +457,39 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
   workdir_lib.write_text(directory / ANSWERS, "".join(
       json.dumps(dict(record, answers={name: texts[name][index] for name in names}),
                  ensure_ascii=False) + "\n" for index, record in enumerate(prompts)))
-  pairs = pairs_of(p, names)
-  rows, pair_rows, reward_models, asker, agreement = [], [], {}, None, None
+  pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
+  rows, pair_rows, reward_models, asker, agreement, failed = [], [], {}, None, None, {}
 
   def ask(judge):
-    rows.extend(judge(prompts, texts, p.baseline))
+    found = judge(prompts, texts, p.baseline)
     pair_rows.extend(judges_lib.judge_pairs(judge, prompts, texts, pairs))
+    rows.extend(found)
 
   if "labelers" in p.judges:
-    cfg = labelers_lib.LabelersConfig(**p.world)
-    ask(judges_lib.simulated_labelers(world_lib.make_world(cfg.seed),
-                                      *labelers_lib.make_labelers(cfg)))
+    with _going_on(failed, "labelers"):
+      cfg = labelers_lib.LabelersConfig(**p.world)
+      ask(judges_lib.simulated_labelers(world_lib.make_world(cfg.seed),
+                                        *labelers_lib.make_labelers(cfg)))
   for source, name in zip(p.of("reward:"), reward_names(p)):
-    network, prompt_format = load_reward(source)
-    ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
-    if p.comparisons:
-      reward_models[name] = reward_accuracy(p, network, prompt_format, batch_size=batch_size,
-                                            **settings)
+    with _going_on(failed, f"reward:{source}"):
+      network, prompt_format = load_reward(source)
+      ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
+      if p.comparisons:
+        reward_models[name] = reward_accuracy(p, network, prompt_format, batch_size=batch_size,
+                                              **settings)
   if p.of("ratings:"):
-    found = read_ratings(p)
-    ask(judges_lib.human_ratings(found))
-    agreement = ratings_lib.agreement(found, **settings)
+    with _going_on(failed, "ratings"):
+      found = read_ratings(p)
+      ask(judges_lib.human_ratings(found))
+      agreement = ratings_lib.agreement(found, **settings)
   if "endpoint" in p.judges:
-    asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE,
-                                  on_answer=progress)
-    ask(judges_lib.endpoint(asker))
-    print(asker.describe(), flush=True)
+    with _going_on(failed, "endpoint"):
+      asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE,
+                                    on_answer=progress)
+      ask(judges_lib.endpoint(asker))
+      print(asker.describe(), flush=True)
+  if failed and not rows:
+    raise next(iter(failed.values()))
   preference.write_preferences(directory / PREFERENCES, rows)
   preference.write_preferences(directory / PAIRS_FILE, pair_rows)
 
@@ -486,7 +499,16 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
   return Comparison(
       measures=measures, matrix=matrix, length_controlled=equal_length, agreement=agreement,
       reward_models=reward_models, endpoint=None if asker is None else asker.summary(),
-      num_prompts=len(prompts), num_left_out=num_asked - len(prompts))
+      num_prompts=len(prompts), num_left_out=num_asked - len(prompts), failed=failed)
+
+
+@contextlib.contextmanager
+def _going_on(failed: dict[str, Exception], judge: str):
+  """An error inside is kept under the judge's name and stops nothing else."""
+  try:
+    yield
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    failed[judge] = error
 
 
 def pool(directories: Mapping[int, Any], names: Sequence[str], *, baseline: str, num_resamples: int,
