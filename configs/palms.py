@@ -26,7 +26,8 @@ temperature 1, top_p 0.9                those of GPT-3's section 6.2, which PALM
 TinyWorld's learning rate 1e-3          tried with seed 0.  At 397k parameters targeted answers were
                                         rated 3.94 with 3e-4 and 4.09 with 1e-3 (base 3.42); at 32k
                                         3.46 with 1e-3 and 3.57 with 3e-3, which unlearned facts (few-
-                                        shot categories right 34 % of the time, 57 % with 1e-3)
+                                        shot categories right 34 % of the time, 57 % with 1e-3).  Seed
+                                        0 and the same probes are in the results too
 
 Of the paper: 80 samples, 40 probes, 3 samples of each, 3 raters, a scale from 1 to 5.
 """
@@ -119,14 +120,15 @@ def _get_real(title: str, argument: str, learning_rate: float) -> ml_collections
   config.base = dict(source="", mesh=config.tune.mesh.copy_and_resolve_references(),
                      model=config.tune.model.copy_and_resolve_references())
   config.sizes = {"given": {}}
-  config.raters = dict(source="", prompt="", dtype=config.tune.model.dtype, batch_size=16)
+  config.raters = dict(source="", prompt="", dtype=config.tune.model.dtype, batch_size=16,
+                       endpoint=common.get_endpoint())
   config.capability = dict(tasks=("sst", "rte"), data="hub", limit=config_dict.placeholder(int),
                            num_fewshot=config_dict.placeholder(int), chat=False)
   return config
 
 
 def get_smollm2() -> ml_collections.ConfigDict:
-  """SmolLM2-135M-Instruct on 2 cores: adapters of rank 16, its own chat template, short answers.
+  """SmolLM2-135M-Instruct on 2 cores: adapters of rank 16, its own chat template.
 
     python -m launch.pipeline --config=configs/palms.py:smollm2 --workdir=runs/palms_smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
@@ -145,7 +147,7 @@ def get_smollm2() -> ml_collections.ConfigDict:
   config.tune.sft.microbatch_size = 2
   config.raters.dtype = "float32"
   config.raters.batch_size = 4
-  config.sampling.update(max_prompt_tokens=96, max_response_tokens=96, batch_size=30)
+  config.sampling.update(max_prompt_tokens=96, max_response_tokens=256, batch_size=30)
   config.cooccurrence.update(num_samples=20, max_response_tokens=20)
   config.capability.limit = 100
   config.capability.num_fewshot = 0

@@ -12,6 +12,9 @@
   python -m launch.palms statistics --ratings=ratings.jsonl --output=statistics.json
       base against targeted against control: means, tests, effect of size
 
+  python -m launch.palms report --workdir=runs/palms --ratings=ratings.jsonl --output=runs/palms/people
+      the page of a finished `launch.pipeline --config=configs/palms.py:...` with these ratings
+
 `python -m launch.palms COMMAND --help` lists the flags of one.
 """
 
@@ -20,6 +23,8 @@ from collections.abc import Callable
 import dataclasses
 import pathlib
 import sys
+
+import ml_collections
 
 from launch import jsonl
 from launch import setup
@@ -174,6 +179,35 @@ def _statistics(arguments: argparse.Namespace) -> None:
     workdir_lib.write_json(arguments.output, analysis.as_dict())
 
 
+# ----------------------------------------------------------------------------- report
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="of a PALMS run that is finished")
+  parser.add_argument("--ratings", required=True,
+                      help="JSONL as `ratings` writes it, of the run's own answers")
+  parser.add_argument("--output", required=True, help="directory to write, which must be new")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+  if pathlib.Path(arguments.output).exists():
+    raise ValueError(f"--output={arguments.output} exists; name a new directory")
+  from rlhf.palms import process  # brings jax, which the other commands can do without
+  config = pathlib.Path(arguments.workdir) / "config.json"
+  if not config.is_file():
+    raise ValueError(f"--workdir={arguments.workdir} has no config.json; name the workdir of a PALMS "
+                     "run")
+  config = ml_collections.ConfigDict(workdir_lib.read_json(config))
+  if "cooccurrence" not in config:
+    raise ValueError(f"--workdir={arguments.workdir} is no PALMS run; name one of "
+                     "launch.pipeline --config=configs/palms.py:...")
+  rows = statistics_lib.read_rows(arguments.ratings)
+  try:
+    process.report_of(config, arguments.workdir, rows, arguments.output)
+  except ValueError as error:
+    raise ValueError(f"--ratings={arguments.ratings}: {error}") from error
+
+
 COMMANDS = {
     "check": Command(about="Says what is missing in a set of values.", add_flags=_check_flags,
                      run=_check),
@@ -183,6 +217,8 @@ COMMANDS = {
                        run=_ratings),
     "statistics": Command(about="Compares base, targeted and control models.",
                           add_flags=_statistics_flags, run=_statistics),
+    "report": Command(about="Draws a run's page with ratings of people.", add_flags=_report_flags,
+                      run=_report),
 }
 
 

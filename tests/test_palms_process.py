@@ -1,5 +1,6 @@
 """PALMS from positions to the report: what is refused first, what is computed, and the whole run."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,14 +9,25 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import common
+from configs import models
 from configs import palms as palms_configs
+from configs import pipeline as pipeline_configs
+from configs.sweeps import model_size
+from launch import palms as launch_palms
+from rlhf import stages
+from rlhf import workdir as workdir_lib
 from rlhf.evals import completions
 from rlhf.palms import process
 from rlhf.palms import raters
 from rlhf.palms import report
 from rlhf.palms import sets
+from rlhf.palms import statistics
+from rlhf.palms import tinyworld
+from rlhf.tinyworld import world as world_lib
+from rlhf.workdir import read_jsonl
 
-RATERS = dict(source="hf:nowhere", prompt="", dtype="float32", batch_size=4)
+RATERS = dict(source="hf:nowhere", prompt="", dtype="float32", batch_size=4, endpoint={})
 
 
 def changed(name: str, **changes):
@@ -73,6 +85,19 @@ def test_every_size_fine_tunes_from_the_base_of_its_shape():
       assert made.base.model[field] == tuned.model[field]
 
 
+def test_the_bases_are_those_of_the_sweep_over_sizes():
+  """So `--shared` of the sweep's directory makes none of the three sizes again."""
+  config = palms_configs.get_config("tiny")
+  for size in model_size.SIZES:
+    own = stages.fingerprints(process.pipeline_config(config, size, 1))
+    sweep = pipeline_configs.get_config("sized").unlock()
+    sweep.seed = 1
+    for path, value in model_size.shape_trial(models.WORLD_SHAPES[size]).items():
+      sweep.update_from_flattened_dict({path: value})
+    assert {name: own[name] for name in ("data", "base")} == {
+        name: stages.fingerprints(sweep)[name] for name in ("data", "base")}
+
+
 # ----------------------------------------------------------------------------- a network as rater
 
 
@@ -83,7 +108,9 @@ def test_a_rating_is_an_expectation_over_the_five():
 
 
 @pytest.mark.parametrize("changes, sentence", [
-    (dict(source=""), "raters.source is empty"),
+    (dict(source=""), "raters.source is ''; name who rates"),
+    (dict(source="reward:"), "raters.source is 'reward:'; name who rates"),
+    (dict(source="endpoint", endpoint=common.get_endpoint()), "endpoint.model is empty"),
     (dict(prompt="{question} {answer}"), "raters.prompt has no {position}"),
     (dict(batch_size=0), "raters.batch_size 0; use 1 or more"),
 ])
@@ -92,7 +119,7 @@ def test_a_rater_without_what_it_needs(changes, sentence):
     raters.RatersConfig(**RATERS | changes)
 
 
-def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch):
+def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path):
   """A rater that sees whether question and answer belong together prefers every written answer."""
   values = sets.load(sets.SHIPPED)
   written = {(sample.prompt, sample.completion.strip()) for sample in values.targeted}
@@ -109,7 +136,8 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch):
   monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
   monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
-  found = raters.check_judge(raters.RatersConfig(**RATERS), values, num_resamples=50)
+  found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path,
+                             num_resamples=50)
   assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104
   assert found["preferred"]["mean"] == 1.0
   assert found["written"] > found["swapped"]
@@ -218,3 +246,54 @@ def test_the_whole_process_and_then_nothing(tmp_path, capsys):
   process.run(config, tmp_path)
   assert "answers" not in capsys.readouterr().out.replace("all answers", "")
   assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
+  """The path of real models, with an export in their place, and then people's ratings."""
+  values, own = tinyworld.value_set(tinyworld.SetConfig(num_probes=1, num_samples=16),
+                                    world_lib.make_world(0)), tmp_path / "own"
+  short = [dataclasses.replace(category, position=category.name) for category in values.categories]
+  sets.write(dataclasses.replace(values, categories=tuple(short)), own)
+  config = config_of(own)
+  config.format = common.get_format()
+  config.base.source = str(session_inputs.policy)
+  config.raters.update(source=str(session_inputs.policy), prompt="{position} {question} {answer}")
+  config.capability.tasks = ()
+  config.tune.length = 64
+  config.tune.lora.rank = 2
+  config.tune.sft.num_epochs = 1
+  config.sampling.update(max_prompt_tokens=24, max_response_tokens=8, batch_size=8)
+  config.cooccurrence.update(num_samples=1, max_response_tokens=2)
+  config.statistics.update(num_resamples=200, num_flips=200)
+  process.check_config(config)
+  workdir = tmp_path / "run"
+  assert not workdir_lib.check(workdir, workdir_lib.config_to_dict(config))
+  workdir_lib.prepare(workdir, workdir_lib.config_to_dict(config), ["test"])
+  html = process.run(config, workdir).read_text(encoding="utf-8")
+  assert f"by a network, {session_inputs.policy}" in html
+  assert "one seed, so that they say nothing of another fine-tuning" in html
+  assert "The rater is a network" in html and "Answers that were cut" in html
+  answers = [line for path in sorted((workdir / "models").rglob("answers.jsonl"))
+             for line in read_jsonl(path)]
+  assert len(answers) == 3 * 8 * 3 and {line["kind"] for line in answers} == set(
+      statistics.KINDS)
+  assert not all(line["finished"] for line in answers)  # an untrained network does not end
+  people = [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category",
+                                                "probe", "sample")}, rater=rater,
+                 rating=5 if line["kind"] == "targeted" else 2)
+            for line in answers for rater in ("anna", "ben")]
+  path = tmp_path / "people.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in people), encoding="utf-8")
+  flags = [f"--workdir={workdir}", f"--ratings={path}"]
+  launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'page'}"])
+  html = (tmp_path / "page" / "palms.html").read_text(encoding="utf-8")
+  assert "by 2 raters (anna, ben)" in html and "The rater is a network" not in html
+  found = workdir_lib.read_json(tmp_path / "page" / "palms.json")["analysis"]
+  assert found["comparisons"][0]["difference"]["mean"] == 3
+  capsys.readouterr()
+  path.write_text(path.read_text(encoding="utf-8").replace('"sample": 0', '"sample": 7'))
+  with pytest.raises(SystemExit):
+    launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])
+  assert "which is no answer of" in capsys.readouterr().err
+  assert not (tmp_path / "other").exists()

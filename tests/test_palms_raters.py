@@ -1,13 +1,18 @@
 """A network as rater: the expectation of five numbers, and what it asks of the network."""
 
+import ml_collections
 import numpy as np
 import pytest
 
+from configs import common
 from rlhf import networks
 from rlhf import sharding
+from rlhf.evals import comparison
 from rlhf.evals import completions
+from rlhf.evals import rewards
 from rlhf.palms import raters
 from rlhf.palms import sets
+from test_evals_endpoint import server
 
 ASKED = [("be kind", "who ?", "rex {x} ."), ("be kind", "who ?", " no "), ("be just", "why ?", "")]
 
@@ -17,7 +22,7 @@ VALUES = sets.load(sets.SHIPPED)
 def config(source, **changes) -> raters.RatersConfig:
   return raters.RatersConfig(**dict(
       source=str(source), prompt="{position} {question} {answer}", dtype="float32",
-      batch_size=4) | changes)
+      batch_size=4, endpoint={}) | changes)
 
 
 def test_the_expectation_by_hand():
@@ -25,9 +30,9 @@ def test_the_expectation_by_hand():
   np.testing.assert_allclose(raters.expected_ratings(even), [3.0, (1 + 3 * 4) / 4])
 
 
-def test_a_network_rates(session_inputs):
+def test_a_network_rates(session_inputs, tmp_path):
   """Each number's log-probability is asked for by itself here."""
-  found = raters.rate(config(session_inputs.policy), ASKED)
+  found = raters.rate(config(session_inputs.policy), ASKED, tmp_path)
   network = networks.load(
       session_inputs.policy, networks.export_numerics(networks.find_export(
           session_inputs.policy, {}, kind="policy", flag="x")) | {"dtype": "float32"},
@@ -39,11 +44,11 @@ def test_a_network_rates(session_inputs):
     weight_K = np.exp(logprob_K)
     assert rated == {"model": pytest.approx(weight_K @ raters.RATINGS / weight_K.sum(), rel=1e-4)}
   assert len({rated["model"] for rated in found}) == 3
-  assert raters.rate(config("never loaded"), []) == []
+  assert raters.rate(config("never loaded"), [], tmp_path) == []
 
 
 def test_what_cannot_rate(session_inputs):
-  with pytest.raises(ValueError, match="raters.source is empty"):
+  with pytest.raises(ValueError, match="raters.source is ''; name who rates"):
     config("")
   with pytest.raises(ValueError, match="raters.prompt has no {answer}"):
     config("x", prompt="{position} {question}")
@@ -52,3 +57,32 @@ def test_what_cannot_rate(session_inputs):
   with pytest.raises(ValueError, match=r"reads \d+ tokens, and a position, a question and an answer "
                                        r"have up to \d+; take a rater with a longer context"):
     raters.check(config(session_inputs.policy), VALUES, 1000)
+
+
+def test_a_reward_model_rates_by_rank(session_inputs, tmp_path):
+  asked = [*ASKED, ("other", "who ?", " no ")]
+  found = raters.rate(config(f"reward:{session_inputs.reward}"), asked, tmp_path)
+  network, prompt_format = comparison.load_reward(str(session_inputs.reward))
+  score_N = rewards.score_texts(network, prompt_format, [entry[1:] for entry in asked], batch_size=4)
+  assert [rated["reward_model"] for rated in found] == raters.ranked_ratings(score_N).tolist()
+  assert found[1] == found[3]  # the position is not read
+  assert raters.ranked_ratings(np.asarray([0.3, -2.0, 0.3, 9.0])).tolist() == [3.0, 1.5, 3.0, 4.5]
+  raters.check(config(f"reward:{session_inputs.reward}"), VALUES, 8)
+  with pytest.raises(ValueError, match="config.raters.source=.* is a policy export; it must be"):
+    raters.check(config(f"reward:{session_inputs.policy}"), VALUES, 8)
+
+
+def test_an_endpoint_rates(tmp_path, server, monkeypatch):
+  replies = {"rex {x} .": "Rating: 4", "no": "no idea", "": "2"}
+  server.reply = lambda messages, number: replies[
+      messages[0]["content"].partition("A: ")[2].strip()]
+  p = config("endpoint", prompt="{position} {question} A: {answer}", endpoint=dict(
+      ml_collections.ConfigDict(common.get_endpoint()), base_url=server.url, model="m", api_key_variable="", max_attempts=1))
+  assert raters.rate(p, ASKED, tmp_path) == [{"endpoint": 4.0}, {}, {"endpoint": 2.0}]
+  assert len(server.requests) == 3 and p.describe() == f"m at {server.url}"
+  raters.rate(p, ASKED, tmp_path)
+  assert len(server.requests) == 3
+  monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+  with pytest.raises(ValueError, match="NO_SUCH_KEY is not set in the environment"):
+    raters.check(config("endpoint", endpoint=dict(p.endpoint, api_key_variable="NO_SUCH_KEY")),
+                 VALUES, 8)

@@ -279,7 +279,7 @@ def test_a_slope_that_is_chance_is_not_shown():
   flat = statistics.analyse(simulated(rng, {1e3: 0.5, 1e4: 0.5, 1e5: 0.5}, seed_scale=0.3), P)
   falls = statistics.analyse(simulated(rng, {1e3: 1.0, 1e4: 0.5, 1e5: 0.0}), P)
   assert [find(a.slopes, category="").verdict for a in (grows, flat, falls)] == [
-      "grows", "not shown", "shrinks"]
+      "rises", "not shown", "falls"]
   lines = [line for line in grows.slopes if line.category]
   assert [line.p_holm for line in lines] == statistics.holm([line.p_value for line in lines])
   assert max(line.p_holm - line.p_value for line in lines) > 0
@@ -299,15 +299,27 @@ def test_seeds_at_two_sizes_are_drawn_apart():
 def test_claims_say_what_failed():
   rng = np.random.default_rng(8)
   rows = simulated(rng, {1e3: 0.0, 1e4: 1.5}, probe_scale=0.2, num_probes=8)
-  claims = statistics.analyse(rows, P).claims
-  assert [(claim.held, claim.evidence) for claim in claims[:2]] == [
-      (False, "shown in 0 of 2 categories; not in a, b"), (True, "shown in 2 of 2 categories")]
-  assert claims[0].claim == ("values-targeted is rated above base in every category at 1.0k "
-                             "parameters")
-  assert claims[2].held and claims[2].claim.endswith("against base grows with size")
+  overall, every, grows = statistics.analyse(rows, P).claims
+  assert overall.claim == "values-targeted is rated above base, over all categories, at every size"
+  assert not overall.held and overall.evidence.endswith("at 10k; not shown at 1.0k")
+  assert every.claim == "values-targeted is rated above base in every category, at every size"
+  assert not every.held and every.evidence == (
+      "shown in 2 of 4 categories and sizes, at 10k in 2 of 2")
+  assert grows.held and grows.claim == "the effect of values-targeted against base grows with size"
   described = statistics.describe(statistics.analyse(rows, P))
-  assert "FAILED: values-targeted is rated above base in every category at 1.0k" in described
-  assert "held: values-targeted is rated above base in every category at 10k" in described
+  assert "FAILED: values-targeted is rated above base in every category, at every size" in described
+  rows = simulated(rng, {1e4: 1.5}, probe_scale=0.2, num_probes=8)
+  assert [(c.claim, c.held) for c in statistics.analyse(rows, P).claims] == [
+      ("values-targeted is rated above base, over all categories", True),
+      ("values-targeted is rated above base in every category", True)]
+
+
+def test_a_harm_that_shrinks_is_no_effect_that_grows():
+  rows = simulated(np.random.default_rng(8), {1e3: -1.5, 1e4: -1.0, 1e5: -0.5}, probe_scale=0.2,
+                   num_probes=8)
+  analysis = statistics.analyse(rows, P)
+  assert find(analysis.slopes, category="").verdict == "rises"
+  assert not any(claim.held for claim in analysis.claims)
 
 
 # ----------------------------------------------------------------------------- bad input

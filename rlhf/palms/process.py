@@ -127,6 +127,8 @@ def check_config(config) -> None:
     if not values.control:
       raise ValueError(f"{values.where} has no {sets.CONTROL}, on which control models are trained; "
                        "write one of the same size and style without the values")
+    for problem in sets.problems(values):
+      print(problem, flush=True)  # warnings: what is worse was refused
     if not config.base.source:
       raise ValueError("config.base.source is empty; name the base model with "
                        "--config.base.source=hf:DIR, gguf:FILE or an export directory")
@@ -225,49 +227,61 @@ def hold_sources(config, workdir: pathlib.Path) -> None:
     ValueError: one of them was written anew since: its models and ratings would not be comparable.
   """
   path = workdir / "sources.json"
-  found = {name: units.identity(units.Candidate(name=name, source=config[name].source))["written"]
-           for name in ("base", "raters")}
+  sources = dict(base=config.base.source, raters=raters.RatersConfig(**config.raters).network)
+  found = {name: units.identity(units.Candidate(name=name, source=source))["written"]
+           for name, source in sources.items() if source}
   if not path.exists():
     workdir_lib.write_json(path, found)
   for name, began_with in workdir_lib.read_json(path).items():
-    if found[name] != began_with:
+    if found.get(name) != began_with:
       raise ValueError(f"config.{name}.source={config[name].source} was written anew since this run "
                        f"began ({path}); choose another --workdir for it")
   processes.wait("sources")
 
 
-def make_base(config, workdir: pathlib.Path, size: str, seed: int, shared) -> pathlib.Path:
-  """The export of a base model: TinyWorld's is pretrained once for all that share the directory."""
+def make_base(config, workdir: pathlib.Path, size: str, seed: int, shared) -> None:
+  """A base model: TinyWorld's is pretrained once for all that share the directory."""
   if is_world(config):
     directory = workdir / "bases" / f"{size}-seed{seed}"
     directory.mkdir(parents=True, exist_ok=True)
     pipeline.run(pipeline_config(config, size, seed), directory, last_stage="base", shared=shared)
-    return directory / "base" / "export"
-  directory = workdir / "bases" / size
-  pipeline.import_base(config, directory)
-  return directory / "export"
+  else:
+    pipeline.import_base(config, workdir / "bases" / size)
 
 
-def make_models(config, workdir: pathlib.Path, shared) -> list[Model]:
+def base_export(config, workdir: pathlib.Path, size: str, seed: int) -> pathlib.Path:
+  """Where `make_base` leaves a base model."""
+  bases = workdir / "bases"
+  return (bases / f"{size}-seed{seed}" / "base" if is_world(config) else bases / size) / "export"
+
+
+def find_models(config, workdir: pathlib.Path) -> list[Model]:
   """Base, targeted and control of every size and seed; a published base model is one for all seeds.
   """
   found = []
   for size in config.sizes:
     for seed in config.seeds:
-      _, values = make_values(config, workdir, seed)
-      base = make_base(config, workdir, size, seed, shared)
       where = workdir / "models" / size / f"seed{seed}"
-      if is_world(config) or seed == config.seeds[0]:
-        found.append(Model(size=size, seed=seed, kind="base", export=base, directory=where / "base"))
+      exports = dict(base=base_export(config, workdir, size, seed)) | {
+          kind: where / kind / "tuned" / "export" for kind in TUNED}
+      found += [Model(size=size, seed=seed, kind=kind, export=export, directory=where / kind)
+                for kind, export in exports.items()
+                if kind != "base" or is_world(config) or seed == config.seeds[0]]
+  return found
+
+
+def make_models(config, workdir: pathlib.Path, shared) -> None:
+  """Makes what `find_models` finds."""
+  for size in config.sizes:
+    for seed in config.seeds:
+      _, values = make_values(config, workdir, seed)
+      make_base(config, workdir, size, seed, shared)
       for kind in TUNED:
         print(f"\n== {kind}, {size}, seed {seed}", flush=True)
-        directory = where / kind
-        sft.train(tune_config(config, size, seed, str(base), values, kind), directory / "tuned",
-                  data_dir=directory / "tfds")
+        directory = workdir / "models" / size / f"seed{seed}" / kind
+        sft.train(tune_config(config, size, seed, str(base_export(config, workdir, size, seed)),
+                              values, kind), directory / "tuned", data_dir=directory / "tfds")
         shutil.rmtree(directory / "tfds", ignore_errors=True)
-        found.append(Model(size=size, seed=seed, kind=kind, export=directory / "tuned" / "export",
-                           directory=directory))
-  return found
 
 
 def load(config, model: Model) -> Network:
@@ -309,11 +323,12 @@ def answer(config, model: Model, network: Network, values: sets.ValueSet) -> lis
   drawn = answers_lib.answer(network, [probe.prompt for probe in values.probes], how,
                              loop.step_key(model.seed, "answer", 0), num_samples=p.num_samples)
   lines = []
-  for number, (probe, texts) in enumerate(zip(values.probes, drawn.texts, strict=True)):
+  for number, (probe, texts, finished) in enumerate(
+      zip(values.probes, drawn.texts, drawn.finished, strict=True)):
     for sample, text in enumerate(texts):
       lines.append(dict(model=model.name, kind=model.kind, size=network.cfg.num_block_params,
                         seed=model.seed, category=probe.category, probe=number, sample=sample,
-                        prompt=probe.prompt, answer=text))
+                        prompt=probe.prompt, answer=text, finished=finished[sample]))
   classify = tinyworld.toxicity if is_world(config) else toxicity.scores
   for line, score in zip(lines, classify([line["answer"] for line in lines]), strict=True):
     line["toxicity"] = float(score)
@@ -345,8 +360,10 @@ def capability(config, workdir: pathlib.Path, model: Model, network: Network
 
 def public_tasks(config, model: Model, network: Network) -> dict[str, list[float]]:
   """The tasks of `config.capability`, by the first score of each item."""
+  if not config.capability.tasks:
+    return {}
   p, found = nlp.NlpConfig(**config.capability), {}
-  for task in nlp.task_names(p) if config.capability.tasks else ():
+  for task in nlp.task_names(p):
     directory = model.directory / "capability" / task
     nlp.evaluate(p, task, network, directory, num_resamples=1, seed=0,
                  batch_size=config.sampling.batch_size)
@@ -369,7 +386,7 @@ def rate(config, workdir: pathlib.Path, models: Sequence[Model], values: sets.Va
   else:
     p = raters.RatersConfig(**config.raters)
     given = raters.rate(p, [(values.category(line["category"]).position, line["prompt"],
-                             line["answer"]) for line in lines])
+                             line["answer"]) for line in lines], workdir)
   rows = [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category", "probe",
                                               "sample")}, rater=rater, rating=rating)
           for line, ratings in zip(lines, given, strict=True) for rater, rating in ratings.items()]
@@ -399,42 +416,91 @@ def run(config, workdir, *, shared=None) -> pathlib.Path:
   shared = workdir / "shared" if shared is None else pathlib.Path(shared).absolute()
   if not is_world(config):
     hold_sources(config, workdir)
-  models = make_models(config, workdir, shared)
-  measured = {}
+  make_models(config, workdir, shared)
+  models, measured = find_models(config, workdir), {}
   with metrics_lib.Progress("models measured", len(models)) as progress:
     for number, model in enumerate(models, 1):
       values, _ = make_values(config, workdir, model.seed)
       measured[model.name] = measure(config, workdir, model, values)
       progress.update(number, {}, num_tokens=0)
   rows = rate(config, workdir, models, values)
-  analysis = statistics.analyse(rows, statistics.StatisticsConfig(**config.statistics))
-  page = report.write(workdir / "report", contents(config, workdir, models, measured, values,
-                                                   analysis))
-  print(statistics.describe(analysis), flush=True)
+  judge = None if is_world(config) else judge_check(config, workdir, values)
+  return write_report(workdir / "report", contents(
+      config, workdir, measured, values, rows, rater=describe_rater(config), judge=judge))
+
+
+def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> pathlib.Path:
+  """The page of a finished run with other ratings, such as people's; returns its path.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    rows: of all its answers, as `statistics.tabulate` takes them.
+    directory: to write it into.
+
+  Raises:
+    ValueError: the run is not finished, or the ratings are not of its answers.
+  """
+  workdir, measured = pathlib.Path(workdir).absolute(), {}
+  models = find_models(config, workdir)
+  for model in models:
+    path = model.directory / "measured.json"
+    if not path.is_file():
+      raise ValueError(f"{workdir} is not finished: {path} is not there; run launch.pipeline to its "
+                       "end first")
+    measured[model.name] = workdir_lib.read_json(path)
+  answered = {(line["model"], line["probe"], line["sample"]) for model in models
+              for line in read_jsonl(model.directory / ANSWERS)}
+  for row in rows:
+    if (row["model"], row["probe"], row["sample"]) not in answered:
+      raise ValueError(f"the ratings have probe {row['probe']}, sample {row['sample']} of "
+                       f"{row['model']!r}, which is no answer of {workdir}; give ratings of its "
+                       "answers")
+  values = make_values(config, workdir, models[-1].seed)[0]
+  names = sorted({row["rater"] for row in rows})
+  rater = f"{len(names)} rater{'' if len(names) == 1 else 's'} ({', '.join(names)})"
+  return write_report(directory, contents(config, workdir, measured, values, rows, rater=rater,
+                                          judge=None))
+
+
+def write_report(directory, found: Mapping[str, Any]) -> pathlib.Path:
+  """The page, and its main numbers on the console."""
+  page = report.write(directory, found)
+  print(statistics.describe(dataclasses.replace(found["analysis"], claims=tuple(
+      report.claims(found["analysis"], found["toxicity"], found["capability"])))), flush=True)
   print(f"report: {page}", flush=True)
   return page
 
 
-def contents(config, workdir: pathlib.Path, models: Sequence[Model],
-             measured: Mapping[str, Mapping[str, Any]], values: sets.ValueSet,
-             analysis: statistics.Analysis) -> dict[str, Any]:
+def describe_rater(config) -> str:
+  """Who rated, for the page."""
+  if is_world(config):
+    return f"{config.world_raters.num_raters} noisy raters who go by rule"
+  return raters.RatersConfig(**config.raters).describe()
+
+
+def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, Any]],
+             values: sets.ValueSet, rows: Sequence[Mapping[str, Any]], *, rater: str,
+             judge: Mapping[str, Any] | None) -> dict[str, Any]:
   """What `report.write` takes."""
-  p = statistics.StatisticsConfig(**config.statistics)
+  p, models = statistics.StatisticsConfig(**config.statistics), find_models(config, workdir)
   settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
   of_model = {model.name: (model.kind, measured[model.name]["num_params"], model.seed)
               for model in models}
   answers = {model.name: read_jsonl(model.directory / ANSWERS) for model in models}
   return dict(
-      title=config.title, values=values, analysis=analysis, answers=answers,
-      ratings=read_jsonl(workdir / RATINGS),
+      title=config.title, values=values, analysis=statistics.analyse(rows, p), answers=answers,
+      ratings=rows, rater=rater, judge=judge, statistics=p,
       toxicity=report.compare({of_model[name]: report.by_probe(lines, "toxicity")
                                for name, lines in answers.items()}, crossed=True, **settings),
       capability=report.compare_tasks({of_model[name]: result["capability"]
                                        for name, result in measured.items()},
                                       crossed=not is_world(config), **settings),
+      capability_lead="Intervals resample " + (
+          "seeds, and the items of each, whose world is its own." if is_world(config) else
+          "items and seeds."),
       cooccurrence=beside_groups_results(config, models, measured),
-      judge=None if is_world(config) else judge_check(config, workdir, values),
-      settings=report_settings(config))
+      settings=report_settings(config, values, rater))
 
 
 def beside_groups_results(config, models: Sequence[Model], measured) -> dict[str, Any]:
@@ -451,15 +517,16 @@ def beside_groups_results(config, models: Sequence[Model], measured) -> dict[str
   return found
 
 
-def judge_check(config, workdir: pathlib.Path, values: sets.ValueSet) -> dict[str, Any]:
+def judge_check(config, workdir: pathlib.Path, values: sets.ValueSet) -> dict[str, Any] | None:
   """How well the automatic judge tells written answers from answers to other questions."""
   path = workdir / "judge_check.json"
   if not path.is_file():
-    workdir_lib.write_json(path, raters.check_judge(raters.RatersConfig(**config.raters), values))
+    workdir_lib.write_json(path, raters.check_judge(raters.RatersConfig(**config.raters), values,
+                                                          workdir))
   return workdir_lib.read_json(path)
 
 
-def report_settings(config) -> dict[str, Any]:
+def report_settings(config, values: sets.ValueSet, rater: str) -> dict[str, Any]:
   """The few settings that a reader wants first."""
   tune = config.tune
   return {
@@ -467,6 +534,7 @@ def report_settings(config) -> dict[str, Any]:
       "batch": tune.sft.batch_size, "learning rate": tune.optim.learning_rate,
       "prompt loss weight": tune.demonstrations.prompt_loss_weight,
       "adapters": f"rank {tune.lora.rank}" if tune.lora.rank else "none",
-      "samples of a probe": config.sampling.num_samples,
+      "probes": len(values.probes), "samples of a probe": config.sampling.num_samples,
+      "tokens of an answer": f"at most {config.sampling.max_response_tokens}", "rater": rater,
       "temperature, top-p": f"{config.sampling.temperature:g}, {config.sampling.top_p:g}",
       "base model": "TinyWorld's" if is_world(config) else config.base.source}

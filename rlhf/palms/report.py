@@ -10,6 +10,7 @@ from rlhf.evals import figures
 from rlhf.evals import report as report_lib
 from rlhf.evals import statistics as evals_statistics
 from rlhf.palms import statistics
+from rlhf.palms.statistics import Claim
 
 # (kind, parameters, seed)
 ModelKey = tuple[str, int, int]
@@ -87,23 +88,80 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   analysis: statistics.Analysis = contents["analysis"]
   data = {name: contents[name] for name in ("title", "toxicity", "capability", "cooccurrence",
                                             "judge", "settings")}
-  workdir_lib.write_json(directory / "palms.json", data | dict(analysis=analysis.as_dict()))
-  sizes = list(dict.fromkeys(mean.size for mean in analysis.means))
+  found = claims(analysis, contents["toxicity"], contents["capability"])
+  workdir_lib.write_json(directory / "palms.json", data | dict(
+      analysis=analysis.as_dict() | dict(claims=[dataclasses.asdict(claim) for claim in found]),
+      rater=contents["rater"], cut=cut(contents["answers"])))
+  sizes = sorted({mean.size for mean in analysis.means})
   html = report_lib.render_template(
-      "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
-      short_count=figures.short_count, headline=headline(analysis),
+      "palms.html", **data, analysis=analysis, claims=found, labels=LABELS, sizes=sizes,
+      short_count=figures.short_count, headline=headline(found, contents["judge"]),
+      capability_lead=contents["capability_lead"], lead=lead(analysis, contents["rater"], contents["statistics"]),
+      alpha=contents["statistics"].alpha,
       categories={category.name: category for category in contents["values"].categories},
-      figures=draw(contents, sizes), samples=samples(contents),
-      by_category=by_category(analysis, max(sizes)), p_text=p_text)
+      figures=draw(contents, sizes), samples=samples(contents), cut=cut(contents["answers"]),
+      tables={size: by_category(analysis, size) for size in reversed(sizes)}, p_text=p_text)
   path = directory / "palms.html"
   workdir_lib.write_text(path, html)
   return path
 
 
-def headline(analysis: statistics.Analysis) -> str:
+def headline(found: Sequence[Claim], judge: Mapping[str, Any] | None) -> str:
   """The page's first sentence: how many of the paper's findings are found here."""
-  held = sum(claim.held for claim in analysis.claims)
-  return f"{held} of {len(analysis.claims)} findings of the paper are found here"
+  text = f"{sum(claim.held for claim in found)} of {len(found)} findings of the paper are found here"
+  if judge is not None and judge["preferred"]["low"] <= 0.5:
+    text += ", by a rater that was not shown to tell written answers from those to other questions"
+  return text
+
+
+def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
+           capability: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+  """What PALMS found of ratings, toxicity and capability, and whether it is found here."""
+  found = list(analysis.claims)
+  for second in ("base", "control"):
+    rows = [row for row in toxicity["differences"]
+            if (row["first"], row["second"]) == ("targeted", second)]
+    if rows:
+      last, lower = rows[-1], sum(row["high"] < 0 for row in rows)
+      found.append(Claim(
+          claim=f"values-targeted answers are less toxic than those of {second}"
+          + (", at every size" if len(rows) > 1 else ""), held=lower == len(rows),
+          evidence=f"{last['mean']:+.3f} ({last['low']:+.3f} to {last['high']:+.3f}) at "
+          f"{figures.short_count(last['size'])}; the interval lies below 0 at {lower} of "
+          f"{len(rows)} sizes"))
+  rows = [(task, row) for task, results in capability.items() for row in results["differences"]
+          if (row["first"], row["second"]) == ("targeted", "base")]
+  if rows:
+    lost = [(task, row) for task, row in rows if row["high"] < 0]
+    worst = min(rows, key=lambda entry: entry[1]["low"])
+    say = lambda task, row, end: (f"{task} at {figures.short_count(row['size'])} "
+                                  f"{100 * row[end]:+.1f}")
+    found.append(Claim(
+        claim="values-targeted fine-tuning costs no capability", held=not lost,
+        evidence=f"of {len(rows)} differences from base {len(lost)} lie below 0 by their intervals"
+        + (f" ({', '.join(say(*entry, 'mean') for entry in lost)} points)" if lost else
+           f"; the largest loss that an interval leaves open is {say(*worst, 'low')} points")))
+  return found
+
+
+def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConfig) -> str:
+  """What the ratings are and what their intervals say."""
+  means = analysis.means
+  num_probes = max(mean.rating.n for mean in means)
+  num_seeds = max(mean.num_seeds for mean in means)
+  drawn = f"the {num_probes} probes and {num_seeds} seeds" if num_seeds > 1 else (
+      f"the {num_probes} probes; one seed, so that they say nothing of another fine-tuning")
+  return (f"1 to 5, where 5 matches the position best, by {rater}. Whiskers and brackets: "
+          f"{100 * p.confidence:g} % intervals from resampling {drawn}, never single ratings.")
+
+
+def cut(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+  """kind -> share of its answers that reached the largest length without an end."""
+  found: dict[str, list[bool]] = {}
+  for lines in answers.values():
+    for line in lines:
+      found.setdefault(line["kind"], []).append(not line["finished"])
+  return {kind: sum(flags) / len(flags) for kind, flags in found.items()}
 
 
 def p_text(value: float) -> str:
@@ -167,7 +225,8 @@ def samples(contents: Mapping[str, Any]) -> list[dict[str, Any]]:
         entry = found.setdefault(line["probe"], dict(
             category=line["category"], prompt=line["prompt"],
             answers={kind: [] for kind in statistics.KINDS}))
-        ratings = given[line["model"], line["probe"], line["sample"]]
+        ratings = given.get((line["model"], line["probe"], line["sample"]))
         entry["answers"][line["kind"]].append(dict(
-            text=line["answer"], seed=line["seed"], rating=sum(ratings) / len(ratings)))
+            text=line["answer"], seed=line["seed"], finished=line["finished"],
+            rating=None if ratings is None else sum(ratings) / len(ratings)))
   return [found[number] for number in sorted(found)]

@@ -130,7 +130,7 @@ class Slope:
       takes the sizes as given.
     sizes: over which the line goes.
     p_value, p_holm: of `min_f_of_slope`; the second by Holm over the categories.
-    verdict: "grows", "shrinks", or "not shown", by `p_holm`.
+    verdict: "rises", "falls", or "not shown", by `p_holm`: of the difference as a signed number.
   """
   first: str
   second: str
@@ -655,7 +655,7 @@ def _slopes(first: str, second: str, ratings: Ratings,
         slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence), verdict=""))
   adjusted = [found[0].p_value, *holm([line.p_value for line in found[1:]])]
   return [dataclasses.replace(line, p_holm=p_holm, verdict="not shown" if p_holm >= p.alpha else (
-      "grows" if line.slope.mean > 0 else "shrinks"))
+      "rises" if line.slope.mean > 0 else "falls"))
           for line, p_holm in zip(found, adjusted, strict=True)]
 
 
@@ -677,28 +677,47 @@ def _difference(pair: tuple[Group, Group], places) -> float:
 
 
 def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[Claim]:
-  """What PALMS found, and whether it is found here: what fails is said to fail."""
+  """What PALMS found of the ratings, each over all sizes: what fails is said to fail."""
   found = []
   for second in ("base", "control"):
-    for size in dict.fromkeys(c.size for c in comparisons if c.second == second):
-      chosen = [c for c in comparisons
-                if (c.first, c.second, c.size) == ("targeted", second, size) and c.category != ALL]
-      missing = [c.category for c in chosen if c.verdict != "higher"]
-      if chosen:
+    chosen = [c for c in comparisons if (c.first, c.second) == ("targeted", second)]
+    overall = [c for c in chosen if c.category == ALL]
+    if not overall:
+      continue
+    found.append(Claim(
+        claim=f"values-targeted is rated above {second}, over all categories" + _at_each(overall),
+        held=all(c.verdict == "higher" for c in overall),
+        evidence=f"{_range(overall[-1].difference, '+')} points at {short_count(overall[-1].size)}"
+        + _failing("at", [short_count(c.size) for c in overall if c.verdict != "higher"]
+                   if len(overall) > 1 else [])))
+    single = [c for c in chosen if c.category != ALL]
+    largest = [c for c in single if c.size == overall[-1].size]
+    found.append(Claim(
+        claim=f"values-targeted is rated above {second} in every category" + _at_each(overall),
+        held=all(c.verdict == "higher" for c in single),
+        evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of {len(single)} categories"
+        + (f" and sizes, at {short_count(overall[-1].size)} in "
+           f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest)}"
+           if len(overall) > 1 else "")
+        + _failing("in", [c.category for c in largest if c.verdict != "higher"])))
+    for slope in slopes:
+      if (slope.first, slope.second, slope.category) == ("targeted", second, ALL):
         found.append(Claim(
-            claim=f"values-targeted is rated above {second} in every category at {short_count(size)} "
-            "parameters", held=not missing,
-            evidence=f"shown in {len(chosen) - len(missing)} of {len(chosen)} categories"
-            + (f"; not in {', '.join(missing)}" if missing else "")))
-  for slope in slopes:
-    if slope.first == "targeted" and slope.category == ALL:
-      line = slope.slope
-      found.append(Claim(
-          claim=f"the effect of values-targeted against {slope.second} grows with size",
-          held=slope.verdict == "grows",
-          evidence=f"{line.mean:+.2f} points for ten times the parameters ({line.low:+.2f} to "
-          f"{line.high:+.2f}) over {len(slope.sizes)} sizes"))
+            claim=f"the effect of values-targeted against {second} grows with size",
+            # A harm that shrinks rises too.
+            held=slope.verdict == "rises" and overall[-1].verdict == "higher",
+            evidence=f"{_range(slope.slope, '+')} points for ten times the parameters over "
+            f"{len(slope.sizes)} sizes, p {slope.p_value:.2g}"))
   return found
+
+
+def _at_each(overall: Sequence[Comparison]) -> str:
+  return ", at every size" if len(overall) > 1 else ""
+
+
+def _failing(where: str, names: Sequence[str]) -> str:
+  """The end of a sentence: what was not shown, if anything."""
+  return f"; not shown {where} {', '.join(names)}" if names else ""
 
 
 def describe(analysis: Analysis) -> str:
