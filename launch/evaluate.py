@@ -181,7 +181,7 @@ def evaluate_candidate(candidate, modules: Mapping[str, ModuleType], groups: Map
         try:
           result = run_unit(candidate, suite, module, p, task, load, directory, wanted,
                             settings | dict(batch_size=request.config.batch_size))
-        except ValueError as error:
+        except Exception as error:  # pylint: disable=broad-exception-caught
           add_failure(failed, f"{suite} {task} of {candidate.name} was not measured", error)
       if result is not None:
         found[suite].extend(result["measures"])

@@ -76,18 +76,25 @@ def test_only_what_is_missing_is_run(session_inputs, tmp_path, monkeypatch):
   assert run("--config.nlp.tasks=('sst',)", "--config.seed=1", "--config.batch_size=2") == []
 
 
-def test_what_one_checkpoint_cannot_do_stops_no_other(session_inputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error, said", [
+    (ValueError, ""), (FloatingPointError, "FloatingPointError: "),
+    (lambda text: LookupError(f"\n*****\n  {text}\n*****\n"), "LookupError: ")])
+def test_what_one_checkpoint_cannot_do_stops_no_other(session_inputs, tmp_path, monkeypatch, capsys,
+                                                      error, said: str):
   ran = []
-  suite = fake_suite(ran, "rte", error=ValueError)
+  suite = fake_suite(ran, "rte", error=error)
   monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": suite})
-  with pytest.raises(ValueError, match="nlp rte of a was not measured: a context has 75 tokens "
-                     r"\(and 1 more\); the page has what was measured"):
+  if said:
+    monkeypatch.setenv("RLHF_TRACEBACK", "1")
+  with pytest.raises(ValueError, match=f"nlp rte of a was not measured: {said}a context has 75 "
+                     r"tokens \(and 1 more\); the page has what was measured"):
     evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path,
                                             "--config.nlp.tasks=('rte','sst')")))
   assert [task for task, _, _ in ran] == ["sst", "sst"]
   assert measured(tmp_path).keys() == {("sst", "a"), ("sst", "b")}
   page = (tmp_path / "report" / "evaluation.html").read_text(encoding="utf-8")
   assert "nlp rte of b was not measured" in page
+  assert ("Traceback" in capsys.readouterr().err) == bool(said)
 
 
 def test_sheets_are_written_for_people_in_place_of_judging(session_inputs, tmp_path, capsys):
