@@ -69,19 +69,35 @@ def test_what_cannot_be_split_is_named():
 def test_the_summary_by_hand():
   """Two folds of two seeds; accuracies pool pairs, the standard error is between seeds."""
   ones = lambda right, wrong: np.asarray([[1.0]] * right + [[0.0]] * wrong)
-  runs = {(0, 0): dict(own=ones(3, 1), heldout=ones(1, 1)),
-          (0, 1): dict(own=ones(1, 1), heldout=ones(1, 3)),
+  runs = {(0, 0): dict(own=ones(3, 1), heldout=ones(1, 3)),
+          (0, 1): dict(own=ones(2, 2), heldout=ones(1, 3)),
           (1, 0): dict(own=ones(4, 0), heldout=ones(1, 1)),
-          (1, 1): dict(own=ones(3, 1), heldout=ones(2, 2))}
+          (1, 1): dict(own=ones(3, 1), heldout=ones(2, 0))}
   summary = folds.summarise(runs, **SETTINGS)
-  assert summary["own"]["mean"] == pytest.approx(11 / 14)
-  assert summary["heldout"]["mean"] == pytest.approx(5 / 12)
+  assert summary["own"]["mean"] == pytest.approx(12 / 16) and summary["own"]["n"] == 8
+  assert summary["heldout"]["mean"] == pytest.approx(5 / 12) and summary["heldout"]["n"] == 6
   # Own: seed 0 has (0.75 + 1) / 2, seed 1 (0.5 + 0.75) / 2: standard deviation 0.25 / sqrt(2).
   assert summary["own"]["standard_error"] == pytest.approx(0.25 / 2)
-  assert summary["difference"]["mean"] == pytest.approx(11 / 14 - 5 / 12)
+  assert summary["difference"]["mean"] == pytest.approx(12 / 16 - 5 / 12)
   assert [(row["fold"], row["seed"]) for row in summary["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
   text = folds.describe(summary)
-  assert "78.6 %" in text and "72.4 ± 0.4" in text and "69.6 ± 0.9" in text
+  assert "75.0 %" in text and "72.4 ± 0.4" in text and "69.6 ± 0.9" in text
+
+
+def test_more_seeds_are_no_more_labelers():
+  """A seed that says the same again moves no interval; the difference draws folds."""
+  rng = np.random.default_rng(0)
+  draw = lambda share: (rng.random((20, 3)) < share).astype(float)
+  base = {fold: dict(own=draw(0.7), heldout=draw(0.4 + 0.1 * fold)) for fold in range(4)}
+  base[0]["own"][::4, 1] = np.nan
+  one, many = (folds.summarise({(fold, seed): base[fold] for fold in base for seed in range(seeds)},
+                               **SETTINGS) for seeds in (1, 6))
+  for name in ("own", "heldout", "difference"):
+    assert {key: one[name][key] for key in ("low", "high", "n")} == pytest.approx(
+        {key: many[name][key] for key in ("low", "high", "n")})
+  assert one["difference"]["n"] == 4 and one["own"]["n"] == 80
+  with pytest.raises(ValueError, match=r"the seeds of fold 0 have \[20, 19\] prompts"):
+    folds.summarise({(0, 0): base[0], (0, 1): base[0] | dict(own=base[0]["own"][1:])}, **SETTINGS)
 
 
 def test_correct_leaves_ties_and_unused_slots_out():

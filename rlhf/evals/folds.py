@@ -126,35 +126,54 @@ def summarise(runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], *, num_r
               seed: int) -> dict[str, Any]:
   """Accuracy on both tests over all folds and seeds.
 
-  Intervals draw runs and then prompts within a run (`statistics.bootstrap_over_seeds`); that of
-  the difference draws runs alone, each with both its tests.  `standard_error` is the
-  paper's form of it: between seeds, of the mean over folds; None with one seed.
+  The seeds of a fold have its labelers and its prompts in common, so a prompt is drawn with the
+  results of all seeds: more seeds are no more labelers.  Intervals draw folds and then prompts
+  within a fold (`statistics.bootstrap_over_seeds`); that of the difference draws folds alone, each
+  with both its tests.  `standard_error` is the paper's form of it: between seeds, of the mean over
+  folds; None with one seed.
 
   Args:
-    runs: (fold, seed) -> {"own", "heldout"}: what `correct` returns.
+    runs: (fold, seed) -> {"own", "heldout"}: what `correct` returns, the same prompts in the same
+      order for all seeds of a fold.
 
   Returns:
     {"own", "heldout": {"mean", "low", "high", "n", "standard_error", "paper"}, "difference": {...},
     "runs": [{"fold", "seed", "own", "heldout"}]}; accuracies in [0, 1], the paper's as it prints
-    them.
+    them; `n` counts the prompts of all folds.
+
+  Raises:
+    ValueError: two seeds of a fold have other numbers of prompts.
   """
   settings = dict(num_resamples=num_resamples, seed=seed)
   table = [dict(fold=fold, seed=number, **{
       test: float(np.nanmean(values[test])) for test in TESTS})
            for (fold, number), values in sorted(runs.items())]
-  keys = sorted(runs)
+  by_fold = {test: _by_fold(runs, test) for test in TESTS}
   result: dict[str, Any] = {}
   for test in TESTS:
-    pooled = statistics.bootstrap_over_seeds(
-        {place: runs[key][test] for place, key in enumerate(keys)}, **settings)
+    pooled = statistics.bootstrap_over_seeds(by_fold[test], **settings)
     result[test] = pooled.as_dict() | dict(
         standard_error=_standard_error(table, test), paper=PAPER[test])
-  sums_R4 = np.asarray([[number for test in TESTS for number in (
-      np.nansum(runs[key][test]), np.sum(~np.isnan(runs[key][test])))] for key in keys])
+  sums_F4 = np.asarray([[number for test in TESTS for number in (
+      np.nansum(by_fold[test][fold]), np.sum(~np.isnan(by_fold[test][fold])))]
+                        for fold in by_fold["own"]])
   result["difference"] = statistics.bootstrap_statistic(
-      sums_R4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
+      sums_F4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
       **settings).as_dict()
   return result | dict(runs=table)
+
+
+def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
+  """fold -> [prompts, pairs of all its seeds]."""
+  found: dict[int, list[np.ndarray]] = {}
+  for (fold, _), values in sorted(runs.items()):
+    found.setdefault(fold, []).append(values[test])
+  for fold, columns in found.items():
+    counts = [len(column) for column in columns]
+    if len(set(counts)) > 1:
+      raise ValueError(f"the seeds of fold {fold} have {counts} prompts in their test {test!r}; "
+                       "all seeds of a fold are tested on the same prompts")
+  return {fold: np.concatenate(columns, axis=1) for fold, columns in found.items()}
 
 
 def _standard_error(table: Sequence[Mapping[str, Any]], test: str) -> float | None:
