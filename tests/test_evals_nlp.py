@@ -146,6 +146,17 @@ def test_intervals_of_what_is_no_mean():
   assert (found.mean, found.n, found.high) == (5.0, 3, 5.0) and found.low in (2.0, 3.0)
 
 
+def test_what_is_no_mean_is_computed_a_hundred_times_at_most():
+  """As many items as the largest public tasks have, without a table of items by items."""
+  calls = []
+  def middle(drawn):
+    calls.append(len(drawn))
+    return drawn[len(drawn) // 2]
+  found = nlp._measure([1.0] * 40_000, middle, dict(num_resamples=2000, seed=0), task="a",
+                       metric="middle").interval
+  assert calls == [40_000] * (nlp.MOST_RESAMPLES + 1) and (found.low, found.n) == (1, 40_000)
+
+
 def test_scores_that_are_not_known_are_left_out(network, shared_data, tmp_path):
   from rlhf.evals.tasks import functions
   item = dict(choices=["a", "b"], answer=0)

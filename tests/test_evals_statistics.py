@@ -1,5 +1,6 @@
 """Bootstrap intervals: worked by hand, against scipy and the normal interval, and by property."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -27,6 +28,17 @@ def test_interval_of_two_prompts_is_the_exact_bootstrap_distribution():
   assert (result.low, result.high) == (0.75, 0.75)
   result = interval([[1, 1, 1], [0]], confidence=0.6)
   assert (result.low, result.high) == (0.0, 1.0)
+
+
+def test_a_function_of_two_values_is_the_exact_bootstrap_distribution():
+  # Drawing two of {"a", "bbb"}: 1 with 1/4, 2 with 1/2, 3 with 1/4.
+  mean_length = lambda texts: sum(map(len, texts)) / len(texts)
+  of = lambda confidence: statistics.bootstrap_function(["a", "bbb"], mean_length,
+                                                        confidence=confidence, **SETTINGS)
+  assert dataclasses.astuple(of(0.4)) == (2, 2, 2, 2)
+  assert dataclasses.astuple(of(0.6)) == (2, 1, 3, 2)
+  with pytest.raises(ValueError, match="there is nothing to resample"):
+    statistics.bootstrap_function([], mean_length, **SETTINGS)
 
 
 def test_interval_near_the_normal_one():

@@ -2,8 +2,10 @@
 
 lm-eval runs both; the task files of the paper's settings are those of `tasks/`.  From it come the
 prompts, the few-shot examples and the scores of single items; intervals are ours, from resampling
-items.  A prompt that does not fit into a model's context loses its beginning, as in lm-eval: first
-the instruction, then the first examples.
+items.  A number of lm-eval's own that is no mean (TER, chrF, a perplexity) is computed anew for
+every resample, some for seconds each: MOST_RESAMPLES of them are drawn at most, as in lm-eval of
+BLEU, chrF and TER, and the ends of such an interval are rough.  A prompt that does not fit into a
+model's context loses its beginning, as in lm-eval: first the instruction, then the first examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ PREFIX = "instructgpt_"  # of the paper's tasks in lm-eval, which has others of 
 LM_EVAL = "lm_eval:"  # of lm-eval's own tasks, in a config
 PAPER_TASKS = ("squadv2", "drop", "quac", "hellaswag", "rte", "sst", "wsc", "fr_en", "cnn_dm",
                "tldr")
+MOST_RESAMPLES = 100
 _FIELD = "config.nlp"
 Progress = Callable[[int, int], None] | None  # called with (requests done, requests in all)
 
@@ -253,10 +256,5 @@ def _interval(values: Sequence[Any], aggregate: Callable, *, num_resamples: int,
   if getattr(aggregate, "__name__", "") == "corpus_bleu":  # as below, but from sums
     return statistics.bootstrap_statistic(np.asarray(values, float), text_metrics.bleu,
                                           num_resamples=num_resamples, seed=seed)
-  # Not sums: the function itself is asked about every resample, by the number of each item in it.
-  def again(counts_CN: np.ndarray) -> np.ndarray:
-    one = lambda count_N: float(aggregate(
-        [value for value, count in zip(values, count_N.astype(int)) for _ in range(count)]))
-    return np.apply_along_axis(one, -1, counts_CN)
-  return statistics.bootstrap_statistic(np.eye(len(values)), again, num_resamples=num_resamples,
-                                        seed=seed)
+  return statistics.bootstrap_function(values, aggregate, seed=seed,
+                                       num_resamples=min(num_resamples, MOST_RESAMPLES))

@@ -14,6 +14,7 @@ Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -153,6 +154,30 @@ def bootstrap_statistic(table_PC: np.ndarray, statistic: Callable[[np.ndarray], 
     raise ValueError("the table holds a number that is not finite")
   draws_R = statistic(_nested_sums([table_PC], num_resamples, np.random.default_rng(seed)))
   return _around(float(statistic(table_PC.sum(axis=0))), draws_R, confidence, len(table_PC))
+
+
+def bootstrap_function(values: Sequence[Any], function: Callable[[list[Any]], float], *,
+                       num_resamples: int, seed: int, confidence: float = 0.95) -> Interval:
+  """Any function of the prompts' values, called for every resample: for what no sums can give.
+
+  Args:
+    values: one of each prompt, of any type.
+    function: list of values -> number.
+    num_resamples, seed, confidence: as in `bootstrap_mean`.
+
+  Returns:
+    An `Interval` whose `n` is the number of values.
+
+  Raises:
+    ValueError: there is no value, or a setting is out of range.
+  """
+  _check_settings(num_resamples, confidence)
+  if not len(values):
+    raise ValueError("there is nothing to resample: no prompt has a value")
+  num, rng = len(values), np.random.default_rng(seed)
+  draws_R = [float(function([values[place] for place in rng.integers(num, size=num)]))
+             for _ in range(num_resamples)]
+  return _around(float(function(list(values))), np.asarray(draws_R), confidence, num)
 
 
 def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
