@@ -283,7 +283,8 @@ def test_nonsense_is_asked_once_more_in_the_conversation(server, tmp_path):
 
 
 @pytest.mark.parametrize("said", ["I cannot say.", None, b"<html>", b"{}", b"[1]",
-                                  b'{"choices": []}'])
+                                  b'{"choices": []}', b'{"choices": {"a": 1}}',
+                                  b'{"choices": 5}', b'{"choices": [null]}', b"5", b"\xff\xfe"])
 def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
   server.reply = lambda messages, number: said if "aaaa" in str(messages) else longer_wins(messages)
   asker = open_endpoint(server, tmp_path, num_parallel=1)
@@ -293,6 +294,14 @@ def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
   assert len(server.requests) == 2 * 2 + 2
   judges.endpoint(open_endpoint(server, tmp_path))(PROMPTS, ANSWERS, "sft")
   assert len(server.requests) == 6  # it was paid for
+
+
+@pytest.mark.parametrize("last", ["Verdict: A", "No."])
+def test_half_of_a_surrogate_pair_is_read_sent_back_and_kept(server, tmp_path, last):
+  server.reply = lambda messages, number: f"Hm \ud800. {last if number else ''}"
+  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 1.0 if "A" in last else None}
+  open_endpoint(server, tmp_path).compare([PAIR])
+  assert len(server.requests) == 2
 
 
 def test_without_a_key_nothing_begins(server, tmp_path, monkeypatch):

@@ -334,7 +334,7 @@ class Endpoint:
     with self._lock:
       self._cache.parent.mkdir(parents=True, exist_ok=True)
       with self._cache.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line) + "\n")  # in ASCII, which holds any text that JSON does
       self._lines[key] = line
       self.num_asked += 1
 
@@ -347,16 +347,17 @@ class Endpoint:
                                                     **settings)
     except self._openai.OpenAIError as error:
       raise ValueError(self._describe_failure(error)) from error
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
       answer = None
     # Servers that call themselves compatible leave fields out; the client does not check.
     choices = getattr(answer, "choices", None)
-    message = getattr(choices[0], "message", None) if choices else None
-    text = getattr(message, "content", None)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    text = getattr(getattr(first, "message", None), "content", None)
     usage = getattr(answer, "usage", None)
     counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
-    return (text if isinstance(text, str) else "",
-            {name: count if isinstance(count, int) else 0 for name, count in counts.items()})
+    # Half of a surrogate pair can be read from JSON, but not sent back in the conversation.
+    text = text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+    return text, {name: count if isinstance(count, int) else 0 for name, count in counts.items()}
 
   def _describe_failure(self, error: Exception) -> str:
     """One sentence: what failed, what to do, and that nothing is lost."""
@@ -382,7 +383,8 @@ class Endpoint:
 def question_key(p: EndpointConfig, content: str) -> str:
   """Names a question in the cache: server, model, messages and how the answer is sampled."""
   asked = dict(base_url=p.base_url.rstrip("/"), model=p.model,
-               messages=[dict(role="user", content=content)], temperature=p.temperature, max_tokens=p.max_tokens)
+               messages=[dict(role="user", content=content)], temperature=p.temperature,
+               max_tokens=p.max_tokens)
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
