@@ -264,7 +264,7 @@ def judged(p, answers: Mapping[str, list], request: Request, failed: list[str]
       files=[units.identity(units.Candidate(name="file", source=spec.partition(":")[2]))
              for spec in (*p.judges, p.comparisons, f"key:{p.key}") if spec.partition(":")[2]]))
   result = units.find_result(directory, wanted)
-  if result is None:
+  if result is None or was_silent(result["comparison"]["endpoint"]):
     print(f"preference: {', '.join(p.judges)} judge {', '.join(answers)}", flush=True)
     try:
       check_answered(answers, [p.baseline])
@@ -281,6 +281,11 @@ def judged(p, answers: Mapping[str, list], request: Request, failed: list[str]
     result = units.write_result(directory, wanted, [], **comparable(request, answers),
                                 comparison=compared)
   return result["comparison"]
+
+
+def was_silent(endpoint: Mapping[str, Any] | None) -> bool:
+  """Whether questions to an endpoint had replies without any text: they are asked again."""
+  return endpoint is not None and "without_text" in endpoint and endpoint["without_text"] > 0
 
 
 def judged_earlier(request: Request) -> dict[str, Any] | None:

@@ -157,8 +157,9 @@ def test_cost_is_tokens_times_prices(server, tmp_path):
   asker = open_endpoint(server, tmp_path)
   judges.endpoint(asker)(PROMPTS, ANSWERS, "sft")
   assert asker.summary() == dict(
-      model="judge-1", questions=4, asked=4, from_cache=0, not_judged=0, prompt_tokens=400,
-      completion_tokens=40, cost=pytest.approx((400 * 2 + 40 * 10) / 1e6), currency="USD")
+      model="judge-1", questions=4, asked=4, from_cache=0, not_judged=0, without_text=0,
+      prompt_tokens=400, completion_tokens=40, cost=pytest.approx((400 * 2 + 40 * 10) / 1e6),
+      currency="USD")
   assert "4 questions, 0 of them answered before" in asker.describe()
   assert "0.0012 USD" in asker.describe()
   unpriced = open_endpoint(server, tmp_path, output_price=None)
@@ -193,8 +194,16 @@ def test_a_second_run_asks_only_what_is_missing(server, tmp_path):
   assert again.compare([PAIR, other]) == {PAIR: 0.0, other: 0.0}
   assert len(server.requests) == 2
   assert again.summary() | dict(cost=0) == dict(
-      model="judge-1", questions=2, asked=1, from_cache=1, not_judged=0, prompt_tokens=200,
-      completion_tokens=20, cost=0, currency="USD")
+      model="judge-1", questions=2, asked=1, from_cache=1, not_judged=0, without_text=0,
+      prompt_tokens=200, completion_tokens=20, cost=0, currency="USD")
+
+
+def test_a_line_without_text_that_is_in_the_cache_counts_for_nothing(server, tmp_path):
+  open_endpoint(server, tmp_path).compare([PAIR])
+  path = tmp_path / "cache" / "endpoint.jsonl"
+  path.write_text(json.dumps(json.loads(path.read_text()) | dict(text="")) + "\n")
+  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 0.0}
+  assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("change", [dict(model="judge-2"), dict(temperature=1.0),
@@ -282,7 +291,7 @@ def test_nonsense_is_asked_once_more_in_the_conversation(server, tmp_path):
   assert asker.summary()["prompt_tokens"] == 200  # both were paid for
 
 
-@pytest.mark.parametrize("said", ["I cannot say.", None, b"<html>", b"{}", b"[1]",
+@pytest.mark.parametrize("said", ["I cannot say.", "", " \n", None, b"<html>", b"{}", b"[1]",
                                   b'{"choices": []}', b'{"choices": {"a": 1}}',
                                   b'{"choices": 5}', b'{"choices": [null]}', b"5", b"\xff\xfe"])
 def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
@@ -292,8 +301,29 @@ def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
   assert [row["win"] for row in rows if row["policy"] == "ppo"] == [None, 0, 0.5]
   assert asker.summary()["not_judged"] == 2  # both orders
   assert len(server.requests) == 2 * 2 + 2
-  judges.endpoint(open_endpoint(server, tmp_path))(PROMPTS, ANSWERS, "sft")
-  assert len(server.requests) == 6  # it was paid for
+  has_text = said == "I cannot say."
+  assert asker.summary()["without_text"] == (0 if has_text else 2)
+  server.reply = lambda messages, number: longer_wins(messages)
+  rows = judges.endpoint(open_endpoint(server, tmp_path))(PROMPTS, ANSWERS, "sft")
+  assert len(server.requests) == (6 if has_text else 8)  # what was paid for is kept
+  assert [row["win"] for row in rows if row["policy"] == "ppo"] == [None if has_text else 1, 0, 0.5]
+
+
+def test_a_server_that_says_nothing_is_no_judge(server, tmp_path):
+  server.reply = lambda messages, number: b"<html>down for maintenance</html>"
+  asker = open_endpoint(server, tmp_path)
+  for ask in (lambda: asker.compare([PAIR]), lambda: asker.rate_from_1_to_5(["a", "b"])):
+    with pytest.raises(ValueError, match="answered none of [12] questions with a text"):
+      ask()
+  assert not (tmp_path / "cache" / "endpoint.jsonl").exists()
+  assert asker.compare([]) == {}
+
+
+def test_a_reply_without_text_does_not_undo_one_with(server, tmp_path):
+  server.reply = lambda messages, number: "" if number else "Hm."
+  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: None}
+  open_endpoint(server, tmp_path).compare([PAIR])
+  assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("last", ["Verdict: A", "No."])

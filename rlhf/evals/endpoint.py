@@ -6,6 +6,7 @@ lost connections; an answer without a verdict is asked for once more in the same
 
 What was answered is kept, line by line, in a JSONL file under a hash of server, model, messages and
 sampling settings, so that a second run asks only what is missing, and nothing is paid for twice.
+A reply without any text is none: it is not kept, and the next run asks again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -247,7 +248,8 @@ class Endpoint:
     """(prompt, answer a, answer b) -> 1, 0.5, 0 for a, or None where there was no verdict.
 
     Raises:
-      ValueError: the endpoint fails for good; what was answered is in the cache.
+      ValueError: the endpoint fails for good, or no reply has a text; what was answered is in the
+        cache.
     """
     return self._ask("pairwise", pairs)
 
@@ -277,8 +279,10 @@ class Endpoint:
         tokens["prompt_tokens"] * prices[0] + tokens["completion_tokens"] * prices[1]) / 1e6
     not_judged = sum(PARSERS[kind](self._lines[key]["text"]) is None
                      for key, kind in self._used.items())
+    without_text = sum(not line["text"] for line in lines)
     return dict(model=self.p.model, questions=len(lines), asked=self.num_asked,
-                from_cache=self.num_cached, not_judged=not_judged, **tokens, cost=cost,
+                from_cache=self.num_cached, not_judged=not_judged,
+                without_text=without_text, **tokens, cost=cost,
                 currency=None if cost is None else self.p.currency)
 
   def describe(self) -> str:
@@ -286,8 +290,8 @@ class Endpoint:
     s = self.summary()
     cost = "" if s["cost"] is None else f", {s['cost']:.4g} {s['currency']}"
     return (f"endpoint {s['model']}: {s['questions']:,} questions, {s['from_cache']:,} of them "
-            f"answered before, {s['not_judged']:,} without a verdict; {s['prompt_tokens']:,} + "
-            f"{s['completion_tokens']:,} tokens{cost}")
+            f"answered before, {s['not_judged']:,} without a verdict, {s['without_text']:,} of these "
+            f"without any text; {s['prompt_tokens']:,} + {s['completion_tokens']:,} tokens{cost}")
 
   def _ask(self, kind: str, texts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
     """Puts every question that the cache does not hold, and returns what all were answered."""
@@ -314,6 +318,10 @@ class Endpoint:
         pool.shutdown(wait=True, cancel_futures=True)  # what is under way is kept
         raise
     self._used |= dict.fromkeys(messages, kind)
+    if messages and not any(self._lines[key]["text"] for key in messages):
+      raise ValueError(f"the endpoint {self.p.base_url} (model {self.p.model}) answered none of "
+                       f"{len(messages):,} questions with a text; see to endpoint.base_url, and "
+                       "the same command asks again")
     return {name: PARSERS[kind](self._lines[key]["text"]) for name, key in keys.items()}
 
   def _answer(self, kind: str, key: str, content: str) -> None:
@@ -324,22 +332,30 @@ class Endpoint:
     while line["attempts"] < self.p.max_attempts:
       text, usage = self._request(messages)
       line["attempts"] += 1
-      line["text"] = text
+      line["text"] = text if text else line["text"]
       for name in ("prompt_tokens", "completion_tokens"):
         line[name] += usage[name]
       if PARSERS[kind](text) is not None:
         break
-      messages = [messages[0], dict(role="assistant", content=text),
-                  dict(role="user", content=_REMINDERS[kind])]
+      if text:
+        messages = [messages[0], dict(role="assistant", content=text),
+                    dict(role="user", content=_REMINDERS[kind])]
     with self._lock:
-      self._cache.parent.mkdir(parents=True, exist_ok=True)
-      with self._cache.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")  # in ASCII, which holds any text that JSON does
+      if line["text"]:
+        self._keep(line)
       self._lines[key] = line
       self.num_asked += 1
 
+  def _keep(self, line: Mapping[str, Any]) -> None:
+    self._cache.parent.mkdir(parents=True, exist_ok=True)
+    with self._cache.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(line) + "\n")  # in ASCII, which holds any text that JSON does
+
   def _request(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, dict[str, int]]:
-    """(text, tokens) of one completion; the client repeats what may succeed another time."""
+    """(text, tokens) of one completion; the client repeats what may succeed another time.
+
+    The text is empty where the reply is none of a chat completion, or white space.
+    """
     settings = {name: getattr(self.p, name) for name in ("temperature", "max_tokens")
                 if getattr(self.p, name) is not None}
     try:
@@ -357,6 +373,7 @@ class Endpoint:
     counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
     # Half of a surrogate pair can be read from JSON, but not sent back in the conversation.
     text = text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+    text = text if text.strip() else ""
     return text, {name: count if isinstance(count, int) else 0 for name, count in counts.items()}
 
   def _describe_failure(self, error: Exception) -> str:
@@ -413,5 +430,6 @@ def read_cache(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         and all(type(value.get(name)) is int for name in ("prompt_tokens", "completion_tokens"))):
       raise ValueError(f"{path}:{number}: not an answer of the endpoint; delete the line, and it "
                        "is asked for anew")
-    lines[value["key"]] = value
+    if value["text"].strip():
+      lines[value["key"]] = value
   return lines
