@@ -408,17 +408,18 @@ def pool(request: Request) -> pathlib.Path:
     ValueError: an evaluation has no preferences, or other checkpoints or another baseline than the
       first, or is named twice.
   """
-  from rlhf.evals import comparison, evaluation_report
+  from rlhf.evals import comparison, evaluation_report, units
   found = []
   if len(set(request.pooled)) < len(request.pooled):
     raise ValueError("--pool names a directory twice; name each evaluation once")
   for directory in request.pooled:
     path = directory / "report" / "evaluation.json"
     data = workdir_lib.read_json(path) if path.is_file() else {"preference": None}
-    if data["preference"] is None:
+    result = directory / "preference" / units.RESULT  # there where its files are of one run
+    if data["preference"] is None or not result.is_file():
       raise ValueError(f"--pool: {directory} holds no report with preferences; name workdirs of "
                        "launch.evaluate --suite=preference that have finished")
-    found.append(data)
+    found.append(data | dict(preference=workdir_lib.read_json(result)["comparison"]))
   names = lambda data: [one["name"] for one in data["checkpoints"]]
   for directory, data in zip(request.pooled, found):
     for what, of in (("checkpoints", names), ("baseline", lambda data: data["preference"]["baseline"])):

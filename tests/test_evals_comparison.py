@@ -273,6 +273,27 @@ def test_seeds_are_pooled(inputs, tmp_path):
   assert again.measures == found[0].measures and again.matrix == found[0].matrix
 
 
+def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_path):
+  names = ("result.json", "answers.jsonl", "preferences.jsonl", "pairs.jsonl")
+  read = lambda: {name: (tmp_path / name).read_text() for name in names
+                  if (tmp_path / name).is_file()}
+  p = config(inputs)
+  comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
+  (tmp_path / "result.json").write_text("{}")  # as launch.evaluate marks it
+  before = read()
+  other = texts_of(p, ppo=["no"] * 8)
+  with pytest.raises(ValueError, match="the endpoint http://127.0.0.1:1/v1"):
+    comparison.judge_all(config(inputs, judges=("endpoint",)), other, tmp_path, **RUN)
+  assert read() == before
+  found = comparison.judge_all(config(inputs, judges=("endpoint", "labelers")), other, tmp_path,
+                               **RUN)
+  assert list(found.failed) == ["endpoint"] and "failed" not in found.as_dict()
+  after = read()
+  assert list(after) == list(names[1:]) and after["answers.jsonl"] != before["answers.jsonl"]
+  assert {row["policy"] for row in preference.read_preferences(tmp_path / "preferences.jsonl")
+         } == {"base", "sft", "ppo"}
+
+
 def test_two_reward_models_are_two_variants(inputs, tmp_path, monkeypatch):
   p = config(inputs, judges=("labelers", "reward:a", "reward:b"))
   def fake(network, prompt_format, *, name, batch_size):

@@ -171,6 +171,8 @@ def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
   assert "preferences were not judged by endpoint: the endpoint http://127.0.0.1:9" in sentence
   assert "training" in variants and not (tmp_path / "preference" / "result.json").exists()
   assert "preference answers a" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="that have finished"):
+    evaluate.pool(evaluate.read_request(["evaluate", f"--pool={tmp_path}", "--workdir=x"]))
   sentence, _, preference = run("--config.preference.judges=('endpoint',)", *down)
   assert "preferences were not judged: the endpoint" in sentence and preference is None
   assert "preference answers" not in capsys.readouterr().out  # drawn by then

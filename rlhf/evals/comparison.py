@@ -41,6 +41,7 @@ from rlhf.evals import preference
 from rlhf.evals import ratings as ratings_lib
 from rlhf.evals import rewards
 from rlhf.evals import statistics
+from rlhf.evals import units
 from rlhf.evals.measures import Measure
 from rlhf.interop import reading
 from rlhf.networks import Network
@@ -440,7 +441,7 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
     answers_by_name: checkpoint -> what `answers` returned, in the order wanted.
     directory: receives `answers.jsonl` (line prompt_index: the prompt and all its answers),
       `preferences.jsonl` (against the baseline), `pairs.jsonl` (the other pairs), and keeps
-      `endpoint.jsonl`.
+      `endpoint.jsonl`; a `result.json` of other verdicts goes when these are written.
     num_resamples, seed: of the bootstrap; `seed` also as in `answers`.
     batch_size: of reward models; changes nothing but speed and memory.
     progress: of an endpoint, called with (questions done, questions in all) of each round.
@@ -454,9 +455,6 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
   directory = pathlib.Path(directory)
   names, settings = list(answers_by_name), dict(num_resamples=num_resamples, seed=seed)
   prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
-  workdir_lib.write_text(directory / ANSWERS, "".join(
-      json.dumps(dict(record, answers={name: texts[name][index] for name in names}),
-                 ensure_ascii=False) + "\n" for index, record in enumerate(prompts)))
   pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
   rows, pair_rows, reward_models, asker, agreement, failed = [], [], {}, None, None, {}
 
@@ -490,6 +488,11 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
       print(asker.describe(), flush=True)
   if failed and not rows:
     raise next(iter(failed.values()))
+  # Files of an earlier run stay whole until here, and count as unfinished from here on.
+  (directory / units.RESULT).unlink(missing_ok=True)
+  workdir_lib.write_text(directory / ANSWERS, "".join(
+      json.dumps(dict(record, answers={name: texts[name][index] for name in names}),
+                 ensure_ascii=False) + "\n" for index, record in enumerate(prompts)))
   preference.write_preferences(directory / PREFERENCES, rows)
   preference.write_preferences(directory / PAIRS_FILE, pair_rows)
 
