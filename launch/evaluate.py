@@ -215,14 +215,20 @@ def run_unit(candidate, suite: str, module: ModuleType, p, task: str, load: Load
 
 @contextlib.contextmanager
 def bar(name: str):
-  """A live line on the console; gives a function of (items done, items in all)."""
+  """A live line on the console; gives a function of (items done, items in all).
+
+  It begins anew where no more are done than before: the next round of an endpoint's questions.
+  """
   from rlhf import metrics
-  shown: list[metrics.Progress] = []
+  shown, before = None, 0
   with contextlib.ExitStack() as stack:
     def update(done: int, total: int) -> None:
-      if not shown:
-        shown.append(stack.enter_context(metrics.Progress(name, total)))
-      shown[0].update(done, {}, num_tokens=0)
+      nonlocal shown, before
+      if shown is None or done <= before:
+        stack.close()  # a console has room for one
+        shown = stack.enter_context(metrics.Progress(name, total))
+      shown.update(done, {}, num_tokens=0)
+      before = done
     print(name, flush=True)
     yield update
 
@@ -265,11 +271,11 @@ def judged(p, answers: Mapping[str, list], request: Request, failed: list[str]
              for spec in (*p.judges, p.comparisons, f"key:{p.key}") if spec.partition(":")[2]]))
   result = units.find_result(directory, wanted)
   if result is None or was_silent(result["comparison"]["endpoint"]):
-    print(f"preference: {', '.join(p.judges)} judge {', '.join(answers)}", flush=True)
     try:
       check_answered(answers, [p.baseline])
-      found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
-                                   **settings_of(request.config))
+      with bar(f"preference judged by {', '.join(p.judges)}") as progress:
+        found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
+                                     progress=progress, **settings_of(request.config))
     except Exception as error:  # pylint: disable=broad-exception-caught
       add_failure(failed, "preferences were not judged", error)
       return None

@@ -269,6 +269,7 @@ def test_a_failure_for_good_is_one_sentence_and_keeps_what_was_answered(
     asker.compare(others)
   assert sentence in str(error.value) and "\n" not in str(error.value)
   assert "the same command asks for the others" in str(error.value)
+  assert "1 questions" in asker.describe() and "100 + 10 tokens" in asker.describe()  # was paid for
   server.reply = lambda messages, number: longer_wins(messages)
   before = len(server.requests)
   open_endpoint(server, tmp_path).compare(others)

@@ -9,6 +9,8 @@ import types
 
 import commands
 import pytest
+from test_evals_endpoint import longer_wins
+from test_evals_endpoint import server  # pylint: disable=unused-import
 
 from launch import evaluate
 from rlhf.evals import comparison
@@ -132,7 +134,7 @@ def test_preferences_stay_on_the_page_of_a_run_without_them(session_inputs, tmp_
     evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, tasks, *more, suite=suite)))
     return evaluation(tmp_path)
   first = run(*preference_flags(session_inputs), suite="preference,nlp")
-  third = f"--checkpoints=a={session_inputs.policy},b={session_inputs.policy},c={session_inputs.policy}"
+  third = "--checkpoints=" + ",".join(f"{name}={session_inputs.policy}" for name in "abc")
   for more in ((), (third,)):  # whose settings need not be repeated
     again = run(*more, suite="nlp")
     assert again["preference"] == first["preference"]
@@ -197,6 +199,69 @@ def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
         session_inputs, tmp_path, *preference_flags(session_inputs), "--config.seed=1",
         f"--sheets={tmp_path / 'sheets'}", suite="preference")))
   assert not (tmp_path / "sheets").exists()  # which would lack a checkpoint
+
+
+def test_an_endpoint_judges_beside_a_real_suite(session_inputs, tmp_path, server, capsys):
+  """It fails, comes back, is silent once, and is done; then the other suite runs alone."""
+  (tmp_path / "winogender").mkdir()
+  (tmp_path / "winogender" / "all_sentences.tsv").write_text("sentid\tsentence\n" + "".join(
+      f"cook.guest.{answer}.{gender}.txt\tthe cook saw that {pronoun} {rest}\n"
+      for answer, rest in enumerate(("sat .", "ran .")) for gender, pronoun in (
+          ("male", "he"), ("female", "she"))), encoding="utf-8")
+  bias = (f"--config.bias.data={tmp_path}", "--config.bias.tasks=('winogender',)",
+          "--config.bias.prompts=('basic',)")
+  judges = preference_flags(
+      session_inputs, "--config.preference.judges=('labelers','endpoint')",
+      "--config.preference.temperatures=('a=0.0',)", *(
+          f"--config.preference.endpoint.{setting}" for setting in (
+              f"base_url={server.url}", "model=m", "api_key_variable=", "num_parallel=1",
+              "max_attempts=1", "max_retries=0", "likert=False")))
+  workdir = tmp_path / "run"
+  def run(*more, suite="preference,bias"):
+    """(what was printed, variants of win rates on the page, tasks of bias on it, questions)"""
+    before = len(server.requests)
+    evaluate.run(evaluate.read_request(argv(session_inputs, workdir, *bias, *more, suite=suite)))
+    return (capsys.readouterr().out, *on_page(), len(server.requests) - before)
+  def on_page():
+    suites = evaluation(workdir)["suites"]
+    return ({row["variant"] for row in suites["preference"] if row["metric"] == "win_rate"},
+            [row["task"] for row in suites["bias"]])
+
+  server.reply = lambda messages, number: longer_wins(messages) if number < 2 else 401
+  with pytest.raises(ValueError, match="preferences were not judged by endpoint: .*refused the "):
+    run(*judges)
+  printed = capsys.readouterr().out
+  assert on_page() == ({"training", "heldout"}, ["winogender"])
+  assert "bias winogender-basic a" in printed
+  assert "preference judged by labelers, endpoint  1/" in printed
+  assert "endpoint m: 2 questions" in printed and "200 + 20 tokens" in printed
+
+  silent = []
+  def reply(messages, number):
+    if not silent or messages == silent[0]:
+      silent[:] = [messages]
+      return ""
+    return longer_wins(messages)
+  server.reply = reply
+  printed, variants, tasks, asked = run(*judges)
+  assert variants == {"training", "heldout", "endpoint"} and tasks == ["winogender"]
+  assert asked > 1 and "2 of them answered before" in printed
+  assert f"preference judged by labelers, endpoint  {asked}/{asked}" in printed
+  assert "bias winogender-basic a" not in printed and "answers a" not in printed  # they are there
+  server.reply = lambda messages, number: longer_wins(messages)
+  assert run(*judges)[3] == 1 and run(*judges)[3] == 0
+  whole = evaluation(workdir)
+  assert run(suite="bias")[3] == 0 and evaluation(workdir) == whole
+  assert whole["preference"]["endpoint"]["without_text"] == 0
+
+
+def test_a_bar_begins_anew_with_every_round(capsys):
+  with evaluate.bar("x") as update:
+    for total in (2, 3, 1, 1):
+      for done in range(1, total + 1):
+        update(done, total)
+  shown = capsys.readouterr().out
+  assert "x  2/2" in shown and "x  3/3" in shown and shown.count("x  1/1") == 2
 
 
 def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, capsys):

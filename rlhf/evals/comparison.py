@@ -484,8 +484,10 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
     with _going_on(failed, "endpoint"):
       asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE,
                                     on_answer=progress)
-      ask(judges_lib.endpoint(asker))
-      print(asker.describe(), flush=True)
+      try:
+        ask(judges_lib.endpoint(asker))
+      finally:
+        print(asker.describe(), flush=True)  # what was answered before a failure was paid for too
   if failed and not rows:
     raise next(iter(failed.values()))
   # Files of an earlier run stay whole until here, and count as unfinished from here on.

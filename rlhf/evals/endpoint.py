@@ -240,7 +240,7 @@ class Endpoint:
     self._cache = pathlib.Path(cache)
     self._lock = threading.Lock()
     self._lines = read_cache(self._cache)
-    self._used: dict[str, str] = {}  # key -> kind, of every question asked for so far
+    self._used: dict[str, str] = {}  # key -> kind, of every question answered so far
     self.num_asked = self.num_cached = 0
 
   def compare(self, pairs: Sequence[tuple[str, str, str]]
@@ -307,6 +307,7 @@ class Endpoint:
       messages[key] = content
     missing = [key for key in messages if key not in self._lines]
     self.num_cached += sum(key in self._lines and key not in self._used for key in messages)
+    self._used |= {key: kind for key in messages if key in self._lines}
     with futures.ThreadPoolExecutor(self.p.num_parallel) as pool:
       running = [pool.submit(self._answer, kind, key, messages[key]) for key in missing]
       try:
@@ -317,7 +318,6 @@ class Endpoint:
       except BaseException:
         pool.shutdown(wait=True, cancel_futures=True)  # what is under way is kept
         raise
-    self._used |= dict.fromkeys(messages, kind)
     if messages and not any(self._lines[key]["text"] for key in messages):
       raise ValueError(f"the endpoint {self.p.base_url} (model {self.p.model}) answered none of "
                        f"{len(messages):,} questions with a text; see to endpoint.base_url, and "
@@ -343,7 +343,7 @@ class Endpoint:
     with self._lock:
       if line["text"]:
         self._keep(line)
-      self._lines[key] = line
+      self._lines[key], self._used[key] = line, kind
       self.num_asked += 1
 
   def _keep(self, line: Mapping[str, Any]) -> None:
