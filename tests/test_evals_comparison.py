@@ -273,6 +273,21 @@ def test_seeds_are_pooled(inputs, tmp_path):
   assert again.measures == found[0].measures and again.matrix == found[0].matrix
 
 
+def test_the_length_baseline_is_of_the_pairs_that_the_reward_model_read(inputs, tmp_path):
+  """Context 192: the long completion, which is the worst, is read by neither; the other pair of the
+  first prompt, and that of the second, are won by the longer."""
+  path = commands.write_jsonl(tmp_path / "c.jsonl", [
+      dict(prompt="q", completions=["x" * 400, "longer", "short"], ranks=[3, 1, 2]),
+      dict(prompt="r", completions=["yes .", "no"], ranks=[1, 2]),
+      dict(prompt="s", completions=["y" * 400, "z"], ranks=[2, 1])])
+  p = config(inputs, judges=(f"reward:{inputs.reward}",), comparisons=f"jsonl:{path}")
+  found = comparison.reward_accuracy(p, *comparison.load_reward(str(inputs.reward)), batch_size=4,
+                                     **SETTINGS)
+  assert found["num_pairs"] == 2
+  baseline = found["length_baseline_accuracy"]
+  assert (baseline["mean"], baseline["n"], found["accuracy"]["n"]) == (1.0, 2, 2)
+
+
 def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_path):
   names = ("result.json", "answers.jsonl", "preferences.jsonl", "pairs.jsonl")
   read = lambda: {name: (tmp_path / name).read_text() for name in names

@@ -138,7 +138,7 @@ class ComparisonRows:
   Attributes:
     ids: [row][completion] int32, prompt + completion + end-of-text, at most `length` each.
     ranks: [row] int32, one per completion.
-    records: the record of each row.
+    records: the record of each row, with the completions that are shown and no others.
     num_slots: K of a batch; no row has more completions.
     length: T of a batch.
     pad_id: fills unused slots.
@@ -336,7 +336,8 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
       _count(counts, "of them without an untied pair")
     rows.ids.append(list(shown.values()))
     rows.ranks.append(ranks)
-    rows.records.append(record)
+    rows.records.append(dict(record, completions=[record["completions"][i] for i in shown],
+                             ranks=[record["ranks"][i] for i in shown]))
   counts["kept"] = len(rows)
   if not len(rows):
     raise ValueError(f"none of {len(records)} comparisons fits into {length} tokens; use a greater "

@@ -417,7 +417,10 @@ def load_reward(source: str, flag: str = "config.preference.judges"
 
 def reward_accuracy(p: PreferenceConfig, network: Network, prompt_format: prepare.PromptFormat, *,
                     num_resamples: int, seed: int, batch_size: int) -> dict[str, Any]:
-  """How a reward model ranks `p.comparisons`, and how well its confidence can be believed."""
+  """How a reward model ranks `p.comparisons`, and how well its confidence can be believed.
+
+  Completions that do not fit its context are left out, of the length baseline too.
+  """
   records = _read(p.comparisons, "comparison", "comparisons")
   rows, counts = prepare.comparison_rows(records, network.tokenizer, prompt_format=prompt_format,
                                          length=network.cfg.context_length)
@@ -426,7 +429,7 @@ def reward_accuracy(p: PreferenceConfig, network: Network, prompt_format: prepar
   return dict(
       accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
       length_baseline_accuracy=calibration.length_baseline_accuracy(
-          *calibration.length_arrays(records), **settings).as_dict(),
+          *calibration.length_arrays(rows.records), **settings).as_dict(),
       num_pairs=calibration.num_untied_pairs(*arrays[1:]), counts=counts,
       calibration=calibration.calibration_curve(*arrays))
 
