@@ -105,6 +105,16 @@ def test_a_task_without_examples_keeps_none(network, shared_data, tmp_path):
   assert {line["prompt"] for line in lines_of(tmp_path)} == {""}
 
 
+@pytest.mark.parametrize("task", ["cnn_dm", "tldr"])
+@pytest.mark.parametrize("num_fewshot, shown", [(None, 0), (0, 0), (2, 2)])
+def test_summaries_have_as_many_examples_as_asked(network, shared_data, tmp_path, task, num_fewshot,
+                                                  shown):
+  p = config(shared_data / "evals", task, num_fewshot=num_fewshot, limit=4)
+  (rouge,) = nlp.evaluate(p, task, network, tmp_path, **OPTIONS)
+  assert rouge.variant == f"{shown}-shot"
+  assert all(line["prompt"].count("TL;DR:") == shown + 1 for line in lines_of(tmp_path))
+
+
 def test_all_items_where_there_is_no_limit(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "winogender_respectful", limit=None)
   (entropy,) = nlp.evaluate(p, "winogender_respectful", network, tmp_path, **OPTIONS)

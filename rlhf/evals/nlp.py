@@ -46,7 +46,8 @@ class NlpConfig:
     data: "hub", or a directory; see `tasks.data`.
     limit: so many items of each task, drawn by the seed, the same for all checkpoints; None: all.
     num_fewshot: examples in each prompt; None: as many as in the paper, or as lm-eval's task says.
-      A task whose file says 0 keeps it.
+      A task whose file says 0 keeps it.  The summaries' files (cnn_dm, tldr) say nothing, as the
+      paper does: None is 0 there.
     chat: put prompts into the model's chat template, examples as turns of their own.
   """
   tasks: tuple[str, ...]
