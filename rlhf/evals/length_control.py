@@ -1,13 +1,17 @@
 """Length-controlled win rates: what the win rate would be if all answers were equally long.
 
-Stiennon's logistic estimator.  One logistic regression, over all comparisons of all policies, of
+Stiennon's logistic estimator.  One logistic regression, over all comparisons with the baseline, of
 the preference on the identity of the two policies and the log ratio of their answers' lengths,
 
     P(a's answer is preferred) = sigmoid(theta_a - theta_b + gamma * log(length_a / length_b))
 
-and then the prediction for two policies with the log ratio at 0:
+in which b is always the baseline, and then the prediction for any two policies with the log ratio
+at 0:
 
-    length-controlled win rate of a over b = sigmoid(theta_a - theta_b)
+    length-controlled win rate of a over c = sigmoid(theta_a - theta_c)
+
+Pairs that were judged beside the baseline are not used: a rate of two others at equal length is
+indirect, from what each was against the baseline, and can differ from their own comparisons.
 
 Source: Stiennon et al. 2020, arXiv:2009.01325, appendix F.  That of AlpacaEval 2 (Dubois et al.
 2024, arXiv:2404.04475) asks the same question, what the preference would be if both outputs had the
