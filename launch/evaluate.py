@@ -15,9 +15,10 @@ Suites: preference, nlp, truth, toxicity, bias; their settings are `--config.SUI
 task, another checkpoint, what was interrupted.  WORKDIR/report/ has the page and the numbers,
 WORKDIR/SUITE/CHECKPOINT/TASK/items.jsonl what the model was asked and what it did.
 
---sheets=DIR, with the suite preference, writes blind rating sheets for people in place of asking judges;
-what they hand in is read by --config.preference.judges="('ratings:FILE',)".  A task that a checkpoint
-cannot do (a context that is too short) is named, and the others go on.
+--sheets=DIR, with the suite preference, writes blind rating sheets for people in place of asking
+judges; what they hand in is read by --config.preference.judges="('ratings:FILE',)".  A task that a
+checkpoint cannot do (a context that is too short) or a judge that fails is named, the others go on,
+and the next run tries again; RLHF_TRACEBACK=1 shows where it failed.
 
 The second form pools the preferences of evaluations of several training seeds, whose checkpoints have
 the same names: intervals then resample seeds, and prompts within each.
@@ -390,7 +391,8 @@ def check_answered(answers: Mapping[str, list], names: Sequence[str]) -> None:
   """Raises ValueError where one of the checkpoints has no answers."""
   missing = [name for name in names if name not in answers]
   if missing:
-    raise ValueError(f"there are no answers of {', '.join(missing)}; see why above, or leave it out")
+    raise ValueError(f"there are no answers of {', '.join(missing)}; see above why, or name other "
+                     "checkpoints")
 
 
 def hand_out(p, answers: Mapping[str, list], request: Request, failed: list[str]) -> None:
