@@ -594,15 +594,16 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   saved = workdir_lib.read_json(workdir / "reward_model" / "validation_scores.json")
   scores, ranks, valid = (np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
   interval = calibration.accuracy(scores, ranks, valid, **settings)
-  heldout = lengths = None
+  heldout = None
   path = workdir / "comparisons" / "valid_heldout.jsonl"
   reward = load_reward(config, workdir / "reward_model" / "export")
   choices = dict(length=config.reward_model.length,
                  overlong=config.reward_model.comparisons.overlong,
                  prompt_format=prompt_format(config))
-  ranked_lines = read_jsonl(comparison_paths(config, workdir)["valid"])
+  shown, _ = prepare.comparison_rows(  # of the same completions as the scores
+      read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices)
   lengths = calibration.length_baseline_accuracy(
-      *calibration.length_arrays(ranked_lines), **settings).mean
+      *calibration.length_arrays(shown.records), **settings).mean
   if path.exists():
     rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
     heldout = calibration.accuracy(*reward_model.score_comparisons(

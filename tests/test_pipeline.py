@@ -11,6 +11,7 @@ from rlhf import pipeline
 from rlhf import ppo
 from rlhf import workdir as workdir_lib
 from rlhf.evals import preference
+from rlhf.tokenizer import Tokenizer
 from rlhf.tinyworld import demonstrations
 from rlhf.tinyworld import instructions
 from rlhf.tinyworld.world import make_world
@@ -150,6 +151,21 @@ def test_lengths_are_those_of_whole_completions():
   assert valid_NK.tolist() == [[1, 1, 1], [1, 1, 0]]
   assert pipeline.calibration.length_baseline_accuracy(
       length_NK, rank_NK, valid_NK, num_resamples=10, seed=0).mean == 3 / 4
+
+
+def test_the_length_baseline_is_of_the_completions_that_were_scored(config, tmp_path, monkeypatch):
+  """One that did not fit is in neither: here the longest, which would be right."""
+  tokenizer = Tokenizer.train_bpe(["no b cc p"], 300)
+  monkeypatch.setattr(pipeline, "load_reward", lambda config, path: types.SimpleNamespace(
+      tokenizer=tokenizer))
+  for name in ("reward_model", "comparisons"):
+    (tmp_path / name).mkdir()
+  workdir_lib.write_json(tmp_path / "reward_model" / "validation_scores.json", dict(
+      scores=[[1.0, 0.0]], ranks=[[2, 3]], valid=[[1, 1]]))
+  pipeline.write_jsonl(tmp_path / "comparisons" / "valid.jsonl", [dict(
+      prompt="p", completions=["no " * config.reward_model.length, "b", "cc"], ranks=[1, 2, 3])])
+  found, _ = pipeline.reward_accuracy(config, tmp_path, dict(num_resamples=10, seed=0))
+  assert found["accuracy"] == 1.0 and found["length_baseline_accuracy"] == 0.0
 
 
 def test_the_loss_of_an_epoch_is_that_of_the_evaluation_nearest_to_its_end():
