@@ -152,7 +152,7 @@ def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConf
   drawn = f"the {num_probes} probes and {num_seeds} seeds" if num_seeds > 1 else (
       f"the {num_probes} probes; one seed, so that they say nothing of another fine-tuning")
   return (f"1 to 5, where 5 matches the position best, by {rater}. Whiskers and brackets: "
-          f"{100 * p.confidence:g} % intervals from resampling {drawn}, never single ratings.")
+          f"{100 * p.confidence:g}\u202f% intervals from resampling {drawn}, never single ratings.")
 
 
 def cut(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -193,7 +193,7 @@ def draw(contents: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, str |
   effects: dict[str, list[dict[str, float]]] = {}
   for c in analysis.comparisons:
     if c.category == statistics.ALL:
-      effects.setdefault(f"{LABELS[c.first]} less {LABELS[c.second]}", []).append(dict(
+      effects.setdefault(f"{c.first} less {c.second}", []).append(dict(
           parameters=c.size, mean=c.difference.mean, low=c.difference.low, high=c.difference.high))
   toxic: dict[str, list[dict[str, float]]] = {}
   for mean in contents["toxicity"]["means"]:

@@ -707,7 +707,7 @@ def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[
             # A harm that shrinks rises too.
             held=slope.verdict == "rises" and overall[-1].verdict == "higher",
             evidence=f"{_range(slope.slope, '+')} points for ten times the parameters over "
-            f"{len(slope.sizes)} sizes, p {slope.p_value:.2g}"))
+            f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}"))
   return found
 
 
