@@ -145,6 +145,7 @@ def get_smollm2() -> ml_collections.ConfigDict:
   config.base.model.update(dtype="float32", remat="none", logprob_chunk=64)
   config.tune.lora.update(rank=16, alpha=32.0)
   config.tune.sft.microbatch_size = 2
+  config.tune.loop.eval_every = 40  # before and after: it reads the training samples once more
   config.raters.dtype = "float32"
   config.raters.batch_size = 4
   config.sampling.update(max_prompt_tokens=96, max_response_tokens=256, batch_size=30)
