@@ -276,8 +276,12 @@ def judged(p, answers: Mapping[str, list], request: Request, failed: list[str]
       check_answered(answers, [p.baseline])
       with bar(f"preference judged by {', '.join(p.judges)}") as progress:
         found = comparison.judge_all(p, answers, directory, batch_size=request.config.batch_size,
-                                     progress=progress, **settings_of(request.config))
+                                     progress=progress, all_or_none=result is not None,
+                                     **settings_of(request.config))
     except Exception as error:  # pylint: disable=broad-exception-caught
+      if result is not None:
+        add_failure(failed, "what an endpoint had left without a text was not asked again", error)
+        return result["comparison"]
       add_failure(failed, "preferences were not judged", error)
       return None
     compared = workdir_lib.plain(dict(found.as_dict(), baseline=p.baseline))
@@ -427,10 +431,14 @@ def pool(request: Request) -> pathlib.Path:
     if data["preference"] is None or not result.is_file():
       raise ValueError(f"--pool: {directory} holds no report with preferences; name workdirs of "
                        "launch.evaluate --suite=preference that have finished")
-    found.append(data | dict(preference=workdir_lib.read_json(result)["comparison"]))
+    result = workdir_lib.read_json(result)
+    judged_names = list(result["weights"]) if "weights" in result else [
+        one["name"] for one in data["checkpoints"]]  # a failed one is on the page
+    found.append(data | dict(preference=result["comparison"], judged=sorted(judged_names)))
   names = lambda data: [one["name"] for one in data["checkpoints"]]
   for directory, data in zip(request.pooled, found):
-    for what, of in (("checkpoints", names), ("baseline", lambda data: data["preference"]["baseline"])):
+    for what, of in (("checkpoints", names), ("judged checkpoints", lambda data: data["judged"]),
+                     ("baseline", lambda data: data["preference"]["baseline"])):
       if of(data) != of(found[0]):
         raise ValueError(f"--pool: {directory} has the {what} {of(data)}, the first has "
                          f"{of(found[0])}; pool evaluations of the same models of several seeds")

@@ -251,6 +251,17 @@ def test_a_reward_model_judges_and_its_accuracy_is_told(inputs, tmp_path):
   json.dumps(found.as_dict(), allow_nan=False)
 
 
+def test_a_judge_whose_accuracy_fails_is_not_on_the_page(inputs, tmp_path, monkeypatch):
+  def fails(*unused, **more_unused):
+    raise ValueError("none of the comparisons fits")
+  monkeypatch.setattr(comparison, "reward_accuracy", fails)
+  p = config(inputs, judges=("labelers", f"reward:{inputs.reward}"),
+             comparisons=inputs.spec("comparisons_valid"))
+  found = comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
+  assert list(found.failed) == [f"reward:{inputs.reward}"] and not found.reward_models
+  assert {measure.variant for measure in found.measures["ppo"]} == {"training", "heldout"}
+
+
 def test_seeds_are_pooled(inputs, tmp_path):
   p = config(inputs, pairs=("ppo:base",))
   one = texts_of(p)

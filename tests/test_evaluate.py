@@ -13,6 +13,7 @@ from test_evals_endpoint import longer_wins
 from test_evals_endpoint import server  # pylint: disable=unused-import
 
 from launch import evaluate
+from rlhf import workdir as workdir_lib
 from rlhf.evals import comparison
 from rlhf.evals import measures
 from rlhf.evals import statistics
@@ -248,6 +249,12 @@ def test_an_endpoint_judges_beside_a_real_suite(session_inputs, tmp_path, server
   assert asked > 1 and "2 of them answered before" in printed
   assert f"preference judged by labelers, endpoint  {asked}/{asked}" in printed
   assert "bias winogender-basic a" not in printed and "answers a" not in printed  # they are there
+  finished = (workdir / "preference" / "result.json").read_bytes()
+  server.reply = lambda messages, number: 401  # what is there stays
+  with pytest.raises(ValueError, match="had left without a text was not asked again: .*refused"):
+    run(*judges)
+  assert on_page()[0] == {"training", "heldout", "endpoint"}
+  assert (workdir / "preference" / "result.json").read_bytes() == finished
   server.reply = lambda messages, number: longer_wins(messages)
   assert run(*judges)[3] == 1 and run(*judges)[3] == 0
   whole = evaluation(workdir)
@@ -285,6 +292,13 @@ def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, 
   read = lambda name: json.loads(
       (tmp_path / name / "report" / "evaluation.json").read_text(encoding="utf-8"))
   pooled = read("pooled")
+  result = tmp_path / "1" / "preference" / "result.json"
+  whole = workdir_lib.read_json(result)
+  workdir_lib.write_json(result, dict(whole, weights={"b": whole["weights"]["b"]}))
+  with pytest.raises(ValueError, match=r"1 has the judged checkpoints \['b'\], the first has \['a', 'b'\]"):
+    evaluate.pool(evaluate.read_request([
+        "evaluate", f"--pool={tmp_path / '0'},{tmp_path / '1'}", f"--workdir={tmp_path / 'other'}"]))
+  workdir_lib.write_json(result, whole)
   single = [read(seed) for seed in "01"]
   rate = lambda data: next(row["cells"]["a"] for row in data["suites"]["preference"]
                            if (row["metric"], row["variant"]) == ("win_rate", "training"))

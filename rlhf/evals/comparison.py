@@ -435,8 +435,8 @@ def reward_accuracy(p: PreferenceConfig, network: Network, prompt_format: prepar
 
 
 def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], directory,
-              *, num_resamples: int, seed: int, batch_size: int, progress: Progress = None
-              ) -> Comparison:
+              *, num_resamples: int, seed: int, batch_size: int, progress: Progress = None,
+              all_or_none: bool = False) -> Comparison:
   """What every judge says of every checkpoint's answers.
 
   Args:
@@ -448,12 +448,14 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
     num_resamples, seed: of the bootstrap; `seed` also as in `answers`.
     batch_size: of reward models; changes nothing but speed and memory.
     progress: of an endpoint, called with (questions done, questions in all) of each round.
+    all_or_none: a judge that fails leaves the directory's verdicts as they are.
 
   A judge that fails stops no other; it is in `failed` of what is returned.
 
   Raises:
     ValueError: one sentence: there is nothing to judge.
-    Exception: of the first judge, where all have failed; what was paid for is kept.
+    Exception: of the first judge that failed, where all have or `all_or_none`; what was paid for
+      is kept.
   """
   directory = pathlib.Path(directory)
   names, settings = list(answers_by_name), dict(num_resamples=num_resamples, seed=seed)
@@ -474,15 +476,17 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
   for source, name in zip(p.of("reward:"), reward_names(p)):
     with _going_on(failed, f"reward:{source}"):
       network, prompt_format = load_reward(source)
+      accuracy = reward_accuracy(p, network, prompt_format, batch_size=batch_size,
+                                 **settings) if p.comparisons else None
       ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
-      if p.comparisons:
-        reward_models[name] = reward_accuracy(p, network, prompt_format, batch_size=batch_size,
-                                              **settings)
+      if accuracy is not None:
+        reward_models[name] = accuracy
   if p.of("ratings:"):
     with _going_on(failed, "ratings"):
       found = read_ratings(p)
+      agreed = ratings_lib.agreement(found, **settings)
       ask(judges_lib.human_ratings(found))
-      agreement = ratings_lib.agreement(found, **settings)
+      agreement = agreed
   if "endpoint" in p.judges:
     with _going_on(failed, "endpoint"):
       asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE,
@@ -491,7 +495,7 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
         ask(judges_lib.endpoint(asker))
       finally:
         print(asker.describe(), flush=True)  # what was answered before a failure was paid for too
-  if failed and not rows:
+  if failed and (all_or_none or not rows):
     raise next(iter(failed.values()))
   # Files of an earlier run stay whole until here, and count as unfinished from here on.
   (directory / units.RESULT).unlink(missing_ok=True)
