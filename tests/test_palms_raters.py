@@ -86,3 +86,6 @@ def test_an_endpoint_rates(tmp_path, server, monkeypatch):
   with pytest.raises(ValueError, match="NO_SUCH_KEY is not set in the environment"):
     raters.check(config("endpoint", endpoint=dict(p.endpoint, api_key_variable="NO_SUCH_KEY")),
                  VALUES, 8)
+  monkeypatch.setattr(raters.processes, "count", lambda: 2)
+  with pytest.raises(ValueError, match="2 processes, and each would ask the endpoint"):
+    raters.check(p, VALUES, 8)

@@ -85,7 +85,8 @@ _REMINDERS = {
 POSITION_SCALE = (1, 2, 3, 4, 5)  # of PALMS
 _FIELDS = {"pairwise": ("prompt", "answer_a", "answer_b"), "likert": ("prompt", "answer")}
 _VERDICT = re.compile(r"verdict\W*\b(A|B|tie)\b", re.IGNORECASE)
-_RATING = re.compile(r"rating\W*?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+# "Rating (1 to 5): 4" says 4.
+_RATING = re.compile(r"rating\W*?(?:\([^)]*\)\W*?)?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _WINS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 

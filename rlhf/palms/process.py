@@ -232,11 +232,11 @@ def hold_sources(config, workdir: pathlib.Path) -> None:
            for name, source in sources.items() if source}
   if not path.exists():
     workdir_lib.write_json(path, found)
+  processes.wait("sources")
   for name, began_with in workdir_lib.read_json(path).items():
     if found.get(name) != began_with:
       raise ValueError(f"config.{name}.source={config[name].source} was written anew since this run "
                        f"began ({path}); choose another --workdir for it")
-  processes.wait("sources")
 
 
 def make_base(config, workdir: pathlib.Path, size: str, seed: int, shared) -> None:
@@ -520,10 +520,11 @@ def beside_groups_results(config, models: Sequence[Model], measured) -> dict[str
 def judge_check(config, workdir: pathlib.Path, values: sets.ValueSet) -> dict[str, Any] | None:
   """How well the automatic judge tells written answers from answers to other questions."""
   path = workdir / "judge_check.json"
-  if not path.is_file():
-    workdir_lib.write_json(path, raters.check_judge(raters.RatersConfig(**config.raters), values,
-                                                          workdir))
-  return workdir_lib.read_json(path)
+  if path.is_file():
+    return workdir_lib.read_json(path)
+  found = raters.check_judge(raters.RatersConfig(**config.raters), values, workdir)
+  workdir_lib.write_json(path, found)
+  return found
 
 
 def report_settings(config, values: sets.ValueSet, rater: str) -> dict[str, Any]:

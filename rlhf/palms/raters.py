@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from rlhf import metrics as metrics_lib
 from rlhf import networks
+from rlhf import processes
 from rlhf import sharding
 from rlhf.evals import comparison
 from rlhf.evals import completions
@@ -104,6 +106,9 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
     max_response_tokens: of the answers; as many of the rater's tokens are expected.
   """
   if p.source == ENDPOINT:
+    if processes.count() > 1:
+      raise ValueError(f"{processes.count()} processes, and each would ask the endpoint of {_FLAG}; "
+                       "run one process, or name a network that rates")
     endpoint_lib.check(endpoint_lib.EndpointConfig(**p.endpoint))
     return
   if p.source.startswith(REWARD):  # cuts what is too long, and says so
@@ -149,11 +154,15 @@ def rate(p: RatersConfig, asked: Sequence[tuple[str, str, str]], directory: str 
   if not asked:
     return []
   if p.source == ENDPOINT:
-    asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint),
-                                  pathlib.Path(directory) / comparison.CACHE)
     questions = contexts(p, asked)
-    found = asker.rate_from_1_to_5(questions)
-    print(asker.describe(), flush=True)
+    with metrics_lib.Progress("rated", len(set(questions))) as progress:
+      asker = endpoint_lib.Endpoint(
+          endpoint_lib.EndpointConfig(**p.endpoint), pathlib.Path(directory) / comparison.CACHE,
+          on_answer=lambda done, total: progress.update(done, {}, num_tokens=0))
+      try:
+        found = asker.rate_from_1_to_5(questions)
+      finally:
+        print(asker.describe(), flush=True)  # what was answered before a failure was paid for too
     return [{} if found[question] is None else {"endpoint": float(found[question])}
             for question in questions]
   if p.source.startswith(REWARD):
