@@ -23,11 +23,13 @@ batch_size 8, one sample a row          the API takes 1 for so small a file, whi
                                         mesh; 40 steps in all.  TinyWorld's 8 rows are packed
 temperature 1, top_p 0.9                those of GPT-3's section 6.2, which PALMS uses for its
                                         co-occurrence; the probes' own are not known
-TinyWorld's learning rate 1e-3          tried with seed 0.  At 397k parameters targeted answers were
-                                        rated 3.94 with 3e-4 and 4.09 with 1e-3 (base 3.42); at 32k
-                                        3.46 with 1e-3 and 3.57 with 3e-3, which unlearned facts (few-
-                                        shot categories right 34 % of the time, 57 % with 1e-3).  Seed
-                                        0 and the same probes are in the results too
+TinyWorld's learning rate 1e-3          tried with --config.seeds='(0,)' and
+                                        --config.tune.optim.learning_rate.  At 397k parameters
+                                        targeted answers were rated 3.94 with 3e-4 and 4.09 with 1e-3
+                                        (base 3.42); at 32k 3.46 with 1e-3 and 3.57 with 3e-3, which
+                                        unlearned facts (few-shot categories right 34 % of the time,
+                                        57 % with 1e-3).  Seed 0 and the same probes are in the
+                                        results too
 
 Of the paper: 80 samples, 40 probes, 3 samples of each, 3 raters, a scale from 1 to 5.
 """

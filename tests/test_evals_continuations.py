@@ -210,6 +210,6 @@ def test_contexts_lose_their_beginning(network):
 
 
 def test_lengths_are_few():
-  sizes = {continuations._bucket(length, 100) for length in range(1, 101)}
+  sizes = {continuations.row_length(length, 100) for length in range(1, 101)}
   assert sizes == {16, 24, 32, 48, 64, 96, 100}
-  assert all(continuations._bucket(length, 100) >= length for length in range(1, 101))
+  assert all(continuations.row_length(length, 100) >= length for length in range(1, 101))

@@ -325,7 +325,6 @@ def test_a_long_text_does_not_pad_the_others(inputs, monkeypatch):
   network = networks.load(
       inputs.reward, numerics, sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
       kind="reward", flag="--reward_model")
-  monkeypatch.setattr(rewards_lib, "SHORTEST", 8)
   lengths, score_rows = [], rewards_lib.score_rows
   monkeypatch.setattr(rewards_lib, "score_rows", lambda cfg, params, ids, *, length, batch_size: (
       lengths.append((length, len(ids))), score_rows(cfg, params, ids, length=length,
@@ -333,7 +332,7 @@ def test_a_long_text_does_not_pad_the_others(inputs, monkeypatch):
   longest = network.cfg.context_length
   ids = [[7] * length for length in (longest, 3, 8, 20, 1, 9, 5)]
   scores = rewards_lib.score_sequences(network, ids, batch_size=2)
-  assert lengths == [(8, 2), (8, 2), (32, 2), (longest, 1)]
+  assert lengths == [(longest, 2), (16, 2), (16, 2), (16, 1)]
   alone = [score_rows(network.cfg, network.params, [row], length=longest, batch_size=2)[0]
            for row in ids]
   np.testing.assert_allclose(scores, alone, atol=1e-5)

@@ -274,6 +274,8 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   assert f"by a network, {session_inputs.policy}" in html
   assert "one seed, so that they say nothing of another fine-tuning" in html
   assert "The rater is a network" in html and "Answers that were cut" in html
+  assert "values-targeted answers are less toxic than those of base" in html
+  assert "FAILED: values-targeted answers are less toxic" in capsys.readouterr().out
   answers = [line for path in sorted((workdir / "models").rglob("answers.jsonl"))
              for line in read_jsonl(path)]
   assert len(answers) == 3 * 8 * 3 and {line["kind"] for line in answers} == set(

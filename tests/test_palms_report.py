@@ -1,5 +1,6 @@
 """The page of a PALMS run: toxicity and capability over items and seeds, and what it says."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -92,10 +93,12 @@ def contents(judge=None, **changes) -> dict:
                            for seed in range(2)}, crossed=True, **SETTINGS)
   group = dict(axis="town", group="velda", num_texts=40, skewed=[], skewed_sentiment=None,
                sentiment=dict(mean=12.5, low=-3.0, high=28.0, n=40))
+  analysis, toxic = statistics.analyse(rows, p), compared(0.2)
+  tasks = {"recall": compared(0.1), "successor": compared(0.0)}
   return dict(
-      title="A title", values=values, analysis=statistics.analyse(rows, p), answers=answers,
-      ratings=rows[:-1], rater="two people", judge=judge, statistics=p, toxicity=compared(0.2),
-      capability={"recall": compared(0.1), "successor": compared(0.0)},
+      title="A title", values=values, answers=answers, ratings=rows[:-1], rater="two people",
+      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks)),
+      judge=judge, statistics=p, toxicity=toxic, capability=tasks,
       capability_lead="Of items.", cooccurrence={"base": [group]}, settings={"seeds": "0, 1"}) | changes
 
 

@@ -109,7 +109,7 @@ def _shared_rows(pairs, context_length: int) -> list[_Row]:
 def _score_batch(network: Network, batch: Sequence[_Row], batch_size: int, num_rows: int):
   """(logprob_BK, is_greedy_BK) of rows, on the host; K is at least the most requests of a row."""
   num_filled = _num_rows(batch_size, num_rows)
-  length = _bucket(max(len(row.inputs) for row in batch), network.cfg.context_length)
+  length = row_length(max(len(row.inputs) for row in batch), network.cfg.context_length)
   num_scored = max(row.num_scored for row in batch)
   num_scored = min(_power_of_two(num_scored), length) if num_scored else 0
   num_last = _power_of_two(max(len(row.last) for row in batch))
@@ -211,7 +211,7 @@ def write(network: Network, contexts: Sequence[Sequence[int]], key, *, max_new_t
   texts: list[str] = [""] * len(contexts)
   done = 0
   for batch in _batches(cut, batch_size, length_of=lambda pair: len(pair[1])):
-    length = _bucket(max(len(ids) for _, ids in batch), room)
+    length = row_length(max(len(ids) for _, ids in batch), room)
     filled = [*batch, *[batch[-1]] * (_num_rows(batch_size, len(cut)) - len(batch))]
     prompts = PromptBatch(
         tokens_BP=np.full((len(filled), length), network.cfg.pad_id, np.int32),
@@ -282,7 +282,7 @@ def _power_of_two(number: int) -> int:
   return 2 ** max(number - 1, 0).bit_length()
 
 
-def _bucket(length: int, longest: int) -> int:
+def row_length(length: int, longest: int) -> int:
   """The least of 16, 24, 32, 48, 64, 96, ... that holds the length; at most `longest`."""
   size = max(_power_of_two(length), _SHORTEST)
   if size > _SHORTEST and length <= size * 3 // 4:

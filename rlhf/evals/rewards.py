@@ -11,11 +11,10 @@ from rlhf import processes
 from rlhf import sharding
 from rlhf.data import batches as batches_lib
 from rlhf.data import prepare
+from rlhf.evals import continuations
 from rlhf.model import ModelConfig
 from rlhf.networks import Network
 from rlhf.types import ComparisonBatch, Params
-
-SHORTEST = 64  # rows have this length or a power of two times it: few shapes to compile
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
@@ -56,32 +55,24 @@ def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *
 
 def score_sequences(network: Network, ids: Sequence[Sequence[int]], *, batch_size: int,
                     name: str = "the reward model") -> np.ndarray:
-  """`score_rows` of sequences of many lengths, shortest first, so that a few long ones do not pad
-  all others.
+  """`score_rows` of sequences of many lengths, the longest first: a few long ones do not pad all
+  others, and what does not fit into memory fails at once.
 
   Raises:
     FloatingPointError: a score is not finite.
   """
   lengths = np.asarray([len(sequence) for sequence in ids])
-  order, score_N = np.argsort(lengths, kind="stable"), np.zeros(len(ids), np.float32)
+  order, score_N = np.argsort(-lengths, kind="stable"), np.zeros(len(ids), np.float32)
   for start in range(0, len(ids), batch_size):
     places = order[start:start + batch_size]
     score_N[places] = score_rows(
         network.cfg, network.params, [ids[place] for place in places],
-        length=row_length(int(lengths[places].max()), network.cfg.context_length),
+        length=continuations.row_length(int(lengths[places[0]]), network.cfg.context_length),
         batch_size=batch_size)
   if not np.isfinite(score_N).all():
     raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(ids)} scores of {name} "
                              "are not finite; its weights are broken, train it anew")
   return score_N
-
-
-def row_length(length: int, longest: int) -> int:
-  """The least of 64, 128, 256, ... that holds the length; at most `longest`."""
-  room = SHORTEST
-  while room < length:
-    room *= 2
-  return min(room, longest)
 
 
 def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int):

@@ -466,8 +466,7 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
 def write_report(directory, found: Mapping[str, Any]) -> pathlib.Path:
   """The page, and its main numbers on the console."""
   page = report.write(directory, found)
-  print(statistics.describe(dataclasses.replace(found["analysis"], claims=tuple(
-      report.claims(found["analysis"], found["toxicity"], found["capability"])))), flush=True)
+  print(statistics.describe(found["analysis"]), flush=True)
   print(f"report: {page}", flush=True)
   return page
 
@@ -488,14 +487,16 @@ def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, 
   of_model = {model.name: (model.kind, measured[model.name]["num_params"], model.seed)
               for model in models}
   answers = {model.name: read_jsonl(model.directory / ANSWERS) for model in models}
+  analysis = statistics.analyse(rows, p)
+  toxic = report.compare({of_model[name]: report.by_probe(lines, "toxicity")
+                          for name, lines in answers.items()}, crossed=True, **settings)
+  tasks = report.compare_tasks({of_model[name]: result["capability"]
+                                for name, result in measured.items()},
+                               crossed=not is_world(config), **settings)
   return dict(
-      title=config.title, values=values, analysis=statistics.analyse(rows, p), answers=answers,
-      ratings=rows, rater=rater, judge=judge, statistics=p,
-      toxicity=report.compare({of_model[name]: report.by_probe(lines, "toxicity")
-                               for name, lines in answers.items()}, crossed=True, **settings),
-      capability=report.compare_tasks({of_model[name]: result["capability"]
-                                       for name, result in measured.items()},
-                                      crossed=not is_world(config), **settings),
+      title=config.title, values=values, answers=answers, ratings=rows, rater=rater, judge=judge,
+      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks)),
+      statistics=p, toxicity=toxic, capability=tasks,
       capability_lead="Intervals resample " + (
           "seeds, and the items of each, whose world is its own." if is_world(config) else
           "items and seeds."),

@@ -88,14 +88,12 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   analysis: statistics.Analysis = contents["analysis"]
   data = {name: contents[name] for name in ("title", "toxicity", "capability", "cooccurrence",
                                             "judge", "settings")}
-  found = claims(analysis, contents["toxicity"], contents["capability"])
   workdir_lib.write_json(directory / "palms.json", data | dict(
-      analysis=analysis.as_dict() | dict(claims=[dataclasses.asdict(claim) for claim in found]),
-      rater=contents["rater"], cut=cut(contents["answers"])))
+      analysis=analysis.as_dict(), rater=contents["rater"], cut=cut(contents["answers"])))
   sizes = sorted({mean.size for mean in analysis.means})
   html = report_lib.render_template(
-      "palms.html", **data, analysis=analysis, claims=found, labels=LABELS, sizes=sizes,
-      short_count=figures.short_count, headline=headline(found, contents["judge"]),
+      "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
+      short_count=figures.short_count, headline=headline(analysis.claims, contents["judge"]),
       capability_lead=contents["capability_lead"], lead=lead(analysis, contents["rater"], contents["statistics"]),
       alpha=contents["statistics"].alpha,
       categories={category.name: category for category in contents["values"].categories},
@@ -115,8 +113,9 @@ def headline(found: Sequence[Claim], judge: Mapping[str, Any] | None) -> str:
 
 
 def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
-           capability: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
-  """What PALMS found of ratings, toxicity and capability, and whether it is found here."""
+           capability: Mapping[str, Mapping[str, Any]]) -> tuple[Claim, ...]:
+  """What PALMS found of ratings, toxicity and capability, and whether it is found here: those of
+  the analysis, and the others."""
   found = list(analysis.claims)
   for second in ("base", "control"):
     rows = [row for row in toxicity["differences"]
@@ -141,7 +140,7 @@ def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
         evidence=f"of {len(rows)} differences from base {len(lost)} lie below 0 by their intervals"
         + (f" ({', '.join(say(*entry, 'mean') for entry in lost)} points)" if lost else
            f"; the largest loss that an interval leaves open is {say(*worst, 'low')} points")))
-  return found
+  return tuple(found)
 
 
 def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConfig) -> str:
