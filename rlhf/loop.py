@@ -199,9 +199,10 @@ def run(
         progress.update(step, {key: numbers[key] for key in headline if key in numbers},
                         num_tokens=tokens_per_step)
         if evaluates or step % cfg.log_every == 0:
-          seconds = time.perf_counter() - began
-          writer.write(step, numbers | {"perf/seconds": seconds,
-                                        "perf/tokens_per_second": progress.tokens_per_second})
+          timing = {"perf/seconds": time.perf_counter() - began}
+          if math.isfinite(progress.tokens_per_second):  # not at the first step, which compiles
+            timing["perf/tokens_per_second"] = progress.tokens_per_second
+          writer.write(step, numbers | timing)
       else:
         progress.update(step, {}, num_tokens=tokens_per_step)
       if after_step is not None:

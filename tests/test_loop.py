@@ -130,6 +130,14 @@ def test_cadence_of_lines_evaluations_and_checkpoints(tmp_path):
   assert after == list(range(1, 12))
 
 
+def test_a_rate_is_written_once_it_is_known_and_never_as_nan(tmp_path):
+  run_toy(tmp_path, total=3, log_every=1)
+  rates = {line["step"]: line.get("perf/tokens_per_second")
+           for line in metrics.read(tmp_path / "metrics.jsonl")}
+  assert rates[0] is None and rates[1] is None  # the first step compiles
+  assert rates[2] > 0 and rates[3] > 0
+
+
 def test_a_checkpoint_remembers_step_and_metadata(tmp_path):
   state = run_toy(tmp_path)
   keep = checkpoint.CheckpointConfig(every=1, keep_last=9, keep_every=None, best_metric="",
