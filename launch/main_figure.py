@@ -101,7 +101,8 @@ def choose_prefix(models: Models, directory: pathlib.Path, config) -> pathlib.Pa
             f"--reward_model={models.workdir / 'reward_model'}",
             f"--prompts=jsonl:{models.workdir / 'data' / 'prompts_ppo_valid.jsonl'}",
             f"--demonstrations=jsonl:{models.workdir / 'data' / 'demonstrations_train.jsonl'}",
-            f"--output={output}", f"--num_prefixes={NUM_PREFIXES}", "--num_shots=2", f"--separator={SEPARATOR}",
+            f"--output={output}", f"--num_prefixes={NUM_PREFIXES}", "--num_shots=2",
+            f"--separator={SEPARATOR}",
             f"--max_prefix_tokens={config.base.model.context_length // 2}", "--on_bad=skip",
             f"--max_response_tokens={config.ppo.ppo.max_response_tokens}",
             f"--temperature={BASE_TEMPERATURE}", f"--seed={models.seed}")

@@ -178,8 +178,9 @@ def test_verdicts(text, win):
 
 @pytest.mark.parametrize("text, rating", [
     ("Good.\nRating: 6", 6), ("**Rating:** 7", 7), ("3", 3), ("Rating: 3/7", 3),
-    ("Rating: 2\nRating: 4", 4), ("Rating (1 to 7): 4", 4), ("Rating (1-7) 5", 5), ("Rating: 8", None), ("Rating: 0", None), ("Rating: 3.5", None),
-    ("Rating: -3", None), ("Rating: five", None), ("10", None), ("", None)])
+    ("Rating: 2\nRating: 4", 4), ("Rating (1 to 7): 4", 4), ("Rating (1-7) 5", 5),
+    ("Rating: 8", None), ("Rating: 0", None), ("Rating: 3.5", None), ("Rating: -3", None),
+    ("Rating: five", None), ("10", None), ("", None)])
 def test_ratings(text, rating):
   assert endpoint.parse_rating(text) == rating
 

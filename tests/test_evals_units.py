@@ -142,7 +142,8 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
   page = evaluation_report.write(
       tmp_path, title="Two", checkpoints=[dict(name="a", source="x", parameters=1000),
                                           dict(name="b", source="y", parameters=1000)],
-      measures={"preference": {}, "bias": {"a": rows_of(("crows", "basic", 0.4)), "b": rows_of(("crows", "", 0.52))}},
+      measures={"preference": {}, "bias": {"a": rows_of(("crows", "basic", 0.4)),
+                                           "b": rows_of(("crows", "", 0.52))}},
       compared=dict(num_prompts=12, num_left_out=1, endpoint=None, reward_models={}, measures={},
                     agreement=dict(preference=dict(agreement=interval(0.7).as_dict(),
                                                    with_ties=None)),

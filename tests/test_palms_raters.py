@@ -77,7 +77,8 @@ def test_an_endpoint_rates(tmp_path, server, monkeypatch):
   server.reply = lambda messages, number: replies[
       messages[0]["content"].partition("A: ")[2].strip()]
   p = config("endpoint", prompt="{position} {question} A: {answer}", endpoint=dict(
-      ml_collections.ConfigDict(common.get_endpoint()), base_url=server.url, model="m", api_key_variable="", max_attempts=1))
+      ml_collections.ConfigDict(common.get_endpoint()), base_url=server.url, model="m",
+      api_key_variable="", max_attempts=1))
   assert raters.rate(p, ASKED, tmp_path) == [{"endpoint": 4.0}, {}, {"endpoint": 2.0}]
   assert len(server.requests) == 3 and p.describe() == f"m at {server.url}"
   raters.rate(p, ASKED, tmp_path)

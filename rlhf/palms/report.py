@@ -94,7 +94,8 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   html = report_lib.render_template(
       "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
       short_count=figures.short_count, headline=headline(analysis.claims, contents["judge"]),
-      capability_lead=contents["capability_lead"], lead=lead(analysis, contents["rater"], contents["statistics"]),
+      capability_lead=contents["capability_lead"],
+      lead=lead(analysis, contents["rater"], contents["statistics"]),
       alpha=contents["statistics"].alpha,
       categories={category.name: category for category in contents["values"].categories},
       figures=draw(contents, sizes), samples=samples(contents), cut=cut(contents["answers"]),
