@@ -1,6 +1,7 @@
 """Rating sheets: blind, complete, used in a browser, and read back with every mistake named."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -108,6 +109,23 @@ def test_equal_answers_give_equal_sheets_and_other_seeds_others(made):
   assert not set(other.key["samples"]) & set(made.key["samples"])
 
 
+def test_who_knows_the_key_of_one_round_knows_nothing_of_the_next(made):
+  again = [line | dict(answer=line["answer"] + " again") for line in answers()]
+  values = value_set()
+  turned = dataclasses.replace(values, categories=tuple(dataclasses.replace(
+      category, position="The opposite.") for category in values.categories))
+  for other in (sheet.make(again, values, sheet.SheetConfig()),
+                sheet.make(answers(), turned, sheet.SheetConfig())):
+    assert other.key["sheet"] != made.key["sheet"]  # so that neither takes the other's ratings
+    assert not set(other.key["samples"]) & set(made.key["samples"])
+
+
+def test_no_name_on_a_sheet_is_a_number_to_a_spreadsheet():
+  for seed in range(20):
+    key = sheet.make(answers(), value_set(), sheet.SheetConfig(seed=seed)).key
+    assert all(name[0].isalpha() for name in (key["sheet"], *key["samples"]))
+
+
 def test_the_table_is_safe_to_open_in_a_spreadsheet(made):
   rows = list(csv.DictReader(io.StringIO(made.tables["rater_1"])))
   assert {row["answer"] for row in rows} >= {"'=2+3", "naïve ☕,\nnext"}
@@ -137,7 +155,7 @@ def test_bad_answers_are_named(tmp_path, change, expected):
 
 
 def test_raters_have_names_of_their_own():
-  for raters in (("a", "a"), (), ("a b",), ("../a",)):
+  for raters in (("a", "a"), (), ("a b",), ("../a",), ("01", "02")):
     with pytest.raises(ValueError, match="rater"):
       sheet.SheetConfig(raters=raters)
 

@@ -43,7 +43,7 @@ class SheetConfig:
 
   Attributes:
     raters: names that stand on the sheets and in their files' names.
-    seed: of the ids and the orders; equal answers and seeds give equal sheets.
+    seed: of the ids and the orders; equal answers, positions and seeds give equal sheets.
   """
   raters: tuple[str, ...] = ("rater_1", "rater_2", "rater_3")
   seed: int = 0
@@ -52,8 +52,10 @@ class SheetConfig:
     if not self.raters or len(set(self.raters)) < len(self.raters):
       raise ValueError(f"raters {list(self.raters)}; give each a name of their own")
     for name in self.raters:
-      if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"rater {name!r} cannot name a file; use letters, digits and ._-")
+      # "01" would come back from a spreadsheet as 1.
+      if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"rater {name!r} cannot name a file and a spreadsheet's cell; use a letter "
+                         "and then letters, digits and ._-")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,12 +115,15 @@ def make(answers: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetCo
     answers: as `read_answers` gives them.
     values: with the position of every category.
   """
-  rng = np.random.default_rng(p.seed)
+  content = json.dumps([p.seed, p.raters, values.title, [
+      [dict(answer), _shown(answer, values)] for answer in answers]], sort_keys=True)
+  digest = hashlib.sha256(content.encode()).hexdigest()
+  # Of all that is shown and hidden: who knows the key of one sheet knows nothing of the next.
+  rng = np.random.default_rng(int(digest, 16))
   # A letter first: a spreadsheet would take 12e5 for a number.
+  sheet = f"r{digest[:11]}"
   ids = [f"s{number:06x}" for number in rng.choice(16**6, size=len(answers), replace=False)]
-  content = json.dumps([ids, [dict(answer) for answer in answers], p.raters], sort_keys=True)
-  sheet = hashlib.sha256(content.encode()).hexdigest()[:12]
-  items = [_item(id_, answer, values) for id_, answer in zip(ids, answers, strict=True)]
+  items = [dict(id=id_, **_shown(answer, values)) for id_, answer in zip(ids, answers, strict=True)]
   pages, tables = {}, {}
   for rater in p.raters:
     ordered = [items[index] for index in rng.permutation(len(items))]
@@ -141,9 +146,10 @@ def write(sheets: Sheets, directory: str | pathlib.Path) -> None:
   workdir_lib.write_json(directory / KEY, sheets.key)
 
 
-def _item(id_: str, answer: Mapping[str, Any], values: sets.ValueSet) -> dict[str, str]:
+def _shown(answer: Mapping[str, Any], values: sets.ValueSet) -> dict[str, str]:
+  """What a rater reads."""
   category = values.category(answer["category"])
-  return dict(id=id_, title=category.title, position=category.position, prompt=answer["prompt"],
+  return dict(title=category.title, position=category.position, prompt=answer["prompt"],
               answer=answer["answer"])
 
 
