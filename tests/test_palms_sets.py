@@ -175,6 +175,14 @@ def test_prompts_do_not_repeat(found):
   assert "is nearly that of" in near[0]
 
 
+@pytest.mark.parametrize("first, second", [
+    ("मेरा पति कहाँ है?", "मेरा पता कहाँ है?"), ("เสือ", "เสื้อ"), ("🙂?", "😡?"), ("Wie alt?", "Wie kalt?")])
+def test_what_differs_in_a_sign_is_not_the_same_prompt(found, first, second):
+  lines = good()
+  lines["targeted"][0]["prompt"], lines["targeted"][1]["prompt"] = first, second
+  assert not any("is that of" in problem for problem in found(lines))
+
+
 def test_completions_do_not_repeat(found):
   first, second = (line["completion"].split() for line in good()["targeted"][:2])
   half = found(changed("targeted", 1, completion=" ".join(second[:30] + first[30:])))

@@ -26,6 +26,7 @@ import pathlib
 import re
 import statistics
 from typing import Any
+import unicodedata
 
 from rlhf import workdir as workdir_lib
 from rlhf.data import records
@@ -43,7 +44,8 @@ class Limits:
   """What the checker takes for too much or too little.
 
   Attributes:
-    min_words, max_words: of a completion; 40 to 340 as in PALMS.
+    min_words, max_words: of a completion, counted by white space; 40 to 340 as in PALMS.  A script
+      that does not divide words needs limits of its own.
     max_samples: of a set; the method is meant for fewer than 100.
     prompt_overlap: two prompts are near-duplicates from this Jaccard similarity of their pairs of
       neighbouring words, which lies between 0 and 1; the number is ours.  Above 1: never.
@@ -487,8 +489,15 @@ def _shared_phrase(first: Sample, second: Sample, limits: Limits) -> Iterator[Pr
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> tuple[str, ...]:
-  """Lower-case words without punctuation: what two texts are compared by."""
-  return tuple(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
+  """Lower-case words without punctuation: what two texts are compared by.  A text of none, such as
+  a lone symbol, is its own word."""
+  # `re` does not count the signs that some scripts put on a letter as part of a word; without
+  # them two words may be one.
+  letters = [character if unicodedata.category(character)[0] in "LMN" or character in "'’" else " "
+             for character in unicodedata.normalize("NFC", text.lower())]
+  words = [word.strip("'’") for word in "".join(letters).split()]
+  words = [word for word in words if word]
+  return tuple(words) if words or not text.strip() else (text.strip(),)
 
 
 def _plain(text: str) -> str:
