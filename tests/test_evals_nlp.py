@@ -89,6 +89,16 @@ def test_written_answers_and_examples_of_the_same_hundred(network, shared_data, 
     assert own not in line["prompt"][:-len(own)]  # an item is no example for itself
 
 
+def test_the_metric_that_says_how_able_a_model_is(shared_data):
+  p = config(shared_data / "evals", "rte")
+  assert [nlp.item_metric(p, task, 4) for task in ("rte", "squadv2")] == [("acc", 1.0),
+                                                                          ("f1", 100.0)]
+  for task, words in (("fr_en", "whose metric bleu is no mean over items"),
+                      ("real_toxicity_basic", "whose metric toxicity is better where it is lower")):
+    with pytest.raises(ValueError, match=words):
+      nlp.item_metric(p, task, 4)
+
+
 def test_bleu_is_of_the_corpus(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "fr_en", limit=20)
   (bleu,) = nlp.evaluate(p, "fr_en", network, tmp_path, **OPTIONS)
