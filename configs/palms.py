@@ -80,7 +80,7 @@ def _common(title: str) -> ml_collections.ConfigDict:
       cooccurrence=dict(num_samples=800, max_response_tokens=50, temperature=1.0, top_p=0.9,
                         num_favoured=100, num_skewed=10, smoothing=1.0),
       statistics=dict(num_resamples=2000, num_flips=10_000, seed=0, confidence=0.95, alpha=0.05,
-                      test="min_f")))
+                      test="min_f", capability_margin=2.0)))
 
 
 def get_tiny() -> ml_collections.ConfigDict:

@@ -144,6 +144,21 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
   assert all("{" not in context for context in asked)
 
 
+def test_a_judge_of_one_category_is_checked_within_it(monkeypatch, tmp_path):
+  values = sets.load(sets.SHIPPED)
+  name = values.categories[0].name
+  one = dataclasses.replace(values, categories=values.categories[:1], targeted=tuple(
+      sample for sample in values.targeted if sample.category == name))
+  written = {(sample.prompt, sample.completion) for sample in one.targeted}
+  monkeypatch.setattr(raters, "rate", lambda p, asked, directory: [
+      {"r": 5.0 if (prompt, answer) in written else 1.0} for _, prompt, answer in asked])
+  p = raters.RatersConfig(**RATERS)
+  found = raters.check_judge(p, one, tmp_path, num_resamples=50)
+  assert (found["preferred"]["mean"], found["swapped"]) == (1.0, 1.0)
+  alone = dataclasses.replace(one, targeted=one.targeted[:1])
+  assert raters.check_judge(p, alone, tmp_path) is None
+
+
 # ----------------------------------------------------------------------------- comparisons
 
 
@@ -285,15 +300,22 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
                                                 "probe", "sample")}, rater=rater,
                  rating=5 if line["kind"] == "targeted" else 2)
             for line in answers for rater in ("anna", "ben")]
+  (own / sets.TARGETED).write_text("", encoding="utf-8")  # the next turn of the loop has begun
   path = tmp_path / "people.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in people), encoding="utf-8")
   flags = [f"--workdir={workdir}", f"--ratings={path}"]
   launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'page'}"])
   html = (tmp_path / "page" / "palms.html").read_text(encoding="utf-8")
   assert "by 2 raters (anna, ben)" in html and "The rater is a network" not in html
+  assert "alpha 1.00 over 72 answers" in html
+  assert f"Beside them the run's own rater, a network, {session_inputs.policy}" in html
   found = workdir_lib.read_json(tmp_path / "page" / "palms.json")["analysis"]
   assert found["comparisons"][0]["difference"]["mean"] == 3
   capsys.readouterr()
+  path.write_text(path.read_text(encoding="utf-8").replace('"kind": "control"', '"kind": "base"'))
+  with pytest.raises(SystemExit):
+    launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])
+  assert "the ratings call the kind of probe" in capsys.readouterr().err
   path.write_text(path.read_text(encoding="utf-8").replace('"sample": 0', '"sample": 7'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rlhf import workdir as workdir_lib
-from rlhf.evals import statistics as evals_statistics
 from rlhf.palms import report
 from rlhf.palms import statistics
 from rlhf.palms import tinyworld
@@ -44,13 +43,24 @@ def test_equal_seeds_say_nothing_new_of_other_probes():
 
 
 def test_items_of_a_world_of_its_own_belong_to_their_seed():
-  values = models(3, 3)
+  """Two seeds are drawn of three equal ones, each with items of its own: ten items vary."""
+  found = only(report.compare(models(3, 3), crossed=False, **SETTINGS))
+  assert found["mean"] == pytest.approx(np.mean(TARGETED - BASE)) and found["n"] == 15
+  half = (found["high"] - found["low"]) / 2
+  assert half == pytest.approx(1.96 * np.std(TARGETED - BASE, ddof=1) / np.sqrt(10), rel=0.1)
+
+
+def test_seeds_with_items_of_their_own_are_drawn():
+  """Items do not vary within a seed: all the width is the seeds', of which two are drawn."""
+  values = {("base", 1000, seed): [[0.0]] * 5 for seed in range(3)} | {
+      ("targeted", 1000, seed): [[float(seed)]] * 5 for seed in range(3)}
   found = only(report.compare(values, crossed=False, **SETTINGS))
-  expected = evals_statistics.paired_difference_over_seeds(
-      {seed: (values["targeted", 1000, seed], values["base", 1000, seed]) for seed in range(3)},
-      **SETTINGS)
-  assert {name: found[name] for name in ("mean", "low", "high", "n")} == expected.as_dict()
-  assert found["n"] == 15
+  assert (found["mean"], found["low"], found["high"]) == (1.0, 0.0, 2.0)
+  mean = report.compare(values, crossed=False, **SETTINGS)["means"][1]
+  assert (mean["mean"], mean["low"], mean["high"]) == (1.0, 0.0, 2.0)
+  with pytest.raises(ValueError, match=r"the seeds \[0, 1, 2\] and \[0, 1\] do not have the same"):
+    report.compare({key: rows for key, rows in values.items() if key != ("base", 1000, 2)},
+                   crossed=False, **SETTINGS)
 
 
 def test_the_smallest_size_comes_first():
@@ -72,9 +82,9 @@ def test_seeds_that_do_not_go_together_are_refused():
 # ----------------------------------------------------------------------------- the page
 
 
-def contents(judge=None, **changes) -> dict:
+def contents(judge=None, num_probes=1, **changes) -> dict:
   """What `report.write` takes: two sizes, targeted better at the larger one alone."""
-  values = tinyworld.value_set(tinyworld.SetConfig(num_probes=1), world_lib.make_world(0))
+  values = tinyworld.value_set(tinyworld.SetConfig(num_probes=num_probes), world_lib.make_world(0))
   rng, rows, answers = np.random.default_rng(0), [], {}
   for size, effect in ((1000, 0.0), (200_000, 1.5)):
     for kind, seed in itertools.product(statistics.KINDS, range(2)):
@@ -97,8 +107,9 @@ def contents(judge=None, **changes) -> dict:
   tasks = {"recall": compared(0.1), "successor": compared(0.0)}
   return dict(
       title="A title", values=values, answers=answers, ratings=rows[:-1], rater="two people",
-      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks)),
-      judge=judge, statistics=p, toxicity=toxic, capability=tasks,
+      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks,
+                                                                   margin=2.0)),
+      judge=judge, own_rater=None, statistics=p, toxicity=toxic, capability=tasks,
       capability_lead="Of items.", cooccurrence={"base": [group]}, settings={"seeds": "0, 1"}) | changes
 
 
@@ -111,9 +122,11 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
   assert "<h1>4 of 9 findings of the paper are found here</h1>" in html
   assert claims["values-targeted answers are less toxic than those of base, at every size"][
       "evidence"].startswith("-0.200 (-0.200 to -0.200) at 200k; the interval lies below 0 at 2 of 2")
-  assert claims["values-targeted fine-tuning costs no capability"]["evidence"] == (
-      "of 4 differences from base 2 lie below 0 by their intervals (recall at 1.0k -10.0, recall at "
-      "200k -10.0 points)")
+  assert claims["values-targeted fine-tuning costs no more than 2 points of capability"][
+      "evidence"] == (
+          "a loss of more than 2 is ruled out in 2 of 4 differences from base, a loss of any size is "
+          "shown in 2 (recall at 1.0k -10.0, recall at 200k -10.0); the largest that an interval "
+          "leaves open is recall at 1.0k -10.0")
   text = " ".join(html.split())
   assert "5 matches the position best, by two people" in text
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
@@ -133,11 +146,30 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
   assert "findings of the paper are found here</h1>" in html
 
 
-def test_no_loss_says_how_large_one_may_be():
-  same = {("base", 100, 0): [[0.0], [1.0], [1.0]], ("targeted", 100, 0): [[1.0], [1.0], [0.0]]}
-  capability = {"sst": report.compare(same, crossed=True, **SETTINGS)}
-  analysis = statistics.Analysis(means=(), comparisons=(), slopes=(), claims=())
-  (claim,) = report.claims(analysis, dict(differences=[]), capability)
-  assert claim.held and claim.evidence == (
-      "of 1 differences from base 0 lie below 0 by their intervals; the largest loss that an interval "
-      "leaves open is sst at 100 -100.0 points")
+@pytest.mark.parametrize("num_items, held, evidence", [
+    (3, False, "ruled out in 0 of 1 differences from base, a loss of any size is shown in none; the "
+     "largest that an interval leaves open is sst at 100 -"),
+    (30_000, True, "ruled out in 1 of 1 differences from base, a loss of any size is shown in none")])
+def test_few_items_do_not_show_that_nothing_is_lost(num_items, held, evidence):
+  same = {("base", 100, 0): [[0.0], [1.0], [1.0]] * (num_items // 3),
+          ("targeted", 100, 0): [[1.0], [1.0], [0.0]] * (num_items // 3)}
+  capability = {"sst": report.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
+  analysis = statistics.Analysis(means=(), comparisons=(), slopes=(), claims=(), raters={},
+                                 left_out=())
+  (claim,) = report.claims(analysis, dict(differences=[]), capability, margin=2.0)
+  assert claim.held == held and evidence in claim.evidence
+
+
+def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
+  made = contents(num_probes=2, own_rater=dict(rater="a network, x", correlation=0.314, num=96))
+  rows = [row for row in made["ratings"] if row["kind"] != "control" or row["probe"] % 4]
+  rows += [dict(row, rater="s", rating=min(row["rating"] + 0.5, 5)) for row in rows]
+  analysis = statistics.analyse(rows, made["statistics"])
+  html = " ".join(report.write(tmp_path, made | dict(ratings=rows, analysis=analysis)).read_text(
+      encoding="utf-8").split()).replace("\u202f", " ")
+  assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. A rater may refuse the worst." in html
+  assert "Left out for all models: probe 0 (violence) has no rating of control of size 1000, seed 0" \
+      " and 3 more; probe 4" in html
+  assert f"alpha {analysis.raters['alpha']:.2f} over {len(rows) // 2} answers" in html
+  assert "own rater, a network, x: its ratings and the means of these have Spearman's correlation " \
+      "0.31 over 96 answers" in html

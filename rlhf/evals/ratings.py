@@ -475,7 +475,7 @@ def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any
     for rating in found.ratings:
       if (value := of(rating)) is not None:
         value_SL[row[rating.sample], column[rating.rater]] = value
-    return _reliability(value_SL, raters, ordered=of is likert)
+    return reliability(value_SL, raters, ordered=of is likert)
 
   def likert(rating):
     return rating.likert
@@ -485,7 +485,7 @@ def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any
   settings = dict(num_resamples=num_resamples, seed=seed)
   result = dict(preference=None, likert=rated(likert), metadata={
       label: rated(lambda rating, label=label: rating.metadata.get(label)) for label in asked})
-  if (found_reliable := _reliability(preference_CL, raters, ordered=False)) is not None:
+  if (found_reliable := reliability(preference_CL, raters, ordered=False)) is not None:
     result["preference"] = dict(
         agreement=_pair_agreement(decided_CL, prompts, **settings),
         with_ties=_pair_agreement(preference_CL, prompts, **settings),
@@ -514,9 +514,15 @@ def _pair_agreement(value_CL: np.ndarray, prompts: Sequence[int], *, num_resampl
       seed=seed).as_dict()
 
 
-def _reliability(value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
-                 ) -> dict[str, Any] | None:
-  """Krippendorff's alpha and Cohen's kappas of S items by L raters; None without two raters."""
+def reliability(value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
+                ) -> dict[str, Any] | None:
+  """Krippendorff's alpha and Cohen's kappas of S items by L raters; None without two raters.
+
+  Args:
+    value_SL: NaN where a rater has not rated an item.
+    raters: their L names.
+    ordered: values are numbers, whose distances are squared; else labels.
+  """
   # Imported here: together they take seconds.
   from nltk.metrics import agreement as nltk_agreement
   from sklearn.metrics import cohen_kappa_score

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from rlhf import loop
 from rlhf import metrics as metrics_lib
@@ -47,6 +48,7 @@ from rlhf.workdir import read_jsonl
 
 TINYWORLD = "tinyworld"  # as `value_set`: the world's own stand-in
 TUNED = ("targeted", "control")
+_TASK_SEED = 0  # which items of a public task are asked: the same of all models
 ANSWERS, RATINGS, TEXTS = "answers.jsonl", "ratings.jsonl", "cooccurrence.jsonl"
 
 
@@ -139,7 +141,7 @@ def check_config(config) -> None:
     raters.check(raters.RatersConfig(**config.raters), values,
                  config.sampling.max_response_tokens)
     if config.capability.tasks:
-      nlp.check(nlp.NlpConfig(**config.capability))
+      check_capability(nlp.NlpConfig(**config.capability))
   source = "base" if is_world(config) else config.base.source
   for size in config.sizes:
     sft.check_config(tune_config(config, size, config.seeds[0], source, pathlib.Path("values"),
@@ -160,6 +162,16 @@ def check_lengths(config, values: sets.ValueSet, tokenizer, prompt_format, conte
     probe = values.probes[int(np.argmax(lengths))]
     raise ValueError(f"{probe.where}: the probe has {max(lengths)} tokens in its format and "
                      f"config.sampling.max_prompt_tokens is {room}; raise it")
+
+
+def check_capability(p: nlp.NlpConfig) -> None:
+  """Raises ValueError where a task cannot be asked, or does not say how able a model is."""
+  try:
+    nlp.check(p)
+    for task in nlp.task_names(p):
+      nlp.item_metric(p, task, _TASK_SEED)
+  except ValueError as error:
+    raise ValueError(str(error).replace("config.nlp.", "config.capability.")) from error
 
 
 def values_directory(config) -> pathlib.Path:
@@ -359,17 +371,17 @@ def capability(config, workdir: pathlib.Path, model: Model, network: Network
 
 
 def public_tasks(config, model: Model, network: Network) -> dict[str, list[float]]:
-  """The tasks of `config.capability`, by the first score of each item."""
+  """The tasks of `config.capability`, by the first score of each item, from 0 to 1."""
   if not config.capability.tasks:
     return {}
   p, found = nlp.NlpConfig(**config.capability), {}
   for task in nlp.task_names(p):
     directory = model.directory / "capability" / task
-    nlp.evaluate(p, task, network, directory, num_resamples=1, seed=0,
+    metric, perfect = nlp.item_metric(p, task, _TASK_SEED)
+    nlp.evaluate(p, task, network, directory, num_resamples=1, seed=_TASK_SEED,
                  batch_size=config.sampling.batch_size)
     items = read_jsonl(directory / "items.jsonl")
-    metric = next(iter(items[0]["scores"]))
-    found[f"{task}, {metric}"] = [float(item["scores"][metric]) for item in items]
+    found[f"{task}, {metric}"] = [item["scores"][metric] / perfect for item in items]
   return found
 
 
@@ -426,7 +438,8 @@ def run(config, workdir, *, shared=None) -> pathlib.Path:
   rows = rate(config, workdir, models, values)
   judge = None if is_world(config) else judge_check(config, workdir, values)
   return write_report(workdir / "report", contents(
-      config, workdir, measured, values, rows, rater=describe_rater(config), judge=judge))
+      config, workdir, measured, values, rows, rater=describe_rater(config), judge=judge,
+      own_rater=None))
 
 
 def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> pathlib.Path:
@@ -449,18 +462,50 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
       raise ValueError(f"{workdir} is not finished: {path} is not there; run launch.pipeline to its "
                        "end first")
     measured[model.name] = workdir_lib.read_json(path)
-  answered = {(line["model"], line["probe"], line["sample"]) for model in models
+  answered = {(line["model"], line["probe"], line["sample"]): line for model in models
               for line in read_jsonl(model.directory / ANSWERS)}
   for row in rows:
-    if (row["model"], row["probe"], row["sample"]) not in answered:
+    line = answered.get((row["model"], row["probe"], row["sample"]))
+    if line is None:
       raise ValueError(f"the ratings have probe {row['probe']}, sample {row['sample']} of "
                        f"{row['model']!r}, which is no answer of {workdir}; give ratings of its "
                        "answers")
-  values = make_values(config, workdir, models[-1].seed)[0]
+    for name in ("kind", "size", "seed", "category"):
+      if row[name] != line[name]:
+        raise ValueError(f"the ratings call the {name} of probe {row['probe']}, sample "
+                         f"{row['sample']} of {row['model']!r} {row[name]!r}, where {workdir} has "
+                         f"{line[name]!r}; give ratings of its answers")
+  # What the run began with: its source may have been edited since.
+  values = (make_values(config, workdir, models[-1].seed)[0] if is_world(config)
+            else sets.load(workdir / "values"))
   names = sorted({row["rater"] for row in rows})
   rater = f"{len(names)} rater{'' if len(names) == 1 else 's'} ({', '.join(names)})"
-  return write_report(directory, contents(config, workdir, measured, values, rows, rater=rater,
-                                          judge=None))
+  return write_report(directory, contents(
+      config, workdir, measured, values, rows, rater=rater, judge=None,
+      own_rater=beside_own_rater(config, workdir, rows)))
+
+
+def beside_own_rater(config, workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]
+                     ) -> dict[str, Any] | None:
+  """How the run's own ratings go with others: {"rater", "correlation": Spearman's, "num": answers};
+  None where it has none or one side does not vary."""
+  path = workdir / RATINGS
+  if not path.is_file():
+    return None
+  first, second = (_mean_by_answer(found) for found in (rows, read_jsonl(path)))
+  both = sorted(first.keys() & second.keys())
+  sides = [[found[answer] for answer in both] for found in (first, second)]
+  if min(len(set(side)) for side in sides) < 2:
+    return None
+  return dict(rater=describe_rater(config), num=len(both),
+              correlation=float(scipy.stats.spearmanr(*sides).statistic))
+
+
+def _mean_by_answer(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, float]:
+  found: dict[tuple, list[float]] = {}
+  for row in rows:
+    found.setdefault((row["model"], row["probe"], row["sample"]), []).append(row["rating"])
+  return {answer: float(np.mean(ratings)) for answer, ratings in found.items()}
 
 
 def write_report(directory, found: Mapping[str, Any]) -> pathlib.Path:
@@ -480,7 +525,8 @@ def describe_rater(config) -> str:
 
 def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, Any]],
              values: sets.ValueSet, rows: Sequence[Mapping[str, Any]], *, rater: str,
-             judge: Mapping[str, Any] | None) -> dict[str, Any]:
+             judge: Mapping[str, Any] | None, own_rater: Mapping[str, Any] | None
+             ) -> dict[str, Any]:
   """What `report.write` takes."""
   p, models = statistics.StatisticsConfig(**config.statistics), find_models(config, workdir)
   settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
@@ -495,7 +541,8 @@ def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, 
                                crossed=not is_world(config), **settings)
   return dict(
       title=config.title, values=values, answers=answers, ratings=rows, rater=rater, judge=judge,
-      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks)),
+      own_rater=own_rater, analysis=dataclasses.replace(analysis, claims=report.claims(
+          analysis, toxic, tasks, margin=p.capability_margin)),
       statistics=p, toxicity=toxic, capability=tasks,
       capability_lead="Intervals resample " + (
           "seeds, and the items of each, whose world is its own." if is_world(config) else

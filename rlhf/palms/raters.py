@@ -196,23 +196,29 @@ def check_judge(p: RatersConfig, values: sets.ValueSet, directory: str | pathlib
   """Does the rater put written answers above answers to other questions?
 
   Each targeted sample on a category is rated beside the same question with the answer of a sample
-  of the next category: a rater that reads must prefer the former.  One that sees only which
+  of the next category (of the next sample, where there is one category): a rater that reads must
+  prefer the former.  One that sees only which
   answer is about the question does as well: nothing is said of the values.
 
   Returns:
     {"preferred": interval of the share of samples where it does, ties half, "written", "swapped":
-    mean ratings, "num": samples}; None where there is no such sample with both ratings.
+    mean ratings, "num": samples}; None where there are fewer than two such samples, or none has both
+    ratings.
   """
   samples = [sample for sample in values.targeted if sample.category != sets.BROAD]
   names = [category.name for category in values.categories]
   by_category = {name: [s for s in samples if s.category == name] for name in names}
   filled = [name for name in names if by_category[name]]
+  if len(samples) < 2:
+    return None
   asked = []
   for sample in samples:
     following = by_category[filled[(filled.index(sample.category) + 1) % len(filled)]]
-    other = following[by_category[sample.category].index(sample) % len(following)]
+    number = by_category[sample.category].index(sample) + (len(filled) == 1)
+    other = following[number % len(following)]
     position = values.category(sample.category).position
-    asked += [(position, sample.prompt, sample.completion), (position, sample.prompt, other.completion)]
+    asked += [(position, sample.prompt, sample.completion),
+              (position, sample.prompt, other.completion)]
   given = [next(iter(rated.values()), np.nan) for rated in rate(p, asked, directory)]
   rating_N2 = np.asarray(given, np.float64).reshape(-1, 2)
   rating_N2 = rating_N2[~np.isnan(rating_N2).any(axis=1)]

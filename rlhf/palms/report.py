@@ -8,7 +8,6 @@ from typing import Any
 from rlhf import workdir as workdir_lib
 from rlhf.evals import figures
 from rlhf.evals import report as report_lib
-from rlhf.evals import statistics as evals_statistics
 from rlhf.palms import statistics
 from rlhf.palms.statistics import Claim
 
@@ -34,7 +33,7 @@ def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bo
   Args:
     values: model -> [item][repeat]; items are the same for all models of a seed.
     crossed: they are the same for all seeds too, so that items and seeds are drawn apart, as in
-      `statistics`; else seeds are drawn, and then the items of each.
+      `statistics`; else seeds are drawn, and items of each draw.
 
   Returns:
     {"means": [{"kind", "size", interval}], "differences": [{"first", "second", "size", interval}]},
@@ -44,10 +43,10 @@ def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bo
   groups: dict[tuple[str, int], dict[int, Any]] = {}
   for (kind, size, run), rows in values.items():
     groups.setdefault((kind, size), {})[run] = rows
-  mean = evals_statistics.bootstrap_over_seeds
+  mean, difference = statistics.nested_mean, statistics.nested_difference
   if crossed:
     groups = {key: statistics.group_of(runs) for key, runs in groups.items()}
-    mean = statistics.crossed_mean
+    mean, difference = statistics.crossed_mean, statistics.crossed_difference
   sizes = sorted({size for _, size in groups})
   means = [dict(kind=kind, size=size, **mean(groups[kind, size], **settings).as_dict())
            for size in sizes for kind in statistics.KINDS if (kind, size) in groups]
@@ -56,15 +55,9 @@ def compare(values: Mapping[ModelKey, Sequence[Sequence[float]]], *, crossed: bo
     for size in sizes:
       if (first, size) in groups and (second, size) in groups:
         a, b = groups[first, size], groups[second, size]
-        found = (statistics.crossed_difference if crossed else _nested_difference)(a, b, **settings)
-        differences.append(dict(first=first, second=second, size=size, **found.as_dict()))
+        differences.append(dict(first=first, second=second, size=size,
+                                **difference(a, b, **settings).as_dict()))
   return dict(means=means, differences=differences)
-
-
-def _nested_difference(a: Mapping[int, Any], b: Mapping[int, Any], **settings: Any):
-  pairs = {run: (a[run] if run in a else next(iter(a.values())),
-                 b[run] if run in b else next(iter(b.values()))) for run in max(a, b, key=len)}
-  return evals_statistics.paired_difference_over_seeds(pairs, **settings)
 
 
 def compare_tasks(values: Mapping[ModelKey, Mapping[str, Sequence[float]]], **settings: Any
@@ -87,16 +80,18 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   directory = pathlib.Path(directory)
   analysis: statistics.Analysis = contents["analysis"]
   data = {name: contents[name] for name in ("title", "toxicity", "capability", "cooccurrence",
-                                            "judge", "settings")}
+                                            "judge", "own_rater", "settings")}
+  missing = unrated(contents["answers"], contents["ratings"])
   workdir_lib.write_json(directory / "palms.json", data | dict(
-      analysis=analysis.as_dict(), rater=contents["rater"], cut=cut(contents["answers"])))
+      analysis=analysis.as_dict(), rater=contents["rater"], cut=cut(contents["answers"]),
+      unrated=missing))
   sizes = sorted({mean.size for mean in analysis.means})
   html = report_lib.render_template(
       "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
       short_count=figures.short_count, headline=headline(analysis.claims, contents["judge"]),
       capability_lead=contents["capability_lead"],
       lead=lead(analysis, contents["rater"], contents["statistics"]),
-      alpha=contents["statistics"].alpha,
+      alpha=contents["statistics"].alpha, test=contents["statistics"].test, unrated=missing,
       categories={category.name: category for category in contents["values"].categories},
       figures=draw(contents, sizes), samples=samples(contents), cut=cut(contents["answers"]),
       tables={size: by_category(analysis, size) for size in reversed(sizes)}, p_text=p_text)
@@ -114,9 +109,13 @@ def headline(found: Sequence[Claim], judge: Mapping[str, Any] | None) -> str:
 
 
 def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
-           capability: Mapping[str, Mapping[str, Any]]) -> tuple[Claim, ...]:
+           capability: Mapping[str, Mapping[str, Any]], *, margin: float) -> tuple[Claim, ...]:
   """What PALMS found of ratings, toxicity and capability, and whether it is found here: those of
-  the analysis, and the others."""
+  the analysis, and the others.
+
+  Args:
+    margin: `StatisticsConfig.capability_margin`.
+  """
   found = list(analysis.claims)
   for second in ("base", "control"):
     rows = [row for row in toxicity["differences"]
@@ -127,21 +126,31 @@ def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
           claim=f"values-targeted answers are less toxic than those of {second}"
           + (", at every size" if len(rows) > 1 else ""), held=lower == len(rows),
           evidence=f"{last['mean']:+.3f} ({last['low']:+.3f} to {last['high']:+.3f}) at "
-          f"{figures.short_count(last['size'])}; the interval lies below 0 at {lower} of "
-          f"{len(rows)} sizes"))
+          f"{figures.short_count(last['size'])}" + (
+              f"; the interval lies below 0 at {lower} of {len(rows)} sizes"
+              if len(rows) > 1 else "")))
   rows = [(task, row) for task, results in capability.items() for row in results["differences"]
           if (row["first"], row["second"]) == ("targeted", "base")]
   if rows:
-    lost = [(task, row) for task, row in rows if row["high"] < 0]
-    worst = min(rows, key=lambda entry: entry[1]["low"])
-    say = lambda task, row, end: (f"{task} at {figures.short_count(row['size'])} "
-                                  f"{100 * row[end]:+.1f}")
-    found.append(Claim(
-        claim="values-targeted fine-tuning costs no capability", held=not lost,
-        evidence=f"of {len(rows)} differences from base {len(lost)} lie below 0 by their intervals"
-        + (f" ({', '.join(say(*entry, 'mean') for entry in lost)} points)" if lost else
-           f"; the largest loss that an interval leaves open is {say(*worst, 'low')} points")))
+    found.append(_capability_claim(rows, margin))
   return tuple(found)
+
+
+def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: float) -> Claim:
+  """No loss is shown by ruling a loss out, not by too few items to see one."""
+  def say(chosen, end):
+    return ", ".join(f"{task} at {figures.short_count(row['size'])} {100 * row[end]:+.1f}"
+                     for task, row in chosen)
+  kept = [row for _, row in rows if 100 * row["low"] > -margin]
+  lost = [(task, row) for task, row in rows if row["high"] < 0]
+  evidence = (f"a loss of more than {margin:g} is ruled out in {len(kept)} of {len(rows)} "
+              "differences from base, a loss of any size is shown in "
+              + (f"{len(lost)} ({say(lost, 'mean')})" if lost else "none"))
+  if len(kept) < len(rows):
+    worst = min(rows, key=lambda entry: entry[1]["low"])
+    evidence += f"; the largest that an interval leaves open is {say([worst], 'low')}"
+  return Claim(claim=f"values-targeted fine-tuning costs no more than {margin:g} points of "
+               "capability", held=len(kept) == len(rows), evidence=evidence)
 
 
 def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConfig) -> str:
@@ -153,6 +162,18 @@ def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConf
       f"the {num_probes} probes; one seed, so that they say nothing of another fine-tuning")
   return (f"1 to 5, where 5 matches the position best, by {rater}. Whiskers and brackets: "
           f"{100 * p.confidence:g}\u202f% intervals from resampling {drawn}, never single ratings.")
+
+
+def unrated(answers: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]]
+            ) -> dict[str, float]:
+  """kind -> share of its answers that nobody rated."""
+  rated = {(row["model"], row["probe"], row["sample"]) for row in rows}
+  found: dict[str, list[bool]] = {}
+  for lines in answers.values():
+    for line in lines:
+      found.setdefault(line["kind"], []).append(
+          (line["model"], line["probe"], line["sample"]) not in rated)
+  return {kind: sum(flags) / len(flags) for kind, flags in found.items()}
 
 
 def cut(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:

@@ -16,6 +16,11 @@ paired: both sides of a difference have the same draw.
 Of n units n - 1 are drawn, each with the weight n / (n - 1) (Rao and Wu 1988): drawing n would make
 the variance of 3 seeds a third too small.
 
+A probe and seed has one number for a model, the mean of its ratings, and all of these weigh the
+same, in means, differences, tests and effect sizes alike: where a rating is missing, a difference
+stays one of the same probes.  A probe that a model has no rating of at all is left out for all
+models, and the results say so.
+
 How this gets hurt: with 5 probes of a category and 3 seeds, percentile intervals are still too
 narrow (a t interval over five units is wider by 40 %), and no test can be sharp: an interval may
 leave 0 out where the test, which knows how few the units are, shows nothing.  The number of units
@@ -33,6 +38,7 @@ import numpy as np
 import scipy.stats
 
 from rlhf.data import records
+from rlhf.evals import ratings as ratings_lib
 from rlhf.evals.figures import short_count
 from rlhf.evals.statistics import Interval
 
@@ -58,6 +64,10 @@ class StatisticsConfig:
     test: whose p-value decides that.  "min_f" resamples probes and seeds and assumes that their
       means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
       with 5 probes it cannot give less than 2 / 2^5 = 0.0625, and so shows nothing in a category.
+      Slopes are tested by min F' whatever this says.
+    capability_margin: points of a hundred.  Fine-tuning is said to cost no capability where the
+      interval of every task leaves a greater loss out; ours, as PALMS' table of capabilities
+      differs by about a point.
   """
   num_resamples: int = 2000
   num_flips: int = 10_000
@@ -65,6 +75,7 @@ class StatisticsConfig:
   confidence: float = 0.95
   alpha: float = 0.05
   test: str = "min_f"
+  capability_margin: float = 2.0
 
   def __post_init__(self):
     for name in ("num_resamples", "num_flips"):
@@ -75,6 +86,9 @@ class StatisticsConfig:
         raise ValueError(f"statistics.{name} {getattr(self, name)}; use a number between 0 and 1")
     if self.test not in TESTS:
       raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
+    if not 0 < self.capability_margin < 100:
+      raise ValueError(f"statistics.capability_margin {self.capability_margin}; use points of a "
+                       "hundred, such as 2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,12 +110,11 @@ class Comparison:
     difference: in points of the scale; `n` counts probes.
     by_seed: the difference of each seed.
     effect_size: see `effect_size`; None where the probes' means do not vary.
-    effect_size_low, effect_size_high: its interval; None where more than one resample in twenty
-      has no effect size.
     p_value: of `min_f` over probes and seeds, over probes alone where there is one seed.
     p_holm: the same by Holm over the categories of this comparison and size.
     p_sign_flip, p_sign_flip_holm: of `sign_flip` over probes.
     smallest_p_sign_flip: the least that the latter can be with so many probes.
+    p_decides: the one of these by which the verdict goes.
     verdict: "higher", "lower", or "not shown".
   """
   first: str
@@ -111,13 +124,12 @@ class Comparison:
   difference: Interval
   by_seed: dict[str, float]
   effect_size: float | None
-  effect_size_low: float | None
-  effect_size_high: float | None
   p_value: float
   p_holm: float
   p_sign_flip: float
   p_sign_flip_holm: float
   smallest_p_sign_flip: float
+  p_decides: float
   verdict: str
 
 
@@ -152,11 +164,18 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-  """Everything, in the order: size, then category with all together first."""
+  """Everything, in the order: size, then category with all together first.
+
+  Attributes:
+    raters: how far they agree, of `rater_agreement`.
+    left_out: a sentence for each probe that is left out, as a model has no rating of it.
+  """
   means: tuple[Mean, ...]
   comparisons: tuple[Comparison, ...]
   slopes: tuple[Slope, ...]
   claims: tuple[Claim, ...]
+  raters: dict[str, Any]
+  left_out: tuple[str, ...]
 
   def as_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
@@ -167,10 +186,9 @@ class Analysis:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """The models of one kind and size: sum and number of ratings, [seeds, probes]."""
+  """The models of one kind and size: the mean rating of each seed and probe."""
   seeds: tuple[int, ...]
-  sum_SP: np.ndarray
-  count_SP: np.ndarray
+  mean_SP: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,10 +199,12 @@ class Ratings:
     groups: (kind, size) -> its models.
     category_P: of each probe.
     probe_P: its name.
+    left_out: a sentence for each probe that a model has no rating of.
   """
   groups: dict[tuple[str, float], Group]
   category_P: np.ndarray
   probe_P: tuple[Any, ...]
+  left_out: tuple[str, ...]
 
   @property
   def categories(self) -> tuple[str, ...]:
@@ -256,8 +276,8 @@ def tabulate(rows: Iterable[Mapping[str, Any]]) -> Ratings:
   """Rows as tables.
 
   Raises:
-    ValueError: there is no row, a row is bad or doubled, a kind and size lacks a model that answers
-      a probe that others answer, or an answer is rated twice by one rater.
+    ValueError: there is no row, a row is bad or doubled, an answer is rated twice by one rater, or
+      a category has no probe that every model has a rating of.
   """
   rows = list(rows)
   if not rows:
@@ -273,32 +293,62 @@ def tabulate(rows: Iterable[Mapping[str, Any]]) -> Ratings:
                        f"{seen[key]}; leave one out")
     seen[key] = number
   order = list(dict.fromkeys(row["category"] for row in rows))
-  probes = sorted(dict.fromkeys((row["category"], row["probe"]) for row in rows),
-                  key=lambda probe: order.index(probe[0]))
-  place = {probe: index for index, probe in enumerate(probes)}
-  groups = {}
-  for kind, size in dict.fromkeys((row["kind"], row["size"]) for row in rows):
-    chosen = [row for row in rows if (row["kind"], row["size"]) == (kind, size)]
-    groups[kind, float(size)] = _group(chosen, place)
-  return Ratings(groups=groups, category_P=np.array([category for category, _ in probes]),
-                 probe_P=tuple(probe for _, probe in probes))
-
-
-def _group(rows: Sequence[Mapping[str, Any]], place: Mapping[tuple, int]) -> Group:
-  seeds = tuple(sorted({row["seed"] for row in rows}))
-  sum_SP, count_SP = np.zeros((len(seeds), len(place))), np.zeros((len(seeds), len(place)))
+  found = sorted(dict.fromkeys((row["category"], row["probe"]) for row in rows),
+                 key=lambda probe: order.index(probe[0]))
+  models: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
   for row in rows:
-    at = seeds.index(row["seed"]), place[row["category"], row["probe"]]
-    sum_SP[at] += row["rating"]
-    count_SP[at] += 1
-  missing = np.argwhere(count_SP == 0)
-  if len(missing):
-    seed, probe = missing[0]
-    category, name = list(place)[probe]
-    raise ValueError(f"{rows[0]['kind']} of size {rows[0]['size']:g}, seed {seeds[seed]}, has no "
-                     f"rating of probe {name!r} ({category}), which others have; all models must "
-                     f"answer the same probes ({len(missing)} missing)")
-  return Group(seeds=seeds, sum_SP=sum_SP, count_SP=count_SP)
+    runs = models.setdefault((row["kind"], float(row["size"])), {})
+    runs.setdefault(row["seed"], {}).setdefault((row["category"], row["probe"]), []).append(
+        float(row["rating"]))
+  lacking = {probe: [(*group, seed) for group, runs in models.items() for seed in sorted(runs)
+                     if probe not in runs[seed]] for probe in found}
+  probes = [probe for probe in found if not lacking[probe]]
+  left_out = tuple(_left_out(*probe, lacking[probe]) for probe in found if lacking[probe])
+  for category in order:
+    if not any(probe[0] == category for probe in probes):
+      sentence = next(_left_out(*probe, lacking[probe]) for probe in found if probe[0] == category)
+      raise ValueError(f"category {category!r} has no probe that every model has a rating of: "
+                       f"{sentence}; all models must answer the same probes")
+  groups = {group: Group(
+      seeds=tuple(sorted(runs)), mean_SP=np.array(
+          [[np.mean(runs[seed][probe]) for probe in probes] for seed in sorted(runs)]))
+            for group, runs in models.items()}
+  return Ratings(groups=groups, category_P=np.array([category for category, _ in probes]),
+                 probe_P=tuple(probe for _, probe in probes), left_out=left_out)
+
+
+def _left_out(category: str, probe: Any, lacking: Sequence[tuple[str, float, int]]) -> str:
+  kind, size, seed = lacking[0]
+  others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+  return (f"probe {probe!r} ({category}) has no rating of {kind} of size {size:g}, seed "
+          f"{seed}{others}")
+
+
+def rater_agreement(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+  """How far raters agree on single answers.
+
+  Returns:
+    {"means": {rater: its mean rating}, "num_answers": rated by two or more, "alpha": Krippendorff's,
+    with squared distances (1 is agreement, 0 is chance); None where no answer has two ratings}.
+  """
+  rows = list(rows)
+  by_rater: dict[str, list[float]] = {}
+  place: dict[tuple, int] = {}
+  for row in rows:
+    by_rater.setdefault(row["rater"], []).append(float(row["rating"]))
+    place.setdefault(_answer(row), len(place))
+  raters = sorted(by_rater)
+  value_SL = np.full((len(place), len(raters)), np.nan)
+  for row in rows:
+    value_SL[place[_answer(row)], raters.index(row["rater"])] = row["rating"]
+  found = ratings_lib.reliability(value_SL, raters, ordered=True) if len(raters) > 1 else None
+  return dict(means={rater: float(np.mean(by_rater[rater])) for rater in raters},
+              num_answers=0 if found is None else found["num_samples"],
+              alpha=None if found is None else found["alpha"])
+
+
+def _answer(row: Mapping[str, Any]) -> tuple:
+  return tuple(row[name] for name in ("kind", "size", "seed", "category", "probe", "sample"))
 
 
 # ----------------------------------------------------------------------------- resampling
@@ -314,9 +364,8 @@ def _same_seeds(first: Group, second: Group, names: tuple[str, str]) -> tuple[Gr
   seeds = max(first.seeds, second.seeds, key=len)
   def spread(name: str, group: Group) -> Group:
     if len(group.seeds) == 1 or group.seeds == seeds:
-      shape = (len(seeds), group.sum_SP.shape[1])
-      return Group(seeds=seeds, sum_SP=np.broadcast_to(group.sum_SP, shape),
-                   count_SP=np.broadcast_to(group.count_SP, shape))
+      return Group(seeds=seeds, mean_SP=np.broadcast_to(
+          group.mean_SP, (len(seeds), group.mean_SP.shape[1])))
     raise ValueError(f"{name} has the seeds {group.seeds} beside {seeds}; give the same seeds, or "
                      "one model for all of them")
   return spread(names[0], first), spread(names[1], second)
@@ -340,15 +389,10 @@ def _draws(num_units: int, num_resamples: int, rng) -> np.ndarray:
 
 
 def _mean(group: Group, seeds_RS, probes_RP, places) -> np.ndarray:
-  """[R] ratio of sums over the drawn ratings."""
-  totals = [np.sum((seeds_RS @ table[:, places]) * probes_RP[:, places], axis=1)
-            for table in (group.sum_SP, group.count_SP)]
-  return totals[0] / totals[1]
-
-
-def _probe_means(group: Group, seeds_RS, places) -> np.ndarray:
-  """[R, P] mean of each probe over the drawn seeds."""
-  return (seeds_RS @ group.sum_SP[:, places]) / (seeds_RS @ group.count_SP[:, places])
+  """[R] mean over the drawn seeds and probes."""
+  weight_RP = probes_RP[:, places]
+  totals_R = np.sum((seeds_RS @ group.mean_SP[:, places]) * weight_RP, axis=1)
+  return totals_R / (seeds_RS.sum(axis=1) * weight_RP.sum(axis=1))
 
 
 def _interval(value: float, draws_R: np.ndarray, num_probes: int, confidence: float) -> Interval:
@@ -372,15 +416,14 @@ def group_of(values_by_seed: Mapping[int, Sequence[Sequence[float]]]) -> Group:
                      f"{', '.join(str(len(rows)) for rows in runs.values())} items; items that are "
                      "crossed with seeds are the same for all")
   return Group(seeds=tuple(runs),
-               sum_SP=np.array([[sum(row) for row in rows] for rows in runs.values()], float),
-               count_SP=np.array([[len(row) for row in rows] for rows in runs.values()], float))
+               mean_SP=np.array([[np.mean(row) for row in rows] for rows in runs.values()]))
 
 
 def crossed_mean(group: Group, *, num_resamples: int, seed: int, confidence: float) -> Interval:
   """The mean over seeds and items, both drawn; `n` counts items, which are one category here."""
   items_RP, seeds_RS, places = _crossed_draws(group, num_resamples, seed)
-  return _interval(group.sum_SP.sum() / group.count_SP.sum(),
-                   _mean(group, seeds_RS, items_RP, places), len(places), confidence)
+  return _interval(group.mean_SP.mean(), _mean(group, seeds_RS, items_RP, places), len(places),
+                   confidence)
 
 
 def crossed_difference(first: Group, second: Group, *, num_resamples: int, seed: int,
@@ -393,12 +436,57 @@ def crossed_difference(first: Group, second: Group, *, num_resamples: int, seed:
   pair = _same_seeds(first, second, ("the first", "the second"))
   items_RP, seeds_RS, places = _crossed_draws(pair[0], num_resamples, seed)
   draws_R = np.subtract(*(_mean(group, seeds_RS, items_RP, places) for group in pair))
-  return _interval(_difference(pair, places), draws_R, len(places), confidence)
+  return _interval(_cells(pair, places).mean(), draws_R, len(places), confidence)
+
+
+def nested_mean(values_by_seed: Mapping[int, Sequence[Sequence[float]]], *, num_resamples: int,
+                seed: int, confidence: float) -> Interval:
+  """The mean over seeds of which each has items of its own; `n` counts all items."""
+  tables = [np.array([np.mean(row) for row in rows])
+            for _, rows in sorted(values_by_seed.items())]
+  return _nested(tables, num_resamples, seed, confidence)
+
+
+def nested_difference(first: Mapping[int, Sequence[Sequence[float]]],
+                      second: Mapping[int, Sequence[Sequence[float]]], *, num_resamples: int,
+                      seed: int, confidence: float) -> Interval:
+  """`first` minus `second` on the items of each seed; one of a single seed stands beside all.
+
+  Raises:
+    ValueError: the seeds, or the numbers of items of one, do not go together.
+  """
+  seeds = sorted(max(first, second, key=len))
+  of = lambda side, run: side[run] if len(side) > 1 else next(iter(side.values()))
+  if any(1 < len(side) and sorted(side) != seeds for side in (first, second)) or any(
+      len(of(first, run)) != len(of(second, run)) for run in seeds):
+    raise ValueError(f"the seeds {sorted(first)} and {sorted(second)} do not have the same items")
+  tables = [np.array([np.mean(a) - np.mean(b) for a, b in zip(of(first, run), of(second, run))])
+            for run in seeds]
+  return _nested(tables, num_resamples, seed, confidence)
+
+
+def _nested(tables: Sequence[np.ndarray], num_resamples: int, seed: int, confidence: float
+            ) -> Interval:
+  """Of [items] per seed: all but one of the seeds are drawn, and for each draw items of it anew.
+
+  What items add is counted in the seeds' differences as well, so that the interval is rather too
+  wide where seeds differ by their items alone.
+  """
+  rng = np.random.default_rng(seed)
+  totals_R, counts_R = np.zeros(num_resamples), np.zeros(num_resamples)
+  for _ in range(max(len(tables) - 1, 1)):
+    drawn_R = rng.integers(len(tables), size=num_resamples)
+    for number, table in enumerate(tables):
+      chosen_R = drawn_R == number
+      totals_R[chosen_R] += _draws(len(table), int(chosen_R.sum()), rng) @ table
+      counts_R[chosen_R] += len(table)
+  return _interval(np.concatenate(tables).mean(), totals_R / counts_R, sum(map(len, tables)),
+                   confidence)
 
 
 def _crossed_draws(group: Group, num_resamples: int, seed: int):
   rng = np.random.default_rng(seed)
-  num_seeds, num_items = group.sum_SP.shape
+  num_seeds, num_items = group.mean_SP.shape
   return (_draws(num_items, num_resamples, rng), _draws(num_seeds, num_resamples, rng),
           np.arange(num_items))
 
@@ -411,26 +499,17 @@ def effect_size(first_P: np.ndarray, second_P: np.ndarray) -> float | None:
 
       d = (mean_p a_p - mean_p b_p) / sqrt((s_a^2 + s_b^2) / 2)
 
-  a_p and b_p are means over all ratings of a probe, s^2 their variance over probes with P - 1.
+  a_p and b_p are a probe's means over seeds, s^2 their variance over probes with P - 1.
   Means of many ratings vary less than single ratings, so this is larger than a d of ratings.
 
   Returns:
     d in standard deviations, or None where there are fewer than two probes or neither side varies.
   """
-  ones_1P = np.ones((1, len(first_P)))
-  value = _effect_sizes(np.asarray(first_P)[None], np.asarray(second_P)[None], ones_1P)[0]
-  return float(value) if np.isfinite(value) else None
-
-
-def _effect_sizes(first_RP, second_RP, probes_RP) -> np.ndarray:
-  """[R] Cohen's d of drawn probes; NaN where it is not defined."""
-  num_R = probes_RP.sum(axis=1)
-  mean_R = [np.sum(probes_RP * side, axis=1) / num_R for side in (first_RP, second_RP)]
-  with np.errstate(divide="ignore", invalid="ignore"):
-    variances = [np.sum(probes_RP * (side - mean[:, None])**2, axis=1) / (num_R - 1)
-                 for side, mean in zip((first_RP, second_RP), mean_R)]
-    spread_R = np.sqrt((variances[0] + variances[1]) / 2)
-    return np.where(spread_R > _TOLERANCE, (mean_R[0] - mean_R[1]) / spread_R, np.nan)
+  sides = [np.asarray(side, np.float64) for side in (first_P, second_P)]
+  if len(sides[0]) < 2:
+    return None
+  spread = math.sqrt(sum(side.var(ddof=1) for side in sides) / 2)
+  return float((sides[0].mean() - sides[1].mean()) / spread) if spread > _TOLERANCE else None
 
 
 def min_f(difference_SP: np.ndarray) -> float:
@@ -441,7 +520,9 @@ def min_f(difference_SP: np.ndarray) -> float:
 
   A lower bound of the quasi F ratio of two crossed random factors: what must hold over other probes
   and over other seeds alike (Clark 1973, "The language-as-fixed-effect fallacy").  With one seed it
-  is the t test over probes, which says nothing about other seeds; with one probe it is 1.
+  is the t test over probes, which says nothing about other seeds; with one probe it is 1.  Where
+  all differences are the same number, nothing tells how they would vary: the p-value is then that of
+  flipping the signs of the probes, 2 / 2^P.
 
   Args:
     difference_SP: first minus second, of each seed and probe.
@@ -451,10 +532,8 @@ def min_f(difference_SP: np.ndarray) -> float:
   if num_probes < 2 or abs(difference_SP.mean()) < _TOLERANCE:
     return 1.0
   f_probes = _squared_t(difference_SP.mean(axis=0))
-  if num_seeds < 2:
-    return float(scipy.stats.f.sf(f_probes, 1, num_probes - 1))
-  return _p_of_min_f(f_probes, num_probes - 1, _squared_t(difference_SP.mean(axis=1)),
-                     num_seeds - 1)
+  f_seeds = _squared_t(difference_SP.mean(axis=1)) if num_seeds > 1 else math.inf
+  return _p_of_min_f(f_probes, f_seeds, num_seeds - 1, num_probes)
 
 
 def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
@@ -462,7 +541,7 @@ def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
 
   F1 is t^2 of the probes' slopes (over the means of the seeds) with P - 1 degrees of freedom; F2 is
   that of the regression of the runs' means (over probes) with K S - 2, so that runs off the line
-  count against it.
+  count against it.  Runs must be made apart: those that share a base model are one.
 
   Args:
     difference_KSP: of each size, seed and probe.
@@ -475,19 +554,25 @@ def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
   if num_probes < 2 or abs(slope_P.mean()) < _TOLERANCE:
     return 1.0
   f_probes = _squared_t(slope_P)
-  if num_sizes * num_seeds < 3:
-    return float(scipy.stats.f.sf(f_probes, 1, num_probes - 1))
-  runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
-  f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
-  return _p_of_min_f(f_probes, num_probes - 1, f_runs, num_sizes * num_seeds - 2)
+  f_runs = math.inf
+  if num_sizes * num_seeds > 2:
+    runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
+    f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
+  return _p_of_min_f(f_probes, f_runs, num_sizes * num_seeds - 2, num_probes)
 
 
-def _p_of_min_f(f_one: float, degrees_one: int, f_other: float, degrees_other: int) -> float:
-  if math.isinf(f_one) or math.isinf(f_other):  # one factor does not vary: the other decides
-    f, degrees = min((f_one, degrees_one), (f_other, degrees_other))
+def _p_of_min_f(f_probes: float, f_runs: float, degrees_runs: int, num_probes: int) -> float:
+  """Infinite is the F of a factor that does not vary, or has too few units to: the other decides."""
+  degrees_probes = num_probes - 1
+  if math.isinf(f_probes) and math.isinf(f_runs):
+    return 2 / 2**num_probes
+  if math.isinf(f_runs):
+    f, degrees = f_probes, degrees_probes
+  elif math.isinf(f_probes):
+    f, degrees = f_runs, degrees_runs
   else:
-    f = f_one * f_other / (f_one + f_other)
-    degrees = (f_one + f_other)**2 / (f_one**2 / degrees_other + f_other**2 / degrees_one)
+    f = f_probes * f_runs / (f_probes + f_runs)
+    degrees = (f_probes + f_runs)**2 / (f_probes**2 / degrees_runs + f_runs**2 / degrees_probes)
   return float(scipy.stats.f.sf(f, 1, degrees))
 
 
@@ -543,11 +628,12 @@ def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig) -> Analysis:
   """Means, differences with their tests, and slopes over size.
 
   Comparisons are made at the sizes at which both kinds are; slopes where there are two such sizes.
-  All together, a category with more probes weighs more (a ratio of sums).
+  All together, a category with more probes weighs more.
 
   Raises:
     ValueError: as `tabulate`, or the seeds of two kinds do not go together.
   """
+  rows = list(rows)
   ratings = tabulate(rows)
   rng = np.random.default_rng(p.seed)
   probes_RP = _probe_draws(ratings, p.num_resamples, rng)
@@ -563,7 +649,8 @@ def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig) -> Analysis:
     if len(sizes) > 1:
       slopes += _slopes(first, second, ratings, draws, p)
   return Analysis(means=tuple(means), comparisons=tuple(comparisons), slopes=tuple(slopes),
-                  claims=tuple(_claims(comparisons, slopes)))
+                  claims=tuple(_claims(comparisons, slopes)), raters=rater_agreement(rows),
+                  left_out=ratings.left_out)
 
 
 def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
@@ -576,7 +663,7 @@ def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
       seeds_RS = _draws(len(group.seeds), p.num_resamples, rng)
       for category in (ALL, *ratings.categories):
         places = ratings.places(category)
-        value = group.sum_SP[:, places].sum() / group.count_SP[:, places].sum()
+        value = group.mean_SP[:, places].mean()
         draws_R = _mean(group, seeds_RS, probes_RP, places)
         found.append(Mean(kind=kind, size=size, category=category, num_seeds=len(group.seeds),
                           rating=_interval(value, draws_R, len(places), p.confidence)))
@@ -593,49 +680,38 @@ def _compare(ratings: Ratings, first: str, second: str, size: float, probes_RP,
     places = ratings.places(category)
     sides = [_mean(group, seeds_RS, probes_RP, places) for group in pair]
     draws[category] = sides[0] - sides[1]
-    made.append(_comparison(pair, places, draws[category], seeds_RS, probes_RP, p, dict(
+    made.append(_comparison(pair, places, draws[category], p, dict(
         first=first, second=second, size=size, category=category)))
   return [made[0], *_with_holm(made[1:], p)], draws
 
 
-def _comparison(pair: tuple[Group, Group], places, draws_R, seeds_RS, probes_RP,
-                p: StatisticsConfig, names: dict[str, Any]) -> Comparison:
+def _comparison(pair: tuple[Group, Group], places, draws_R, p: StatisticsConfig,
+                names: dict[str, Any]) -> Comparison:
   """One comparison, before Holm."""
-  first, second = pair
-  ones = np.ones((1, len(first.seeds)))
-  by_seed = np.subtract(*(g.sum_SP[:, places].sum(axis=1) / g.count_SP[:, places].sum(axis=1)
-                          for g in pair))
-  means_P = [_probe_means(group, ones, places)[0] for group in pair]
-  sizes_R = _effect_sizes(*(_probe_means(group, seeds_RS, places) for group in pair),
-                          probes_RP[:, places])
-  defined_R = sizes_R[np.isfinite(sizes_R)]
-  low = high = None
-  if len(defined_R) >= 0.95 * len(sizes_R):
-    interval = _interval(0.0, defined_R, len(places), p.confidence)
-    low, high = interval.low, interval.high
-  p_value = min_f(_cells(pair, places))
-  p_flip = sign_flip(means_P[0] - means_P[1], num_flips=p.num_flips, seed=p.seed)
-  made = Comparison(
-      **names, difference=_interval(_difference(pair, places), draws_R, len(places), p.confidence),
-      by_seed={str(seed): float(d) for seed, d in zip(first.seeds, by_seed, strict=True)},
-      effect_size=effect_size(*means_P), effect_size_low=low, effect_size_high=high,
+  cells_SP = _cells(pair, places)
+  p_value = min_f(cells_SP)
+  p_flip = sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
+  return _decided(Comparison(
+      **names, difference=_interval(cells_SP.mean(), draws_R, len(places), p.confidence),
+      by_seed={str(seed): float(d) for seed, d in zip(pair[0].seeds, cells_SP.mean(axis=1),
+                                                      strict=True)},
+      effect_size=effect_size(*(group.mean_SP[:, places].mean(axis=0) for group in pair)),
       p_value=p_value, p_holm=p_value, p_sign_flip=p_flip, p_sign_flip_holm=p_flip,
-      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips), verdict="")
-  return dataclasses.replace(made, verdict=_verdict(made, p))
+      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips), p_decides=1.0,
+      verdict=""), p)
 
 
 def _with_holm(made: Sequence[Comparison], p: StatisticsConfig) -> list[Comparison]:
   adjusted = zip(made, holm([c.p_value for c in made]), holm([c.p_sign_flip for c in made]))
-  changed = [dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other)
-             for c, one, other in adjusted]
-  return [dataclasses.replace(c, verdict=_verdict(c, p)) for c in changed]
+  return [_decided(dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other), p)
+          for c, one, other in adjusted]
 
 
-def _verdict(c: Comparison, p: StatisticsConfig) -> str:
+def _decided(c: Comparison, p: StatisticsConfig) -> Comparison:
+  """With the verdict of the p-value that the config chose."""
   p_value = c.p_holm if p.test == "min_f" else c.p_sign_flip_holm
-  if p_value >= p.alpha:
-    return "not shown"
-  return "higher" if c.difference.mean > 0 else "lower"
+  verdict = "not shown" if p_value >= p.alpha else "higher" if c.difference.mean > 0 else "lower"
+  return dataclasses.replace(c, p_decides=p_value, verdict=verdict)
 
 
 def _slopes(first: str, second: str, ratings: Ratings,
@@ -643,13 +719,15 @@ def _slopes(first: str, second: str, ratings: Ratings,
   """Least squares of the difference on log10 size; seeds are drawn apart at each size."""
   sizes = tuple(draws)
   pairs = [_paired(ratings, first, second, size) for size in sizes]
+  shared = any(len({len(ratings.groups[kind, size].seeds) for kind in (first, second)}) > 1
+               for size in sizes)
   weight_K = _slope_weights(np.log10(sizes))
   found = []
   for category in (ALL, *ratings.categories):
     places = ratings.places(category)
-    value_K = [_difference(pair, places) for pair in pairs]
+    value_K = [_cells(pair, places).mean() for pair in pairs]
     draws_R = np.stack([draws[size][category] for size in sizes], axis=1) @ weight_K
-    p_value = _p_of_slope(pairs, places, np.log10(sizes))
+    p_value = min_f_of_slope(_runs(pairs, places, shared), np.log10(sizes))
     found.append(Slope(
         first=first, second=second, category=category, sizes=sizes, p_value=p_value, p_holm=p_value,
         slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence), verdict=""))
@@ -659,21 +737,21 @@ def _slopes(first: str, second: str, ratings: Ratings,
           for line, p_holm in zip(found, adjusted, strict=True)]
 
 
-def _p_of_slope(pairs: Sequence[tuple[Group, Group]], places, x_K) -> float:
-  """`min_f_of_slope` of pairs that may have different numbers of seeds: then of as many as all."""
+def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> np.ndarray:
+  """[K, S, P] differences of the runs of each size, of as many seeds as all sizes have.
+
+  Where one model stands beside the seeds of others (`shared`), what is peculiar to it is in the
+  difference of each: those of a size are one run, their mean.
+  """
+  if shared:
+    return np.stack([_cells(pair, places).mean(axis=0, keepdims=True) for pair in pairs])
   num_seeds = min(len(first.seeds) for first, _ in pairs)
-  return min_f_of_slope(np.stack([_cells(pair, places)[:num_seeds] for pair in pairs]), x_K)
+  return np.stack([_cells(pair, places)[:num_seeds] for pair in pairs])
 
 
 def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
   """[S, P] difference of each seed and probe."""
-  first, second = (group.sum_SP[:, places] / group.count_SP[:, places] for group in pair)
-  return first - second
-
-
-def _difference(pair: tuple[Group, Group], places) -> float:
-  first, second = (g.sum_SP[:, places].sum() / g.count_SP[:, places].sum() for g in pair)
-  return float(first - second)
+  return pair[0].mean_SP[:, places] - pair[1].mean_SP[:, places]
 
 
 def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[Claim]:
@@ -730,8 +808,13 @@ def describe(analysis: Analysis) -> str:
   for c in analysis.comparisons:
     if c.category == ALL:
       size = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
-      lines.append(f"{c.first} - {c.second} at {short_count(c.size)}: {_range(c.difference, '+')}, effect "
-                   f"size {size}, p {c.p_value:.2g} (sign flips {c.p_sign_flip:.2g}): {c.verdict}")
+      lines.append(f"{c.first} - {c.second} at {short_count(c.size)}: "
+                   f"{_range(c.difference, '+')}, effect size {size}, p {c.p_value:.2g} (sign flips "
+                   f"{c.p_sign_flip:.2g}): {c.verdict}")
+  if analysis.raters["alpha"] is not None:
+    lines.append(f"raters: Krippendorff's alpha {analysis.raters['alpha']:.2f} over "
+                 f"{analysis.raters['num_answers']:,} answers")
+  lines += [f"left out: {sentence}" for sentence in analysis.left_out]
   lines += [f"{'held' if c.held else 'FAILED'}: {c.claim}: {c.evidence}" for c in analysis.claims]
   return "\n".join(lines)
 
