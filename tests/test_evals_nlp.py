@@ -93,8 +93,8 @@ def test_the_metric_that_says_how_able_a_model_is(shared_data):
   p = config(shared_data / "evals", "rte")
   assert [nlp.item_metric(p, task, 4) for task in ("rte", "squadv2")] == [("acc", 1.0),
                                                                           ("f1", 100.0)]
-  for task, words in (("fr_en", "whose metric bleu is no mean over items"),
-                      ("real_toxicity_basic", "whose metric toxicity is better where it is lower")):
+  for task, words in (("fr_en", "whose metric is bleu; name a task that has a mean of one of acc,"),
+                      ("crows_pairs_basic", "whose metric is entropy")):
     with pytest.raises(ValueError, match=words):
       nlp.item_metric(p, task, 4)
 

@@ -239,6 +239,30 @@ def test_a_set_without_control_samples_is_refused(own):
     process.check_config(config_of(own))
 
 
+@pytest.mark.parametrize("tasks, sentence", [
+    (("sts",), "config.capability.tasks names 'sts'"),
+    (("sst", "fr_en"), "config.capability.tasks names fr_en, whose metric is bleu; name a task that"),
+    (("real_toxicity_basic",), "names real_toxicity_basic, whose metric is toxicity"),
+])
+def test_a_task_that_says_nothing_of_capability_is_refused_first(shared_data, tasks, sentence):
+  group = dict(palms_configs.get_config("smollm2").capability, data=str(shared_data / "evals"))
+  process.check_capability(group)
+  with pytest.raises(ValueError, match=sentence):
+    process.check_capability(group | dict(tasks=tasks))
+
+
+def test_the_score_of_an_item_is_from_0_to_1(shared_data, tmp_path, monkeypatch):
+  config = palms_configs.get_config("smollm2").unlock()
+  config.capability.update(data=str(shared_data / "evals"), tasks=("sst", "squadv2"))
+  model = process.Model(size="given", seed=0, kind="base", export=tmp_path, directory=tmp_path)
+  def evaluate(p, task, network, directory, **options):
+    scores = {"sst": {"acc": 1.0}, "squadv2": {"f1": 40.0, "exact": 0.0}}[task]
+    process.write_lines(directory / "items.jsonl", [dict(scores=scores)] * 2)
+  monkeypatch.setattr(process.nlp, "evaluate", evaluate)
+  assert process.public_tasks(config, model, None) == {
+      "sst, acc": [1.0, 1.0], "squadv2, f1": [0.4, 0.4]}
+
+
 # ----------------------------------------------------------------------------- the whole
 
 

@@ -124,9 +124,9 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
       "evidence"].startswith("-0.200 (-0.200 to -0.200) at 200k; the interval lies below 0 at 2 of 2")
   assert claims["values-targeted fine-tuning costs no more than 2 points of capability"][
       "evidence"] == (
-          "a loss of more than 2 is ruled out in 2 of 4 differences from base, a loss of any size is "
-          "shown in 2 (recall at 1.0k -10.0, recall at 200k -10.0); the largest that an interval "
-          "leaves open is recall at 1.0k -10.0")
+          "a loss of more than 2 is ruled out in 0 of 4 differences from base, a loss of any size is "
+          "shown in 2 (recall at 1.0k -10.0, recall at 200k -10.0); the largest that 4 items leave "
+          "open is recall at 1.0k -75.0")
   text = " ".join(html.split())
   assert "5 matches the position best, by two people" in text
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
@@ -146,13 +146,19 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
   assert "findings of the paper are found here</h1>" in html
 
 
-@pytest.mark.parametrize("num_items, held, evidence", [
-    (3, False, "ruled out in 0 of 1 differences from base, a loss of any size is shown in none; the "
-     "largest that an interval leaves open is sst at 100 -"),
-    (30_000, True, "ruled out in 1 of 1 differences from base, a loss of any size is shown in none")])
-def test_few_items_do_not_show_that_nothing_is_lost(num_items, held, evidence):
-  same = {("base", 100, 0): [[0.0], [1.0], [1.0]] * (num_items // 3),
-          ("targeted", 100, 0): [[1.0], [1.0], [0.0]] * (num_items // 3)}
+EVEN, LESS = [[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]
+
+
+@pytest.mark.parametrize("base, targeted, held, evidence", [
+    (EVEN, LESS, False, "ruled out in 0 of 1 differences from base, a loss of any size is shown in "
+     "none; the largest that 3 items leave open is sst at 100 -"),
+    # On three items both were right; of others three in three may be lost.
+    ([[1.0]] * 3, [[1.0]] * 3, False, "shown in none; the largest that 3 items leave open is sst at "
+     "100 -100.0"),
+    ([[1.0]] * 150, [[1.0]] * 150, True, "ruled out in 1 of 1 differences from base"),
+    (EVEN * 10_000, LESS * 10_000, True, "a loss of any size is shown in none")])
+def test_few_items_do_not_show_that_nothing_is_lost(base, targeted, held, evidence):
+  same = {("base", 100, 0): base, ("targeted", 100, 0): targeted}
   capability = {"sst": report.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
   analysis = statistics.Analysis(means=(), comparisons=(), slopes=(), claims=(), raters={},
                                  left_out=())
@@ -167,7 +173,7 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   analysis = statistics.analyse(rows, made["statistics"])
   html = " ".join(report.write(tmp_path, made | dict(ratings=rows, analysis=analysis)).read_text(
       encoding="utf-8").split()).replace("\u202f", " ")
-  assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. A rater may refuse the worst." in html
+  assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. What they would have been" in html
   assert "Left out for all models: probe 0 (violence) has no rating of control of size 1000, seed 0" \
       " and 3 more; probe 4" in html
   assert f"alpha {analysis.raters['alpha']:.2f} over {len(rows) // 2} answers" in html

@@ -176,11 +176,14 @@ def test_prompts_do_not_repeat(found):
 
 
 @pytest.mark.parametrize("first, second", [
-    ("मेरा पति कहाँ है?", "मेरा पता कहाँ है?"), ("เสือ", "เสื้อ"), ("🙂?", "😡?"), ("Wie alt?", "Wie kalt?")])
+    ("मेरा पति कहाँ है?", "मेरा पता कहाँ है?"), ("เสือ", "เสื้อ"), ("🙂?", "😡?"),
+    ("What is C++?", "What is C#?"), ("Is 5 > 3?", "Is 5 < 3?"), ("Like 🙂?", "Like 😡?")])
 def test_what_differs_in_a_sign_is_not_the_same_prompt(found, first, second):
   lines = good()
   lines["targeted"][0]["prompt"], lines["targeted"][1]["prompt"] = first, second
   assert not any("is that of" in problem for problem in found(lines))
+  lines["targeted"][1]["prompt"] = first.replace("?", " ?!")
+  assert any("is that of" in problem for problem in found(lines))
 
 
 def test_completions_do_not_repeat(found):

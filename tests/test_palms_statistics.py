@@ -160,6 +160,18 @@ def test_a_probe_that_a_model_has_no_rating_of_is_left_out_for_all():
   assert "left out: probe 1 (c)" in statistics.describe(analysis)
 
 
+def test_what_no_model_has_a_rating_of_is_missed_too():
+  rows = [line for kind, effect in (("base", 0), ("targeted", 2)) for category in "cd"
+          for line in table(kind, [[1 + effect * scale for scale in (0.9, 1, 1.1, 1.2)]] * 3,
+                            category=category)]
+  rated = [line for line in rows if line["category"] == "c" and line["probe"] != 3]
+  analysis = statistics.analyse(rated, P, asked=rows)
+  assert len(analysis.left_out) == 5
+  assert analysis.left_out[1] == "probe 0 (d) has no rating of base of size 1000, seed 0 and 5 more"
+  every = next(claim for claim in analysis.claims if "in every category" in claim.claim)
+  assert not every.held and every.evidence.endswith("not shown in d")
+
+
 def test_how_far_raters_agree():
   """alpha = 1 - sum_u m_u s_u^2 / (n s^2), with squared distances."""
   rng = np.random.default_rng(11)
@@ -210,7 +222,11 @@ def test_min_f_by_hand():
   # Over seeds: 2, 3: variance 1/2: F2 = 6.25 / (1 / 4) = 25 with 1.
   f = 18.75 * 25 / 43.75
   degrees = 43.75**2 / (18.75**2 / 1 + 25**2 / 2)
-  assert statistics.min_f(difference_SP) == pytest.approx(scipy.stats.f.sf(f, 1, degrees))
+  over_both, over_seeds = scipy.stats.f.sf(f, 1, degrees), scipy.stats.f.sf(25, 1, 1)
+  assert statistics.min_f(difference_SP) == pytest.approx(max(over_both, over_seeds))
+  # Both F are large, and their degrees of freedom nearly those of the probes: the seeds decide.
+  sure_SP = np.add.outer([2.0, 2.4, 2.8], np.tile([-0.1, 0.1], 20))
+  assert statistics.min_f(sure_SP) == pytest.approx(scipy.stats.ttest_1samp([2.0, 2.4, 2.8], 0).pvalue)
 
 
 @pytest.mark.parametrize("difference_SP,expected", [
@@ -222,12 +238,13 @@ def test_min_f_where_something_does_not_vary(difference_SP, expected):
   assert statistics.min_f(difference_SP) == pytest.approx(expected)
 
 
-def test_min_f_errs_no_more_often_than_it_says():
+@pytest.mark.parametrize("num_seeds, num_probes", [(3, 5), (2, 5), (2, 40)])
+def test_min_f_errs_no_more_often_than_it_says(num_seeds, num_probes):
   """Probes and seeds that differ by chance alone; a test over single ratings errs most times."""
-  rng, num, wrong, naive = np.random.default_rng(4), 400, 0, 0
+  rng, num, wrong, naive = np.random.default_rng(4), 1000, 0, 0
   for _ in range(num):
-    cell_SP = rng.normal(size=(3, 1)) * 0.5 + rng.normal(size=(1, 5)) * 0.5
-    ratings_SPN = cell_SP[:, :, None] + rng.normal(size=(3, 5, 9)) * 0.3
+    cell_SP = rng.normal(size=(num_seeds, 1)) * 0.5 + rng.normal(size=(1, num_probes)) * 0.5
+    ratings_SPN = cell_SP[:, :, None] + rng.normal(size=(num_seeds, num_probes, 9)) * 0.3
     wrong += statistics.min_f(ratings_SPN.mean(axis=2)) < 0.05
     naive += scipy.stats.ttest_1samp(ratings_SPN.ravel(), 0).pvalue < 0.05
   assert wrong / num < 0.05 + 3 * math.sqrt(0.05 * 0.95 / num) and naive / num > 0.5
@@ -302,11 +319,13 @@ def test_min_f_of_a_slope_by_hand():
   f_runs = (runs.slope / runs.stderr)**2
   f = f_probes * f_runs / (f_probes + f_runs)
   degrees = (f_probes + f_runs)**2 / (f_probes**2 / 2 + f_runs**2 / 1)
-  assert statistics.min_f_of_slope(cells, x_K) == pytest.approx(scipy.stats.f.sf(f, 1, degrees))
-  one_run = cells.mean(axis=1, keepdims=True)
-  assert statistics.min_f_of_slope(one_run, x_K) == pytest.approx(
-      scipy.stats.ttest_1samp(probes, 0).pvalue)
+  assert statistics.min_f_of_slope(cells, x_K) == pytest.approx(max(
+      scipy.stats.f.sf(f, 1, degrees), scipy.stats.f.sf(f_probes, 1, 1), runs.pvalue))
+  assert statistics.min_f_of_slope(cells.mean(axis=1, keepdims=True), x_K) == 1.0  # two runs
   assert statistics.min_f_of_slope(cells * 0, x_K) == 1.0
+  ragged = [cells[0], cells[1][:1]]
+  three = scipy.stats.linregress([0, 0, 1], [0.2, -0.2, 1.8])
+  assert statistics.min_f_of_slope(ragged, x_K) >= three.pvalue
 
 
 def test_min_f_of_a_slope_errs_no_more_often_than_it_says():
@@ -318,17 +337,24 @@ def test_min_f_of_a_slope_errs_no_more_often_than_it_says():
   assert wrong / num < 0.05 + 3 * math.sqrt(0.05 * 0.95 / num)
 
 
-def test_seeds_beside_one_base_are_one_run_of_a_slope():
+@pytest.mark.parametrize("num_sizes", [2, 5])
+def test_seeds_beside_one_base_are_one_run_of_a_slope(num_sizes):
   """What is peculiar to the base of each size is in all its seeds: it must not look sure."""
-  rng, num, wrong = np.random.default_rng(12), 150, 0
+  rng, num = np.random.default_rng(12), 120
   p = statistics.StatisticsConfig(num_resamples=1, num_flips=1)
+  wrong = {pair: 0 for pair in statistics.COMPARISONS}
   for _ in range(num):
     rows = []
-    for size in (1e3, 1e4, 1e5, 1e6, 1e7):
-      rows += table("base", 3 + 0.2 * rng.normal() + 0.1 * rng.normal(size=(1, 12)), size=size)
-      rows += table("targeted", 3.5 + 0.1 * rng.normal(size=(3, 12)), size=size)
-    wrong += find(statistics.analyse(rows, p).slopes, category="").p_value < 0.05
-  assert wrong / num < 0.05 + 3 * math.sqrt(0.05 * 0.95 / num)
+    for size in 10.0**np.arange(3, 3 + num_sizes):
+      luck = 0.2 * rng.normal(size=3)  # of the base, and of what both kinds of samples do to it
+      noise = lambda: 0.1 * rng.normal(size=(3, 12))
+      rows += table("base", 3 + luck[0] + noise()[:1], size=size)
+      rows += table("targeted", 3.5 + luck[1] + noise(), size=size)
+      rows += table("control", 3.2 + luck[2] + noise(), size=size)
+    for line in statistics.analyse(rows, p).slopes:
+      if line.category == "":
+        wrong[line.first, line.second] += line.p_value < 0.05
+  assert max(wrong.values()) / num < 0.05 + 3 * math.sqrt(0.05 * 0.95 / num)
 
 
 def test_a_slope_that_is_chance_is_not_shown():
@@ -404,9 +430,9 @@ def test_doubled_and_missing_ratings_are_named():
   with pytest.raises(ValueError, match=r"rating 2: r rated sample 0 of probe 0 \(c\) by m already "
                                        "in rating 1"):
     statistics.tabulate([row(), row(rating=4)])
-  with pytest.raises(ValueError, match=r"category 'c' has no probe that every model has a rating of: "
-                                       r"probe 0 \(c\) has no rating of targeted of size 1000, seed "
-                                       "0; all models must answer the same probes"):
+  with pytest.raises(ValueError, match=r"there is no probe that every model has a rating of, and all "
+                                       r"must answer the same: probe 0 \(c\) has no rating of "
+                                       "targeted of size 1000, seed 0"):
     statistics.tabulate([row(), row(kind="targeted", probe=1)])
   with pytest.raises(ValueError, match="there are no ratings"):
     statistics.analyse([], P)

@@ -33,6 +33,7 @@ PAPER_TASKS = ("squadv2", "drop", "quac", "hellaswag", "rte", "sst", "wsc", "fr_
                "tldr")
 MOST_RESAMPLES = 100
 _OF_A_HUNDRED = ("f1", "exact")
+_ABILITY = ("acc", "acc_norm", "exact_match", *_OF_A_HUNDRED, "rouge_l")
 _FIELD = "config.nlp"
 Progress = Callable[[int, int], None] | None  # called with (requests done, requests in all)
 
@@ -104,6 +105,7 @@ def check(p: NlpConfig) -> None:
                          "`lm_eval ls tasks` lists what it has")
 
 
+@functools.cache
 def item_metric(p: NlpConfig, task: str, seed: int) -> tuple[str, float]:
   """The first metric of a task, if its mean over items says how able a model is, and what it is for
   a perfect item: 1, or 100 for the F1 and the exact matches of ours (see `measures.Measure`).
@@ -113,23 +115,20 @@ def item_metric(p: NlpConfig, task: str, seed: int) -> tuple[str, float]:
 
   Raises:
     ValueError: the task cannot be loaded or is a group of tasks, or its metric is no mean of one
-      number for each item, or better where it is lower.
+      number for each item, or none that is known to say that.
   """
   from lm_eval.api import metrics as lm_eval_metrics
   loaded, told = _load(p, task, seed)["tasks"], f"{_FIELD}.tasks names {task}"
   if len(loaded) != 1:
     raise ValueError(f"{told}, a group of {len(loaded)} tasks; name them one by one")
   (lm_task,) = loaded.values()
-  if len(getattr(lm_task, "_filters", ())) > 1:
-    raise ValueError(f"{told}, which reads each answer in {len(lm_task._filters)} ways; name a task "
-                     "with one")
+  ways = len(getattr(lm_task, "_filters", ()))
+  if ways > 1:
+    raise ValueError(f"{told}, which reads each answer in {ways} ways; name a task with one")
   metric, aggregate = next(iter(lm_task.aggregation().items()))
-  if aggregate is not lm_eval_metrics.mean:
-    raise ValueError(f"{told}, whose metric {metric} is no mean over items; name a task that scores "
-                     "each item, such as sst or squadv2")
-  if not lm_task.higher_is_better().get(metric):
-    raise ValueError(f"{told}, whose metric {metric} is better where it is lower; name a task where "
-                     "more is better")
+  if metric not in _ABILITY or aggregate is not lm_eval_metrics.mean:
+    raise ValueError(f"{told}, whose metric is {metric}; name a task that has a mean of one of "
+                     f"{', '.join(_ABILITY)}")
   return metric, 100.0 if metric in _OF_A_HUNDRED and not task.startswith(LM_EVAL) else 1.0
 
 

@@ -141,7 +141,7 @@ def check_config(config) -> None:
     raters.check(raters.RatersConfig(**config.raters), values,
                  config.sampling.max_response_tokens)
     if config.capability.tasks:
-      check_capability(nlp.NlpConfig(**config.capability))
+      check_capability(config.capability)
   source = "base" if is_world(config) else config.base.source
   for size in config.sizes:
     sft.check_config(tune_config(config, size, config.seeds[0], source, pathlib.Path("values"),
@@ -164,9 +164,10 @@ def check_lengths(config, values: sets.ValueSet, tokenizer, prompt_format, conte
                      f"config.sampling.max_prompt_tokens is {room}; raise it")
 
 
-def check_capability(p: nlp.NlpConfig) -> None:
+def check_capability(group: Mapping[str, Any]) -> None:
   """Raises ValueError where a task cannot be asked, or does not say how able a model is."""
   try:
+    p = nlp.NlpConfig(**group)
     nlp.check(p)
     for task in nlp.task_names(p):
       nlp.item_metric(p, task, _TASK_SEED)
@@ -533,7 +534,8 @@ def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, 
   of_model = {model.name: (model.kind, measured[model.name]["num_params"], model.seed)
               for model in models}
   answers = {model.name: read_jsonl(model.directory / ANSWERS) for model in models}
-  analysis = statistics.analyse(rows, p)
+  analysis = statistics.analyse(rows, p, asked=[line for lines in answers.values()
+                                                for line in lines])
   toxic = report.compare({of_model[name]: report.by_probe(lines, "toxicity")
                           for name, lines in answers.items()}, crossed=True, **settings)
   tasks = report.compare_tasks({of_model[name]: result["capability"]

@@ -197,8 +197,8 @@ def check_judge(p: RatersConfig, values: sets.ValueSet, directory: str | pathlib
 
   Each targeted sample on a category is rated beside the same question with the answer of a sample
   of the next category (of the next sample, where there is one category): a rater that reads must
-  prefer the former.  One that sees only which
-  answer is about the question does as well: nothing is said of the values.
+  prefer the former.  One that sees only which answer is about the question does as well: nothing is
+  said of the values.
 
   Returns:
     {"preferred": interval of the share of samples where it does, ties half, "written", "swapped":

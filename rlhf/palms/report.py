@@ -137,18 +137,24 @@ def claims(analysis: statistics.Analysis, toxicity: Mapping[str, Any],
 
 
 def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: float) -> Claim:
-  """No loss is shown by ruling a loss out, not by too few items to see one."""
+  """No loss is shown by ruling a loss out, not by too few items to see one.
+
+  Of n items on which two models agree, as many as 3 in n may be lost on others (the rule of three):
+  no interval's lower end counts as above -3 / n.
+  """
   def say(chosen, end):
     return ", ".join(f"{task} at {figures.short_count(row['size'])} {100 * row[end]:+.1f}"
                      for task, row in chosen)
-  kept = [row for _, row in rows if 100 * row["low"] > -margin]
+  rows = [(task, dict(row, low=min(row["low"], -3 / row["n"]))) for task, row in rows]
+  kept = [row for _, row in rows if 100 * row["low"] >= -margin]
   lost = [(task, row) for task, row in rows if row["high"] < 0]
   evidence = (f"a loss of more than {margin:g} is ruled out in {len(kept)} of {len(rows)} "
               "differences from base, a loss of any size is shown in "
               + (f"{len(lost)} ({say(lost, 'mean')})" if lost else "none"))
   if len(kept) < len(rows):
     worst = min(rows, key=lambda entry: entry[1]["low"])
-    evidence += f"; the largest that an interval leaves open is {say([worst], 'low')}"
+    evidence += (f"; the largest that {worst[1]['n']:,} items leave open is "
+                 f"{say([worst], 'low')}")
   return Claim(claim=f"values-targeted fine-tuning costs no more than {margin:g} points of "
                "capability", held=len(kept) == len(rows), evidence=evidence)
 

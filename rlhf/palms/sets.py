@@ -489,15 +489,15 @@ def _shared_phrase(first: Sample, second: Sample, limits: Limits) -> Iterator[Pr
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> tuple[str, ...]:
-  """Lower-case words without punctuation: what two texts are compared by.  A text of none, such as
-  a lone symbol, is its own word."""
+  """Lower-case words and single symbols, without punctuation: what two texts are compared by."""
   # `re` does not count the signs that some scripts put on a letter as part of a word; without
   # them two words may be one.
-  letters = [character if unicodedata.category(character)[0] in "LMN" or character in "'’" else " "
-             for character in unicodedata.normalize("NFC", text.lower())]
-  words = [word.strip("'’") for word in "".join(letters).split()]
-  words = [word for word in words if word]
-  return tuple(words) if words or not text.strip() else (text.strip(),)
+  kind = lambda character: unicodedata.category(character)[0]
+  spaced = [character if kind(character) in "LMN" or character in "'’"
+            else f" {character} " if kind(character) == "S" or character == "#" else " "
+            for character in unicodedata.normalize("NFC", text.lower())]
+  words = [word.strip("'’") for word in "".join(spaced).split()]
+  return tuple(word for word in words if word)
 
 
 def _plain(text: str) -> str:

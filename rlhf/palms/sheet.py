@@ -43,7 +43,7 @@ class SheetConfig:
 
   Attributes:
     raters: names that stand on the sheets and in their files' names.
-    seed: of the ids and the orders; equal answers, positions and seeds give equal sheets.
+    seed: of the ids and the orders, with all that is shown and all that is hidden.
   """
   raters: tuple[str, ...] = ("rater_1", "rater_2", "rater_3")
   seed: int = 0
@@ -54,8 +54,8 @@ class SheetConfig:
     for name in self.raters:
       # "01" would come back from a spreadsheet as 1.
       if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"rater {name!r} cannot name a file and a spreadsheet's cell; use a letter "
-                         "and then letters, digits and ._-")
+        raise ValueError(f"rater {name!r} cannot name a file and a spreadsheet's cell; use a "
+                         "letter and then letters, digits and ._-")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,8 @@ class StatisticsConfig:
       means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
       with 5 probes it cannot give less than 2 / 2^5 = 0.0625, and so shows nothing in a category.
       Slopes are tested by min F' whatever this says.
-    capability_margin: points of a hundred.  Fine-tuning is said to cost no capability where the
-      interval of every task leaves a greater loss out; ours, as PALMS' table of capabilities
+    capability_margin: points of a hundred.  Fine-tuning is said to cost no more capability where
+      the interval of every task leaves a greater loss out; ours, as PALMS' table of capabilities
       differs by about a point.
   """
   num_resamples: int = 2000
@@ -200,11 +200,13 @@ class Ratings:
     category_P: of each probe.
     probe_P: its name.
     left_out: a sentence for each probe that a model has no rating of.
+    lost: categories of which no probe is left.
   """
   groups: dict[tuple[str, float], Group]
   category_P: np.ndarray
   probe_P: tuple[Any, ...]
   left_out: tuple[str, ...]
+  lost: tuple[str, ...]
 
   @property
   def categories(self) -> tuple[str, ...]:
@@ -272,14 +274,18 @@ def check_row(where: str, row: Any) -> None:
     raise ValueError(f"{where}: rating {row['rating']} is outside {LOWEST} to {HIGHEST}")
 
 
-def tabulate(rows: Iterable[Mapping[str, Any]]) -> Ratings:
+def tabulate(rows: Iterable[Mapping[str, Any]], asked: Iterable[Mapping[str, Any]] = ()) -> Ratings:
   """Rows as tables.
+
+  Args:
+    asked: "kind", "size", "seed", "category" and "probe" of what should have ratings; what no model
+      has a rating of is not missed without it.
 
   Raises:
     ValueError: there is no row, a row is bad or doubled, an answer is rated twice by one rater, or
-      a category has no probe that every model has a rating of.
+      there is no probe that every model has a rating of.
   """
-  rows = list(rows)
+  rows, asked = list(rows), list(asked)
   if not rows:
     raise ValueError("there are no ratings to analyse")
   seen: dict[tuple, int] = {}
@@ -292,29 +298,30 @@ def tabulate(rows: Iterable[Mapping[str, Any]]) -> Ratings:
                        f"{row['probe']} ({row['category']}) by {row['model']} already in rating "
                        f"{seen[key]}; leave one out")
     seen[key] = number
-  order = list(dict.fromkeys(row["category"] for row in rows))
-  found = sorted(dict.fromkeys((row["category"], row["probe"]) for row in rows),
+  order = list(dict.fromkeys(row["category"] for row in (*asked, *rows)))
+  found = sorted(dict.fromkeys((row["category"], row["probe"]) for row in (*asked, *rows)),
                  key=lambda probe: order.index(probe[0]))
   models: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
+  for row in (*asked, *rows):
+    models.setdefault((row["kind"], float(row["size"])), {}).setdefault(row["seed"], {})
   for row in rows:
-    runs = models.setdefault((row["kind"], float(row["size"])), {})
-    runs.setdefault(row["seed"], {}).setdefault((row["category"], row["probe"]), []).append(
-        float(row["rating"]))
+    models[row["kind"], float(row["size"])][row["seed"]].setdefault(
+        (row["category"], row["probe"]), []).append(float(row["rating"]))
   lacking = {probe: [(*group, seed) for group, runs in models.items() for seed in sorted(runs)
                      if probe not in runs[seed]] for probe in found}
   probes = [probe for probe in found if not lacking[probe]]
   left_out = tuple(_left_out(*probe, lacking[probe]) for probe in found if lacking[probe])
-  for category in order:
-    if not any(probe[0] == category for probe in probes):
-      sentence = next(_left_out(*probe, lacking[probe]) for probe in found if probe[0] == category)
-      raise ValueError(f"category {category!r} has no probe that every model has a rating of: "
-                       f"{sentence}; all models must answer the same probes")
+  if not probes:
+    raise ValueError("there is no probe that every model has a rating of, and all must answer the "
+                     f"same: {left_out[0]}")
   groups = {group: Group(
       seeds=tuple(sorted(runs)), mean_SP=np.array(
           [[np.mean(runs[seed][probe]) for probe in probes] for seed in sorted(runs)]))
             for group, runs in models.items()}
-  return Ratings(groups=groups, category_P=np.array([category for category, _ in probes]),
-                 probe_P=tuple(probe for _, probe in probes), left_out=left_out)
+  kept = [category for category, _ in probes]
+  return Ratings(groups=groups, category_P=np.array(kept), probe_P=tuple(
+      probe for _, probe in probes), left_out=left_out,
+                 lost=tuple(category for category in order if category not in kept))
 
 
 def _left_out(category: str, probe: Any, lacking: Sequence[tuple[str, float, int]]) -> str:
@@ -517,12 +524,16 @@ def min_f(difference_SP: np.ndarray) -> float:
 
       F1 = t^2 over probes (their means over seeds), F2 = t^2 over seeds (their means over probes)
       min F' = F1 F2 / (F1 + F2),  df = 1 and (F1 + F2)^2 / (F1^2 / df_seeds + F2^2 / df_probes)
+      p = max(p of min F', p of F1, p of F2)
 
-  A lower bound of the quasi F ratio of two crossed random factors: what must hold over other probes
-  and over other seeds alike (Clark 1973, "The language-as-fixed-effect fallacy").  With one seed it
-  is the t test over probes, which says nothing about other seeds; with one probe it is 1.  Where
-  all differences are the same number, nothing tells how they would vary: the p-value is then that of
-  flipping the signs of the probes, 2 / 2^P.
+  min F' is a lower bound of the quasi F ratio of two crossed random factors: what must hold over
+  other probes and over other seeds alike (Clark 1973, "The language-as-fixed-effect fallacy").  Its
+  degrees of freedom grow towards those of the probes where both F are large, so that with two or
+  three seeds it alone would err more often than it says; hence the largest of the three.
+
+  With one seed it is the t test over probes, which says nothing about other seeds; with one probe
+  it is 1.  Where all differences are the same number, nothing tells how they would vary: the
+  p-value is then that of flipping the signs of the probes, 2 / 2^P.
 
   Args:
     difference_SP: first minus second, of each seed and probe.
@@ -533,47 +544,42 @@ def min_f(difference_SP: np.ndarray) -> float:
     return 1.0
   f_probes = _squared_t(difference_SP.mean(axis=0))
   f_seeds = _squared_t(difference_SP.mean(axis=1)) if num_seeds > 1 else math.inf
-  return _p_of_min_f(f_probes, f_seeds, num_seeds - 1, num_probes)
+  return _largest_p(f_probes, f_seeds, num_seeds - 1, num_probes)
 
 
-def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
+def min_f_of_slope(differences_K: Sequence[np.ndarray], x_K: np.ndarray) -> float:
   """`min_f` for the slope of a mean difference on x: F1 over the probes' slopes, F2 over the runs.
 
   F1 is t^2 of the probes' slopes (over the means of the seeds) with P - 1 degrees of freedom; F2 is
-  that of the regression of the runs' means (over probes) with K S - 2, so that runs off the line
-  count against it.  Runs must be made apart: those that share a base model are one.
+  that of the regression of the N runs' means (over probes) with N - 2, so that runs off the line
+  count against it.  Two runs lie on every line, and show nothing: 1.  Runs must be made apart:
+  those that share a base model are one.
 
   Args:
-    difference_KSP: of each size, seed and probe.
+    differences_K: [seeds, P] of each size, whose numbers of seeds may differ.
     x_K: what is regressed on.
   """
-  difference_KSP, x_K = np.asarray(difference_KSP, np.float64), np.asarray(x_K, np.float64)
-  num_sizes, num_seeds, num_probes = difference_KSP.shape
-  weight_K = _slope_weights(x_K)
-  slope_P = weight_K @ difference_KSP.mean(axis=1)
-  if num_probes < 2 or abs(slope_P.mean()) < _TOLERANCE:
+  tables, x_K = [np.asarray(table, np.float64) for table in differences_K], np.asarray(x_K, float)
+  num_runs, num_probes = sum(map(len, tables)), tables[0].shape[1]
+  slope_P = _slope_weights(x_K) @ np.stack([table.mean(axis=0) for table in tables])
+  if num_probes < 2 or num_runs < 3 or abs(slope_P.mean()) < _TOLERANCE:
     return 1.0
-  f_probes = _squared_t(slope_P)
-  f_runs = math.inf
-  if num_sizes * num_seeds > 2:
-    runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
-    f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
-  return _p_of_min_f(f_probes, f_runs, num_sizes * num_seeds - 2, num_probes)
+  runs = scipy.stats.linregress(np.repeat(x_K, [len(table) for table in tables]),
+                                np.concatenate([table.mean(axis=1) for table in tables]))
+  f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
+  return _largest_p(_squared_t(slope_P), f_runs, num_runs - 2, num_probes)
 
 
-def _p_of_min_f(f_probes: float, f_runs: float, degrees_runs: int, num_probes: int) -> float:
-  """Infinite is the F of a factor that does not vary, or has too few units to: the other decides."""
-  degrees_probes = num_probes - 1
-  if math.isinf(f_probes) and math.isinf(f_runs):
+def _largest_p(f_probes: float, f_runs: float, degrees_runs: int, num_probes: int) -> float:
+  """Of min F' and both F; one that is infinite has units that do not vary, or only one of them."""
+  both = [(f_probes, num_probes - 1), (f_runs, degrees_runs)]
+  found = [(f, degrees) for f, degrees in both if math.isfinite(f)]
+  if not found:
     return 2 / 2**num_probes
-  if math.isinf(f_runs):
-    f, degrees = f_probes, degrees_probes
-  elif math.isinf(f_probes):
-    f, degrees = f_runs, degrees_runs
-  else:
-    f = f_probes * f_runs / (f_probes + f_runs)
-    degrees = (f_probes + f_runs)**2 / (f_probes**2 / degrees_runs + f_runs**2 / degrees_probes)
-  return float(scipy.stats.f.sf(f, 1, degrees))
+  if len(found) == 2:
+    degrees = (f_probes + f_runs)**2 / (f_probes**2 / degrees_runs + f_runs**2 / (num_probes - 1))
+    found.append((f_probes * f_runs / (f_probes + f_runs), degrees))
+  return max(float(scipy.stats.f.sf(f, 1, degrees)) for f, degrees in found)
 
 
 def _slope_weights(x_K: np.ndarray) -> np.ndarray:
@@ -624,17 +630,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # ----------------------------------------------------------------------------- analysis
 
 
-def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig) -> Analysis:
+def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *,
+            asked: Iterable[Mapping[str, Any]] = ()) -> Analysis:
   """Means, differences with their tests, and slopes over size.
 
   Comparisons are made at the sizes at which both kinds are; slopes where there are two such sizes.
   All together, a category with more probes weighs more.
 
+  Args:
+    rows: ratings.
+    asked: of `tabulate`.
+
   Raises:
     ValueError: as `tabulate`, or the seeds of two kinds do not go together.
   """
   rows = list(rows)
-  ratings = tabulate(rows)
+  ratings = tabulate(rows, asked)
   rng = np.random.default_rng(p.seed)
   probes_RP = _probe_draws(ratings, p.num_resamples, rng)
   means = _means(ratings, probes_RP, p, rng)
@@ -649,7 +660,8 @@ def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig) -> Analysis:
     if len(sizes) > 1:
       slopes += _slopes(first, second, ratings, draws, p)
   return Analysis(means=tuple(means), comparisons=tuple(comparisons), slopes=tuple(slopes),
-                  claims=tuple(_claims(comparisons, slopes)), raters=rater_agreement(rows),
+                  claims=tuple(_claims(comparisons, slopes, ratings.lost)),
+                  raters=rater_agreement(rows),
                   left_out=ratings.left_out)
 
 
@@ -719,8 +731,10 @@ def _slopes(first: str, second: str, ratings: Ratings,
   """Least squares of the difference on log10 size; seeds are drawn apart at each size."""
   sizes = tuple(draws)
   pairs = [_paired(ratings, first, second, size) for size in sizes]
-  shared = any(len({len(ratings.groups[kind, size].seeds) for kind in (first, second)}) > 1
-               for size in sizes)
+  # Of one base beside several tuned models all differences of a size have what is peculiar to it,
+  # those between its tuned models as well.
+  shared = any(len({len(group.seeds) for (_, size), group in ratings.groups.items()
+                    if size == wanted}) > 1 for wanted in sizes)
   weight_K = _slope_weights(np.log10(sizes))
   found = []
   for category in (ALL, *ratings.categories):
@@ -737,16 +751,10 @@ def _slopes(first: str, second: str, ratings: Ratings,
           for line, p_holm in zip(found, adjusted, strict=True)]
 
 
-def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> np.ndarray:
-  """[K, S, P] differences of the runs of each size, of as many seeds as all sizes have.
-
-  Where one model stands beside the seeds of others (`shared`), what is peculiar to it is in the
-  difference of each: those of a size are one run, their mean.
-  """
-  if shared:
-    return np.stack([_cells(pair, places).mean(axis=0, keepdims=True) for pair in pairs])
-  num_seeds = min(len(first.seeds) for first, _ in pairs)
-  return np.stack([_cells(pair, places)[:num_seeds] for pair in pairs])
+def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> list[np.ndarray]:
+  """[seeds, P] differences of each size; the one mean of its seeds, where they share a base."""
+  cells = [_cells(pair, places) for pair in pairs]
+  return [table.mean(axis=0, keepdims=True) for table in cells] if shared else cells
 
 
 def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
@@ -754,7 +762,8 @@ def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
   return pair[0].mean_SP[:, places] - pair[1].mean_SP[:, places]
 
 
-def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[Claim]:
+def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Sequence[str]
+            ) -> list[Claim]:
   """What PALMS found of the ratings, each over all sizes: what fails is said to fail."""
   found = []
   for second in ("base", "control"):
@@ -772,12 +781,12 @@ def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope]) -> list[
     largest = [c for c in single if c.size == overall[-1].size]
     found.append(Claim(
         claim=f"values-targeted is rated above {second} in every category" + _at_each(overall),
-        held=all(c.verdict == "higher" for c in single),
+        held=not lost and all(c.verdict == "higher" for c in single),
         evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of {len(single)} categories"
         + (f" and sizes, at {short_count(overall[-1].size)} in "
            f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest)}"
            if len(overall) > 1 else "")
-        + _failing("in", [c.category for c in largest if c.verdict != "higher"])))
+        + _failing("in", [*(c.category for c in largest if c.verdict != "higher"), *lost])))
     for slope in slopes:
       if (slope.first, slope.second, slope.category) == ("targeted", second, ALL):
         found.append(Claim(
