@@ -73,12 +73,26 @@ def nucleus(logits_BV, top_p: float) -> Array:
 
   Source: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.  Of equally likely tokens at the
   border those with smaller ids are kept.
+
+  The logit of the last token kept is found bit by bit, as the largest number such that the tokens
+  at or above it have `top_p`: 32 sums over the vocabulary, which cost less than sorting it does.
   """
-  order_BV = jnp.argsort(-logits_BV, axis=-1)  # stable
-  prob_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
-  before_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # what the more likely tokens have together
-  place_BV = jnp.argsort(order_BV, axis=-1)
-  kept_BV = jnp.take_along_axis(before_BV < top_p, place_BV, axis=-1)
+  prob_BV = jax.nn.softmax(logits_BV, axis=-1)
+  bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
+  negative_BV = bits_BV >> 31 == 1
+  # In the order of the numbers.
+  order_BV = jnp.where(negative_BV, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
+
+  def narrow(step, border_B1):
+    tried_B1 = border_B1 | (jnp.uint32(1 << 31) >> jnp.uint32(step))
+    above_B1 = jnp.sum(jnp.where(order_BV >= tried_B1, prob_BV, 0.0), axis=-1, keepdims=True)
+    return jnp.where(above_B1 >= top_p, tried_B1, border_B1)
+
+  border_B1 = jax.lax.fori_loop(0, 32, narrow, jnp.zeros_like(order_BV[:, :1]))
+  above_B1 = jnp.sum(jnp.where(order_BV > border_B1, prob_BV, 0.0), axis=-1, keepdims=True)
+  tied_BV = jnp.where(order_BV == border_B1, prob_BV, 0.0)
+  before_BV = above_B1 + jnp.cumsum(tied_BV, axis=-1) - tied_BV
+  kept_BV = (order_BV > border_B1) | ((order_BV == border_B1) & (before_BV < top_p))
   return jnp.where(kept_BV, logits_BV, -jnp.inf)
 
 

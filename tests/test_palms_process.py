@@ -283,7 +283,7 @@ def test_the_whole_process_and_then_nothing(tmp_path, capsys):
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
   capsys.readouterr()
   process.run(config, tmp_path)
-  assert ": answers" not in capsys.readouterr().out  # none is drawn again
+  assert "words beside groups\n" not in capsys.readouterr().out  # none is drawn again
   assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
 
 
@@ -298,13 +298,16 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   config.format = common.get_format()
   config.base.source = str(session_inputs.policy)
   config.raters.update(source=str(session_inputs.policy), prompt="{position} {question} {answer}")
-  config.capability.tasks = ()
   config.tune.length = 64
   config.tune.lora.rank = 2
   config.tune.sft.num_epochs = 1
   config.sampling.update(max_prompt_tokens=24, max_response_tokens=8, batch_size=8)
   config.cooccurrence.update(num_samples=1, max_response_tokens=2)
   config.statistics.update(num_resamples=200, num_flips=200)
+  config.capability.data = str(tmp_path)
+  with pytest.raises(ValueError, match="config.capability.data"):
+    process.check_config(config)
+  config.capability.tasks = ()
   process.check_config(config)
   workdir = tmp_path / "run"
   assert not workdir_lib.check(workdir, workdir_lib.config_to_dict(config))

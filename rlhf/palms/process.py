@@ -308,18 +308,20 @@ def load(config, model: Model) -> Network:
 # ----------------------------------------------------------------------------- measures
 
 
-def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet) -> dict[str, Any]:
-  """Everything that is asked of one model; `measured.json` says that it is there."""
+def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet, *, place: str
+            ) -> dict[str, Any]:
+  """Everything that is asked of one model, the `place` of all; `measured.json` says that it is there.
+  """
   path = model.directory / "measured.json"
   if path.is_file():
     return workdir_lib.read_json(path)
+  print(f"\n== model {place}: {model.name}", flush=True)
   began, network = time.perf_counter(), load(config, model)
-  print(f"{model.name}: answers", flush=True)
   lines = answer(config, model, network, values)
   write_lines(model.directory / ANSWERS, lines)
-  print(f"{model.name}: words beside groups", flush=True)
+  print("words beside groups", flush=True)
   write_lines(model.directory / TEXTS, beside_groups(config, model, network))
-  print(f"{model.name}: capability", flush=True)
+  print("capability", flush=True)
   result = dict(capability=capability(config, workdir, model, network),
                 num_params=network.cfg.num_block_params, seconds=time.perf_counter() - began)
   workdir_lib.write_json(path, result)
@@ -333,8 +335,11 @@ def answer(config, model: Model, network: Network, values: sets.ValueSet) -> lis
       max_prompt_tokens=p.max_prompt_tokens, max_response_tokens=p.max_response_tokens,
       temperature=p.temperature, top_p=p.top_p, batch_size=p.batch_size,
       **dataclasses.asdict(prepare.PromptFormat.of(config.format)))
-  drawn = answers_lib.answer(network, [probe.prompt for probe in values.probes], how,
-                             loop.step_key(model.seed, "answer", 0), num_samples=p.num_samples)
+  with metrics_lib.Progress("answers", len(values.probes) * p.num_samples) as progress:
+    drawn = answers_lib.answer(
+        network, [probe.prompt for probe in values.probes], how,
+        loop.step_key(model.seed, "answer", 0), num_samples=p.num_samples,
+        on_batch=lambda done, num_tokens: progress.update(done, {}, num_tokens=num_tokens))
   lines = []
   for number, (probe, texts, finished) in enumerate(
       zip(values.probes, drawn.texts, drawn.finished, strict=True)):
@@ -431,11 +436,10 @@ def run(config, workdir, *, shared=None) -> pathlib.Path:
     hold_sources(config, workdir)
   make_models(config, workdir, shared)
   models, measured = find_models(config, workdir), {}
-  with metrics_lib.Progress("models measured", len(models)) as progress:
-    for number, model in enumerate(models, 1):
-      values, _ = make_values(config, workdir, model.seed)
-      measured[model.name] = measure(config, workdir, model, values)
-      progress.update(number, {}, num_tokens=0)
+  for number, model in enumerate(models, 1):
+    values, _ = make_values(config, workdir, model.seed)
+    measured[model.name] = measure(config, workdir, model, values,
+                                   place=f"{number} of {len(models)}")
   rows = rate(config, workdir, models, values)
   judge = None if is_world(config) else judge_check(config, workdir, values)
   return write_report(workdir / "report", contents(
