@@ -13,7 +13,8 @@
       base against targeted against control: means, tests, effect of size
 
   python -m launch.palms report --workdir=runs/palms --ratings=ratings.jsonl --output=runs/palms/people
-      the page of a finished `launch.pipeline --config=configs/palms.py:...` with these ratings
+      the page of a finished `launch.pipeline --config=configs/palms.py:...` with these ratings, or,
+      by --rater=SOURCE in their place, with those of another judge
 
 `python -m launch.palms COMMAND --help` lists the flags of one.
 """
@@ -184,8 +185,10 @@ def _statistics(arguments: argparse.Namespace) -> None:
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="of a PALMS run that is finished")
-  parser.add_argument("--ratings", required=True,
-                      help="JSONL as `ratings` writes it, of the run's own answers")
+  who = parser.add_mutually_exclusive_group(required=True)
+  who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own answers")
+  who.add_argument("--rater", help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
+                   "reward:SOURCE or endpoint, with the other settings of the run's config.raters")
   parser.add_argument("--output", required=True, help="directory to write, which must be new")
 
 
@@ -201,6 +204,12 @@ def _report(arguments: argparse.Namespace) -> None:
   if "cooccurrence" not in config:
     raise ValueError(f"--workdir={arguments.workdir} is no PALMS run; name one of "
                      "launch.pipeline --config=configs/palms.py:...")
+  if arguments.rater is not None:
+    try:
+      process.rate_again(config, arguments.workdir, arguments.rater, arguments.output)
+    except ValueError as error:
+      raise ValueError(str(error).replace("config.raters.source", "--rater")) from error
+    return
   rows = statistics_lib.read_rows(arguments.ratings)
   try:
     process.report_of(config, arguments.workdir, rows, arguments.output)
@@ -217,7 +226,7 @@ COMMANDS = {
                        run=_ratings),
     "statistics": Command(about="Compares base, targeted and control models.",
                           add_flags=_statistics_flags, run=_statistics),
-    "report": Command(about="Draws a run's page with ratings of people.", add_flags=_report_flags,
+    "report": Command(about="Draws a run's page with other ratings.", add_flags=_report_flags,
                       run=_report),
 }
 

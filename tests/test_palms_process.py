@@ -314,7 +314,7 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   workdir_lib.prepare(workdir, workdir_lib.config_to_dict(config), ["test"])
   html = process.run(config, workdir).read_text(encoding="utf-8")
   assert f"by a network, {session_inputs.policy}" in html
-  assert "one seed, so that they say nothing of another fine-tuning" in html
+  assert "There is one seed: they say nothing of another fine-tuning." in html
   assert "The rater is a network" in html and "Answers that were cut" in html
   assert "values-targeted answers are less toxic than those of base" in html
   assert "FAILED: values-targeted answers are less toxic" in capsys.readouterr().out
@@ -338,7 +338,18 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   assert f"Beside them the run's own rater, a network, {session_inputs.policy}" in html
   found = workdir_lib.read_json(tmp_path / "page" / "palms.json")["analysis"]
   assert found["comparisons"][0]["difference"]["mean"] == 3
+  # The same judge again says the same; another one is checked before anything is written.
+  def rate_again(source, output):
+    launch_palms.main(["palms", "report", f"--workdir={workdir}", f"--rater={source}",
+                       f"--output={tmp_path / output}"])
+  rate_again(session_inputs.policy, "again")
+  assert read_jsonl(tmp_path / "again" / "ratings.jsonl") == read_jsonl(workdir / "ratings.jsonl")
+  html = (tmp_path / "again" / "palms.html").read_text(encoding="utf-8")
+  assert "Spearman's correlation 1.00 over 72 answers" in html and "The rater is a network" in html
   capsys.readouterr()
+  with pytest.raises(SystemExit):
+    rate_again(session_inputs.reward, "no")
+  assert "--rater=" in capsys.readouterr().err and not (tmp_path / "no").exists()
   path.write_text(path.read_text(encoding="utf-8").replace('"kind": "control"', '"kind": "base"'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])

@@ -397,19 +397,36 @@ def rate(config, workdir: pathlib.Path, models: Sequence[Model], values: sets.Va
   path = workdir / RATINGS
   if path.is_file():
     return read_jsonl(path)
-  lines = [line for model in models for line in read_jsonl(model.directory / ANSWERS)]
+  lines = all_answers(models)
   if is_world(config):
     p = tinyworld.RatersConfig(**config.world_raters)
-    given = [tinyworld.rate(p, line["category"], line["prompt"], line["answer"]) for line in lines]
+    rows = as_rows(lines, [tinyworld.rate(p, line["category"], line["prompt"], line["answer"])
+                           for line in lines])
   else:
-    p = raters.RatersConfig(**config.raters)
-    given = raters.rate(p, [(values.category(line["category"]).position, line["prompt"],
-                             line["answer"]) for line in lines], workdir)
-  rows = [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category", "probe",
-                                              "sample")}, rater=rater, rating=rating)
-          for line, ratings in zip(lines, given, strict=True) for rater, rating in ratings.items()]
+    rows = judge_answers(raters.RatersConfig(**config.raters), workdir, lines, values)
   write_lines(path, rows)
   return rows
+
+
+def all_answers(models: Sequence[Model]) -> list[dict[str, Any]]:
+  """What all models have answered."""
+  return [line for model in models for line in read_jsonl(model.directory / ANSWERS)]
+
+
+def judge_answers(p: raters.RatersConfig, workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]],
+                  values: sets.ValueSet) -> list[dict[str, Any]]:
+  """What a model as judge says of answers, each against the position of its category."""
+  return as_rows(lines, raters.rate(p, [
+      (values.category(line["category"]).position, line["prompt"], line["answer"])
+      for line in lines], workdir))
+
+
+def as_rows(lines: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, float]]
+            ) -> list[dict[str, Any]]:
+  """{rater: rating} of every answer as rows of `statistics`."""
+  return [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category", "probe",
+                                              "sample")}, rater=rater, rating=rating)
+          for line, ratings in zip(lines, given, strict=True) for rater, rating in ratings.items()]
 
 
 def write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -453,22 +470,15 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
   Args:
     config: of the run.
     workdir: of the run.
-    rows: of all its answers, as `statistics.tabulate` takes them.
+    rows: of its answers, as `statistics.tabulate` takes them.
     directory: to write it into.
 
   Raises:
     ValueError: the run is not finished, or the ratings are not of its answers.
   """
-  workdir, measured = pathlib.Path(workdir).absolute(), {}
-  models = find_models(config, workdir)
-  for model in models:
-    path = model.directory / "measured.json"
-    if not path.is_file():
-      raise ValueError(f"{workdir} is not finished: {path} is not there; run launch.pipeline to its "
-                       "end first")
-    measured[model.name] = workdir_lib.read_json(path)
-  answered = {(line["model"], line["probe"], line["sample"]): line for model in models
-              for line in read_jsonl(model.directory / ANSWERS)}
+  workdir = pathlib.Path(workdir).absolute()
+  models, measured, values = finished_run(config, workdir)
+  answered = {(line["model"], line["probe"], line["sample"]): line for line in all_answers(models)}
   for row in rows:
     line = answered.get((row["model"], row["probe"], row["sample"]))
     if line is None:
@@ -480,14 +490,57 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
         raise ValueError(f"the ratings call the {name} of probe {row['probe']}, sample "
                          f"{row['sample']} of {row['model']!r} {row[name]!r}, where {workdir} has "
                          f"{line[name]!r}; give ratings of its answers")
-  # What the run began with: its source may have been edited since.
-  values = (make_values(config, workdir, models[-1].seed)[0] if is_world(config)
-            else sets.load(workdir / "values"))
   names = sorted({row["rater"] for row in rows})
   rater = f"{len(names)} rater{'' if len(names) == 1 else 's'} ({', '.join(names)})"
   return write_report(directory, contents(
       config, workdir, measured, values, rows, rater=rater, judge=None,
       own_rater=beside_own_rater(config, workdir, rows)))
+
+
+def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
+  """The page of a finished run of a real model by another judge; returns its path.
+
+  Args:
+    config, workdir: of the run.
+    source: who rates, of `raters.RatersConfig`; its other fields are the run's.
+    directory: to write the page and the ratings into.
+
+  Raises:
+    ValueError: the run is not finished or of TinyWorld, or the judge cannot rate its answers.
+  """
+  workdir, directory = pathlib.Path(workdir).absolute(), pathlib.Path(directory)
+  if is_world(config):
+    raise ValueError(f"{workdir} is a run on TinyWorld, whose answers are rated by rule; name one of "
+                     "a real model")
+  models, measured, values = finished_run(config, workdir)
+  p = raters.RatersConfig(**dict(config.raters, source=source))
+  raters.check(p, values, config.sampling.max_response_tokens)
+  rows = judge_answers(p, workdir, all_answers(models), values)
+  judge = raters.check_judge(p, values, workdir)
+  write_lines(directory / RATINGS, rows)
+  return write_report(directory, contents(
+      config, workdir, measured, values, rows, rater=p.describe(), judge=judge,
+      own_rater=beside_own_rater(config, workdir, rows)))
+
+
+def finished_run(config, workdir: pathlib.Path
+                 ) -> tuple[list[Model], dict[str, dict[str, Any]], sets.ValueSet]:
+  """Models, what was measured of each, and the values of a finished run.
+
+  Raises:
+    ValueError: it is not finished.
+  """
+  models, measured = find_models(config, workdir), {}
+  for model in models:
+    path = model.directory / "measured.json"
+    if not path.is_file():
+      raise ValueError(f"{workdir} is not finished: {path} is not there; run launch.pipeline to its "
+                       "end first")
+    measured[model.name] = workdir_lib.read_json(path)
+  # What the run began with: its source may have been edited since.
+  values = (make_values(config, workdir, models[-1].seed)[0] if is_world(config)
+            else sets.load(workdir / "values"))
+  return models, measured, values
 
 
 def beside_own_rater(config, workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]

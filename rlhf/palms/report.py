@@ -164,10 +164,12 @@ def lead(analysis: statistics.Analysis, rater: str, p: statistics.StatisticsConf
   means = analysis.means
   num_probes = max(mean.rating.n for mean in means)
   num_seeds = max(mean.num_seeds for mean in means)
-  drawn = f"the {num_probes} probes and {num_seeds} seeds" if num_seeds > 1 else (
-      f"the {num_probes} probes; one seed, so that they say nothing of another fine-tuning")
+  drawn = f"the {num_probes} probes" + (f" and {num_seeds} seeds" if num_seeds > 1 else "")
+  alone = "" if num_seeds > 1 else (
+      " There is one seed: they say nothing of another fine-tuning.")
   return (f"1 to 5, where 5 matches the position best, by {rater}. Whiskers and brackets: "
-          f"{100 * p.confidence:g}\u202f% intervals from resampling {drawn}, never single ratings.")
+          f"{100 * p.confidence:g}\u202f% intervals from resampling {drawn}, never single ratings."
+          f"{alone}")
 
 
 def unrated(answers: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]]

@@ -813,7 +813,8 @@ def describe(analysis: Analysis) -> str:
   for mean in analysis.means:
     if mean.category == ALL:
       lines.append(f"{mean.kind:<9} {short_count(mean.size):>9}  {_range(mean.rating, '')}  "
-                   f"({mean.rating.n} probes, {mean.num_seeds} seeds)")
+                   f"({mean.rating.n} probes, {mean.num_seeds} "
+                   f"seed{'' if mean.num_seeds == 1 else 's'})")
   for c in analysis.comparisons:
     if c.category == ALL:
       size = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
