@@ -124,7 +124,7 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
   values = sets.load(sets.SHIPPED)
   written = {(sample.prompt, sample.completion.strip()) for sample in values.targeted}
   asked = []
-  def logprobs(network, pairs, *, batch_size):
+  def logprobs(network, pairs, *, batch_size, progress):
     contexts = [context for context, _ in pairs[::5]]
     asked.extend(contexts)
     assert [choice for _, choice in pairs[:5]] == [" 1", " 2", " 3", " 4", " 5"]

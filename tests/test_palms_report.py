@@ -131,6 +131,11 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
   assert "5 matches the position best, by two people" in text
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
   assert "base 0.0 %, values-targeted 0.0 %, control 100.0 %" in text.replace("\u202f", " ")
+  ends = report.by_end(contents()["answers"], contents()["ratings"])
+  assert ends["control"]["ended"] is None and ends["base"]["cut"] is None
+  assert ends["base"]["ended"] == pytest.approx(np.mean(
+      [row["rating"] for row in contents()["ratings"] if row["kind"] == "base"]))
+  assert f"base {ends['base']['ended']:.2f}, –; values-targeted" in text
   assert "-3.0 to 28.0 (40)" in text.replace("\u2212", "-")
   assert "The rater is a network" not in html and "[–] said control [cut]" in html  # one was not rated
   assert html.index("200k parameters</h2>") < html.index("1.0k parameters</summary>")

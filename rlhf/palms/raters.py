@@ -175,8 +175,11 @@ def rate(p: RatersConfig, asked: Sequence[tuple[str, str, str]], directory: str 
       p.source, networks.export_numerics(found) | {"attention": "auto", "dtype": p.dtype},
       sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)), kind="policy", flag=_FLAG)
   pairs = [(context, f" {rating}") for context in contexts(p, asked) for rating in RATINGS]
-  logprob_NK = completions.logprobs(network, pairs, batch_size=p.batch_size).reshape(
-      len(asked), len(RATINGS))
+  with metrics_lib.Progress("rated", len(asked)) as progress:
+    logprob_N = completions.logprobs(
+        network, pairs, batch_size=p.batch_size,
+        progress=lambda done, total: progress.update(done // len(RATINGS), {}, num_tokens=0))
+  logprob_NK = logprob_N.reshape(len(asked), len(RATINGS))
   return [{"model": rating} for rating in expected_ratings(logprob_NK).tolist()]
 
 

@@ -82,9 +82,10 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   data = {name: contents[name] for name in ("title", "toxicity", "capability", "cooccurrence",
                                             "judge", "own_rater", "settings")}
   missing = unrated(contents["answers"], contents["ratings"])
+  ends = by_end(contents["answers"], contents["ratings"])
   workdir_lib.write_json(directory / "palms.json", data | dict(
       analysis=analysis.as_dict(), rater=contents["rater"], cut=cut(contents["answers"]),
-      unrated=missing))
+      unrated=missing, by_end=ends))
   sizes = sorted({mean.size for mean in analysis.means})
   html = report_lib.render_template(
       "palms.html", **data, analysis=analysis, labels=LABELS, sizes=sizes,
@@ -92,6 +93,7 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
       capability_lead=contents["capability_lead"],
       lead=lead(analysis, contents["rater"], contents["statistics"]),
       alpha=contents["statistics"].alpha, test=contents["statistics"].test, unrated=missing,
+      by_end=ends,
       categories={category.name: category for category in contents["values"].categories},
       figures=draw(contents, sizes), samples=samples(contents), cut=cut(contents["answers"]),
       tables={size: by_category(analysis, size) for size in reversed(sizes)}, p_text=p_text)
@@ -191,6 +193,19 @@ def cut(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     for line in lines:
       found.setdefault(line["kind"], []).append(not line["finished"])
   return {kind: sum(flags) / len(flags) for kind, flags in found.items()}
+
+
+def by_end(answers: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]]
+           ) -> dict[str, dict[str, float | None]]:
+  """kind -> the mean rating of its answers that ended and of those that were cut; None of none."""
+  finished = {(line["model"], line["probe"], line["sample"]): line["finished"]
+              for lines in answers.values() for line in lines}
+  found: dict[str, dict[str, list[float]]] = {}
+  for row in rows:
+    end = "ended" if finished[row["model"], row["probe"], row["sample"]] else "cut"
+    found.setdefault(row["kind"], dict(ended=[], cut=[]))[end].append(row["rating"])
+  return {kind: {end: sum(ratings) / len(ratings) if ratings else None
+                 for end, ratings in ends.items()} for kind, ends in found.items()}
 
 
 def p_text(value: float) -> str:
