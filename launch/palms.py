@@ -188,7 +188,7 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
   who = parser.add_mutually_exclusive_group(required=True)
   who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own answers")
   who.add_argument("--rater", help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
-                   "reward:SOURCE or endpoint, with the other settings of the run's config.raters")
+                   "or reward:SOURCE, with the other settings of the run's config.raters")
   parser.add_argument("--output", required=True, help="directory to write, which must be new")
 
 

@@ -78,7 +78,8 @@ def nucleus(logits_BV, top_p: float) -> Array:
   at or above it have `top_p`: 32 sums over the vocabulary, which cost less than sorting it does.
   """
   prob_BV = jax.nn.softmax(logits_BV, axis=-1)
-  bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
+  number_BV = jnp.where(logits_BV == 0, 0.0, logits_BV.astype(jnp.float32))  # no -0
+  bits_BV = jax.lax.bitcast_convert_type(number_BV, jnp.uint32)
   negative_BV = bits_BV >> 31 == 1
   # In the order of the numbers.
   order_BV = jnp.where(negative_BV, ~bits_BV, bits_BV | jnp.uint32(1 << 31))

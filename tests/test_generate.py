@@ -146,6 +146,8 @@ def test_the_nucleus_is_the_smallest_set_with_the_probability():
   np.testing.assert_array_equal(kept(0.6), [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
   np.testing.assert_array_equal(kept(0.7), [[0, 1, 0, 1, 1], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
   np.testing.assert_array_equal(kept(1e-6).sum(axis=1), [1, 1, 1])
+  zeros = np.float32([[-0.0, 0.0, -0.0, 0.0]])  # equally likely
+  np.testing.assert_array_equal(np.isfinite(generate.nucleus(zeros, 0.4)), [[1, 1, 0, 0]])
   logits = np.asarray(generate.nucleus(np.log(probs), 0.6))
   np.testing.assert_array_equal(logits[kept(0.6)], np.log(probs)[kept(0.6)])
 

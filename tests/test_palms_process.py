@@ -350,6 +350,16 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   with pytest.raises(SystemExit):
     rate_again(session_inputs.reward, "no")
   assert "--rater=" in capsys.readouterr().err and not (tmp_path / "no").exists()
+  with pytest.raises(SystemExit):
+    rate_again("endpoint", "no")
+  assert "--rater=endpoint; name a network" in capsys.readouterr().err
+  # Raters who have seen the answers of two models alone.
+  part = tmp_path / "part.jsonl"
+  part.write_text("".join(json.dumps(row) + "\n" for row in people if row["kind"] != "control"))
+  launch_palms.main(["palms", "report", f"--workdir={workdir}", f"--ratings={part}",
+                     f"--output={tmp_path / 'part'}"])
+  assert "Left out: control@given, seed 0 has no rating at all" in (
+      tmp_path / "part" / "palms.html").read_text(encoding="utf-8")
   path.write_text(path.read_text(encoding="utf-8").replace('"kind": "control"', '"kind": "base"'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])

@@ -179,7 +179,7 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   html = " ".join(report.write(tmp_path, made | dict(ratings=rows, analysis=analysis)).read_text(
       encoding="utf-8").split()).replace("\u202f", " ")
   assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. What they would have been" in html
-  assert "Left out for all models: probe 0 (violence) has no rating of control of size 1000, seed 0" \
+  assert "Left out: probe 0 (violence) has no rating of control of size 1000, seed 0" \
       " and 3 more; probe 4" in html
   assert f"alpha {analysis.raters['alpha']:.2f} over {len(rows) // 2} answers" in html
   assert "own rater, a network, x: its ratings and the means of these have Spearman's correlation " \

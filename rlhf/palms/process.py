@@ -502,7 +502,7 @@ def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
 
   Args:
     config, workdir: of the run.
-    source: who rates, of `raters.RatersConfig`; its other fields are the run's.
+    source: of a network that rates, see `raters.RatersConfig`, whose other fields are the run's.
     directory: to write the page and the ratings into.
 
   Raises:
@@ -512,6 +512,9 @@ def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
   if is_world(config):
     raise ValueError(f"{workdir} is a run on TinyWorld, whose answers are rated by rule; name one of "
                      "a real model")
+  if source in ("", raters.ENDPOINT):
+    raise ValueError(f"config.raters.source={source}; name a network, as an endpoint needs settings "
+                     "that are the run's own: hf:DIR, gguf:FILE, reward:SOURCE or an export")
   models, measured, values = finished_run(config, workdir)
   p = raters.RatersConfig(**dict(config.raters, source=source))
   raters.check(p, values, config.sampling.max_response_tokens)
@@ -591,8 +594,11 @@ def contents(config, workdir: pathlib.Path, measured: Mapping[str, Mapping[str, 
   of_model = {model.name: (model.kind, measured[model.name]["num_params"], model.seed)
               for model in models}
   answers = {model.name: read_jsonl(model.directory / ANSWERS) for model in models}
-  analysis = statistics.analyse(rows, p, asked=[line for lines in answers.values()
-                                                for line in lines])
+  rated = {row["model"] for row in rows}
+  unrated = [f"{name} has no rating at all" for name in answers if name not in rated]
+  analysis = statistics.analyse(rows, p, asked=[line for name, lines in answers.items()
+                                                if name in rated for line in lines])
+  analysis = dataclasses.replace(analysis, left_out=(*unrated, *analysis.left_out))
   toxic = report.compare({of_model[name]: report.by_probe(lines, "toxicity")
                           for name, lines in answers.items()}, crossed=True, **settings)
   tasks = report.compare_tasks({of_model[name]: result["capability"]

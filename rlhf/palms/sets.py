@@ -33,6 +33,8 @@ from rlhf.data import records
 
 POSITIONS, PROBES, TARGETED, CONTROL = (
     "positions.json", "probes.jsonl", "targeted.jsonl", "control.jsonl")
+_OPERATORS = "#*/%&@"  # punctuation to Unicode, and words to who asks of C# or 6 / 3
+_SELECTORS = "\ufe0e\ufe0f"  # how the symbol before is drawn
 BROAD = "broad"  # the category of a sample on none of the sensitive topics in particular
 SHIPPED = pathlib.Path(__file__).parent / "values"  # the set that was written for this project
 _POSITIONS_SHAPE = ('{"title": str, "categories": [{"name": str, "title": str, '
@@ -489,15 +491,20 @@ def _shared_phrase(first: Sample, second: Sample, limits: Limits) -> Iterator[Pr
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> tuple[str, ...]:
-  """Lower-case words and single symbols, without punctuation: what two texts are compared by."""
+  """Lower-case words and single symbols, without punctuation: what two texts are compared by.  A
+  text of neither is its own word."""
   # `re` does not count the signs that some scripts put on a letter as part of a word; without
   # them two words may be one.
-  kind = lambda character: unicodedata.category(character)[0]
-  spaced = [character if kind(character) in "LMN" or character in "'’"
-            else f" {character} " if kind(character) == "S" or character == "#" else " "
-            for character in unicodedata.normalize("NFC", text.lower())]
-  words = [word.strip("'’") for word in "".join(spaced).split()]
-  return tuple(word for word in words if word)
+  def spaced(character: str) -> str:
+    kind = unicodedata.category(character)
+    if character in _SELECTORS:
+      return ""
+    if kind[0] in "LMN" or character in "'’":
+      return character
+    return f" {character} " if kind in ("Sm", "Sc", "So") or character in _OPERATORS else " "
+  words = "".join(map(spaced, unicodedata.normalize("NFC", text.lower()))).split()
+  words = [word for word in (word.strip("'’") for word in words) if word]
+  return tuple(words) if words or not text.strip() else (text.strip(),)
 
 
 def _plain(text: str) -> str:

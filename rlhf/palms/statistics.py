@@ -61,8 +61,8 @@ class StatisticsConfig:
     seed: of both.
     confidence: of the intervals.
     alpha: a difference is shown where its p-value, by Holm over the categories, is below this.
-    test: whose p-value decides that.  "min_f" resamples probes and seeds and assumes that their
-      means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
+    test: whose p-value decides that.  "min_f" holds over probes and over seeds, and assumes that
+      their means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
       with 5 probes it cannot give less than 2 / 2^5 = 0.0625, and so shows nothing in a category.
       Slopes are tested by min F' whatever this says.
     capability_margin: points of a hundred.  Fine-tuning is said to cost no more capability where
@@ -547,7 +547,7 @@ def min_f(difference_SP: np.ndarray) -> float:
   return _largest_p(f_probes, f_seeds, num_seeds - 1, num_probes)
 
 
-def min_f_of_slope(differences_K: Sequence[np.ndarray], x_K: np.ndarray) -> float:
+def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
   """`min_f` for the slope of a mean difference on x: F1 over the probes' slopes, F2 over the runs.
 
   F1 is t^2 of the probes' slopes (over the means of the seeds) with P - 1 degrees of freedom; F2 is
@@ -556,16 +556,15 @@ def min_f_of_slope(differences_K: Sequence[np.ndarray], x_K: np.ndarray) -> floa
   those that share a base model are one.
 
   Args:
-    differences_K: [seeds, P] of each size, whose numbers of seeds may differ.
+    difference_KSP: of each size, seed and probe.
     x_K: what is regressed on.
   """
-  tables, x_K = [np.asarray(table, np.float64) for table in differences_K], np.asarray(x_K, float)
-  num_runs, num_probes = sum(map(len, tables)), tables[0].shape[1]
-  slope_P = _slope_weights(x_K) @ np.stack([table.mean(axis=0) for table in tables])
+  difference_KSP, x_K = np.asarray(difference_KSP, np.float64), np.asarray(x_K, np.float64)
+  num_sizes, num_seeds, num_probes = difference_KSP.shape
+  num_runs, slope_P = num_sizes * num_seeds, _slope_weights(x_K) @ difference_KSP.mean(axis=1)
   if num_probes < 2 or num_runs < 3 or abs(slope_P.mean()) < _TOLERANCE:
     return 1.0
-  runs = scipy.stats.linregress(np.repeat(x_K, [len(table) for table in tables]),
-                                np.concatenate([table.mean(axis=1) for table in tables]))
+  runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
   f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
   return _largest_p(_squared_t(slope_P), f_runs, num_runs - 2, num_probes)
 
@@ -751,10 +750,13 @@ def _slopes(first: str, second: str, ratings: Ratings,
           for line, p_holm in zip(found, adjusted, strict=True)]
 
 
-def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> list[np.ndarray]:
-  """[seeds, P] differences of each size; the one mean of its seeds, where they share a base."""
+def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> np.ndarray:
+  """[K, S, P] differences of the runs of each size; the one mean of its seeds, where they share a
+  base, or sizes have different numbers of them."""
   cells = [_cells(pair, places) for pair in pairs]
-  return [table.mean(axis=0, keepdims=True) for table in cells] if shared else cells
+  if shared or len({len(table) for table in cells}) > 1:
+    cells = [table.mean(axis=0, keepdims=True) for table in cells]
+  return np.stack(cells)
 
 
 def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
@@ -782,11 +784,13 @@ def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Se
     found.append(Claim(
         claim=f"values-targeted is rated above {second} in every category" + _at_each(overall),
         held=not lost and all(c.verdict == "higher" for c in single),
-        evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of {len(single)} categories"
+        evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of "
+        f"{len(single) + len(lost) * len(overall)} categories"
         + (f" and sizes, at {short_count(overall[-1].size)} in "
-           f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest)}"
+           f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest) + len(lost)}"
            if len(overall) > 1 else "")
-        + _failing("in", [*(c.category for c in largest if c.verdict != "higher"), *lost])))
+        + _failing("in", [c.category for c in largest if c.verdict != "higher"])
+        + (f"; not rated: {', '.join(lost)}" if lost else "")))
     for slope in slopes:
       if (slope.first, slope.second, slope.category) == ("targeted", second, ALL):
         found.append(Claim(
