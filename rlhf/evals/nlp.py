@@ -122,7 +122,7 @@ def item_metric(p: NlpConfig, task: str, seed: int) -> tuple[str, float]:
   if len(loaded) != 1:
     raise ValueError(f"{told}, a group of {len(loaded)} tasks; name them one by one")
   (lm_task,) = loaded.values()
-  ways = len(getattr(lm_task, "_filters", ()))
+  ways = len(lm_task._filters)
   if ways > 1:
     raise ValueError(f"{told}, which reads each answer in {ways} ways; name a task with one")
   metric, aggregate = next(iter(lm_task.aggregation().items()))

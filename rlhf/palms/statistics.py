@@ -660,8 +660,7 @@ def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *,
       slopes += _slopes(first, second, ratings, draws, p)
   return Analysis(means=tuple(means), comparisons=tuple(comparisons), slopes=tuple(slopes),
                   claims=tuple(_claims(comparisons, slopes, ratings.lost)),
-                  raters=rater_agreement(rows),
-                  left_out=ratings.left_out)
+                  raters=rater_agreement(rows), left_out=ratings.left_out)
 
 
 def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
