@@ -10,9 +10,20 @@ def get_optim(learning_rate: float, *, schedule: str = "cosine") -> ml_collectio
   eps 1e-8 and the clip of 1.0 are GPT-3's (Brown et al. 2020, appendix B); weight decay is not
   stated for any step of InstructGPT, so it is 0.
   """
-  return ml_collections.ConfigDict(dict(
-      learning_rate=learning_rate, schedule=schedule, warmup_steps=0, warmup_init_ratio=0.1,
-      final_ratio=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0))
+  return ml_collections.ConfigDict(
+    dict(
+      learning_rate=learning_rate,
+      schedule=schedule,
+      warmup_steps=0,
+      warmup_init_ratio=0.1,
+      final_ratio=0.1,
+      b1=0.9,
+      b2=0.95,
+      eps=1e-8,
+      weight_decay=0.0,
+      max_grad_norm=1.0,
+    )
+  )
 
 
 def get_lora() -> ml_collections.ConfigDict:
@@ -33,9 +44,15 @@ def get_loop(*, log_every: int, eval_every: int) -> ml_collections.ConfigDict:
 
 
 def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
-  checkpoint = ml_collections.ConfigDict(dict(
-      every=every, keep_last=2, keep_every=config_dict.placeholder(int), best_metric="",
-      best_is_lower=True))
+  checkpoint = ml_collections.ConfigDict(
+    dict(
+      every=every,
+      keep_last=2,
+      keep_every=config_dict.placeholder(int),
+      best_metric="",
+      best_is_lower=True,
+    )
+  )
   return checkpoint
 
 
@@ -49,9 +66,18 @@ def get_format() -> dict:
 
 def get_text() -> ml_collections.ConfigDict:
   """Pretraining text, packed as GPT-3 packs it: no mask between documents, no position reset."""
-  return ml_collections.ConfigDict(dict(
-      train="", valid="", fraction=1.0, max_tokens=config_dict.placeholder(int), packing="cut",
-      attend_across_documents=True, reset_positions=False, on_bad="stop"))
+  return ml_collections.ConfigDict(
+    dict(
+      train="",
+      valid="",
+      fraction=1.0,
+      max_tokens=config_dict.placeholder(int),
+      packing="cut",
+      attend_across_documents=True,
+      reset_positions=False,
+      on_bad="stop",
+    )
+  )
 
 
 def get_demonstrations(train: str | tuple[str, ...] = "") -> ml_collections.ConfigDict:
@@ -60,10 +86,21 @@ def get_demonstrations(train: str | tuple[str, ...] = "") -> ml_collections.Conf
   Args:
     train: what the field holds until it is given, "" for one source or () for a mixture.
   """
-  return ml_collections.ConfigDict(dict(
-      train=train, valid="", weights=(), max_examples=config_dict.placeholder(int), **get_format(),
-      packing="best_fit", overlong="drop",
-      prompt_loss_weight=0.0, attend_across_documents=False, reset_positions=True, on_bad="stop"))
+  return ml_collections.ConfigDict(
+    dict(
+      train=train,
+      valid="",
+      weights=(),
+      max_examples=config_dict.placeholder(int),
+      **get_format(),
+      packing="best_fit",
+      overlong="drop",
+      prompt_loss_weight=0.0,
+      attend_across_documents=False,
+      reset_positions=True,
+      on_bad="stop",
+    )
+  )
 
 
 def filled(value, kind: type):
@@ -76,8 +113,19 @@ def filled(value, kind: type):
 def get_endpoint() -> dict:
   """An OpenAI-compatible endpoint as judge: `rlhf.evals.endpoint.EndpointConfig`."""
   return dict(
-      base_url="http://localhost:8000/v1", model="", api_key_variable="OPENAI_API_KEY",
-      pairwise_prompt="", likert=True, likert_prompt="", temperature=filled(0.0, float),
-      max_tokens=filled(512, int), timeout=60.0, max_retries=6, max_attempts=3, num_parallel=4,
-      input_price=config_dict.placeholder(float), output_price=config_dict.placeholder(float),
-      currency="USD")
+    base_url="http://localhost:8000/v1",
+    model="",
+    api_key_variable="OPENAI_API_KEY",
+    pairwise_prompt="",
+    likert=True,
+    likert_prompt="",
+    temperature=filled(0.0, float),
+    max_tokens=filled(512, int),
+    timeout=60.0,
+    max_retries=6,
+    max_attempts=3,
+    num_parallel=4,
+    input_price=config_dict.placeholder(float),
+    output_price=config_dict.placeholder(float),
+    currency="USD",
+  )

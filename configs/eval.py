@@ -25,32 +25,76 @@ INSTRUCTIONS = ("basic", "respectful", "biased")
 
 def get_default() -> ml_collections.ConfigDict:
   """The paper's tasks and settings; what it does not say, and who judges, is ours."""
-  return ml_collections.ConfigDict(dict(
-      title="Checkpoints compared", seed=0, num_resamples=2000, batch_size=32,
+  return ml_collections.ConfigDict(
+    dict(
+      title="Checkpoints compared",
+      seed=0,
+      num_resamples=2000,
+      batch_size=32,
       mesh=common.get_mesh(),
       preference=dict(
-          data="", limit=config_dict.placeholder(int), baseline="", pairs=("all",),
-          judges=("labelers",), max_prompt_tokens=1024, max_response_tokens=256, temperature=1.0,
-          temperatures=(), key="", comparisons="",
-          world=dict(pipeline.get_labelers(), seed=0),
-          endpoint=common.get_endpoint()),
+        data="",
+        limit=config_dict.placeholder(int),
+        baseline="",
+        pairs=("all",),
+        judges=("labelers",),
+        max_prompt_tokens=1024,
+        max_response_tokens=256,
+        temperature=1.0,
+        temperatures=(),
+        key="",
+        comparisons="",
+        world=dict(pipeline.get_labelers(), seed=0),
+        endpoint=common.get_endpoint(),
+      ),
       nlp=dict(
-          tasks=("squadv2", "drop", "quac", "hellaswag", "rte", "sst", "wsc", "fr_en", "cnn_dm",
-                 "tldr"),
-          data="hub", limit=config_dict.placeholder(int), num_fewshot=config_dict.placeholder(int),
-          chat=False),
+        tasks=(
+          "squadv2",
+          "drop",
+          "quac",
+          "hellaswag",
+          "rte",
+          "sst",
+          "wsc",
+          "fr_en",
+          "cnn_dm",
+          "tldr",
+        ),
+        data="hub",
+        limit=config_dict.placeholder(int),
+        num_fewshot=config_dict.placeholder(int),
+        chat=False,
+      ),
       truth=dict(
-          judge_true="", judge_info="", data="hub", limit=config_dict.placeholder(int),
-          questions="held_out", prompts=("qa", "instruction", "qa_instruction"),
-          max_response_tokens=50),
+        judge_true="",
+        judge_info="",
+        data="hub",
+        limit=config_dict.placeholder(int),
+        questions="held_out",
+        prompts=("qa", "instruction", "qa_instruction"),
+        max_response_tokens=50,
+      ),
       toxicity=dict(
-          data="hub", limit=common.filled(5000, int), prompts=INSTRUCTIONS,
-          classifier="profanity", temperature=0.0, max_response_tokens=20,
-          perspective_attribute="TOXICITY", perspective_language="en",
-          perspective_requests_per_second=1.0, perspective_max_tries=6,
-          perspective_key_variable="PERSPECTIVE_API_KEY"),
-      bias=dict(tasks=("winogender", "crows_pairs"), data="hub",
-                limit=config_dict.placeholder(int), prompts=INSTRUCTIONS)))
+        data="hub",
+        limit=common.filled(5000, int),
+        prompts=INSTRUCTIONS,
+        classifier="profanity",
+        temperature=0.0,
+        max_response_tokens=20,
+        perspective_attribute="TOXICITY",
+        perspective_language="en",
+        perspective_requests_per_second=1.0,
+        perspective_max_tries=6,
+        perspective_key_variable="PERSPECTIVE_API_KEY",
+      ),
+      bias=dict(
+        tasks=("winogender", "crows_pairs"),
+        data="hub",
+        limit=config_dict.placeholder(int),
+        prompts=INSTRUCTIONS,
+      ),
+    )
+  )
 
 
 def get_quick() -> ml_collections.ConfigDict:

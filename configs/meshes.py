@@ -16,11 +16,11 @@ import re
 
 # kind: (platform, axes of the shape, chips on a host, HBM of a device in bytes)
 KINDS = {
-    "cpu": ("cpu", 1, None, None),
-    "v5e": ("tpu", 2, 4, 16 * 2**30),
-    "v5p": ("tpu", 3, 4, 95 * 2**30),
-    "v6e": ("tpu", 2, 4, 32 * 2**30),
-    "h100": ("cuda", 2, 8, 80 * 10**9),
+  "cpu": ("cpu", 1, None, None),
+  "v5e": ("tpu", 2, 4, 16 * 2**30),
+  "v5p": ("tpu", 3, 4, 95 * 2**30),
+  "v6e": ("tpu", 2, 4, 32 * 2**30),
+  "h100": ("cuda", 2, 8, 80 * 10**9),
 }
 
 
@@ -35,6 +35,7 @@ class Topology:
     memory_bytes: of one device; None where the machine decides.
     chips_per_host: of a full host; None for cpu.
   """
+
   kind: str
   shape: tuple[int, ...]
 
@@ -51,8 +52,9 @@ class Topology:
     """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
     if self.kind == "h100":
       return self.shape[0]
-    if self.chips_per_host is None or (len(self.shape) == 2 and self.platform == "tpu" and
-                                       self.num_devices <= 8):
+    if self.chips_per_host is None or (
+      len(self.shape) == 2 and self.platform == "tpu" and self.num_devices <= 8
+    ):
       return 1
     return max(self.num_devices // self.chips_per_host, 1)
 
@@ -77,13 +79,17 @@ def parse_topology(text: str) -> Topology:
   """
   kind, _, shape = text.partition(":")
   if kind not in KINDS:
-    raise ValueError(f"topology {text!r} has no known kind; choose from {', '.join(KINDS)}, "
-                     "for example v5p:4x4x4 or h100:4x8")
+    raise ValueError(
+      f"topology {text!r} has no known kind; choose from {', '.join(KINDS)}, "
+      "for example v5p:4x4x4 or h100:4x8"
+    )
   num_axes = KINDS[kind][1]
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){%d}" % (num_axes - 1), shape):
     example = {1: "8", 2: "4x4", 3: "4x4x4"}[num_axes] if kind != "h100" else "4x8"
-    raise ValueError(f"topology {text!r} needs {num_axes} numbers above 0 joined by x, for example "
-                     f"{kind}:{example}")
+    raise ValueError(
+      f"topology {text!r} needs {num_axes} numbers above 0 joined by x, for example "
+      f"{kind}:{example}"
+    )
   topology = Topology(kind=kind, shape=tuple(int(size) for size in shape.split("x")))
   if kind == "h100" and topology.shape[1] > 8:
     raise ValueError(f"topology {text!r} has {topology.shape[1]} GPUs in a node; 8 at most")
@@ -100,8 +106,9 @@ def check_mesh(mesh, num_devices: int) -> dict[str, int]:
   data = num_devices // fixed if mesh["data"] == -1 else mesh["data"]
   if data < 1 or data * fixed != num_devices:
     raise ValueError(
-        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use "
-        f"exactly the {num_devices} devices there are; choose sizes whose product is {num_devices}")
+      f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']} does not use "
+      f"exactly the {num_devices} devices there are; choose sizes whose product is {num_devices}"
+    )
   return {"data": data, "fsdp": mesh["fsdp"], "tensor": mesh["tensor"]}
 
 
@@ -133,11 +140,14 @@ def check_config(config, topology: Topology) -> None:
   fused = topology.platform != "cpu" and config["model"]["dtype"] != "float32"
   for group in ("sft", "reward", "ppo", "judge"):
     names = ("batch_size", "minibatch_size") + (
-        ("microbatch_size", "ptx_microbatch_size") if fused else ())
+      ("microbatch_size", "ptx_microbatch_size") if fused else ()
+    )
     for name in names:
       if group in config and name in config[group] and config[group][name] % num_shards:
-        raise ValueError(f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
-                         f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}")
+        raise ValueError(
+          f"{topology.name}: {group}.{name} {config[group][name]} does not divide "
+          f"over data*fsdp = {num_shards} devices; use a multiple of {num_shards}"
+        )
   check_heads(config["model"], axes["tensor"], f"{topology.name}: model.")
 
 
@@ -149,8 +159,10 @@ def check_heads(model, tensor: int, prefix: str) -> None:
   for name in ("num_heads", "num_kv_heads"):
     heads = model[name] if name in model else None
     if heads is not None and heads % tensor:
-      raise ValueError(f"{prefix}{name} {heads} does not divide over mesh.tensor {tensor}; use a "
-                       f"divisor of {heads}")
+      raise ValueError(
+        f"{prefix}{name} {heads} does not divide over mesh.tensor {tensor}; use a "
+        f"divisor of {heads}"
+      )
 
 
 # ----------------------------------------------------------------------------- recommendations
@@ -158,18 +170,26 @@ def check_heads(model, tensor: int, prefix: str) -> None:
 # size: a slice and a set of nodes for PPO-ptx at the paper's batch, small ones of those on which it
 # fits; README says which of them `launch.check` has confirmed.
 SMALLEST = {
-    "125m": ("v5e:2x4", "h100:1x1"),
-    "350m": ("v5e:4x8", "h100:1x2"),
-    "760m": ("v5e:4x8", "h100:1x4"),
-    "1.3b": ("v5p:2x2x2", "h100:1x8"),
-    "2.7b": ("v5p:2x2x4", "h100:2x8"),
-    "6.7b": ("v5p:2x2x4", "h100:2x8"),
-    "13b": ("v5p:2x2x4", "h100:4x8"),
-    "175b": ("v5p:4x4x8", "h100:16x8"),
+  "125m": ("v5e:2x4", "h100:1x1"),
+  "350m": ("v5e:4x8", "h100:1x2"),
+  "760m": ("v5e:4x8", "h100:1x4"),
+  "1.3b": ("v5p:2x2x2", "h100:1x8"),
+  "2.7b": ("v5p:2x2x4", "h100:2x8"),
+  "6.7b": ("v5p:2x2x4", "h100:2x8"),
+  "13b": ("v5p:2x2x4", "h100:4x8"),
+  "175b": ("v5p:4x4x8", "h100:16x8"),
 }
 # size: (tensor on TPU, tensor on GPU), at least; up to 512 GPUs it stays inside a node of 8.
-TENSOR = {"125m": (1, 1), "350m": (1, 1), "760m": (1, 1), "1.3b": (1, 1), "2.7b": (1, 1),
-          "6.7b": (1, 2), "13b": (2, 4), "175b": (8, 8)}
+TENSOR = {
+  "125m": (1, 1),
+  "350m": (1, 1),
+  "760m": (1, 1),
+  "1.3b": (1, 1),
+  "2.7b": (1, 1),
+  "6.7b": (1, 2),
+  "13b": (2, 4),
+  "175b": (8, 8),
+}
 
 
 def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, dict], int]:
@@ -190,12 +210,14 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
   rows = num_devices // tensor
   if num_devices % tensor or max_rows % rows:
     raise ValueError(
-        f"topology {topology.name}: {num_devices} devices do not divide into shards of rows that "
-        f"divide a batch of {max_rows} and a tensor axis of {tensor}; use a power of two")
+      f"topology {topology.name}: {num_devices} devices do not divide into shards of rows that "
+      f"divide a batch of {max_rows} and a tensor axis of {tensor}; use a power of two"
+    )
   large = size in ("6.7b", "13b", "175b")
   layout = {
-      "mesh": dict(data=1, fsdp=rows, tensor=tensor),
-      "model": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor")}
+    "mesh": dict(data=1, fsdp=rows, tensor=tensor),
+    "model": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor"),
+  }
   return layout, rows if large else min(2 * rows, max_rows)
 
 

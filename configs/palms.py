@@ -73,14 +73,40 @@ def _shape(shape: tuple) -> dict[str, float]:
 
 
 def _common(title: str) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(dict(
-      title=title, seeds=(0,), value_set="", format=common.get_format(),
-      sampling=dict(num_samples=3, temperature=1.0, top_p=0.9, max_prompt_tokens=64,
-                    max_response_tokens=200, batch_size=60),
-      cooccurrence=dict(num_samples=800, max_response_tokens=50, temperature=1.0, top_p=0.9,
-                        num_favoured=100, num_skewed=10, smoothing=1.0),
-      statistics=dict(num_resamples=2000, num_flips=10_000, seed=0, confidence=0.95, alpha=0.05,
-                      test="min_f", capability_margin=2.0)))
+  return ml_collections.ConfigDict(
+    dict(
+      title=title,
+      seeds=(0,),
+      value_set="",
+      format=common.get_format(),
+      sampling=dict(
+        num_samples=3,
+        temperature=1.0,
+        top_p=0.9,
+        max_prompt_tokens=64,
+        max_response_tokens=200,
+        batch_size=60,
+      ),
+      cooccurrence=dict(
+        num_samples=800,
+        max_response_tokens=50,
+        temperature=1.0,
+        top_p=0.9,
+        num_favoured=100,
+        num_skewed=10,
+        smoothing=1.0,
+      ),
+      statistics=dict(
+        num_resamples=2000,
+        num_flips=10_000,
+        seed=0,
+        confidence=0.95,
+        alpha=0.05,
+        test="min_f",
+        capability_margin=2.0,
+      ),
+    )
+  )
 
 
 def get_tiny() -> ml_collections.ConfigDict:
@@ -119,13 +145,26 @@ def _get_real(title: str, argument: str, learning_rate: float) -> ml_collections
   config = _common(title)
   config.tune = _tune(argument, learning_rate)
   config.tune.demonstrations.packing = "one_per_row"  # packed, 80 samples would be 14 rows of 2,048
-  config.base = dict(source="", mesh=config.tune.mesh.copy_and_resolve_references(),
-                     model=config.tune.model.copy_and_resolve_references())
+  config.base = dict(
+    source="",
+    mesh=config.tune.mesh.copy_and_resolve_references(),
+    model=config.tune.model.copy_and_resolve_references(),
+  )
   config.sizes = {"given": {}}
-  config.raters = dict(source="", prompt="", dtype=config.tune.model.dtype, batch_size=16,
-                       endpoint=common.get_endpoint())
-  config.capability = dict(tasks=("sst", "rte"), data="hub", limit=config_dict.placeholder(int),
-                           num_fewshot=config_dict.placeholder(int), chat=False)
+  config.raters = dict(
+    source="",
+    prompt="",
+    dtype=config.tune.model.dtype,
+    batch_size=16,
+    endpoint=common.get_endpoint(),
+  )
+  config.capability = dict(
+    tasks=("sst", "rte"),
+    data="hub",
+    limit=config_dict.placeholder(int),
+    num_fewshot=config_dict.placeholder(int),
+    chat=False,
+  )
   return config
 
 
@@ -164,11 +203,13 @@ def get_size(argument: str) -> ml_collections.ConfigDict:
   name = models.gpt3_name(size)
   if name not in models.GPT3:
     raise ValueError(f"size {size!r}; choose from {', '.join((*NAMES, *models.GPT3))}")
-  config = _get_real(f"PALMS at {size}", f"{size},sft",
-                     LEARNING_RATE_MULTIPLIER * sft.PRETRAIN_LR[name])
+  config = _get_real(
+    f"PALMS at {size}", f"{size},sft", LEARNING_RATE_MULTIPLIER * sft.PRETRAIN_LR[name]
+  )
   if topology:
-    meshes.lay_out(config.tune, name, topology, max_rows=TUNE_BATCH,
-                   microbatches=("sft.microbatch_size",))
+    meshes.lay_out(
+      config.tune, name, topology, max_rows=TUNE_BATCH, microbatches=("sft.microbatch_size",)
+    )
     for group in ("mesh", "model"):
       config.base[group] = config.tune[group].copy_and_resolve_references()
   return config

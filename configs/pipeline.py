@@ -34,10 +34,13 @@ def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name in FILLED:
     if name in config:
       del config[name]
-  for group, fields in (("text", ("train", "valid")),
-                        ("demonstrations", ("train", "valid", *FORMAT)),
-                        ("comparisons", ("train", "valid", "demonstrations", *FORMAT)),
-                        ("prompts", ("train", "valid", *FORMAT)), ("pretraining", ("train",))):
+  for group, fields in (
+    ("text", ("train", "valid")),
+    ("demonstrations", ("train", "valid", *FORMAT)),
+    ("comparisons", ("train", "valid", "demonstrations", *FORMAT)),
+    ("prompts", ("train", "valid", *FORMAT)),
+    ("pretraining", ("train",)),
+  ):
     if group in config:
       for field in fields:
         del config[group][field]
@@ -52,16 +55,28 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
   `kl_reference`: PPO's penalty is towards its own start, "init", or towards the "base" model
   (InstructGPT Fig. 34).
   """
-  config = ml_collections.ConfigDict(dict(
-      title="", seed=0, format=common.get_format(), reward_init="sft", kl_reference="init",
+  config = ml_collections.ConfigDict(
+    dict(
+      title="",
+      seed=0,
+      format=common.get_format(),
+      reward_init="sft",
+      kl_reference="init",
       base=_stage(sft.get_config(f"{size},pretrain")),
       sft=_stage(sft.get_config(size)),
       init=_stage(sft.get_config(f"{size},init")),
       reward_model=_stage(reward_model.get_config(size)),
       ppo=_stage(ppo.get_config(size)),
       base_more_pretraining=_stage(sft.get_config(f"{size},pretrain")),
-      evaluation=dict(temperature=1.0, base_temperature=0.7, num_selection_prompts=200,
-                      num_resamples=2000, batch_size=200)))
+      evaluation=dict(
+        temperature=1.0,
+        base_temperature=0.7,
+        num_selection_prompts=200,
+        num_resamples=2000,
+        batch_size=200,
+      ),
+    )
+  )
   for name in ("sft", "init", "base_more_pretraining"):
     del config[name]["tokenizer"]  # the base model's
   del config.base_more_pretraining.sft["max_steps"]  # as many tokens as PPO-ptx reads
@@ -80,8 +95,7 @@ def _continue_base(config: ml_collections.ConfigDict) -> None:
 
 
 def _share_shape(config: ml_collections.ConfigDict) -> None:
-  """One shape for the policy: --config.base.model.width=64 is every stage's, but the reward model's.
-  """
+  """One shape for the policy: --config.base.model.width=64 is every stage's, but the reward model's."""
   for stage in ("sft", "init", "ppo", "base_more_pretraining"):
     for name in SHAPE:
       config[stage].model[name] = config.base.model.get_ref(name)
@@ -89,15 +103,23 @@ def _share_shape(config: ml_collections.ConfigDict) -> None:
 
 def get_labelers() -> dict[str, float]:
   """TinyWorld's labelers, but for the seed."""
-  return dict(num_training=5, num_heldout=5, weight_spread=0.3, length_taste_scale=0.03,
-              leniency_scale=0.05, noise_scale=0.14, tie_margin=0.03)
+  return dict(
+    num_training=5,
+    num_heldout=5,
+    weight_spread=0.3,
+    length_taste_scale=0.03,
+    leniency_scale=0.05,
+    noise_scale=0.14,
+    tie_margin=0.03,
+  )
 
 
 def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
   config.world = ml_collections.ConfigDict(sizes)
   config.labelers = ml_collections.ConfigDict(get_labelers())
-  config.comparisons = ml_collections.ConfigDict(dict(
-      min_completions=4, max_completions=9, temperature=1.0))
+  config.comparisons = ml_collections.ConfigDict(
+    dict(min_completions=4, max_completions=9, temperature=1.0)
+  )
 
 
 def get_tiny() -> ml_collections.ConfigDict:
@@ -120,16 +142,30 @@ def get_tiny() -> ml_collections.ConfigDict:
   """
   config = _assemble("tiny")
   config.title = "TinyWorld, 2 layers of width 128"
-  _add_world(config, num_pretraining_documents=24_000, num_validation_documents=1_000,
-             num_demonstrations=1_800, num_validation_demonstrations=200, num_reward_prompts=2_000,
-             num_reward_validation_prompts=300, num_ppo_prompts=3_000,
-             num_ppo_validation_prompts=200, num_test_prompts=1_200, num_few_shot_items=200,
-             num_few_shot_shots=3, num_users=300)
+  _add_world(
+    config,
+    num_pretraining_documents=24_000,
+    num_validation_documents=1_000,
+    num_demonstrations=1_800,
+    num_validation_demonstrations=200,
+    num_reward_prompts=2_000,
+    num_reward_validation_prompts=300,
+    num_ppo_prompts=3_000,
+    num_ppo_validation_prompts=200,
+    num_test_prompts=1_200,
+    num_few_shot_items=200,
+    num_few_shot_shots=3,
+    num_users=300,
+  )
   for name in STAGES:
     # Both layers dense: two layers can match answer to prompt only if the first sees the prompt.
     config[name].model.band_width = None
-  for group in (config.base.text, config.init.text, config.base_more_pretraining.text,
-                config.ppo.pretraining):
+  for group in (
+    config.base.text,
+    config.init.text,
+    config.base_more_pretraining.text,
+    config.ppo.pretraining,
+  ):
     # Each document is read whole and from position 0, as prompts will be: rows are hardly longer
     # than documents, and cutting at their ends would part most answers from their questions.
     group.packing = "best_fit"
@@ -177,10 +213,18 @@ def get_test() -> ml_collections.ConfigDict:
     config[name].checkpoint.every = 4
     config[name].loop.log_every = 1
   for name, value in dict(
-      num_pretraining_documents=400, num_validation_documents=40, num_demonstrations=60,
-      num_validation_demonstrations=20, num_reward_prompts=32, num_reward_validation_prompts=16,
-      num_ppo_prompts=40, num_ppo_validation_prompts=16, num_test_prompts=24,
-      num_few_shot_items=8, num_users=20).items():
+    num_pretraining_documents=400,
+    num_validation_documents=40,
+    num_demonstrations=60,
+    num_validation_demonstrations=20,
+    num_reward_prompts=32,
+    num_reward_validation_prompts=16,
+    num_ppo_prompts=40,
+    num_ppo_validation_prompts=16,
+    num_test_prompts=24,
+    num_few_shot_items=8,
+    num_users=20,
+  ).items():
     config.world[name] = value
   config.base.tokenizer = "bpe:512"
   config.base.sft.batch_size = config.base.sft.microbatch_size = 16
@@ -297,9 +341,16 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   config = _assemble("imported")
   config.title = title
   base = config.base
-  config.base = ml_collections.ConfigDict(dict(
-      source="", mesh=base.mesh, model=base.model, length=base.length, text=base.text,
-      sft=dict(batch_size=16)))
+  config.base = ml_collections.ConfigDict(
+    dict(
+      source="",
+      mesh=base.mesh,
+      model=base.model,
+      length=base.length,
+      text=base.text,
+      sft=dict(batch_size=16),
+    )
+  )
   config.files = _files(max_demonstrations=160)
   config.files.update(valid_fraction=0.15, max_comparisons=120, max_prompts=400, max_completions=4)
   for name in STAGES:
@@ -369,12 +420,23 @@ def get_gemma3_270m() -> ml_collections.ConfigDict:
 
 def _files(max_demonstrations: int | None) -> ml_collections.ConfigDict:
   """One's own files, with their cleaning and splits; see `pipeline.FilesConfig`."""
-  files = ml_collections.ConfigDict(dict(
-      text=("",), demonstrations=("",), comparisons=("",), prompts=("",), valid_fraction=0.1,
-      test_fraction=0.1, max_demonstrations=config_dict.placeholder(int),
-      max_comparisons=config_dict.placeholder(int), max_prompts=config_dict.placeholder(int),
-      max_completions=config_dict.placeholder(int), prefix_length=60, max_prompts_per_user=200,
-      on_bad="stop"))
+  files = ml_collections.ConfigDict(
+    dict(
+      text=("",),
+      demonstrations=("",),
+      comparisons=("",),
+      prompts=("",),
+      valid_fraction=0.1,
+      test_fraction=0.1,
+      max_demonstrations=config_dict.placeholder(int),
+      max_comparisons=config_dict.placeholder(int),
+      max_prompts=config_dict.placeholder(int),
+      max_completions=config_dict.placeholder(int),
+      prefix_length=60,
+      max_prompts_per_user=200,
+      on_bad="stop",
+    )
+  )
   files.max_demonstrations = max_demonstrations
   return files
 
@@ -385,8 +447,13 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown name.
   """
-  choices = dict(zip(NAMES, (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m, get_sized,
-                             get_sized_test), strict=True))
+  choices = dict(
+    zip(
+      NAMES,
+      (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m, get_sized, get_sized_test),
+      strict=True,
+    )
+  )
   if name not in choices:
     raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
   config = choices[name]()

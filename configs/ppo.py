@@ -47,8 +47,12 @@ from configs import meshes
 from configs import models
 
 # size: (policy learning rate, value learning rate)
-PAPER = {"1.3b": (1.18e-5, 9e-6), "6.7b": (1.18e-5, 9e-6), "13b": (1.18e-5, 9e-6),
-         "175b": (2.55e-6, 5e-6)}
+PAPER = {
+  "1.3b": (1.18e-5, 9e-6),
+  "6.7b": (1.18e-5, 9e-6),
+  "13b": (1.18e-5, 9e-6),
+  "175b": (2.55e-6, 5e-6),
+}
 
 
 def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
@@ -63,7 +67,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
   half = models.row_length(model) // 2
-  ppo = ml_collections.ConfigDict(dict(
+  ppo = ml_collections.ConfigDict(
+    dict(
       batch_size=512,
       minibatch_size=64,
       microbatch_size=64 if tiny else 16,
@@ -99,9 +104,11 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       alarm_ratio_error=1e-3 if model.dtype == "float32" else 0.1,
       alarm_kl=100.0,
       alarm_decode_gap=0.05,
-  ))
+    )
+  )
   ppo.value_clip = 0.2
-  config = ml_collections.ConfigDict(dict(
+  config = ml_collections.ConfigDict(
+    dict(
       seed=0,
       policy_from="",
       reward_from="",
@@ -111,19 +118,32 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       ppo=ppo,
-      prompts=dict(train="", valid="", num_valid=512, overlong="drop", **common.get_format(),
-                   on_bad="stop"),
-      pretraining=dict(train="", max_tokens=config_dict.placeholder(int), packing="cut",
-                       attend_across_documents=True, reset_positions=False, on_bad="stop"),
+      prompts=dict(
+        train="", valid="", num_valid=512, overlong="drop", **common.get_format(), on_bad="stop"
+      ),
+      pretraining=dict(
+        train="",
+        max_tokens=config_dict.placeholder(int),
+        packing="cut",
+        attend_across_documents=True,
+        reset_positions=False,
+        on_bad="stop",
+      ),
       policy_optim=common.get_optim(policy_lr, schedule="constant"),
       value_optim=common.get_optim(value_lr, schedule="constant"),
       loop=common.get_loop(log_every=1, eval_every=10),
       checkpoint=common.get_checkpoint(every=10),
-  ))
+    )
+  )
   updates = 10 * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
   config.policy_optim.warmup_steps = updates
   config.value_optim.warmup_steps = updates
   if topology:
-    meshes.lay_out(config, name, topology, max_rows=ppo.minibatch_size,
-                   microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"))
+    meshes.lay_out(
+      config,
+      name,
+      topology,
+      max_rows=ppo.minibatch_size,
+      microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"),
+    )
   return config.lock()

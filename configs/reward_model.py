@@ -29,7 +29,8 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
   size, _, topology = argument.partition(",")
   model = models.get_model(size)
   tiny = size in models.TINY
-  config = ml_collections.ConfigDict(dict(
+  config = ml_collections.ConfigDict(
+    dict(
       seed=0,
       init_from="",
       length=models.row_length(model),
@@ -37,13 +38,26 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),
-      comparisons=dict(train="", valid="", demonstrations="", overlong="drop_completion",
-                       overlong_demonstrations="drop", **common.get_format(), on_bad="stop"),
+      comparisons=dict(
+        train="",
+        valid="",
+        demonstrations="",
+        overlong="drop_completion",
+        overlong_demonstrations="drop",
+        **common.get_format(),
+        on_bad="stop",
+      ),
       optim=common.get_optim(1e-3 if tiny else 9e-6),
       loop=common.get_loop(log_every=5, eval_every=50),
       checkpoint=common.get_checkpoint(every=50),
-  ))
+    )
+  )
   if topology:
-    meshes.lay_out(config, models.gpt3_name(size), topology,
-                   max_rows=config.reward.batch_size, microbatches=("reward.microbatch_size",))
+    meshes.lay_out(
+      config,
+      models.gpt3_name(size),
+      topology,
+      max_rows=config.reward.batch_size,
+      microbatches=("reward.microbatch_size",),
+    )
   return config.lock()

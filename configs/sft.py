@@ -49,15 +49,26 @@ from configs import models
 VARIANTS = ("sft", "init", "pretrain", "flan", "t0")
 # size: (SFT learning rate, init learning rate, batch)
 SMALL = (9.65e-6, 5e-6, 32)
-PAPER = {"6.7b": (9.65e-6, 1.04e-5, 32), "13b": (9.65e-6, 1.04e-5, 32),
-         "175b": (5.03e-6, 2.45e-6, 8)}
+PAPER = {
+  "6.7b": (9.65e-6, 1.04e-5, 32),
+  "13b": (9.65e-6, 1.04e-5, 32),
+  "175b": (5.03e-6, 2.45e-6, 8),
+}
 TINY = (1e-3, 1e-3, 32)
 # InstructGPT C.5: (learning rate, batch, examples at most).
 COLLECTIONS = {"flan": (4e-6, 64, None), "t0": (4e-6, 128, 1_280_000)}
 KEPT_EXAMPLES = 128_000  # ours
 # GPT-3 Table 2.1.
-PRETRAIN_LR = {"125m": 6e-4, "350m": 3e-4, "760m": 2.5e-4, "1.3b": 2e-4, "2.7b": 1.6e-4,
-               "6.7b": 1.2e-4, "13b": 1e-4, "175b": 0.6e-4}
+PRETRAIN_LR = {
+  "125m": 6e-4,
+  "350m": 3e-4,
+  "760m": 2.5e-4,
+  "1.3b": 2e-4,
+  "2.7b": 1.6e-4,
+  "6.7b": 1.2e-4,
+  "13b": 1e-4,
+  "175b": 0.6e-4,
+}
 
 
 def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
@@ -83,7 +94,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     learning_rate, batch_size = (sft_lr, batch_size) if tiny else (rate, batch)
   else:
     learning_rate = sft_lr if variant == "sft" else init_lr
-  config = ml_collections.ConfigDict(dict(
+  config = ml_collections.ConfigDict(
+    dict(
       seed=0,
       init_from="",
       tokenizer="bpe:1024" if tiny else "gpt2:",
@@ -92,14 +104,19 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       sft=dict(
-          batch_size=batch_size, microbatch_size=batch_size, num_epochs=16 if variant == "sft" else
-          2 if variant == "init" else 1, max_steps=config_dict.placeholder(int),
-          dropout_rate=0.2 if variant == "sft" else 0.0,
-          keep_epochs=variant == "sft", keep_rows=config_dict.placeholder(int)),
+        batch_size=batch_size,
+        microbatch_size=batch_size,
+        num_epochs=16 if variant == "sft" else 2 if variant == "init" else 1,
+        max_steps=config_dict.placeholder(int),
+        dropout_rate=0.2 if variant == "sft" else 0.0,
+        keep_epochs=variant == "sft",
+        keep_rows=config_dict.placeholder(int),
+      ),
       optim=common.get_optim(learning_rate),
       loop=common.get_loop(log_every=10, eval_every=100),
       checkpoint=common.get_checkpoint(every=200),
-  ))
+    )
+  )
   if variant != "pretrain":
     config.demonstrations = common.get_demonstrations(() if variant in COLLECTIONS else "")
   if variant in COLLECTIONS:
@@ -113,6 +130,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     config.optim.weight_decay = 0.1  # GPT-3 appendix B
     config.optim.warmup_steps = 50 if tiny else 375_000_000 // (batch_size * config.length)
   if topology:
-    meshes.lay_out(config, size, topology, max_rows=batch_size,
-                   microbatches=("sft.microbatch_size",))
+    meshes.lay_out(
+      config, size, topology, max_rows=batch_size, microbatches=("sft.microbatch_size",)
+    )
   return config.lock()

@@ -31,24 +31,39 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
   size, _, topology = argument.partition(",")
   model = models.get_model(size)
   tiny = size in models.TINY
-  config = ml_collections.ConfigDict(dict(
+  config = ml_collections.ConfigDict(
+    dict(
       seed=0,
       init_from="",
       length=min(models.row_length(model), MAX_LENGTH),
       model=model,
       mesh=common.get_mesh(),
       lora=common.get_lora(),
-      judge=dict(batch_size=16, microbatch_size=16, num_epochs=2,
-                 max_steps=config_dict.placeholder(int)),
-      answers=dict(true="", informative="", test="", test_fraction=0.2, valid_fraction=0.1,
-                   num_valid=config_dict.placeholder(int), num_test=config_dict.placeholder(int),
-                   on_bad="stop"),
+      judge=dict(
+        batch_size=16, microbatch_size=16, num_epochs=2, max_steps=config_dict.placeholder(int)
+      ),
+      answers=dict(
+        true="",
+        informative="",
+        test="",
+        test_fraction=0.2,
+        valid_fraction=0.1,
+        num_valid=config_dict.placeholder(int),
+        num_test=config_dict.placeholder(int),
+        on_bad="stop",
+      ),
       optim=common.get_optim(1e-3 if tiny else 1e-5),
       loop=common.get_loop(log_every=10, eval_every=200),
       checkpoint=common.get_checkpoint(every=200),
-  ))
+    )
+  )
   config.answers.num_valid = 500
   if topology:
-    meshes.lay_out(config, models.gpt3_name(size), topology, max_rows=config.judge.batch_size,
-                   microbatches=("judge.microbatch_size",))
+    meshes.lay_out(
+      config,
+      models.gpt3_name(size),
+      topology,
+      max_rows=config.judge.batch_size,
+      microbatches=("judge.microbatch_size",),
+    )
   return config.lock()

@@ -37,18 +37,25 @@ from launch import setup
 def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
-  parser.add_argument("--samples", required=True,
-                      help='JSONL of {"prompt", "completions": [N texts]}, as launch.generate '
-                      "writes it")
+  parser.add_argument(
+    "--samples",
+    required=True,
+    help='JSONL of {"prompt", "completions": [N texts]}, as launch.generate writes it',
+  )
   parser.add_argument("--output", required=True, help="directory to write")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
   parser.add_argument("--gold", help="export of a reward model, or tinyworld:SEED")
   parser.add_argument("--ppo", help="workdirs of PPO runs, joined by commas")
   parser.add_argument("--ppo_prompts", help="JSONL of their validation prompts, with tasks")
-  parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
-                      help="texts scored at once; changes nothing but speed and memory")
-  parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
-                      help="at a bad line: stop, or skip and count")
+  parser.add_argument(
+    "--batch_size",
+    type=setup.at_least(1),
+    default=64,
+    help="texts scored at once; changes nothing but speed and memory",
+  )
+  parser.add_argument(
+    "--on_bad", choices=jsonl.ON_BAD, default="stop", help="at a bad line: stop, or skip and count"
+  )
   scoring.add_reward_flags(parser, all_rules=True)
   arguments = parser.parse_args(argv[1:])
   world = arguments.gold is not None and arguments.gold.startswith("tinyworld:")
@@ -67,8 +74,11 @@ def main(argv: list[str]) -> None:
     jsonl.check_output(output / "best_of_n.json", arguments.overwrite)
     lines = read(arguments)
     gold = gold_scorer(arguments, lines)
-    stages = [] if arguments.ppo is None else [
-        pathlib.Path(name) for name in scoring.split_list(arguments.ppo, "ppo")]
+    stages = (
+      []
+      if arguments.ppo is None
+      else [pathlib.Path(name) for name in scoring.split_list(arguments.ppo, "ppo")]
+    )
     members = scoring.load_reward_models(arguments)
     texts = [(line["prompt"], text) for line in lines for text in line["completions"]]
     table = lambda scores: np.asarray(scores, np.float64).reshape(len(lines), -1)
@@ -84,8 +94,11 @@ def main(argv: list[str]) -> None:
     print(describe(curves), flush=True)
     for name, law in gold_laws(curves).items():
       shape = "d" if law["form"] == "best_of_n" else "log d"
-      print(f"{name}: gold gains d * ({law['alpha']:.3f} - {law['beta']:.3f} * {shape}) at "
-            "d = sqrt(KL), by least squares", flush=True)
+      print(
+        f"{name}: gold gains d * ({law['alpha']:.3f} - {law['beta']:.3f} * {shape}) at "
+        "d = sqrt(KL), by least squares",
+        flush=True,
+      )
     print(f"{output}: best_of_n.json, over_optimization.svg, scored.jsonl", flush=True)
 
 
@@ -96,31 +109,42 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ValueError: one has another number, or "gold" scores that do not go with them.
   """
   from launch import score
+
   reader = jsonl.Reader(arguments.samples, arguments.on_bad)
   lines = reader.read(score.find_problem)
   num_samples = len(score.texts_of(lines[0].fields))
   if num_samples < 2 or "completions" not in lines[0].fields:
-    raise ValueError(f'{lines[0].where} has no list "completions" of two or more samples; make '
-                     "them with launch.generate --num_samples=N")
+    raise ValueError(
+      f'{lines[0].where} has no list "completions" of two or more samples; make '
+      "them with launch.generate --num_samples=N"
+    )
   has_gold = "gold" in lines[0].fields
   for line in lines:
     found = len(score.texts_of(line.fields))
     if found != num_samples:
-      raise ValueError(f"{line.where} has {found} completions, and the first line {num_samples}; "
-                       "give as many samples of every prompt")
+      raise ValueError(
+        f"{line.where} has {found} completions, and the first line {num_samples}; "
+        "give as many samples of every prompt"
+      )
     if has_gold != ("gold" in line.fields):
-      raise ValueError(f'{line.where}: "gold" stands in some lines and not in others; give it in '
-                       "all or none")
+      raise ValueError(
+        f'{line.where}: "gold" stands in some lines and not in others; give it in all or none'
+      )
     gold = line.fields["gold"] if has_gold else [0.0] * found
-    if not isinstance(gold, list) or len(gold) != found or not all(
-        isinstance(number, (int, float)) and np.isfinite(number) for number in gold):
-      raise ValueError(f'{line.where}: "gold" must be a list of {found} numbers, one for each '
-                       "completion")
+    if (
+      not isinstance(gold, list)
+      or len(gold) != found
+      or not all(isinstance(number, (int, float)) and np.isfinite(number) for number in gold)
+    ):
+      raise ValueError(
+        f'{line.where}: "gold" must be a list of {found} numbers, one for each completion'
+      )
   return [line.fields for line in lines]
 
 
-def gold_scorer(arguments: argparse.Namespace, lines: Sequence[dict[str, Any]]
-                ) -> Callable[[Sequence[str], Sequence[str]], np.ndarray] | None:
+def gold_scorer(
+  arguments: argparse.Namespace, lines: Sequence[dict[str, Any]]
+) -> Callable[[Sequence[str], Sequence[str]], np.ndarray] | None:
   """(prompts, answers) -> gold scores, or None without --gold.
 
   Raises:
@@ -133,6 +157,7 @@ def gold_scorer(arguments: argparse.Namespace, lines: Sequence[dict[str, Any]]
     return lambda prompts, answers: score(list(zip(prompts, answers, strict=True)))
   from rlhf.data import formats
   from rlhf.tinyworld import gold, world as world_lib
+
   world = world_lib.make_world(int(arguments.gold.removeprefix("tinyworld:")))
   records = list(lines)
   if arguments.ppo_prompts is not None:
@@ -142,38 +167,58 @@ def gold_scorer(arguments: argparse.Namespace, lines: Sequence[dict[str, Any]]
   def score_texts(prompts, answers):
     for prompt in prompts:
       if prompt not in tasks:
-        raise ValueError(f'--gold={arguments.gold}: the prompt {prompt[:40]!r} has no "task"; give '
-                         "TinyWorld's own prompts, and those of PPO's validation by --ppo_prompts")
-    return np.asarray([gold.gold_score(gold.components(world, tasks[prompt], prompt, answer))
-                       for prompt, answer in zip(prompts, answers, strict=True)])
+        raise ValueError(
+          f'--gold={arguments.gold}: the prompt {prompt[:40]!r} has no "task"; give '
+          "TinyWorld's own prompts, and those of PPO's validation by --ppo_prompts"
+        )
+    return np.asarray(
+      [
+        gold.gold_score(gold.components(world, tasks[prompt], prompt, answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+      ]
+    )
+
   return score_texts
 
 
-def best_of_n_curves(names: Sequence[str], proxy_EPN: np.ndarray, gold_PN: np.ndarray | None,
-                     variance_coef: float) -> dict[str, list[dict[str, Any]]]:
+def best_of_n_curves(
+  names: Sequence[str], proxy_EPN: np.ndarray, gold_PN: np.ndarray | None, variance_coef: float
+) -> dict[str, list[dict[str, Any]]]:
   """Of the first reward model and, where there are several, of each way to combine them."""
   from rlhf.evals import best_of_n, ensembles
+
   proxies = {"best of n": proxy_EPN[0]}
   if len(names) > 1:
     proxies = {"best of n, one model": proxy_EPN[0]} | {
-        f"best of n, {rule.replace('_', ' ')} of {len(names)}": ensembles.combine(
-            proxy_EPN, rule, variance_coef=variance_coef) for rule in ensembles.RULES}
-  return {name: best_of_n.curve(proxy_PN, gold_PN, num_resamples=scoring.NUM_RESAMPLES, seed=0)
-          for name, proxy_PN in proxies.items()}
+      f"best of n, {rule.replace('_', ' ')} of {len(names)}": ensembles.combine(
+        proxy_EPN, rule, variance_coef=variance_coef
+      )
+      for rule in ensembles.RULES
+    }
+  return {
+    name: best_of_n.curve(proxy_PN, gold_PN, num_resamples=scoring.NUM_RESAMPLES, seed=0)
+    for name, proxy_PN in proxies.items()
+  }
 
 
 def ppo_curves(stages: Sequence[pathlib.Path], gold) -> dict[str, list[dict[str, Any]]]:
   """Of each PPO run, by the name of its directory, or its path where two have one name."""
   from rlhf.evals import overoptimization
+
   names = [stage.name for stage in stages]
-  return {stage.name if names.count(stage.name) == 1 else str(stage): overoptimization.along_ppo(
-      stage, gold, num_resamples=scoring.NUM_RESAMPLES, seed=0) for stage in stages}
+  return {
+    stage.name if names.count(stage.name) == 1 else str(stage): overoptimization.along_ppo(
+      stage, gold, num_resamples=scoring.NUM_RESAMPLES, seed=0
+    )
+    for stage in stages
+  }
 
 
 def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> None:
   """All files; `best_of_n.json` last."""
   from rlhf import workdir as workdir_lib
   from rlhf.evals import figures
+
   scored = []
   for number, line in enumerate(lines):
     more = {"scores": {name: proxy_PN[number].tolist() for name, proxy_PN in zip(names, proxy_EPN)}}
@@ -184,14 +229,22 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> Non
   shown = {name: plotted(points) for name, points in curves.items()}
   workdir_lib.write_text(output / "over_optimization.svg", figures.over_optimization(shown) + "\n")
   (output / "over_optimization.png").write_bytes(figures.over_optimization(shown, "png"))
-  workdir_lib.write_json(output / "best_of_n.json", dict(
-      num_prompts=len(lines), num_samples=proxy_EPN.shape[2], reward_models=names, curves=curves,
-      gold_laws=gold_laws(curves)))
+  workdir_lib.write_json(
+    output / "best_of_n.json",
+    dict(
+      num_prompts=len(lines),
+      num_samples=proxy_EPN.shape[2],
+      reward_models=names,
+      curves=curves,
+      gold_laws=gold_laws(curves),
+    ),
+  )
 
 
 def gold_laws(curves) -> dict[str, dict[str, Any]]:
   """Form, alpha and beta of each curve's gold score less its first, where the points say them."""
   from rlhf.evals import best_of_n
+
   found = {}
   for name, points in curves.items():
     d_M = np.sqrt(np.maximum([point["kl"] for point in points], 0))
@@ -206,6 +259,7 @@ def gold_laws(curves) -> dict[str, dict[str, Any]]:
 def plotted(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The points that a plot shows: of best-of-n, those whose n doubles."""
   from rlhf.evals import best_of_n
+
   if "n" not in points[0]:
     return points
   sizes = best_of_n.doubling_sizes(points[-1]["n"])
@@ -214,13 +268,17 @@ def plotted(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def describe(curves) -> str:
   """A table: n or step, KL, proxy and gold with their intervals."""
-  cell = lambda score: "" if score is None else (
-      f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]")
+  cell = lambda score: (
+    "" if score is None else (f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]")
+  )
   lines = []
   for name, points in curves.items():
     lines += [name, f"  {'n' if 'n' in points[0] else 'step':>6}{'KL':>8}  {'proxy':<26}gold"]
-    lines += [f"  {point['n'] if 'n' in point else point['step']:>6}{point['kl']:>8.2f}  "
-              f"{cell(point['proxy']):<26}{cell(point['gold'])}" for point in plotted(points)]
+    lines += [
+      f"  {point['n'] if 'n' in point else point['step']:>6}{point['kl']:>8.2f}  "
+      f"{cell(point['proxy']):<26}{cell(point['gold'])}"
+      for point in plotted(points)
+    ]
   return "\n".join(lines)
 
 

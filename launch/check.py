@@ -66,13 +66,18 @@ def read_flags(argv: list[str]):
     raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
   size = config_size(argv)
   if "width" not in config.value.model:
-    raise ValueError(f"--config=...:{size} takes its shape from the network that it starts from; "
-                     "launch.check compiles the sizes of configs/models.py")
+    raise ValueError(
+      f"--config=...:{size} takes its shape from the network that it starts from; "
+      "launch.check compiles the sizes of configs/models.py"
+    )
   if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
-    raise ValueError("--reward_size is missing: configs/models.py has no reward model for "
-                     f"{size!r}; give for example --reward_size=6b")
-  reward_size = values.reward_size if values.reward_size is not None else (
-      model_sizes.REWARD_SIZES[size])
+    raise ValueError(
+      "--reward_size is missing: configs/models.py has no reward model for "
+      f"{size!r}; give for example --reward_size=6b"
+    )
+  reward_size = (
+    values.reward_size if values.reward_size is not None else (model_sizes.REWARD_SIZES[size])
+  )
   if values.programs is not None:
     for name in values.programs.split(","):
       if name not in PROGRAMS:
@@ -95,15 +100,19 @@ def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
     raise ValueError("--topology is missing; give for example --topology=v5p:4x4x8")
   topology = meshes.parse_topology(given[-1])
   if topology.platform not in EXTRAS:
-    raise ValueError(f"--topology={given[-1]} is no accelerator; choose from "
-                     f"{', '.join(kind for kind in meshes.KINDS if kind != 'cpu')}")
+    raise ValueError(
+      f"--topology={given[-1]} is no accelerator; choose from "
+      f"{', '.join(kind for kind in meshes.KINDS if kind != 'cpu')}"
+    )
   if not any(argument.startswith("--config=") for argument in argv):
     raise ValueError("--config is missing; give for example --config=configs/ppo.py:1.3b")
+
   def complete(argument: str) -> str:
     if not argument.startswith("--config="):
       return argument
     file, colon, name = argument.partition(":")
     return argument if "," in name else f"{file}:{name if colon else '1.3b'},{topology.name}"
+
   return [complete(argument) for argument in argv], topology
 
 
@@ -128,8 +137,10 @@ def check_extra(topology: meshes.Topology) -> None:
   """Raises ValueError where the compiler for the topology is not installed."""
   module, extra = EXTRAS[topology.platform]
   if importlib.util.find_spec(module) is None:
-    raise ValueError(f"the compiler for {topology.name} is not installed ({module}); run "
-                     f"pip install -e '.[{extra}]', or use --shapes_only")
+    raise ValueError(
+      f"the compiler for {topology.name} is not installed ({module}); run "
+      f"pip install -e '.[{extra}]', or use --shapes_only"
+    )
 
 
 # ----------------------------------------------------------------------------- measuring
@@ -143,20 +154,23 @@ def devices_of(topology: meshes.Topology):
   """
   import jax
   from jax.experimental import topologies
+
   if topology.platform == "tpu":
     try:
       described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     except jax.errors.JaxRuntimeError as error:
       said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").replace('"', "'")
       example = {2: "4x4", 3: "4x4x4"}[len(topology.shape)]
-      raise ValueError(f"--topology={topology.name}: the compiler knows no such slice ({said}); "
-                       f"use one that the cloud has, for example {topology.kind}:{example}"
-                       ) from None
+      raise ValueError(
+        f"--topology={topology.name}: the compiler knows no such slice ({said}); "
+        f"use one that the cloud has, for example {topology.kind}:{example}"
+      ) from None
   else:
     nodes, gpus = topology.shape
     target = (pathlib.Path(__file__).parent / "h100.txtpb").read_text(encoding="utf-8")
     described = topologies.get_topology_desc(
-        platform="cuda", topology=f"{nodes}x{gpus}x1", target_config=target)
+      platform="cuda", topology=f"{nodes}x{gpus}x1", target_config=target
+    )
   return described.devices
 
 
@@ -164,6 +178,7 @@ def make_mesh(config, topology: meshes.Topology, *, shapes_only: bool):
   """The job's mesh on the topology's devices; an abstract one where nothing is compiled."""
   import jax
   from rlhf import sharding
+
   axes = meshes.check_mesh(config.mesh, topology.num_devices)
   if shapes_only:
     return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
@@ -175,6 +190,7 @@ def measure(job, program) -> dict:
   import jax
   from launch import hlo
   from launch import programs
+
   began = time.perf_counter()
   row = dict(program=program.name, flops=program.flops / job.mesh.size, error=None)
   try:
@@ -186,31 +202,55 @@ def measure(job, program) -> dict:
     return row | dict(error=found.group(1).strip(), seconds=time.perf_counter() - began)
   memory = compiled.memory_analysis()
   return row | dict(
-      arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes,
-      outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-      # Memory beside what is resident anyway: a restored state is resident, not an output.
-      extra=memory.temp_size_in_bytes + (
-          0 if program.name == "restore" else
-          memory.output_size_in_bytes - memory.alias_size_in_bytes)
-      + max(memory.argument_size_in_bytes
-            - sum(programs.bytes_per_device(tree) for tree in program.holds), 0),
-      collectives=hlo.collectives(compiled.as_text()), seconds=time.perf_counter() - began)
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    # Memory beside what is resident anyway: a restored state is resident, not an output.
+    extra=memory.temp_size_in_bytes
+    + (0 if program.name == "restore" else memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    + max(
+      memory.argument_size_in_bytes
+      - sum(programs.bytes_per_device(tree) for tree in program.holds),
+      0,
+    ),
+    collectives=hlo.collectives(compiled.as_text()),
+    seconds=time.perf_counter() - began,
+  )
 
 
-def check(config, topology: meshes.Topology, reward_group, ids, *, shapes_only: bool,
-          chosen: tuple[str, ...], show) -> dict:
+def check(
+  config,
+  topology: meshes.Topology,
+  reward_group,
+  ids,
+  *,
+  shapes_only: bool,
+  chosen: tuple[str, ...],
+  show,
+) -> dict:
   """All numbers, as they go into --json; `show` prints a line when it is known."""
   from launch import programs
-  job = programs.make_job(config, dict(reward_group), make_mesh(
-      config, topology, shapes_only=shapes_only), topology.platform, ids)
+
+  job = programs.make_job(
+    config,
+    dict(reward_group),
+    make_mesh(config, topology, shapes_only=shapes_only),
+    topology.platform,
+    ids,
+  )
   resident = programs.resident(job)
   report = dict(
-      topology=topology.name,
-      mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
-      microbatch_size=config.ppo.microbatch_size, memory=topology.memory_bytes, resident=resident,
-      cache=programs.cache_bytes_per_device(job),
-      attention=kernels(job, not config.pretraining.attend_across_documents),
-      programs=[], fits=None, formula=programs.flop_formula())
+    topology=topology.name,
+    mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
+    microbatch_size=config.ppo.microbatch_size,
+    memory=topology.memory_bytes,
+    resident=resident,
+    cache=programs.cache_bytes_per_device(job),
+    attention=kernels(job, not config.pretraining.attend_across_documents),
+    programs=[],
+    fits=None,
+    formula=programs.flop_formula(),
+  )
   show(describe(report, config))
   if shapes_only:
     return report | dict(total=sum(resident.values()))
@@ -236,15 +276,25 @@ def kernels(job, segments: bool) -> dict[str, str]:
   """Which kernel attends in each program, and why where it is not the platform's own."""
   from rlhf import attention
   from rlhf import model
+
   cfg, p = job.models.policy, job.p
   total = p.max_prompt_tokens + p.max_response_tokens
-  calls = {"prefill": (p.max_prompt_tokens, p.max_prompt_tokens), "decode step": (1, total),
-           "scoring, update": (total, total), "pretraining text": (p.ptx_length, p.ptx_length)}
+  calls = {
+    "prefill": (p.max_prompt_tokens, p.max_prompt_tokens),
+    "decode step": (1, total),
+    "scoring, update": (total, total),
+    "pretraining text": (p.ptx_length, p.ptx_length),
+  }
   found = {}
   for name, (queries, keys) in calls.items():
     why = attention.refusal(
-        cfg.attention, dtype=model.DTYPES[cfg.dtype], num_queries=queries, num_keys=keys,
-        head_size=cfg.head_size, has_segments=name.endswith("text") and segments)
+      cfg.attention,
+      dtype=model.DTYPES[cfg.dtype],
+      num_queries=queries,
+      num_keys=keys,
+      head_size=cfg.head_size,
+      has_segments=name.endswith("text") and segments,
+    )
     found[name] = cfg.attention if why is None else f"reference ({why})"
   return found
 
@@ -255,33 +305,48 @@ def kernels(job, segments: bool) -> dict[str, str]:
 def describe(report: dict, config) -> str:
   mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
   p = config.ppo
-  rows = [("topology", f"{report['topology']}, {report['memory'] / GIB:.1f} GiB a device"),
-          ("mesh", mesh),
-          ("context", f"{p.max_prompt_tokens} + {p.max_response_tokens} tokens"),
-          ("batch / minibatch / microbatch",
-           f"{p.batch_size} / {p.minibatch_size} / {p.microbatch_size} episodes"),
-          ("pretraining examples a minibatch",
-           f"{p.minibatch_size * p.ptx_ratio if p.ptx_coef > 0.0 else 0}")]
+  rows = [
+    ("topology", f"{report['topology']}, {report['memory'] / GIB:.1f} GiB a device"),
+    ("mesh", mesh),
+    ("context", f"{p.max_prompt_tokens} + {p.max_response_tokens} tokens"),
+    (
+      "batch / minibatch / microbatch",
+      f"{p.batch_size} / {p.minibatch_size} / {p.microbatch_size} episodes",
+    ),
+    (
+      "pretraining examples a minibatch",
+      f"{p.minibatch_size * p.ptx_ratio if p.ptx_coef > 0.0 else 0}",
+    ),
+  ]
   rows += [(f"attention, {name}", kernel) for name, kernel in report["attention"].items()]
-  rows += [(f"resident: {name}", f"{size / GIB:.2f} GiB")
-           for name, size in report["resident"].items()]
-  rows += [("resident in all", f"{sum(report['resident'].values()) / GIB:.2f} GiB"),
-           ("key-value cache (in a rollout)", f"{report['cache'] / GIB:.2f} GiB")]
+  rows += [
+    (f"resident: {name}", f"{size / GIB:.2f} GiB") for name, size in report["resident"].items()
+  ]
+  rows += [
+    ("resident in all", f"{sum(report['resident'].values()) / GIB:.2f} GiB"),
+    ("key-value cache (in a rollout)", f"{report['cache'] / GIB:.2f} GiB"),
+  ]
   return "\n".join(f"  {name:<34}{text:>36}" for name, text in rows)
 
 
 def header() -> str:
-  return (f"\n  {'on one device':<14}{'arguments':>11}{'temporary':>11}{'outputs':>9}"
-          f"{'TFLOP':>10}  collectives (GiB, calls)")
+  return (
+    f"\n  {'on one device':<14}{'arguments':>11}{'temporary':>11}{'outputs':>9}"
+    f"{'TFLOP':>10}  collectives (GiB, calls)"
+  )
 
 
 def line(row: dict) -> str:
   if row["error"] is not None:
     return f"  {row['program']:<14}the compiler: {row['error']}"
-  moved = ", ".join(f"{kind} {found['bytes'] / GIB:.3g} ({found['calls']:,.0f})"
-                    for kind, found in row["collectives"].items())
-  return (f"  {row['program']:<14}{row['arguments'] / GIB:>11.2f}{row['temporaries'] / GIB:>11.2f}"
-          f"{row['outputs'] / GIB:>9.2f}{row['flops'] / 1e12:>10.1f}  {moved if moved else 'none'}")
+  moved = ", ".join(
+    f"{kind} {found['bytes'] / GIB:.3g} ({found['calls']:,.0f})"
+    for kind, found in row["collectives"].items()
+  )
+  return (
+    f"  {row['program']:<14}{row['arguments'] / GIB:>11.2f}{row['temporaries'] / GIB:>11.2f}"
+    f"{row['outputs'] / GIB:>9.2f}{row['flops'] / 1e12:>10.1f}  {moved if moved else 'none'}"
+  )
 
 
 def verdict(report: dict) -> str:
@@ -298,8 +363,11 @@ def main(argv: list[str]) -> None:
   setup.quiet_logs()
   os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the compilers are asked by name
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it cannot hold what no device has loaded
-  for name, setting in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_MIN_LOG_LEVEL", "3"),
-                        ("TPU_STDERR_LOG_LEVEL", "3")):
+  for name, setting in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_MIN_LOG_LEVEL", "3"),
+    ("TPU_STDERR_LOG_LEVEL", "3"),
+  ):
     os.environ.setdefault(name, setting)
   with setup.one_sentence_errors():
     config, topology, reward_group, ids, values = read_flags(argv)
@@ -309,11 +377,20 @@ def main(argv: list[str]) -> None:
     if not values.shapes_only:
       check_extra(topology)
     if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
-      raise ValueError(f"--json={values.json}: there is no folder "
-                       f"{pathlib.Path(values.json).parent}; make it first")
+      raise ValueError(
+        f"--json={values.json}: there is no folder "
+        f"{pathlib.Path(values.json).parent}; make it first"
+      )
     chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
-    report = check(config, topology, reward_group, ids, shapes_only=values.shapes_only,
-                   chosen=chosen, show=lambda text: print(text, flush=True))
+    report = check(
+      config,
+      topology,
+      reward_group,
+      ids,
+      shapes_only=values.shapes_only,
+      chosen=chosen,
+      show=lambda text: print(text, flush=True),
+    )
     if values.json:
       pathlib.Path(values.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if values.shapes_only:

@@ -30,9 +30,18 @@ def check(folder: pathlib.Path, size: str, topology: str) -> None:
   unfinished = path.with_suffix(".unfinished")
   with open(path.with_suffix(".log"), "w", encoding="utf-8") as log:
     status = subprocess.run(
-        [sys.executable, "-m", "launch.check", f"--config=configs/ppo.py:{size}",
-         f"--topology={topology}", f"--json={unfinished}"],
-        stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+      [
+        sys.executable,
+        "-m",
+        "launch.check",
+        f"--config=configs/ppo.py:{size}",
+        f"--topology={topology}",
+        f"--json={unfinished}",
+      ],
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      check=False,
+    ).returncode
   if not unfinished.is_file():
     last = path.with_suffix(".log").read_text(encoding="utf-8").strip().splitlines()[-1:]
     raise ValueError(f"{size} on {topology} ended with status {status}: {' '.join(last)}")
@@ -41,9 +50,11 @@ def check(folder: pathlib.Path, size: str, topology: str) -> None:
 
 def table(folder: pathlib.Path) -> str:
   """The Markdown table of all JSON files in the folder, in order of size."""
-  lines = ["| size | topology | mesh (data x fsdp x tensor) | microbatch | resident | rollout, "
-           "beside it | update, beside it | in all | of | |",
-           "|---|---|---|---|---|---|---|---|---|---|"]
+  lines = [
+    "| size | topology | mesh (data x fsdp x tensor) | microbatch | resident | rollout, "
+    "beside it | update, beside it | in all | of | |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+  ]
   for size in (*meshes.SMALLEST, *models.PUBLISHED):
     for path in sorted(folder.glob(f"{size}_*.json")):
       lines.append(row(size, json.loads(path.read_text(encoding="utf-8"))))
@@ -51,14 +62,18 @@ def table(folder: pathlib.Path) -> str:
 
 
 def row(size: str, report: dict) -> str:
-  extra = {program["program"]: "-" if program["error"] else f"{program['extra'] / GIB:.1f}"
-           for program in report["programs"]}
+  extra = {
+    program["program"]: "-" if program["error"] else f"{program['extra'] / GIB:.1f}"
+    for program in report["programs"]
+  }
   mesh = " x ".join(str(number) for number in report["mesh"].values())
   total = "-" if report["total"] is None else f"{report['total'] / GIB:.1f}"
   verdict = "fits" if report["fits"] else "does not fit"
-  return (f"| {size} | {report['topology']} | {mesh} | {report['microbatch_size']} "
-          f"| {sum(report['resident'].values()) / GIB:.1f} | {extra['rollout']} "
-          f"| {extra['update']} | {total} | {report['memory'] / GIB:.0f} | {verdict} |")
+  return (
+    f"| {size} | {report['topology']} | {mesh} | {report['microbatch_size']} "
+    f"| {sum(report['resident'].values()) / GIB:.1f} | {extra['rollout']} "
+    f"| {extra['update']} | {total} | {report['memory'] / GIB:.0f} | {verdict} |"
+  )
 
 
 def main(argv: list[str]) -> None:

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
   arguments = parse(argv)
   with setup.one_sentence_errors():
     from rlhf.interop import writing
+
     writing.check_target(pathlib.Path(arguments.target).absolute())
     {"import": run_import, "export": run_export}[arguments.direction](arguments)
 
@@ -58,6 +59,7 @@ def load(source, numerics, kind: str, flag: str):
   import jax
   from rlhf import networks
   from rlhf import sharding
+
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   return networks.load(source, numerics, mesh, kind=kind, flag=flag)
 
@@ -67,42 +69,59 @@ def run_import(arguments: argparse.Namespace) -> None:
   from rlhf import checkpoint
   from rlhf import networks
   from rlhf.interop import reading
+
   source = reading.open_source(reading.guess_source(arguments.source))
   network = load(source.name, networks.NUMERICS, source.kind, "--source")
   target = pathlib.Path(arguments.target).absolute()
   temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
   try:
     checkpoint.export_params(
-        temporary, network.params, model=dataclasses.asdict(network.cfg), kind=source.kind,
-        tokenizer=network.tokenizer, config={}, step=0, metadata=network.metadata)
+      temporary,
+      network.params,
+      model=dataclasses.asdict(network.cfg),
+      kind=source.kind,
+      tokenizer=network.tokenizer,
+      config={},
+      step=0,
+      metadata=network.metadata,
+    )
     if target.is_dir():
       target.rmdir()
     os.replace(temporary, target)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  print(f"{target}: a {source.kind} of the family {source.family}, "
-        f"{network.cfg.num_block_params:,} parameters outside the embeddings, context of "
-        f"{network.cfg.context_length:,} tokens", flush=True)
+  print(
+    f"{target}: a {source.kind} of the family {source.family}, "
+    f"{network.cfg.num_block_params:,} parameters outside the embeddings, context of "
+    f"{network.cfg.context_length:,} tokens",
+    flush=True,
+  )
 
 
 def run_export(arguments: argparse.Namespace) -> None:
   from rlhf import checkpoint
   from rlhf import networks
   from rlhf.interop import writing
+
   directory = setup.find_export(arguments.source, "source")
   found = checkpoint.load_export(directory)
   family = writing.choose_family(found.metadata, arguments.family)
   if found.kind == "adapter":
     from rlhf.interop import peft
+
     peft.write(arguments.target, found, checkpoint.load_params(directory), family)
-    print(f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
-          f"{found.metadata['base']}", flush=True)
+    print(
+      f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
+      f"{found.metadata['base']}",
+      flush=True,
+    )
     return
   numerics = networks.export_numerics(found)
   writing.check(networks.ModelConfig(**(found.model | numerics)), kind=found.kind, family=family)
   network = load(directory, numerics, found.kind, "--source")
-  writing.write(arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind,
-                family=family)
+  writing.write(
+    arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind, family=family
+  )
   print(f"{arguments.target}: a {found.kind} of the family {family.name}", flush=True)
 
 

@@ -23,10 +23,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser = setup.Parser(__doc__)
   parser.add_argument("--samples", required=True, help="JSONL of prompt, sample and references")
   parser.add_argument("--task", required=True, choices=TASKS, help="whose measure to take")
-  parser.add_argument("--json", help="- prints the result as one line of JSON at the end; else a "
-                      "file to write it to")
-  parser.add_argument("--num_resamples", type=setup.at_least(1), default=2000,
-                      help="of the bootstrap over prompts")
+  parser.add_argument(
+    "--json", help="- prints the result as one line of JSON at the end; else a file to write it to"
+  )
+  parser.add_argument(
+    "--num_resamples", type=setup.at_least(1), default=2000, help="of the bootstrap over prompts"
+  )
   parser.add_argument("--seed", type=setup.at_least(0), default=0, help="of the bootstrap")
   return parser.parse_args(argv[1:])
 
@@ -37,18 +39,24 @@ def main(argv: list[str]) -> None:
     if arguments.json not in (None, "-") and pathlib.Path(arguments.json).is_dir():
       raise ValueError(f"--json={arguments.json} is a directory; name a file, or - to print")
     from rlhf.evals import samples
+
     found = samples.read(arguments.samples, arguments.task)
-    measure = samples.score(arguments.task, found, num_resamples=arguments.num_resamples,
-                            seed=arguments.seed)
+    measure = samples.score(
+      arguments.task, found, num_resamples=arguments.num_resamples, seed=arguments.seed
+    )
     interval = measure.interval
-    print(f"{measure.task}: {measure.metric} {interval.mean:.4g} (95 % interval "
-          f"{interval.low:.4g} to {interval.high:.4g}) over {interval.n:,} prompts, "
-          f"{len(found):,} samples", flush=True)
+    print(
+      f"{measure.task}: {measure.metric} {interval.mean:.4g} (95 % interval "
+      f"{interval.low:.4g} to {interval.high:.4g}) over {interval.n:,} prompts, "
+      f"{len(found):,} samples",
+      flush=True,
+    )
     line = json.dumps(dict(task=measure.task, metric=measure.metric, **interval.as_dict()))
     if arguments.json == "-":
       print(line, flush=True)
     elif arguments.json is not None:
       from rlhf import workdir as workdir_lib
+
       workdir_lib.write_text(arguments.json, line + "\n")
 
 

@@ -30,18 +30,23 @@ from launch import setup
 def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
-  parser.add_argument("--checkpoint", required=True,
-                      help="export directory of a policy, the workdir of its stage, hf:DIR or "
-                      "gguf:FILE")
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    help="export directory of a policy, the workdir of its stage, hf:DIR or gguf:FILE",
+  )
   parser.add_argument("--output", required=True, help="directory to write")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
   parser.add_argument("--prefixes", help="text files, joined by commas")
   parser.add_argument("--demonstrations", help="FORMAT:FILE to draw candidates from")
   parser.add_argument("--num_prefixes", type=setup.at_least(1), default=8, help="to draw")
   parser.add_argument("--num_shots", type=setup.at_least(1), default=3, help="examples of each")
-  parser.add_argument("--max_prefix_tokens", type=setup.at_least(1),
-                      help="of a drawn prefix; if not given half of what the context has beside an "
-                      "answer; prompts that then do not fit are left out")
+  parser.add_argument(
+    "--max_prefix_tokens",
+    type=setup.at_least(1),
+    help="of a drawn prefix; if not given half of what the context has beside an "
+    "answer; prompts that then do not fit are left out",
+  )
   parser.add_argument("--separator", help="the line between drawn examples; ### if not given")
   scoring.add_reward_flags(parser)
   scoring.add_answer_flags(parser)
@@ -49,7 +54,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
   if arguments.prefixes is None and arguments.demonstrations is None:
     parser.error("there is no candidate: give --prefixes, --demonstrations or both")
   if arguments.separator is not None and (
-      not arguments.separator.strip() or "\n" in arguments.separator):
+    not arguments.separator.strip() or "\n" in arguments.separator
+  ):
     parser.error(f"--separator={arguments.separator!r} must be one line that is not blank")
   return arguments
 
@@ -68,8 +74,11 @@ def main(argv: list[str]) -> None:
     score = scoring.ensemble(scoring.load_reward_models(arguments), arguments)
     choice = choose(policy, prefixes, [record["prompt"] for record in records], score, arguments)
     write(output, prefixes, choice, arguments)
-    print(f"{output / 'best.txt'}: {choice.best} of {len(prefixes)} has the highest reward "
-          f"{choice.mean(choice.best):.4g} over {len(records)} prompts", flush=True)
+    print(
+      f"{output / 'best.txt'}: {choice.best} of {len(prefixes)} has the highest reward "
+      f"{choice.mean(choice.best):.4g} over {len(records)} prompts",
+      flush=True,
+    )
 
 
 def candidates(policy: scoring.Policy, arguments: argparse.Namespace):
@@ -80,10 +89,13 @@ def candidates(policy: scoring.Policy, arguments: argparse.Namespace):
   """
   from rlhf.data import formats
   from rlhf.evals import few_shot_prefix
+
   found = {}
   if arguments.prefixes is not None:
-    found = {path: few_shot_prefix.read(path)
-             for path in scoring.split_list(arguments.prefixes, "prefixes")}
+    found = {
+      path: few_shot_prefix.read(path)
+      for path in scoring.split_list(arguments.prefixes, "prefixes")
+    }
   if arguments.demonstrations is not None:
     name, colon, path = arguments.demonstrations.partition(":")
     if not colon or name not in formats.FORMATS:
@@ -93,39 +105,66 @@ def candidates(policy: scoring.Policy, arguments: argparse.Namespace):
     if room is None:
       room = (policy.context_length - arguments.max_response_tokens) // 2
     drawn = few_shot_prefix.draw(
-        demonstrations, policy.tokenizer, num_prefixes=arguments.num_prefixes,
-        num_shots=arguments.num_shots, max_tokens=room, prompt_format=policy.prompt_format,
-        separator=arguments.separator if arguments.separator is not None
-        else few_shot_prefix.SEPARATOR, seed=arguments.seed)
+      demonstrations,
+      policy.tokenizer,
+      num_prefixes=arguments.num_prefixes,
+      num_shots=arguments.num_shots,
+      max_tokens=room,
+      prompt_format=policy.prompt_format,
+      separator=arguments.separator
+      if arguments.separator is not None
+      else few_shot_prefix.SEPARATOR,
+      seed=arguments.seed,
+    )
     found |= {f"drawn {number}": prefix for number, prefix in enumerate(drawn, 1)}
   return found
 
 
-def choose(policy: scoring.Policy, prefixes, prompts: list[str], score: scoring.Score,
-           arguments: argparse.Namespace):
+def choose(
+  policy: scoring.Policy,
+  prefixes,
+  prompts: list[str],
+  score: scoring.Score,
+  arguments: argparse.Namespace,
+):
   """`selection.Choice` among the prefixes."""
   from rlhf import loop
   from rlhf.evals import few_shot_prefix, selection
+
   network = policy.load()
 
   def texts_of(name: str) -> list[tuple[str, str]]:
     p = scoring.answer_config(policy, prefixes[name].prompts(prompts), arguments)
-    drawn = few_shot_prefix.answer(network, prefixes[name], prompts, p,
-                                   loop.step_key(arguments.seed, "validate", 0))
+    drawn = few_shot_prefix.answer(
+      network, prefixes[name], prompts, p, loop.step_key(arguments.seed, "validate", 0)
+    )
     return [(prompt, texts[0]) for prompt, texts in zip(prompts, drawn.texts, strict=True)]
-  return selection.choose(prefixes, texts_of, score, on_scored=lambda name, mean: print(
-      f"{name}  mean reward {mean:.4g}", flush=True))
+
+  return selection.choose(
+    prefixes,
+    texts_of,
+    score,
+    on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),
+  )
 
 
 def write(output: pathlib.Path, prefixes, choice, arguments: argparse.Namespace) -> None:
   """All files; `selection.json` last."""
   from rlhf import workdir as workdir_lib
+
   for number, prefix in enumerate(prefixes.values(), 1):
     workdir_lib.write_text(output / f"candidate_{number}.txt", prefix.text)
   workdir_lib.write_text(output / "best.txt", prefixes[choice.best].text)
-  workdir_lib.write_json(output / "selection.json", scoring.report(
-      choice, "prefix", arguments, checkpoint=arguments.checkpoint,
-      files={name: f"candidate_{number}.txt" for number, name in enumerate(prefixes, 1)}))
+  workdir_lib.write_json(
+    output / "selection.json",
+    scoring.report(
+      choice,
+      "prefix",
+      arguments,
+      checkpoint=arguments.checkpoint,
+      files={name: f"candidate_{number}.txt" for number, name in enumerate(prefixes, 1)},
+    ),
+  )
 
 
 if __name__ == "__main__":

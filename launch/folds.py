@@ -63,13 +63,17 @@ def main(argv: list[str]) -> None:
     config, values = parse(list(argv))
     from rlhf import reward_model  # after the flags: importing jax takes seconds
     from rlhf.evals import folds as folds_lib
+
     reward_model.check_config(config)
     if config.comparisons.valid:
-      raise ValueError(f"--config.comparisons.valid={config.comparisons.valid}: the folds say what "
-                       "is tested on; leave it empty")
+      raise ValueError(
+        f"--config.comparisons.valid={config.comparisons.valid}: the folds say what "
+        "is tested on; leave it empty"
+      )
     workdir, seeds = pathlib.Path(values.workdir), [int(seed) for seed in values.seeds]
     claimed = workdir_lib.config_to_dict(config) | dict(
-        folds=values.folds, test_fraction=values.test_fraction)
+      folds=values.folds, test_fraction=values.test_fraction
+    )
     workdir_lib.check(workdir, claimed)
     folds = split(config, workdir, values)
     workdir_lib.prepare(workdir, claimed, workdir_lib.default_command())
@@ -77,12 +81,16 @@ def main(argv: list[str]) -> None:
     runs = {}
     for number, fold in enumerate(folds):
       for seed in seeds:
-        print(f"\n== fold {number + 1} of {len(folds)} (held out: "
-              f"{', '.join(fold.heldout_labelers)}), seed {seed}", flush=True)
+        print(
+          f"\n== fold {number + 1} of {len(folds)} (held out: "
+          f"{', '.join(fold.heldout_labelers)}), seed {seed}",
+          flush=True,
+        )
         runs[number, seed] = run(config, workdir, number, seed)
     summary = folds_lib.summarise(runs, num_resamples=NUM_RESAMPLES, seed=0)
-    workdir_lib.write_json(workdir / "folds.json", summary | dict(
-        groups=[fold.heldout_labelers for fold in folds]))
+    workdir_lib.write_json(
+      workdir / "folds.json", summary | dict(groups=[fold.heldout_labelers for fold in folds])
+    )
     print(f"\n{folds_lib.describe(summary)}\n{workdir}/folds.json", flush=True)
 
 
@@ -91,18 +99,27 @@ def split(config, workdir: pathlib.Path, values: flags.FlagValues):
   from rlhf import reward_model
   from rlhf.data import sources
   from rlhf.evals import folds as folds_lib
+
   checked = config.copy_and_resolve_references().unlock()
   checked.comparisons.valid = checked.comparisons.train
   reward_model.check_inputs(checked)
-  records = list(sources.load(config.comparisons.train, "comparison", data_dir=workdir / "tfds",
-                              on_bad=config.comparisons.on_bad))
-  return folds_lib.split(records, num_folds=values.folds, test_fraction=values.test_fraction,
-                         seed=0)
+  records = list(
+    sources.load(
+      config.comparisons.train,
+      "comparison",
+      data_dir=workdir / "tfds",
+      on_bad=config.comparisons.on_bad,
+    )
+  )
+  return folds_lib.split(
+    records, num_folds=values.folds, test_fraction=values.test_fraction, seed=0
+  )
 
 
 def write_data(workdir: pathlib.Path, folds) -> None:
   """The comparisons of each fold, which come out the same whenever this is run."""
   from launch import jsonl
+
   for number, fold in enumerate(folds):
     for part in ("train", "own", "heldout"):
       jsonl.write(data_file(workdir, number, part), getattr(fold, part))
@@ -116,6 +133,7 @@ def run(config, workdir: pathlib.Path, number: int, seed: int):
   """Trains and tests one reward model; returns {test: what `folds.correct` returns}."""
   from rlhf import reward_model
   from rlhf.evals import folds as folds_lib
+
   stage = workdir / f"fold_{number}" / f"seed_{seed}"
   config = config.copy_and_resolve_references().unlock()
   config.seed = seed
@@ -125,8 +143,10 @@ def run(config, workdir: pathlib.Path, number: int, seed: int):
   scores = stage / "heldout_scores.json"
   if not scores.is_file():
     workdir_lib.write_json(scores, score(config, stage, data_file(workdir, number, "heldout")))
-  return {"own": folds_lib.correct(workdir_lib.read_json(stage / "validation_scores.json")),
-          "heldout": folds_lib.correct(workdir_lib.read_json(scores))}
+  return {
+    "own": folds_lib.correct(workdir_lib.read_json(stage / "validation_scores.json")),
+    "heldout": folds_lib.correct(workdir_lib.read_json(scores)),
+  }
 
 
 def score(config, stage: pathlib.Path, path: pathlib.Path) -> dict[str, list]:
@@ -134,15 +154,20 @@ def score(config, stage: pathlib.Path, path: pathlib.Path) -> dict[str, list]:
   from rlhf import networks, sharding
   from rlhf.data import prepare
   from rlhf.evals import rewards
+
   numerics = {name: config.model[name] for name in networks.NUMERICS}
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
   network = networks.load(stage / "export", numerics, mesh, kind="reward", flag="reward_model")
   rows, _ = prepare.comparison_rows(
-      workdir_lib.read_jsonl(path), network.tokenizer, length=config.length,
-      overlong=config.comparisons.overlong,
-      prompt_format=prepare.PromptFormat.of(config.comparisons))
-  arrays = rewards.score_comparisons(network.cfg, network.params, rows,
-                                          batch_size=config.reward.batch_size)
+    workdir_lib.read_jsonl(path),
+    network.tokenizer,
+    length=config.length,
+    overlong=config.comparisons.overlong,
+    prompt_format=prepare.PromptFormat.of(config.comparisons),
+  )
+  arrays = rewards.score_comparisons(
+    network.cfg, network.params, rows, batch_size=config.reward.batch_size
+  )
   return {name: array.tolist() for name, array in zip(("scores", "ranks", "valid"), arrays)}
 
 

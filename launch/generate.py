@@ -39,28 +39,47 @@ REPLACED = ("completions", "finished", "ranks", "labeler", "scores", "score")
 def parse(argv: list[str]) -> argparse.Namespace:
   """The flags, checked as far as they can be alone."""
   parser = setup.Parser(__doc__)
-  parser.add_argument("--checkpoint", required=True,
-                      help="export directory of a policy, the workdir of its stage, hf:DIR or "
-                      "gguf:FILE")
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    help="export directory of a policy, the workdir of its stage, hf:DIR or gguf:FILE",
+  )
   parser.add_argument("--prompts", help="JSONL to answer; without it you type the prompts")
   parser.add_argument("--output", help="JSONL to write; written whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
   parser.add_argument("--num_samples", type=setup.at_least(1), default=1, help="K of each prompt")
   parser.add_argument("--temperature", type=setup.temperature, default=1.0, help="0 is greedy")
-  parser.add_argument("--top_p", type=setup.share, default=1.0,
-                      help="draw from the fewest most likely tokens that have this probability "
-                      "together; 1 keeps all")
-  parser.add_argument("--max_response_tokens", type=setup.at_least(1),
-                      help=f"of an answer; if not given {DEFAULT_RESPONSE_TOKENS}, or half the "
-                      "context where that is less; prompts have the rest of the context, and use "
-                      "no more memory than the longest needs")
+  parser.add_argument(
+    "--top_p",
+    type=setup.share,
+    default=1.0,
+    help="draw from the fewest most likely tokens that have this probability together; 1 keeps all",
+  )
+  parser.add_argument(
+    "--max_response_tokens",
+    type=setup.at_least(1),
+    help=f"of an answer; if not given {DEFAULT_RESPONSE_TOKENS}, or half the "
+    "context where that is less; prompts have the rest of the context, and use "
+    "no more memory than the longest needs",
+  )
   parser.add_argument("--seed", type=setup.at_least(0), default=0)
-  parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
-                      help="answers decoded at once; changes nothing but speed and memory")
-  parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
-                      help="at a bad line, or a prompt that is too long: stop, or skip and count")
-  parser.add_argument("--drop_empty", action="store_true",
-                      help="leave out empty answers, and prompts with fewer than two others")
+  parser.add_argument(
+    "--batch_size",
+    type=setup.at_least(1),
+    default=64,
+    help="answers decoded at once; changes nothing but speed and memory",
+  )
+  parser.add_argument(
+    "--on_bad",
+    choices=jsonl.ON_BAD,
+    default="stop",
+    help="at a bad line, or a prompt that is too long: stop, or skip and count",
+  )
+  parser.add_argument(
+    "--drop_empty",
+    action="store_true",
+    help="leave out empty answers, and prompts with fewer than two others",
+  )
   setup.add_prompt_format(parser)
   arguments = parser.parse_args(argv[1:])
   if (arguments.prompts is None) != (arguments.output is None):
@@ -77,6 +96,7 @@ def main(argv: list[str]) -> None:
     reader = None
     if arguments.prompts is not None:
       from rlhf.data import records
+
       jsonl.check_output(arguments.output, arguments.overwrite)
       reader = jsonl.Reader(arguments.prompts, arguments.on_bad)
       lines = reader.read(lambda value: records.find_problem("prompt", value))
@@ -91,6 +111,7 @@ def load(arguments: argparse.Namespace):
   """(network, AnswerConfig of the flags, with the longest prompt that fits)."""
   from rlhf import networks, sharding
   from rlhf.evals.answers import AnswerConfig
+
   directory = setup.find_network(arguments.checkpoint, "checkpoint")
   export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
   numerics = networks.export_numerics(export) | {"attention": "auto"}
@@ -100,15 +121,21 @@ def load(arguments: argparse.Namespace):
   if max_response_tokens is None:
     max_response_tokens = min(DEFAULT_RESPONSE_TOKENS, context_length // 2)
   if max_response_tokens >= context_length:
-    raise ValueError(f"--max_response_tokens={max_response_tokens} leaves no room for a prompt in "
-                     f"the context of {context_length}; use less")
+    raise ValueError(
+      f"--max_response_tokens={max_response_tokens} leaves no room for a prompt in "
+      f"the context of {context_length}; use less"
+    )
   prompt_format = setup.prompt_format(export.config, arguments)
   prompt_format.check(networks.tokenizer_of(export))
   network = networks.load(directory, numerics, mesh, kind="policy", flag="--checkpoint")
   p = AnswerConfig(
-      max_prompt_tokens=context_length - max_response_tokens,
-      max_response_tokens=max_response_tokens, temperature=arguments.temperature,
-      top_p=arguments.top_p, batch_size=arguments.batch_size, **dataclasses.asdict(prompt_format))
+    max_prompt_tokens=context_length - max_response_tokens,
+    max_response_tokens=max_response_tokens,
+    temperature=arguments.temperature,
+    top_p=arguments.top_p,
+    batch_size=arguments.batch_size,
+    **dataclasses.asdict(prompt_format),
+  )
   return network, p
 
 
@@ -121,16 +148,22 @@ def fitted(p, longest: int):
 def announce(p, arguments: argparse.Namespace) -> None:
   """Says how answers are drawn, beside them."""
   from rlhf.data import prepare
+
   nucleus = f"top_p {p.top_p:g}, " if p.top_p < 1 else ""
-  print(f"{arguments.checkpoint}: {prepare.PromptFormat.of(p).describe()}, temperature "
-        f"{p.temperature:g}, {nucleus}at most {p.max_prompt_tokens} + {p.max_response_tokens} "
-        "tokens", file=sys.stderr, flush=True)
+  print(
+    f"{arguments.checkpoint}: {prepare.PromptFormat.of(p).describe()}, temperature "
+    f"{p.temperature:g}, {nucleus}at most {p.max_prompt_tokens} + {p.max_response_tokens} "
+    "tokens",
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def converse(network, p, arguments: argparse.Namespace) -> None:
   """Answers what is typed until the input ends."""
   from rlhf import loop
   from rlhf.evals import answers
+
   turn, room = 0, 1
   announce(p, arguments)
   while True:
@@ -148,8 +181,12 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
     while room < length:  # doubled, as every length is compiled anew
       room *= 2
     drawn = answers.answer(
-        network, [prompt], fitted(p, room), loop.step_key(arguments.seed, "answer", turn),
-        num_samples=arguments.num_samples)
+      network,
+      [prompt],
+      fitted(p, room),
+      loop.step_key(arguments.seed, "answer", turn),
+      num_samples=arguments.num_samples,
+    )
     turn += 1
     for text, finished in zip(drawn.texts[0], drawn.finished[0], strict=True):
       print(text if finished else f"{text} [...]", flush=True)
@@ -158,6 +195,7 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
 def lengths(network, p, prompts: list[str]) -> list[int]:
   """Tokens of each prompt in its format."""
   from rlhf.data import prepare
+
   encoded = prepare.PromptFormat.of(p).encode_prompts(network.tokenizer, prompts)
   return [len(ids) for ids in encoded]
 
@@ -166,16 +204,20 @@ def too_long(p, length: int) -> str | None:
   """What is wrong with the length of a prompt, or None."""
   if length <= p.max_prompt_tokens:
     return None
-  return (f"the prompt has {length} tokens in its format; at most {p.max_prompt_tokens} fit "
-          f"beside {p.max_response_tokens} of the answer")
+  return (
+    f"the prompt has {length} tokens in its format; at most {p.max_prompt_tokens} fit "
+    f"beside {p.max_response_tokens} of the answer"
+  )
 
 
-def write_answers(network, p, arguments: argparse.Namespace, reader: jsonl.Reader,
-                  lines: list[jsonl.Line]) -> None:
+def write_answers(
+  network, p, arguments: argparse.Namespace, reader: jsonl.Reader, lines: list[jsonl.Line]
+) -> None:
   """JSONL to JSONL."""
   from rlhf import loop, metrics
   from rlhf.data.records import Problem
   from rlhf.evals import answers
+
   fitting, longest = [], 1
   found = lengths(network, p, [line.fields["prompt"] for line in lines])
   for line, length in zip(lines, found, strict=True):
@@ -189,11 +231,17 @@ def write_answers(network, p, arguments: argparse.Namespace, reader: jsonl.Reade
   announce(p, arguments)
   with metrics.Progress("generate", len(lines) * arguments.num_samples) as progress:
     drawn = answers.answer(
-        network, [line.fields["prompt"] for line in lines], fitted(p, longest),
-        loop.step_key(arguments.seed, "answer", 0), num_samples=arguments.num_samples,
-        on_batch=lambda done, total: progress.update(done, {}, num_tokens=0))
-  out = [answered(line.fields, texts, finished)
-         for line, texts, finished in zip(lines, drawn.texts, drawn.finished, strict=True)]
+      network,
+      [line.fields["prompt"] for line in lines],
+      fitted(p, longest),
+      loop.step_key(arguments.seed, "answer", 0),
+      num_samples=arguments.num_samples,
+      on_batch=lambda done, total: progress.update(done, {}, num_tokens=0),
+    )
+  out = [
+    answered(line.fields, texts, finished)
+    for line, texts, finished in zip(lines, drawn.texts, drawn.finished, strict=True)
+  ]
   if arguments.drop_empty:
     out = drop_empty(out, reader.counts)
   jsonl.write(arguments.output, out)
@@ -213,10 +261,18 @@ def drop_empty(lines: list[dict[str, Any]], counts: dict[str, int]) -> list[dict
     places = [i for i, text in enumerate(line["completions"]) if text.strip()]
     num_empty += len(line["completions"]) - len(places)
     if len(places) >= 2:
-      kept.append({**line, "completions": [line["completions"][i] for i in places],
-                   "finished": [line["finished"][i] for i in places]})
-  counts |= {"kept": len(kept), "dropped (fewer than two answers)": len(lines) - len(kept),
-             "empty answers dropped": num_empty}
+      kept.append(
+        {
+          **line,
+          "completions": [line["completions"][i] for i in places],
+          "finished": [line["finished"][i] for i in places],
+        }
+      )
+  counts |= {
+    "kept": len(kept),
+    "dropped (fewer than two answers)": len(lines) - len(kept),
+    "empty answers dropped": num_empty,
+  }
   return kept
 
 

@@ -4,12 +4,27 @@ import collections
 import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-          "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_BYTES = {
+  "pred": 1,
+  "s8": 1,
+  "u8": 1,
+  "s16": 2,
+  "u16": 2,
+  "bf16": 2,
+  "f16": 2,
+  "s32": 4,
+  "u32": 4,
+  "f32": 4,
+  "s64": 8,
+  "u64": 8,
+  "f64": 8,
+}
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(r"= (.*?) (%s)(-start)?\(" % "|".join(KINDS))
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|"
-                     r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|"
+  r"(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
 _WHILE = re.compile(r"while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
@@ -51,7 +66,8 @@ def _walk(computations, name: str, times: float, totals, above: tuple[str, ...])
     found = _COLLECTIVE.search(line)
     if found:
       totals[found.group(2)]["bytes"] += times * _result_bytes(
-          found.group(1), found.group(2), bool(found.group(3)))
+        found.group(1), found.group(2), bool(found.group(3))
+      )
       totals[found.group(2)]["calls"] += times
       continue
     loop = _WHILE.search(line)
@@ -66,7 +82,8 @@ def _walk(computations, name: str, times: float, totals, above: tuple[str, ...])
         inner = inner.strip().lstrip("%")
         if inner.startswith("all-reduce-scatter"):  # a TPU's fused reduce-scatter
           totals["reduce-scatter"]["bytes"] += times * _result_bytes(
-              line.split("= ", 1)[1].split(" fusion(")[0], "reduce-scatter", False)
+            line.split("= ", 1)[1].split(" fusion(")[0], "reduce-scatter", False
+          )
           totals["reduce-scatter"]["calls"] += times
         else:
           _walk(computations, inner, times, totals, (*above, name))
@@ -76,8 +93,9 @@ def _trip_count(line: str, computations, condition: str) -> int:
   known = _TRIPS.search(line)
   if known:
     return int(known.group(1))
-  bounds = [int(number) for text in computations.get(condition, ())
-            for number in _CONSTANT.findall(text)]
+  bounds = [
+    int(number) for text in computations.get(condition, ()) for number in _CONSTANT.findall(text)
+  ]
   return max(bounds, default=1)
 
 
@@ -89,7 +107,7 @@ def _result_bytes(text: str, kind: str, started: bool) -> int:
   shapes = [shape for shape in _SHAPE.findall(text) if shape[0] in _BYTES]
   if started and kind != "all-reduce":
     shapes = [shape for shape in shapes if shape[1] or shape[0] != "u32"]  # a permute's context
-    shapes = shapes[len(shapes) // 2:]
+    shapes = shapes[len(shapes) // 2 :]
   return sum(_size(*shape) for shape in shapes)
 
 

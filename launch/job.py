@@ -29,8 +29,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PORT = 8476  # of the process that the others join, where the engine does not choose one
 MAX_NAME = 40  # xpk's limit; a JobSet's pods add their own suffixes to it
 # What shows that a config belongs to the command: a group of its own.
-_GROUPS = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "judge",
-           "pipeline": "base"}
+_GROUPS = {
+  "sft": "sft",
+  "reward_model": "reward",
+  "ppo": "ppo",
+  "truth_judge": "judge",
+  "pipeline": "base",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class Job:
     name: lower case letters, digits and dashes, at most `MAX_NAME`.
     commit: of the code that it runs, 40 hex digits.
   """
+
   arguments: tuple[str, ...]
   config_file: str
   workdir: str
@@ -62,18 +68,23 @@ def parser(doc: str) -> setup.Parser:
   flags = setup.Parser(doc)
   flags.add_argument("--topology", required=True, help="for example h100:4x8 or v5p:4x4x4")
   flags.add_argument("--name", help="of the job; made from the algorithm and the workdir")
-  flags.add_argument("--dry_run", action="store_true",
-                     help="print what would be submitted, and submit nothing")
+  flags.add_argument(
+    "--dry_run", action="store_true", help="print what would be submitted, and submit nothing"
+  )
   add_commit_and_restarts(flags)
   return flags
 
 
 def add_commit_and_restarts(flags: setup.Parser) -> None:
   """The flags that a job has however it was made."""
-  flags.add_argument("--allow_dirty", action="store_true",
-                     help="run the commit, without the changes that are not committed")
-  flags.add_argument("--max_restarts", type=setup.at_least(0), default=100,
-                     help="restarts into the same workdir")
+  flags.add_argument(
+    "--allow_dirty",
+    action="store_true",
+    help="run the commit, without the changes that are not committed",
+  )
+  flags.add_argument(
+    "--max_restarts", type=setup.at_least(0), default=100, help="restarts into the same workdir"
+  )
 
 
 def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
@@ -83,36 +94,48 @@ def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, 
     ValueError: anything that is known to be wrong before the job starts.
   """
   own = list(argv[1:])
-  behind = own[own.index("--") + 1:] if "--" in own else []
-  arguments = flags.parse_args(own[:own.index("--")] if "--" in own else own)
+  behind = own[own.index("--") + 1 :] if "--" in own else []
+  arguments = flags.parse_args(own[: own.index("--")] if "--" in own else own)
   if not behind:
-    raise ValueError("there is no job; write -- and what launch.train takes, for example "
-                     "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo")
+    raise ValueError(
+      "there is no job; write -- and what launch.train takes, for example "
+      "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo"
+    )
   setup.check_no_place(behind)
   topology = meshes.parse_topology(arguments.topology)
-  names, config, workdir = setup.read_config(
-      ["launch.train", *behind], train.__doc__, join=False)
+  names, config, workdir = setup.read_config(["launch.train", *behind], train.__doc__, join=False)
   if len(names) != 1 or names[0] not in _GROUPS or behind[0] != names[0]:
     raise ValueError(f"the job is {' '.join(names)!r}; begin it with one of {', '.join(_GROUPS)}")
   file = _config_value(behind).partition(":")[0]
   if names[0] == "pipeline" and "pipeline" in config:
-    raise ValueError(f"--config={file}: PALMS on TinyWorld is one process on one machine; run it by "
-                     "`python -m launch.pipeline` there, and submit the sizes, such as "
-                     f"--config={file}:1.3b,{arguments.topology}")
+    raise ValueError(
+      f"--config={file}: PALMS on TinyWorld is one process on one machine; run it by "
+      "`python -m launch.pipeline` there, and submit the sizes, such as "
+      f"--config={file}:1.3b,{arguments.topology}"
+    )
   if _GROUPS[names[0]] not in config:
-    raise ValueError(f"--config={file} has no group {_GROUPS[names[0]]!r}, which {names[0]} needs; "
-                     "name its own file of configs/")
+    raise ValueError(
+      f"--config={file} has no group {_GROUPS[names[0]]!r}, which {names[0]} needs; "
+      "name its own file of configs/"
+    )
   meshes.check_config(config, topology)
   return arguments, Job(
-      arguments=tuple(behind), config_file=file, workdir=workdir, topology=topology,
-      config=workdir_lib.config_to_dict(config), commit=commit(arguments.allow_dirty),
-      name=_job_name(arguments.name, names[0], workdir))
+    arguments=tuple(behind),
+    config_file=file,
+    workdir=workdir,
+    topology=topology,
+    config=workdir_lib.config_to_dict(config),
+    commit=commit(arguments.allow_dirty),
+    name=_job_name(arguments.name, names[0], workdir),
+  )
 
 
 def _config_value(arguments: Sequence[str]) -> str:
-  return [following if argument in ("--config", "-config") else argument.partition("=")[2]
-          for argument, following in zip(arguments, [*arguments[1:], ""])
-          if re.fullmatch("--?config(=.*)?", argument)][-1]
+  return [
+    following if argument in ("--config", "-config") else argument.partition("=")[2]
+    for argument, following in zip(arguments, [*arguments[1:], ""])
+    if re.fullmatch("--?config(=.*)?", argument)
+  ][-1]
 
 
 def _job_name(given: str | None, algorithm: str, workdir: str) -> str:
@@ -120,8 +143,10 @@ def _job_name(given: str | None, algorithm: str, workdir: str) -> str:
     words = f"{algorithm}-{pathlib.PurePath(workdir).name}".lower()
     return re.sub("[^a-z0-9]+", "-", words)[:MAX_NAME].strip("-")
   if not re.fullmatch(r"[a-z]([-a-z0-9]{0,%d}[a-z0-9])?" % (MAX_NAME - 2), given):
-    raise ValueError(f"--name={given} must be at most {MAX_NAME} lower case letters, digits and "
-                     "dashes, start with a letter and not end with a dash")
+    raise ValueError(
+      f"--name={given} must be at most {MAX_NAME} lower case letters, digits and "
+      "dashes, start with a letter and not end with a dash"
+    )
   return given
 
 
@@ -142,15 +167,20 @@ def commit(allow_dirty: bool) -> str:
   """
   head = _git("rev-parse", "--verify", "HEAD")
   if _git("rev-parse", "--show-toplevel") != str(ROOT):
-    raise ValueError(f"{ROOT} is not the top of a git repository; a job runs a commit: start it "
-                     "from a clone")
+    raise ValueError(
+      f"{ROOT} is not the top of a git repository; a job runs a commit: start it from a clone"
+    )
   changed = _git("status", "--porcelain").splitlines()
   if changed and not allow_dirty:
-    raise ValueError(f"{len(changed)} files are not committed ({changed[0].split()[-1]} is the "
-                     "first); commit them, or add --allow_dirty to run the commit without them")
+    raise ValueError(
+      f"{len(changed)} files are not committed ({changed[0].split()[-1]} is the "
+      "first); commit them, or add --allow_dirty to run the commit without them"
+    )
   if _git("status", "--porcelain", "--", "configs"):
-    raise ValueError("configs/ has changes that are not committed; commit them: what was checked "
-                     "here would not be what the job reads")
+    raise ValueError(
+      "configs/ has changes that are not committed; commit them: what was checked "
+      "here would not be what the job reads"
+    )
   return head
 
 
@@ -165,15 +195,20 @@ def source(job: Job, given: str | None) -> str:
   """
   url = given if given is not None else _git("remote", "get-url", "origin", missing="")
   if not url:
-    raise ValueError("there is no remote named origin; name the address from which the job fetches "
-                     "its code with --repository=URL")
+    raise ValueError(
+      "there is no remote named origin; name the address from which the job fetches "
+      "its code with --repository=URL"
+    )
   parts = urllib.parse.urlsplit(url)
   if parts.password or (parts.username and parts.scheme in ("http", "https")):
-    raise ValueError("the repository's address holds a user name or password, which would be "
-                     "written into the job; name one without with --repository=URL")
+    raise ValueError(
+      "the repository's address holds a user name or password, which would be "
+      "written into the job; name one without with --repository=URL"
+    )
   if given is None and not _git("branch", "--remotes", "--contains", job.commit):
-    raise ValueError(f"commit {job.commit[:12]} is on no remote branch; push it, so that the job "
-                     "can fetch it")
+    raise ValueError(
+      f"commit {job.commit[:12]} is on no remote branch; push it, so that the job can fetch it"
+    )
   return url
 
 
@@ -206,8 +241,9 @@ def committed(code: pathlib.Path, config_file: str) -> str:
 def _git(*words: str, missing: str | None = None) -> str:
   """What git prints; `missing` where it fails and that is no error."""
   try:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
-                          check=True).stdout.strip()
+    return subprocess.run(
+      ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
   except OSError:
     raise ValueError("git is not installed; a job runs a commit") from None
   except subprocess.CalledProcessError as error:
@@ -220,8 +256,9 @@ def _git(*words: str, missing: str | None = None) -> str:
 # ----------------------------------------------------------------------------- the command
 
 
-def train_command(job: Job, python: str = "python", *,
-                  config_file: Callable[[str], str] = str) -> list[str]:
+def train_command(
+  job: Job, python: str = "python", *, config_file: Callable[[str], str] = str
+) -> list[str]:
   """The program that every process of the job runs, and its flags but those of `join_flags`.
 
   Args:
@@ -245,8 +282,14 @@ def with_config_file(arguments: Sequence[str], config_file: Callable[[str], str]
   return arguments
 
 
-def join_flags(num_hosts: int, *, cluster: str | None = None, coordinator: str | None = None,
-               process_id: str | None = None, even_alone: bool = False) -> list[str]:
+def join_flags(
+  num_hosts: int,
+  *,
+  cluster: str | None = None,
+  coordinator: str | None = None,
+  process_id: str | None = None,
+  even_alone: bool = False,
+) -> list[str]:
   """How one process of each host finds the others; nothing where there is one host.
 
   Args:
@@ -259,8 +302,11 @@ def join_flags(num_hosts: int, *, cluster: str | None = None, coordinator: str |
     return []
   if cluster is not None:
     return [f"--cluster={cluster}"]
-  return [f"--coordinator_address={coordinator}", f"--num_processes={num_hosts}",
-          f"--process_id={process_id}"]
+  return [
+    f"--coordinator_address={coordinator}",
+    f"--num_processes={num_hosts}",
+    f"--process_id={process_id}",
+  ]
 
 
 def fetch_and_train(job: Job, repository: str, join: Sequence[str]) -> str:
@@ -270,8 +316,14 @@ def fetch_and_train(job: Job, repository: str, join: Sequence[str]) -> str:
   """
   url, where = shlex.quote(repository), "/tmp/rlhf"
   program = shlex.join(train_command(job, config_file=in_repository))
-  return " ".join([f"git clone --quiet {url} {where} && cd {where} &&",
-                   f"git checkout --quiet --detach {job.commit} && exec", program, *join])
+  return " ".join(
+    [
+      f"git clone --quiet {url} {where} && cd {where} &&",
+      f"git checkout --quiet --detach {job.commit} && exec",
+      program,
+      *join,
+    ]
+  )
 
 
 def in_repository(path: str) -> str:
@@ -282,15 +334,17 @@ def in_repository(path: str) -> str:
   """
   resolved = pathlib.Path(path).resolve()
   if not resolved.is_relative_to(ROOT) or not _git("ls-files", "--", str(resolved)):
-    raise ValueError(f"--config={path} is not in the repository, and the job fetches no other "
-                     "file; commit it under configs/")
+    raise ValueError(
+      f"--config={path} is not in the repository, and the job fetches no other "
+      "file; commit it under configs/"
+    )
   return str(resolved.relative_to(ROOT))
 
 
 def to_yaml(data: dict) -> str:
   """YAML in the order of the data; text of several lines as a block."""
-  class Dumper(yaml.SafeDumper):
 
+  class Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data) -> bool:
       return True
 

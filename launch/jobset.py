@@ -32,13 +32,22 @@ def parser() -> setup.Parser:
   """The flags of this launcher."""
   flags = job_lib.parser(__doc__)
   flags.add_argument("--image", required=True, help="docker image")
-  flags.add_argument("--volume", action="append", default=[], metavar="SOURCE:PATH",
-                     help="gs://BUCKET or a claim's name, and where it is mounted; may be repeated")
+  flags.add_argument(
+    "--volume",
+    action="append",
+    default=[],
+    metavar="SOURCE:PATH",
+    help="gs://BUCKET or a claim's name, and where it is mounted; may be repeated",
+  )
   flags.add_argument("--service_account", help="of Kubernetes, that may use the buckets")
   flags.add_argument("--namespace", default="default", help="of Kubernetes")
   flags.add_argument("--repository", help="address of the code; the remote origin if not given")
-  flags.add_argument("--grace_seconds", type=setup.at_least(1), default=600,
-                     help="from the SIGTERM of a preemption to the end, where the cloud allows it")
+  flags.add_argument(
+    "--grace_seconds",
+    type=setup.at_least(1),
+    default=600,
+    help="from the SIGTERM of a preemption to the end, where the cloud allows it",
+  )
   flags.add_argument("--output", help="file to write the manifest to, instead of applying it")
   return flags
 
@@ -56,8 +65,10 @@ def volumes(flags: argparse.Namespace, job: job_lib.Job) -> list[tuple[str, str]
       raise ValueError(f"--volume={text} is not gs://BUCKET:/PATH or CLAIM:/PATH")
     found.append(match.groups())
   if not any(pathlib.PurePosixPath(job.workdir).is_relative_to(path) for _, path in found):
-    raise ValueError(f"--workdir={job.workdir} would be lost with its pod; mount a volume with "
-                     "--volume=gs://BUCKET:/PATH and give a workdir below its path")
+    raise ValueError(
+      f"--workdir={job.workdir} would be lost with its pod; mount a volume with "
+      "--volume=gs://BUCKET:/PATH and give a workdir below its path"
+    )
   return found
 
 
@@ -66,8 +77,9 @@ def check(job: job_lib.Job) -> None:
   topology = job.topology
   job_lib.one_of(f"--topology={topology.name}", (*TPU_ACCELERATORS, "h100"), topology.kind, "GKE")
   if topology.kind == "h100" and topology.shape[1] not in GPUS_OF_A_MACHINE:
-    raise ValueError(f"--topology={topology.name}: GKE has machines of 1, 2, 4 or 8 H100; use "
-                     "h100:Nx8")
+    raise ValueError(
+      f"--topology={topology.name}: GKE has machines of 1, 2, 4 or 8 H100; use h100:Nx8"
+    )
 
 
 # ----------------------------------------------------------------------------- the manifest
@@ -76,26 +88,40 @@ def check(job: job_lib.Job) -> None:
 def manifest(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
   """The JobSet as data."""
   num_hosts = job.topology.num_hosts
-  pods = {"parallelism": num_hosts, "completions": num_hosts, "completionMode": "Indexed",
-          # The JobSet restarts, not the Job: a process alone cannot join the others again.
-          "backoffLimit": 0,
-          "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": {
-              "containerName": "rlhf", "operator": "In", "values": [2]}}]},
-          "template": _pod(flags, job, repository)}
+  pods = {
+    "parallelism": num_hosts,
+    "completions": num_hosts,
+    "completionMode": "Indexed",
+    # The JobSet restarts, not the Job: a process alone cannot join the others again.
+    "backoffLimit": 0,
+    "podFailurePolicy": {
+      "rules": [
+        {
+          "action": "FailJob",
+          "onExitCodes": {"containerName": "rlhf", "operator": "In", "values": [2]},
+        }
+      ]
+    },
+    "template": _pod(flags, job, repository),
+  }
   annotations = {"rlhf/commit": job.commit}
   if job.topology.platform == "tpu":  # a slice is a node pool of its own
     annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
   return {
-      "apiVersion": "jobset.x-k8s.io/v1alpha2",
-      "kind": "JobSet",
-      "metadata": {"name": job.name, "namespace": flags.namespace, "annotations": annotations},
-      "spec": {
-          "network": {"enableDNSHostnames": True},
-          "failurePolicy": {
-              "maxRestarts": flags.max_restarts,
-              "rules": [{"name": "mistake", "action": "FailJobSet",
-                         "onJobFailureReasons": ["PodFailurePolicy"]}]},
-          "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": pods}}]}}
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {"name": job.name, "namespace": flags.namespace, "annotations": annotations},
+    "spec": {
+      "network": {"enableDNSHostnames": True},
+      "failurePolicy": {
+        "maxRestarts": flags.max_restarts,
+        "rules": [
+          {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        ],
+      },
+      "replicatedJobs": [{"name": WORKERS, "replicas": 1, "template": {"spec": pods}}],
+    },
+  }
 
 
 def _pod(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
@@ -104,48 +130,77 @@ def _pod(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
     join = job_lib.join_flags(job.topology.num_hosts, cluster="gketpu")
   else:
     join = job_lib.join_flags(
-        job.topology.num_hosts, process_id="$JOB_COMPLETION_INDEX",
-        coordinator=f"{job.name}-{WORKERS}-0-0.{job.name}:{job_lib.PORT}")
+      job.topology.num_hosts,
+      process_id="$JOB_COMPLETION_INDEX",
+      coordinator=f"{job.name}-{WORKERS}-0-0.{job.name}:{job_lib.PORT}",
+    )
   selector, resource, num_chips = _hardware(job)
   container = {
-      "name": "rlhf", "image": flags.image,
-      "command": ["bash", "-c", job_lib.fetch_and_train(job, repository, join)],
-      "resources": {"limits": {resource: num_chips}},
-      "volumeMounts": [{"name": f"volume-{i}", "mountPath": path}
-                       for i, (_, path) in enumerate(mounted)]}
+    "name": "rlhf",
+    "image": flags.image,
+    "command": ["bash", "-c", job_lib.fetch_and_train(job, repository, join)],
+    "resources": {"limits": {resource: num_chips}},
+    "volumeMounts": [
+      {"name": f"volume-{i}", "mountPath": path} for i, (_, path) in enumerate(mounted)
+    ],
+  }
   claims = [_volume(f"volume-{i}", name) for i, (name, _) in enumerate(mounted)]
   if job.topology.platform == "cuda":
     # NCCL shares memory between the GPUs of a node; a container's own /dev/shm has 64 MiB.
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
     claims.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     container["env"] = [{"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"}]
-  spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": flags.grace_seconds,
-          "nodeSelector": selector,
-          "tolerations": [{"key": resource, "operator": "Exists", "effect": "NoSchedule"}],
-          "containers": [container], "volumes": claims}
+  spec = {
+    "restartPolicy": "Never",
+    "terminationGracePeriodSeconds": flags.grace_seconds,
+    "nodeSelector": selector,
+    "tolerations": [{"key": resource, "operator": "Exists", "effect": "NoSchedule"}],
+    "containers": [container],
+    "volumes": claims,
+  }
   if flags.service_account is not None:
     spec["serviceAccountName"] = flags.service_account
   buckets = any(name.startswith("gs://") for name, _ in mounted)
-  return {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"} if buckets else {}},
-          "spec": spec}
+  return {
+    "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"} if buckets else {}},
+    "spec": spec,
+  }
 
 
 def _hardware(job: job_lib.Job) -> tuple[dict[str, str], str, int]:
   """(node labels, name of the resource, how many of it on a host)."""
   kind, shape = job.topology.kind, job.topology.shape
   if kind == "h100":
-    return ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
-             "node.kubernetes.io/instance-type": f"a3-highgpu-{shape[1]}g"},
-            "nvidia.com/gpu", shape[1])
-  return ({"cloud.google.com/gke-tpu-accelerator": TPU_ACCELERATORS[kind],
-           "cloud.google.com/gke-tpu-topology": "x".join(map(str, shape))},
-          "google.com/tpu", job.topology.num_devices // job.topology.num_hosts)
+    return (
+      {
+        "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
+        "node.kubernetes.io/instance-type": f"a3-highgpu-{shape[1]}g",
+      },
+      "nvidia.com/gpu",
+      shape[1],
+    )
+  return (
+    {
+      "cloud.google.com/gke-tpu-accelerator": TPU_ACCELERATORS[kind],
+      "cloud.google.com/gke-tpu-topology": "x".join(map(str, shape)),
+    },
+    "google.com/tpu",
+    job.topology.num_devices // job.topology.num_hosts,
+  )
 
 
 def _volume(name: str, source: str) -> dict:
   if source.startswith("gs://"):
-    return {"name": name, "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {
-        "bucketName": source.removeprefix("gs://"), "mountOptions": "implicit-dirs"}}}
+    return {
+      "name": name,
+      "csi": {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "volumeAttributes": {
+          "bucketName": source.removeprefix("gs://"),
+          "mountOptions": "implicit-dirs",
+        },
+      },
+    }
   return {"name": name, "persistentVolumeClaim": {"claimName": source}}
 
 

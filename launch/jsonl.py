@@ -16,6 +16,7 @@ ON_BAD = ("stop", "skip")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
   """An object of a JSONL file and where it stands, "path:line"."""
+
   where: str
   fields: dict[str, Any]
 
@@ -54,8 +55,9 @@ class Reader:
     """The lines that go on; at least one."""
     self.counts["kept"] = len(lines)
     if not lines:
-      raise ValueError(f"{self.path} gave nothing ({self.describe()}); give a file with at least "
-                       "one good line")
+      raise ValueError(
+        f"{self.path} gave nothing ({self.describe()}); give a file with at least one good line"
+      )
     return lines
 
   def describe(self) -> str:
@@ -78,5 +80,6 @@ def check_output(path: str | pathlib.Path, overwrite: bool, *, flag: str = "outp
 
 def write(path: str, lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes every line, or no file."""
-  workdir_lib.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n"
-                                       for line in lines))
+  workdir_lib.write_text(
+    path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+  )

@@ -32,8 +32,10 @@ TAIL_LINES = 20
 SECONDS_AFTER_FAILURE = 5.0
 SECONDS_AFTER_SIGTERM = 120.0
 # The CPU's collectives announce every connection, from several threads into one line.
-_NOISE = re.compile(r"\[Gloo\] Rank \d*|\d* is connected to \d+ peer ranks\. "
-                    r"Expected number of connected peer ranks is : \d*")
+_NOISE = re.compile(
+  r"\[Gloo\] Rank \d*|\d* is connected to \d+ peer ranks\. "
+  r"Expected number of connected peer ranks is : \d*"
+)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -42,13 +44,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   cut = argv.index("--") if "--" in argv else len(argv)
   parser = setup.Parser(__doc__)
   parser.add_argument("--num_processes", type=setup.at_least(1), default=2)
-  parser.add_argument("--devices_per_process", type=setup.at_least(1), default=4,
-                      help="simulated CPU devices of each")
+  parser.add_argument(
+    "--devices_per_process", type=setup.at_least(1), default=4, help="simulated CPU devices of each"
+  )
   arguments = parser.parse_args(argv[:cut])
-  job = argv[cut + 1:]
+  job = argv[cut + 1 :]
   if not job:
-    parser.error("nothing stands behind `--`; put what launch.train takes there, for example "
-                 "-- sft --config=configs/sft.py:tiny --workdir=runs/sft")
+    parser.error(
+      "nothing stands behind `--`; put what launch.train takes there, for example "
+      "-- sft --config=configs/sft.py:tiny --workdir=runs/sft"
+    )
   try:
     setup.check_no_place(job)
   except ValueError as error:
@@ -61,9 +66,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def environment(process_id: int, num_processes: int, devices: int, port: int) -> dict[str, str]:
   """Of one process: its place in the job and its simulated devices."""
   return {
-      **os.environ, **setup.simulated_devices(devices), "PYTHONUNBUFFERED": "1",
-      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(num_processes),
-      "JAX_PROCESS_ID": str(process_id)}
+    **os.environ,
+    **setup.simulated_devices(devices),
+    "PYTHONUNBUFFERED": "1",
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": str(num_processes),
+    "JAX_PROCESS_ID": str(process_id),
+  }
 
 
 class Job:
@@ -89,8 +98,9 @@ class Job:
       # A session of its own: Ctrl-C of the terminal reaches it once, from here.
       options = dict(env=variables, stdin=subprocess.DEVNULL, start_new_session=True)
       if process_id == 0:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   **options)
+        process = subprocess.Popen(
+          command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        )
         for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
           self._start(show, source, target)
       else:
@@ -144,8 +154,10 @@ def readable(line: bytes) -> str:
 @contextlib.contextmanager
 def forwarding(job: Job):
   """SIGTERM and SIGINT go to the processes, and this program waits for what they make of it."""
-  before = {number: signal.signal(number, lambda number, _: job.send(number))
-            for number in (signal.SIGTERM, signal.SIGINT)}
+  before = {
+    number: signal.signal(number, lambda number, _: job.send(number))
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
   try:
     yield
   finally:
@@ -170,27 +182,39 @@ def wait(job: Job) -> int:
     ended[process_id] = exit_status(returncode)
     if failed is None and returncode:
       failed = process_id
-      patience = (SECONDS_AFTER_SIGTERM if ended[process_id] == 143 else SECONDS_AFTER_FAILURE)
+      patience = SECONDS_AFTER_SIGTERM if ended[process_id] == 143 else SECONDS_AFTER_FAILURE
   still_running = len(job.processes) - len(ended)
   job.kill()
   if failed is None:
     return 0
   # Where process 0 came to the same end by itself, it has said why.
   if failed != 0 and ended.get(0) != ended[failed]:
-    print(f"process {failed} of {len(job.processes)} ended with status {ended[failed]}; its last "
-          f"lines:\n{job.tail(failed)}", file=sys.stderr, flush=True)
+    print(
+      f"process {failed} of {len(job.processes)} ended with status {ended[failed]}; its last "
+      f"lines:\n{job.tail(failed)}",
+      file=sys.stderr,
+      flush=True,
+    )
   if ended[failed] not in (2, 143):
     what = f"; {still_running} still ran and were ended" if still_running else ""
-    print(f"error: process {failed} of {len(job.processes)} ended with status {ended[failed]}{what}"
-          "; run the same command to go on from the last checkpoint", file=sys.stderr, flush=True)
+    print(
+      f"error: process {failed} of {len(job.processes)} ended with status {ended[failed]}{what}"
+      "; run the same command to go on from the last checkpoint",
+      file=sys.stderr,
+      flush=True,
+    )
   return ended[failed]
 
 
 def main(argv: list[str]) -> None:
   arguments, command = parse(argv)
   with tempfile.TemporaryDirectory(prefix="rlhf_local_") as logs:
-    job = Job([sys.executable, "-m", *command], arguments.num_processes,
-              arguments.devices_per_process, pathlib.Path(logs))
+    job = Job(
+      [sys.executable, "-m", *command],
+      arguments.num_processes,
+      arguments.devices_per_process,
+      pathlib.Path(logs),
+    )
     try:
       with forwarding(job):
         status = wait(job)

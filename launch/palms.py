@@ -40,6 +40,7 @@ _MOST_SHOWN = 20  # problems of handed-in sheets; the rest are counted
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
   """A subcommand: its flags, and what it does."""
+
   about: str
   add_flags: Callable[[argparse.ArgumentParser], None]
   run: Callable[[argparse.Namespace], None]
@@ -48,8 +49,9 @@ class Command:
 def main(argv: list[str]) -> None:
   setup.quiet_logs()
   parser = setup.Parser(__doc__)
-  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
-                                   parser_class=setup.Parser)
+  commands = parser.add_subparsers(
+    dest="command", required=True, metavar="COMMAND", parser_class=setup.Parser
+  )
   for name, command in COMMANDS.items():
     command.add_flags(commands.add_parser(name, doc=command.about, help=command.about))
   arguments = parser.parse_args(argv[1:])
@@ -61,16 +63,19 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--values", default=str(sets.SHIPPED),
-                      help="directory of positions.json, probes.jsonl, targeted.jsonl and "
-                      "control.jsonl")
+  parser.add_argument(
+    "--values",
+    default=str(sets.SHIPPED),
+    help="directory of positions.json, probes.jsonl, targeted.jsonl and control.jsonl",
+  )
   parser.add_argument("--strict", action="store_true", help="take warnings for errors")
 
 
 def _check(arguments: argparse.Namespace) -> None:
   if not pathlib.Path(arguments.values).is_dir():
-    raise ValueError(f"--values={arguments.values} is no directory; name one that holds "
-                     f"{sets.POSITIONS}")
+    raise ValueError(
+      f"--values={arguments.values} is no directory; name one that holds {sets.POSITIONS}"
+    )
   values, problems = sets.check(arguments.values, strict=arguments.strict)
   if values is not None:
     print(sets.describe(values))
@@ -86,9 +91,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _sheet_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--answers", required=True,
-                      help="JSONL of the answers: model, kind, size, seed, category, probe, "
-                      "sample, prompt, answer")
+  parser.add_argument(
+    "--answers",
+    required=True,
+    help="JSONL of the answers: model, kind, size, seed, category, probe, sample, prompt, answer",
+  )
   parser.add_argument("--values", default=str(sets.SHIPPED), help="directory of the positions")
   parser.add_argument("--output", required=True, help="directory to write, which must be new")
   parser.add_argument("--raters", default="3", help="how many, or their names: anna,ben,cleo")
@@ -98,15 +105,20 @@ def _sheet_flags(parser: argparse.ArgumentParser) -> None:
 def _sheet(arguments: argparse.Namespace) -> None:
   directory = pathlib.Path(arguments.output)
   if directory.exists():
-    raise ValueError(f"--output={directory} exists; name a new directory, as ratings of older "
-                     "sheets would lose their key")
+    raise ValueError(
+      f"--output={directory} exists; name a new directory, as ratings of older "
+      "sheets would lose their key"
+    )
   p = sheet_lib.SheetConfig(raters=_raters(arguments.raters), seed=arguments.seed)
   values = sets.load(arguments.values)
   answers = sheet_lib.read_answers(arguments.answers, values)
   sheet_lib.write(sheet_lib.make(answers, values, p), directory)
-  print(f"{directory / 'sheets'}: {len(answers)} samples for each of {', '.join(p.raters)}, as "
-        f"HTML and CSV\n{directory / sheet_lib.KEY}: which sample is which model's; raters must "
-        "not see it", flush=True)
+  print(
+    f"{directory / 'sheets'}: {len(answers)} samples for each of {', '.join(p.raters)}, as "
+    f"HTML and CSV\n{directory / sheet_lib.KEY}: which sample is which model's; raters must "
+    "not see it",
+    flush=True,
+  )
 
 
 def _raters(text: str) -> tuple[str, ...]:
@@ -121,14 +133,17 @@ def _raters(text: str) -> tuple[str, ...]:
 
 
 def _ratings_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--sheets", required=True,
-                      help="CSV and JSON files that were handed in, or directories of them, with "
-                      "commas between")
+  parser.add_argument(
+    "--sheets",
+    required=True,
+    help="CSV and JSON files that were handed in, or directories of them, with commas between",
+  )
   parser.add_argument("--key", required=True, help="key.json of these sheets")
   parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-  parser.add_argument("--incomplete", action="store_true",
-                      help="go on though ratings or raters are missing")
+  parser.add_argument(
+    "--incomplete", action="store_true", help="go on though ratings or raters are missing"
+  )
 
 
 def _ratings(arguments: argparse.Namespace) -> None:
@@ -149,8 +164,11 @@ def _ratings(arguments: argparse.Namespace) -> None:
   for sentence in handed_in.missing:
     print(f"missing: {sentence}")
   jsonl.write(arguments.output, handed_in.rows)
-  print(f"{arguments.output}: {len(handed_in.rows)} ratings of {len(key['samples'])} samples by "
-        f"{len({row['rater'] for row in handed_in.rows})} raters", flush=True)
+  print(
+    f"{arguments.output}: {len(handed_in.rows)} ratings of {len(key['samples'])} samples by "
+    f"{len({row['rater'] for row in handed_in.rows})} raters",
+    flush=True,
+  )
 
 
 # ----------------------------------------------------------------------------- statistics
@@ -160,9 +178,12 @@ def _statistics_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--ratings", required=True, help="JSONL as `ratings` writes it")
   parser.add_argument("--output", help="JSON to write: every mean, difference and slope")
   parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-  parser.add_argument("--test", choices=statistics_lib.TESTS, default="min_f",
-                      help="decides what is shown: min_f over probes and seeds, sign_flip over "
-                      "probes")
+  parser.add_argument(
+    "--test",
+    choices=statistics_lib.TESTS,
+    default="min_f",
+    help="decides what is shown: min_f over probes and seeds, sign_flip over probes",
+  )
   parser.add_argument("--seed", type=setup.at_least(0), default=0, help="of the resampling")
 
 
@@ -171,8 +192,9 @@ def _statistics(arguments: argparse.Namespace) -> None:
     jsonl.check_output(arguments.output, arguments.overwrite)
   rows = statistics_lib.read_rows(arguments.ratings)
   try:
-    analysis = statistics_lib.analyse(rows, statistics_lib.StatisticsConfig(
-        test=arguments.test, seed=arguments.seed))
+    analysis = statistics_lib.analyse(
+      rows, statistics_lib.StatisticsConfig(test=arguments.test, seed=arguments.seed)
+    )
   except ValueError as error:
     raise ValueError(f"--ratings={arguments.ratings}: {error}") from error
   print(statistics_lib.describe(analysis), flush=True)
@@ -187,8 +209,11 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="of a PALMS run that is finished")
   who = parser.add_mutually_exclusive_group(required=True)
   who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own answers")
-  who.add_argument("--rater", help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
-                   "or reward:SOURCE, with the other settings of the run's config.raters")
+  who.add_argument(
+    "--rater",
+    help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
+    "or reward:SOURCE, with the other settings of the run's config.raters",
+  )
   parser.add_argument("--output", required=True, help="directory to write, which must be new")
 
 
@@ -196,14 +221,18 @@ def _report(arguments: argparse.Namespace) -> None:
   if pathlib.Path(arguments.output).exists():
     raise ValueError(f"--output={arguments.output} exists; name a new directory")
   from rlhf.palms import process  # brings jax, which the other commands can do without
+
   config = pathlib.Path(arguments.workdir) / "config.json"
   if not config.is_file():
-    raise ValueError(f"--workdir={arguments.workdir} has no config.json; name the workdir of a PALMS "
-                     "run")
+    raise ValueError(
+      f"--workdir={arguments.workdir} has no config.json; name the workdir of a PALMS run"
+    )
   config = ml_collections.ConfigDict(workdir_lib.read_json(config))
   if "cooccurrence" not in config:
-    raise ValueError(f"--workdir={arguments.workdir} is no PALMS run; name one of "
-                     "launch.pipeline --config=configs/palms.py:...")
+    raise ValueError(
+      f"--workdir={arguments.workdir} is no PALMS run; name one of "
+      "launch.pipeline --config=configs/palms.py:..."
+    )
   if arguments.rater is not None:
     try:
       process.rate_again(config, arguments.workdir, arguments.rater, arguments.output)
@@ -218,16 +247,23 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "check": Command(about="Says what is missing in a set of values.", add_flags=_check_flags,
-                     run=_check),
-    "sheet": Command(about="Makes blind rating sheets of answers.", add_flags=_sheet_flags,
-                     run=_sheet),
-    "ratings": Command(about="Reads what the raters handed in.", add_flags=_ratings_flags,
-                       run=_ratings),
-    "statistics": Command(about="Compares base, targeted and control models.",
-                          add_flags=_statistics_flags, run=_statistics),
-    "report": Command(about="Draws a run's page with other ratings.", add_flags=_report_flags,
-                      run=_report),
+  "check": Command(
+    about="Says what is missing in a set of values.", add_flags=_check_flags, run=_check
+  ),
+  "sheet": Command(
+    about="Makes blind rating sheets of answers.", add_flags=_sheet_flags, run=_sheet
+  ),
+  "ratings": Command(
+    about="Reads what the raters handed in.", add_flags=_ratings_flags, run=_ratings
+  ),
+  "statistics": Command(
+    about="Compares base, targeted and control models.",
+    add_flags=_statistics_flags,
+    run=_statistics,
+  ),
+  "report": Command(
+    about="Draws a run's page with other ratings.", add_flags=_report_flags, run=_report
+  ),
 }
 
 

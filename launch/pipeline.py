@@ -35,8 +35,10 @@ def main(argv):
     setup.join_processes()
     config, workdir = _CONFIG.value, _WORKDIR.value
     if _SHARED.value is not None and processes.count() > 1:
-      raise ValueError(f"--shared={_SHARED.value}: stages are shared by pipelines of one process "
-                       "each; leave it out, or run one process")
+      raise ValueError(
+        f"--shared={_SHARED.value}: stages are shared by pipelines of one process "
+        "each; leave it out, or run one process"
+      )
     if "tune" in config:
       run_palms(config, workdir)
     else:
@@ -46,6 +48,7 @@ def main(argv):
 def run_steps(config, workdir: str) -> None:
   """The three steps of InstructGPT."""
   from rlhf import pipeline  # after the flags have been read: importing jax takes seconds
+
   last_stage = "evaluation" if _LAST_STAGE.value is None else _LAST_STAGE.value
   pipeline.check_config(config)
   stages.check_name(config, last_stage)
@@ -58,6 +61,7 @@ def run_steps(config, workdir: str) -> None:
 def run_palms(config, workdir: str) -> None:
   """A set of values from positions to the report."""
   from rlhf.palms import process
+
   if _LAST_STAGE.value is not None:
     raise ValueError(f"--last_stage={_LAST_STAGE.value}: PALMS has no such stages; leave it out")
   process.check_config(config)

@@ -28,8 +28,10 @@ def check(arguments: argparse.Namespace) -> None:
   for workdir in arguments.workdirs:
     path = pathlib.Path(workdir) / "report" / "report.json"
     if not path.is_file():
-      raise ValueError(f"{workdir} holds no report/report.json; name the workdir of a pipeline run "
-                       "that has finished")
+      raise ValueError(
+        f"{workdir} holds no report/report.json; name the workdir of a pipeline run "
+        "that has finished"
+      )
     report = workdir_lib.read_json(path)
     if not isinstance(report, dict) or "seed" not in report:
       raise ValueError(f"{path} has no seed; name the workdir of a pipeline run that has finished")
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> None:
   with setup.one_sentence_errors():
     check(arguments)
     from rlhf.evals import pooling
+
     pooled = pooling.pooled_table(arguments.workdirs)
     page = pooling.write_pooled(arguments.output, pooled)
     print(pooling.pooled_markdown(pooled), end="")

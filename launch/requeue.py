@@ -39,8 +39,15 @@ class Requeued:
     record: file that says how the command last ended, where that was not well; None for no file.
   """
 
-  def __init__(self, command: Sequence[str], *, restarts: int, patience: float = 120.0,
-               log: pathlib.Path | None = None, record: pathlib.Path | None = None):
+  def __init__(
+    self,
+    command: Sequence[str],
+    *,
+    restarts: int,
+    patience: float = 120.0,
+    log: pathlib.Path | None = None,
+    record: pathlib.Path | None = None,
+  ):
     self.command, self.restarts, self.patience = list(command), restarts, patience
     self.log, self.record = log, record
 
@@ -51,13 +58,17 @@ class Requeued:
       RuntimeError: it failed, or it was ended and nobody requeues it.  A failure is recorded.
     """
     import submitit
+
     here = submitit.JobEnvironment()
     asks = signal.Signals[f"SIG{here.USR_SIG}"]
     requeue, received = signal.getsignal(asks), set()
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
     with self._output() as options:
-      child = subprocess.Popen([*self.command, *_join_flags(here)], **options,
-                               preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN))
+      child = subprocess.Popen(
+        [*self.command, *_join_flags(here)],
+        **options,
+        preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN),
+      )
 
     def save(number, _):
       received.add(number)
@@ -79,8 +90,9 @@ class Requeued:
     if asks in received or not received:
       requeue(asks, None)  # ends task 0; the others return and are ended with the job
       self._wait(lambda: False)
-    raise RuntimeError("SIGTERM ended the command after it had saved its state; submit the same "
-                       "command to go on")
+    raise RuntimeError(
+      "SIGTERM ended the command after it had saved its state; submit the same command to go on"
+    )
 
   def checkpoint(self):
     """What submitit submits next: the same command, which goes on from the workdir.
@@ -90,9 +102,12 @@ class Requeued:
     """
     if not self.restarts:
       self._write_record(143)
-      raise RuntimeError("the command has saved its state and no restart is left (--max_restarts); "
-                         "submit the same command to go on")
+      raise RuntimeError(
+        "the command has saved its state and no restart is left (--max_restarts); "
+        "submit the same command to go on"
+      )
     from submitit.helpers import DelayedSubmission
+
     again = copy.copy(self)
     again.restarts -= 1
     return DelayedSubmission(again)
@@ -123,5 +138,6 @@ def _join_flags(here) -> list[str]:
   Not jax's own detection of SLURM: that is for one process on each GPU, and hides the others.
   """
   port = 61440 + int(here.raw_job_id) % 4096  # as jax chooses it: jobs on one node differ
-  return job_lib.join_flags(here.num_tasks, coordinator=f"{here.hostnames[0]}:{port}",
-                            process_id=str(here.global_rank))
+  return job_lib.join_flags(
+    here.num_tasks, coordinator=f"{here.hostnames[0]}:{port}", process_id=str(here.global_rank)
+  )

@@ -45,8 +45,10 @@ def split_address(address: str) -> tuple[str, int]:
   """
   host, _, port = address.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-    raise ValueError(f"--coordinator_address={address} is not HOST:PORT; give the host of process "
-                     "0 and a free port there, for example node001:12345")
+    raise ValueError(
+      f"--coordinator_address={address} is not HOST:PORT; give the host of process "
+      "0 and a free port there, for example node001:12345"
+    )
   return host.strip("[]"), int(port)
 
 
@@ -60,10 +62,12 @@ def missing_sentence(missing: list[int], num_processes: int, address: str, secon
   """What process 0 says, and passes on, where processes are missing."""
   names = ", ".join(map(str, missing))
   which = f"process {names}" if len(missing) == 1 else f"processes {names}"
-  return (f"{which} of {num_processes} did not connect to process 0 at {address} within "
-          f"{seconds:g} s; look at their logs, and check that they were started with this "
-          "--coordinator_address and --num_processes and that their hosts reach this port, or give "
-          "them longer with --connect_timeout")
+  return (
+    f"{which} of {num_processes} did not connect to process 0 at {address} within "
+    f"{seconds:g} s; look at their logs, and check that they were started with this "
+    "--coordinator_address and --num_processes and that their hosts reach this port, or give "
+    "them longer with --connect_timeout"
+  )
 
 
 def _listen(address: str, num_processes: int, seconds: float, deadline: float) -> None:
@@ -101,11 +105,14 @@ def _open(address: str) -> socket.socket:
   _, port = split_address(address)
   both = socket.has_dualstack_ipv6()
   try:
-    return socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET,
-                                dualstack_ipv6=both)
+    return socket.create_server(
+      ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+    )
   except OSError as error:
-    raise ValueError(f"--coordinator_address={address}: process 0 cannot open port {port} on its "
-                     f"host ({error.strerror}); choose another port") from error
+    raise ValueError(
+      f"--coordinator_address={address}: process 0 cannot open port {port} on its "
+      f"host ({error.strerror}); choose another port"
+    ) from error
 
 
 def _read_number(connection: socket.socket, num_processes: int) -> int | None:
@@ -119,9 +126,15 @@ def _read_number(connection: socket.socket, num_processes: int) -> int | None:
     return None
   if total != num_processes:
     with contextlib.suppress(OSError):
-      connection.sendall((json.dumps(
-          f"process {number} was started with --num_processes={total} and process 0 with "
-          f"{num_processes}; make them equal") + "\n").encode())
+      connection.sendall(
+        (
+          json.dumps(
+            f"process {number} was started with --num_processes={total} and process 0 with "
+            f"{num_processes}; make them equal"
+          )
+          + "\n"
+        ).encode()
+      )
     return None
   return number if isinstance(number, int) and 0 < number < num_processes else None
 
@@ -132,8 +145,9 @@ def _answer(connections, sentence: str) -> None:
       connection.sendall((json.dumps(sentence) + "\n").encode())
 
 
-def _report(address: str, num_processes: int, process_id: int, seconds: float,
-            deadline: float) -> None:
+def _report(
+  address: str, num_processes: int, process_id: int, seconds: float, deadline: float
+) -> None:
   told = json.dumps({"process_id": process_id, "num_processes": num_processes}) + "\n"
   reason = ""
   while (left := deadline - time.monotonic()) > 0:
@@ -153,6 +167,7 @@ def _report(address: str, num_processes: int, process_id: int, seconds: float,
       reason = str(error)
     time.sleep(_RETRY_SECONDS)
   raise MissingProcess(
-      f"process 0 of {num_processes} did not answer process {process_id} at {address} within "
-      f"{seconds:g} s ({reason}); look at its log, and check --coordinator_address and that this "
-      "host reaches it, or wait longer with --connect_timeout")
+    f"process 0 of {num_processes} did not answer process {process_id} at {address} within "
+    f"{seconds:g} s ({reason}); look at its log, and check --coordinator_address and that this "
+    "host reaches it, or wait longer with --connect_timeout"
+  )

@@ -29,14 +29,23 @@ Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 def add_reward_flags(parser: setup.Parser, *, all_rules: bool = False) -> None:
   """Which reward models score, and how they are combined unless `all_rules` are tried."""
   from rlhf.evals import ensembles
-  parser.add_argument("--reward_model", required=True,
-                      help="export directory of a reward model, the workdir of its stage or "
-                      "hf:DIR; several, joined by commas, are an ensemble")
+
+  parser.add_argument(
+    "--reward_model",
+    required=True,
+    help="export directory of a reward model, the workdir of its stage or "
+    "hf:DIR; several, joined by commas, are an ensemble",
+  )
   if not all_rules:
-    parser.add_argument("--ensemble", choices=ensembles.RULES, default="mean",
-                        help="how several reward models are combined")
-  parser.add_argument("--variance_coef", type=setup.temperature, default=0.5,
-                      help="lambda of mean_less_variance")
+    parser.add_argument(
+      "--ensemble",
+      choices=ensembles.RULES,
+      default="mean",
+      help="how several reward models are combined",
+    )
+  parser.add_argument(
+    "--variance_coef", type=setup.temperature, default=0.5, help="lambda of mean_less_variance"
+  )
 
 
 def load_reward_models(arguments: argparse.Namespace) -> dict[str, Score]:
@@ -54,21 +63,34 @@ def load_reward_model(name: str, batch_size: int) -> Score:
   from rlhf import networks, sharding
   from rlhf.data import prepare
   from rlhf.evals import rewards
+
   directory = setup.find_network(name, "reward_model")
   export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
   prompt_format = prepare.PromptFormat.trained_with(export.config)
   prompt_format.check(networks.tokenizer_of(export))
-  network = networks.load(directory, networks.export_numerics(export) | {"attention": "auto"},
-                          _mesh(sharding), kind="reward", flag="--reward_model")
-  return functools.partial(rewards.score_texts, network, prompt_format, batch_size=batch_size,
-                           name=f"the reward model {name}")
+  network = networks.load(
+    directory,
+    networks.export_numerics(export) | {"attention": "auto"},
+    _mesh(sharding),
+    kind="reward",
+    flag="--reward_model",
+  )
+  return functools.partial(
+    rewards.score_texts,
+    network,
+    prompt_format,
+    batch_size=batch_size,
+    name=f"the reward model {name}",
+  )
 
 
 def ensemble(members: dict[str, Score], arguments: argparse.Namespace) -> Score:
   """All reward models as one, by --ensemble and --variance_coef."""
   from rlhf.evals import ensembles
-  return ensembles.as_one(list(members.values()), arguments.ensemble,
-                          variance_coef=arguments.variance_coef)
+
+  return ensembles.as_one(
+    list(members.values()), arguments.ensemble, variance_coef=arguments.variance_coef
+  )
 
 
 def _mesh(sharding):
@@ -94,18 +116,29 @@ def split_list(text: str, flag: str) -> list[str]:
 
 def add_answer_flags(parser: setup.Parser) -> None:
   """How policies are asked."""
-  parser.add_argument("--prompts", required=True,
-                      help="JSONL or FORMAT:FILE of prompts, such as validation prompts")
-  parser.add_argument("--num_prompts", type=setup.at_least(1),
-                      help="takes the first so many; all if not given")
+  parser.add_argument(
+    "--prompts", required=True, help="JSONL or FORMAT:FILE of prompts, such as validation prompts"
+  )
+  parser.add_argument(
+    "--num_prompts", type=setup.at_least(1), help="takes the first so many; all if not given"
+  )
   parser.add_argument("--temperature", type=setup.temperature, default=1.0, help="0 is greedy")
-  parser.add_argument("--max_response_tokens", type=setup.at_least(1), default=256,
-                      help="of an answer; prompts have the rest of the context")
+  parser.add_argument(
+    "--max_response_tokens",
+    type=setup.at_least(1),
+    default=256,
+    help="of an answer; prompts have the rest of the context",
+  )
   parser.add_argument("--seed", type=setup.at_least(0), default=0)
-  parser.add_argument("--batch_size", type=setup.at_least(1), default=64,
-                      help="answers at once; changes nothing but speed and memory")
-  parser.add_argument("--on_bad", choices=jsonl.ON_BAD, default="stop",
-                      help="at a bad line: stop, or skip and count")
+  parser.add_argument(
+    "--batch_size",
+    type=setup.at_least(1),
+    default=64,
+    help="answers at once; changes nothing but speed and memory",
+  )
+  parser.add_argument(
+    "--on_bad", choices=jsonl.ON_BAD, default="stop", help="at a bad line: stop, or skip and count"
+  )
   setup.add_prompt_format(parser)
 
 
@@ -119,6 +152,7 @@ class Policy:
     export: what it says of itself.
     prompt_format: how it is asked.
   """
+
   name: str
   source: str | pathlib.Path
   export: Any
@@ -127,6 +161,7 @@ class Policy:
   @functools.cached_property
   def tokenizer(self):
     from rlhf import networks
+
     return networks.tokenizer_of(self.export)
 
   @property
@@ -136,6 +171,7 @@ class Policy:
   def load(self):
     """The network, on a mesh of all devices."""
     from rlhf import networks, sharding
+
     numerics = networks.export_numerics(self.export) | {"attention": "auto"}
     return networks.load(self.source, numerics, _mesh(sharding), kind="policy", flag=self.name)
 
@@ -143,10 +179,15 @@ class Policy:
 def find_policy(name: str, flag: str, arguments: argparse.Namespace) -> Policy:
   """Raises ValueError where `name` is no policy, or the format does not go with it."""
   from rlhf import networks
+
   source = setup.find_network(name, flag)
   export = networks.find_export(source, {}, kind="policy", flag=f"--{flag}")
-  policy = Policy(name=name, source=source, export=export,
-                  prompt_format=setup.prompt_format(export.config, arguments))
+  policy = Policy(
+    name=name,
+    source=source,
+    export=export,
+    prompt_format=setup.prompt_format(export.config, arguments),
+  )
   policy.prompt_format.check(policy.tokenizer)
   return policy
 
@@ -158,6 +199,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ValueError: the file cannot be read, has a bad line, or no good one.
   """
   from rlhf.data import formats, records
+
   name, colon, path = arguments.prompts.partition(":")
   if not colon or name not in formats.FORMATS:
     name, path = "jsonl", arguments.prompts
@@ -166,8 +208,13 @@ def read_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
   return found
 
 
-def fitting(records: Sequence[dict[str, Any]], policies: Sequence[Policy],
-            arguments: argparse.Namespace, *, prefix: str = "") -> list[dict[str, Any]]:
+def fitting(
+  records: Sequence[dict[str, Any]],
+  policies: Sequence[Policy],
+  arguments: argparse.Namespace,
+  *,
+  prefix: str = "",
+) -> list[dict[str, Any]]:
   """Prompts that fit into every policy's context beside an answer; the others are counted.
 
   Args:
@@ -183,13 +230,15 @@ def fitting(records: Sequence[dict[str, Any]], policies: Sequence[Policy],
   kept = [record for record, fits in zip(records, (lengths <= room[:, None]).all(axis=0)) if fits]
   if not kept:
     raise ValueError(
-        f"none of {len(records)} prompts fits beside --max_response_tokens="
-        f"{arguments.max_response_tokens} into a context of "
-        f"{min(policy.context_length for policy in policies)}; use fewer")
+      f"none of {len(records)} prompts fits beside --max_response_tokens="
+      f"{arguments.max_response_tokens} into a context of "
+      f"{min(policy.context_length for policy in policies)}; use fewer"
+    )
   if len(kept) < len(records):
-    print(f"prompts: {len(records) - len(kept)} dropped (too long for a policy's context)",
-          flush=True)
-  return kept[:arguments.num_prompts]
+    print(
+      f"prompts: {len(records) - len(kept)} dropped (too long for a policy's context)", flush=True
+    )
+  return kept[: arguments.num_prompts]
 
 
 def prompt_lengths(policy: Policy, prompts: Sequence[str]) -> list[int]:
@@ -200,20 +249,29 @@ def prompt_lengths(policy: Policy, prompts: Sequence[str]) -> list[int]:
 def answer_config(policy: Policy, prompts: Sequence[str], arguments: argparse.Namespace):
   """`AnswerConfig` with no more room for prompts than the longest needs."""
   from rlhf.evals.answers import AnswerConfig
+
   longest = max(prompt_lengths(policy, prompts))
   room = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
   return AnswerConfig(
-      max_prompt_tokens=min(room, policy.context_length - arguments.max_response_tokens),
-      max_response_tokens=arguments.max_response_tokens, temperature=arguments.temperature,
-      batch_size=arguments.batch_size, **dataclasses.asdict(policy.prompt_format))
+    max_prompt_tokens=min(room, policy.context_length - arguments.max_response_tokens),
+    max_response_tokens=arguments.max_response_tokens,
+    temperature=arguments.temperature,
+    batch_size=arguments.batch_size,
+    **dataclasses.asdict(policy.prompt_format),
+  )
 
 
 def report(choice, kind: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
   """What a selection writes: the best candidate, and each one's mean reward with its interval."""
   intervals = choice.intervals(num_resamples=NUM_RESAMPLES, seed=arguments.seed)
   num_prompts = len(choice.scores[choice.best])
-  return {"best": choice.best, "num_prompts": num_prompts,
-          "candidates": [{kind: name, **interval.as_dict()} for name, interval in
-                         intervals.items()],
-          "reward_model": arguments.reward_model.split(","), "ensemble": arguments.ensemble,
-          "temperature": arguments.temperature, "seed": arguments.seed, **more}
+  return {
+    "best": choice.best,
+    "num_prompts": num_prompts,
+    "candidates": [{kind: name, **interval.as_dict()} for name, interval in intervals.items()],
+    "reward_model": arguments.reward_model.split(","),
+    "ensemble": arguments.ensemble,
+    "temperature": arguments.temperature,
+    "seed": arguments.seed,
+    **more,
+  }

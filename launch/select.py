@@ -56,30 +56,49 @@ def main(argv: list[str]) -> None:
   arguments = parse(argv)
   with setup.one_sentence_errors():
     jsonl.check_output(arguments.output, arguments.overwrite)
-    policies = {name: scoring.find_policy(name, "candidates", arguments)
-                for name in expand(arguments.candidates)}
+    policies = {
+      name: scoring.find_policy(name, "candidates", arguments)
+      for name in expand(arguments.candidates)
+    }
     records = scoring.fitting(scoring.read_prompts(arguments), list(policies.values()), arguments)
     score = scoring.ensemble(scoring.load_reward_models(arguments), arguments)
     choice = choose(policies, [record["prompt"] for record in records], score, arguments)
     from rlhf import workdir as workdir_lib
+
     workdir_lib.write_json(arguments.output, scoring.report(choice, "candidate", arguments))
-    print(f"{arguments.output}: {choice.best} of {len(policies)} has the highest reward "
-          f"{choice.mean(choice.best):.4g} over {len(records)} prompts", flush=True)
+    print(
+      f"{arguments.output}: {choice.best} of {len(policies)} has the highest reward "
+      f"{choice.mean(choice.best):.4g} over {len(records)} prompts",
+      flush=True,
+    )
 
 
-def choose(policies: dict[str, scoring.Policy], prompts: list[str], score: scoring.Score,
-           arguments: argparse.Namespace):
+def choose(
+  policies: dict[str, scoring.Policy],
+  prompts: list[str],
+  score: scoring.Score,
+  arguments: argparse.Namespace,
+):
   """`selection.Choice` among the policies, one of them in memory at a time."""
   from rlhf import loop
   from rlhf.evals import answers, selection
 
   def texts_of(name: str) -> list[tuple[str, str]]:
     policy = policies[name]
-    drawn = answers.answer(policy.load(), prompts, scoring.answer_config(
-        policy, prompts, arguments), loop.step_key(arguments.seed, "validate", 0))
+    drawn = answers.answer(
+      policy.load(),
+      prompts,
+      scoring.answer_config(policy, prompts, arguments),
+      loop.step_key(arguments.seed, "validate", 0),
+    )
     return [(prompt, texts[0]) for prompt, texts in zip(prompts, drawn.texts, strict=True)]
-  return selection.choose(policies, texts_of, score, on_scored=lambda name, mean: print(
-      f"{name}  mean reward {mean:.4g}", flush=True))
+
+  return selection.choose(
+    policies,
+    texts_of,
+    score,
+    on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),
+  )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def fail(sentence: str, status: int = 2) -> None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
   """Where this process stands among those of its job."""
+
   coordinator_address: str
   num_processes: int
   process_id: int
@@ -89,13 +90,23 @@ class Place:
 def define_process_flags(values: flags.FlagValues) -> None:
   """The flags of `join_processes`; what is not given comes from the environment."""
   define = lambda kind, *spec: getattr(flags, f"DEFINE_{kind}")(*spec, flag_values=values)
-  define("string", "coordinator_address", None, "HOST:PORT of process 0, with a free port; "
-         "JAX_COORDINATOR_ADDRESS if not given.")
+  define(
+    "string",
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, with a free port; JAX_COORDINATOR_ADDRESS if not given.",
+  )
   define("integer", "num_processes", None, "Processes of the job; JAX_NUM_PROCESSES if not given.")
-  define("integer", "process_id", None,
-         "This process's number, from 0; JAX_PROCESS_ID if not given.")
-  define("string", "cluster", "", "Take what is not given from the cluster, as jax finds it: auto, "
-         f"or one of {', '.join(CLUSTERS)}.")
+  define(
+    "integer", "process_id", None, "This process's number, from 0; JAX_PROCESS_ID if not given."
+  )
+  define(
+    "string",
+    "cluster",
+    "",
+    "Take what is not given from the cluster, as jax finds it: auto, "
+    f"or one of {', '.join(CLUSTERS)}.",
+  )
   define("integer", "connect_timeout", 1800, "Seconds to wait for all processes to start.")
   define("integer", "heartbeat_timeout", 120, "Seconds of silence after which a process is dead.")
   define("integer", "shutdown_timeout", 600, "Seconds to wait for all processes at the end.")
@@ -103,10 +114,15 @@ def define_process_flags(values: flags.FlagValues) -> None:
 
 # jax's names; for Kubernetes it has none, only "auto".
 CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")
-_CLUSTER_ADVICE = ("start the job through its scheduler, or give --coordinator_address, "
-                   "--num_processes and --process_id")
-_PROCESS_VARIABLES = {"coordinator_address": "JAX_COORDINATOR_ADDRESS",
-                      "num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+_CLUSTER_ADVICE = (
+  "start the job through its scheduler, or give --coordinator_address, "
+  "--num_processes and --process_id"
+)
+_PROCESS_VARIABLES = {
+  "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+  "num_processes": "JAX_NUM_PROCESSES",
+  "process_id": "JAX_PROCESS_ID",
+}
 
 
 def check_no_place(arguments: Sequence[str]) -> None:
@@ -118,8 +134,10 @@ def check_no_place(arguments: Sequence[str]) -> None:
   for argument in arguments:
     name = argument.lstrip("-").partition("=")[0]
     if argument.startswith("-") and name in (*_PROCESS_VARIABLES, "cluster"):
-      raise ValueError(f"--{name} stands behind --, but the launcher tells every process its place "
-                       "in the job; leave it out there")
+      raise ValueError(
+        f"--{name} stands behind --, but the launcher tells every process its place "
+        "in the job; leave it out there"
+      )
 
 
 def find_place(values: flags.FlagValues) -> Place | None:
@@ -144,20 +162,25 @@ def find_place(values: flags.FlagValues) -> Place | None:
     given = dict(zip(given, found, strict=True))
   if all(setting is None for setting in given.values()):
     if cluster:
-      raise ValueError(f"--cluster={cluster}: jax finds no cluster in this environment; "
-                       f"{_CLUSTER_ADVICE}")
+      raise ValueError(
+        f"--cluster={cluster}: jax finds no cluster in this environment; {_CLUSTER_ADVICE}"
+      )
     return None
   for name, setting in given.items():
     if setting is None:
       others = " and ".join(f"--{other}" for other in given if given[other] is not None)
-      raise ValueError(f"--{name} (or {_PROCESS_VARIABLES[name]}) is missing beside {others}; give "
-                       "all three, or --cluster=auto to take them from the cluster")
+      raise ValueError(
+        f"--{name} (or {_PROCESS_VARIABLES[name]}) is missing beside {others}; give "
+        "all three, or --cluster=auto to take them from the cluster"
+      )
   roll_call.split_address(given["coordinator_address"])
   if given["num_processes"] < 1:
     raise ValueError(f"--num_processes={given['num_processes']} is below 1; use 1 or more")
   if not 0 <= given["process_id"] < given["num_processes"]:
-    raise ValueError(f"--process_id={given['process_id']} of --num_processes="
-                     f"{given['num_processes']}; use 0 to {given['num_processes'] - 1}")
+    raise ValueError(
+      f"--process_id={given['process_id']} of --num_processes="
+      f"{given['num_processes']}; use 0 to {given['num_processes'] - 1}"
+    )
   return Place(**given, local_device_ids=local_device_ids) if given["num_processes"] > 1 else None
 
 
@@ -176,14 +199,18 @@ def _process_setting(values: flags.FlagValues, name: str) -> str | int | None:
 def _ask_cluster(cluster: str, given: dict, timeout: int):
   """(address, number, id, local devices) as jax's own detection completes what is given."""
   from jax._src import clusters  # the only way to ask it before connecting
+
   logging.getLogger("jax._src.clusters").setLevel(logging.CRITICAL)  # the sentence below says it
   try:
     return clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        *given.values(), None, None if cluster == "auto" else cluster, timeout)
+      *given.values(), None, None if cluster == "auto" else cluster, timeout
+    )
   except Exception as error:  # as many kinds as there are schedulers
     reason = f"{type(error).__name__}: {error}".split("\n")[0]
-    raise ValueError(f"--cluster={cluster}: jax cannot tell this process's place from the "
-                     f"environment ({reason}); {_CLUSTER_ADVICE}") from error
+    raise ValueError(
+      f"--cluster={cluster}: jax cannot tell this process's place from the "
+      f"environment ({reason}); {_CLUSTER_ADVICE}"
+    ) from error
 
 
 def join_processes(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -196,16 +223,23 @@ def join_processes(values: flags.FlagValues = flags.FLAGS) -> None:
   if place is None:
     return
   try:
-    roll_call.hold(place.coordinator_address, num_processes=place.num_processes,
-                   process_id=place.process_id, seconds=values["connect_timeout"].value)
+    roll_call.hold(
+      place.coordinator_address,
+      num_processes=place.num_processes,
+      process_id=place.process_id,
+      seconds=values["connect_timeout"].value,
+    )
   except roll_call.MissingProcess as error:
     fail(str(error), 1)
   import jax
+
   jax.distributed.initialize(
-      **dataclasses.asdict(place), cluster_detection_method="deactivate",
-      initialization_timeout=values["connect_timeout"].value,
-      heartbeat_timeout_seconds=values["heartbeat_timeout"].value,
-      shutdown_timeout_seconds=values["shutdown_timeout"].value)
+    **dataclasses.asdict(place),
+    cluster_detection_method="deactivate",
+    initialization_timeout=values["connect_timeout"].value,
+    heartbeat_timeout_seconds=values["heartbeat_timeout"].value,
+    shutdown_timeout_seconds=values["shutdown_timeout"].value,
+  )
   if place.process_id != 0:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
@@ -221,6 +255,7 @@ def ends_at_once():
     yield
   except BaseException as error:
     from rlhf import processes
+
     stopped = isinstance(error, SystemExit)
     if processes.count() == 1 or (stopped and error.code in (None, 0, 143)):
       raise
@@ -255,9 +290,11 @@ def check_overrides(argv: Sequence[str]) -> None:
   Raises:
     ValueError: there is no such file or field; names the nearest field.
   """
-  paths = [following if argument in ("--config", "-config") else argument.partition("=")[2]
-           for argument, following in zip(argv, [*argv[1:], ""])
-           if argument in ("--config", "-config") or argument.startswith(("--config=", "-config="))]
+  paths = [
+    following if argument in ("--config", "-config") else argument.partition("=")[2]
+    for argument, following in zip(argv, [*argv[1:], ""])
+    if argument in ("--config", "-config") or argument.startswith(("--config=", "-config="))
+  ]
   if not paths:
     return
   file = paths[-1].partition(":")[0]
@@ -265,7 +302,8 @@ def check_overrides(argv: Sequence[str]) -> None:
     raise ValueError(f"--config={paths[-1]}: there is no file {file}; name one of configs/")
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
-      "config", None, flag_values=values, sys_argv=[argv[0], f"--config={paths[-1]}"])
+    "config", None, flag_values=values, sys_argv=[argv[0], f"--config={paths[-1]}"]
+  )
   values([argv[0], f"--config={paths[-1]}"])
   for argument in argv[1:]:
     name = argument.lstrip("-").partition("=")[0]
@@ -281,14 +319,18 @@ def check_field(config, name: str) -> None:
     if field not in known:
       where = ".".join(["config", *path[:depth]])
       close = difflib.get_close_matches(field, known, 1, 0.6)
-      hint = f"did you mean {close[0]!r}?" if close else (
-          f"choose from {', '.join(sorted(known))}" if known else "it is a value, not a group")
+      hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else (f"choose from {', '.join(sorted(known))}" if known else "it is a value, not a group")
+      )
       raise ValueError(f"--{name}: {where} has no field {field!r}; {hint}")
     group = group[field]
 
 
-def read_config(argv: Sequence[str], usage: str, *, join: bool = True
-                ) -> tuple[list[str], object, str]:
+def read_config(
+  argv: Sequence[str], usage: str, *, join: bool = True
+) -> tuple[list[str], object, str]:
   """(positional arguments, config, workdir) of a command line with --config and --workdir.
 
   Also joins the other processes of the job, if there are any.  Ends the program with one sentence
@@ -313,8 +355,9 @@ def read_config(argv: Sequence[str], usage: str, *, join: bool = True
 
 def claim(config, workdir: str) -> None:
   """Writes the resolved config, the command and the git commit; refuses another config's run."""
-  resumed = workdir_lib.prepare(workdir, workdir_lib.config_to_dict(config),
-                                workdir_lib.default_command())
+  resumed = workdir_lib.prepare(
+    workdir, workdir_lib.config_to_dict(config), workdir_lib.default_command()
+  )
   print(f"workdir {workdir}: {'going on' if resumed else 'new run'}", flush=True)
 
 
@@ -325,8 +368,12 @@ class Parser(argparse.ArgumentParser):
   """argparse with one sentence for a wrong flag, and no guessing of abbreviated ones."""
 
   def __init__(self, doc: str, **more):
-    super().__init__(description=doc, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    super().__init__(
+      description=doc,
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      **more,
+    )
 
   def error(self, message: str):
     fail(f"{message}; --help lists the flags")
@@ -334,10 +381,12 @@ class Parser(argparse.ArgumentParser):
 
 def at_least(low: int):
   """A type of argparse: whole numbers from `low`."""
+
   def parse(text: str) -> int:
     if int(text) < low:
       raise argparse.ArgumentTypeError(f"{text} is below {low}; use {low} or more")
     return int(text)
+
   parse.__name__ = "whole number"
   return parse
 
@@ -362,6 +411,7 @@ def share(text: str) -> float:
 def find_network(source: str, flag: str) -> str | pathlib.Path:
   """`hf:DIR` and `gguf:FILE` as they are, else `find_export`."""
   from rlhf.interop import reading
+
   if reading.is_source(source):
     return source
   try:
@@ -382,8 +432,10 @@ def find_export(directory: str, flag: str) -> pathlib.Path:
     if (candidate / "export.json").is_file():
       return candidate
   found = "holds no export" if pathlib.Path(directory).is_dir() else "does not exist"
-  raise ValueError(f"--{flag}={directory} {found}; name an export directory, or the workdir of a "
-                   "stage that has finished")
+  raise ValueError(
+    f"--{flag}={directory} {found}; name an export directory, or the workdir of a "
+    "stage that has finished"
+  )
 
 
 def prompt_format(export_config: dict, arguments: argparse.Namespace):
@@ -396,21 +448,33 @@ def prompt_format(export_config: dict, arguments: argparse.Namespace):
     ValueError: the flags contradict one another.
   """
   from rlhf.data import prepare
+
   found = dataclasses.asdict(prepare.PromptFormat.trained_with(export_config))
   if arguments.prompt_format not in (None, found["prompt_format"]):
-    found = (dataclasses.asdict(prepare.PLAIN) if arguments.prompt_format == "plain"
-             else dict(prompt_suffix="", completion_prefix=""))  # the name is given
-  given = {name: getattr(arguments, name) for name in (
-      "prompt_format", "prompt_suffix", "completion_prefix")}
+    found = (
+      dataclasses.asdict(prepare.PLAIN)
+      if arguments.prompt_format == "plain"
+      else dict(prompt_suffix="", completion_prefix="")
+    )  # the name is given
+  given = {
+    name: getattr(arguments, name)
+    for name in ("prompt_format", "prompt_suffix", "completion_prefix")
+  }
   return prepare.PromptFormat(
-      **(found | {name: text for name, text in given.items() if text is not None}))
+    **(found | {name: text for name, text in given.items() if text is not None})
+  )
 
 
 def add_prompt_format(parser: Parser) -> None:
   """The flags of `prompt_format`."""
-  parser.add_argument("--prompt_format", choices=("plain", "chat"),
-                      help="plain, or the model's chat template; as in training if not given")
-  parser.add_argument("--prompt_suffix",
-                      help="put behind every prompt; as in training if not given")
-  parser.add_argument("--completion_prefix",
-                      help="put before every completion; as in training if not given")
+  parser.add_argument(
+    "--prompt_format",
+    choices=("plain", "chat"),
+    help="plain, or the model's chat template; as in training if not given",
+  )
+  parser.add_argument(
+    "--prompt_suffix", help="put behind every prompt; as in training if not given"
+  )
+  parser.add_argument(
+    "--completion_prefix", help="put before every completion; as in training if not given"
+  )

@@ -29,8 +29,13 @@ EXTRAS = {"tpu": "tpu", "cuda": "cuda12"}
 def parser() -> setup.Parser:
   """The flags of this launcher."""
   flags = job_lib.parser(__doc__)
-  flags.add_argument("--volume", action="append", default=[], metavar="BUCKET:PATH",
-                     help="a bucket's address, and where it is mounted; may be repeated")
+  flags.add_argument(
+    "--volume",
+    action="append",
+    default=[],
+    metavar="BUCKET:PATH",
+    help="a bucket's address, and where it is mounted; may be repeated",
+  )
   flags.add_argument("--infra", help="CLOUD[/REGION[/ZONE]]; the cheapest if not given")
   flags.add_argument("--spot", action="store_true", help="preemptible machines")
   flags.add_argument("--repository", help="address of the code; the remote origin if not given")
@@ -51,8 +56,10 @@ def volumes(flags: argparse.Namespace, job: job_lib.Job) -> dict[str, str]:
       raise ValueError(f"--volume={text} is not BUCKET:/PATH with an address such as gs://runs")
     found[match.group(2)] = match.group(1)
   if not any(pathlib.PurePosixPath(job.workdir).is_relative_to(path) for path in found):
-    raise ValueError(f"--workdir={job.workdir} would be lost with its machine; mount a bucket with "
-                     "--volume=gs://BUCKET:/PATH and give a workdir below its path")
+    raise ValueError(
+      f"--workdir={job.workdir} would be lost with its machine; mount a bucket with "
+      "--volume=gs://BUCKET:/PATH and give a workdir below its path"
+    )
   return found
 
 
@@ -77,29 +84,41 @@ def task(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> dict:
   else:
     num_nodes = job.topology.num_hosts
     join = job_lib.join_flags(
-        num_nodes, process_id="$SKYPILOT_NODE_RANK",
-        coordinator=f'"$(echo "$SKYPILOT_NODE_IPS" | head -n1)":{job_lib.PORT}')
+      num_nodes,
+      process_id="$SKYPILOT_NODE_RANK",
+      coordinator=f'"$(echo "$SKYPILOT_NODE_IPS" | head -n1)":{job_lib.PORT}',
+    )
   words = job_lib.train_command(job, config_file=job_lib.in_repository)
-  resources = {"accelerators": accelerators(job), "use_spot": flags.spot,
-               # Lost machines are replaced in any case; 143 is a job that was told to save and end.
-               "job_recovery": {"max_restarts_on_errors": flags.max_restarts,
-                                "recover_on_exit_codes": [143]}}
+  resources = {
+    "accelerators": accelerators(job),
+    "use_spot": flags.spot,
+    # Lost machines are replaced in any case; 143 is a job that was told to save and end.
+    "job_recovery": {"max_restarts_on_errors": flags.max_restarts, "recover_on_exit_codes": [143]},
+  }
   if job.topology.kind == "v5e":  # SkyPilot's own choice for every v5 is that of v5p
     resources["accelerator_args"] = {"runtime_version": "v2-alpha-tpuv5-lite"}
   if flags.infra is not None:
     resources["infra"] = flags.infra
   return {
-      "name": job.name,
-      "workdir": {"url": repository, "ref": job.commit},
-      "num_nodes": num_nodes,
-      "resources": resources,
-      "file_mounts": {path: {"source": bucket, "mode": "MOUNT"}
-                      for path, bucket in volumes(flags, job).items()},
-      "setup": "\n".join([
-          "set -e", "python3 -m pip install --quiet uv", "python3 -m uv venv --python 3.12 ~/rlhf",
-          ". ~/rlhf/bin/activate",
-          f"python3 -m uv pip install --quiet -e '.[{EXTRAS[job.topology.platform]}]'"]) + "\n",
-      "run": f". ~/rlhf/bin/activate\nexec {' '.join([shlex.join(words), *join])}\n"}
+    "name": job.name,
+    "workdir": {"url": repository, "ref": job.commit},
+    "num_nodes": num_nodes,
+    "resources": resources,
+    "file_mounts": {
+      path: {"source": bucket, "mode": "MOUNT"} for path, bucket in volumes(flags, job).items()
+    },
+    "setup": "\n".join(
+      [
+        "set -e",
+        "python3 -m pip install --quiet uv",
+        "python3 -m uv venv --python 3.12 ~/rlhf",
+        ". ~/rlhf/bin/activate",
+        f"python3 -m uv pip install --quiet -e '.[{EXTRAS[job.topology.platform]}]'",
+      ]
+    )
+    + "\n",
+    "run": f". ~/rlhf/bin/activate\nexec {' '.join([shlex.join(words), *join])}\n",
+  }
 
 
 def main(argv: list[str]) -> None:

@@ -74,6 +74,7 @@ class Trial:
     shared: pipeline stage -> directory of it that trials share, in order.
     last: the file that the run writes last.
   """
+
   number: int
   name: str
   overrides: dict[str, Any]
@@ -119,8 +120,9 @@ def load_sweep(spec: str) -> sweeps.Sweep:
     raise ValueError(f"{spec}: {error}") from None
   for name in sweep.measures:
     if name not in results.MEASURES:
-      raise ValueError(f"{spec}: there is no measure {name!r}; choose from "
-                       f"{', '.join(results.MEASURES)}")
+      raise ValueError(
+        f"{spec}: there is no measure {name!r}; choose from {', '.join(results.MEASURES)}"
+      )
   return sweep
 
 
@@ -150,8 +152,10 @@ def set_field(config, key: str, value: Any) -> None:
   accepted = {float: (float, int), tuple: (tuple, list)}
   fits = isinstance(value, accepted[wanted] if wanted in accepted else wanted)
   if not fits or (isinstance(value, bool) and wanted is not bool):  # a bool is an int to Python
-    raise ValueError(f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
-                     f"type {wanted.__name__}, such as {group[field]!r}")
+    raise ValueError(
+      f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
+      f"type {wanted.__name__}, such as {group[field]!r}"
+    )
   group[field] = wanted(value)
 
 
@@ -205,16 +209,22 @@ def _text(value: Any) -> str:
 def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Trial:
   directory = workdir / "trials" / name
   changes = [f"--config.{key}={_text(value)}" for key, value in overrides.items()]
-  arguments = [f"--config={sweep.config}", f"--workdir={directory}", *common, *changes,
-               f"--config.seed={seed}"]
+  arguments = [
+    f"--config={sweep.config}",
+    f"--workdir={directory}",
+    *common,
+    *changes,
+    f"--config.seed={seed}",
+  ]
   shared: dict[str, pathlib.Path] = {}
   if sweep.command == "pipeline":
     stages.check_name(config, sweep.last_stage)
-    shared = {stage: workdir / "shared" / name
-              for stage, name in stages.fingerprints(config).items()}
+    shared = {
+      stage: workdir / "shared" / name for stage, name in stages.fingerprints(config).items()
+    }
     if sweep.last_stage != "evaluation":
       names = list(shared)
-      shared = {stage: shared[stage] for stage in names[:names.index(sweep.last_stage) + 1]}
+      shared = {stage: shared[stage] for stage in names[: names.index(sweep.last_stage) + 1]}
     arguments += [f"--shared={workdir / 'shared'}", f"--last_stage={sweep.last_stage}"]
     command = ["launch.pipeline", *arguments]
     whole = sweep.last_stage == "evaluation"
@@ -222,9 +232,17 @@ def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Tri
   else:
     command, last = ["launch.train", sweep.command, *arguments], directory / workdir_lib.DONE
   return Trial(
-      number=number, name=name, overrides=overrides, seed=seed, config=config, shared=shared,
-      command=[sys.executable, "-m", *command], workdir=directory, last=last,
-      log=workdir / "logs" / f"{name}.txt")
+    number=number,
+    name=name,
+    overrides=overrides,
+    seed=seed,
+    config=config,
+    shared=shared,
+    command=[sys.executable, "-m", *command],
+    workdir=directory,
+    last=last,
+    log=workdir / "logs" / f"{name}.txt",
+  )
 
 
 def check_workdirs(trials: Sequence[Trial]) -> None:
@@ -240,14 +258,15 @@ def check_configs(sweep: sweeps.Sweep, trials: Sequence[Trial]) -> None:
     ValueError: names the trial.
   """
   from rlhf import pipeline, ppo, reward_model, sft
-  algorithm = {"pipeline": pipeline, "sft": sft, "reward_model": reward_model,
-               "ppo": ppo}[sweep.command]
+
+  algorithm = {"pipeline": pipeline, "sft": sft, "reward_model": reward_model, "ppo": ppo}[
+    sweep.command
+  ]
   for trial in trials:
     try:
       algorithm.check_config(trial.config)
     except ValueError as error:
-      raise ValueError(
-          f"trial {trial.number} of {len(trials)} ({trial.name}): {error}") from None
+      raise ValueError(f"trial {trial.number} of {len(trials)} ({trial.name}): {error}") from None
 
 
 # ----------------------------------------------------------------------------- dry run
@@ -266,10 +285,14 @@ def print_plan(trials: Sequence[Trial]) -> None:
   for trial in trials:
     counts.update(trial.shared.keys())
   if counts:
-    distinct = {stage: len({trial.shared[stage] for trial in trials if stage in trial.shared})
-                for stage in counts}
-    print("stages shared by equal config: " + ", ".join(
-        f"{stage} {distinct[stage]} for {counts[stage]} trials" for stage in counts))
+    distinct = {
+      stage: len({trial.shared[stage] for trial in trials if stage in trial.shared})
+      for stage in counts
+    }
+    print(
+      "stages shared by equal config: "
+      + ", ".join(f"{stage} {distinct[stage]} for {counts[stage]} trials" for stage in counts)
+    )
 
 
 # ----------------------------------------------------------------------------- local
@@ -283,15 +306,16 @@ def first_missing(trial: Trial) -> pathlib.Path | None:
 
 def next_trial(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
   """The first trial that would not at once wait for a stage that a running one is to make."""
-  busy = {path for trial in running for path in trial.shared.values()
-          if not workdir_lib.is_done(path)}
+  busy = {
+    path for trial in running for path in trial.shared.values() if not workdir_lib.is_done(path)
+  }
   return next((trial for trial in waiting if first_missing(trial) not in busy), None)
 
 
 def cores_of(slot: int, jobs: int) -> set[int]:
   """The cores of one of `jobs` equal shares; all of them where there are fewer cores than jobs."""
   cores = sorted(os.sched_getaffinity(0))
-  share = cores[slot * len(cores) // jobs:(slot + 1) * len(cores) // jobs]
+  share = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs]
   return set(share if share else cores)
 
 
@@ -299,8 +323,9 @@ def start(trial: Trial, slot: int, jobs: int) -> subprocess.Popen:
   """The trial's process, its output appended to its log."""
   trial.log.parent.mkdir(parents=True, exist_ok=True)
   with open(trial.log, "a", encoding="utf-8") as log:
-    process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+      trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
   if jobs > 1 and hasattr(os, "sched_setaffinity"):  # Linux
     with contextlib.suppress(ProcessLookupError):  # it has ended already
       os.sched_setaffinity(process.pid, cores_of(slot, jobs))  # before it starts any thread
@@ -313,8 +338,10 @@ def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:
   SIGTERM and Ctrl-C are handed on to the trials, which save their state and end.
   """
   waiting = [trial for trial in trials if not trial.is_done()]
-  print(f"{len(trials) - len(waiting)} of {len(trials)} trials are done, {len(waiting)} to run",
-        flush=True)
+  print(
+    f"{len(trials) - len(waiting)} of {len(trials)} trials are done, {len(waiting)} to run",
+    flush=True,
+  )
   running: dict[int, tuple[Trial, subprocess.Popen, float]] = {}
   failed = []
   with _stopping(running):
@@ -324,8 +351,10 @@ def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:
         if slot not in running and trial is not None:
           waiting.remove(trial)
           again = ", which failed before" if trial.record.exists() else ""
-          print(f"{trial.number}/{len(trials)} {trial.name}: started{again}, log {trial.log}",
-                flush=True)
+          print(
+            f"{trial.number}/{len(trials)} {trial.name}: started{again}, log {trial.log}",
+            flush=True,
+          )
           running[slot] = trial, start(trial, slot, jobs), time.monotonic()
       time.sleep(_POLL_SECONDS)
       for slot, (trial, process, began) in list(running.items()):
@@ -344,14 +373,17 @@ def finish(trial: Trial, status: int, num_trials: int, seconds: float) -> bool:
     print(f"{where}: done in {seconds:.0f} s", flush=True)
     return True
   workdir_lib.write_json(trial.record, dict(exit_status=status, log=str(trial.log)))
-  print(f"{where}: FAILED with exit status {status}: {last_line(trial.log)}; see {trial.log}",
-        flush=True)
+  print(
+    f"{where}: FAILED with exit status {status}: {last_line(trial.log)}; see {trial.log}",
+    flush=True,
+  )
   return False
 
 
 def last_line(path: pathlib.Path) -> str:
-  lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-           if line.strip()]
+  lines = [
+    line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+  ]
   return lines[-1].strip() if lines else "nothing was printed"
 
 
@@ -359,6 +391,7 @@ def last_line(path: pathlib.Path) -> str:
 def _stopping(running):
   def stop(*_):
     raise KeyboardInterrupt
+
   before = signal.signal(signal.SIGTERM, stop)
   try:
     yield
@@ -386,8 +419,11 @@ def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]
   Raises:
     ValueError: squeue cannot say; nothing has been submitted.
   """
-  tickets = {trial.name: workdir_lib.read_json(ticket_of(trial, folder))["job_id"]
-             for trial in trials if not trial.is_done() and ticket_of(trial, folder).exists()}
+  tickets = {
+    trial.name: workdir_lib.read_json(ticket_of(trial, folder))["job_id"]
+    for trial in trials
+    if not trial.is_done() and ticket_of(trial, folder).exists()
+  }
   if not tickets:
     return {}
   question = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i"]
@@ -397,9 +433,11 @@ def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]
   except OSError as error:
     trouble = str(error)
   if trouble:
-    raise ValueError(f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were "
-                     f"submitted before are still queued ({' '.join(trouble.split())}); nothing is "
-                     "submitted, run the same command when it answers")
+    raise ValueError(
+      f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were "
+      f"submitted before are still queued ({' '.join(trouble.split())}); nothing is "
+      "submitted, run the same command when it answers"
+    )
   queued = set(done.stdout.split())
   return {name: job_id for name, job_id in tickets.items() if job_id in queued}
 
@@ -409,8 +447,14 @@ def ticket_of(trial: Trial, folder: pathlib.Path) -> pathlib.Path:
   return folder / "tickets" / f"{trial.name}.json"
 
 
-def submit(trials: Sequence[Trial], executor, *, code: pathlib.Path, max_restarts: int,
-           queued: Mapping[str, str]) -> list[tuple[Trial, Any]]:
+def submit(
+  trials: Sequence[Trial],
+  executor,
+  *,
+  code: pathlib.Path,
+  max_restarts: int,
+  queued: Mapping[str, str],
+) -> list[tuple[Trial, Any]]:
   """Hands what is neither done nor queued to submitit; returns (trial, job) of each.
 
   A trial is asked to save before its time limit, requeued, and goes on in its workdir.  One that
@@ -432,10 +476,15 @@ def submit(trials: Sequence[Trial], executor, *, code: pathlib.Path, max_restart
     else:
       needed = [makers[path] for path in trial.shared.values() if path in makers]
       waits = {"dependency": f"afterany:{':'.join(dict.fromkeys(needed))}"} if needed else {}
-      executor.update_parameters(job_name=re.sub(r"\W", "_", trial.name),
-                                 additional_parameters={"requeue": True, **waits})
-      job = slurm.submit(executor, requeue.Requeued(
-          pinned(trial.command, code), restarts=max_restarts, log=trial.log, record=trial.record))
+      executor.update_parameters(
+        job_name=re.sub(r"\W", "_", trial.name), additional_parameters={"requeue": True, **waits}
+      )
+      job = slurm.submit(
+        executor,
+        requeue.Requeued(
+          pinned(trial.command, code), restarts=max_restarts, log=trial.log, record=trial.record
+        ),
+      )
       job_id = job.job_id
       workdir_lib.write_json(ticket_of(trial, folder), dict(job_id=job_id))
       jobs.append((trial, job))
@@ -450,8 +499,12 @@ def pinned(command: Sequence[str], code: pathlib.Path) -> list[str]:
   return job_lib.with_config_file(command, functools.partial(job_lib.committed, code))
 
 
-def submit_to_slurm(arguments: argparse.Namespace, common: Sequence[str], trials: Sequence[Trial],
-                    workdir: pathlib.Path) -> None:
+def submit_to_slurm(
+  arguments: argparse.Namespace,
+  common: Sequence[str],
+  trials: Sequence[Trial],
+  workdir: pathlib.Path,
+) -> None:
   """Checks all, then submits.
 
   Raises:
@@ -460,23 +513,32 @@ def submit_to_slurm(arguments: argparse.Namespace, common: Sequence[str], trials
   """
   slurm.check_limits(arguments)
   folder = workdir / "slurm"
-  executor = slurm.slurm_executor(folder, arguments.max_restarts,
-                                  instead="run the trials here with --local")
+  executor = slurm.slurm_executor(
+    folder, arguments.max_restarts, instead="run the trials here with --local"
+  )
   commit = job_lib.commit(arguments.allow_dirty)
   run_checks(arguments, common, setup.simulated_devices(max(arguments.gpus, 1)))
   queued = queued_jobs(trials, folder)
   code = folder / f"code-{commit[:12]}"
   job_lib.check_out(commit, code)
   parameters = dict(
-      slurm.limits(arguments), nodes=1, gpus_per_node=arguments.gpus, comment=f"rlhf {commit}",
-      cpus_per_task=arguments.cpus_per_task, setup=slurm.exports(job_lib.code_environment(code)),
-      srun_args=[f"--cpus-per-task={arguments.cpus_per_task}"])  # srun has it not from sbatch
+    slurm.limits(arguments),
+    nodes=1,
+    gpus_per_node=arguments.gpus,
+    comment=f"rlhf {commit}",
+    cpus_per_task=arguments.cpus_per_task,
+    setup=slurm.exports(job_lib.code_environment(code)),
+    srun_args=[f"--cpus-per-task={arguments.cpus_per_task}"],
+  )  # srun has it not from sbatch
   executor.update_parameters(
-      **{name: value for name, value in parameters.items() if value is not None})
-  for trial, job in submit(trials, executor, code=code, max_restarts=arguments.max_restarts,
-                           queued=queued):
-    print(f"{trial.number}/{len(trials)} {trial.name}: job {job.job_id}, log {trial.log}",
-          flush=True)
+    **{name: value for name, value in parameters.items() if value is not None}
+  )
+  for trial, job in submit(
+    trials, executor, code=code, max_restarts=arguments.max_restarts, queued=queued
+  ):
+    print(
+      f"{trial.number}/{len(trials)} {trial.name}: job {job.job_id}, log {trial.log}", flush=True
+    )
 
 
 # ----------------------------------------------------------------------------- collect
@@ -489,26 +551,38 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
     ValueError: none is.
   """
   from rlhf.evals import figures
+
   done = [trial for trial in trials if trial.is_done()]
   if not done:
     raise ValueError(f"{workdir} holds no finished trial of the {len(trials)}; run them first")
   gathered = results.gather(
-      [results.Run(overrides=trial.overrides, seed=trial.seed, workdir=trial.workdir)
-       for trial in done], sweep.policies, sweep.measures)
+    [
+      results.Run(overrides=trial.overrides, seed=trial.seed, workdir=trial.workdir)
+      for trial in done
+    ],
+    sweep.policies,
+    sweep.measures,
+  )
   pooled = results.pool(gathered, sweep.trials[0])
   labels = {name: results.MEASURES[name][0] for name in sweep.measures}
   plot = lambda form: figures.sweep(pooled, sweep.x, sweep.x_label, labels, sweep.title, form)
   table = results.tables(pooled, sweep.x, sweep.trials[0])
-  for name, text in (("results.csv", results.runs_csv(gathered)), ("table.md", table),
-                     ("summary.csv", results.pooled_csv(pooled)), ("plot.svg", plot("svg"))):
+  for name, text in (
+    ("results.csv", results.runs_csv(gathered)),
+    ("table.md", table),
+    ("summary.csv", results.pooled_csv(pooled)),
+    ("plot.svg", plot("svg")),
+  ):
     workdir_lib.write_text(workdir / name, text)
   (workdir / "plot.png").write_bytes(plot("png"))
   print(table, end="")
   for trial in trials:
     if not trial.is_done():
       print(f"{trial.number}/{len(trials)} {trial.name}: {state(trial)}; not in the table")
-  print(f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, "
-        "plot.svg, plot.png")
+  print(
+    f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, "
+    "plot.svg, plot.png"
+  )
   return len(done) == len(trials)
 
 
@@ -524,20 +598,25 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   mode.add_argument("--local", action="store_true", help="run the trials on this machine")
   mode.add_argument("--slurm", action="store_true", help="submit the trials to SLURM")
   mode.add_argument("--collect", action="store_true", help="gather the results")
-  parser.add_argument("--check", action="store_true",
-                      help="with --dry_run: the algorithms' own checks too, which import jax")
+  parser.add_argument(
+    "--check",
+    action="store_true",
+    help="with --dry_run: the algorithms' own checks too, which import jax",
+  )
   parser.add_argument("--workdir", help="directory of the sweep")
   parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="local trials at a time")
   parser.add_argument("--gpus", type=setup.at_least(0), default=0, help="of a trial on SLURM")
-  parser.add_argument("--cpus_per_task", type=setup.at_least(1), default=8,
-                      help="cores of a trial on SLURM")
+  parser.add_argument(
+    "--cpus_per_task", type=setup.at_least(1), default=8, help="cores of a trial on SLURM"
+  )
   slurm.add_limits(parser)
   job_lib.add_commit_and_restarts(parser)
   arguments, common = parser.parse_known_args(argv[1:])
   for argument in common:
     if not re.match(r"--?config\.[^=]+=", argument):
-      parser.error(f"unknown argument {argument!r}; flags for all trials are "
-                   "--config.GROUP.FIELD=VALUE")
+      parser.error(
+        f"unknown argument {argument!r}; flags for all trials are --config.GROUP.FIELD=VALUE"
+      )
   if arguments.allow_dirty and not arguments.slurm:
     parser.error("--allow_dirty belongs to --slurm, whose trials run a commit; leave it out")
   if arguments.check and not arguments.dry_run:
@@ -547,17 +626,29 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   return arguments, common
 
 
-def run_checks(arguments: argparse.Namespace, common: Sequence[str],
-               variables: Mapping[str, str]) -> None:
+def run_checks(
+  arguments: argparse.Namespace, common: Sequence[str], variables: Mapping[str, str]
+) -> None:
   """`--dry_run --check` in a process of its own, which gives the accelerators back at its end.
 
   Args:
     variables: of its environment, beside those of this process.
   """
   done = subprocess.run(
-      [sys.executable, "-m", "launch.sweep", arguments.sweep, "--dry_run", "--check",
-       f"--workdir={arguments.workdir}", *common], stdout=subprocess.DEVNULL, check=False,
-      env={**os.environ, **variables})
+    [
+      sys.executable,
+      "-m",
+      "launch.sweep",
+      arguments.sweep,
+      "--dry_run",
+      "--check",
+      f"--workdir={arguments.workdir}",
+      *common,
+    ],
+    stdout=subprocess.DEVNULL,
+    check=False,
+    env={**os.environ, **variables},
+  )
   if done.returncode:
     sys.exit(done.returncode)
 

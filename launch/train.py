@@ -31,12 +31,16 @@ def load_algorithm(arguments: list[str]) -> ModuleType:
     ValueError: not exactly one name, or an unknown one.
   """
   if len(arguments) != 1 or arguments[0] not in ALGORITHMS:
-    raise ValueError(f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
-                     f"{', '.join(ALGORITHMS)}")
+    raise ValueError(
+      f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
+      f"{', '.join(ALGORITHMS)}"
+    )
   # After the flags: importing jax takes seconds.
   from rlhf import ppo, reward_model, sft, truth_judge
-  return {"sft": sft, "reward_model": reward_model, "ppo": ppo,
-          "truth_judge": truth_judge}[arguments[0]]
+
+  return {"sft": sft, "reward_model": reward_model, "ppo": ppo, "truth_judge": truth_judge}[
+    arguments[0]
+  ]
 
 
 def sizes(config) -> str:
@@ -44,23 +48,30 @@ def sizes(config) -> str:
   import jax
   from rlhf import networks
   from rlhf import sharding
+
   shape = networks.config_shape(config)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = [
-      ("devices", f"{mesh.size} ({jax.devices()[0].platform})"),
-      ("mesh", " x ".join(f"{name} {mesh.shape[name]}" for name in sharding.AXES)),
-      ("parameters outside the embeddings", f"{shape.num_block_params:,}"),
-      ("context", f"{shape.context_length:,} tokens"),
-      ("matrix products in", shape.dtype),
-      ("attention", _kernel(config, shape)),
+    ("devices", f"{mesh.size} ({jax.devices()[0].platform})"),
+    ("mesh", " x ".join(f"{name} {mesh.shape[name]}" for name in sharding.AXES)),
+    ("parameters outside the embeddings", f"{shape.num_block_params:,}"),
+    ("context", f"{shape.context_length:,} tokens"),
+    ("matrix products in", shape.dtype),
+    ("attention", _kernel(config, shape)),
   ]
-  for group, what in (("sft", "rows"), ("reward", "prompts"), ("ppo", "episodes"),
-                      ("judge", "rows")):
+  for group, what in (
+    ("sft", "rows"),
+    ("reward", "prompts"),
+    ("ppo", "episodes"),
+    ("judge", "rows"),
+  ):
     if group in config:
       batch_size, microbatch_size = config[group].batch_size, config[group].microbatch_size
-      rows += [("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
-               ("microbatch", f"{microbatch_size:,} {what}")]
+      rows += [
+        ("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
+        ("microbatch", f"{microbatch_size:,} {what}"),
+      ]
   return "\n".join(f"  {name:<38}{value:>30}" for name, value in rows)
 
 
@@ -69,14 +80,25 @@ def _kernel(config, shape) -> str:
   import jax
   from rlhf import attention
   from rlhf import model
+
   name = attention.choose(shape.attention, jax.default_backend())
-  length = (config.length if "length" in config else
-            config.ppo.max_prompt_tokens + config.ppo.max_response_tokens)
+  length = (
+    config.length
+    if "length" in config
+    else config.ppo.max_prompt_tokens + config.ppo.max_response_tokens
+  )
   packed = "judge" in config or any(
-      group in config and not config[group].attend_across_documents
-      for group in ("text", "demonstrations", "pretraining"))
-  why = attention.refusal(name, dtype=model.DTYPES[shape.dtype], num_queries=length,
-                          num_keys=length, head_size=shape.head_size, has_segments=packed)
+    group in config and not config[group].attend_across_documents
+    for group in ("text", "demonstrations", "pretraining")
+  )
+  why = attention.refusal(
+    name,
+    dtype=model.DTYPES[shape.dtype],
+    num_queries=length,
+    num_keys=length,
+    head_size=shape.head_size,
+    has_segments=packed,
+  )
   return name if why is None else f"reference ({why})"
 
 

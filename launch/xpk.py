@@ -31,8 +31,12 @@ def parser() -> setup.Parser:
   flags.add_argument("--zone", help="of the cluster")
   flags.add_argument("--priority", help="very-low to very-high")
   flags.add_argument("--repository", help="address of the code; the remote origin if not given")
-  flags.add_argument("--grace_seconds", type=setup.at_least(1), default=600,
-                     help="from the SIGTERM of a preemption to the end, where the cloud allows it")
+  flags.add_argument(
+    "--grace_seconds",
+    type=setup.at_least(1),
+    default=600,
+    help="from the SIGTERM of a preemption to the end, where the cloud allows it",
+  )
   return flags
 
 
@@ -43,8 +47,10 @@ def check(flags: argparse.Namespace, job: job_lib.Job) -> None:
   if topology.kind == "h100" and topology.shape[1] != 8:
     raise ValueError(f"--topology={topology.name}: xpk has H100 nodes of 8 GPUs; use h100:Nx8")
   if not flags.storage or not pathlib.PurePosixPath(job.workdir).is_absolute():
-    raise ValueError(f"--workdir={job.workdir} would be lost with its pod; attach a storage with "
-                     "--storage=NAME and give an absolute path below its mount point")
+    raise ValueError(
+      f"--workdir={job.workdir} would be lost with its pod; attach a storage with "
+      "--storage=NAME and give an absolute path below its mount point"
+    )
 
 
 def command(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> list[str]:
@@ -61,22 +67,41 @@ def command(flags: argparse.Namespace, job: job_lib.Job, repository: str) -> lis
   else:
     hardware = ["--device-type=h100-80gb-8", f"--num-nodes={job.topology.num_hosts}"]
     join = job_lib.join_flags(
-        job.topology.num_hosts, process_id="$NODE_RANK", even_alone=True,  # xpk sets these
-        coordinator="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT")
+      job.topology.num_hosts,
+      process_id="$NODE_RANK",
+      even_alone=True,  # xpk sets these
+      coordinator="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT",
+    )
   line = job_lib.fetch_and_train(job, repository, join)
-  if set(line) & set("\"\\\n"):
-    raise ValueError("the job's flags hold a quote, a backslash or a line break, which xpk does "
-                     "not pass on; write such a value in a config file")
-  return ["xpk", "workload", "create", f"--workload={job.name}", f"--cluster={flags.cluster}",
-          *hardware, f"--docker-image={flags.image}",
-          *(f"--storage={name}" for name in flags.storage),
-          *(f"--{name}={value}" for name, value in (
-              ("project", flags.project), ("zone", flags.zone), ("priority", flags.priority))
-            if value is not None),
-          f"--max-restarts={flags.max_restarts}",
-          # Status 143 restarts by itself; 1 is how processes end whose neighbour was preempted.
-          "--restart-on-exit-codes=1",
-          f"--termination-grace-period-seconds={flags.grace_seconds}", f"--command={line}"]
+  if set(line) & set('"\\\n'):
+    raise ValueError(
+      "the job's flags hold a quote, a backslash or a line break, which xpk does "
+      "not pass on; write such a value in a config file"
+    )
+  return [
+    "xpk",
+    "workload",
+    "create",
+    f"--workload={job.name}",
+    f"--cluster={flags.cluster}",
+    *hardware,
+    f"--docker-image={flags.image}",
+    *(f"--storage={name}" for name in flags.storage),
+    *(
+      f"--{name}={value}"
+      for name, value in (
+        ("project", flags.project),
+        ("zone", flags.zone),
+        ("priority", flags.priority),
+      )
+      if value is not None
+    ),
+    f"--max-restarts={flags.max_restarts}",
+    # Status 143 restarts by itself; 1 is how processes end whose neighbour was preempted.
+    "--restart-on-exit-codes=1",
+    f"--termination-grace-period-seconds={flags.grace_seconds}",
+    f"--command={line}",
+  ]
 
 
 def main(argv: list[str]) -> None:

@@ -14,9 +14,9 @@ from rlhf import sharding
 
 # Which intermediate results of a block survive until its backward pass.
 REMAT_POLICIES = {
-    "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "none": None,
+  "block": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 LAYER_KINDS = ("dense", "banded")
@@ -27,15 +27,23 @@ NORM_PLACEMENTS = ("pre", "post", "sandwich")
 # How a network computes, as against what it is: these come from the run, not from the export.
 # The values stand for what an export of an older version does not name; none changes the function
 # but for rounding.
-NUMERICS = dict(dtype="float32", remat="none", scan_unroll=1, logprob_chunk=128, attention="auto",
-                shard_sequence=False, decode_split="tensor", decode_scan=False)
+NUMERICS = dict(
+  dtype="float32",
+  remat="none",
+  scan_unroll=1,
+  logprob_chunk=128,
+  attention="auto",
+  shard_sequence=False,
+  decode_split="tensor",
+  decode_scan=False,
+)
 # name: (function of the feed-forward layer, whether a second projection gates it)
 ACTIVATIONS = {
-    "gelu": (lambda x: jax.nn.gelu(x, approximate=True), False),
-    "gelu_exact": (lambda x: jax.nn.gelu(x, approximate=False), False),
-    "relu": (jax.nn.relu, False),
-    "swiglu": (jax.nn.silu, True),
-    "geglu": (lambda x: jax.nn.gelu(x, approximate=True), True),
+  "gelu": (lambda x: jax.nn.gelu(x, approximate=True), False),
+  "gelu_exact": (lambda x: jax.nn.gelu(x, approximate=False), False),
+  "relu": (jax.nn.relu, False),
+  "swiglu": (jax.nn.silu, True),
+  "geglu": (lambda x: jax.nn.gelu(x, approximate=True), True),
 }
 
 
@@ -98,6 +106,7 @@ class ModelConfig:
   Raises:
     ValueError: a value that is none, or two that contradict each other.
   """
+
   vocab_size: int
   pad_id: int
   context_length: int
@@ -147,10 +156,16 @@ class ModelConfig:
 
   def __post_init__(self):
     for field, choices in (
-        ("dtype", DTYPES), ("remat", REMAT_POLICIES), ("attention", ("auto", *attention.KERNELS)),
-        ("decode_split", sharding.DECODE_SPLITS), ("positions", POSITIONS),
-        ("rope_scaling", ROPE_SCALINGS), ("norm", NORMS), ("norm_placement", NORM_PLACEMENTS),
-        ("activation", ACTIVATIONS)):
+      ("dtype", DTYPES),
+      ("remat", REMAT_POLICIES),
+      ("attention", ("auto", *attention.KERNELS)),
+      ("decode_split", sharding.DECODE_SPLITS),
+      ("positions", POSITIONS),
+      ("rope_scaling", ROPE_SCALINGS),
+      ("norm", NORMS),
+      ("norm_placement", NORM_PLACEMENTS),
+      ("activation", ACTIVATIONS),
+    ):
       if getattr(self, field) not in choices:
         raise ValueError(f"{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
     self._check_layers()
@@ -166,26 +181,34 @@ class ModelConfig:
   def _check_layers(self):
     unknown = set(self.layer_pattern.split(",")) - set(LAYER_KINDS)
     if unknown:
-      raise ValueError(f"layer_pattern {self.layer_pattern!r} names {sorted(unknown)[0]!r}; "
-                       f"separate {' and '.join(LAYER_KINDS)} by commas")
+      raise ValueError(
+        f"layer_pattern {self.layer_pattern!r} names {sorted(unknown)[0]!r}; "
+        f"separate {' and '.join(LAYER_KINDS)} by commas"
+      )
     if self.band_width is not None and "banded" not in self.layer_pattern:
-      raise ValueError(f"band_width {self.band_width} without a banded layer in layer_pattern "
-                       f"{self.layer_pattern!r}; use None, or name banded layers")
+      raise ValueError(
+        f"band_width {self.band_width} without a banded layer in layer_pattern "
+        f"{self.layer_pattern!r}; use None, or name banded layers"
+      )
 
   def _check_heads(self):
     """Resolves what is derived from `width`, so that an export says it."""
     if self.head_size is None:
       if self.width % self.num_heads:
-        raise ValueError(f"width {self.width} does not divide over num_heads {self.num_heads}; "
-                         "change one of them, or give head_size")
+        raise ValueError(
+          f"width {self.width} does not divide over num_heads {self.num_heads}; "
+          "change one of them, or give head_size"
+        )
       object.__setattr__(self, "head_size", self.width // self.num_heads)
     if self.num_kv_heads is None:
       object.__setattr__(self, "num_kv_heads", self.num_heads)
     if self.mlp_width is None:
       object.__setattr__(self, "mlp_width", 4 * self.width)
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(f"num_heads {self.num_heads} does not divide into groups for num_kv_heads "
-                       f"{self.num_kv_heads}; use a divisor of {self.num_heads}")
+      raise ValueError(
+        f"num_heads {self.num_heads} does not divide into groups for num_kv_heads "
+        f"{self.num_kv_heads}; use a divisor of {self.num_heads}"
+      )
 
   def _check_positions(self):
     rotary = ("rope_base", "rope_fraction")
@@ -195,9 +218,11 @@ class ModelConfig:
     needed |= {name: self.rope_scaling == "llama3" for name in llama3}
     for name, need in needed.items():
       if need != (getattr(self, name) is not None):
-        raise ValueError(f"{name} is {getattr(self, name)}, with positions {self.positions!r} and "
-                         f"rope_scaling {self.rope_scaling!r}; "
-                         f"{'give a number' if need else 'use None'}")
+        raise ValueError(
+          f"{name} is {getattr(self, name)}, with positions {self.positions!r} and "
+          f"rope_scaling {self.rope_scaling!r}; "
+          f"{'give a number' if need else 'use None'}"
+        )
     scaled = self.rope_scaling != "none" or self.band_rope_base is not None
     if self.positions == "learned" and scaled:
       raise ValueError("rope_scaling and band_rope_base need positions='rotary'")
@@ -205,8 +230,10 @@ class ModelConfig:
       if self.position_offset:
         raise ValueError(f"position_offset {self.position_offset} with rotary positions; use 0")
       if self.rotary_size % 2 or not 0 < self.rotary_size <= self.head_size:
-        raise ValueError(f"rope_fraction {self.rope_fraction} rotates {self.rotary_size} of "
-                         f"head_size {self.head_size}; it must be an even number of them")
+        raise ValueError(
+          f"rope_fraction {self.rope_fraction} rotates {self.rotary_size} of "
+          f"head_size {self.head_size}; it must be an even number of them"
+        )
 
   @property
   def layer_kinds(self) -> tuple[str, ...]:
@@ -229,8 +256,9 @@ class ModelConfig:
 
   @property
   def num_banded_layers(self) -> int:
-    return sum(self.layer_kinds[layer % self.pattern] == "banded"
-               for layer in range(self.num_layers))
+    return sum(
+      self.layer_kinds[layer % self.pattern] == "banded" for layer in range(self.num_layers)
+    )
 
   @property
   def rotary_size(self) -> int:

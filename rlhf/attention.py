@@ -37,8 +37,9 @@ def choose(name: str, platform: str) -> str:
   return DEFAULTS[platform] if platform in DEFAULTS else "reference"
 
 
-def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: int,
-            has_segments: bool) -> str | None:
+def refusal(
+  kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: int, has_segments: bool
+) -> str | None:
   """Why `kernel` cannot do this call, in a few words; None where it can."""
   if kernel == "reference":
     return None
@@ -55,9 +56,20 @@ def refusal(kernel: str, *, dtype, num_queries: int, num_keys: int, head_size: i
   return None
 
 
-def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_mask_BS,
-              band_width: int | None, scale: float | None = None, query_segment_BT=None,
-              key_segment_BS=None, padding: str = "left"):
+def attention(
+  kernel: str,
+  query_BTHd,
+  key_BSHd,
+  value_BSHd,
+  *,
+  first_slot,
+  key_mask_BS,
+  band_width: int | None,
+  scale: float | None = None,
+  query_segment_BT=None,
+  key_segment_BS=None,
+  padding: str = "left",
+):
   """softmax(scale * q k^T) v over the keys that each query sees (`attention_mask`).
 
   Args:
@@ -76,12 +88,21 @@ def attention(kernel: str, query_BTHd, key_BSHd, value_BSHd, *, first_slot, key_
   scale = query_BTHd.shape[-1] ** -0.5 if scale is None else scale
   num_queries, num_keys = query_BTHd.shape[1], key_BSHd.shape[1]
   refused = refusal(
-      kernel, dtype=query_BTHd.dtype, num_queries=num_queries, num_keys=num_keys,
-      head_size=query_BTHd.shape[-1], has_segments=query_segment_BT is not None)
+    kernel,
+    dtype=query_BTHd.dtype,
+    num_queries=num_queries,
+    num_keys=num_keys,
+    head_size=query_BTHd.shape[-1],
+    has_segments=query_segment_BT is not None,
+  )
   if kernel == "reference" or refused is not None:
     seen_BTS = attention_mask(
-        first_slot + jnp.arange(num_queries), key_mask_BS, band_width=band_width,
-        query_segment_BT=query_segment_BT, key_segment_BS=key_segment_BS)
+      first_slot + jnp.arange(num_queries),
+      key_mask_BS,
+      band_width=band_width,
+      query_segment_BT=query_segment_BT,
+      key_segment_BS=key_segment_BS,
+    )
     return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale)
   if kernel == "cudnn":
     run = functools.partial(cudnn, band_width=band_width, scale=scale)
@@ -101,12 +122,14 @@ def _divides(key_BSHd) -> bool:
   if mesh.empty:
     return True
   num_rows, _, num_heads, _ = key_BSHd.shape
-  return not (num_rows % (mesh.shape["data"] * mesh.shape["fsdp"])
-              or num_heads % mesh.shape["tensor"])
+  return not (
+    num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) or num_heads % mesh.shape["tensor"]
+  )
 
 
-def attention_mask(query_slot_T, key_mask_BS, *, band_width: int | None,
-                   query_segment_BT=None, key_segment_BS=None):
+def attention_mask(
+  query_slot_T, key_mask_BS, *, band_width: int | None, query_segment_BT=None, key_segment_BS=None
+):
   """Which keys each query may see, as bool [B, T, S].
 
   The key in slot k is seen from slot q when it is real, k <= q, both belong to the same segment
@@ -134,8 +157,9 @@ def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale: float):
   num_groups = key_BSHd.shape[2]
   # G query heads share each of the K key heads; with as many of both, G is 1.
   query_BTKGd = (query_BTHd * scale).reshape(*shape[:2], num_groups, -1, shape[-1])
-  logits_BKGTS = jnp.einsum("BTKGd,BSKd->BKGTS", query_BTKGd, key_BSHd,
-                            preferred_element_type=jnp.float32)
+  logits_BKGTS = jnp.einsum(
+    "BTKGd,BSKd->BKGTS", query_BTKGd, key_BSHd, preferred_element_type=jnp.float32
+  )
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, -1e30)
   weight_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(value_BSHd.dtype)
   return jnp.einsum("BKGTS,BSKd->BTKGd", weight_BKGTS, value_BSHd).reshape(shape)
@@ -145,8 +169,14 @@ def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None, scale: fl
   """cuDNN's kernel.  Rows are right-padded: causality alone keeps real queries from the padding."""
   window = None if band_width is None else (band_width - 1, 0)
   return jax.nn.dot_product_attention(
-      query_BTHd, key_BSHd, value_BSHd, is_causal=True, local_window_size=window, scale=scale,
-      implementation="cudnn")
+    query_BTHd,
+    key_BSHd,
+    value_BSHd,
+    is_causal=True,
+    local_window_size=window,
+    scale=scale,
+    implementation="cudnn",
+  )
 
 
 def _right_padded(run, query_BTHd, key_BTHd, value_BTHd, mask_BT):
@@ -163,8 +193,16 @@ def _right_padded(run, query_BTHd, key_BTHd, value_BTHd, mask_BT):
   return move(run(*parts), back_BT)
 
 
-def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | None,
-           scale: float, interpret: bool = False):
+def splash(
+  query_BTHd,
+  key_BSHd,
+  value_BSHd,
+  segment_BT,
+  *,
+  band_width: int | None,
+  scale: float,
+  interpret: bool = False,
+):
   """The Pallas kernel of TPUs; rows and heads go to the devices that hold them.
 
   Args:
@@ -176,37 +214,62 @@ def splash(query_BTHd, key_BSHd, value_BSHd, segment_BT, *, band_width: int | No
   heads = P(sharding.BATCH_AXES, "tensor")
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    run = jax.shard_map(run, in_specs=(heads, heads, heads, P(sharding.BATCH_AXES)),
-                        out_specs=heads, check_vma=False)
-  return run(to_heads(query_BTHd) * scale, to_heads(key_BSHd), to_heads(value_BSHd),
-             segment_BT).swapaxes(1, 2)
+    run = jax.shard_map(
+      run, in_specs=(heads, heads, heads, P(sharding.BATCH_AXES)), out_specs=heads, check_vma=False
+    )
+  return run(
+    to_heads(query_BTHd) * scale, to_heads(key_BSHd), to_heads(value_BSHd), segment_BT
+  ).swapaxes(1, 2)
 
 
 def _splash_rows(query_BHTd, key_BKTd, value_BKTd, segment_BT, *, band_width, interpret):
   num_rows, num_heads, length, size = query_BHTd.shape
   num_groups = key_BKTd.shape[1]
-  make = (splash_attention.make_splash_mha if num_groups == num_heads else
-          splash_attention.make_splash_mqa)
-  kernel = _splash_kernel(make, num_heads // num_groups if num_groups != num_heads else num_heads,
-                          length, band_width, interpret)
+  make = (
+    splash_attention.make_splash_mha
+    if num_groups == num_heads
+    else splash_attention.make_splash_mqa
+  )
+  kernel = _splash_kernel(
+    make,
+    num_heads // num_groups if num_groups != num_heads else num_heads,
+    length,
+    band_width,
+    interpret,
+  )
   one_row = lambda q, k, v, s: kernel(q, k, v, splash_attention.SegmentIds(q=s, kv=s))
   if num_groups == num_heads:
     return jax.vmap(one_row)(query_BHTd, key_BKTd, value_BKTd, segment_BT)
   query_BKGTd = query_BHTd.reshape(num_rows, num_groups, -1, length, size)
   mixed_BKGTd = jax.vmap(jax.vmap(one_row, in_axes=(0, 0, 0, None)))(
-      query_BKGTd, key_BKTd, value_BKTd, segment_BT)
+    query_BKGTd, key_BKTd, value_BKTd, segment_BT
+  )
   return mixed_BKGTd.reshape(query_BHTd.shape)
 
 
 def _splash_kernel(make, num_heads: int, length: int, band_width: int | None, interpret: bool):
   """The kernel for one mask; blocks of up to 512 tokens, forward and backward."""
   shape = (length, length)
-  mask = (splash_attention.CausalMask(shape) if band_width is None else
-          splash_attention.LocalMask(shape, window_size=(band_width - 1, 0), offset=0))
+  mask = (
+    splash_attention.CausalMask(shape)
+    if band_width is None
+    else splash_attention.LocalMask(shape, window_size=(band_width - 1, 0), offset=0)
+  )
   block = int(np.gcd(length, 512))
   sizes = splash_attention.BlockSizes(
-      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
-      block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
   return make(
-      mask=splash_attention.MultiHeadMask([mask] * num_heads), block_sizes=sizes, head_shards=1,
-      q_seq_shards=1, interpret=interpret)
+    mask=splash_attention.MultiHeadMask([mask] * num_heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )

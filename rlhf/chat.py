@@ -17,8 +17,14 @@ from jinja2 import sandbox
 
 _PROMPT, _ANSWER = "\ue000prompt\ue001", "\ue000answer\ue001"
 # What a template raises that is wrong, or refuses what it is given.
-_FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError,
-             ValueError)
+_FAILURES = (
+  jinja2.TemplateError,
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  TypeError,
+  ValueError,
+)
 _EDGE = " \n"  # around the marker: shows whether the template strips what it is given
 
 
@@ -33,6 +39,7 @@ class ChatTemplate:
     answer_prefix: white space that the template puts before an answer.
     end: the special token behind an answer; None where there is none.
   """
+
   head: tuple[str, ...]
   before: str
   after: str
@@ -49,8 +56,9 @@ class ChatTemplate:
     return self.before + prompt + self.after
 
 
-def read_template(source: str, specials: Sequence[str], variables: dict[str, str],
-                  where: str) -> ChatTemplate:
+def read_template(
+  source: str, specials: Sequence[str], variables: dict[str, str], where: str
+) -> ChatTemplate:
   """Renders a template and takes the result apart.
 
   Args:
@@ -66,15 +74,20 @@ def read_template(source: str, specials: Sequence[str], variables: dict[str, str
     template = _environment().from_string(source)
     question = {"role": "user", "content": _EDGE + _PROMPT + _EDGE}
     render = lambda messages, generate: template.render(
-        messages=messages, add_generation_prompt=generate, tools=None, documents=None, **variables)
+      messages=messages, add_generation_prompt=generate, tools=None, documents=None, **variables
+    )
     asked = render([question], True)
     answered = render([question, {"role": "assistant", "content": _ANSWER}], False)
   except _FAILURES as error:
-    raise ValueError(f"{where}: the chat template cannot be rendered for one prompt "
-                     f"({' '.join(str(error).split())}); use prompt_format plain") from error
+    raise ValueError(
+      f"{where}: the chat template cannot be rendered for one prompt "
+      f"({' '.join(str(error).split())}); use prompt_format plain"
+    ) from error
   if asked.count(_PROMPT) != 1:
-    raise ValueError(f"{where}: the chat template writes the prompt {asked.count(_PROMPT)} times; "
-                     "it must be there once (or use prompt_format plain)")
+    raise ValueError(
+      f"{where}: the chat template writes the prompt {asked.count(_PROMPT)} times; "
+      "it must be there once (or use prompt_format plain)"
+    )
   left, right = asked.split(_PROMPT)
   strips_left, strips_right = not left.endswith(_EDGE), not right.startswith(_EDGE)
   left = left if strips_left else left.removesuffix(_EDGE)
@@ -84,12 +97,25 @@ def read_template(source: str, specials: Sequence[str], variables: dict[str, str
   after = right_pieces.pop(0) if right_pieces and right_pieces[0] not in specials else ""
   answer_prefix, end = _around_answer(answered, asked, specials)
   return ChatTemplate(
-      head=tuple(left_pieces), before=before, after=after, tail=tuple(right_pieces),
-      strips_left=strips_left, strips_right=strips_right, answer_prefix=answer_prefix, end=end)
+    head=tuple(left_pieces),
+    before=before,
+    after=after,
+    tail=tuple(right_pieces),
+    strips_left=strips_left,
+    strips_right=strips_right,
+    answer_prefix=answer_prefix,
+    end=end,
+  )
 
 
-def render(source: str, messages: Sequence[Mapping[str, str]], variables: dict[str, str],
-           where: str, *, add_generation_prompt: bool) -> str:
+def render(
+  source: str,
+  messages: Sequence[Mapping[str, str]],
+  variables: dict[str, str],
+  where: str,
+  *,
+  add_generation_prompt: bool,
+) -> str:
   """The text of any turns.
 
   Args:
@@ -100,22 +126,34 @@ def render(source: str, messages: Sequence[Mapping[str, str]], variables: dict[s
   Raises:
     ValueError: the template fails.
   """
+
   def rendered(messages):
-    return _environment().from_string(source).render(
-        messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None,
-        documents=None, **variables)
+    return (
+      _environment()
+      .from_string(source)
+      .render(
+        messages=list(messages),
+        add_generation_prompt=add_generation_prompt,
+        tools=None,
+        documents=None,
+        **variables,
+      )
+    )
+
   try:
     try:
       text = rendered(messages)
     except jinja2.TemplateError:
       text = rendered([message for message in messages if message["role"] != "system"])
   except _FAILURES as error:
-    raise ValueError(f"{where}: the chat template cannot be rendered for these turns "
-                     f"({' '.join(str(error).split())})") from error
+    raise ValueError(
+      f"{where}: the chat template cannot be rendered for these turns "
+      f"({' '.join(str(error).split())})"
+    ) from error
   if add_generation_prompt or not messages:
     return text
   last = messages[-1]["content"].strip()
-  return text[:text.rindex(last) + len(last)] if last in text else text
+  return text[: text.rindex(last) + len(last)] if last in text else text
 
 
 def _around_answer(answered: str, asked: str, specials: Sequence[str]) -> tuple[str, str | None]:
@@ -139,6 +177,7 @@ def split_specials(text: str, specials: Sequence[str]) -> list[str]:
 
 class _Generation(ext.Extension):
   """`{% generation %}` marks what an assistant wrote; rendering needs no mark."""
+
   tags = {"generation"}
 
   def parse(self, parser):
@@ -149,9 +188,11 @@ class _Generation(ext.Extension):
 def _environment() -> sandbox.ImmutableSandboxedEnvironment:
   """Jinja as transformers sets it up for chat templates, but without a clock."""
   environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation])
+    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation]
+  )
   environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-      value, ensure_ascii=False, indent=indent)
+    value, ensure_ascii=False, indent=indent
+  )
   environment.globals["raise_exception"] = _raise_exception
   return environment
 

@@ -51,6 +51,7 @@ class CheckpointConfig:
     best_metric: the checkpoint with the best value of this metric is kept as well; "" for none.
     best_is_lower: whether the best value is the lowest.
   """
+
   every: int
   keep_last: int
   keep_every: int | None
@@ -73,15 +74,15 @@ class Checkpoints:
     self._directory = pathlib.Path(directory).absolute()
     self._empty_deleted()
     self._manager = ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True,
-            todelete_subdir=_DELETED,  # moved at once: a kill never leaves half of a listed step
-            preservation_policy=_preservation_policy(cfg),
-            best_fn=_quality(cfg) if cfg.best_metric else None,
-            enable_async_checkpointing=True,
-        ),
-        handler_registry=_handlers(),  # what reads each item, before anything has been saved
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True,
+        todelete_subdir=_DELETED,  # moved at once: a kill never leaves half of a listed step
+        preservation_policy=_preservation_policy(cfg),
+        best_fn=_quality(cfg) if cfg.best_metric else None,
+        enable_async_checkpointing=True,
+      ),
+      handler_registry=_handlers(),  # what reads each item, before anything has been saved
     )
 
   def __enter__(self) -> "Checkpoints":
@@ -112,8 +113,14 @@ class Checkpoints:
     """Whether the config asks for a save after `step`."""
     return step > 0 and step % self._cfg.every == 0
 
-  def save(self, step: int, state: Any, *, metadata: Mapping[str, Any],
-           metrics: Mapping[str, float] | None = None) -> bool:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    metadata: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> bool:
     """Starts to save; returns before it is written, and first waits for the save before it.
 
     The arrays may be donated as soon as this returns: what is written is what they hold now.
@@ -138,10 +145,14 @@ class Checkpoints:
     if number is not None:
       number = float(number) if math.isfinite(number) else None
     self._manager.save(
-        step, force=True,  # the caller has decided
-        metrics={self._cfg.best_metric: number} if self._cfg.best_metric else None,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                metadata=ocp.args.JsonSave(_json_copy("metadata", metadata))))
+      step,
+      force=True,  # the caller has decided
+      metrics={self._cfg.best_metric: number} if self._cfg.best_metric else None,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        metadata=ocp.args.JsonSave(_json_copy("metadata", metadata)),
+      ),
+    )
     return True
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -162,16 +173,21 @@ class Checkpoints:
     self.wait()
     found = self.steps()
     if not found:
-      raise ValueError(f"{self._directory} holds no checkpoint; train first, or name the directory "
-                       "of a run that has saved one")
+      raise ValueError(
+        f"{self._directory} holds no checkpoint; train first, or name the directory "
+        "of a run that has saved one"
+      )
     step = found[-1] if step is None else step
     if step not in found:
       raise ValueError(f"{self._directory} holds no checkpoint of step {step}; choose from {found}")
     saved = self._manager.item_metadata(step)["state"]
     _check_same_arrays(f"{self._directory}/{step}", saved.tree, abstract_state)
     restored = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_laid_out(abstract_state)),
-                                      metadata=ocp.args.JsonRestore()))
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_laid_out(abstract_state)), metadata=ocp.args.JsonRestore()
+      ),
+    )
     return _freed(restored["state"], abstract_state), restored["metadata"]
 
   def wait(self) -> None:
@@ -198,6 +214,7 @@ class HasSave(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
   """What an export says of itself; `load_params` reads the arrays."""
+
   directory: pathlib.Path
   kind: str
   model: dict[str, Any]
@@ -208,9 +225,17 @@ class Export:
   tokenizer_dir: pathlib.Path
 
 
-def export_params(directory: str | os.PathLike, params: types.Params, *, model: Mapping[str, Any],
-                  kind: str, tokenizer: HasSave, config: Mapping[str, Any], step: int,
-                  metadata: Mapping[str, Any]) -> None:
+def export_params(
+  directory: str | os.PathLike,
+  params: types.Params,
+  *,
+  model: Mapping[str, Any],
+  kind: str,
+  tokenizer: HasSave,
+  config: Mapping[str, Any],
+  step: int,
+  metadata: Mapping[str, Any],
+) -> None:
   """Writes an export; one that is there already stands until the new one is whole.
 
   Args:
@@ -257,12 +282,17 @@ def load_export(directory: str | os.PathLike) -> Export:
     raise ValueError(f"{directory} {found}; name the export directory of a stage that has finished")
   fields = workdir.read_json(directory / _EXPORT)
   contents = directory / fields.pop("contents")
-  return Export(directory=directory, params_dir=contents / "params",
-                tokenizer_dir=contents / "tokenizer", **fields)
+  return Export(
+    directory=directory,
+    params_dir=contents / "params",
+    tokenizer_dir=contents / "tokenizer",
+    **fields,
+  )
 
 
-def load_params(directory: str | os.PathLike,
-                abstract_params: types.Params | None = None) -> types.Params:
+def load_params(
+  directory: str | os.PathLike, abstract_params: types.Params | None = None
+) -> types.Params:
   """The parameters of an export.
 
   Args:
@@ -297,8 +327,11 @@ def _preservation_policy(cfg: CheckpointConfig) -> checkpoint_managers.Preservat
   if cfg.keep_every is not None:
     policies.append(checkpoint_managers.EveryNSteps(cfg.keep_every))
   if cfg.best_metric:
-    policies.append(checkpoint_managers.BestN(
-        get_metric_fn=_quality(cfg), n=1, keep_checkpoints_without_metrics=False))
+    policies.append(
+      checkpoint_managers.BestN(
+        get_metric_fn=_quality(cfg), n=1, keep_checkpoints_without_metrics=False
+      )
+    )
   return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
@@ -327,8 +360,9 @@ def _json_copy(what: str, fields: Any) -> Any:
   try:
     return json.loads(json.dumps(fields, allow_nan=False))
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{what} is not JSON: {error}; use finite numbers, strings, booleans, None, "
-                     "lists and dicts") from None
+    raise ValueError(
+      f"{what} is not JSON: {error}; use finite numbers, strings, booleans, None, lists and dicts"
+    ) from None
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
@@ -344,8 +378,9 @@ def _laid_out(abstract: Any) -> Any:
 
   def leaf_spec(leaf):
     sharding = _sharding(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                sharding=default if sharding is None else sharding)
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=default if sharding is None else sharding
+    )
 
   return jax.tree.map(leaf_spec, abstract)
 
@@ -353,8 +388,10 @@ def _laid_out(abstract: Any) -> Any:
 def _freed(restored: Any, abstract: Any) -> Any:
   """Leaves without an asked-for sharding, uncommitted, so that they mix with arrays on a mesh."""
   return jax.tree.map(
-      lambda leaf, array: array if _sharding(leaf) is not None else jnp.array(np.asarray(array)),
-      abstract, restored)
+    lambda leaf, array: array if _sharding(leaf) is not None else jnp.array(np.asarray(array)),
+    abstract,
+    restored,
+  )
 
 
 def _check_same_arrays(where: str, saved: Any, abstract: Any) -> None:
@@ -362,12 +399,16 @@ def _check_same_arrays(where: str, saved: Any, abstract: Any) -> None:
   have, want = _shapes(saved), _shapes(abstract)
   for name in sorted(have.keys() | want.keys()):
     if have.get(name) != want.get(name):
-      raise ValueError(f"{where}: {name} is {have.get(name, 'absent')} in the checkpoint, "
-                       f"and the config makes it {want.get(name, 'absent')}; use the config that "
-                       "it was saved with")
+      raise ValueError(
+        f"{where}: {name} is {have.get(name, 'absent')} in the checkpoint, "
+        f"and the config makes it {want.get(name, 'absent')}; use the config that "
+        "it was saved with"
+      )
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-  return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-          for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
-          if hasattr(leaf, "shape")}
+  return {
+    name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
+    if hasattr(leaf, "shape")
+  }

@@ -13,9 +13,18 @@ def row_keys(key, first_row, num_rows: int) -> Array:
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(num_rows))
 
 
-def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, eot_id: int,
-             max_new_tokens: int, temperature: float, top_p: float = 1.0, end_V=None
-             ) -> Generation:
+def generate(
+  cfg: ModelConfig,
+  params: Params,
+  prompts: PromptBatch,
+  key_B,
+  *,
+  eot_id: int,
+  max_new_tokens: int,
+  temperature: float,
+  top_p: float = 1.0,
+  end_V=None,
+) -> Generation:
   """Samples one response per prompt until end-of-text or `max_new_tokens`.
 
   PPO must leave `top_p` at 1: a filter makes the policy that is sampled another one than the
@@ -35,13 +44,19 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
   """
   num_rows, prompt_length = prompts.tokens_BP.shape
   params = model.decoding_params(cfg, params)
-  logits_BV, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP,
-                                   num_slots=prompt_length + max_new_tokens)
+  logits_BV, cache = model.prefill(
+    cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=prompt_length + max_new_tokens
+  )
   empty_BR = jnp.zeros((num_rows, max_new_tokens))
   carry = dict(
-      t=jnp.int32(0), logits_BV=logits_BV, cache=cache,
-      tokens_BR=jnp.full((num_rows, max_new_tokens), cfg.pad_id, jnp.int32),
-      mask_BR=empty_BR, logprob_BR=empty_BR, finished_B=jnp.zeros((num_rows,), bool))
+    t=jnp.int32(0),
+    logits_BV=logits_BV,
+    cache=cache,
+    tokens_BR=jnp.full((num_rows, max_new_tokens), cfg.pad_id, jnp.int32),
+    mask_BR=empty_BR,
+    logprob_BR=empty_BR,
+    finished_B=jnp.zeros((num_rows,), bool),
+  )
 
   def going(carry):
     return (carry["t"] < max_new_tokens) & ~jnp.all(carry["finished_B"])
@@ -55,17 +70,25 @@ def generate(cfg: ModelConfig, params: Params, prompts: PromptBatch, key_B, *, e
     if end_V is not None:
       ends_B |= end_V[token_B]
     write = lambda whole, part_B: jax.lax.dynamic_update_slice(
-        whole, part_B[:, None].astype(whole.dtype), (0, t))
+      whole, part_B[:, None].astype(whole.dtype), (0, t)
+    )
     return dict(
-        t=t + 1, logits_BV=logits_BV, cache=cache,
-        tokens_BR=write(carry["tokens_BR"], token_B),
-        mask_BR=write(carry["mask_BR"], alive_B),
-        logprob_BR=write(carry["logprob_BR"], jnp.where(alive_B, logprob_B, 0.0)),
-        finished_B=carry["finished_B"] | (alive_B & ends_B))
+      t=t + 1,
+      logits_BV=logits_BV,
+      cache=cache,
+      tokens_BR=write(carry["tokens_BR"], token_B),
+      mask_BR=write(carry["mask_BR"], alive_B),
+      logprob_BR=write(carry["logprob_BR"], jnp.where(alive_B, logprob_B, 0.0)),
+      finished_B=carry["finished_B"] | (alive_B & ends_B),
+    )
 
   carry = jax.lax.while_loop(going, step, carry)
-  return Generation(tokens_BR=carry["tokens_BR"], mask_BR=carry["mask_BR"],
-                    logprob_BR=carry["logprob_BR"], finished_B=carry["finished_B"])
+  return Generation(
+    tokens_BR=carry["tokens_BR"],
+    mask_BR=carry["mask_BR"],
+    logprob_BR=carry["logprob_BR"],
+    finished_B=carry["finished_B"],
+  )
 
 
 def nucleus(logits_BV, top_p: float) -> Array:
@@ -134,6 +157,8 @@ def join(prompts: PromptBatch, generation: Generation, pad_id: int):
   mask_BT = roll(prompt_mask_BP, generation.mask_BR, 0.0)
   tokens_BT = roll(prompts.tokens_BP, generation.tokens_BR, pad_id)
   return dict(
-      tokens_BT=jnp.where(mask_BT > 0, tokens_BT, pad_id), mask_BT=mask_BT,
-      response_mask_BT=roll(zeros_BP, generation.mask_BR, 0.0),
-      decode_logprob_BT=roll(zeros_BP, generation.logprob_BR, 0.0))
+    tokens_BT=jnp.where(mask_BT > 0, tokens_BT, pad_id),
+    mask_BT=mask_BT,
+    response_mask_BT=roll(zeros_BP, generation.mask_BR, 0.0),
+    decode_logprob_BT=roll(zeros_BP, generation.logprob_BR, 0.0),
+  )

@@ -25,6 +25,7 @@ class Context:
 
   `padding` and `layout` are static: where rows may be padded, and how activations lie on the mesh.
   """
+
   position_BT: Array  # of each token among the real tokens of its row (or of its document)
   key_mask_BS: Array
   query_segment_BT: Array | None
@@ -41,6 +42,7 @@ class Dense(nn.Module):
 
   Source of the adapter, with s = `cfg.lora_scale`: Hu et al. 2021 (LoRA), section 4.1.
   """
+
   cfg: ModelConfig
   features: tuple[int, ...]
   std: float
@@ -50,8 +52,9 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     dtype = DTYPES[self.cfg.dtype]
-    kernel = self.param("kernel", nn.initializers.normal(self.std),
-                        (*x.shape[x.ndim - self.num_in:], *self.features))
+    kernel = self.param(
+      "kernel", nn.initializers.normal(self.std), (*x.shape[x.ndim - self.num_in :], *self.features)
+    )
     multiply = functools.partial(_contract, num_in=self.num_in)
     out = multiply(x.astype(dtype), kernel.astype(dtype))
     if self.has_variable("params", "lora_a"):
@@ -70,6 +73,7 @@ def _contract(x, kernel, *, num_in: int):
 
 class RmsNorm(nn.Module):
   """x / sqrt(mean(x^2) + eps) * (offset + scale), in float32."""
+
   epsilon: float
   offset: float
 
@@ -117,10 +121,11 @@ def rotate(x_BTHd, position_BT, frequency_f):
   half = frequency_f.shape[0]
   angle_BT1f = position_BT[..., None, None].astype(jnp.float32) * frequency_f
   cos, sin = jnp.cos(angle_BT1f), jnp.sin(angle_BT1f)
-  first, second = (x_BTHd[..., i * half:(i + 1) * half].astype(jnp.float32) for i in range(2))
+  first, second = (x_BTHd[..., i * half : (i + 1) * half].astype(jnp.float32) for i in range(2))
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate(
-      [*(part.astype(x_BTHd.dtype) for part in turned), x_BTHd[..., 2 * half:]], axis=-1)
+    [*(part.astype(x_BTHd.dtype) for part in turned), x_BTHd[..., 2 * half :]], axis=-1
+  )
 
 
 # ----------------------------------------------------------------------------- sub-layers
@@ -128,6 +133,7 @@ def rotate(x_BTHd, position_BT, frequency_f):
 
 class Attention(nn.Module):
   """Multi-head attention over the row itself, or over the cache when one is given."""
+
   cfg: ModelConfig
   kind: str
 
@@ -137,30 +143,45 @@ class Attention(nn.Module):
     query, key, value = (sharding.constrain(x, *heads) for x in self._project(x_BTD))
     if cfg.qk_norm:
       query, key = (
-          RmsNorm(cfg.norm_eps, cfg.norm_offset, name=name)(x).astype(x.dtype)
-          for name, x in (("q_norm", query), ("k_norm", key)))
+        RmsNorm(cfg.norm_eps, cfg.norm_offset, name=name)(x).astype(x.dtype)
+        for name, x in (("q_norm", query), ("k_norm", key))
+      )
     if cfg.positions == "rotary":
       frequency_f = rope_frequencies(cfg, self.kind)
       query, key = (rotate(x, context.position_BT, frequency_f) for x in (query, key))
     first_slot = 0
     if cache is not None:
       start = (context.cache_index, 0, context.write_index, 0, 0)
-      write = lambda name, x: sharding.constrain(jax.lax.dynamic_update_slice(
-          cache[name], x[None].astype(cache[name].dtype), start), None, *heads)
+      write = lambda name, x: sharding.constrain(
+        jax.lax.dynamic_update_slice(cache[name], x[None].astype(cache[name].dtype), start),
+        None,
+        *heads,
+      )
       cache = {"k": write("k", key), "v": write("v", value)}
       if context.key_mask_BS.shape[1] != x_BTD.shape[1]:  # a token against all that came before
         first_slot = context.write_index
-        key, value = (jax.lax.dynamic_index_in_dim(cache[name], context.cache_index, keepdims=False)
-                      for name in ("k", "v"))
+        key, value = (
+          jax.lax.dynamic_index_in_dim(cache[name], context.cache_index, keepdims=False)
+          for name in ("k", "v")
+        )
     mixed_BTHd = attention.attention(
-        cfg.attention, query, key, value, first_slot=first_slot, key_mask_BS=context.key_mask_BS,
-        band_width=cfg.band_width if self.kind == "banded" else None, scale=cfg.attention_scale,
-        query_segment_BT=context.query_segment_BT, key_segment_BS=context.key_segment_BS,
-        padding=context.padding)
+      cfg.attention,
+      query,
+      key,
+      value,
+      first_slot=first_slot,
+      key_mask_BS=context.key_mask_BS,
+      band_width=cfg.band_width if self.kind == "banded" else None,
+      scale=cfg.attention_scale,
+      query_segment_BT=context.query_segment_BT,
+      key_segment_BS=context.key_segment_BS,
+      padding=context.padding,
+    )
     mixed_BTHd = sharding.constrain(mixed_BTHd, context.layout.rows, None, "tensor", None)
     out_std = cfg.init_std / math.sqrt(2 * cfg.num_layers)
     return Dense(cfg, (cfg.width,), out_std, cfg.attention_out_bias, num_in=2, name="out")(
-        mixed_BTHd), cache
+      mixed_BTHd
+    ), cache
 
   def _project(self, x_BTD):
     """Queries, keys and values; in one product where there are as many of each."""
@@ -176,6 +197,7 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
   """out(act(in(x))), or out(act(gate(x)) * in(x)) where the activation is gated."""
+
   cfg: ModelConfig
 
   @nn.compact
@@ -194,9 +216,11 @@ class Mlp(nn.Module):
 
 def dropout(x_BTD, key_B, site, rate: float):
   """Zeroes entries with one key per (global row, site): mesh and microbatch cannot matter."""
+
   def one_row(x_TD, key):
     keep_TD = jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x_TD.shape)
     return jnp.where(keep_TD, x_TD / (1.0 - rate), 0.0)
+
   return jax.vmap(one_row)(x_BTD, key_B)
 
 
@@ -208,6 +232,7 @@ class Block(nn.Module):
 
   In parallel form both read the block's input.
   """
+
   cfg: ModelConfig
   kind: str
   dropout_rate: float
@@ -217,11 +242,13 @@ class Block(nn.Module):
     cfg = self.cfg
     with jax.named_scope("attention"):
       added_BTD, cache = Attention(cfg, self.kind, name="attention")(
-          self._read("attention_norm", x_BTD), cache, context)
+        self._read("attention_norm", x_BTD), cache, context
+      )
       attended_BTD = self._add("attention", x_BTD, added_BTD, 2 * layer_index, context)
     with jax.named_scope("mlp"):
       added_BTD = Mlp(cfg, name="mlp")(
-          self._read("mlp_norm", x_BTD if cfg.parallel_residual else attended_BTD), context.layout)
+        self._read("mlp_norm", x_BTD if cfg.parallel_residual else attended_BTD), context.layout
+      )
       x_BTD = self._add("mlp", attended_BTD, added_BTD, 2 * layer_index + 1, context)
     return sharding.constrain(x_BTD, *context.layout.residual_BTD), cache
 
@@ -246,6 +273,7 @@ class Block(nn.Module):
 
 class Pattern(nn.Module):
   """One repetition of the layers that are scanned, or its first `num_layers`."""
+
   cfg: ModelConfig
   dropout_rate: float
   num_layers: int
@@ -256,14 +284,19 @@ class Pattern(nn.Module):
     for i in range(self.num_layers):
       name = f"layer_{i}"
       x_BTD, new_caches[name] = Block(
-          self.cfg, self.cfg.layer_kinds[i], self.dropout_rate, name=name)(
-              x_BTD, pattern_index * self.cfg.pattern + i,
-              None if caches is None else caches[name], context)
+        self.cfg, self.cfg.layer_kinds[i], self.dropout_rate, name=name
+      )(
+        x_BTD,
+        pattern_index * self.cfg.pattern + i,
+        None if caches is None else caches[name],
+        context,
+      )
     return x_BTD, (None if caches is None else new_caches)
 
 
 class Embed(nn.Module):
   """Token embeddings, scaled and projected where the config says so, and learned positions."""
+
   cfg: ModelConfig
 
   @nn.compact
@@ -271,7 +304,8 @@ class Embed(nn.Module):
     cfg = self.cfg
     width = cfg.width if cfg.embed_width is None else cfg.embed_width
     token_VD = self.param(
-        "token", nn.initializers.normal(cfg.init_std), (cfg.padded_vocab_size, width))
+      "token", nn.initializers.normal(cfg.init_std), (cfg.padded_vocab_size, width)
+    )
     x_BTD = token_VD[tokens_BT]
     if cfg.embed_scale != 1.0:
       x_BTD = x_BTD * cfg.embed_scale
@@ -279,7 +313,10 @@ class Embed(nn.Module):
       x_BTD = Dense(cfg, (cfg.width,), cfg.init_std, False, name="project")(x_BTD)
     if cfg.positions == "learned":
       # OpenAI's code draws positions with half the deviation of tokens (0.01 against 0.02).
-      position_TD = self.param("position", nn.initializers.normal(cfg.init_std / 2),
-                               (cfg.context_length + cfg.position_offset, cfg.width))
+      position_TD = self.param(
+        "position",
+        nn.initializers.normal(cfg.init_std / 2),
+        (cfg.context_length + cfg.position_offset, cfg.width),
+      )
       x_BTD = x_BTD + position_TD[position_BT + cfg.position_offset]
     return x_BTD.astype(DTYPES[cfg.dtype])

@@ -36,8 +36,7 @@ def step_key(seed: int, purpose: str, step: int):
   """
   if purpose not in PURPOSES:
     raise ValueError(f"purpose {purpose!r}; choose from {PURPOSES}")
-  return jax.random.fold_in(
-      jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)
 
 
 class Preempted(SystemExit):
@@ -55,6 +54,7 @@ class LoopConfig:
     log_every: steps between lines of `metrics.jsonl`.
     eval_every: steps between evaluations, which also run before the first and after the last.
   """
+
   log_every: int
   eval_every: int
 
@@ -98,15 +98,18 @@ def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ..
   for name in guarded:
     if name in numbers and not math.isfinite(numbers[name]):
       raise FloatingPointError(
-          f"step {step}: {name} is {numbers[name]}; the run stops here, its last checkpoint is "
-          "from before; try a lower learning rate or look at the batch of this step")
+        f"step {step}: {name} is {numbers[name]}; the run stops here, its last checkpoint is "
+        "from before; try a lower learning rate or look at the batch of this step"
+      )
 
 
 def _freed(state):
   """The shapes and layouts of `state`, whose arrays are deleted: two states may not fit."""
+
   def shape_of(x):
     layout = x.sharding if x.committed else None
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
   arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
   shapes = jax.tree.map(lambda x: shape_of(x) if isinstance(x, jax.Array) else x, state)
   for leaf in arrays:
@@ -128,20 +131,20 @@ class Stream:
 
 
 def run(
-    *,
-    name: str,
-    workdir: str | os.PathLike,
-    cfg: LoopConfig,
-    checkpoints: Checkpoints,
-    state: Any,
-    total_steps: int,
-    train_step: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
-    evaluate: Callable[[Any, int], Mapping[str, float]],
-    after_step: Callable[[Any, int], None] | None = None,
-    tokens_per_step: int,
-    headline: tuple[str, ...],
-    guarded: tuple[str, ...],
-    metadata: Mapping[str, Any],
+  *,
+  name: str,
+  workdir: str | os.PathLike,
+  cfg: LoopConfig,
+  checkpoints: Checkpoints,
+  state: Any,
+  total_steps: int,
+  train_step: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
+  evaluate: Callable[[Any, int], Mapping[str, float]],
+  after_step: Callable[[Any, int], None] | None = None,
+  tokens_per_step: int,
+  headline: tuple[str, ...],
+  guarded: tuple[str, ...],
+  metadata: Mapping[str, Any],
 ) -> Any:
   """Trains from the newest checkpoint, or from `state`, to `total_steps`.
 
@@ -171,9 +174,11 @@ def run(
     state, saved = checkpoints.restore(_freed(state))  # lands where `state` lay
     first = saved["step"]
 
-  with (stop_question() as asked_to_stop,
-        metrics_lib.Writer(workdir, process_index=process) as writer,
-        metrics_lib.Progress(name, total_steps, start=first, process_index=process) as progress):
+  with (
+    stop_question() as asked_to_stop,
+    metrics_lib.Writer(workdir, process_index=process) as writer,
+    metrics_lib.Progress(name, total_steps, start=first, process_index=process) as progress,
+  ):
     # The line of step `first` was written before its checkpoint; later ones are from a lost future.
     writer.truncate_after(first if first else -1)
     if first:
@@ -196,8 +201,11 @@ def run(
         if evaluates:
           numbers |= evaluate(state, step)
           check_finite(step, numbers, guarded)
-        progress.update(step, {key: numbers[key] for key in headline if key in numbers},
-                        num_tokens=tokens_per_step)
+        progress.update(
+          step,
+          {key: numbers[key] for key in headline if key in numbers},
+          num_tokens=tokens_per_step,
+        )
         if evaluates or step % cfg.log_every == 0:
           timing = {"perf/seconds": time.perf_counter() - began}
           if math.isfinite(progress.tokens_per_second):  # not at the first step, which compiles
@@ -214,7 +222,8 @@ def run(
     checkpoints.wait()
     # Also where it came after the last step: what follows is not started.
     if stops or asked_to_stop():
-      progress.note(f"{name}: SIGTERM; saved step {checkpoints.latest()}, run the same command to "
-                    "go on")
+      progress.note(
+        f"{name}: SIGTERM; saved step {checkpoints.latest()}, run the same command to go on"
+      )
       raise Preempted()
   return state

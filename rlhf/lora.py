@@ -31,6 +31,7 @@ class LoraConfig:
     alpha: the adapters' product is multiplied by alpha / rank.
     targets: of `TARGETS`, separated by commas.
   """
+
   rank: int
   alpha: float
   targets: str
@@ -42,8 +43,10 @@ class LoraConfig:
       raise ValueError(f"lora.alpha {self.alpha} must be above 0")
     for name in self.targets.split(","):
       if name not in TARGETS:
-        raise ValueError(f"lora.targets {self.targets!r} names {name!r}; separate some of "
-                         f"{', '.join(TARGETS)} by commas")
+        raise ValueError(
+          f"lora.targets {self.targets!r} names {name!r}; separate some of "
+          f"{', '.join(TARGETS)} by commas"
+        )
 
 
 NO_ADAPTERS = LoraConfig(rank=0, alpha=1.0, targets="attention")
@@ -69,7 +72,7 @@ def split(cfg: LoraConfig, params: Params, key) -> tuple[Params | None, Params]:
 def adapts(cfg: LoraConfig, path: tuple[str, ...]) -> bool:
   """Whether the projection at a path of the parameter tree gets an adapter."""
   ends = [tuple(end.split("/")) for name in cfg.targets.split(",") for end in TARGETS[name]]
-  return path[0] in ("blocks", "tail") and any(path[-len(end):] == end for end in ends)
+  return path[0] in ("blocks", "tail") and any(path[-len(end) :] == end for end in ends)
 
 
 def init_adapters(cfg: LoraConfig, params: Params, key) -> Params:
@@ -80,10 +83,16 @@ def init_adapters(cfg: LoraConfig, params: Params, key) -> Params:
       continue
     kernel = _get(params, path)["kernel"]
     stacked = kernel.shape[:1] if path[0] == "blocks" else ()
-    in_shape, out_shape = _split_shape(path, kernel.shape[len(stacked):])
+    in_shape, out_shape = _split_shape(path, kernel.shape[len(stacked) :])
     lora_a = jax.random.normal(jax.random.fold_in(key, number), (*stacked, *in_shape, cfg.rank))
-    _put(adapters, path, {"lora_a": lora_a / math.sqrt(math.prod(in_shape)),
-                          "lora_b": jnp.zeros((*stacked, cfg.rank, *out_shape))})
+    _put(
+      adapters,
+      path,
+      {
+        "lora_a": lora_a / math.sqrt(math.prod(in_shape)),
+        "lora_b": jnp.zeros((*stacked, cfg.rank, *out_shape)),
+      },
+    )
   return adapters
 
 

@@ -81,8 +81,11 @@ def gae(reward_BT, value_BT, mask_BT, *, gamma: float, lam: float):
     return advantage_B, advantage_B
 
   _, advantage_TB = jax.lax.scan(
-      backward, jnp.zeros_like(delta_BT[:, 0]), (delta_BT.T, mask_BT.astype(jnp.float32).T),
-      reverse=True)
+    backward,
+    jnp.zeros_like(delta_BT[:, 0]),
+    (delta_BT.T, mask_BT.astype(jnp.float32).T),
+    reverse=True,
+  )
   advantage_BT = advantage_TB.T
   return advantage_BT, masked(advantage_BT + value_BT, mask_BT)
 
@@ -133,9 +136,10 @@ def policy_loss(logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip: floa
   plain_BT = ratio_BT * advantage_BT
   clipped_BT = jnp.clip(ratio_BT, 1.0 - clip, 1.0 + clip) * advantage_BT
   aux = dict(
-      ratio_BT=ratio_BT,
-      clipped_BT=(clipped_BT < plain_BT).astype(jnp.float32),
-      approx_kl_BT=0.5 * jnp.square(log_ratio_BT))
+    ratio_BT=ratio_BT,
+    clipped_BT=(clipped_BT < plain_BT).astype(jnp.float32),
+    approx_kl_BT=0.5 * jnp.square(log_ratio_BT),
+  )
   return -jnp.minimum(plain_BT, clipped_BT), aux
 
 
@@ -151,7 +155,8 @@ def value_loss(value_BT, old_value_BT, return_BT, mask_BT, *, clip: float | None
   """
   chex.assert_equal_shape([value_BT, old_value_BT, return_BT, mask_BT])
   value_BT, old_value_BT, return_BT = (
-      masked(x, mask_BT) for x in (value_BT, old_value_BT, return_BT))
+    masked(x, mask_BT) for x in (value_BT, old_value_BT, return_BT)
+  )
   plain_BT = jnp.square(value_BT - return_BT)
   if clip is None:
     return 0.5 * plain_BT, jnp.zeros_like(plain_BT)
@@ -197,9 +202,10 @@ def comparison_loss(score_BK, rank_BK, valid_BK):
   # A margin of exactly 0 is a coin toss, so a constant model scores 50 %.
   correct_BKK = (margin_BKK > 0) + 0.5 * (margin_BKK == 0)
   aux = dict(
-      accuracy=masked_metric(correct_BKK, wins_BKK),
-      log_loss=masked_metric(nll_BKK, wins_BKK),
-      margin=masked_metric(margin_BKK, wins_BKK))
+    accuracy=masked_metric(correct_BKK, wins_BKK),
+    log_loss=masked_metric(nll_BKK, wins_BKK),
+    margin=masked_metric(margin_BKK, wins_BKK),
+  )
   return loss, aux
 
 

@@ -115,8 +115,10 @@ class Writer:
     if not self._active:
       return
     if step <= self._last_step:
-      raise ValueError(f"{self._path}: step {step} comes after step {self._last_step}; a step is "
-                       "written once and in order: call truncate_after when resuming")
+      raise ValueError(
+        f"{self._path}: step {step} comes after step {self._last_step}; a step is "
+        "written once and in order: call truncate_after when resuming"
+      )
     taken = {"step", "time", _NONFINITE} & metrics.keys()
     if taken:
       raise ValueError(f"metric names {sorted(taken)} are the line's own; choose other names")
@@ -153,8 +155,10 @@ class Writer:
     # purge_step hides what an interrupted run wrote after the checkpoint that this one left from;
     # the suffix keeps a run that is resumed within a second out of the same file.
     self._tensorboard = tensorboardX.SummaryWriter(
-        str(self._tensorboard_dir), purge_step=self._last_step + 1,
-        filename_suffix=f".{time.time_ns()}")
+      str(self._tensorboard_dir),
+      purge_step=self._last_step + 1,
+      filename_suffix=f".{time.time_ns()}",
+    )
 
 
 class Progress:
@@ -164,9 +168,16 @@ class Progress:
   Processes other than 0 print nothing. Use as a context manager.
   """
 
-  def __init__(self, stage: str, total: int, *, start: int = 0, process_index: int = 0,
-               seconds_between_lines: float = 10.0,
-               console: rich.console.Console | None = None):
+  def __init__(
+    self,
+    stage: str,
+    total: int,
+    *,
+    start: int = 0,
+    process_index: int = 0,
+    seconds_between_lines: float = 10.0,
+    console: rich.console.Console | None = None,
+  ):
     """
     Args:
       stage: name shown.
@@ -187,8 +198,9 @@ class Progress:
   def __enter__(self) -> "Progress":
     if self._active and self._console.is_terminal:
       self._bar = _make_bar(self._console)
-      self._task = self._bar.add_task(self._stage, total=self._total, completed=self._step,
-                                      left="", numbers="")
+      self._task = self._bar.add_task(
+        self._stage, total=self._total, completed=self._step, left="", numbers=""
+      )
       self._bar.start()
     return self
 
@@ -253,9 +265,13 @@ class Progress:
 
 def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
   return rich.progress.Progress(
-      rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=20),
-      rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[left]}"),
-      rich.progress.TextColumn("{task.fields[numbers]}", markup=False), console=console)
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(bar_width=20),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TextColumn("{task.fields[left]}"),
+    rich.progress.TextColumn("{task.fields[numbers]}", markup=False),
+    console=console,
+  )
 
 
 def _clock(seconds: float) -> str:

@@ -36,6 +36,7 @@ from rlhf.types import Array, LmBatch, Metric, Params
 @struct.dataclass(kw_only=True)
 class Cache:
   """Keys and values of every layer, and which slots hold a token."""
+
   # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, K, head_size] for K key and value heads; where
   # layers are unrolled, a tuple of such trees with 1 in place of L/pattern.
   layers: tuple[Params, ...] | Params
@@ -46,6 +47,7 @@ class Cache:
 
 class Transformer(nn.Module):
   """Tokens to the hidden states after the last norm, in float32."""
+
   cfg: ModelConfig
   dropout_rate: float = 0.0
 
@@ -59,14 +61,20 @@ class Transformer(nn.Module):
       pattern = nn.remat(Pattern, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
     if cfg.num_patterns:
       blocks = nn.scan(
-          pattern, variable_axes={"params": 0}, split_rngs={"params": True},
-          in_axes=(0, nn.broadcast, nn.broadcast), length=cfg.num_patterns,
-          unroll=min(cfg.scan_unroll, cfg.num_patterns) if pattern is Pattern else 1)
+        pattern,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=cfg.num_patterns,
+        unroll=min(cfg.scan_unroll, cfg.num_patterns) if pattern is Pattern else 1,
+      )
       x_BTD, _ = blocks(cfg, self.dropout_rate, cfg.pattern, name="blocks")(
-          x_BTD, jnp.arange(cfg.num_patterns), None, context)
+        x_BTD, jnp.arange(cfg.num_patterns), None, context
+      )
     if cfg.num_tail_layers:
       x_BTD, _ = pattern(cfg, self.dropout_rate, cfg.num_tail_layers, name="tail")(
-          x_BTD, jnp.int32(cfg.num_patterns), None, context)
+        x_BTD, jnp.int32(cfg.num_patterns), None, context
+      )
     x_BTD = make_norm(cfg, "final_norm")(x_BTD) if cfg.final_norm else x_BTD.astype(jnp.float32)
     return sharding.constrain(x_BTD, context.layout.rows, None, None)  # heads read whole rows
 
@@ -114,10 +122,16 @@ def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key
   if position_BT is None:
     position_BT = positions(mask_BT)
   return Context(
-      position_BT=position_BT, key_mask_BS=mask_BT, query_segment_BT=segment_BT,
-      key_segment_BS=segment_BT, write_index=None, cache_index=None,
-      dropout_key_B=dropout_key_B, padding="right",
-      layout=sharding.train_layout(cfg.shard_sequence))
+    position_BT=position_BT,
+    key_mask_BS=mask_BT,
+    query_segment_BT=segment_BT,
+    key_segment_BS=segment_BT,
+    write_index=None,
+    cache_index=None,
+    dropout_key_B=dropout_key_B,
+    padding="right",
+    layout=sharding.train_layout(cfg.shard_sequence),
+  )
 
 
 def positions(mask_BT):
@@ -125,8 +139,17 @@ def positions(mask_BT):
   return jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def forward(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, segment_BT=None,
-            position_BT=None, dropout_rate: float = 0.0, dropout_key_B=None):
+def forward(
+  cfg: ModelConfig,
+  params: Params,
+  tokens_BT,
+  mask_BT,
+  *,
+  segment_BT=None,
+  position_BT=None,
+  dropout_rate: float = 0.0,
+  dropout_key_B=None,
+):
   """Hidden states after the last norm, float32 [B, T, D].
 
   Heads and log-probs work from these, in chunks.
@@ -154,8 +177,12 @@ def logits(cfg: ModelConfig, params: Params, hidden_D, *, with_padding: bool = F
   if cfg.embed_width is not None:
     hidden_D = hidden_D.astype(dtype) @ params["output"]["project"]["kernel"].astype(dtype)
   token_VD = params["embed" if cfg.tied_output else "output"]["token"]
-  out_V = jnp.einsum("...D,VD->...V", hidden_D.astype(dtype), token_VD.astype(dtype),
-                     preferred_element_type=jnp.float32)
+  out_V = jnp.einsum(
+    "...D,VD->...V",
+    hidden_D.astype(dtype),
+    token_VD.astype(dtype),
+    preferred_element_type=jnp.float32,
+  )
   token_V = jnp.arange(cfg.padded_vocab_size)
   allowed_V = token_V < cfg.vocab_size
   if not with_padding:
@@ -175,6 +202,7 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
   Returns:
     (logprob_BT, entropy_BT), float32, in nats; entry 0 is 0.
   """
+
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def chunk_logprobs(hidden_BcD, target_Bc):
     logits_BcV = logits(cfg, params, hidden_BcD) / temperature
@@ -182,7 +210,8 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
     picked_Bc = jnp.take_along_axis(logits_BcV, target_Bc[..., None], axis=-1)[..., 0]
     prob_BcV = jnp.exp(logits_BcV - normaliser_Bc[..., None])
     entropy_Bc = normaliser_Bc - jnp.sum(
-        prob_BcV * jnp.where(logits_BcV > -1e29, logits_BcV, 0.0), axis=-1)
+      prob_BcV * jnp.where(logits_BcV > -1e29, logits_BcV, 0.0), axis=-1
+    )
     return picked_Bc - normaliser_Bc, entropy_Bc
 
   hidden_BTD, target_BT = hidden_BTD[:, :-1], tokens_BT[:, 1:]
@@ -198,8 +227,7 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
     hidden_NBcD = hidden_BTD.reshape(num_rows, num_chunks, chunk, -1).swapaxes(0, 1)
     target_NBc = target_BT.reshape(num_rows, num_chunks, chunk).swapaxes(0, 1)
     out_NBc = jax.lax.map(lambda args: chunk_logprobs(*args), (hidden_NBcD, target_NBc))
-    logprob_BT, entropy_BT = (
-        x.swapaxes(0, 1).reshape(num_rows, -1)[:, :length] for x in out_NBc)
+    logprob_BT, entropy_BT = (x.swapaxes(0, 1).reshape(num_rows, -1)[:, :length] for x in out_NBc)
   first = ((0, 0), (1, 0))
   return jnp.pad(logprob_BT, first), jnp.pad(entropy_BT, first)
 
@@ -207,8 +235,9 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
 def scalar_head(params: Params, hidden_BTD):
   """The scalar of each position, float32 [B, T]: what the state *after* token t is worth."""
   head = params["head"]
-  out_BT1 = jnp.einsum("BTD,DO->BTO", hidden_BTD, head["kernel"],
-                       precision=jax.lax.Precision.HIGHEST)
+  out_BT1 = jnp.einsum(
+    "BTD,DO->BTO", hidden_BTD, head["kernel"], precision=jax.lax.Precision.HIGHEST
+  )
   return out_BT1[..., 0] + head["bias"][0]
 
 
@@ -239,30 +268,56 @@ def scores(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):
   return jnp.take_along_axis(scalar_BT, last_B[:, None], axis=1)[:, 0]
 
 
-def lm_logprobs(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: bool,
-                dropout_rate: float = 0.0, dropout_key_B=None) -> Array:
+def lm_logprobs(
+  cfg: ModelConfig,
+  params: Params,
+  batch: LmBatch,
+  *,
+  use_segments: bool,
+  dropout_rate: float = 0.0,
+  dropout_key_B=None,
+) -> Array:
   """Log-probability of each token of packed rows [B, T], in nats; entry 0 of a row is 0.
 
   Args:
     use_segments: keep attention inside each document; otherwise it crosses them, as in GPT-3.
   """
   hidden_BTD = forward(
-      cfg, params, batch.tokens_BT, (batch.segment_BT > 0).astype(jnp.float32),
-      segment_BT=batch.segment_BT if use_segments else None, position_BT=batch.position_BT,
-      dropout_rate=dropout_rate, dropout_key_B=dropout_key_B)
+    cfg,
+    params,
+    batch.tokens_BT,
+    (batch.segment_BT > 0).astype(jnp.float32),
+    segment_BT=batch.segment_BT if use_segments else None,
+    position_BT=batch.position_BT,
+    dropout_rate=dropout_rate,
+    dropout_key_B=dropout_key_B,
+  )
   logprob_BT, _ = token_logprobs(cfg, params, hidden_BTD, batch.tokens_BT, temperature=1.0)
   return logprob_BT
 
 
-def lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, *, use_segments: bool,
-            dropout_rate: float = 0.0, dropout_key_B=None) -> Metric:
+def lm_loss(
+  cfg: ModelConfig,
+  params: Params,
+  batch: LmBatch,
+  *,
+  use_segments: bool,
+  dropout_rate: float = 0.0,
+  dropout_key_B=None,
+) -> Metric:
   """Negative log-likelihood of packed rows: (sum over weighted targets, sum of weights), in nats.
 
   Args:
     use_segments: as in `lm_logprobs`.
   """
-  logprob_BT = lm_logprobs(cfg, params, batch, use_segments=use_segments,
-                           dropout_rate=dropout_rate, dropout_key_B=dropout_key_B)
+  logprob_BT = lm_logprobs(
+    cfg,
+    params,
+    batch,
+    use_segments=use_segments,
+    dropout_rate=dropout_rate,
+    dropout_key_B=dropout_key_B,
+  )
   return Metric(total=-jnp.sum(logprob_BT * batch.loss_mask_BT), weight=jnp.sum(batch.loss_mask_BT))
 
 
@@ -277,10 +332,13 @@ def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
     return {f"layer_{i}": {"k": zeros(stacked), "v": zeros(stacked)} for i in range(count)}
 
   return Cache(
-      layers=layers(cfg.pattern, cfg.num_patterns) if cfg.decode_scan else tuple(
-          layers(cfg.pattern, 1) for _ in range(cfg.num_patterns)),
-      tail=layers(cfg.num_tail_layers, 1),
-      mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32), length=jnp.int32(0))
+    layers=layers(cfg.pattern, cfg.num_patterns)
+    if cfg.decode_scan
+    else tuple(layers(cfg.pattern, 1) for _ in range(cfg.num_patterns)),
+    tail=layers(cfg.num_tail_layers, 1),
+    mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32),
+    length=jnp.int32(0),
+  )
 
 
 def decoding_params(cfg: ModelConfig, params: Params) -> Params:
@@ -290,8 +348,10 @@ def decoding_params(cfg: ModelConfig, params: Params) -> Params:
   `sharding.DECODE_RULES` say; unless `cfg.decode_scan`, each repetition of the pattern of layers is
   a tree of its own.  Embeddings and norms stay float32, so that the numbers are those of `forward`.
   """
+
   def cast(path, leaf):
     return leaf if "norm" in sharding.path_name(path) else leaf.astype(DTYPES[cfg.dtype])
+
   found = lora.merge(params, cfg.lora_scale)
   for name in ("blocks", "tail"):
     if name in found:
@@ -314,24 +374,36 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
     fresh: nothing is in the cache yet, so the tokens attend to one another only.
   """
   mask_BS = jax.lax.dynamic_update_slice(
-      cache.mask_BS, mask_BT.astype(jnp.float32), (0, cache.length))
+    cache.mask_BS, mask_BT.astype(jnp.float32), (0, cache.length)
+  )
   context = Context(
-      position_BT=position_BT, key_mask_BS=mask_BT.astype(jnp.float32) if fresh else mask_BS,
-      query_segment_BT=None, key_segment_BS=None, write_index=cache.length, cache_index=0,
-      dropout_key_B=None, padding="left",
-      # Many tokens at once are worth gathering a layer's weights for, as in training.
-      layout=sharding.train_layout(False) if fresh else sharding.decode_layout(cfg.decode_split))
+    position_BT=position_BT,
+    key_mask_BS=mask_BT.astype(jnp.float32) if fresh else mask_BS,
+    query_segment_BT=None,
+    key_segment_BS=None,
+    write_index=cache.length,
+    cache_index=0,
+    dropout_key_B=None,
+    padding="left",
+    # Many tokens at once are worth gathering a layer's weights for, as in training.
+    layout=sharding.train_layout(False) if fresh else sharding.decode_layout(cfg.decode_split),
+  )
   x_BTD = Embed(cfg).apply({"params": params["embed"]}, tokens_BT, position_BT)
   x_BTD = sharding.constrain(x_BTD, *context.layout.residual_BTD)
 
   def run(layer_params, x_BTD, index, layers, context):
     return Pattern(cfg, 0.0, len(layers)).apply(
-        {"params": layer_params}, x_BTD, index, layers, context)
+      {"params": layer_params}, x_BTD, index, layers, context
+    )
+
   if cfg.decode_scan:
+
     def one_pattern(index, carry):
       pattern_params = jax.tree.map(
-          lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["blocks"])
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["blocks"]
+      )
       return run(pattern_params, carry[0], index, carry[1], context.replace(cache_index=index))
+
     x_BTD, layers = jax.lax.fori_loop(0, cfg.num_patterns, one_pattern, (x_BTD, cache.layers))
   else:
     layers = []
@@ -346,7 +418,8 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
   if cfg.final_norm:
     hidden_BTD = make_norm(cfg, None).apply({"params": params["final_norm"]}, x_BTD)
   return hidden_BTD, Cache(
-      layers=layers, tail=tail, mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1])
+    layers=layers, tail=tail, mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1]
+  )
 
 
 def prefill(cfg: ModelConfig, params: Params, tokens_BP, mask_BP, *, num_slots: int):
@@ -356,8 +429,9 @@ def prefill(cfg: ModelConfig, params: Params, tokens_BP, mask_BP, *, num_slots: 
     params: `decoding_params`.
   """
   cache = empty_cache(cfg, tokens_BP.shape[0], num_slots)
-  hidden_BPD, cache = _cached_forward(cfg, params, cache, tokens_BP, mask_BP, positions(mask_BP),
-                                      fresh=True)
+  hidden_BPD, cache = _cached_forward(
+    cfg, params, cache, tokens_BP, mask_BP, positions(mask_BP), fresh=True
+  )
   return logits(cfg, params, hidden_BPD[:, -1]), cache
 
 
@@ -369,5 +443,6 @@ def decode_step(cfg: ModelConfig, params: Params, cache: Cache, token_B):
   """
   position_B1 = jnp.sum(cache.mask_BS.astype(jnp.int32), axis=1, keepdims=True)
   hidden_B1D, cache = _cached_forward(
-      cfg, params, cache, token_B[:, None], jnp.ones_like(position_B1), position_B1, fresh=False)
+    cfg, params, cache, token_B[:, None], jnp.ones_like(position_B1), position_B1, fresh=False
+  )
   return logits(cfg, params, hidden_B1D[:, 0]), cache

@@ -61,14 +61,15 @@ def config_shape(config) -> ModelConfig | None:
   if field not in config:
     return None
   if not config[field]:
-    raise ValueError(f"{field} is empty, and config.model has no shape of its own (:imported); "
-                     "name hf:DIR, gguf:FILE or the export directory of a policy")
+    raise ValueError(
+      f"{field} is empty, and config.model has no shape of its own (:imported); "
+      "name hf:DIR, gguf:FILE or the export directory of a policy"
+    )
   return imported_shape(config[field], group, flag=field)
 
 
 def imported_shape(source: str, group: dict[str, Any], *, flag: str) -> ModelConfig:
-  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`.
-  """
+  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`."""
   return ModelConfig(**(find_export(source, group, kind="policy", flag=flag).model | group))
 
 
@@ -82,8 +83,10 @@ def check_shape(config, mesh: Mesh) -> ModelConfig | None:
   if shape is None:
     return None
   if "length" in config and not 2 <= config.length <= shape.context_length:
-    raise ValueError(f"length {config.length} must be at least 2 and at most model.context_length "
-                     f"{shape.context_length}")
+    raise ValueError(
+      f"length {config.length} must be at least 2 and at most model.context_length "
+      f"{shape.context_length}"
+    )
   sharding.check_heads(mesh, shape.num_heads, "model.num_heads")
   sharding.check_heads(mesh, shape.num_kv_heads, "model.num_kv_heads")
   return shape
@@ -96,8 +99,9 @@ def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
   return jax.jit(init, out_shardings=shardings)(key)
 
 
-def find_export(directory: str | os.PathLike, group: dict[str, Any], *, kind: str,
-                flag: str) -> checkpoint.Export | reading.Source:
+def find_export(
+  directory: str | os.PathLike, group: dict[str, Any], *, kind: str, flag: str
+) -> checkpoint.Export | reading.Source:
   """What an export or a published model says of itself, where it is the one asked for; arguments as
   in `load`.
 
@@ -140,8 +144,9 @@ def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> No
   for name in sorted(group, key=lambda name: group[name] is None):  # what is derived comes last
     if name not in NUMERICS and have[name] != wanted[name]:
       raise ValueError(
-          f"{where} has {name} {have[name]}, but config.model.{name} is {wanted[name]}; make them "
-          "equal, or take the shape from the source with :imported in place of the config's size")
+        f"{where} has {name} {have[name]}, but config.model.{name} is {wanted[name]}; make them "
+        "equal, or take the shape from the source with :imported in place of the config's size"
+      )
 
 
 def tokenizer_of(found: checkpoint.Export | reading.Source) -> Tokenizer:
@@ -165,18 +170,23 @@ def _check_fields(saved: dict[str, Any], where: str) -> None:
   unknown = sorted(saved.keys() - {field.name for field in fields})
   if missing or unknown:
     what = f"does not say its {missing[0]}" if missing else f"has an unknown field {unknown[0]!r}"
-    raise ValueError(f"{where} was written by another version: its model {what}; read it with the "
-                     "version that wrote it, or export it anew")
+    raise ValueError(
+      f"{where} was written by another version: its model {what}; read it with the "
+      "version that wrote it, or export it anew"
+    )
 
 
 def export_numerics(export: checkpoint.Export) -> dict[str, Any]:
   """How an export's network was computed; where it does not say, as `NUMERICS` does."""
-  return {name: export.model[name] if name in export.model else default
-          for name, default in NUMERICS.items()}
+  return {
+    name: export.model[name] if name in export.model else default
+    for name, default in NUMERICS.items()
+  }
 
 
-def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str,
-         flag: str) -> Network:
+def load(
+  directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str, flag: str
+) -> Network:
   """A network from an export or a published model, laid out on the mesh.
 
   Args:
@@ -195,8 +205,10 @@ def load(directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kin
   shapes = reading.abstract_params(cfg, kind)
   sharding.check_divides(mesh, shapes)
   abstract = jax.tree.map(
-      lambda shape, layout: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout),
-      shapes, sharding.param_shardings(mesh, shapes))
+    lambda shape, layout: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout),
+    shapes,
+    sharding.param_shardings(mesh, shapes),
+  )
   if isinstance(found, reading.Source):
     params = reading.load_params(found, abstract)
   else:
@@ -212,5 +224,6 @@ def check_same_tokenizer(first: Tokenizer, second: Tokenizer, names: str) -> Non
   """
   if not first.same_as(second):
     raise ValueError(
-        f"{names} use different tokenizers ({first.num_ids} and {second.num_ids} ids); train both "
-        "from one base")
+      f"{names} use different tokenizers ({first.num_ids} and {second.num_ids} ids); train both "
+      "from one base"
+    )

@@ -11,11 +11,13 @@ import optax
 from rlhf.types import Params, TrainState
 
 SCHEDULES = {
-    "constant": lambda cfg, steps: optax.constant_schedule(cfg.learning_rate),
-    "cosine": lambda cfg, steps: optax.cosine_decay_schedule(
-        cfg.learning_rate, steps, alpha=cfg.final_ratio),
-    "linear": lambda cfg, steps: optax.linear_schedule(
-        cfg.learning_rate, cfg.learning_rate * cfg.final_ratio, steps),
+  "constant": lambda cfg, steps: optax.constant_schedule(cfg.learning_rate),
+  "cosine": lambda cfg, steps: optax.cosine_decay_schedule(
+    cfg.learning_rate, steps, alpha=cfg.final_ratio
+  ),
+  "linear": lambda cfg, steps: optax.linear_schedule(
+    cfg.learning_rate, cfg.learning_rate * cfg.final_ratio, steps
+  ),
 }
 
 
@@ -33,6 +35,7 @@ class OptimConfig:
     weight_decay: on matrices and embeddings, never on biases and layer norms.
     max_grad_norm: global-norm clip of this network's gradient.
   """
+
   learning_rate: float
   schedule: str
   warmup_steps: int
@@ -61,14 +64,17 @@ def make_schedule(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
   if cfg.warmup_steps == 0:
     return after
   warmup = optax.linear_schedule(
-      cfg.learning_rate * cfg.warmup_init_ratio, cfg.learning_rate, cfg.warmup_steps)
+    cfg.learning_rate * cfg.warmup_init_ratio, cfg.learning_rate, cfg.warmup_steps
+  )
   return optax.join_schedules([warmup, after], [cfg.warmup_steps])
 
 
 def decay_mask(params: Params) -> Params:
   """True on matrices and embeddings: the leaves that weight decay may shrink."""
+
   def decays(path, _):
     return str(path[-1].key) not in ("bias", "scale")
+
   return jax.tree_util.tree_map_with_path(decays, params)
 
 
@@ -78,14 +84,17 @@ def make_optimizer(cfg: OptimConfig, total_steps: int) -> optax.GradientTransfor
   if cfg.weight_decay == 0.0:
     adam = optax.adam(schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
   else:
-    adam = optax.adamw(schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps,
-                       weight_decay=cfg.weight_decay, mask=decay_mask)
+    adam = optax.adamw(
+      schedule, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
+    )
   return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adam)
 
 
-def per_network(transforms: dict[str, optax.GradientTransformation]
-                ) -> optax.GradientTransformation:
+def per_network(
+  transforms: dict[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
   """One optimizer for a dict of networks: each has its own learning rate and its own clip."""
+
   def init(params):
     return {name: tx.init(params[name]) for name, tx in transforms.items()}
 
@@ -93,14 +102,16 @@ def per_network(transforms: dict[str, optax.GradientTransformation]
     updates, new_state = {}, {}
     for name, tx in transforms.items():
       updates[name], new_state[name] = tx.update(
-          grads[name], state[name], None if params is None else params[name])
+        grads[name], state[name], None if params is None else params[name]
+      )
     return updates, new_state
 
   return optax.GradientTransformation(init, update)
 
 
-def accumulated_gradient(loss_fn: Callable[[Params, Any], tuple[Any, Any]], params: Params,
-                         microbatches: Any) -> tuple[Params, Any]:
+def accumulated_gradient(
+  loss_fn: Callable[[Params, Any], tuple[Any, Any]], params: Params, microbatches: Any
+) -> tuple[Params, Any]:
   """Gradient of the SUM of `loss_fn` over microbatches, and the sum of what it reports.
 
   Divide by whole-batch weights inside `loss_fn`: then any number of microbatches gives the same
@@ -126,9 +137,11 @@ def init_train_state(tx: optax.GradientTransformation, params: Params) -> TrainS
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
 
 
-def apply_gradient(tx: optax.GradientTransformation, state: TrainState, grads: Params
-                   ) -> TrainState:
+def apply_gradient(
+  tx: optax.GradientTransformation, state: TrainState, grads: Params
+) -> TrainState:
   """ONE optimizer step."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  return TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                    opt_state=opt_state)
+  return TrainState(
+    step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+  )

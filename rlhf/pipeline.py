@@ -71,17 +71,22 @@ KL_REFERENCES = ("init", "base")
 class ComparisonsConfig:
   """How outputs are drawn for ranking: K from `min_completions` to `max_completions` a prompt
   (InstructGPT: 4 to 9, section 3.5) from the last SFT epoch."""
+
   min_completions: int
   max_completions: int
   temperature: float
 
   def __post_init__(self):
     if not 2 <= self.min_completions <= self.max_completions:
-      raise ValueError(f"comparisons.min_completions {self.min_completions} and max_completions "
-                       f"{self.max_completions}; use 2 <= min_completions <= max_completions")
+      raise ValueError(
+        f"comparisons.min_completions {self.min_completions} and max_completions "
+        f"{self.max_completions}; use 2 <= min_completions <= max_completions"
+      )
     if self.temperature <= 0:
-      raise ValueError(f"comparisons.temperature {self.temperature}; use a number above 0, or all "
-                       "completions of a prompt are the same")
+      raise ValueError(
+        f"comparisons.temperature {self.temperature}; use a number above 0, or all "
+        "completions of a prompt are the same"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,7 @@ class EvaluationConfig:
     num_resamples: of the bootstrap.
     batch_size: rows at once; changes nothing but speed and memory.
   """
+
   temperature: float
   base_temperature: float
   num_selection_prompts: int
@@ -126,6 +132,7 @@ class FilesConfig:
     max_prompts_per_user: 200 in InstructGPT section 3.2.
     on_bad: "stop" or "skip" at a malformed line.
   """
+
   text: Sequence[str]
   demonstrations: Sequence[str]
   comparisons: Sequence[str]
@@ -141,15 +148,25 @@ class FilesConfig:
   on_bad: str
 
   def __post_init__(self):
-    if not (0 < self.valid_fraction and 0 < self.test_fraction
-            and self.valid_fraction + self.test_fraction < 1):
+    if not (
+      0 < self.valid_fraction
+      and 0 < self.test_fraction
+      and self.valid_fraction + self.test_fraction < 1
+    ):
       raise ValueError(
-          f"files.valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction}; use "
-          "numbers above 0 that leave something to train on")
+        f"files.valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction}; use "
+        "numbers above 0 that leave something to train on"
+      )
     if self.on_bad not in ("stop", "skip"):
       raise ValueError(f"files.on_bad {self.on_bad!r}; use stop or skip")
-    for name, least in (("max_demonstrations", 1), ("max_comparisons", 1), ("max_prompts", 1),
-                        ("max_completions", 2), ("prefix_length", 1), ("max_prompts_per_user", 1)):
+    for name, least in (
+      ("max_demonstrations", 1),
+      ("max_comparisons", 1),
+      ("max_prompts", 1),
+      ("max_completions", 2),
+      ("prefix_length", 1),
+      ("max_prompts_per_user", 1),
+    ):
       if getattr(self, name) is not None and getattr(self, name) < least:
         raise ValueError(f"files.{name} {getattr(self, name)}; use {least} or more")
 
@@ -159,8 +176,9 @@ class FilesConfig:
 
 def write_jsonl(path, lines) -> None:
   """Whole or not at all."""
-  workdir_lib.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n"
-                                       for line in lines))
+  workdir_lib.write_text(
+    path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+  )
 
 
 def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int]:
@@ -172,6 +190,7 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
   Returns:
     name -> lines written.
   """
+
   def read(specs, kind):
     found = []
     for spec in specs:
@@ -179,9 +198,10 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
     return found
 
   def clean(what, records):
-    for step in (functools.partial(hygiene.deduplicate_by_prefix,
-                                   prefix_length=cfg.prefix_length),
-                 functools.partial(hygiene.cap_per_user, limit=cfg.max_prompts_per_user)):
+    for step in (
+      functools.partial(hygiene.deduplicate_by_prefix, prefix_length=cfg.prefix_length),
+      functools.partial(hygiene.cap_per_user, limit=cfg.max_prompts_per_user),
+    ):
       records, counts = step(records)
       print(records_lib.describe_counts(what, counts), flush=True)
     return records
@@ -191,19 +211,28 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
       return records
     return [records[int(i)] for i in np.random.default_rng(seed).permutation(len(records))[:limit]]
 
-  fractions = dict(train=1.0 - cfg.valid_fraction - cfg.test_fraction, valid=cfg.valid_fraction,
-                   test=cfg.test_fraction)
+  fractions = dict(
+    train=1.0 - cfg.valid_fraction - cfg.test_fraction,
+    valid=cfg.valid_fraction,
+    test=cfg.test_fraction,
+  )
   two = dict(train=1.0 - cfg.valid_fraction, valid=cfg.valid_fraction)
   prompts, comparisons, demonstrations = (
-      hygiene.split_by_user(some(clean(f"{kind}s", read(specs, kind)), limit), parts, seed)[0]
-      for kind, specs, limit, parts in (
-          ("prompt", cfg.prompts, cfg.max_prompts, fractions),
-          ("comparison", cfg.comparisons, cfg.max_comparisons, two),
-          ("demonstration", cfg.demonstrations, cfg.max_demonstrations, two)))
+    hygiene.split_by_user(some(clean(f"{kind}s", read(specs, kind)), limit), parts, seed)[0]
+    for kind, specs, limit, parts in (
+      ("prompt", cfg.prompts, cfg.max_prompts, fractions),
+      ("comparison", cfg.comparisons, cfg.max_comparisons, two),
+      ("demonstration", cfg.demonstrations, cfg.max_demonstrations, two),
+    )
+  )
   if cfg.max_completions is not None:
-    comparisons = {name: [fewer_completions(record, cfg.max_completions, seed + number)
-                          for number, record in enumerate(records)]
-                   for name, records in comparisons.items()}
+    comparisons = {
+      name: [
+        fewer_completions(record, cfg.max_completions, seed + number)
+        for number, record in enumerate(records)
+      ]
+      for name, records in comparisons.items()
+    }
   texts = read(cfg.text, "text")
   texts = some(texts, len(texts))
   num_valid = max(1, int(len(texts) * cfg.valid_fraction))
@@ -215,21 +244,32 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
   comparisons["train"], _ = hygiene.remove_overlap(comparisons["train"], reserved)
   prompts["train"], _ = hygiene.remove_overlap(prompts["train"], reserved + comparisons["train"])
   demonstrations["train"], _ = hygiene.remove_overlap(demonstrations["train"], reserved)
-  demonstrations["valid"], _ = hygiene.remove_overlap(demonstrations["valid"],
-                                                      demonstrations["train"])
-  hygiene.check_disjoint(reward_model=comparisons["train"] + comparisons["valid"],
-                         ppo=prompts["train"], test=prompts["test"], validation=prompts["valid"])
+  demonstrations["valid"], _ = hygiene.remove_overlap(
+    demonstrations["valid"], demonstrations["train"]
+  )
+  hygiene.check_disjoint(
+    reward_model=comparisons["train"] + comparisons["valid"],
+    ppo=prompts["train"],
+    test=prompts["test"],
+    validation=prompts["valid"],
+  )
   written = {
-      "pretraining_train": texts[num_valid:], "pretraining_valid": texts[:num_valid],
-      "demonstrations_train": demonstrations["train"],
-      "demonstrations_valid": demonstrations["valid"],
-      "comparisons_train": comparisons["train"], "comparisons_valid": comparisons["valid"],
-      "prompts_ppo": prompts["train"], "prompts_ppo_valid": prompts["valid"],
-      "prompts_test": prompts["test"]}
+    "pretraining_train": texts[num_valid:],
+    "pretraining_valid": texts[:num_valid],
+    "demonstrations_train": demonstrations["train"],
+    "demonstrations_valid": demonstrations["valid"],
+    "comparisons_train": comparisons["train"],
+    "comparisons_valid": comparisons["valid"],
+    "prompts_ppo": prompts["train"],
+    "prompts_ppo_valid": prompts["valid"],
+    "prompts_test": prompts["test"],
+  }
   for name, lines in written.items():
     if not lines:
-      raise ValueError(f"nothing is left for {name} after cleaning and splitting; give more data "
-                       "or other fractions")
+      raise ValueError(
+        f"nothing is left for {name} after cleaning and splitting; give more data "
+        "or other fractions"
+      )
     write_jsonl(directory / f"{name}.jsonl", lines)
   return {name: len(lines) for name, lines in written.items()}
 
@@ -237,8 +277,9 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
 def fewer_completions(record: Mapping[str, Any], limit: int, seed: int) -> dict[str, Any]:
   """A comparison with at most `limit` of its completions; their ranks stay what they were."""
   kept = np.sort(np.random.default_rng(seed).permutation(len(record["completions"]))[:limit])
-  return dict(record, **{name: [record[name][int(i)] for i in kept]
-                         for name in ("completions", "ranks")})
+  return dict(
+    record, **{name: [record[name][int(i)] for i in kept] for name in ("completions", "ranks")}
+  )
 
 
 def prepare_data(config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -260,8 +301,9 @@ def write_data(config, stage: pathlib.Path) -> None:
     counts = files_to_data(FilesConfig(**config.files), stage, config.seed)
   print("data: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
   # Not `mark_done`, in which every process takes part.
-  workdir_lib.write_json(stage / workdir_lib.DONE,
-                         dict(counts=counts, seconds=time.perf_counter() - began))
+  workdir_lib.write_json(
+    stage / workdir_lib.DONE, dict(counts=counts, seconds=time.perf_counter() - began)
+  )
 
 
 def world_config(config) -> write_lib.WorldConfig:
@@ -275,7 +317,8 @@ def make_world(config) -> world_lib.World:
 def make_labelers(config):
   """(training, held-out) labelers of TinyWorld."""
   return labelers_lib.make_labelers(
-      labelers_lib.LabelersConfig(seed=config.seed, **config.labelers))
+    labelers_lib.LabelersConfig(seed=config.seed, **config.labelers)
+  )
 
 
 # ----------------------------------------------------------------------------- stages
@@ -302,8 +345,10 @@ def prompt_format(config) -> prepare.PromptFormat:
 
 def format_fields(config, group: str = "") -> dict[str, str]:
   """The format as fields of a config group, or bare."""
-  return {f"{group}__{name}" if group else name: text
-          for name, text in dataclasses.asdict(prompt_format(config)).items()}
+  return {
+    f"{group}__{name}" if group else name: text
+    for name, text in dataclasses.asdict(prompt_format(config)).items()
+  }
 
 
 def load_policy(config, directory) -> Network:
@@ -320,16 +365,23 @@ def load_reward(config, directory) -> Network:
 
 def answer_config(config, temperature: float) -> AnswerConfig:
   return AnswerConfig(
-      max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
-      max_response_tokens=config.ppo.ppo.max_response_tokens, temperature=temperature,
-      batch_size=config.evaluation.batch_size, **format_fields(config))
+    max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
+    max_response_tokens=config.ppo.ppo.max_response_tokens,
+    temperature=temperature,
+    batch_size=config.evaluation.batch_size,
+    **format_fields(config),
+  )
 
 
 def fitting(config, network: Network, records: Sequence[dict]) -> list[dict]:
   """Records whose prompt fits into `max_prompt_tokens`; the others are counted."""
   _, kept, counts = prepare.prompt_rows(
-      records, network.tokenizer, max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
-      prompt_format=prompt_format(config), overlong="drop")
+    records,
+    network.tokenizer,
+    max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
+    prompt_format=prompt_format(config),
+    overlong="drop",
+  )
   if len(kept) < len(records):
     print(records_lib.describe_counts("prompts", counts), flush=True)
   return kept
@@ -352,8 +404,10 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
   p = ComparisonsConfig(**config.comparisons)
   world, (training, heldout) = make_world(config), make_labelers(config)
   network = load_policy(config, last_epoch(config, workdir))
-  sets = (("train", "prompts_reward_model", training, 0),
-          ("valid", "prompts_reward_model_valid", training, 1))
+  sets = (
+    ("train", "prompts_reward_model", training, 0),
+    ("valid", "prompts_reward_model_valid", training, 1),
+  )
   counts: dict[str, Any] = {}
   for name, source, group, stream in sets:
     records = fitting(config, network, read_jsonl(workdir / "data" / f"{source}.jsonl"))
@@ -361,10 +415,13 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
     num_completions = rng.integers(p.min_completions, p.max_completions + 1, size=len(records))
     with metrics_lib.Progress(f"comparisons {name}", int(num_completions.sum())) as progress:
       drawn = answers_lib.answer(
-          network, [record["prompt"] for record in records],
-          answer_config(config, p.temperature), loop.step_key(config.seed, "rollout", stream),
-          num_samples=num_completions.tolist(),
-          on_batch=lambda done, num: progress.update(done, {}, num_tokens=num))
+        network,
+        [record["prompt"] for record in records],
+        answer_config(config, p.temperature),
+        loop.step_key(config.seed, "rollout", stream),
+        num_samples=num_completions.tolist(),
+        on_batch=lambda done, num: progress.update(done, {}, num_tokens=num),
+      )
     who = rng.integers(len(group), size=len(records))
     rankings, again = [], []
     num_empty = 0
@@ -379,12 +436,17 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
     write_jsonl(stage / f"{name}.jsonl", rankings)
     if again:
       write_jsonl(stage / "valid_heldout.jsonl", again)
-      items = [labelers_lib.mark_item(world, line["task"], line["prompt"], line["completions"])
-               for line in rankings]
-      counts |= {f"agreement_{label}": labelers_lib.agreement(people, items, evaluation=False)[0]
-                 for label, people in (("training", training), ("heldout", heldout))}
-    counts[name] = dict(prompts=len(rankings), completions=int(num_completions.sum()),
-                        dropped_empty=num_empty)
+      items = [
+        labelers_lib.mark_item(world, line["task"], line["prompt"], line["completions"])
+        for line in rankings
+      ]
+      counts |= {
+        f"agreement_{label}": labelers_lib.agreement(people, items, evaluation=False)[0]
+        for label, people in (("training", training), ("heldout", heldout))
+      }
+    counts[name] = dict(
+      prompts=len(rankings), completions=int(num_completions.sum()), dropped_empty=num_empty
+    )
   result = counts | dict(seconds=time.perf_counter() - began)
   print(f"comparisons: {counts}", flush=True)
   workdir_lib.mark_done(stage, result)
@@ -393,10 +455,17 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
 
 def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
   """One comparison record."""
-  ranks = labelers_lib.rank(labeler, world, record["task"], record["prompt"], texts,
-                            evaluation=False)
-  return dict(prompt=record["prompt"], completions=list(texts), ranks=ranks, labeler=labeler.id,
-              user=record["user"], task=record["task"])
+  ranks = labelers_lib.rank(
+    labeler, world, record["task"], record["prompt"], texts, evaluation=False
+  )
+  return dict(
+    prompt=record["prompt"],
+    completions=list(texts),
+    ranks=ranks,
+    labeler=labeler.id,
+    user=record["user"],
+    task=record["task"],
+  )
 
 
 def comparison_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -418,21 +487,32 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   reward = load_reward(config, workdir / "reward_model" / "export")
   records = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
   load = lambda epoch: load_policy(config, workdir / "sft" / "epochs" / f"{epoch:02d}")
-  records = fitting(config, load(1), records)[:config.evaluation.num_selection_prompts]
+  records = fitting(config, load(1), records)[: config.evaluation.num_selection_prompts]
 
   def answers_of(epoch: int) -> answers_lib.Answers:
     return answers_lib.answer(
-        load(epoch), [record["prompt"] for record in records],
-        answer_config(config, config.evaluation.temperature),
-        loop.step_key(config.seed, "validate", 0))
+      load(epoch),
+      [record["prompt"] for record in records],
+      answer_config(config, config.evaluation.temperature),
+      loop.step_key(config.seed, "validate", 0),
+    )
 
-  choice = selection.choose(range(1, config.sft.sft.num_epochs + 1), answers_of,
-                            functools.partial(score_answers, config, reward))
-  print(f"sft: epoch {choice.best} of {len(choice.scores)} has the highest reward "
-        f"{choice.mean(choice.best):.3f}", flush=True)
-  result = dict(epoch=choice.best, num_prompts=len(records),
-                scores={str(epoch): choice.mean(epoch) for epoch in choice.scores},
-                seconds=time.perf_counter() - began)
+  choice = selection.choose(
+    range(1, config.sft.sft.num_epochs + 1),
+    answers_of,
+    functools.partial(score_answers, config, reward),
+  )
+  print(
+    f"sft: epoch {choice.best} of {len(choice.scores)} has the highest reward "
+    f"{choice.mean(choice.best):.3f}",
+    flush=True,
+  )
+  result = dict(
+    epoch=choice.best,
+    num_prompts=len(records),
+    scores={str(epoch): choice.mean(epoch) for epoch in choice.scores},
+    seconds=time.perf_counter() - began,
+  )
   workdir_lib.mark_done(stage, result)
   return result
 
@@ -440,9 +520,12 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
 def score_answers(config, reward: Network, drawn: answers_lib.Answers) -> np.ndarray:
   """Reward of each first sample."""
   return reward_model.score_rows(
-      reward.cfg, reward.params, [ids[0] for ids in drawn.ids],
-      length=config.ppo.ppo.max_prompt_tokens + config.ppo.ppo.max_response_tokens,
-      batch_size=config.evaluation.batch_size)
+    reward.cfg,
+    reward.params,
+    [ids[0] for ids in drawn.ids],
+    length=config.ppo.ppo.max_prompt_tokens + config.ppo.ppo.max_response_tokens,
+    batch_size=config.evaluation.batch_size,
+  )
 
 
 def selected_sft(workdir: pathlib.Path) -> pathlib.Path:
@@ -453,12 +536,16 @@ def selected_sft(workdir: pathlib.Path) -> pathlib.Path:
 def policy_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name of every compared model -> its export."""
   return dict(
-      base=workdir / "base" / "export",
-      base_more_pretraining=workdir / "base_more_pretraining" / "export",
-      init=workdir / "init" / "export", sft=selected_sft(workdir),
-      sft_last=last_epoch(config, workdir),
-      ppo=workdir / "ppo" / "export", ppo_live=workdir / "ppo" / "export_live",
-      ppo_ptx=workdir / "ppo_ptx" / "export", ppo_ptx_live=workdir / "ppo_ptx" / "export_live")
+    base=workdir / "base" / "export",
+    base_more_pretraining=workdir / "base_more_pretraining" / "export",
+    init=workdir / "init" / "export",
+    sft=selected_sft(workdir),
+    sft_last=last_epoch(config, workdir),
+    ppo=workdir / "ppo" / "export",
+    ppo_live=workdir / "ppo" / "export_live",
+    ppo_ptx=workdir / "ppo_ptx" / "export",
+    ppo_ptx_live=workdir / "ppo_ptx" / "export_live",
+  )
 
 
 # ----------------------------------------------------------------------------- evaluation
@@ -481,16 +568,25 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
       if records is None:
         records = fitting(config, network, read_jsonl(workdir / "data" / "prompts_test.jsonl"))
       drawn = answers_lib.answer(
-          network, [record["prompt"] for record in records],
-          answer_config(config, p.base_temperature if name == "base" else p.temperature),
-          loop.step_key(config.seed, "validate", 1))
+        network,
+        [record["prompt"] for record in records],
+        answer_config(config, p.base_temperature if name == "base" else p.temperature),
+        loop.step_key(config.seed, "validate", 1),
+      )
       texts[name] = [samples[0] for samples in drawn.texts]
       scores[name] = score_answers(config, reward, drawn)
       progress.update(number, {}, num_tokens=0)
-  write_jsonl(stage / "answers.jsonl", (
-      dict(prompt=record["prompt"], answers={name: texts[name][i] for name in COMPARED},
-           **{key: record[key] for key in ("task", "use_case") if key in record})
-      for i, record in enumerate(records)))
+  write_jsonl(
+    stage / "answers.jsonl",
+    (
+      dict(
+        prompt=record["prompt"],
+        answers={name: texts[name][i] for name in COMPARED},
+        **{key: record[key] for key in ("task", "use_case") if key in record},
+      )
+      for i, record in enumerate(records)
+    ),
+  )
   settings = dict(num_resamples=p.num_resamples, seed=config.seed)
   result = dict(num_prompts=len(records)) | compare_rewards(scores, settings)
   result |= likelihoods(config, workdir, paths, settings)
@@ -506,11 +602,16 @@ def compare_rewards(scores: Mapping[str, np.ndarray], settings) -> dict[str, Any
   prompts, with intervals over prompts."""
   column = {name: np.asarray(score_N)[:, None] for name, score_N in scores.items()}
   return dict(
-      reward={name: statistics.bootstrap_mean(score_N1, **settings).as_dict()
-              for name, score_N1 in column.items()},
-      reward_less_sft={name: statistics.paired_difference(score_N1, column["sft"],
-                                                          **settings).as_dict()
-                       for name, score_N1 in column.items() if name != "sft"})
+    reward={
+      name: statistics.bootstrap_mean(score_N1, **settings).as_dict()
+      for name, score_N1 in column.items()
+    },
+    reward_less_sft={
+      name: statistics.paired_difference(score_N1, column["sft"], **settings).as_dict()
+      for name, score_N1 in column.items()
+      if name != "sft"
+    },
+  )
 
 
 def likelihoods(config, workdir: pathlib.Path, paths, settings) -> dict[str, Any]:
@@ -530,60 +631,100 @@ def likelihoods(config, workdir: pathlib.Path, paths, settings) -> dict[str, Any
     network = load_policy(config, paths[name])
     if rows is None:
       pack = functools.partial(
-          prepare.text_rows, tokenizer=network.tokenizer, length=config.base.length,
-          packing=text.packing, attend_across_documents=text.attend_across_documents,
-          reset_positions=text.reset_positions)
+        prepare.text_rows,
+        tokenizer=network.tokenizer,
+        length=config.base.length,
+        packing=text.packing,
+        attend_across_documents=text.attend_across_documents,
+        reset_positions=text.reset_positions,
+      )
       rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_valid.jsonl"))
-      train_rows, _ = pack(read_jsonl(workdir / "data" / "pretraining_train.jsonl"),
-                           max_tokens=text.max_tokens)
+      train_rows, _ = pack(
+        read_jsonl(workdir / "data" / "pretraining_train.jsonl"), max_tokens=text.max_tokens
+      )
       nll["bigram"] = bigram.bigram_nll(train_rows, rows, vocab_size=network.cfg.vocab_size)
     by_row[name] = likelihood.loss_by_row(
-        network.cfg, network.params, rows, batch_size=config.base.sft.batch_size,
-        use_segments=not text.attend_across_documents)
+      network.cfg,
+      network.params,
+      rows,
+      batch_size=config.base.sft.batch_size,
+      use_segments=not text.attend_across_documents,
+    )
     total, num_targets = by_row[name].sum(axis=0)
     nll[name] = float(total / num_targets)
     for task, items in tasks.items():
       accuracy[task][name] = likelihood.few_shot_accuracy(
-          network.cfg, network.params, network.tokenizer, items, delimiter=FEW_SHOT_DELIMITER,
-          batch_size=config.evaluation.batch_size)
+        network.cfg,
+        network.params,
+        network.tokenizer,
+        items,
+        delimiter=FEW_SHOT_DELIMITER,
+        batch_size=config.evaluation.batch_size,
+      )
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))
-  return dict(pretraining_nll=nll, few_shot_tasks=accuracy if tasks else None,
-              pretraining_nll_rise={name: loss_rise(by_row["init"], by_row[name], settings)
-                                    for name in ("ppo", "ppo_ptx")})
+  return dict(
+    pretraining_nll=nll,
+    few_shot_tasks=accuracy if tasks else None,
+    pretraining_nll_rise={
+      name: loss_rise(by_row["init"], by_row[name], settings) for name in ("ppo", "ppo_ptx")
+    },
+  )
 
 
 def loss_rise(before_N2: np.ndarray, after_N2: np.ndarray, settings) -> dict[str, Any]:
   """Mean loss after less before, on the same rows of `likelihood.loss_by_row`, with its interval."""
   return statistics.bootstrap_statistic(
-      np.concatenate([after_N2, before_N2], axis=1),
-      lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **settings).as_dict()
+    np.concatenate([after_N2, before_N2], axis=1),
+    lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
+    **settings,
+  ).as_dict()
 
 
 def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> dict[str, Any]:
   """Every labeler compares every policy's answer with SFT's, under the evaluation's weights."""
   world, (training, heldout) = make_world(config), make_labelers(config)
   rows = judges.simulated_labelers(world, training, heldout)(records, texts, "sft")
-  write_jsonl(stage / "preferences.jsonl", (
-      {name: value for name, value in row.items() if name != "metadata"} for row in rows))
-  marks = {name: [gold.components(world, record["task"], record["prompt"], text)
-                  for record, text in zip(records, texts[name], strict=True)]
-           for name in COMPARED}
-  write_jsonl(stage / "gold.jsonl", (
-      {name: gold.gold_score(marks[name][i]) for name in COMPARED} for i in range(len(records))))
-  gold_scores = {name: {label: float(np.mean([gold.gold_score(mark, weights)
-                                              for mark in marks[name]]))
-                        for label, weights in (("training_weights", gold.GOLD_WEIGHTS),
-                                               ("evaluation_weights", gold.EVALUATION_WEIGHTS))}
-                 for name in COMPARED}
+  write_jsonl(
+    stage / "preferences.jsonl",
+    ({name: value for name, value in row.items() if name != "metadata"} for row in rows),
+  )
+  marks = {
+    name: [
+      gold.components(world, record["task"], record["prompt"], text)
+      for record, text in zip(records, texts[name], strict=True)
+    ]
+    for name in COMPARED
+  }
+  write_jsonl(
+    stage / "gold.jsonl",
+    ({name: gold.gold_score(marks[name][i]) for name in COMPARED} for i in range(len(records))),
+  )
+  gold_scores = {
+    name: {
+      label: float(np.mean([gold.gold_score(mark, weights) for mark in marks[name]]))
+      for label, weights in (
+        ("training_weights", gold.GOLD_WEIGHTS),
+        ("evaluation_weights", gold.EVALUATION_WEIGHTS),
+      )
+    }
+    for name in COMPARED
+  }
   # Labels say what an answer is, not who reads it: one labeler's are everyone's.
   of_one = [row for row in rows if row["labeler"] == training[0].id]
   settings = dict(num_resamples=p.num_resamples, seed=config.seed)
-  return dict(gold_score=gold_scores, metadata={
-      name: {label: interval.as_dict() for label, interval in preference.metadata_rates(
-          preference.metadata_by_prompt(of_one, policy=name, group="training"),
-          **settings).items()}
-      for name in COMPARED})
+  return dict(
+    gold_score=gold_scores,
+    metadata={
+      name: {
+        label: interval.as_dict()
+        for label, interval in preference.metadata_rates(
+          preference.metadata_by_prompt(of_one, policy=name, group="training"), **settings
+        ).items()
+      }
+      for name in COMPARED
+    },
+  )
 
 
 # ----------------------------------------------------------------------------- report
@@ -597,22 +738,35 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   heldout = None
   path = workdir / "comparisons" / "valid_heldout.jsonl"
   reward = load_reward(config, workdir / "reward_model" / "export")
-  choices = dict(length=config.reward_model.length,
-                 overlong=config.reward_model.comparisons.overlong,
-                 prompt_format=prompt_format(config))
+  choices = dict(
+    length=config.reward_model.length,
+    overlong=config.reward_model.comparisons.overlong,
+    prompt_format=prompt_format(config),
+  )
   shown, _ = prepare.comparison_rows(  # of the same completions as the scores
-      read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices)
+    read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices
+  )
   lengths = calibration.length_baseline_accuracy(
-      *calibration.length_arrays(shown.records), **settings).mean
+    *calibration.length_arrays(shown.records), **settings
+  ).mean
   if path.exists():
     rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
-    heldout = calibration.accuracy(*reward_model.score_comparisons(
-        reward.cfg, reward.params, rows, batch_size=config.reward_model.reward.batch_size),
-        **settings).mean
-  return (dict(accuracy=interval.mean, accuracy_heldout_labelers=heldout,
-               n=calibration.num_untied_pairs(ranks, valid), accuracy_interval=interval.as_dict(),
-               length_baseline_accuracy=lengths),
-          calibration.calibration_curve(scores, ranks, valid))
+    heldout = calibration.accuracy(
+      *reward_model.score_comparisons(
+        reward.cfg, reward.params, rows, batch_size=config.reward_model.reward.batch_size
+      ),
+      **settings,
+    ).mean
+  return (
+    dict(
+      accuracy=interval.mean,
+      accuracy_heldout_labelers=heldout,
+      n=calibration.num_untied_pairs(ranks, valid),
+      accuracy_interval=interval.as_dict(),
+      length_baseline_accuracy=lengths,
+    ),
+    calibration.calibration_curve(scores, ranks, valid),
+  )
 
 
 def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
@@ -621,16 +775,32 @@ def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
   values = functools.partial(preference.values_by_prompt, lines)
   groups = (("training_labelers", "training"), ("heldout_labelers", "heldout"))
   names = [name for name in COMPARED if name != "sft"]
-  wins = {name: {label: preference.win_rate(
-      values(policy=name, group=group, field="win"), **settings).as_dict()
-      for label, group in groups} for name in names}
-  likert = {name: {label: preference.likert_mean(
-      values(policy=name, group=group, field="likert"), **settings).as_dict()
-      for label, group in groups} for name in ("base", "sft", "ppo", "ppo_ptx")}
-  difference = {label: statistics.paired_difference(
+  wins = {
+    name: {
+      label: preference.win_rate(
+        values(policy=name, group=group, field="win"), **settings
+      ).as_dict()
+      for label, group in groups
+    }
+    for name in names
+  }
+  likert = {
+    name: {
+      label: preference.likert_mean(
+        values(policy=name, group=group, field="likert"), **settings
+      ).as_dict()
+      for label, group in groups
+    }
+    for name in ("base", "sft", "ppo", "ppo_ptx")
+  }
+  difference = {
+    label: statistics.paired_difference(
       values(policy="ppo_ptx", group=group, field="win"),
-      values(policy="ppo", group=group, field="win"), **settings).as_dict()
-      for label, group in groups}
+      values(policy="ppo", group=group, field="win"),
+      **settings,
+    ).as_dict()
+    for label, group in groups
+  }
   return wins, likert, difference
 
 
@@ -640,19 +810,36 @@ def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any
   tasks = {}
   if "world" in config:
     world = make_world(config)
-    tasks = {record["prompt"]: record["task"]
-             for record in read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")}
+    tasks = {
+      record["prompt"]: record["task"]
+      for record in read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
+    }
   points = []
   for path in sorted((workdir / name / "validation").glob("step_*.jsonl")):
     lines = read_jsonl(path)
     score = None
     if tasks:
-      score = float(np.mean([gold.gold_score(gold.components(
-          world, tasks[line["prompt"]], line["prompt"], line["response"])) for line in lines]))
+      score = float(
+        np.mean(
+          [
+            gold.gold_score(
+              gold.components(world, tasks[line["prompt"]], line["prompt"], line["response"])
+            )
+            for line in lines
+          ]
+        )
+      )
     reward = statistics.bootstrap_mean([[line["reward"]] for line in lines], **settings)
-    points.append(dict(step=int(path.stem.removeprefix("step_")), gold=score, reward=reward.mean,
-                       reward_low=reward.low, reward_high=reward.high,
-                       kl=float(np.mean([line["kl"] for line in lines]))))
+    points.append(
+      dict(
+        step=int(path.stem.removeprefix("step_")),
+        gold=score,
+        reward=reward.mean,
+        reward_low=reward.low,
+        reward_high=reward.high,
+        kl=float(np.mean([line["kl"] for line in lines])),
+      )
+    )
   return points
 
 
@@ -662,8 +849,7 @@ def loss_curve(stage: pathlib.Path) -> list[tuple[int, float | None, float | Non
     return []
   lines = metrics_lib.read(stage / metrics_lib.FILE)
   pick = lambda line, name: line[name] if name in line else None
-  return [(line["step"], pick(line, "train/loss"), pick(line, "validation/loss"))
-          for line in lines]
+  return [(line["step"], pick(line, "train/loss"), pick(line, "validation/loss")) for line in lines]
 
 
 def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
@@ -681,45 +867,74 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   seconds = {name: result["seconds"] for name, result in results.items()}
   compared = results["comparisons"] if has_world else None
   report = dict(
-      win_rate_vs_sft=wins, reward_model=reward,
-      labelers=None if compared is None else dict(
-          agreement_training=compared["agreement_training"],
-          agreement_heldout=compared["agreement_heldout"]),
-      pretraining_nll=evaluated["pretraining_nll"], few_shot_tasks=evaluated["few_shot_tasks"],
-      gold_score=evaluated["gold_score"] if has_world else None,
-      first_minibatch_ratio_max_error=max(
-          results[name]["first_minibatch_ratio_max_error"] for name in ("ppo", "ppo_ptx")),
-      wall_seconds=seconds | {"total": sum(seconds.values())}, seed=config.seed,
-      likert=likert, metadata=evaluated["metadata"] if has_world else None,
-      reward=evaluated["reward"], reward_less_sft=evaluated["reward_less_sft"],
-      pretraining_nll_rise=evaluated["pretraining_nll_rise"],
-      paired_difference_ppo_ptx_minus_ppo=difference,
-      num_test_prompts=evaluated["num_prompts"])
+    win_rate_vs_sft=wins,
+    reward_model=reward,
+    labelers=None
+    if compared is None
+    else dict(
+      agreement_training=compared["agreement_training"],
+      agreement_heldout=compared["agreement_heldout"],
+    ),
+    pretraining_nll=evaluated["pretraining_nll"],
+    few_shot_tasks=evaluated["few_shot_tasks"],
+    gold_score=evaluated["gold_score"] if has_world else None,
+    first_minibatch_ratio_max_error=max(
+      results[name]["first_minibatch_ratio_max_error"] for name in ("ppo", "ppo_ptx")
+    ),
+    wall_seconds=seconds | {"total": sum(seconds.values())},
+    seed=config.seed,
+    likert=likert,
+    metadata=evaluated["metadata"] if has_world else None,
+    reward=evaluated["reward"],
+    reward_less_sft=evaluated["reward_less_sft"],
+    pretraining_nll_rise=evaluated["pretraining_nll_rise"],
+    paired_difference_ppo_ptx_minus_ppo=difference,
+    num_test_prompts=evaluated["num_prompts"],
+  )
   answers = read_jsonl(stage / "answers.jsonl")[:SHOWN_SAMPLES]
   golds = read_jsonl(stage / "gold.jsonl") if has_world else [None] * len(answers)
   selection = results["selection"]
-  sft_losses = {line["step"]: line["validation/loss"]
-                for line in metrics_lib.read(workdir / "sft" / metrics_lib.FILE)
-                if "validation/loss" in line}
-  epochs = [dict(epoch=int(epoch), score=score,
-                 valid_nll=epoch_loss(sft_losses, int(epoch), len(selection["scores"])))
-            for epoch, score in selection["scores"].items()]
+  sft_losses = {
+    line["step"]: line["validation/loss"]
+    for line in metrics_lib.read(workdir / "sft" / metrics_lib.FILE)
+    if "validation/loss" in line
+  }
+  epochs = [
+    dict(
+      epoch=int(epoch),
+      score=score,
+      valid_nll=epoch_loss(sft_losses, int(epoch), len(selection["scores"])),
+    )
+    for epoch, score in selection["scores"].items()
+  ]
   contents = dict(
-      title=config.title, report=report, config_summary=summary(config),
-      prompt_format=f"{prompt_format(config).describe()}, for every model alike",
-      temperatures={"base": p.base_temperature, "sft, ppo, ppo_ptx": p.temperature,
-                    "rollouts": config.ppo.ppo.temperature},
-      paired_difference=difference,
-      curves=dict(base=loss_curve(workdir / "base"),
-                  base_more_pretraining=loss_curve(workdir / "base_more_pretraining"),
-                  sft=epochs, reward={name: reward_curve(config, workdir, name)
-                                      for name in ("ppo", "ppo_ptx")}),
-      calibration=curve,
-      samples=[dict(prompt=line["prompt"],
-                    answers={name: line["answers"][name] for name in POLICIES},
-                    gold=None if scores is None else {name: scores[name] for name in POLICIES})
-               for line, scores in zip(answers, golds)],
-      notes=notes(config, selection["epoch"], selection["num_prompts"]))
+    title=config.title,
+    report=report,
+    config_summary=summary(config),
+    prompt_format=f"{prompt_format(config).describe()}, for every model alike",
+    temperatures={
+      "base": p.base_temperature,
+      "sft, ppo, ppo_ptx": p.temperature,
+      "rollouts": config.ppo.ppo.temperature,
+    },
+    paired_difference=difference,
+    curves=dict(
+      base=loss_curve(workdir / "base"),
+      base_more_pretraining=loss_curve(workdir / "base_more_pretraining"),
+      sft=epochs,
+      reward={name: reward_curve(config, workdir, name) for name in ("ppo", "ppo_ptx")},
+    ),
+    calibration=curve,
+    samples=[
+      dict(
+        prompt=line["prompt"],
+        answers={name: line["answers"][name] for name in POLICIES},
+        gold=None if scores is None else {name: scores[name] for name in POLICIES},
+      )
+      for line, scores in zip(answers, golds)
+    ],
+    notes=notes(config, selection["epoch"], selection["num_prompts"]),
+  )
   if processes.is_main():
     report_lib.write_report(workdir / "report", contents)
   return workdir / "report" / "report.html"
@@ -728,11 +943,12 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
 def notes(config, epoch: int, num_prompts: int) -> list[str]:
   """What a reader must know of how the compared models came about."""
   return [
-      f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose answers to "
-      f"{num_prompts} validation prompts the reward model scored highest; the last epoch is shown "
-      "beside it.",
-      f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
-      f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown beside them."]
+    f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose answers to "
+    f"{num_prompts} validation prompts the reward model scored highest; the last epoch is shown "
+    "beside it.",
+    f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
+    f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown beside them.",
+  ]
 
 
 def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> float | None:
@@ -751,15 +967,18 @@ def summary(config) -> dict[str, Any]:
   else:
     shape = networks.shape_of(group)
   return {
-      "non-embedding parameters": f"{shape.num_block_params:,}",
-      **({"base model": config.base.source} if "source" in config.base else {}),
-      **({"adapters": f"rank {config.ppo.lora.rank}"} if config.ppo.lora.rank else {}),
-      "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
-                                            f"{p.num_iterations}",
-      "KL coefficient": p.kl_coef, "ptx coefficient": p.ptx_coef,
-      "pretraining examples per episode": p.ptx_ratio, "EMA decay": p.ema_decay,
-      "policy learning rate": config.ppo.policy_optim.learning_rate,
-      "seed": config.seed}
+    "non-embedding parameters": f"{shape.num_block_params:,}",
+    **({"base model": config.base.source} if "source" in config.base else {}),
+    **({"adapters": f"rank {config.ppo.lora.rank}"} if config.ppo.lora.rank else {}),
+    "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
+    f"{p.num_iterations}",
+    "KL coefficient": p.kl_coef,
+    "ptx coefficient": p.ptx_coef,
+    "pretraining examples per episode": p.ptx_ratio,
+    "EMA decay": p.ema_decay,
+    "policy learning rate": config.ppo.policy_optim.learning_rate,
+    "seed": config.seed,
+  }
 
 
 # ----------------------------------------------------------------------------- checks
@@ -772,19 +991,33 @@ def check_config(config) -> None:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
   if "source" in config.base and not config.base.source:
-    raise ValueError("config.base.source is empty; name the published model with "
-                     "--config.base.source=hf:DIR, gguf:FILE or an export directory")
+    raise ValueError(
+      "config.base.source is empty; name the published model with "
+      "--config.base.source=hf:DIR, gguf:FILE or an export directory"
+    )
   specs = lambda group, *names: {f"{group}__{name}": "" for name in names}
   formats = functools.partial(format_fields, config)
   text = specs("text", "train", "valid")
   demos = specs("demonstrations", "train", "valid") | formats("demonstrations")
   stages = (
-      ("base", sft, text), ("sft", sft, demos), ("init", sft, text | demos),
-      ("reward_model", reward_model,
-       specs("comparisons", "train", "valid", "demonstrations") | formats("comparisons")),
-      ("ppo", ppo, specs("prompts", "train", "valid") | specs("pretraining", "train")
-       | formats("prompts") | dict(reference_from="")),
-      ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))))
+    ("base", sft, text),
+    ("sft", sft, demos),
+    ("init", sft, text | demos),
+    (
+      "reward_model",
+      reward_model,
+      specs("comparisons", "train", "valid", "demonstrations") | formats("comparisons"),
+    ),
+    (
+      "ppo",
+      ppo,
+      specs("prompts", "train", "valid")
+      | specs("pretraining", "train")
+      | formats("prompts")
+      | dict(reference_from=""),
+    ),
+    ("base_more_pretraining", sft, text | dict(sft__max_steps=extra_steps(config))),
+  )
   for name, algorithm, fields in stages:
     try:
       if name == "base" and "source" in config.base:
@@ -800,22 +1033,30 @@ def check_config(config) -> None:
     if config[field] not in choices:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
   for name, size in config.reward_model.model.items():
-    if (config.reward_init == "sft" and name not in networks.NUMERICS
-        and (name not in config.sft.model or size != config.sft.model[name])):
+    if (
+      config.reward_init == "sft"
+      and name not in networks.NUMERICS
+      and (name not in config.sft.model or size != config.sft.model[name])
+    ):
       raise ValueError(
-          f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
-          "SFT model that it starts from; make them equal, or set --config.reward_init=base")
+        f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
+        "SFT model that it starts from; make them equal, or set --config.reward_init=base"
+      )
   if not config.sft.sft.keep_epochs or config.sft.sft.max_steps is not None:
-    raise ValueError("config.sft: the baseline is chosen among whole epochs; leave "
-                     "sft.keep_epochs True and sft.max_steps None")
+    raise ValueError(
+      "config.sft: the baseline is chosen among whole epochs; leave "
+      "sft.keep_epochs True and sft.max_steps None"
+    )
   prompt_format(config).check(base_tokenizer(config))
   EvaluationConfig(**config.evaluation)
   if "world" in config:
     world_config(config)
     for name, people in zip(("num_training", "num_heldout"), make_labelers(config)):
       if len(people) < 2:
-        raise ValueError(f"labelers.{name} {len(people)}; use 2 or more, so that agreement between "
-                         "labelers can be told")
+        raise ValueError(
+          f"labelers.{name} {len(people)}; use 2 or more, so that agreement between "
+          "labelers can be told"
+        )
     ComparisonsConfig(**config.comparisons)
   else:
     FilesConfig(**config.files)
@@ -824,8 +1065,11 @@ def check_config(config) -> None:
 def base_tokenizer(config) -> Tokenizer:
   """The tokenizer of a published base model, or one of the kind that the base stage will make."""
   if "source" in config.base:
-    return networks.tokenizer_of(networks.find_export(
-        config.base.source, dict(config.base.model), kind="policy", flag="config.base.source"))
+    return networks.tokenizer_of(
+      networks.find_export(
+        config.base.source, dict(config.base.model), kind="policy", flag="config.base.source"
+      )
+    )
   return Tokenizer.from_spec(config.base.tokenizer, ["any text"])
 
 
@@ -837,8 +1081,12 @@ def check_inputs(config) -> None:
   """
   if "files" not in config:
     return
-  for field, kind in (("text", "text"), ("demonstrations", "demonstration"),
-                      ("comparisons", "comparison"), ("prompts", "prompt")):
+  for field, kind in (
+    ("text", "text"),
+    ("demonstrations", "demonstration"),
+    ("comparisons", "comparison"),
+    ("prompts", "prompt"),
+  ):
     for spec in config.files[field]:
       sources.check(spec, kind, field=f"config.files.{field}", on_bad=config.files.on_bad)
 
@@ -851,22 +1099,28 @@ def jsonl(workdir: pathlib.Path, name: str) -> str:
 
 
 def text_fields(workdir: pathlib.Path) -> dict[str, str]:
-  return dict(text__train=jsonl(workdir, "pretraining_train"),
-              text__valid=jsonl(workdir, "pretraining_valid"))
+  return dict(
+    text__train=jsonl(workdir, "pretraining_train"), text__valid=jsonl(workdir, "pretraining_valid")
+  )
 
 
 def demonstration_fields(config, workdir: pathlib.Path) -> dict[str, str]:
-  return dict(demonstrations__train=jsonl(workdir, "demonstrations_train"),
-              demonstrations__valid=jsonl(workdir, "demonstrations_valid"),
-              **format_fields(config, "demonstrations"))
+  return dict(
+    demonstrations__train=jsonl(workdir, "demonstrations_train"),
+    demonstrations__valid=jsonl(workdir, "demonstrations_valid"),
+    **format_fields(config, "demonstrations"),
+  )
 
 
 def pretrain(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
   if "source" in config.base:
     import_base(config, workdir / stage)
     return
-  sft.train(stage_config(config, "base", init_from="", **text_fields(workdir)), workdir / stage,
-            data_dir=data_dir)
+  sft.train(
+    stage_config(config, "base", init_from="", **text_fields(workdir)),
+    workdir / stage,
+    data_dir=data_dir,
+  )
 
 
 def import_base(config, stage: pathlib.Path) -> None:
@@ -876,75 +1130,124 @@ def import_base(config, stage: pathlib.Path) -> None:
   began = time.perf_counter()
   network = load_policy(config, config.base.source)
   checkpoint.export_params(
-      stage / "export", network.params, model=dataclasses.asdict(network.cfg), kind="policy",
-      tokenizer=network.tokenizer, config=workdir_lib.config_to_dict(config), step=0,
-      metadata=network.metadata)
-  print(f"base: {network.cfg.num_block_params:,} parameters outside the embeddings, from "
-        f"{config.base.source}", flush=True)
+    stage / "export",
+    network.params,
+    model=dataclasses.asdict(network.cfg),
+    kind="policy",
+    tokenizer=network.tokenizer,
+    config=workdir_lib.config_to_dict(config),
+    step=0,
+    metadata=network.metadata,
+  )
+  print(
+    f"base: {network.cfg.num_block_params:,} parameters outside the embeddings, from "
+    f"{config.base.source}",
+    flush=True,
+  )
   workdir_lib.mark_done(stage, dict(seconds=time.perf_counter() - began))
 
 
 def finetune(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
   """`sft`, on demonstrations, or `init`, PPO's start, on pretraining text as well."""
-  sft.train(stage_config(
-      config, stage, init_from=str(workdir / "base" / "export"), tokenizer="",
-      **demonstration_fields(config, workdir), **(text_fields(workdir) if stage == "init" else {})),
-            workdir / stage, data_dir=data_dir)
+  sft.train(
+    stage_config(
+      config,
+      stage,
+      init_from=str(workdir / "base" / "export"),
+      tokenizer="",
+      **demonstration_fields(config, workdir),
+      **(text_fields(workdir) if stage == "init" else {}),
+    ),
+    workdir / stage,
+    data_dir=data_dir,
+  )
 
 
 def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
   start = stages_lib.reward_start(config)
   init_from = last_epoch(config, workdir) if start == "sft" else workdir / start / "export"
   paths = comparison_paths(config, workdir)
-  reward_model.train(stage_config(
-      config, "reward_model", init_from=str(init_from),
-      comparisons__train=f"jsonl:{paths['train']}", comparisons__valid=f"jsonl:{paths['valid']}",
+  reward_model.train(
+    stage_config(
+      config,
+      "reward_model",
+      init_from=str(init_from),
+      comparisons__train=f"jsonl:{paths['train']}",
+      comparisons__valid=f"jsonl:{paths['valid']}",
       comparisons__demonstrations=jsonl(workdir, "demonstrations_train"),
-      **format_fields(config, "comparisons")),
-                     workdir / "reward_model", data_dir=data_dir)
+      **format_fields(config, "comparisons"),
+    ),
+    workdir / "reward_model",
+    data_dir=data_dir,
+  )
 
 
 def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
   """`ppo`, whose view of the config has no pretraining gradients, or `ppo_ptx`."""
   reference = str(workdir / "base" / "export") if config.kl_reference == "base" else ""
-  ppo.train(stage_config(
-      config, "ppo", policy_from=str(workdir / "init" / "export"),
-      reward_from=str(workdir / "reward_model" / "export"), reference_from=reference,
+  ppo.train(
+    stage_config(
+      config,
+      "ppo",
+      policy_from=str(workdir / "init" / "export"),
+      reward_from=str(workdir / "reward_model" / "export"),
+      reference_from=reference,
       prompts__train=jsonl(workdir, "prompts_ppo"),
       prompts__valid=jsonl(workdir, "prompts_ppo_valid"),
       pretraining__train=jsonl(workdir, "pretraining_train"),
-      **format_fields(config, "prompts")),
-            workdir / stage, data_dir=data_dir)
+      **format_fields(config, "prompts"),
+    ),
+    workdir / stage,
+    data_dir=data_dir,
+  )
 
 
 def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
   # Another seed than the base's: not the order of its first epoch once more.
-  sft.train(stage_config(
-      config, "base_more_pretraining", seed=config.seed + 1,
-      init_from=str(workdir / "base" / "export"), tokenizer="", **text_fields(workdir),
-      sft__max_steps=extra_steps(config)), workdir / "base_more_pretraining", data_dir=data_dir)
+  sft.train(
+    stage_config(
+      config,
+      "base_more_pretraining",
+      seed=config.seed + 1,
+      init_from=str(workdir / "base" / "export"),
+      tokenizer="",
+      **text_fields(workdir),
+      sft__max_steps=extra_steps(config),
+    ),
+    workdir / "base_more_pretraining",
+    data_dir=data_dir,
+  )
 
 
 # Stage -> (what it is, function of config, workdir and directory of array_record files).
 STAGES = {
-    "data": ("data", lambda config, workdir, _: prepare_data(config, workdir)),
-    "base": ("base: pretraining from scratch, or a published model",
-             functools.partial(pretrain, stage="base")),
-    "sft": ("step 1: supervised fine-tuning, the baseline",
-            functools.partial(finetune, stage="sft")),
-    "init": ("step 1: PPO's initialisation", functools.partial(finetune, stage="init")),
-    "comparisons": ("step 2: comparisons",
-                    lambda config, workdir, _: collect_comparisons(config, workdir)),
-    "reward_base": ("step 2: pretraining of the reward model's own base",
-                    functools.partial(pretrain, stage="reward_base")),
-    "reward_model": ("step 2: reward model", train_reward_model),
-    "selection": ("step 2: the SFT epoch of highest reward",
-                  lambda config, workdir, _: select_sft(config, workdir)),
-    "ppo": ("step 3: PPO", functools.partial(train_ppo, stage="ppo")),
-    "ppo_ptx": ("step 3: PPO-ptx", functools.partial(train_ppo, stage="ppo_ptx")),
-    "base_more_pretraining": ("the base model on as many more tokens of pretraining text",
-                              pretrain_more),
-    "evaluation": ("evaluation", lambda config, workdir, _: evaluate(config, workdir)),
+  "data": ("data", lambda config, workdir, _: prepare_data(config, workdir)),
+  "base": (
+    "base: pretraining from scratch, or a published model",
+    functools.partial(pretrain, stage="base"),
+  ),
+  "sft": ("step 1: supervised fine-tuning, the baseline", functools.partial(finetune, stage="sft")),
+  "init": ("step 1: PPO's initialisation", functools.partial(finetune, stage="init")),
+  "comparisons": (
+    "step 2: comparisons",
+    lambda config, workdir, _: collect_comparisons(config, workdir),
+  ),
+  "reward_base": (
+    "step 2: pretraining of the reward model's own base",
+    functools.partial(pretrain, stage="reward_base"),
+  ),
+  "reward_model": ("step 2: reward model", train_reward_model),
+  "selection": (
+    "step 2: the SFT epoch of highest reward",
+    lambda config, workdir, _: select_sft(config, workdir),
+  ),
+  "ppo": ("step 3: PPO", functools.partial(train_ppo, stage="ppo")),
+  "ppo_ptx": ("step 3: PPO-ptx", functools.partial(train_ppo, stage="ppo_ptx")),
+  "base_more_pretraining": (
+    "the base model on as many more tokens of pretraining text",
+    pretrain_more,
+  ),
+  "evaluation": ("evaluation", lambda config, workdir, _: evaluate(config, workdir)),
 }
 
 
@@ -970,7 +1273,7 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
   data_dir = (workdir if shared is None else shared) / "tfds"  # most stages read the same text
   stages_lib.check_name(config, last_stage)
   names = stages_lib.names(config)
-  for name in names[:names.index(last_stage) + 1]:
+  for name in names[: names.index(last_stage) + 1]:
     title, function = STAGES[name]
     if not workdir_lib.is_done(workdir / name):
       print(f"\n== {title}", flush=True)

@@ -104,6 +104,7 @@ class PpoConfig:
       |ratio - 1|, the KL per response (nats) or the gap between decode-time and rescored
       log-probs (nats per token, mean) exceeds these.
   """
+
   batch_size: int
   minibatch_size: int
   microbatch_size: int
@@ -141,20 +142,32 @@ class PpoConfig:
   alarm_decode_gap: float
 
   def __post_init__(self):
-    for field, choices in (("value_network", VALUE_NETWORKS), ("value_init", VALUE_INITS),
-                           ("kl_controller", KL_CONTROLLERS),
-                           ("missing_end", MISSING_END), ("policy_reduction", REDUCTIONS),
-                           ("ptx_reduction", REDUCTIONS)):
+    for field, choices in (
+      ("value_network", VALUE_NETWORKS),
+      ("value_init", VALUE_INITS),
+      ("kl_controller", KL_CONTROLLERS),
+      ("missing_end", MISSING_END),
+      ("policy_reduction", REDUCTIONS),
+      ("ptx_reduction", REDUCTIONS),
+    ):
       if getattr(self, field) not in choices:
         raise ValueError(f"ppo.{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
     ensembles.check_rule(self.reward_ensemble, self.reward_variance_coef, "ppo.reward_")
     for whole, part in (("batch_size", "minibatch_size"), ("minibatch_size", "microbatch_size")):
       if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
         raise ValueError(
-            f"ppo.{whole} {getattr(self, whole)} does not divide into ppo.{part} "
-            f"{getattr(self, part)}; use a multiple of {getattr(self, part)}")
-    for name in ("batch_size", "num_epochs", "num_iterations", "max_prompt_tokens",
-                 "max_response_tokens", "ptx_ratio", "ptx_microbatch_size"):
+          f"ppo.{whole} {getattr(self, whole)} does not divide into ppo.{part} "
+          f"{getattr(self, part)}; use a multiple of {getattr(self, part)}"
+        )
+    for name in (
+      "batch_size",
+      "num_epochs",
+      "num_iterations",
+      "max_prompt_tokens",
+      "max_response_tokens",
+      "ptx_ratio",
+      "ptx_microbatch_size",
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f"ppo.{name} is {getattr(self, name)}; use 1 or more")
     for name in ("gamma", "lam"):
@@ -169,11 +182,14 @@ class PpoConfig:
       raise ValueError(f"ppo.ptx_coef {self.ptx_coef} is negative; use 0 to switch ptx off")
     if self.ptx_coef > 0.0 and self.num_ptx_per_minibatch % self.ptx_microbatch_size:
       raise ValueError(
-          f"ppo.minibatch_size * ppo.ptx_ratio = {self.num_ptx_per_minibatch} pretraining examples "
-          f"do not divide into ppo.ptx_microbatch_size {self.ptx_microbatch_size}")
+        f"ppo.minibatch_size * ppo.ptx_ratio = {self.num_ptx_per_minibatch} pretraining examples "
+        f"do not divide into ppo.ptx_microbatch_size {self.ptx_microbatch_size}"
+      )
     if self.temperature <= 0.0:
-      raise ValueError(f"ppo.temperature {self.temperature} is not above 0; the policy that is "
-                       "updated is the one that is sampled")
+      raise ValueError(
+        f"ppo.temperature {self.temperature} is not above 0; the policy that is "
+        "updated is the one that is sampled"
+      )
 
   @property
   def num_minibatches(self) -> int:
@@ -191,6 +207,7 @@ class PpoConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
   """The static shapes of the networks; the value network has one of the two."""
+
   policy: ModelConfig
   reward: ModelConfig
 
@@ -206,7 +223,8 @@ def policy_and_values(models: Models, p: PpoConfig, params: Params, tokens_BT, m
   """Log-probs, entropy and values of one microbatch: what scoring and update both call."""
   hidden_BTD = model.forward(models.policy, params["policy"], tokens_BT, mask_BT)
   logprob_BT, entropy_BT = model.token_logprobs(
-      models.policy, params["policy"], hidden_BTD, tokens_BT, temperature=p.temperature)
+    models.policy, params["policy"], hidden_BTD, tokens_BT, temperature=p.temperature
+  )
   if p.value_network == "shared":
     value_BT = model.state_values(params["value"], hidden_BTD)
   else:
@@ -223,8 +241,9 @@ def _by_microbatch(p: PpoConfig, function, *arrays):
   return sharding.merge_microbatches(jax.lax.map(lambda parts: function(*parts), split))
 
 
-def sample(models: Models, p: PpoConfig, policy_params: Params, prompts: PromptBatch, key, *,
-           eot_id: int):
+def sample(
+  models: Models, p: PpoConfig, policy_params: Params, prompts: PromptBatch, key, *, eot_id: int
+):
   """Responses at `p.temperature`, joined to their prompts; one random key per global row.
 
   Returns:
@@ -232,13 +251,20 @@ def sample(models: Models, p: PpoConfig, policy_params: Params, prompts: PromptB
   """
   key_B = generate.row_keys(key, 0, prompts.tokens_BP.shape[0])
   generation = generate.generate(
-      models.policy, policy_params, prompts, key_B, eot_id=eot_id,
-      max_new_tokens=p.max_response_tokens, temperature=p.temperature)
+    models.policy,
+    policy_params,
+    prompts,
+    key_B,
+    eot_id=eot_id,
+    max_new_tokens=p.max_response_tokens,
+    temperature=p.temperature,
+  )
   return generate.join(prompts, generation, models.policy.pad_id), generation.finished_B
 
 
-def reward_scores(models: Models, p: PpoConfig, reward_params: Params | tuple[Params, ...],
-                  tokens_BT, mask_BT):
+def reward_scores(
+  models: Models, p: PpoConfig, reward_params: Params | tuple[Params, ...], tokens_BT, mask_BT
+):
   """score_B of one reward model, or of an ensemble of them as `p.reward_ensemble` says.
 
   Source of ensembles: Coste et al. 2023, arXiv:2310.02743; InstructGPT has one.
@@ -248,30 +274,53 @@ def reward_scores(models: Models, p: PpoConfig, reward_params: Params | tuple[Pa
   """
   if not isinstance(reward_params, tuple):
     return model.scores(models.reward, reward_params, tokens_BT, mask_BT)
-  score_EB = jnp.stack([model.scores(models.reward, member, tokens_BT, mask_BT)
-                        for member in reward_params])
+  score_EB = jnp.stack(
+    [model.scores(models.reward, member, tokens_BT, mask_BT) for member in reward_params]
+  )
   return ensembles.combine(score_EB, p.reward_ensemble, variance_coef=p.reward_variance_coef)
 
 
-def score_rows(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-               reward_params: Params | tuple[Params, ...], tokens_BT, mask_BT):
+def score_rows(
+  models: Models,
+  p: PpoConfig,
+  params: Params,
+  ref_params: Params,
+  reward_params: Params | tuple[Params, ...],
+  tokens_BT,
+  mask_BT,
+):
   """What the four networks say of whole rows, in microbatches of the update's shape.
 
   Returns:
     (logprob_BT, value_BT, ref_logprob_BT, score_B).
   """
+
   def score(tokens_BT, mask_BT):
     logprob_BT, _, value_BT = policy_and_values(models, p, params, tokens_BT, mask_BT)
     ref_logprob_BT, _ = model.policy_logprobs(
-        models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature)
-    return (logprob_BT, value_BT, ref_logprob_BT,
-            reward_scores(models, p, reward_params, tokens_BT, mask_BT))
+      models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature
+    )
+    return (
+      logprob_BT,
+      value_BT,
+      ref_logprob_BT,
+      reward_scores(models, p, reward_params, tokens_BT, mask_BT),
+    )
+
   return _by_microbatch(p, score, tokens_BT, mask_BT)
 
 
-def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-            reward_params: Params | tuple[Params, ...], prompts: PromptBatch, key, *,
-            eot_id: int) -> Rollout:
+def rollout(
+  models: Models,
+  p: PpoConfig,
+  params: Params,
+  ref_params: Params,
+  reward_params: Params | tuple[Params, ...],
+  prompts: PromptBatch,
+  key,
+  *,
+  eot_id: int,
+) -> Rollout:
   """One batch of episodes.
 
   Old log-probs are not the decoder's: they are computed by `policy_and_values` in microbatches of
@@ -284,12 +333,17 @@ def rollout(models: Models, p: PpoConfig, params: Params, ref_params: Params,
   rows, finished_B = sample(models, p, params["policy"], prompts, key, eot_id=eot_id)
 
   logprob_BT, value_BT, ref_logprob_BT, score_B = score_rows(
-      models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"])
+    models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"]
+  )
   mask_BT = rows["response_mask_BT"]
   return Rollout(
-      logprob_BT=losses.masked(logprob_BT, mask_BT), value_BT=losses.masked(value_BT, mask_BT),
-      ref_logprob_BT=losses.masked(ref_logprob_BT, mask_BT), score_B=score_B,
-      finished_B=finished_B, **rows)
+    logprob_BT=losses.masked(logprob_BT, mask_BT),
+    value_BT=losses.masked(value_BT, mask_BT),
+    ref_logprob_BT=losses.masked(ref_logprob_BT, mask_BT),
+    score_B=score_B,
+    finished_B=finished_B,
+    **rows,
+  )
 
 
 # ----------------------------------------------------------------------------- 2. advantages
@@ -299,8 +353,11 @@ def final_scores(p: PpoConfig, score_B, finished_B):
   """Scores after the missing-end penalty."""
   if p.missing_end == "none":
     return score_B
-  penalised_B = (jnp.full_like(score_B, p.missing_end_penalty) if p.missing_end == "replace"
-                 else score_B - p.missing_end_penalty)
+  penalised_B = (
+    jnp.full_like(score_B, p.missing_end_penalty)
+    if p.missing_end == "replace"
+    else score_B - p.missing_end_penalty
+  )
   return jnp.where(finished_B, score_B, penalised_B)
 
 
@@ -309,16 +366,23 @@ def advantages(p: PpoConfig, rollout_batch: Rollout, kl_coef) -> tuple[PpoBatch,
   mask_BT = rollout_batch.response_mask_BT
   score_B = final_scores(p, rollout_batch.score_B, rollout_batch.finished_B)
   reward_BT, kl_BT = losses.shaped_rewards(
-      score_B, rollout_batch.logprob_BT, rollout_batch.ref_logprob_BT, mask_BT, kl_coef)
+    score_B, rollout_batch.logprob_BT, rollout_batch.ref_logprob_BT, mask_BT, kl_coef
+  )
   used_BT = losses.whiten(reward_BT, mask_BT, shift_mean=False) if p.whiten_rewards else reward_BT
   advantage_BT, return_BT = losses.gae(
-      used_BT, rollout_batch.value_BT, mask_BT, gamma=p.gamma, lam=p.lam)
+    used_BT, rollout_batch.value_BT, mask_BT, gamma=p.gamma, lam=p.lam
+  )
   if p.whiten_advantages:
     advantage_BT = losses.whiten(advantage_BT, mask_BT, shift_mean=True)
   batch = PpoBatch(
-      tokens_BT=rollout_batch.tokens_BT, mask_BT=rollout_batch.mask_BT, response_mask_BT=mask_BT,
-      old_logprob_BT=rollout_batch.logprob_BT, old_value_BT=rollout_batch.value_BT,
-      advantage_BT=advantage_BT, return_BT=return_BT)
+    tokens_BT=rollout_batch.tokens_BT,
+    mask_BT=rollout_batch.mask_BT,
+    response_mask_BT=mask_BT,
+    old_logprob_BT=rollout_batch.logprob_BT,
+    old_value_BT=rollout_batch.value_BT,
+    advantage_BT=advantage_BT,
+    return_BT=return_BT,
+  )
 
   per_row = lambda x_B: Metric(total=jnp.sum(x_B), weight=jnp.float32(x_B.shape[0]))
   gap_BT = jnp.abs(rollout_batch.logprob_BT - rollout_batch.decode_logprob_BT)
@@ -326,20 +390,20 @@ def advantages(p: PpoConfig, rollout_batch: Rollout, kl_coef) -> tuple[PpoBatch,
   # k3 = exp(-d) - 1 + d is never negative: a healthy lower-variance check on the plain estimate.
   k3_BT = losses.masked(jnp.expm1(-kl_BT) + kl_BT, mask_BT)
   metrics = {
-      "objective/kl": per_row(kl_B),
-      "objective/kl_k3": per_row(jnp.sum(k3_BT, axis=1)),
-      "objective/kl_token_min": jnp.min(kl_BT),
-      "objective/kl_coef": kl_coef,
-      "objective/score": per_row(rollout_batch.score_B),
-      "objective/score_after_penalty": per_row(score_B),
-      "objective/reward": per_row(jnp.sum(reward_BT, axis=1)),
-      "objective/entropy": per_row(-jnp.sum(rollout_batch.logprob_BT * mask_BT, axis=1)),
-      "rollout/response_tokens": per_row(jnp.sum(mask_BT, axis=1)),
-      "rollout/finished": per_row(rollout_batch.finished_B.astype(jnp.float32)),
-      "rollout/decode_gap": losses.masked_metric(gap_BT, mask_BT),
-      "rollout/decode_gap_max": jnp.max(losses.masked(gap_BT, mask_BT)),
-      "ppo/returns/mean": losses.masked_metric(return_BT, mask_BT),
-      "ppo/value/old": losses.masked_metric(rollout_batch.value_BT, mask_BT),
+    "objective/kl": per_row(kl_B),
+    "objective/kl_k3": per_row(jnp.sum(k3_BT, axis=1)),
+    "objective/kl_token_min": jnp.min(kl_BT),
+    "objective/kl_coef": kl_coef,
+    "objective/score": per_row(rollout_batch.score_B),
+    "objective/score_after_penalty": per_row(score_B),
+    "objective/reward": per_row(jnp.sum(reward_BT, axis=1)),
+    "objective/entropy": per_row(-jnp.sum(rollout_batch.logprob_BT * mask_BT, axis=1)),
+    "rollout/response_tokens": per_row(jnp.sum(mask_BT, axis=1)),
+    "rollout/finished": per_row(rollout_batch.finished_B.astype(jnp.float32)),
+    "rollout/decode_gap": losses.masked_metric(gap_BT, mask_BT),
+    "rollout/decode_gap_max": jnp.max(losses.masked(gap_BT, mask_BT)),
+    "ppo/returns/mean": losses.masked_metric(return_BT, mask_BT),
+    "ppo/value/old": losses.masked_metric(rollout_batch.value_BT, mask_BT),
   }
   return batch, metrics
 
@@ -365,44 +429,62 @@ def ppo_loss(models: Models, p: PpoConfig, params: Params, microbatch):
   batch, weight_BT = microbatch
   mask_BT = batch.response_mask_BT
   logprob_BT, entropy_BT, value_BT = policy_and_values(
-      models, p, params, batch.tokens_BT, batch.mask_BT)
+    models, p, params, batch.tokens_BT, batch.mask_BT
+  )
   policy_BT, aux = losses.policy_loss(
-      logprob_BT, batch.old_logprob_BT, batch.advantage_BT, mask_BT, clip=p.policy_clip)
+    logprob_BT, batch.old_logprob_BT, batch.advantage_BT, mask_BT, clip=p.policy_clip
+  )
   value_BT_loss, value_clipped_BT = losses.value_loss(
-      value_BT, batch.old_value_BT, batch.return_BT, mask_BT, clip=p.value_clip)
+    value_BT, batch.old_value_BT, batch.return_BT, mask_BT, clip=p.value_clip
+  )
   loss = jnp.sum((policy_BT + p.value_coef * value_BT_loss) * weight_BT)
   mean = functools.partial(losses.masked_metric, mask=mask_BT)
   metrics = {
-      "ppo/loss/policy": mean(policy_BT),
-      "ppo/loss/value": mean(value_BT_loss),
-      "ppo/policy/approxkl": mean(aux["approx_kl_BT"]),
-      "ppo/policy/clipfrac": mean(aux["clipped_BT"]),
-      "ppo/policy/entropy": mean(entropy_BT),
-      "ppo/policy/ratio": mean(aux["ratio_BT"]),
-      "ppo/value/clipfrac": mean(value_clipped_BT),
-      "ppo/value/error": mean(jnp.square(value_BT - batch.return_BT)),
+    "ppo/loss/policy": mean(policy_BT),
+    "ppo/loss/value": mean(value_BT_loss),
+    "ppo/policy/approxkl": mean(aux["approx_kl_BT"]),
+    "ppo/policy/clipfrac": mean(aux["clipped_BT"]),
+    "ppo/policy/entropy": mean(entropy_BT),
+    "ppo/policy/ratio": mean(aux["ratio_BT"]),
+    "ppo/value/clipfrac": mean(value_clipped_BT),
+    "ppo/value/error": mean(jnp.square(value_BT - batch.return_BT)),
   }
   ratio_error = jnp.max(jnp.abs(aux["ratio_BT"] - 1.0))
   return loss, (metrics, ratio_error)
 
 
-def ptx_loss(models: Models, p: PpoConfig, policy_params: Params, microbatch, *,
-             frozen: Params | None = None, use_segments: bool):
+def ptx_loss(
+  models: Models,
+  p: PpoConfig,
+  policy_params: Params,
+  microbatch,
+  *,
+  frozen: Params | None = None,
+  use_segments: bool,
+):
   """gamma times the negative log-likelihood of pretraining text, divided as the reduction says.
 
   Args:
     microbatch: (LmBatch, weight): 1 / (tokens or examples of the whole minibatch).
   """
   batch, weight = microbatch
-  nll = model.lm_loss(models.policy, lora.combine(frozen, policy_params), batch,
-                      use_segments=use_segments)
+  nll = model.lm_loss(
+    models.policy, lora.combine(frozen, policy_params), batch, use_segments=use_segments
+  )
   metrics = {"ppo/ptx/nll": nll, "ppo/ptx/sequences": jnp.float32(batch.tokens_BT.shape[0])}
   return p.ptx_coef * nll.total * weight, metrics
 
 
-def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoBatch,
-                       ptx_batch: LmBatch | None, frozen: Params | None = None, *,
-                       use_segments: bool):
+def minibatch_gradient(
+  models: Models,
+  p: PpoConfig,
+  params: Params,
+  batch: PpoBatch,
+  ptx_batch: LmBatch | None,
+  frozen: Params | None = None,
+  *,
+  use_segments: bool,
+):
   """The gradient of PPO-ptx on one minibatch: PPO's plus gamma times the pretraining text's.
 
   Source: InstructGPT appendix C.4: "we compute the PPO gradient and pretraining gradient in
@@ -418,18 +500,28 @@ def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoB
   weight_BT = _policy_weight_BT(p, batch.response_mask_BT)
   num_microbatches = batch.tokens_BT.shape[0] // p.microbatch_size
   grads, (metrics, ratio_error_sum) = _ppo_gradient(
-      models, p, params, frozen,
-      sharding.split_microbatches((batch, weight_BT), num_microbatches))
+    models, p, params, frozen, sharding.split_microbatches((batch, weight_BT), num_microbatches)
+  )
   if p.ptx_coef > 0.0:
     examples = ptx_batch.tokens_BT.shape[0]
-    weight = (1.0 / jnp.maximum(jnp.sum(ptx_batch.loss_mask_BT), 1.0)
-              if p.ptx_reduction == "token_mean" else jnp.float32(1.0 / examples))
+    weight = (
+      1.0 / jnp.maximum(jnp.sum(ptx_batch.loss_mask_BT), 1.0)
+      if p.ptx_reduction == "token_mean"
+      else jnp.float32(1.0 / examples)
+    )
     num_ptx = examples // p.ptx_microbatch_size
     microbatches = (sharding.split_microbatches(ptx_batch, num_ptx), jnp.full((num_ptx,), weight))
     ptx_grads, ptx_metrics = optim.accumulated_gradient(
-        functools.partial(ptx_loss, models, p, use_segments=use_segments,
-                          frozen=None if frozen is None else frozen["policy"]),
-        params["policy"], microbatches)
+      functools.partial(
+        ptx_loss,
+        models,
+        p,
+        use_segments=use_segments,
+        frozen=None if frozen is None else frozen["policy"],
+      ),
+      params["policy"],
+      microbatches,
+    )
     grads = dict(grads, policy=jax.tree.map(jnp.add, grads["policy"], ptx_grads))
     metrics |= ptx_metrics
   return grads, metrics, ratio_error_sum
@@ -437,20 +529,31 @@ def minibatch_gradient(models: Models, p: PpoConfig, params: Params, batch: PpoB
 
 def _ppo_gradient(models, p, params, frozen, microbatches):
   """PPO's part, with the ratio error reduced by max where everything else adds."""
+
   def loss_fn(params, microbatch):
     microbatch, slot_M = microbatch
-    loss, (metrics, ratio_error) = ppo_loss(
-        models, p, lora.combine(frozen, params), microbatch)
+    loss, (metrics, ratio_error) = ppo_loss(models, p, lora.combine(frozen, params), microbatch)
     return loss, (metrics, slot_M * ratio_error)
+
   num_microbatches = microbatches[1].shape[0]
   grads, (metrics, ratio_error_M) = optim.accumulated_gradient(
-      loss_fn, params, (microbatches, jnp.eye(num_microbatches)))
+    loss_fn, params, (microbatches, jnp.eye(num_microbatches))
+  )
   return grads, (metrics, jnp.max(ratio_error_M))
 
 
-def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatch,
-               ptx_batches: LmBatch | None, key, frozen: Params | None = None, *,
-               use_segments: bool) -> tuple[PpoState, dict[str, Any]]:
+def ppo_update(
+  models: Models,
+  p: PpoConfig,
+  tx,
+  state: PpoState,
+  batch: PpoBatch,
+  ptx_batches: LmBatch | None,
+  key,
+  frozen: Params | None = None,
+  *,
+  use_segments: bool,
+) -> tuple[PpoState, dict[str, Any]]:
   """All optimizer steps of one iteration: `num_epochs` passes over shuffled minibatches.
 
   Args:
@@ -462,16 +565,20 @@ def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatc
     (state, metrics); metrics hold sums over the updates, "ppo/ratio_error_first" of the first
     minibatch of the first epoch, and the largest gradient norms.
   """
+
   def one_update(state, inputs):
     row_b, ptx_batch = inputs
     minibatch = jax.tree.map(lambda x: x[row_b], batch)
     params = state.train.params
     grads, metrics, ratio_error = minibatch_gradient(
-        models, p, params, minibatch, ptx_batch, frozen, use_segments=use_segments)
+      models, p, params, minibatch, ptx_batch, frozen, use_segments=use_segments
+    )
     train = optim.apply_gradient(tx, state.train, grads)
     ema_params = jax.tree.map(
-        lambda ema, new: p.ema_decay * ema + (1.0 - p.ema_decay) * new,
-        state.ema_params, train.params["policy"])
+      lambda ema, new: p.ema_decay * ema + (1.0 - p.ema_decay) * new,
+      state.ema_params,
+      train.params["policy"],
+    )
     norms = {f"ppo/grad_norm/{name}": optax.tree.norm(grads[name]) for name in grads}
     return state.replace(train=train, ema_params=ema_params), (metrics, ratio_error, norms)
 
@@ -482,7 +589,8 @@ def ppo_update(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatc
   rows_Ub = jax.vmap(epoch_rows)(jax.random.split(key, p.num_epochs))
   rows_Ub = rows_Ub.reshape(p.updates_per_iteration, p.minibatch_size)
   state, (metrics_U, ratio_error_U, norms_U) = jax.lax.scan(
-      one_update, state, (rows_Ub, ptx_batches))
+    one_update, state, (rows_Ub, ptx_batches)
+  )
   metrics = jax.tree.map(lambda x_U: jnp.sum(x_U, axis=0), metrics_U)
   metrics |= {name: jnp.max(norm_U) for name, norm_U in norms_U.items()}
   metrics["ppo/ratio_error_first"] = ratio_error_U[0]
@@ -496,9 +604,15 @@ def next_state(p: PpoConfig, state: PpoState, observed_kl) -> PpoState:
   """Moves the KL coefficient after an iteration, if its controller is adaptive."""
   if p.kl_controller == "fixed":
     return state
-  return state.replace(kl_coef=losses.next_kl_coef(
-      state.kl_coef, observed_kl, target=p.kl_target, horizon=p.kl_horizon,
-      num_episodes=p.batch_size))
+  return state.replace(
+    kl_coef=losses.next_kl_coef(
+      state.kl_coef,
+      observed_kl,
+      target=p.kl_target,
+      horizon=p.kl_horizon,
+      num_episodes=p.batch_size,
+    )
+  )
 
 
 # ----------------------------------------------------------------------------- data
@@ -514,6 +628,7 @@ class PromptData:
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
+
   train: str
   valid: str
   num_valid: int
@@ -526,8 +641,9 @@ class PromptData:
   def __post_init__(self):
     prepare.PromptFormat.of(self, "prompts")  # checks its names
     if self.overlong not in prepare.OVERLONG_PROMPTS:
-      raise ValueError(f"prompts.overlong {self.overlong!r}; choose from "
-                       f"{sorted(prepare.OVERLONG_PROMPTS)}")
+      raise ValueError(
+        f"prompts.overlong {self.overlong!r}; choose from {sorted(prepare.OVERLONG_PROMPTS)}"
+      )
     if self.num_valid < 1:
       raise ValueError(f"prompts.num_valid is {self.num_valid}; use 1 or more")
 
@@ -535,6 +651,7 @@ class PromptData:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PtxData:
   """Pretraining text for ptx; see `packing.pack_text`."""
+
   train: str
   max_tokens: int | None
   packing: str
@@ -544,20 +661,27 @@ class PtxData:
 
   def __post_init__(self):
     if self.packing not in packing_lib.TEXT_PACKINGS:
-      raise ValueError(f"pretraining.packing {self.packing!r}; choose from "
-                       f"{sorted(packing_lib.TEXT_PACKINGS)}")
+      raise ValueError(
+        f"pretraining.packing {self.packing!r}; choose from {sorted(packing_lib.TEXT_PACKINGS)}"
+      )
 
 
 def alarms(p: PpoConfig, numbers: dict[str, float]) -> list[str]:
   """One sentence for each quantity that has left its healthy range."""
-  limits = (("ppo/ratio_error_first", p.alarm_ratio_error,
-             "scoring and update disagree on the same weights"),
-            ("objective/kl", p.alarm_kl,
-             "the policy is far from its reference (nats per response)"),
-            ("rollout/decode_gap", p.alarm_decode_gap,
-             "decoding and scoring disagree (nats per token)"))
-  return [f"ALARM {name} = {numbers[name]:.4g} is above {limit:g}: {meaning}"
-          for name, limit, meaning in limits if numbers[name] > limit]
+  limits = (
+    (
+      "ppo/ratio_error_first",
+      p.alarm_ratio_error,
+      "scoring and update disagree on the same weights",
+    ),
+    ("objective/kl", p.alarm_kl, "the policy is far from its reference (nats per response)"),
+    ("rollout/decode_gap", p.alarm_decode_gap, "decoding and scoring disagree (nats per token)"),
+  )
+  return [
+    f"ALARM {name} = {numbers[name]:.4g} is above {limit:g}: {meaning}"
+    for name, limit, meaning in limits
+    if numbers[name] > limit
+  ]
 
 
 def warn_short_run(p: PpoConfig) -> str | None:
@@ -565,9 +689,11 @@ def warn_short_run(p: PpoConfig) -> str | None:
   num_updates, needed = p.num_iterations * p.updates_per_iteration, 3.0 / (1.0 - p.ema_decay)
   if num_updates >= needed:
     return None
-  return (f"WARNING ppo: {num_updates} updates are fewer than 3/(1 - ema_decay) = {needed:.0f}; "
-          "the exported moving average lags behind the live weights: lower ppo.ema_decay or train "
-          "longer")
+  return (
+    f"WARNING ppo: {num_updates} updates are fewer than 3/(1 - ema_decay) = {needed:.0f}; "
+    "the exported moving average lags behind the live weights: lower ppo.ema_decay or train "
+    "longer"
+  )
 
 
 # ----------------------------------------------------------------------------- checks
@@ -585,18 +711,20 @@ def check_config(config) -> None:
   OptimConfig(**config.policy_optim), OptimConfig(**config.value_optim)
   checkpoint.CheckpointConfig(**config.checkpoint)
   PromptData(**config.prompts), PtxData(**config.pretraining)
-  if LoraConfig(**config.lora).rank and (
-      p.value_network, p.value_init) == ("separate", "scratch"):
-    raise ValueError(f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
-                     "beside a trained network; use 'reward_model' or 'policy'")
+  if LoraConfig(**config.lora).rank and (p.value_network, p.value_init) == ("separate", "scratch"):
+    raise ValueError(
+      f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters stand "
+      "beside a trained network; use 'reward_model' or 'policy'"
+    )
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   shape = networks.check_shape(config, mesh)
   if shape is not None:
     check_lengths(p, Models(policy=shape, reward=shape))
   sharding.check_rows(mesh, p.batch_size, "ppo.batch_size")
   if p.ptx_coef > 0.0:
-    sharding.check_rows(mesh, p.num_ptx_per_minibatch,
-                        "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)")
+    sharding.check_rows(
+      mesh, p.num_ptx_per_minibatch, "pretraining text (ppo.minibatch_size * ppo.ptx_ratio)"
+    )
 
 
 def check_inputs(config) -> None:
@@ -608,35 +736,53 @@ def check_inputs(config) -> None:
   p, group = PpoConfig(**config.ppo), dict(config.model)
   policy = networks.find_export(config.policy_from, group, kind="policy", flag="policy_from")
   reward = networks.find_export(
-      config.reward_from, {name: group[name] for name in networks.NUMERICS}, kind="reward",
-      flag="reward_from")
+    config.reward_from,
+    {name: group[name] for name in networks.NUMERICS},
+    kind="reward",
+    flag="reward_from",
+  )
   tokenizer = networks.tokenizer_of(policy)
-  networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reward),
-                                "policy_from and reward_from")
+  networks.check_same_tokenizer(
+    tokenizer, networks.tokenizer_of(reward), "policy_from and reward_from"
+  )
   for name in config.reward_others:
     other = networks.find_export(
-        name, {field: group[field] for field in networks.NUMERICS}, kind="reward",
-        flag="reward_others")
+      name,
+      {field: group[field] for field in networks.NUMERICS},
+      kind="reward",
+      flag="reward_others",
+    )
     check_member(ModelConfig(**reward.model), ModelConfig(**other.model), name)
-    networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(other),
-                                  "policy_from and reward_others")
+    networks.check_same_tokenizer(
+      tokenizer, networks.tokenizer_of(other), "policy_from and reward_others"
+    )
   prompt_format = prepare.PromptFormat.of(config.prompts)
   prompt_format.check(tokenizer)
   check_read_as_trained(prompt_format, reward.config, config.reward_from)
   if config.reference_from:
-    reference = networks.find_export(config.reference_from, group, kind="policy",
-                                     flag="reference_from")
-    networks.check_same_tokenizer(tokenizer, networks.tokenizer_of(reference),
-                                  "policy_from and reference_from")
+    reference = networks.find_export(
+      config.reference_from, group, kind="policy", flag="reference_from"
+    )
+    networks.check_same_tokenizer(
+      tokenizer, networks.tokenizer_of(reference), "policy_from and reference_from"
+    )
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
-  sharding.check_heads(sharding.make_mesh(MeshConfig(**config.mesh)), reward.model["num_heads"],
-                       "the reward model's num_heads")
+  sharding.check_heads(
+    sharding.make_mesh(MeshConfig(**config.mesh)),
+    reward.model["num_heads"],
+    "the reward model's num_heads",
+  )
   for name in ("train", "valid"):
-    sources.check(config.prompts[name], "prompt", field=f"config.prompts.{name}",
-                  on_bad=config.prompts.on_bad)
+    sources.check(
+      config.prompts[name], "prompt", field=f"config.prompts.{name}", on_bad=config.prompts.on_bad
+    )
   if p.ptx_coef > 0.0:
-    sources.check(config.pretraining.train, "text", field="config.pretraining.train",
-                  on_bad=config.pretraining.on_bad)
+    sources.check(
+      config.pretraining.train,
+      "text",
+      field="config.pretraining.train",
+      on_bad=config.pretraining.on_bad,
+    )
 
 
 def check_read_as_trained(prompt_format: prepare.PromptFormat, trained, source: str) -> None:
@@ -650,9 +796,10 @@ def check_read_as_trained(prompt_format: prepare.PromptFormat, trained, source: 
   known = prepare.PromptFormat.trained_with(trained)
   if known != prompt_format:
     raise ValueError(
-        f"reward_from={source} was trained on {known.describe()}, and config.prompts asks "
-        f"{prompt_format.describe()}; set config.prompts' prompt_format, prompt_suffix and "
-        "completion_prefix to what the reward model knows")
+      f"reward_from={source} was trained on {known.describe()}, and config.prompts asks "
+      f"{prompt_format.describe()}; set config.prompts' prompt_format, prompt_suffix and "
+      "completion_prefix to what the reward model knows"
+    )
 
 
 # ----------------------------------------------------------------------------- training
@@ -688,8 +835,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   policy = networks.load(config.policy_from, group, mesh, kind="policy", flag="policy_from")
   numerics = {name: group[name] for name in networks.NUMERICS}
   reward = networks.load(config.reward_from, numerics, mesh, kind="reward", flag="reward_from")
-  networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer,
-                                "policy_from and reward_from")
+  networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer, "policy_from and reward_from")
   reference = load_reference(config, policy, mesh)
   judges = load_ensemble(config, reward, mesh)
   adapted = lambda cfg: dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
@@ -704,22 +850,33 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     with processes.main_first(name):
       source = sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad)
     rows, kept, counts = prepare.prompt_rows(
-        source, tokenizer, max_prompt_tokens=p.max_prompt_tokens,
-        prompt_format=prompt_format, overlong=prompts_cfg.overlong)
+      source,
+      tokenizer,
+      max_prompt_tokens=p.max_prompt_tokens,
+      prompt_format=prompt_format,
+      overlong=prompts_cfg.overlong,
+    )
     print(records_lib.describe_counts(name, counts), flush=True)
     prompt_sets.append((rows, kept))
   (rows, _), (valid_rows, valid_records) = prompt_sets
-  prompt_stream = loop.Stream(batches_lib.prompt_batches(
-      rows, batch_size=p.batch_size, seed=config.seed,
-      share=sharding.local_rows(mesh, p.batch_size)))
+  prompt_stream = loop.Stream(
+    batches_lib.prompt_batches(
+      rows, batch_size=p.batch_size, seed=config.seed, share=sharding.local_rows(mesh, p.batch_size)
+    )
+  )
   ptx_stream, use_segments = None, False
   if p.ptx_coef > 0.0:
-    ptx_stream, use_segments = load_ptx(p, PtxData(**config.pretraining), tokenizer, data_dir,
-                                        mesh, seed=config.seed)
+    ptx_stream, use_segments = load_ptx(
+      p, PtxData(**config.pretraining), tokenizer, data_dir, mesh, seed=config.seed
+    )
 
   total_updates = p.num_iterations * p.updates_per_iteration
-  tx = optim.per_network(dict(policy=optim.make_optimizer(policy_optim, total_updates),
-                              value=optim.make_optimizer(value_optim, total_updates)))
+  tx = optim.per_network(
+    dict(
+      policy=optim.make_optimizer(policy_optim, total_updates),
+      value=optim.make_optimizer(value_optim, total_updates),
+    )
+  )
   schedule = optim.make_schedule(policy_optim, total_updates)
   warning = warn_short_run(p)
   if warning:
@@ -737,27 +894,32 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       policy = dataclasses.replace(policy, params=None)
     roll_out = jax.jit(functools.partial(collect, models, p, eot_id=end_id))
     update = jax.jit(
-        functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
-        donate_argnums=0, out_shardings=(layout, None))
+      functools.partial(update_and_control, models, p, tx, use_segments=use_segments),
+      donate_argnums=0,
+      out_shardings=(layout, None),
+    )
 
     def train_step(state, step):
       rollout_key, update_key = jax.random.split(loop.step_key(config.seed, "rollout", step))
       started = time.perf_counter()
       prompts = sharding.put_batch(mesh, prompt_stream(step), p.batch_size)
-      batch, metrics = roll_out(state.train.params, reference.params, judges, prompts,
-                                state.kl_coef, rollout_key, frozen)
+      batch, metrics = roll_out(
+        state.train.params, reference.params, judges, prompts, state.kl_coef, rollout_key, frozen
+      )
       jax.block_until_ready(batch)
       rolled_out = time.perf_counter()
       ptx_batches = None if ptx_stream is None else ptx_stream(step)
       state, update_metrics = update(
-          state, batch, ptx_batches, metrics["objective/kl"], update_key, frozen)
+        state, batch, ptx_batches, metrics["objective/kl"], update_key, frozen
+      )
       metrics |= update_metrics
       jax.block_until_ready(metrics)
       metrics |= {
-          "ppo/learning_rate": schedule(step * p.updates_per_iteration),
-          "ppo/episodes": (step + 1) * p.batch_size,
-          "perf/rollout_seconds": rolled_out - started,
-          "perf/update_seconds": time.perf_counter() - rolled_out}
+        "ppo/learning_rate": schedule(step * p.updates_per_iteration),
+        "ppo/episodes": (step + 1) * p.batch_size,
+        "perf/rollout_seconds": rolled_out - started,
+        "perf/update_seconds": time.perf_counter() - rolled_out,
+      }
       for line in alarms(p, metrics_lib.summarise(metrics)):
         print(f"{workdir.name} iteration {step + 1}: {line}", flush=True)
       return state, metrics
@@ -767,43 +929,89 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
     def evaluate(state, step):
       lines = validate(
-          p, judge, lora.combine(frozen_policy, state.ema_params), reference.params,
-          judges, valid_rows, valid_records,
-          tokenizer, key=loop.step_key(config.seed, "validate", step),
-          num_prompts=prompts_cfg.num_valid, prompt_format=prompt_format)
+        p,
+        judge,
+        lora.combine(frozen_policy, state.ema_params),
+        reference.params,
+        judges,
+        valid_rows,
+        valid_records,
+        tokenizer,
+        key=loop.step_key(config.seed, "validate", step),
+        num_prompts=prompts_cfg.num_valid,
+        prompt_format=prompt_format,
+      )
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
       workdir_lib.write_text(workdir / "validation" / f"step_{step:06d}.jsonl", text)
-      return {f"validation/{name}": float(np.mean([line[name] for line in lines]))
-              for name in ("reward", "kl", "response_tokens", "finished")}
+      return {
+        f"validation/{name}": float(np.mean([line[name] for line in lines]))
+        for name in ("reward", "kl", "response_tokens", "finished")
+      }
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(
-          name=workdir.name, workdir=workdir, cfg=loop_cfg, checkpoints=checkpoints, state=state,
-          total_steps=p.num_iterations, train_step=train_step, evaluate=evaluate,
-          tokens_per_step=tokens_per_iteration(p),
-          headline=("objective/score", "objective/kl", "ppo/policy/clipfrac", "ppo/ptx/nll",
-                    "validation/reward"),
-          guarded=("ppo/loss/policy", "ppo/loss/value", "ppo/ptx/nll", "ppo/grad_norm/policy",
-                   "ppo/grad_norm/value", "objective/kl", "objective/score"),
-          metadata=dict(seed=config.seed))
+        name=workdir.name,
+        workdir=workdir,
+        cfg=loop_cfg,
+        checkpoints=checkpoints,
+        state=state,
+        total_steps=p.num_iterations,
+        train_step=train_step,
+        evaluate=evaluate,
+        tokens_per_step=tokens_per_iteration(p),
+        headline=(
+          "objective/score",
+          "objective/kl",
+          "ppo/policy/clipfrac",
+          "ppo/ptx/nll",
+          "validation/reward",
+        ),
+        guarded=(
+          "ppo/loss/policy",
+          "ppo/loss/value",
+          "ppo/ptx/nll",
+          "ppo/grad_norm/policy",
+          "ppo/grad_norm/value",
+          "objective/kl",
+          "objective/score",
+        ),
+        metadata=dict(seed=config.seed),
+      )
     live = state.train.params["policy"]
     for name, params in (("export", state.ema_params), ("export_live", live)):
-      shared = dict(model=dataclasses.asdict(policy.cfg), tokenizer=tokenizer,
-                    config=workdir_lib.config_to_dict(config), step=p.num_iterations)
+      shared = dict(
+        model=dataclasses.asdict(policy.cfg),
+        tokenizer=tokenizer,
+        config=workdir_lib.config_to_dict(config),
+        step=p.num_iterations,
+      )
       weights = networks.origin(policy.metadata) | {
-          "weights": "ema" if name == "export" else "live"}
-      checkpoint.export_params(workdir / name, lora.merged(lora_cfg, frozen_policy, params),
-                               kind="policy", metadata=weights, **shared)
+        "weights": "ema" if name == "export" else "live"
+      }
+      checkpoint.export_params(
+        workdir / name,
+        lora.merged(lora_cfg, frozen_policy, params),
+        kind="policy",
+        metadata=weights,
+        **shared,
+      )
       if lora_cfg.rank:
         checkpoint.export_params(
-            workdir / f"{name}_adapter", params, kind="adapter", metadata=weights | dict(
-                lora=dataclasses.asdict(lora_cfg), base=config.policy_from), **shared)
+          workdir / f"{name}_adapter",
+          params,
+          kind="adapter",
+          metadata=weights | dict(lora=dataclasses.asdict(lora_cfg), base=config.policy_from),
+          **shared,
+        )
   lines = metrics_lib.read(workdir / metrics_lib.FILE)
   result = dict(
-      iterations=p.num_iterations, updates=total_updates,
-      first_minibatch_ratio_max_error=max(
-          line["ppo/ratio_error_first"] for line in lines if "ppo/ratio_error_first" in line),
-      seconds=time.perf_counter() - began)
+    iterations=p.num_iterations,
+    updates=total_updates,
+    first_minibatch_ratio_max_error=max(
+      line["ppo/ratio_error_first"] for line in lines if "ppo/ratio_error_first" in line
+    ),
+    seconds=time.perf_counter() - began,
+  )
   result |= {name: lines[-1][name] for name in lines[-1] if name.startswith("validation/")}
   workdir_lib.mark_done(workdir, result)
   return result
@@ -820,10 +1028,12 @@ def load_reference(config, policy: networks.Network, mesh) -> networks.Network:
   """
   if not config.reference_from:
     return policy
-  reference = networks.load(config.reference_from, dict(config.model), mesh, kind="policy",
-                            flag="reference_from")
-  networks.check_same_tokenizer(policy.tokenizer, reference.tokenizer,
-                                "policy_from and reference_from")
+  reference = networks.load(
+    config.reference_from, dict(config.model), mesh, kind="policy", flag="reference_from"
+  )
+  networks.check_same_tokenizer(
+    policy.tokenizer, reference.tokenizer, "policy_from and reference_from"
+  )
   return reference
 
 
@@ -832,8 +1042,10 @@ def check_member(first: ModelConfig, other: ModelConfig, name: str) -> None:
   for field in dataclasses.fields(ModelConfig):
     one, two = getattr(first, field.name), getattr(other, field.name)
     if field.name not in networks.NUMERICS and one != two:
-      raise ValueError(f"reward_others: {name} has {field.name} {two}, but reward_from has {one}; "
-                       "the members of an ensemble have one shape")
+      raise ValueError(
+        f"reward_others: {name} has {field.name} {two}, but reward_from has {one}; "
+        "the members of an ensemble have one shape"
+      )
 
 
 def load_ensemble(config, reward: networks.Network, mesh) -> Params | tuple[Params, ...]:
@@ -847,17 +1059,21 @@ def load_ensemble(config, reward: networks.Network, mesh) -> Params | tuple[Para
   if not config.reward_others:
     return reward.params
   numerics = {name: config.model[name] for name in networks.NUMERICS}
-  others = [networks.load(name, numerics, mesh, kind="reward", flag="reward_others")
-            for name in config.reward_others]
+  others = [
+    networks.load(name, numerics, mesh, kind="reward", flag="reward_others")
+    for name in config.reward_others
+  ]
   for name, other in zip(config.reward_others, others, strict=True):
     check_member(reward.cfg, other.cfg, name)
-    networks.check_same_tokenizer(reward.tokenizer, other.tokenizer,
-                                  "reward_from and reward_others")
+    networks.check_same_tokenizer(
+      reward.tokenizer, other.tokenizer, "reward_from and reward_others"
+    )
   return (reward.params, *(other.params for other in others))
 
 
-def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_params: Params,
-               key) -> Params:
+def init_value(
+  models: Models, p: PpoConfig, policy_params: Params, reward_params: Params, key
+) -> Params:
   """Where the value network starts: the reward model (InstructGPT C.4), or a zero head, as Ziegler
   et al. 2019 have it, on another trunk."""
   if p.value_network == "separate" and p.value_init == "reward_model":
@@ -872,8 +1088,15 @@ def init_value(models: Models, p: PpoConfig, policy_params: Params, reward_param
   return dict(trunk, head={"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)})
 
 
-def init_state(models: Models, p: PpoConfig, tx, policy_params: Params, reward_params: Params,
-               key, lora_cfg: LoraConfig = lora.NO_ADAPTERS) -> PpoState:
+def init_state(
+  models: Models,
+  p: PpoConfig,
+  tx,
+  policy_params: Params,
+  reward_params: Params,
+  key,
+  lora_cfg: LoraConfig = lora.NO_ADAPTERS,
+) -> PpoState:
   """Policy, value network, moving average and optimizer, in buffers of their own.
 
   With adapters the state holds these alone, and the value head; `frozen_networks` has the rest.
@@ -884,15 +1107,20 @@ def init_state(models: Models, p: PpoConfig, tx, policy_params: Params, reward_p
   value = init_value(models, p, policy_params, reward_params, key)
   params = {"policy": jax.tree.map(jnp.copy, policy_params), "value": value}
   if lora_cfg.rank:
-    params = {name: lora.split(lora_cfg, params[name], jax.random.fold_in(key, number))[1]
-              for number, name in enumerate(sorted(params))}
-  return PpoState(train=optim.init_train_state(tx, params),
-                  ema_params=jax.tree.map(jnp.copy, params["policy"]),
-                  kl_coef=jnp.float32(p.kl_coef))
+    params = {
+      name: lora.split(lora_cfg, params[name], jax.random.fold_in(key, number))[1]
+      for number, name in enumerate(sorted(params))
+    }
+  return PpoState(
+    train=optim.init_train_state(tx, params),
+    ema_params=jax.tree.map(jnp.copy, params["policy"]),
+    kl_coef=jnp.float32(p.kl_coef),
+  )
 
 
-def frozen_networks(p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params,
-                    reward_params: Params) -> dict[str, Params] | None:
+def frozen_networks(
+  p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params, reward_params: Params
+) -> dict[str, Params] | None:
   """What stands beside the adapters of policy and value network; None where there are none.
 
   These are the arrays of the reference and of the reward model themselves, not copies.
@@ -904,21 +1132,43 @@ def frozen_networks(p: PpoConfig, lora_cfg: LoraConfig, policy_params: Params,
   return {"policy": policy_params, "value": {} if p.value_network == "shared" else trunk}
 
 
-def collect(models: Models, p: PpoConfig, params: Params, ref_params: Params,
-            reward_params: Params | tuple[Params, ...], prompts: PromptBatch, kl_coef, key,
-            frozen: Params | None = None, *, eot_id: int):
+def collect(
+  models: Models,
+  p: PpoConfig,
+  params: Params,
+  ref_params: Params,
+  reward_params: Params | tuple[Params, ...],
+  prompts: PromptBatch,
+  kl_coef,
+  key,
+  frozen: Params | None = None,
+  *,
+  eot_id: int,
+):
   """The first of the two programs of an iteration: a rollout and its advantages."""
-  rollout_batch = rollout(models, p, lora.combine(frozen, params), ref_params, reward_params,
-                          prompts, key, eot_id=eot_id)
+  rollout_batch = rollout(
+    models, p, lora.combine(frozen, params), ref_params, reward_params, prompts, key, eot_id=eot_id
+  )
   return advantages(p, rollout_batch, kl_coef)
 
 
-def update_and_control(models: Models, p: PpoConfig, tx, state: PpoState, batch: PpoBatch,
-                       ptx_batches: LmBatch | None, kl: Metric, key,
-                       frozen: Params | None = None, *, use_segments: bool):
+def update_and_control(
+  models: Models,
+  p: PpoConfig,
+  tx,
+  state: PpoState,
+  batch: PpoBatch,
+  ptx_batches: LmBatch | None,
+  kl: Metric,
+  key,
+  frozen: Params | None = None,
+  *,
+  use_segments: bool,
+):
   """The second: all optimizer steps, and the KL coefficient's."""
-  state, metrics = ppo_update(models, p, tx, state, batch, ptx_batches, key, frozen,
-                              use_segments=use_segments)
+  state, metrics = ppo_update(
+    models, p, tx, state, batch, ptx_batches, key, frozen, use_segments=use_segments
+  )
   return next_state(p, state, kl.total / kl.weight), metrics
 
 
@@ -928,57 +1178,91 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
   mask_BT = rows["response_mask_BT"]
 
   def score(tokens_BT, mask_BT):
-    logprobs = (model.policy_logprobs(models.policy, params, tokens_BT, mask_BT,
-                                      temperature=p.temperature)[0]
-                for params in (policy_params, ref_params))
+    logprobs = (
+      model.policy_logprobs(models.policy, params, tokens_BT, mask_BT, temperature=p.temperature)[0]
+      for params in (policy_params, ref_params)
+    )
     return *logprobs, reward_scores(models, p, reward_params, tokens_BT, mask_BT)
 
-  logprob_BT, ref_logprob_BT, score_B = _by_microbatch(
-      p, score, rows["tokens_BT"], rows["mask_BT"])
-  return dict(tokens_BT=rows["tokens_BT"], mask_BT=mask_BT, reward=score_B,
-              kl=jnp.sum(losses.masked(logprob_BT - ref_logprob_BT, mask_BT), axis=1),
-              response_tokens=jnp.sum(mask_BT, axis=1), finished=finished_B)
+  logprob_BT, ref_logprob_BT, score_B = _by_microbatch(p, score, rows["tokens_BT"], rows["mask_BT"])
+  return dict(
+    tokens_BT=rows["tokens_BT"],
+    mask_BT=mask_BT,
+    reward=score_B,
+    kl=jnp.sum(losses.masked(logprob_BT - ref_logprob_BT, mask_BT), axis=1),
+    response_tokens=jnp.sum(mask_BT, axis=1),
+    finished=finished_B,
+  )
 
 
-def validate(p: PpoConfig, judge, policy_params, ref_params, reward_params, rows: PromptBatch,
-             records, tokenizer: Tokenizer, *, key, num_prompts: int,
-             prompt_format: prepare.PromptFormat) -> list[dict[str, Any]]:
+def validate(
+  p: PpoConfig,
+  judge,
+  policy_params,
+  ref_params,
+  reward_params,
+  rows: PromptBatch,
+  records,
+  tokenizer: Tokenizer,
+  *,
+  key,
+  num_prompts: int,
+  prompt_format: prepare.PromptFormat,
+) -> list[dict[str, Any]]:
   """One response to each of the first held-out prompts, with the numbers of `_judge`."""
   rows = jax.tree.map(lambda x: x[:num_prompts], rows)
   lines = []
   for index, (batch, valid_B) in enumerate(batches_lib.fixed_batches(rows, p.batch_size)):
-    out = processes.to_host(judge(policy_params, ref_params, reward_params, batch,
-                                  jax.random.fold_in(key, index)))
+    out = processes.to_host(
+      judge(policy_params, ref_params, reward_params, batch, jax.random.fold_in(key, index))
+    )
     for row in np.flatnonzero(valid_B):
       ids = out["tokens_BT"][row][out["mask_BT"][row] > 0]
-      lines.append(dict(
+      lines.append(
+        dict(
           prompt=records[len(lines)]["prompt"],
           response=prompt_format.decode_completion(tokenizer, ids),
-          **{name: float(out[name][row])
-             for name in ("reward", "kl", "response_tokens", "finished")}))
+          **{
+            name: float(out[name][row]) for name in ("reward", "kl", "response_tokens", "finished")
+          },
+        )
+      )
   return lines
 
 
-def load_ptx(p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib.Path, mesh, *,
-             seed: int):
+def load_ptx(
+  p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib.Path, mesh, *, seed: int
+):
   """A function of the iteration that gives [updates, minibatch_size * ptx_ratio, T] rows, the
   second axis split over the mesh."""
   with processes.main_first("pretraining"):
     source = sources.load(cfg.train, "text", data_dir=data_dir, on_bad=cfg.on_bad)
   rows, counts = prepare.text_rows(
-      source, tokenizer, length=p.ptx_length, packing=cfg.packing, max_tokens=cfg.max_tokens,
-      attend_across_documents=cfg.attend_across_documents, reset_positions=cfg.reset_positions)
+    source,
+    tokenizer,
+    length=p.ptx_length,
+    packing=cfg.packing,
+    max_tokens=cfg.max_tokens,
+    attend_across_documents=cfg.attend_across_documents,
+    reset_positions=cfg.reset_positions,
+  )
   print(records_lib.describe_counts("pretraining text", counts), flush=True)
   num_updates, num_rows = p.updates_per_iteration, p.num_ptx_per_minibatch
   place_Ub = np.arange(num_updates * num_rows).reshape(num_updates, num_rows)
   # A stream of its own: the first ptx rows are not those that pretraining saw first.
-  stream = loop.Stream(batches_lib.lm_batches(
-      rows, batch_size=place_Ub.size, seed=seed + 1,
-      share=place_Ub[:, sharding.local_rows(mesh, num_rows)].reshape(-1)))
+  stream = loop.Stream(
+    batches_lib.lm_batches(
+      rows,
+      batch_size=place_Ub.size,
+      seed=seed + 1,
+      share=place_Ub[:, sharding.local_rows(mesh, num_rows)].reshape(-1),
+    )
+  )
 
   def batches(step: int) -> LmBatch:
     split = jax.tree.map(lambda x: x.reshape(num_updates, -1, *x.shape[1:]), stream(step))
     return sharding.put_batch(mesh, split, num_rows, axis=1)
+
   return batches, not cfg.attend_across_documents
 
 
@@ -991,11 +1275,14 @@ def check_lengths(p: PpoConfig, models: Models) -> None:
   for name, cfg in (("policy", models.policy), ("reward model", models.reward)):
     if p.max_prompt_tokens + p.max_response_tokens > cfg.context_length:
       raise ValueError(
-          f"ppo.max_prompt_tokens {p.max_prompt_tokens} + ppo.max_response_tokens "
-          f"{p.max_response_tokens} is longer than the {name}'s context of {cfg.context_length}")
+        f"ppo.max_prompt_tokens {p.max_prompt_tokens} + ppo.max_response_tokens "
+        f"{p.max_response_tokens} is longer than the {name}'s context of {cfg.context_length}"
+      )
   if p.ptx_coef > 0.0 and p.ptx_length > models.policy.context_length:
-    raise ValueError(f"ppo.ptx_length {p.ptx_length} is longer than the policy's context of "
-                     f"{models.policy.context_length}")
+    raise ValueError(
+      f"ppo.ptx_length {p.ptx_length} is longer than the policy's context of "
+      f"{models.policy.context_length}"
+    )
 
 
 def tokens_per_iteration(p: PpoConfig) -> int:
@@ -1008,10 +1295,13 @@ def tokens_per_iteration(p: PpoConfig) -> int:
 def resolved_sizes(p: PpoConfig) -> str:
   """The batch sizes and what they come to, as a table."""
   ptx = p.num_ptx_per_minibatch if p.ptx_coef > 0.0 else 0
-  rows = (("episodes per iteration", p.batch_size), ("episodes per optimizer step",
-                                                      p.minibatch_size),
-          ("episodes per microbatch", p.microbatch_size),
-          ("optimizer steps per iteration", p.updates_per_iteration),
-          ("pretraining examples per optimizer step", ptx), ("iterations", p.num_iterations),
-          ("episodes in all", p.num_iterations * p.batch_size))
+  rows = (
+    ("episodes per iteration", p.batch_size),
+    ("episodes per optimizer step", p.minibatch_size),
+    ("episodes per microbatch", p.microbatch_size),
+    ("optimizer steps per iteration", p.updates_per_iteration),
+    ("pretraining examples per optimizer step", ptx),
+    ("iterations", p.num_iterations),
+    ("episodes in all", p.num_iterations * p.batch_size),
+  )
   return "\n".join(f"  {name:<42}{number:>10,}" for name, number in rows)

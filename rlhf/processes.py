@@ -42,8 +42,10 @@ def wait(name: str) -> None:
   """
   if count() > 1:
     from orbax.checkpoint import multihost
-    multihost.get_barrier_sync_fn()(key=f"rlhf_{next(_WAITS)}_{name}",
-                                    timeout_ms=WAIT_SECONDS * 1000)
+
+    multihost.get_barrier_sync_fn()(
+      key=f"rlhf_{next(_WAITS)}_{name}", timeout_ms=WAIT_SECONDS * 1000
+    )
 
 
 @contextlib.contextmanager
@@ -80,4 +82,5 @@ def stop_question() -> Callable[[], bool]:
   is answered True everywhere.  Every process asks once a step.
   """
   from jax.experimental import multihost_utils
+
   return lambda: multihost_utils.reached_preemption_sync_point(next(_STOP_QUESTIONS))

@@ -52,6 +52,7 @@ class RewardConfig:
     num_epochs: passes over the comparisons; the paper takes 1, more overfit.
     pairs: every untied pair becomes an element of its own, shuffled: the ablation that overfits.
   """
+
   batch_size: int
   microbatch_size: int
   num_epochs: int
@@ -62,8 +63,10 @@ class RewardConfig:
       if getattr(self, name) < 1:
         raise ValueError(f"reward.{name} is {getattr(self, name)}; use 1 or more")
     if self.batch_size % self.microbatch_size:
-      raise ValueError(f"reward.batch_size {self.batch_size} does not divide into "
-                       f"reward.microbatch_size {self.microbatch_size}")
+      raise ValueError(
+        f"reward.batch_size {self.batch_size} does not divide into "
+        f"reward.microbatch_size {self.microbatch_size}"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,7 @@ class ComparisonData:
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
     on_bad: "stop" or "skip" at a malformed line.
   """
+
   train: str
   valid: str
   demonstrations: str
@@ -89,11 +93,14 @@ class ComparisonData:
 
   def __post_init__(self):
     prepare.PromptFormat.of(self, "comparisons")  # checks its names
-    for field, choices in (("overlong", prepare.OVERLONG_COMPARISONS),
-                           ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS)):
+    for field, choices in (
+      ("overlong", prepare.OVERLONG_COMPARISONS),
+      ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS),
+    ):
       if getattr(self, field) not in choices:
-        raise ValueError(f"comparisons.{field} {getattr(self, field)!r}; choose from "
-                         f"{sorted(choices)}")
+        raise ValueError(
+          f"comparisons.{field} {getattr(self, field)!r}; choose from {sorted(choices)}"
+        )
 
 
 def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params | None = None):
@@ -107,8 +114,11 @@ def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params 
   score_BK = score_completions(cfg, lora.combine(frozen, params), batch)
   loss, aux = losses.comparison_loss(score_BK, batch.rank_BK, batch.valid_BK)
   metrics = {
-      "train/loss": loss, "train/accuracy": aux["accuracy"], "train/log_loss": aux["log_loss"],
-      "train/margin": aux["margin"], "train/reward": losses.masked_metric(score_BK, batch.valid_BK),
+    "train/loss": loss,
+    "train/accuracy": aux["accuracy"],
+    "train/log_loss": aux["log_loss"],
+    "train/margin": aux["margin"],
+    "train/reward": losses.masked_metric(score_BK, batch.valid_BK),
   }
   return loss.total * weight, metrics
 
@@ -119,9 +129,14 @@ def num_prompts_with_pair(batch: ComparisonBatch):
   return losses.comparison_loss(zeros_BK, batch.rank_BK, batch.valid_BK)[0].weight
 
 
-def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
-                  batch: ComparisonBatch, frozen: Params | None = None
-                  ) -> tuple[TrainState, dict[str, Any]]:
+def reward_update(
+  cfg: ModelConfig,
+  p: RewardConfig,
+  tx,
+  state: TrainState,
+  batch: ComparisonBatch,
+  frozen: Params | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on `p.batch_size` prompts.
 
   Args:
@@ -129,10 +144,13 @@ def reward_update(cfg: ModelConfig, p: RewardConfig, tx, state: TrainState,
   """
   num_microbatches = p.batch_size // p.microbatch_size
   weight = 1.0 / jnp.maximum(num_prompts_with_pair(batch), 1.0)
-  microbatches = (sharding.split_microbatches(batch, num_microbatches),
-                  jnp.full((num_microbatches,), weight))
+  microbatches = (
+    sharding.split_microbatches(batch, num_microbatches),
+    jnp.full((num_microbatches,), weight),
+  )
   grads, metrics = optim.accumulated_gradient(
-      functools.partial(reward_loss, cfg, frozen=frozen), state.params, microbatches)
+    functools.partial(reward_loss, cfg, frozen=frozen), state.params, microbatches
+  )
   metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
@@ -149,10 +167,16 @@ def with_zero_mean(params: Params, mean_score) -> Params:
 def validation_metrics(score_NK, rank_NK, valid_NK) -> dict[str, float]:
   """Loss and accuracy over all untied pairs of a validation set."""
   loss, aux = losses.comparison_loss(
-      jnp.asarray(score_NK, jnp.float32), jnp.asarray(rank_NK), jnp.asarray(valid_NK))
-  return metrics_lib.summarise({
-      "validation/loss": loss, "validation/accuracy": aux["accuracy"],
-      "validation/log_loss": aux["log_loss"], "validation/margin": aux["margin"]})
+    jnp.asarray(score_NK, jnp.float32), jnp.asarray(rank_NK), jnp.asarray(valid_NK)
+  )
+  return metrics_lib.summarise(
+    {
+      "validation/loss": loss,
+      "validation/accuracy": aux["accuracy"],
+      "validation/log_loss": aux["log_loss"],
+      "validation/margin": aux["margin"],
+    }
+  )
 
 
 # ----------------------------------------------------------------------------- checks
@@ -181,13 +205,21 @@ def check_inputs(config) -> None:
   Raises:
     ValueError: as `train` would raise later.
   """
-  export = networks.find_export(config.init_from, dict(config.model), kind="policy",
-                                flag="init_from")
+  export = networks.find_export(
+    config.init_from, dict(config.model), kind="policy", flag="init_from"
+  )
   prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
-  for name, kind in (("train", "comparison"), ("valid", "comparison"),
-                     ("demonstrations", "demonstration")):
-    sources.check(config.comparisons[name], kind, field=f"config.comparisons.{name}",
-                  on_bad=config.comparisons.on_bad)
+  for name, kind in (
+    ("train", "comparison"),
+    ("valid", "comparison"),
+    ("demonstrations", "demonstration"),
+  ):
+    sources.check(
+      config.comparisons[name],
+      kind,
+      field=f"config.comparisons.{name}",
+      on_bad=config.comparisons.on_bad,
+    )
 
 
 # ----------------------------------------------------------------------------- training
@@ -215,8 +247,9 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   sets, lora_cfg = ComparisonData(**config.comparisons), LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
-                          flag="init_from")
+  network = networks.load(
+    config.init_from, dict(config.model), mesh, kind="policy", flag="init_from"
+  )
   tokenizer = network.tokenizer
   cfg, trunk = model.without_output(network.cfg, network.params)
   network = dataclasses.replace(network, cfg=cfg, params=None)
@@ -226,93 +259,137 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     with processes.main_first(name):
       source = sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad)
     rows, counts = prepare.comparison_rows(
-        source, tokenizer, length=config.length, overlong=sets.overlong,
-        prompt_format=prompt_format)
+      source, tokenizer, length=config.length, overlong=sets.overlong, prompt_format=prompt_format
+    )
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
 
   rows = comparison_rows("comparisons", sets.train)
   valid_rows = comparison_rows("validation comparisons", sets.valid)
   with processes.main_first("demonstrations"):
-    source = sources.load(sets.demonstrations, "demonstration", data_dir=data_dir,
-                          on_bad=sets.on_bad)
+    source = sources.load(
+      sets.demonstrations, "demonstration", data_dir=data_dir, on_bad=sets.on_bad
+    )
   demonstrations = demonstration_ids(
-      source, tokenizer, length=config.length, overlong=sets.overlong_demonstrations,
-      prompt_format=prompt_format)
+    source,
+    tokenizer,
+    length=config.length,
+    overlong=sets.overlong_demonstrations,
+    prompt_format=prompt_format,
+  )
 
-  batches = batches_lib.comparison_batches(rows, batch_size=p.batch_size, seed=config.seed,
-                                           pairs=p.pairs,
-                                           share=sharding.local_rows(mesh, p.batch_size))
+  batches = batches_lib.comparison_batches(
+    rows,
+    batch_size=p.batch_size,
+    seed=config.seed,
+    pairs=p.pairs,
+    share=sharding.local_rows(mesh, p.batch_size),
+  )
   total_steps = batches.num_steps(p.num_epochs)
   tx = optim.make_optimizer(optim_cfg, total_steps)
   schedule = optim.make_schedule(optim_cfg, total_steps)
-  print(f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
-        f"{total_steps:,} steps of {p.batch_size} prompts, up to {rows.num_slots} completions each",
-        flush=True)
+  print(
+    f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
+    f"{total_steps:,} steps of {p.batch_size} prompts, up to {rows.num_slots} completions each",
+    flush=True,
+  )
 
   with jax.set_mesh(mesh):
     head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
-    frozen, trained = lora.split(lora_cfg, dict(trunk, head=head),
-                                 loop.step_key(config.seed, "lora", 0))
+    frozen, trained = lora.split(
+      lora_cfg, dict(trunk, head=head), loop.step_key(config.seed, "lora", 0)
+    )
     cfg = dataclasses.replace(network.cfg, lora_scale=lora.scale(lora_cfg))
     init = functools.partial(optim.init_train_state, tx)
     layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
     state = jax.jit(init, out_shardings=layout)(trained)
     del trunk, trained  # only what is frozen is still needed
-    update = jax.jit(functools.partial(reward_update, cfg, p, tx), donate_argnums=0,
-                     out_shardings=(layout, None))
+    update = jax.jit(
+      functools.partial(reward_update, cfg, p, tx), donate_argnums=0, out_shardings=(layout, None)
+    )
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
       batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
       state, metrics = update(state, batch, frozen)
-      return state, metrics | {"train/learning_rate": schedule(step),
-                               "train/epoch": (step + 1) / batches.num_batches_per_epoch}
+      return state, metrics | {
+        "train/learning_rate": schedule(step),
+        "train/epoch": (step + 1) / batches.num_batches_per_epoch,
+      }
 
     def evaluate(state, step):
       del step
       return validation_metrics(
-          *score_comparisons(cfg, lora.combine(frozen, state.params), valid_rows,
-                             batch_size=p.batch_size))
+        *score_comparisons(
+          cfg, lora.combine(frozen, state.params), valid_rows, batch_size=p.batch_size
+        )
+      )
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(
-          name=workdir.name, workdir=workdir, cfg=loop_cfg, checkpoints=checkpoints, state=state,
-          total_steps=total_steps, train_step=train_step, evaluate=evaluate,
-          tokens_per_step=p.batch_size * rows.num_slots * config.length,
-          headline=("train/loss", "train/accuracy", "validation/accuracy"),
-          guarded=("train/loss", "train/grad_norm", "validation/loss"),
-          metadata=dict(seed=config.seed))
+        name=workdir.name,
+        workdir=workdir,
+        cfg=loop_cfg,
+        checkpoints=checkpoints,
+        state=state,
+        total_steps=total_steps,
+        train_step=train_step,
+        evaluate=evaluate,
+        tokens_per_step=p.batch_size * rows.num_slots * config.length,
+        headline=("train/loss", "train/accuracy", "validation/accuracy"),
+        guarded=("train/loss", "train/grad_norm", "validation/loss"),
+        metadata=dict(seed=config.seed),
+      )
 
     params = lora.merged(lora_cfg, frozen, state.params)
-    offset = float(np.mean(score_rows(cfg, params, demonstrations, length=config.length,
-                                      batch_size=p.batch_size)))
+    offset = float(
+      np.mean(
+        score_rows(cfg, params, demonstrations, length=config.length, batch_size=p.batch_size)
+      )
+    )
     params = with_zero_mean(params, offset)
     score_NK, rank_NK, valid_NK = score_comparisons(
-        cfg, params, valid_rows, batch_size=p.batch_size)
-    shared = dict(model=dataclasses.asdict(network.cfg), tokenizer=tokenizer,
-                  config=workdir_lib.config_to_dict(config), step=total_steps)
+      cfg, params, valid_rows, batch_size=p.batch_size
+    )
+    shared = dict(
+      model=dataclasses.asdict(network.cfg),
+      tokenizer=tokenizer,
+      config=workdir_lib.config_to_dict(config),
+      step=total_steps,
+    )
     metadata = networks.origin(network.metadata) | dict(demonstration_offset=offset)
     checkpoint.export_params(workdir / "export", params, kind="reward", metadata=metadata, **shared)
     if lora_cfg.rank:
       checkpoint.export_params(
-          workdir / "export_adapter", dict(state.params, head=params["head"]), kind="adapter",
-          metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
-          **shared)
-  workdir_lib.write_json(workdir / "validation_scores.json", dict(
-      scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()))
+        workdir / "export_adapter",
+        dict(state.params, head=params["head"]),
+        kind="adapter",
+        metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+        **shared,
+      )
+  workdir_lib.write_json(
+    workdir / "validation_scores.json",
+    dict(scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()),
+  )
   result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(
-      steps=total_steps, demonstration_offset=offset, seconds=time.perf_counter() - began)
+    steps=total_steps, demonstration_offset=offset, seconds=time.perf_counter() - began
+  )
   workdir_lib.mark_done(workdir, result)
   return result
 
 
-def demonstration_ids(records, tokenizer, *, length: int, overlong: str,
-                      prompt_format: prepare.PromptFormat) -> list[np.ndarray]:
+def demonstration_ids(
+  records, tokenizer, *, length: int, overlong: str, prompt_format: prepare.PromptFormat
+) -> list[np.ndarray]:
   """Whole demonstrations, one sequence each, as the reward model will read responses."""
   rows, counts = prepare.demonstration_rows(
-      records, tokenizer, length=length, packing="one_per_row", overlong=overlong,
-      prompt_format=prompt_format)
+    records,
+    tokenizer,
+    length=length,
+    packing="one_per_row",
+    overlong=overlong,
+    prompt_format=prompt_format,
+  )
   print(records_lib.describe_counts("demonstrations for the offset", counts), flush=True)
   sizes = (rows.segment_BT > 0).sum(axis=1)
   return [row[:size] for row, size in zip(rows.tokens_BT, sizes, strict=True)]

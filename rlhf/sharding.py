@@ -24,52 +24,52 @@ BATCH_AXES = ("data", "fsdp")
 # The first rule whose pattern matches the whole path wins. `blocks/...` leaves carry the scanned
 # layer axis in front, which is never split.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"(embed|output)/token", P("tensor", "fsdp")),
-    (r"embed/position", P(None, "fsdp")),
-    (r"embed/project/kernel", P(None, "fsdp")),
-    (r"output/project/kernel", P("fsdp", None)),
-    (r"blocks/.*/(qkv|kv)/kernel", P(None, "fsdp", None, "tensor", None)),
-    (r"blocks/.*/(qkv|kv)/bias", P(None, None, "tensor", None)),
-    (r"blocks/.*/q/kernel", P(None, "fsdp", "tensor", None)),
-    (r"blocks/.*/q/bias", P(None, "tensor", None)),
-    (r"blocks/.*/attention/out/kernel", P(None, "tensor", None, "fsdp")),
-    (r"blocks/.*/mlp/(in|gate)/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/.*/mlp/(in|gate)/bias", P(None, "tensor")),
-    (r"blocks/.*/mlp/out/kernel", P(None, "tensor", "fsdp")),
-    (r"blocks/.*/out/bias", P(None, None)),
-    (r"blocks/.*norm/(scale|bias)", P(None, None)),
-    (r"final_norm/(scale|bias)", P(None)),
-    (r"head/kernel", P(None, None)),
-    (r"head/bias", P(None)),
-    # Adapters lie as the axes of their kernels do; the rank is whole.
-    (r"blocks/.*/(qkv|kv|q|in|gate)/lora_a", P(None, "fsdp", None)),
-    (r"blocks/.*/attention/out/lora_a", P(None, "tensor", None, None)),
-    (r"blocks/.*/mlp/out/lora_a", P(None, "tensor", None)),
-    (r"blocks/.*/(qkv|kv)/lora_b", P(None, None, None, "tensor", None)),
-    (r"blocks/.*/q/lora_b", P(None, None, "tensor", None)),
-    (r"blocks/.*/mlp/(in|gate)/lora_b", P(None, None, "tensor")),
-    (r"blocks/.*/out/lora_b", P(None, None, "fsdp")),
+  (r"(embed|output)/token", P("tensor", "fsdp")),
+  (r"embed/position", P(None, "fsdp")),
+  (r"embed/project/kernel", P(None, "fsdp")),
+  (r"output/project/kernel", P("fsdp", None)),
+  (r"blocks/.*/(qkv|kv)/kernel", P(None, "fsdp", None, "tensor", None)),
+  (r"blocks/.*/(qkv|kv)/bias", P(None, None, "tensor", None)),
+  (r"blocks/.*/q/kernel", P(None, "fsdp", "tensor", None)),
+  (r"blocks/.*/q/bias", P(None, "tensor", None)),
+  (r"blocks/.*/attention/out/kernel", P(None, "tensor", None, "fsdp")),
+  (r"blocks/.*/mlp/(in|gate)/kernel", P(None, "fsdp", "tensor")),
+  (r"blocks/.*/mlp/(in|gate)/bias", P(None, "tensor")),
+  (r"blocks/.*/mlp/out/kernel", P(None, "tensor", "fsdp")),
+  (r"blocks/.*/out/bias", P(None, None)),
+  (r"blocks/.*norm/(scale|bias)", P(None, None)),
+  (r"final_norm/(scale|bias)", P(None)),
+  (r"head/kernel", P(None, None)),
+  (r"head/bias", P(None)),
+  # Adapters lie as the axes of their kernels do; the rank is whole.
+  (r"blocks/.*/(qkv|kv|q|in|gate)/lora_a", P(None, "fsdp", None)),
+  (r"blocks/.*/attention/out/lora_a", P(None, "tensor", None, None)),
+  (r"blocks/.*/mlp/out/lora_a", P(None, "tensor", None)),
+  (r"blocks/.*/(qkv|kv)/lora_b", P(None, None, None, "tensor", None)),
+  (r"blocks/.*/q/lora_b", P(None, None, "tensor", None)),
+  (r"blocks/.*/mlp/(in|gate)/lora_b", P(None, None, "tensor")),
+  (r"blocks/.*/out/lora_b", P(None, None, "fsdp")),
 )
 
 
 # While sampling, matrices are bfloat16 (or `cfg.dtype`) and a layer is a tree of its own, without
 # the scanned axis.  `fsdp` here splits the contraction: see `decode_spec`.
 DECODE_RULES: tuple[tuple[str, P], ...] = (
-    (r"(embed|output)/token", P("tensor", "fsdp")),
-    (r"embed/position", P(None, "fsdp")),
-    (r"embed/project/kernel", P(None, "fsdp")),
-    (r"output/project/kernel", P("fsdp", None)),
-    (r"blocks/.*/(qkv|kv)/kernel", P("fsdp", None, "tensor", None)),
-    (r"blocks/.*/(qkv|kv)/bias", P(None, "tensor", None)),
-    (r"blocks/.*/q/kernel", P("fsdp", "tensor", None)),
-    (r"blocks/.*/q/bias", P("tensor", None)),
-    (r"blocks/.*/attention/out/kernel", P("tensor", None, "fsdp")),
-    (r"blocks/.*/mlp/(in|gate)/kernel", P("fsdp", "tensor")),
-    (r"blocks/.*/mlp/(in|gate)/bias", P("tensor")),
-    (r"blocks/.*/mlp/out/kernel", P("tensor", "fsdp")),
-    (r"blocks/.*/out/bias", P(None)),
-    (r"blocks/.*norm/(scale|bias)", P(None)),
-    (r"final_norm/(scale|bias)", P(None)),
+  (r"(embed|output)/token", P("tensor", "fsdp")),
+  (r"embed/position", P(None, "fsdp")),
+  (r"embed/project/kernel", P(None, "fsdp")),
+  (r"output/project/kernel", P("fsdp", None)),
+  (r"blocks/.*/(qkv|kv)/kernel", P("fsdp", None, "tensor", None)),
+  (r"blocks/.*/(qkv|kv)/bias", P(None, "tensor", None)),
+  (r"blocks/.*/q/kernel", P("fsdp", "tensor", None)),
+  (r"blocks/.*/q/bias", P("tensor", None)),
+  (r"blocks/.*/attention/out/kernel", P("tensor", None, "fsdp")),
+  (r"blocks/.*/mlp/(in|gate)/kernel", P("fsdp", "tensor")),
+  (r"blocks/.*/mlp/(in|gate)/bias", P("tensor")),
+  (r"blocks/.*/mlp/out/kernel", P("tensor", "fsdp")),
+  (r"blocks/.*/out/bias", P(None)),
+  (r"blocks/.*norm/(scale|bias)", P(None)),
+  (r"final_norm/(scale|bias)", P(None)),
 )
 # Layers that fill no whole pattern have the rules of `blocks`, without the scanned axis.
 _TAIL, _BLOCKS = "tail/", "blocks/"
@@ -83,6 +83,7 @@ DECODE_SPLITS = ("tensor", "fsdp_tensor")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
   """How activations lie on the mesh: the axes of their rows, of time and of the residual width."""
+
   rows: tuple[str, ...] | str
   time: str | None = None
   width: str | None = None
@@ -119,6 +120,7 @@ def decode_layout(decode_split: str) -> Layout:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
   """Axis sizes; their product is the number of devices used.  `data` -1 takes what is left."""
+
   data: int
   fsdp: int
   tensor: int
@@ -135,8 +137,9 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
   data = len(devices) // fixed if cfg.data == -1 else cfg.data
   if data * fixed != len(devices) or data < 1:
     raise ValueError(
-        f"mesh data={cfg.data} fsdp={cfg.fsdp} tensor={cfg.tensor} does not use exactly the "
-        f"{len(devices)} devices there are; choose sizes whose product is {len(devices)}")
+      f"mesh data={cfg.data} fsdp={cfg.fsdp} tensor={cfg.tensor} does not use exactly the "
+      f"{len(devices)} devices there are; choose sizes whose product is {len(devices)}"
+    )
   grid = np.asarray(devices).reshape(data, cfg.fsdp, cfg.tensor)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -184,14 +187,17 @@ def check_divides(mesh: Mesh, params: Params) -> None:
     name = path_name(path)
     for size, axis in zip(leaf.shape, param_spec(name)):
       if axis is not None and size % mesh.shape[axis]:
-        raise ValueError(f"{name} {list(leaf.shape)}: {size} does not divide over mesh.{axis} "
-                         f"{mesh.shape[axis]}; use a divisor of {size}")
+        raise ValueError(
+          f"{name} {list(leaf.shape)}: {size} does not divide over mesh.{axis} "
+          f"{mesh.shape[axis]}; use a divisor of {size}"
+        )
 
 
 def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
   """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not in the path."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: NamedSharding(mesh, param_spec(path_name(path[prefix_depth:]))), params)
+    lambda path, _: NamedSharding(mesh, param_spec(path_name(path[prefix_depth:]))), params
+  )
 
 
 def state_shardings(mesh: Mesh, state) -> Params:
@@ -200,6 +206,7 @@ def state_shardings(mesh: Mesh, state) -> Params:
   Optimizer moments repeat the parameter tree, EMA weights too; counters and scalars replicate
   because they have no axis to split.
   """
+
   def sharding_of(path, leaf):
     if leaf.ndim == 0:
       return NamedSharding(mesh, P())
@@ -207,7 +214,8 @@ def state_shardings(mesh: Mesh, state) -> Params:
     starts = [i for i, name in enumerate(names) if name in NETWORK]
     if not starts:
       raise ValueError(f"state leaf {path_name(path)!r} follows no parameter; it has no sharding")
-    return NamedSharding(mesh, param_spec("/".join(names[starts[0]:])))
+    return NamedSharding(mesh, param_spec("/".join(names[starts[0] :])))
+
   return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
@@ -224,8 +232,10 @@ def check_rows(mesh: Mesh, num_rows: int, name: str) -> None:
   """Raises ValueError unless the rows of `name` divide over data * fsdp."""
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if num_rows % num_shards:
-    raise ValueError(f"{name} of {num_rows} rows does not divide over data*fsdp = "
-                     f"{num_shards} devices; use a multiple of {num_shards}")
+    raise ValueError(
+      f"{name} of {num_rows} rows does not divide over data*fsdp = "
+      f"{num_shards} devices; use a multiple of {num_shards}"
+    )
 
 
 def local_rows(mesh: Mesh, num_rows: int, devices=None) -> slice:
@@ -248,8 +258,10 @@ def local_rows(mesh: Mesh, num_rows: int, devices=None) -> slice:
 def check_heads(mesh: Mesh, num_heads: int, name: str) -> None:
   """Raises ValueError unless the heads of `name` divide over `tensor`."""
   if num_heads % mesh.shape["tensor"]:
-    raise ValueError(f"{name} {num_heads} does not divide over mesh.tensor {mesh.shape['tensor']}; "
-                     f"use a divisor of {num_heads}")
+    raise ValueError(
+      f"{name} {num_heads} does not divide over mesh.tensor {mesh.shape['tensor']}; "
+      f"use a divisor of {num_heads}"
+    )
 
 
 def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
@@ -273,7 +285,10 @@ def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
     def part(index):
       start, stop, _ = index[axis].indices(total)
       return x[(*(slice(None),) * axis, slice(start - first, stop - first))]
-    return jax.make_array_from_callback((*x.shape[:axis], total, *x.shape[axis + 1:]), layout, part)
+
+    return jax.make_array_from_callback(
+      (*x.shape[:axis], total, *x.shape[axis + 1 :]), layout, part
+    )
 
   return jax.tree.map(put, batch)
 
@@ -298,6 +313,7 @@ def on_mesh_of(params: Params):
       return x
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, rows, lambda index: x[index])
+
   with jax.set_mesh(lies.mesh):
     yield lambda batch: jax.tree.map(place, batch)
 
@@ -315,8 +331,10 @@ def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> P
   Args:
     stacked: the leaves of `blocks` lead with the axis of the layers.
   """
+
   def lay_out(path, leaf):
     return constrain(leaf, *decoding_spec(path, decode_split, stacked=stacked))
+
   return jax.tree_util.tree_map_with_path(lay_out, params)
 
 
@@ -329,15 +347,18 @@ def decoding_spec(path, decode_split: str, *, stacked: bool) -> P:
 
 def split_microbatches(tree, num_microbatches: int):
   """[B, ...] -> [M, B/M, ...], row r going to microbatch r mod M, so that no row changes device."""
+
   def split(x):
     rows = x.shape[0] // num_microbatches
     if rows * num_microbatches != x.shape[0]:
       raise ValueError(f"{x.shape[0]} rows do not divide into {num_microbatches} microbatches")
     return x.reshape(rows, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+
   return jax.tree.map(split, tree)
 
 
 def merge_microbatches(tree):
   """The inverse of `split_microbatches`."""
   return jax.tree.map(
-      lambda x: x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
+    lambda x: x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree
+  )

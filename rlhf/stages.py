@@ -11,27 +11,52 @@ import copy
 
 from rlhf import workdir as workdir_lib
 
-_NETWORK = ("seed", "base.mesh", "base.model", "format", "ppo.ppo.max_prompt_tokens",
-            "ppo.ppo.max_response_tokens", "evaluation.batch_size")  # to draw answers
+_NETWORK = (
+  "seed",
+  "base.mesh",
+  "base.model",
+  "format",
+  "ppo.ppo.max_prompt_tokens",
+  "ppo.ppo.max_response_tokens",
+  "evaluation.batch_size",
+)  # to draw answers
 # Stage -> dotted fields of the config that it reads.  A field may be absent: one's own files have
 # no labelers, TinyWorld has no files.
 READS = {
-    "data": ("seed", "world", "files"),
-    "base": ("seed", "base"),
-    "sft": ("seed", "format", "sft"),
-    "init": ("seed", "format", "init"),
-    "comparisons": (*_NETWORK, "world", "labelers", "comparisons", "sft.sft.num_epochs"),
-    "reward_base": ("seed", "base"),
-    "reward_model": ("seed", "format", "world", "reward_init", "reward_model", "base.model",
-                     "sft.sft.num_epochs"),
-    "selection": (*_NETWORK, "sft.sft.num_epochs", "evaluation.temperature",
-                  "evaluation.num_selection_prompts"),
-    "ppo": ("seed", "format", "kl_reference", "ppo"),
-    "ppo_ptx": ("seed", "format", "kl_reference", "ppo"),
-    "base_more_pretraining": (
-        "seed", "base_more_pretraining", "ppo.ppo.num_iterations", "ppo.ppo.num_epochs",
-        "ppo.ppo.batch_size", "ppo.ppo.minibatch_size", "ppo.ppo.ptx_ratio", "ppo.ppo.ptx_length"),
-    "evaluation": ("",),  # everything
+  "data": ("seed", "world", "files"),
+  "base": ("seed", "base"),
+  "sft": ("seed", "format", "sft"),
+  "init": ("seed", "format", "init"),
+  "comparisons": (*_NETWORK, "world", "labelers", "comparisons", "sft.sft.num_epochs"),
+  "reward_base": ("seed", "base"),
+  "reward_model": (
+    "seed",
+    "format",
+    "world",
+    "reward_init",
+    "reward_model",
+    "base.model",
+    "sft.sft.num_epochs",
+  ),
+  "selection": (
+    *_NETWORK,
+    "sft.sft.num_epochs",
+    "evaluation.temperature",
+    "evaluation.num_selection_prompts",
+  ),
+  "ppo": ("seed", "format", "kl_reference", "ppo"),
+  "ppo_ptx": ("seed", "format", "kl_reference", "ppo"),
+  "base_more_pretraining": (
+    "seed",
+    "base_more_pretraining",
+    "ppo.ppo.num_iterations",
+    "ppo.ppo.num_epochs",
+    "ppo.ppo.batch_size",
+    "ppo.ppo.minibatch_size",
+    "ppo.ppo.ptx_ratio",
+    "ppo.ppo.ptx_length",
+  ),
+  "evaluation": ("",),  # everything
 }
 # Stages that are the same program: equal configs of these are one stage.
 KINDS = {"reward_base": "base", "ppo_ptx": "ppo"}
@@ -66,13 +91,18 @@ def inputs(config, name: str) -> tuple[str, ...]:
   compared = ("comparisons",) if "world" in config else ()
   reference = ("base",) if config["kl_reference"] == "base" else ()
   table = {
-      "data": (), "base": ("data",), "sft": ("data", "base"), "init": ("data", "base"),
-      "comparisons": ("data", "sft"), "reward_base": ("data",),
-      "reward_model": ("data", *compared, reward_start(config)),
-      "selection": ("data", "sft", "reward_model"),
-      "ppo": ("data", "init", "reward_model", *reference),
-      "ppo_ptx": ("data", "init", "reward_model", *reference),
-      "base_more_pretraining": ("data", "base")}
+    "data": (),
+    "base": ("data",),
+    "sft": ("data", "base"),
+    "init": ("data", "base"),
+    "comparisons": ("data", "sft"),
+    "reward_base": ("data",),
+    "reward_model": ("data", *compared, reward_start(config)),
+    "selection": ("data", "sft", "reward_model"),
+    "ppo": ("data", "init", "reward_model", *reference),
+    "ppo_ptx": ("data", "init", "reward_model", *reference),
+    "base_more_pretraining": ("data", "base"),
+  }
   return table[name] if name in table else tuple(table)
 
 

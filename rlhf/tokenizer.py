@@ -41,10 +41,18 @@ class Tokenizer:
     chat_template: Jinja source, or None; `chat` is what becomes of it.
   """
 
-  def __init__(self, inner: tokenizers.Tokenizer, *, eot_token: str, pad_token: str | None,
-               num_embeddings: int | None = None, bos_token: str | None = None,
-               prefix_ids: Sequence[int] = (), chat_template: str | None = None,
-               source: str = files.CONFIG_FILE):
+  def __init__(
+    self,
+    inner: tokenizers.Tokenizer,
+    *,
+    eot_token: str,
+    pad_token: str | None,
+    num_embeddings: int | None = None,
+    bos_token: str | None = None,
+    prefix_ids: Sequence[int] = (),
+    chat_template: str | None = None,
+    source: str = files.CONFIG_FILE,
+  ):
     """Wraps `inner`.
 
     Args:
@@ -65,11 +73,15 @@ class Tokenizer:
       raise ValueError("the tokenizer's vocabulary is empty; train it or load another")
     for name, token in (("end-of-text", eot_token), ("padding", pad_token)):
       if token is not None and token not in vocabulary:
-        raise ValueError(f"{name} token {token!r} is not among the tokenizer's "
-                         f"{len(vocabulary)} tokens; name one that is")
+        raise ValueError(
+          f"{name} token {token!r} is not among the tokenizer's "
+          f"{len(vocabulary)} tokens; name one that is"
+        )
     if eot_token == pad_token:
-      raise ValueError(f"end-of-text and padding are both {eot_token!r}; they must differ, "
-                       "or the model never learns to stop (leave the padding token out)")
+      raise ValueError(
+        f"end-of-text and padding are both {eot_token!r}; they must differ, "
+        "or the model never learns to stop (leave the padding token out)"
+      )
     # Specials that a user wrote out are split like any other characters.
     inner.encode_special_tokens = True
     inner.no_padding()
@@ -82,9 +94,11 @@ class Tokenizer:
     self.vocab_size = max(vocabulary.values()) + 1
     num_embeddings = self.vocab_size if num_embeddings is None else num_embeddings
     if self.vocab_size > num_embeddings:
-      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the model's "
-                       f"embedding {num_embeddings} rows; give the tokenizer that the model "
-                       "was trained with")
+      raise ValueError(
+        f"the tokenizer has ids up to {self.vocab_size - 1} and the model's "
+        f"embedding {num_embeddings} rows; give the tokenizer that the model "
+        "was trained with"
+      )
     self.eot_id = vocabulary[eot_token]
     self.pad_id = num_embeddings if pad_token is None else vocabulary[pad_token]
     self.num_ids = max(num_embeddings, self.pad_id + 1)
@@ -130,10 +144,13 @@ class Tokenizer:
       ValueError: there is none, or it cannot be used; see `chat.read_template`.
     """
     if self.chat_template is None:
-      raise ValueError(f"prompt_format chat, but {self._source} has no chat_template; use "
-                       "prompt_format plain, or a model that was trained to chat")
-    return chat.read_template(self.chat_template, self._special_tokens, self._template_variables,
-                              self._source)
+      raise ValueError(
+        f"prompt_format chat, but {self._source} has no chat_template; use "
+        "prompt_format plain, or a model that was trained to chat"
+      )
+    return chat.read_template(
+      self.chat_template, self._special_tokens, self._template_variables, self._source
+    )
 
   @property
   def turn_end_id(self) -> int:
@@ -161,8 +178,10 @@ class Tokenizer:
     tail = self._encode_pieces(template.tail, is_start=False)
     # The library puts no space before a text that follows a special token, if its pre-tokenizer
     # says "first"; so it is here.
-    middle = self.encode_batch([template.text_around(prompt) for prompt in prompts],
-                               continues=bool(head) and self._spaces_first_only)
+    middle = self.encode_batch(
+      [template.text_around(prompt) for prompt in prompts],
+      continues=bool(head) and self._spaces_first_only,
+    )
     return [[*head, *ids, *tail] for ids in middle]
 
   @functools.cached_property
@@ -173,11 +192,13 @@ class Tokenizer:
   @functools.cached_property
   def num_chat_tail(self) -> int:
     """How many ids of `encode_chat` stand behind the prompt's own.  Raises as `chat`."""
-    return (len(self.encode(self.chat.after, continues=True))
-            + len(self._encode_pieces(self.chat.tail, is_start=False)))
+    return len(self.encode(self.chat.after, continues=True)) + len(
+      self._encode_pieces(self.chat.tail, is_start=False)
+    )
 
-  def render_chat(self, messages: Sequence[Mapping[str, str]], *,
-                  add_generation_prompt: bool) -> str:
+  def render_chat(
+    self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+  ) -> str:
     """Any turns as the template's text, special tokens written out; for `encode_with_specials`.
 
     Args:
@@ -188,8 +209,13 @@ class Tokenizer:
       ValueError: as `chat`, or the template refuses these turns.
     """
     self.chat  # there is a template that can be used
-    return chat.render(self.chat_template, messages, self._template_variables, self._source,
-                       add_generation_prompt=add_generation_prompt)
+    return chat.render(
+      self.chat_template,
+      messages,
+      self._template_variables,
+      self._source,
+      add_generation_prompt=add_generation_prompt,
+    )
 
   def encode_with_specials(self, text: str) -> list[int]:
     """Ids of a text in which special tokens that are written out are meant as such."""
@@ -207,8 +233,12 @@ class Tokenizer:
   @functools.cached_property
   def _template_variables(self) -> dict[str, str]:
     unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
-    named = dict(bos_token=self._bos_token, eos_token=self._eot_token, pad_token=self._pad_token,
-                 unk_token=unknown)
+    named = dict(
+      bos_token=self._bos_token,
+      eos_token=self._eot_token,
+      pad_token=self._pad_token,
+      unk_token=unknown,
+    )
     return {name: "" if token is None else token for name, token in named.items()}
 
   @functools.cached_property
@@ -233,26 +263,28 @@ class Tokenizer:
     directory.mkdir(parents=True, exist_ok=True)
     self._inner.save(str(directory / files.TOKENIZER_FILE))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": self._eot_token,
-        "eos_token_id": self.eot_id,
-        "pad_token": self._pad_token,
-        "pad_token_id": self.pad_id,
-        "bos_token": self._bos_token,
-        "prefix_ids": list(self.prefix_ids),
-        "num_ids": self.num_ids,
-        "chat_template": self.chat_template,
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "eos_token": self._eot_token,
+      "eos_token_id": self.eot_id,
+      "pad_token": self._pad_token,
+      "pad_token_id": self.pad_id,
+      "bos_token": self._bos_token,
+      "prefix_ids": list(self.prefix_ids),
+      "num_ids": self.num_ids,
+      "chat_template": self.chat_template,
     }
-    (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
-                                               encoding="utf-8")
+    (directory / files.CONFIG_FILE).write_text(
+      json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
 
   @property
   def bos_id(self) -> int | None:
     """Of the begin-of-text token, where there is one."""
     return None if self._bos_token is None else self._inner.token_to_id(self._bos_token)
 
-  def save_hf(self, directory: str | os.PathLike, *, num_embeddings: int,
-              own_padding: bool = False) -> int:
+  def save_hf(
+    self, directory: str | os.PathLike, *, num_embeddings: int, own_padding: bool = False
+  ) -> int:
     """Writes the tokenizer for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
     A padding row that this program added has no token in the vocabulary.  Where the exported
@@ -271,30 +303,32 @@ class Tokenizer:
       ValueError: the vocabulary is larger than the exported embedding.
     """
     if self.vocab_size + (own_padding and self._pad_token is None) > num_embeddings:
-      raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
-                       f"embedding {num_embeddings} rows; export all rows of the vocabulary")
+      raise ValueError(
+        f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
+        f"embedding {num_embeddings} rows; export all rows of the vocabulary"
+      )
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     inner, pad_token = self._inner, self._pad_token
-    if pad_token is None and (
-        own_padding or self.pad_id == self.vocab_size < num_embeddings):
+    if pad_token is None and (own_padding or self.pad_id == self.vocab_size < num_embeddings):
       inner, pad_token = tokenizers.Tokenizer.from_str(inner.to_str()), PAD_TOKEN
       inner.add_special_tokens([PAD_TOKEN])
     inner.save(str(directory / files.TOKENIZER_FILE))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": self._bos_token,
-        "eos_token": self._eot_token,
-        "pad_token": self._eot_token if pad_token is None else pad_token,
-        "clean_up_tokenization_spaces": False,
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "bos_token": self._bos_token,
+      "eos_token": self._eot_token,
+      "pad_token": self._eot_token if pad_token is None else pad_token,
+      "clean_up_tokenization_spaces": False,
     }
     if inner is not self._inner:
       config[files.PADDING_ROW] = self.pad_id  # so that `from_hf` gives this tokenizer back
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
       (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
-    (directory / files.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n",
-                                               encoding="utf-8")
+    (directory / files.CONFIG_FILE).write_text(
+      json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
     return inner.token_to_id(config["pad_token"])
 
   @classmethod
@@ -315,16 +349,23 @@ class Tokenizer:
     if config["pad_token"] is None and num_embeddings is not None:
       num_embeddings -= 1  # the last row is padding's
     tokenizer = cls(
-        files.read_tokenizer(path.with_name(files.TOKENIZER_FILE)), eot_token=config["eos_token"],
-        pad_token=config["pad_token"], num_embeddings=num_embeddings,
-        bos_token=config["bos_token"], prefix_ids=config["prefix_ids"],
-        chat_template=config["chat_template"], source=str(path))
+      files.read_tokenizer(path.with_name(files.TOKENIZER_FILE)),
+      eot_token=config["eos_token"],
+      pad_token=config["pad_token"],
+      num_embeddings=num_embeddings,
+      bos_token=config["bos_token"],
+      prefix_ids=config["prefix_ids"],
+      chat_template=config["chat_template"],
+      source=str(path),
+    )
     found = (tokenizer.eot_id, tokenizer.pad_id)
     expected = (config["eos_token_id"], config["pad_token_id"])
     if found != expected:
-      raise ValueError(f"{path}: end-of-text and padding ids are {expected} but "
-                       f"{files.TOKENIZER_FILE} beside it gives {found}; the files are not of one "
-                       "save")
+      raise ValueError(
+        f"{path}: end-of-text and padding ids are {expected} but "
+        f"{files.TOKENIZER_FILE} beside it gives {found}; the files are not of one "
+        "save"
+      )
     return tokenizer
 
   @classmethod
@@ -353,13 +394,21 @@ class Tokenizer:
   def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
     if parts.padding_row is not None:
       if parts.padding_row > num_embeddings:
-        raise ValueError(f"{parts.source} has {files.PADDING_ROW} {parts.padding_row}, and the "
-                         f"model's embedding {num_embeddings} rows; it must not be larger")
+        raise ValueError(
+          f"{parts.source} has {files.PADDING_ROW} {parts.padding_row}, and the "
+          f"model's embedding {num_embeddings} rows; it must not be larger"
+        )
       num_embeddings = parts.padding_row
     build = lambda pad_token: cls(
-        parts.inner, eot_token=parts.eot_token, pad_token=pad_token, num_embeddings=num_embeddings,
-        bos_token=parts.bos_token, prefix_ids=parts.prefix_ids, chat_template=parts.chat_template,
-        source=parts.source)
+      parts.inner,
+      eot_token=parts.eot_token,
+      pad_token=pad_token,
+      num_embeddings=num_embeddings,
+      bos_token=parts.bos_token,
+      prefix_ids=parts.prefix_ids,
+      chat_template=parts.chat_template,
+      source=parts.source,
+    )
     try:
       tokenizer = build(parts.pad_token)
       # Padding is never sampled: an answer could not end in it.
@@ -381,21 +430,27 @@ class Tokenizer:
       ValueError: `vocab_size` is below 258, or there is no text.
     """
     if vocab_size < NUM_BYTES + 2:
-      raise ValueError(f"vocab_size {vocab_size} is too small for {NUM_BYTES} bytes and 2 special "
-                       f"tokens; use at least {NUM_BYTES + 2}")
+      raise ValueError(
+        f"vocab_size {vocab_size} is too small for {NUM_BYTES} bytes and 2 special "
+        f"tokens; use at least {NUM_BYTES + 2}"
+      )
     texts = list(texts)
     if not any(texts):
       raise ValueError("a BPE tokenizer needs text to learn from, and there is none")
     inner = files.byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOT_TOKEN, PAD_TOKEN], show_progress=False,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+      vocab_size=vocab_size,
+      special_tokens=[EOT_TOKEN, PAD_TOKEN],
+      show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    )
     inner.train_from_iterator(texts, trainer)
     return cls(inner, eot_token=EOT_TOKEN, pad_token=PAD_TOKEN)
 
   @classmethod
-  def from_json(cls, path: str | os.PathLike, *, eot_token: str = EOT_TOKEN,
-                pad_token: str | None = None) -> "Tokenizer":
+  def from_json(
+    cls, path: str | os.PathLike, *, eot_token: str = EOT_TOKEN, pad_token: str | None = None
+  ) -> "Tokenizer":
     """Reads any `tokenizer.json` of the `tokenizers` library; see `__init__` for the tokens."""
     return cls(files.read_tokenizer(pathlib.Path(path)), eot_token=eot_token, pad_token=pad_token)
 

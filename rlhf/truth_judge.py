@@ -71,6 +71,7 @@ class JudgeConfig:
     num_epochs: passes over the answers.
     max_steps: ends the run, and its schedule, earlier; None runs all epochs.
   """
+
   batch_size: int
   microbatch_size: int
   num_epochs: int
@@ -81,11 +82,14 @@ class JudgeConfig:
       if getattr(self, name) < 1:
         raise ValueError(f"judge.{name} is {getattr(self, name)}; use 1 or more")
     if self.max_steps is not None and self.max_steps < 1:
-      raise ValueError(f"judge.max_steps is {self.max_steps}; use 1 or more, or None for all "
-                       "epochs")
+      raise ValueError(
+        f"judge.max_steps is {self.max_steps}; use 1 or more, or None for all epochs"
+      )
     if self.batch_size % self.microbatch_size:
-      raise ValueError(f"judge.batch_size {self.batch_size} does not divide into "
-                       f"judge.microbatch_size {self.microbatch_size}")
+      raise ValueError(
+        f"judge.batch_size {self.batch_size} does not divide into "
+        f"judge.microbatch_size {self.microbatch_size}"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ class AnswerData:
       many to test questions after it, of each that is asked; None judges all.
     on_bad: "stop" or "skip" at a malformed line.
   """
+
   true: str
   informative: str
   test: str
@@ -117,8 +122,10 @@ class AnswerData:
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"answers.{name} {getattr(self, name)} must be at least 0 and below 1")
     if not 0 < self.valid_fraction < 1 - self.test_fraction:
-      raise ValueError(f"answers.valid_fraction {self.valid_fraction} must be above 0 and leave "
-                       f"questions to train on beside answers.test_fraction {self.test_fraction}")
+      raise ValueError(
+        f"answers.valid_fraction {self.valid_fraction} must be above 0 and leave "
+        f"questions to train on beside answers.test_fraction {self.test_fraction}"
+      )
     for name in ("num_valid", "num_test"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"answers.{name} is {getattr(self, name)}; use 1 or more, or None for all")
@@ -134,6 +141,7 @@ class AnswerData:
 @dataclasses.dataclass(frozen=True)
 class Answer:
   """One labelled answer: what is asked of it, its question's id, the judge's prompt, the label."""
+
   asked: str
   question: str
   prompt: str
@@ -152,8 +160,9 @@ def judge_loss(cfg: ModelConfig, params, microbatch, *, frozen=None):
   return nll.total * weight, {"train/loss": nll}
 
 
-def judge_update(cfg: ModelConfig, p: JudgeConfig, tx, state: TrainState, batch: LmBatch,
-                 frozen=None) -> tuple[TrainState, dict[str, Any]]:
+def judge_update(
+  cfg: ModelConfig, p: JudgeConfig, tx, state: TrainState, batch: LmBatch, frozen=None
+) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step.
 
   Args:
@@ -161,10 +170,13 @@ def judge_update(cfg: ModelConfig, p: JudgeConfig, tx, state: TrainState, batch:
   """
   num_microbatches = p.batch_size // p.microbatch_size
   weight = 1.0 / jnp.maximum(jnp.sum(batch.loss_mask_BT), 1.0)
-  microbatches = (sharding.split_microbatches(batch, num_microbatches),
-                  jnp.full((num_microbatches,), weight))
+  microbatches = (
+    sharding.split_microbatches(batch, num_microbatches),
+    jnp.full((num_microbatches,), weight),
+  )
   grads, metrics = optim.accumulated_gradient(
-      functools.partial(judge_loss, cfg, frozen=frozen), state.params, microbatches)
+    functools.partial(judge_loss, cfg, frozen=frozen), state.params, microbatches
+  )
   metrics["train/grad_norm"] = optax.tree.norm(grads)
   return optim.apply_gradient(tx, state, grads), metrics
 
@@ -180,14 +192,21 @@ def read_answer(asked: str, record: dict, where: str) -> Answer:
   """
   match = _PROMPT.fullmatch(record["prompt"])
   if match is None or match["word"] != truth.ASKS[asked]:
-    raise ValueError(f"{where} has the prompt {record['prompt'][:60]!r}; answers.{asked} needs "
-                     f"'Q: ...\\nA: ...\\n{truth.ASKS[asked]}'")
+    raise ValueError(
+      f"{where} has the prompt {record['prompt'][:60]!r}; answers.{asked} needs "
+      f"'Q: ...\\nA: ...\\n{truth.ASKS[asked]}'"
+    )
   label = record["completion"].strip()
   if label not in ("yes", "no"):
-    raise ValueError(f"{where} has the completion {record['completion'][:20]!r}; it must be yes or "
-                     "no")
-  return Answer(asked=asked, question=truth.question_id(match["question"]),
-                prompt=record["prompt"], is_so=label == "yes")
+    raise ValueError(
+      f"{where} has the completion {record['completion'][:20]!r}; it must be yes or no"
+    )
+  return Answer(
+    asked=asked,
+    question=truth.question_id(match["question"]),
+    prompt=record["prompt"],
+    is_so=label == "yes",
+  )
 
 
 def read_questions(path: str) -> frozenset[str]:
@@ -202,8 +221,9 @@ def read_questions(path: str) -> frozenset[str]:
     with open(path, encoding="utf-8-sig", newline="") as file:
       text = file.read()
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f"answers.test={path} cannot be read ({error}); name a file of questions"
-                     ) from error
+    raise ValueError(
+      f"answers.test={path} cannot be read ({error}); name a file of questions"
+    ) from error
   questions = set()
   if path.endswith(".csv"):
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -214,14 +234,21 @@ def read_questions(path: str) -> frozenset[str]:
       try:
         rows.append((number, json.loads(line)))
       except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number} is not JSON ({error.msg}); each line must be one object "
-                         "with a \"question\"") from error
+        raise ValueError(
+          f"{path}:{number} is not JSON ({error.msg}); each line must be one object "
+          'with a "question"'
+        ) from error
   for number, row in rows:
-    names = [name for name in ("Question", "question", "context")
-             if isinstance(row, dict) and isinstance(row.get(name), str)]
+    names = [
+      name
+      for name in ("Question", "question", "context")
+      if isinstance(row, dict) and isinstance(row.get(name), str)
+    ]
     if not names:
-      raise ValueError(f"{path}:{number} has no question; give CSV with a column Question, or JSON "
-                       "lines with \"question\" or \"context\"")
+      raise ValueError(
+        f"{path}:{number} has no question; give CSV with a column Question, or JSON "
+        'lines with "question" or "context"'
+      )
     questions.add(truth.question_id(row[names[0]]))
   if not questions:
     raise ValueError(f"answers.test={path} holds no question; leave the field empty for none")
@@ -229,7 +256,7 @@ def read_questions(path: str) -> frozenset[str]:
 
 
 def part_of(question: str, p: AnswerData, test: frozenset[str]) -> str:
-  """"train", "valid" or "test": where the answers to a question belong.
+  """ "train", "valid" or "test": where the answers to a question belong.
 
   Args:
     question: its id, whose digits decide.
@@ -253,9 +280,11 @@ def split_answers(answers: Sequence[Answer], p: AnswerData) -> dict[str, list[An
     parts[part_of(answer.question, p, test)].append(answer)
   for name, asked in itertools.product(("train", "valid"), p.specs):
     if not any(answer.asked == asked for answer in parts[name]):
-      raise ValueError(f"of the answers of answers.{asked} none is left for {name!r}: their "
-                       "questions are for the test or for the other; give answers to more "
-                       "questions, or other fractions")
+      raise ValueError(
+        f"of the answers of answers.{asked} none is left for {name!r}: their "
+        "questions are for the test or for the other; give answers to more "
+        "questions, or other fractions"
+      )
   return parts
 
 
@@ -280,15 +309,17 @@ def read_answers(asked: str, records: Iterable[dict], spec: str, on_bad: str) ->
         raise
       problems.append(str(error))
   if problems:
-    print(f"{len(problems):,} labelled answers skipped, the first because {problems[0]}",
-          flush=True)
+    print(
+      f"{len(problems):,} labelled answers skipped, the first because {problems[0]}", flush=True
+    )
   return answers
 
 
 def tokenise(answers: Sequence[Answer], tokenizer, *, length: int) -> LmBatch:
   """Answers packed into rows, none of which sees another; the loss is on yes or no alone."""
-  rows, counts = prepare.demonstration_rows(_records(answers), tokenizer, length=length,
-                                            prompt_format=_FORMAT)
+  rows, counts = prepare.demonstration_rows(
+    _records(answers), tokenizer, length=length, prompt_format=_FORMAT
+  )
   print(records_lib.describe_counts("labelled answers", counts), flush=True)
   return rows
 
@@ -296,31 +327,43 @@ def tokenise(answers: Sequence[Answer], tokenizer, *, length: int) -> LmBatch:
 def that_fit(answers: Sequence[Answer], tokenizer, *, length: int) -> list[Answer]:
   """Those that `tokenise` would keep: prompt, label and end-of-text in `length` tokens."""
   sequences = prepare.tokenize_demonstrations(_records(answers), tokenizer, prompt_format=_FORMAT)
-  kept = [answer for answer, sequence in zip(answers, sequences, strict=True)
-          if len(sequence.ids) <= length]
+  kept = [
+    answer
+    for answer, sequence in zip(answers, sequences, strict=True)
+    if len(sequence.ids) <= length
+  ]
   if len(kept) < len(answers):
-    print(f"{len(answers) - len(kept):,} of {len(answers):,} held-out answers have more than "
-          f"{length} tokens and are left out", flush=True)
+    print(
+      f"{len(answers) - len(kept):,} of {len(answers):,} held-out answers have more than "
+      f"{length} tokens and are left out",
+      flush=True,
+    )
   return kept
 
 
 def _records(answers: Sequence[Answer]) -> list[dict[str, str]]:
-  return [{"prompt": answer.prompt, "completion": truth.YES if answer.is_so else truth.NO}
-          for answer in answers]
+  return [
+    {"prompt": answer.prompt, "completion": truth.YES if answer.is_so else truth.NO}
+    for answer in answers
+  ]
 
 
-def accuracy(network: Network, answers: Sequence[Answer], *, batch_size: int, seed: int
-             ) -> dict[str, dict[str, statistics.Interval]]:
-  """What is asked -> `truth.held_out_accuracy` of a judge on answers to questions it has not seen.
-  """
+def accuracy(
+  network: Network, answers: Sequence[Answer], *, batch_size: int, seed: int
+) -> dict[str, dict[str, statistics.Interval]]:
+  """What is asked -> `truth.held_out_accuracy` of a judge on answers to questions it has not seen."""
   found = {}
   for asked in truth.ASKS:
     of = [answer for answer in answers if answer.asked == asked]
     if of:
       score_N = truth.judge(network, [answer.prompt for answer in of], batch_size=batch_size)
       found[asked] = truth.held_out_accuracy(
-          score_N > 0.5, [answer.is_so for answer in of], [answer.question for answer in of],
-          num_resamples=_NUM_RESAMPLES, seed=seed)
+        score_N > 0.5,
+        [answer.is_so for answer in of],
+        [answer.question for answer in of],
+        num_resamples=_NUM_RESAMPLES,
+        seed=seed,
+      )
   return found
 
 
@@ -353,8 +396,10 @@ def check_inputs(config) -> None:
   networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
   p = AnswerData(**config.answers)
   if not p.specs:
-    raise ValueError("config.answers.true and config.answers.informative are both empty; give one "
-                     "or both as FORMAT:PATH, such as jsonl:finetune_truth.jsonl")
+    raise ValueError(
+      "config.answers.true and config.answers.informative are both empty; give one "
+      "or both as FORMAT:PATH, such as jsonl:finetune_truth.jsonl"
+    )
   answers, is_all = [], True
   for asked, spec in p.specs.items():
     sources.check(spec, "demonstration", field=f"config.answers.{asked}", on_bad=p.on_bad)
@@ -389,14 +434,18 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
   check_config(config)
-  p, loop_cfg, sets = (JudgeConfig(**config.judge), LoopConfig(**config.loop),
-                       AnswerData(**config.answers))
+  p, loop_cfg, sets = (
+    JudgeConfig(**config.judge),
+    LoopConfig(**config.loop),
+    AnswerData(**config.answers),
+  )
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   lora_cfg = LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   parts = split_answers(load_answers(sets, data_dir), sets)
-  network = networks.load(config.init_from, dict(config.model), mesh, kind="policy",
-                          flag="init_from")
+  network = networks.load(
+    config.init_from, dict(config.model), mesh, kind="policy", flag="init_from"
+  )
   tokenizer, exported = network.tokenizer, network.cfg
   rows = tokenise(parts["train"], tokenizer, length=config.length)
   for name in ("valid", "test"):
@@ -408,16 +457,20 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   cfg = dataclasses.replace(exported, lora_scale=lora.scale(lora_cfg))
   origin = networks.origin(network.metadata)
 
-  batches = batches_lib.lm_batches(rows, batch_size=p.batch_size, seed=config.seed,
-                                   share=sharding.local_rows(mesh, p.batch_size))
+  batches = batches_lib.lm_batches(
+    rows, batch_size=p.batch_size, seed=config.seed, share=sharding.local_rows(mesh, p.batch_size)
+  )
   total_steps = batches.num_steps(p.num_epochs)
   if p.max_steps is not None:
     total_steps = min(total_steps, p.max_steps)
   tx = optim.make_optimizer(optim_cfg, total_steps)
   schedule = optim.make_schedule(optim_cfg, total_steps)
-  print(f"{workdir.name}: {len(parts['train']):,} answers to train on, {len(parts['valid']):,} for "
-        f"validation and {len(parts['test']):,} for the test; {total_steps:,} steps of "
-        f"{p.batch_size} rows of {config.length} tokens", flush=True)
+  print(
+    f"{workdir.name}: {len(parts['train']):,} answers to train on, {len(parts['valid']):,} for "
+    f"validation and {len(parts['test']):,} for the test; {total_steps:,} steps of "
+    f"{p.batch_size} rows of {config.length} tokens",
+    flush=True,
+  )
 
   with jax.set_mesh(mesh):
     init = functools.partial(optim.init_train_state, tx)
@@ -425,60 +478,98 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     state = jax.jit(init, out_shardings=layout)(trained)
     network = dataclasses.replace(network, cfg=cfg, params=None)
     del trained  # only what is frozen is still needed
-    update = jax.jit(functools.partial(judge_update, cfg, p, tx), donate_argnums=0,
-                     out_shardings=(layout, None))
+    update = jax.jit(
+      functools.partial(judge_update, cfg, p, tx), donate_argnums=0, out_shardings=(layout, None)
+    )
     next_batch = loop.Stream(batches)
 
     def train_step(state, step):
       batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
       state, metrics = update(state, batch, frozen)
-      return state, metrics | {"train/learning_rate": schedule(step),
-                               "train/epoch": (step + 1) / batches.num_batches_per_epoch}
+      return state, metrics | {
+        "train/learning_rate": schedule(step),
+        "train/epoch": (step + 1) / batches.num_batches_per_epoch,
+      }
 
     def evaluate(state, step):
       del step
       judge = dataclasses.replace(network, params=lora.combine(frozen, state.params))
       found = accuracy(judge, valid, batch_size=p.batch_size, seed=config.seed)
-      return {f"validation/{asked}_{name}": numbers[name].mean for asked, numbers in found.items()
-              for name in ("accuracy", "balanced_accuracy")}
+      return {
+        f"validation/{asked}_{name}": numbers[name].mean
+        for asked, numbers in found.items()
+        for name in ("accuracy", "balanced_accuracy")
+      }
 
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
       state = loop.run(
-          name=workdir.name, workdir=workdir, cfg=loop_cfg, checkpoints=checkpoints, state=state,
-          total_steps=total_steps, train_step=train_step, evaluate=evaluate,
-          tokens_per_step=p.batch_size * config.length,
-          headline=("train/loss", *(f"validation/{asked}_accuracy" for asked in sets.specs)),
-          guarded=("train/loss", "train/grad_norm"), metadata=dict(seed=config.seed))
+        name=workdir.name,
+        workdir=workdir,
+        cfg=loop_cfg,
+        checkpoints=checkpoints,
+        state=state,
+        total_steps=total_steps,
+        train_step=train_step,
+        evaluate=evaluate,
+        tokens_per_step=p.batch_size * config.length,
+        headline=("train/loss", *(f"validation/{asked}_accuracy" for asked in sets.specs)),
+        guarded=("train/loss", "train/grad_norm"),
+        metadata=dict(seed=config.seed),
+      )
 
     judge = dataclasses.replace(network, params=lora.combine(frozen, state.params))
     found = accuracy(judge, last, batch_size=p.batch_size, seed=config.seed)
-    shared = dict(model=dataclasses.asdict(exported), tokenizer=tokenizer,
-                  config=workdir_lib.config_to_dict(config), step=total_steps)
-    metadata = origin | {truth.METADATA: {
-        asked: dict(questions=sorted({answer.question for name in ("train", "valid")
-                                      for answer in parts[name] if answer.asked == asked}),
-                    held_out=held_out,
-                    **{name: interval.as_dict() for name, interval in numbers.items()})
-        for asked, numbers in found.items()}}
-    checkpoint.export_params(workdir / "export", lora.merged(lora_cfg, frozen, state.params),
-                             kind="policy", metadata=metadata, **shared)
+    shared = dict(
+      model=dataclasses.asdict(exported),
+      tokenizer=tokenizer,
+      config=workdir_lib.config_to_dict(config),
+      step=total_steps,
+    )
+    metadata = origin | {
+      truth.METADATA: {
+        asked: dict(
+          questions=sorted(
+            {
+              answer.question
+              for name in ("train", "valid")
+              for answer in parts[name]
+              if answer.asked == asked
+            }
+          ),
+          held_out=held_out,
+          **{name: interval.as_dict() for name, interval in numbers.items()},
+        )
+        for asked, numbers in found.items()
+      }
+    }
+    checkpoint.export_params(
+      workdir / "export",
+      lora.merged(lora_cfg, frozen, state.params),
+      kind="policy",
+      metadata=metadata,
+      **shared,
+    )
     if lora_cfg.rank:
       checkpoint.export_params(
-          workdir / "export_adapter", state.params, kind="adapter",
-          metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
-          **shared)
-  result = {f"{held_out}/{asked}_{name}{end}": number
-            for asked, numbers in found.items() for name, interval in numbers.items()
-            for end, number in (("", interval.mean), ("_low", interval.low),
-                                ("_high", interval.high))}
+        workdir / "export_adapter",
+        state.params,
+        kind="adapter",
+        metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
+        **shared,
+      )
+  result = {
+    f"{held_out}/{asked}_{name}{end}": number
+    for asked, numbers in found.items()
+    for name, interval in numbers.items()
+    for end, number in (("", interval.mean), ("_low", interval.low), ("_high", interval.high))
+  }
   result |= dict(steps=total_steps, seconds=time.perf_counter() - began)
   workdir_lib.mark_done(workdir, result)
   return result
 
 
 def _held_out(parts: dict[str, list[Answer]], p: AnswerData) -> str:
-  """The part that the export's accuracy is of: the test, where it has answers of all that is asked.
-  """
+  """The part that the export's accuracy is of: the test, where it has answers of all that is asked."""
   asked = {answer.asked for answer in parts["test"]}
   return "test" if asked == set(p.specs) else "valid"
 

@@ -30,6 +30,7 @@ class TrainState:
   There are no functions inside, so that two states of identical optimizers have one tree
   structure and a checkpoint restores into either.
   """
+
   step: Array  # int32, optimizer steps taken
   params: Params
   opt_state: Any
@@ -38,6 +39,7 @@ class TrainState:
 @struct.dataclass(kw_only=True)
 class LmBatch:
   """Packed rows for language-model training: pretraining, SFT, PALMS and ptx."""
+
   tokens_BT: Array  # int32
   loss_mask_BT: Array  # float32; entry t weighs the prediction OF token t; entry 0 is 0
   segment_BT: Array  # int32; 1, 2, ... number the documents of a row, 0 is padding
@@ -47,6 +49,7 @@ class LmBatch:
 @struct.dataclass(kw_only=True)
 class ComparisonBatch:
   """All K completions of a prompt in one batch element (InstructGPT section 3.5)."""
+
   tokens_BKT: Array  # int32; prompt + completion + end-of-text, right-padded
   mask_BKT: Array  # 1 on real tokens
   rank_BK: Array  # int32; 1 is best, equal ranks are ties
@@ -56,6 +59,7 @@ class ComparisonBatch:
 @struct.dataclass(kw_only=True)
 class PromptBatch:
   """Left-padded prompts: slot P-1 holds the last prompt token."""
+
   tokens_BP: Array  # int32
   mask_BP: Array  # 1 on real tokens
 
@@ -63,6 +67,7 @@ class PromptBatch:
 @struct.dataclass(kw_only=True)
 class Generation:
   """What `generate.generate` returns."""
+
   tokens_BR: Array  # int32; the end-of-text that finished a row is kept, pad ids follow
   mask_BR: Array  # float32; 1 up to and including the end-of-text
   logprob_BR: Array  # float32; at the sampling temperature, from the decode path
@@ -72,6 +77,7 @@ class Generation:
 @struct.dataclass(kw_only=True)
 class Rollout:
   """One batch of episodes, right-padded, scored and ready for `ppo.advantages`."""
+
   tokens_BT: Array
   mask_BT: Array  # 1 on prompt and response tokens
   response_mask_BT: Array  # 1 on response tokens, end-of-text included
@@ -86,6 +92,7 @@ class Rollout:
 @struct.dataclass(kw_only=True)
 class PpoBatch:
   """What the update consumes; every array has the rollout's rows."""
+
   tokens_BT: Array
   mask_BT: Array
   response_mask_BT: Array
@@ -98,6 +105,7 @@ class PpoBatch:
 @struct.dataclass(kw_only=True)
 class PpoState:
   """`train.params` is {"policy": ..., "value": ...}, each with its own learning rate."""
+
   train: TrainState
   ema_params: Params  # of the policy
   kl_coef: Array  # float32 scalar
@@ -106,6 +114,7 @@ class PpoState:
 @struct.dataclass(kw_only=True)
 class Metric:
   """A weighted sum that adds exactly over microbatches, devices and hosts: value = total/weight."""
+
   total: Array
   weight: Array
 

@@ -38,8 +38,10 @@ def plain(value: Any) -> Any:
     return None
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
-  raise ValueError(f"{value!r} is a {type(value).__name__}, which JSON has no word for; "
-                   "use numbers, strings, booleans, None, lists and dicts")
+  raise ValueError(
+    f"{value!r} is a {type(value).__name__}, which JSON has no word for; "
+    "use numbers, strings, booleans, None, lists and dicts"
+  )
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -52,8 +54,10 @@ def config_to_dict(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: a leaf that JSON cannot hold.
   """
-  return {str(key): config_to_dict(value) if hasattr(value, "items") else plain(value)
-          for key, value in config.items()}
+  return {
+    str(key): config_to_dict(value) if hasattr(value, "items") else plain(value)
+    for key, value in config.items()
+  }
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -90,8 +94,10 @@ def read_json(path: str | os.PathLike) -> Any:
   try:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
-    raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore the file, or delete "
-                     "what it belongs to and run again") from None
+    raise ValueError(
+      f"{path}:{error.lineno}: not JSON ({error.msg}); restore the file, or delete "
+      "what it belongs to and run again"
+    ) from None
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -205,8 +211,9 @@ def default_command() -> list[str]:
 
 def _git(root: pathlib.Path, *args: str) -> str:
   try:
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True,
-                          timeout=30, check=True)
+    done = subprocess.run(
+      ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=30, check=True
+    )
   except (OSError, subprocess.SubprocessError):
     return ""
   return done.stdout.strip()
@@ -221,12 +228,16 @@ def _check_same_config(workdir: pathlib.Path, old: Any, new: Any) -> None:
   differences = _differences(old, new)
   if not differences:
     return
-  shown = ", ".join(f"{key} is {_show(a)} there and {_show(b)} here"
-                    for key, a, b in differences[:_NUM_DIFFERENCES_SHOWN])
+  shown = ", ".join(
+    f"{key} is {_show(a)} there and {_show(b)} here"
+    for key, a, b in differences[:_NUM_DIFFERENCES_SHOWN]
+  )
   num_more = len(differences) - _NUM_DIFFERENCES_SHOWN
   more = f" (and {num_more} more)" if num_more > 0 else ""
-  raise ValueError(f"{workdir} holds the run of another config: {shown}{more}; "
-                   "choose another --workdir, or delete this one")
+  raise ValueError(
+    f"{workdir} holds the run of another config: {shown}{more}; "
+    "choose another --workdir, or delete this one"
+  )
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -17,15 +17,15 @@ def _set_environment() -> None:
   if "--xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
   defaults = {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-      "JAX_COMPILATION_CACHE_DIR": str(_ROOT / ".jax_cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-      "TF_CPP_MIN_LOG_LEVEL": "3",
-      "TFDS_DISABLE_PROGRESS_BAR": "1",
-      "MPLBACKEND": "agg",
-      # Its configuration closes the handlers that are there, and pytest's streams with them.
-      "SUBMITIT_LOG_LEVEL": "NOCONFIG",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "JAX_COMPILATION_CACHE_DIR": str(_ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TFDS_DISABLE_PROGRESS_BAR": "1",
+    "MPLBACKEND": "agg",
+    # Its configuration closes the handlers that are there, and pytest's streams with them.
+    "SUBMITIT_LOG_LEVEL": "NOCONFIG",
   }
   for name, setting in defaults.items():
     os.environ.setdefault(name, setting)
@@ -59,4 +59,5 @@ def shared_data() -> pathlib.Path:
 def session_inputs(tmp_path_factory):
   """`commands.make_inputs`, once for all files whose tests only read them."""
   import commands  # after the environment is set: it imports jax
+
   return commands.make_inputs(tmp_path_factory.mktemp("session_inputs"))

@@ -47,34 +47,82 @@ def quick_jit(function, **options):
 def model_config(**changes) -> ModelConfig:
   """Two layers of width 16, the second banded; `changes` replace fields."""
   fields = dict(
-      vocab_size=VOCAB, pad_id=PAD, context_length=16, num_layers=2, num_heads=2, width=16,
-      band_width=3, init_std=0.1, dtype="float32", remat="none",
-      scan_unroll=1, logprob_chunk=64, attention="reference", shard_sequence=False,
-      decode_split="tensor", decode_scan=False)
+    vocab_size=VOCAB,
+    pad_id=PAD,
+    context_length=16,
+    num_layers=2,
+    num_heads=2,
+    width=16,
+    band_width=3,
+    init_std=0.1,
+    dtype="float32",
+    remat="none",
+    scan_unroll=1,
+    logprob_chunk=64,
+    attention="reference",
+    shard_sequence=False,
+    decode_split="tensor",
+    decode_scan=False,
+  )
   return ModelConfig(**(fields | changes))
 
 
 def optim_config(**changes) -> OptimConfig:
   """Adam at a constant rate, with a clip that never acts."""
   fields = dict(
-      learning_rate=1e-2, schedule="constant", warmup_steps=0, warmup_init_ratio=0.1,
-      final_ratio=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1e9)
+    learning_rate=1e-2,
+    schedule="constant",
+    warmup_steps=0,
+    warmup_init_ratio=0.1,
+    final_ratio=0.1,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.0,
+    max_grad_norm=1e9,
+  )
   return OptimConfig(**(fields | changes))
 
 
 def ppo_config(**changes) -> PpoConfig:
   """Two minibatches of two microbatches, at a temperature that is not 1."""
   fields = dict(
-      batch_size=8, minibatch_size=4, microbatch_size=2, num_epochs=1, num_iterations=10,
-      max_prompt_tokens=6, max_response_tokens=5, temperature=0.7, reward_ensemble="mean",
-      reward_variance_coef=0.0, kl_coef=0.1,
-      kl_controller="fixed", kl_target=6.0, kl_horizon=100.0, gamma=0.9, lam=0.8, policy_clip=0.2,
-      value_clip=0.2, value_coef=0.5, value_network="separate",
-      value_init="reward_model", whiten_advantages=True, whiten_rewards=False, missing_end="none",
-      missing_end_penalty=0.0,
-      policy_reduction="token_mean", ptx_coef=0.0, ptx_ratio=8, ptx_length=13,
-      ptx_microbatch_size=16, ptx_reduction="token_mean", ema_decay=0.9, alarm_ratio_error=1e-3,
-      alarm_kl=100.0, alarm_decode_gap=0.05)
+    batch_size=8,
+    minibatch_size=4,
+    microbatch_size=2,
+    num_epochs=1,
+    num_iterations=10,
+    max_prompt_tokens=6,
+    max_response_tokens=5,
+    temperature=0.7,
+    reward_ensemble="mean",
+    reward_variance_coef=0.0,
+    kl_coef=0.1,
+    kl_controller="fixed",
+    kl_target=6.0,
+    kl_horizon=100.0,
+    gamma=0.9,
+    lam=0.8,
+    policy_clip=0.2,
+    value_clip=0.2,
+    value_coef=0.5,
+    value_network="separate",
+    value_init="reward_model",
+    whiten_advantages=True,
+    whiten_rewards=False,
+    missing_end="none",
+    missing_end_penalty=0.0,
+    policy_reduction="token_mean",
+    ptx_coef=0.0,
+    ptx_ratio=8,
+    ptx_length=13,
+    ptx_microbatch_size=16,
+    ptx_reduction="token_mean",
+    ema_decay=0.9,
+    alarm_ratio_error=1e-3,
+    alarm_kl=100.0,
+    alarm_decode_gap=0.05,
+  )
   return PpoConfig(**(fields | changes))
 
 
@@ -115,8 +163,8 @@ def right_padded(sequences, length: int) -> tuple[np.ndarray, np.ndarray]:
   tokens_BT = np.full((len(sequences), length), PAD, np.int32)
   mask_BT = np.zeros((len(sequences), length), np.float32)
   for row, ids in enumerate(sequences):
-    tokens_BT[row, :len(ids)] = ids
-    mask_BT[row, :len(ids)] = 1
+    tokens_BT[row, : len(ids)] = ids
+    mask_BT[row, : len(ids)] = 1
   return tokens_BT, mask_BT
 
 
@@ -125,8 +173,8 @@ def left_padded(sequences, length: int) -> PromptBatch:
   tokens_BP = np.full((len(sequences), length), PAD, np.int32)
   mask_BP = np.zeros((len(sequences), length), np.float32)
   for row, ids in enumerate(sequences):
-    tokens_BP[row, length - len(ids):] = ids
-    mask_BP[row, length - len(ids):] = 1
+    tokens_BP[row, length - len(ids) :] = ids
+    mask_BP[row, length - len(ids) :] = 1
   return PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP)
 
 
@@ -149,10 +197,11 @@ def make_lm_batch(num_rows: int, length: int, seed: int) -> LmBatch:
     position_BT[row, :border] = np.arange(border)
     position_BT[row, border:end] = np.arange(end - border)
     loss_mask_BT[row, 1:border] = 1
-    loss_mask_BT[row, border + 1 + row % 5:end] = 1
+    loss_mask_BT[row, border + 1 + row % 5 : end] = 1
     tokens_BT[row, end:] = PAD
-  return LmBatch(tokens_BT=tokens_BT, loss_mask_BT=loss_mask_BT, segment_BT=segment_BT,
-                 position_BT=position_BT)
+  return LmBatch(
+    tokens_BT=tokens_BT, loss_mask_BT=loss_mask_BT, segment_BT=segment_BT, position_BT=position_BT
+  )
 
 
 def make_comparisons(num_prompts: int, num_slots: int, length: int, seed: int) -> ComparisonBatch:
@@ -173,8 +222,9 @@ def make_comparisons(num_prompts: int, num_slots: int, length: int, seed: int) -
       size = 2 + (3 * b + 2 * k) % (length - 1)
       tokens_BKT[b, k, :size] = random_ids(rng, size)
       mask_BKT[b, k, :size] = 1
-  return ComparisonBatch(tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK,
-                         valid_BK=valid_BK)
+  return ComparisonBatch(
+    tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK, valid_BK=valid_BK
+  )
 
 
 def make_ppo_batch(num_rows: int, length: int, seed: int, *, logprob_BT=None) -> PpoBatch:
@@ -194,9 +244,14 @@ def make_ppo_batch(num_rows: int, length: int, seed: int, *, logprob_BT=None) ->
   noise = lambda scale: (scale * rng.standard_normal((num_rows, length))).astype(np.float32)
   near_BT = -2.0 if logprob_BT is None else np.asarray(logprob_BT(tokens_BT, mask_BT))
   return PpoBatch(
-      tokens_BT=tokens_BT, mask_BT=mask_BT, response_mask_BT=response_mask_BT.astype(np.float32),
-      old_logprob_BT=(near_BT + noise(0.3)).astype(np.float32), old_value_BT=noise(1.0),
-      advantage_BT=noise(1.0), return_BT=noise(1.0))
+    tokens_BT=tokens_BT,
+    mask_BT=mask_BT,
+    response_mask_BT=response_mask_BT.astype(np.float32),
+    old_logprob_BT=(near_BT + noise(0.3)).astype(np.float32),
+    old_value_BT=noise(1.0),
+    advantage_BT=noise(1.0),
+    return_BT=noise(1.0),
+  )
 
 
 def gae_loop(reward, value, mask, gamma: float, lam: float):
@@ -215,8 +270,9 @@ def gae_loop(reward, value, mask, gamma: float, lam: float):
 def record_gradient() -> optax.GradientTransformation:
   """An optimizer that moves nothing and whose state is the last gradient it saw."""
   return optax.GradientTransformation(
-      lambda params: jax.tree.map(jnp.zeros_like, params),
-      lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads))
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
+  )
 
 
 def assert_leaves_close(actual, expected, tolerance: float = 1e-5) -> None:
@@ -229,7 +285,9 @@ def assert_leaves_close(actual, expected, tolerance: float = 1e-5) -> None:
     difference = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(e, np.float64))
     limit = tolerance * max(np.linalg.norm(e), 1e-3 * whole)
     assert difference <= limit, (
-        f"{sharding.path_name(path)}: differs by {difference:.3g}, more than {limit:.3g}")
+      f"{sharding.path_name(path)}: differs by {difference:.3g}, more than {limit:.3g}"
+    )
+
   jax.tree_util.tree_map_with_path(check, actual, expected)
 
 

@@ -15,9 +15,16 @@ import threading
 import time
 
 FIELDS = dict(
-    model_type="llama", vocab_size=32_000, hidden_size=2048, intermediate_size=5632,
-    num_attention_heads=16, num_key_value_heads=8, max_position_embeddings=2048,
-    rms_norm_eps=1e-5, tie_word_embeddings=False)
+  model_type="llama",
+  vocab_size=32_000,
+  hidden_size=2048,
+  intermediate_size=5632,
+  num_attention_heads=16,
+  num_key_value_heads=8,
+  max_position_embeddings=2048,
+  rms_norm_eps=1e-5,
+  tie_word_embeddings=False,
+)
 
 
 def own_memory() -> int:
@@ -57,11 +64,15 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   from rlhf.interop import reading
   from rlhf.model import ModelConfig
   from tests import interop_models
+
   family = families.LLAMA
+
   def config(num_layers):
     fields = family.model_fields(FIELDS | {"num_hidden_layers": num_layers}, "this test")
-    return ModelConfig(vocab_size=FIELDS["vocab_size"], pad_id=interop_models.PAD,
-                       **networks.NUMERICS, **fields)
+    return ModelConfig(
+      vocab_size=FIELDS["vocab_size"], pad_id=interop_models.PAD, **networks.NUMERICS, **fields
+    )
+
   one = config(1).num_block_params
   outside = 2 * FIELDS["vocab_size"] * FIELDS["hidden_size"]
   num_layers = max(1, round((gigabytes * 2**30 / 4 - outside) / one))
@@ -71,8 +82,9 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   sizes = layout.axis_sizes(cfg, FIELDS["vocab_size"])
   shapes = {}
   for name in reading.named_leaves(reading.abstract_params(cfg, "policy")):
-    leaf = reading.locate(name, cfg, top=family.top, rows=family.rows, prefix=family.prefix,
-                          layer=family.layer)
+    leaf = reading.locate(
+      name, cfg, top=family.top, rows=family.rows, prefix=family.prefix, layer=family.layer
+    )
     for prefix in leaf.prefixes:
       for tensor, shape in layout.file_shapes(leaf.row, sizes).items():
         shapes[reading.tensor_name(prefix, tensor)] = shape
@@ -96,6 +108,7 @@ def measure(directory: pathlib.Path) -> dict[str, int]:
   from rlhf import networks
   from rlhf import sharding
   from rlhf.interop import reading
+
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))
   reading.open_source(f"hf:{directory}")  # what is imported and compiled on the way does not count
   before = own_memory()
@@ -105,8 +118,12 @@ def measure(directory: pathlib.Path) -> dict[str, int]:
   leaves = jax.tree.leaves(network.params)
   result = sum(leaf.nbytes for leaf in leaves)
   shard = max(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
-  return dict(result=result, largest_shard=shard, largest_leaf=max(leaf.nbytes for leaf in leaves),
-              peak_less_result=peak.bytes - before - result)
+  return dict(
+    result=result,
+    largest_shard=shard,
+    largest_leaf=max(leaf.nbytes for leaf in leaves),
+    peak_less_result=peak.bytes - before - result,
+  )
 
 
 def main(directory: str, gigabytes: str) -> None:

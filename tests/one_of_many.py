@@ -58,12 +58,16 @@ def run_all(mesh) -> dict[str, np.ndarray]:
 
 def roll_out(mesh) -> dict[str, np.ndarray]:
   nets, prompts, run = equivalence.episodes()
-  placed = [jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
-            for net, depth in zip(nets, (1, 0, 0))]
-  rollout = processes.to_host(helpers.quick_jit(run)(
-      *placed, put_own_rows(mesh, prompts), jax.random.key(0)))
-  return {f"episodes/{field.name}": getattr(rollout, field.name)
-          for field in dataclasses.fields(rollout)}
+  placed = [
+    jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
+    for net, depth in zip(nets, (1, 0, 0))
+  ]
+  rollout = processes.to_host(
+    helpers.quick_jit(run)(*placed, put_own_rows(mesh, prompts), jax.random.key(0))
+  )
+  return {
+    f"episodes/{field.name}": getattr(rollout, field.name) for field in dataclasses.fields(rollout)
+  }
 
 
 def main(sizes: str, output: str, *more: str) -> None:

@@ -21,8 +21,7 @@ rng = np.random.default_rng(0)
 def seen_loop(query_slots, key_mask, band_width, query_segment=None, key_segment=None):
   num_rows, num_keys = key_mask.shape
   seen = np.zeros((num_rows, len(query_slots), num_keys), bool)
-  for row, (t, q), k in itertools.product(
-      range(num_rows), enumerate(query_slots), range(num_keys)):
+  for row, (t, q), k in itertools.product(range(num_rows), enumerate(query_slots), range(num_keys)):
     here = key_mask[row, k] == 1 and k <= q
     if band_width is not None:
       here = here and k in range(q - band_width + 1, q + 1)  # itself and band_width - 1 before it
@@ -40,16 +39,19 @@ def test_the_mask_is_what_its_definition_says(band_width):
   for slots in (np.arange(7), np.asarray([5]), np.asarray([2, 3])):
     actual = attention.attention_mask(jnp.asarray(slots), key_mask, band_width=band_width)
     np.testing.assert_array_equal(actual, seen_loop(slots, key_mask, band_width))
-  actual = attention.attention_mask(jnp.arange(7), key_mask, band_width=band_width,
-                                    query_segment_BT=segment, key_segment_BS=segment)
+  actual = attention.attention_mask(
+    jnp.arange(7), key_mask, band_width=band_width, query_segment_BT=segment, key_segment_BS=segment
+  )
   np.testing.assert_array_equal(
-      actual, seen_loop(np.arange(7), key_mask, band_width, segment, segment))
+    actual, seen_loop(np.arange(7), key_mask, band_width, segment, segment)
+  )
 
 
 def test_a_band_as_wide_as_the_row_is_dense_and_one_of_1_sees_itself_alone():
   key_mask = np.ones((1, 5), np.float32)
   mask = lambda width: np.asarray(
-      attention.attention_mask(jnp.arange(5), key_mask, band_width=width))[0]
+    attention.attention_mask(jnp.arange(5), key_mask, band_width=width)
+  )[0]
   np.testing.assert_array_equal(mask(5), np.tril(np.ones((5, 5), bool)))
   np.testing.assert_array_equal(mask(None), mask(5))
   np.testing.assert_array_equal(mask(1), np.eye(5, dtype=bool))
@@ -67,8 +69,9 @@ def test_attention_against_a_loop():
   actual = attention.attend(query, key, value, seen, 0.5)
   for row, t, head in itertools.product(range(2), range(5), range(3)):
     keys = np.flatnonzero(seen[row, t])
-    logit = [float(query[row, t, head].astype(np.float64) @ key[row, s, head]) / math.sqrt(4)
-             for s in keys]
+    logit = [
+      float(query[row, t, head].astype(np.float64) @ key[row, s, head]) / math.sqrt(4) for s in keys
+    ]
     weight = np.exp(logit) / np.exp(logit).sum()
     expected = sum(w * value[row, s, head].astype(np.float64) for w, s in zip(weight, keys))
     np.testing.assert_allclose(actual[row, t, head], expected, rtol=2e-5, atol=1e-6)
@@ -78,8 +81,9 @@ def test_grouped_queries_share_keys_and_values_in_order():
   """Query heads 0 and 1 read key head 0, 2 and 3 head 1; the scale is the caller's."""
   query, (key, value) = arrays(num_heads=4)[0], arrays(num_heads=2)[:2]
   mask = np.ones((2, 5))
-  run = functools.partial(attention.attention, "reference", first_slot=0, key_mask_BS=mask,
-                          band_width=None)
+  run = functools.partial(
+    attention.attention, "reference", first_slot=0, key_mask_BS=mask, band_width=None
+  )
   repeated = run(query, *(np.repeat(x, 2, axis=2) for x in (key, value)), scale=0.3)
   np.testing.assert_allclose(run(query, key, value, scale=0.3), repeated, atol=1e-6)
   assert np.abs(run(query, key, value, scale=0.5) - repeated).max() > 1e-2
@@ -110,29 +114,44 @@ def test_the_softmax_of_half_precision_runs_in_float32():
 # ----------------------------------------------------------------------------- fused kernels
 
 
-@pytest.mark.parametrize("head_size,num_kv_heads", [
-    (64, 2), (80, 2), (96, 2), (128, 2), (64, 1), (64, 4)])
+@pytest.mark.parametrize(
+  "head_size,num_kv_heads", [(64, 2), (80, 2), (96, 2), (128, 2), (64, 1), (64, 4)]
+)
 @pytest.mark.parametrize("band_width", [None, 100])
 def test_splash_is_the_reference_in_values_and_gradients(
-    head_size: int, num_kv_heads: int, band_width: int | None):
+  head_size: int, num_kv_heads: int, band_width: int | None
+):
   """Padding left and right, two documents in a row; the kernel's program is interpreted."""
   num_heads = 2 if num_kv_heads == 2 else 4
   query, key, value, weight = (
-      jax.random.normal(k, (2, 256, heads, head_size)) for k, heads in zip(
-          jax.random.split(jax.random.key(head_size), 4),
-          (num_heads, num_kv_heads, num_kv_heads, num_heads)))
+    jax.random.normal(k, (2, 256, heads, head_size))
+    for k, heads in zip(
+      jax.random.split(jax.random.key(head_size), 4),
+      (num_heads, num_kv_heads, num_kv_heads, num_heads),
+    )
+  )
   mask_BT = jnp.ones((2, 256)).at[0, :30].set(0).at[1, 200:].set(0)
   segment_BT = jnp.where(jnp.arange(256) < 120, 1, 2) * mask_BT.astype(jnp.int32)
 
   def loss(run, query, key, value):
     return jnp.sum(run(query, key, value) * weight * mask_BT[..., None, None])
+
   reference = lambda *parts: attention.attention(
-      "reference", *parts, first_slot=0, key_mask_BS=mask_BT, band_width=band_width,
-      query_segment_BT=segment_BT, key_segment_BS=segment_BT, scale=0.1)
-  splash = lambda *parts: attention.splash(*parts, segment_BT, band_width=band_width, scale=0.1,
-                                           interpret=True)
-  gradient = lambda run: jax.value_and_grad(
-      lambda *parts: loss(run, *parts), argnums=(0, 1, 2))(query, key, value)
+    "reference",
+    *parts,
+    first_slot=0,
+    key_mask_BS=mask_BT,
+    band_width=band_width,
+    query_segment_BT=segment_BT,
+    key_segment_BS=segment_BT,
+    scale=0.1,
+  )
+  splash = lambda *parts: attention.splash(
+    *parts, segment_BT, band_width=band_width, scale=0.1, interpret=True
+  )
+  gradient = lambda run: jax.value_and_grad(lambda *parts: loss(run, *parts), argnums=(0, 1, 2))(
+    query, key, value
+  )
   (expected, expected_grads), (actual, actual_grads) = gradient(reference), gradient(splash)
   assert float(actual) == pytest.approx(float(expected), rel=1e-5, abs=1e-3)
   helpers.assert_leaves_close(actual_grads, expected_grads)
@@ -145,8 +164,9 @@ def test_splash_keeps_rows_and_heads_on_their_devices():
   run = functools.partial(attention.splash, band_width=None, scale=0.125, interpret=True)
   expected = run(*parts, segment_BT)
   with jax.set_mesh(mesh):
-    placed = [jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")))
-              for x in parts]
+    placed = [
+      jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))) for x in parts
+    ]
     actual = jax.jit(run)(*placed, sharding.put_batch(mesh, segment_BT))
   np.testing.assert_allclose(actual, expected, atol=1e-5)
   assert actual.addressable_shards[0].data.shape == (1, 128, 1, 64)
@@ -160,9 +180,11 @@ def test_left_padded_rows_for_a_kernel_that_masks_by_length(band_width: int | No
   run = functools.partial(attention.attention, "reference", first_slot=0, band_width=band_width)
   expected = run(*parts, key_mask_BS=mask_BT)
   actual = attention._right_padded(  # pylint: disable=protected-access
-      functools.partial(run, key_mask_BS=jnp.ones((3, 16))), *parts, mask_BT)
-  np.testing.assert_allclose(actual * mask_BT[..., None, None],
-                             expected * mask_BT[..., None, None], atol=1e-6)
+    functools.partial(run, key_mask_BS=jnp.ones((3, 16))), *parts, mask_BT
+  )
+  np.testing.assert_allclose(
+    actual * mask_BT[..., None, None], expected * mask_BT[..., None, None], atol=1e-6
+  )
 
 
 def test_what_a_fused_kernel_refuses():
@@ -181,17 +203,24 @@ def test_what_a_fused_kernel_refuses():
 
 def test_each_platform_has_its_kernel():
   assert [attention.choose("auto", name) for name in ("tpu", "gpu", "cuda", "cpu")] == [
-      "splash", "cudnn", "cudnn", "reference"]
+    "splash",
+    "cudnn",
+    "cudnn",
+    "reference",
+  ]
   assert attention.choose("reference", "tpu") == "reference"
   with pytest.raises(ValueError, match="attention 'flash'; choose from auto"):
     attention.choose("flash", "tpu")
 
 
 def test_rows_that_do_not_divide_over_the_mesh_go_to_the_reference():
-  parts = [jax.random.normal(k, (2, 128, 2, 64), jnp.bfloat16)
-           for k in jax.random.split(jax.random.key(0), 3)]
-  run = functools.partial(attention.attention, "splash", first_slot=0, band_width=None,
-                          key_mask_BS=jnp.ones((2, 128)))
+  parts = [
+    jax.random.normal(k, (2, 128, 2, 64), jnp.bfloat16)
+    for k in jax.random.split(jax.random.key(0), 3)
+  ]
+  run = functools.partial(
+    attention.attention, "splash", first_slot=0, band_width=None, key_mask_BS=jnp.ones((2, 128))
+  )
   text = lambda: str(jax.make_jaxpr(run)(*parts))
   with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
     assert "pallas_call" not in text()  # 2 rows on 4 shards

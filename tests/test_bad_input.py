@@ -27,7 +27,8 @@ CONTEXT, WIDTH = commands.SHAPE["context_length"], commands.SHAPE["width"]
 
 _COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, *_, **__: _COMPILED.append(event) if "backend_compile" in event else None)
+  lambda event, *_, **__: _COMPILED.append(event) if "backend_compile" in event else None
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +62,18 @@ def refused(capsys, main, *argv) -> str:
 @pytest.fixture
 def refused_training(capsys, inputs, workdir_path):
   """refused_training("ppo", ppo__batch_size=9): the sentence; no workdir was made."""
+
   def run(algorithm: str, *flags, **changes) -> str:
-    sentence = refused(capsys, train.main, *commands.train_flags(inputs, algorithm, **changes),
-                       f"--workdir={workdir_path}", *flags)
+    sentence = refused(
+      capsys,
+      train.main,
+      *commands.train_flags(inputs, algorithm, **changes),
+      f"--workdir={workdir_path}",
+      *flags,
+    )
     assert not workdir_path.exists()
     return sentence
+
   return run
 
 
@@ -90,52 +98,73 @@ def test_no_config(capsys, workdir_path):
 
 @pytest.mark.parametrize("arguments", [[], ["pretrain"], ["sft", "ppo"]])
 def test_not_one_known_algorithm(capsys, workdir_path, arguments):
-  sentence = refused(capsys, train.main, *arguments, "--config=configs/sft.py:test",
-                     f"--workdir={workdir_path}")
-  assert sentence == (f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
-                      "sft, reward_model, ppo, truth_judge")
+  sentence = refused(
+    capsys, train.main, *arguments, "--config=configs/sft.py:test", f"--workdir={workdir_path}"
+  )
+  assert sentence == (
+    f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
+    "sft, reward_model, ppo, truth_judge"
+  )
   assert not workdir_path.exists()
 
 
 def test_a_config_of_another_algorithm(capsys, workdir_path):
   for algorithm, config, expected in (
-      ("ppo", "sft", "the config has no groups `ppo` and `prompts`; use configs/ppo.py"),
-      ("sft", "ppo", "the config has no group `sft`; use configs/sft.py"),
-      ("reward_model", "sft", "the config has no group `reward`; use configs/reward_model.py")):
-    sentence = refused(capsys, train.main, algorithm, f"--config=configs/{config}.py:test",
-                       f"--workdir={workdir_path}")
+    ("ppo", "sft", "the config has no groups `ppo` and `prompts`; use configs/ppo.py"),
+    ("sft", "ppo", "the config has no group `sft`; use configs/sft.py"),
+    ("reward_model", "sft", "the config has no group `reward`; use configs/reward_model.py"),
+  ):
+    sentence = refused(
+      capsys,
+      train.main,
+      algorithm,
+      f"--config=configs/{config}.py:test",
+      f"--workdir={workdir_path}",
+    )
     assert sentence == expected
 
 
 def test_no_such_config_file(capsys, workdir_path):
-  sentence = refused(capsys, train.main, "sft", "--config=configs/stf.py:test",
-                     f"--workdir={workdir_path}")
-  assert sentence == ("--config=configs/stf.py:test: there is no file configs/stf.py; name one of "
-                      "configs/")
+  sentence = refused(
+    capsys, train.main, "sft", "--config=configs/stf.py:test", f"--workdir={workdir_path}"
+  )
+  assert sentence == (
+    "--config=configs/stf.py:test: there is no file configs/stf.py; name one of configs/"
+  )
 
 
 @pytest.mark.parametrize("algorithm", train.ALGORITHMS)
 def test_unknown_size(capsys, workdir_path, algorithm):
-  sentence = refused(capsys, train.main, algorithm, f"--config=configs/{algorithm}.py:1.4b",
-                     f"--workdir={workdir_path}")
+  sentence = refused(
+    capsys,
+    train.main,
+    algorithm,
+    f"--config=configs/{algorithm}.py:1.4b",
+    f"--workdir={workdir_path}",
+  )
   assert sentence.startswith("size '1.4b'; choose from 125m, 350m, 760m, 1.3b")
 
 
 def test_unknown_variant(capsys, workdir_path):
-  sentence = refused(capsys, train.main, "sft", "--config=configs/sft.py:test,palm",
-                     f"--workdir={workdir_path}")
+  sentence = refused(
+    capsys, train.main, "sft", "--config=configs/sft.py:test,palm", f"--workdir={workdir_path}"
+  )
   assert sentence == "variant 'palm'; choose from sft, init, pretrain, flan, t0"
 
 
 def test_unknown_config_key(refused_training):
   assert refused_training("ppo", ppo__batch_siz=8) == (
-      "--config.ppo.batch_siz: config.ppo has no field 'batch_siz'; did you mean 'batch_size'?")
+    "--config.ppo.batch_siz: config.ppo has no field 'batch_siz'; did you mean 'batch_size'?"
+  )
   assert refused_training("ppo", pop__batch_size=8) == (
-      "--config.pop.batch_size: config has no field 'pop'; did you mean 'ppo'?")
+    "--config.pop.batch_size: config has no field 'pop'; did you mean 'ppo'?"
+  )
   assert refused_training("sft", loop__zzz=1) == (
-      "--config.loop.zzz: config.loop has no field 'zzz'; choose from eval_every, log_every")
+    "--config.loop.zzz: config.loop has no field 'zzz'; choose from eval_every, log_every"
+  )
   assert refused_training("sft", seed__x=1) == (
-      "--config.seed.x: config.seed has no field 'x'; it is a value, not a group")
+    "--config.seed.x: config.seed has no field 'x'; it is a value, not a group"
+  )
 
 
 def test_a_value_of_another_type(refused_training):
@@ -146,35 +175,60 @@ def test_unknown_flag(refused_training):
   assert refused_training("sft", "--overwrite") == "Unknown command line flag 'overwrite'"
 
 
-@pytest.mark.parametrize("flags,expected", [
+@pytest.mark.parametrize(
+  "flags,expected",
+  [
     (["--config=configs/pipeline.py:tinny"], "pipeline 'tinny'; choose from tiny, real, test"),
-    (["--config=configs/pipeline.py:test", "--config.ppo.ppo.kl_cof=1"],
-     "--config.ppo.ppo.kl_cof: config.ppo.ppo has no field 'kl_cof'; did you mean 'kl_coef'?"),
+    (
+      ["--config=configs/pipeline.py:test", "--config.ppo.ppo.kl_cof=1"],
+      "--config.ppo.ppo.kl_cof: config.ppo.ppo has no field 'kl_cof'; did you mean 'kl_coef'?",
+    ),
     (["--config=configs/pipe.py"], "there is no file configs/pipe.py"),
-    (["--config=configs/pipeline.py:test", "--config.world.num_test_prompts=-1"],
-     "world.num_test_prompts -1; use 1 or more"),
-])
+    (
+      ["--config=configs/pipeline.py:test", "--config.world.num_test_prompts=-1"],
+      "world.num_test_prompts -1; use 1 or more",
+    ),
+  ],
+)
 def test_flags_of_the_pipeline(workdir_path, flags, expected):
-  done = subprocess.run([sys.executable, "-m", "launch.pipeline", *flags,
-                         f"--workdir={workdir_path}"], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.pipeline", *flags, f"--workdir={workdir_path}"],
+    capture_output=True,
+    text=True,
+  )
   assert (done.returncode, done.stdout) == (2, "")
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert expected in done.stderr
   assert not workdir_path.exists()
 
 
-@pytest.mark.parametrize("name,field,value,expected", [
-    ("real", "files.test_fraction", 0.95,
-     "files.valid_fraction 0.1 and test_fraction 0.95; use numbers above 0"),
-    ("test", "ppo.pretraining.packing", "none",
-     "config.ppo: pretraining.packing 'none'; choose from"),
+@pytest.mark.parametrize(
+  "name,field,value,expected",
+  [
+    (
+      "real",
+      "files.test_fraction",
+      0.95,
+      "files.valid_fraction 0.1 and test_fraction 0.95; use numbers above 0",
+    ),
+    (
+      "test",
+      "ppo.pretraining.packing",
+      "none",
+      "config.ppo: pretraining.packing 'none'; choose from",
+    ),
     ("test", "init.text.fraction", 1.5, "config.init: text.fraction 1.5; use"),
     ("test", "evaluation.num_resamples", 0, "evaluation.num_resamples 0; use 1 or more"),
     ("test", "labelers.num_heldout", 1, "labelers.num_heldout 1; use 2 or more"),
     ("test", "sft.sft.keep_epochs", False, "config.sft: the baseline is chosen among whole epochs"),
-    ("test", "ppo.policy_optim.max_grad_norm", 0.0,
-     "config.ppo: max_grad_norm 0.0; use a number above 0"),
-])
+    (
+      "test",
+      "ppo.policy_optim.max_grad_norm",
+      0.0,
+      "config.ppo: max_grad_norm 0.0; use a number above 0",
+    ),
+  ],
+)
 def test_numbers_of_the_pipeline(name, field, value, expected):
   config = pipeline_configs.get_config(name)
   config.update_from_flattened_dict({field: value})
@@ -184,8 +238,11 @@ def test_numbers_of_the_pipeline(name, field, value, expected):
 
 
 def test_the_pipeline_without_a_workdir():
-  done = subprocess.run([sys.executable, "-m", "launch.pipeline", "--config=configs/pipeline.py"],
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.pipeline", "--config=configs/pipeline.py"],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 2 and "--workdir" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -194,40 +251,55 @@ def test_the_pipeline_without_a_workdir():
 
 def test_batch_sizes_that_do_not_divide(refused_training):
   assert refused_training("sft", sft__batch_size=10) == (
-      "sft.batch_size 10 does not divide into sft.microbatch_size 4")
+    "sft.batch_size 10 does not divide into sft.microbatch_size 4"
+  )
   assert refused_training("reward_model", reward__microbatch_size=3) == (
-      "reward.batch_size 8 does not divide into reward.microbatch_size 3")
+    "reward.batch_size 8 does not divide into reward.microbatch_size 3"
+  )
   assert refused_training("ppo", ppo__batch_size=10) == (
-      "ppo.batch_size 10 does not divide into ppo.minibatch_size 4; use a multiple of 4")
+    "ppo.batch_size 10 does not divide into ppo.minibatch_size 4; use a multiple of 4"
+  )
   assert refused_training("ppo", ppo__ptx_microbatch_size=5) == (
-      "ppo.minibatch_size * ppo.ptx_ratio = 16 pretraining examples do not divide into "
-      "ppo.ptx_microbatch_size 5")
+    "ppo.minibatch_size * ppo.ptx_ratio = 16 pretraining examples do not divide into "
+    "ppo.ptx_microbatch_size 5"
+  )
 
 
-@pytest.mark.parametrize("algorithm,group", [("sft", "sft"), ("reward_model", "reward"),
-                                             ("ppo", "ppo")])
+@pytest.mark.parametrize(
+  "algorithm,group", [("sft", "sft"), ("reward_model", "reward"), ("ppo", "ppo")]
+)
 def test_a_batch_that_does_not_divide_over_the_devices(refused_training, algorithm, group):
   """The tests run on 8 simulated devices."""
   assert refused_training(algorithm, **{f"{group}__batch_size": 12}) == (
-      f"{group}.batch_size of 12 rows does not divide over data*fsdp = 8 devices; use a multiple "
-      "of 8")
+    f"{group}.batch_size of 12 rows does not divide over data*fsdp = 8 devices; use a multiple of 8"
+  )
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "reward_model", "ppo"])
 def test_heads_that_do_not_divide_over_the_devices(refused_training, algorithm):
   assert refused_training(algorithm, mesh__data=1, mesh__tensor=8) == (
-      "model.num_heads 2 does not divide over mesh.tensor 8; use a divisor of 2")
+    "model.num_heads 2 does not divide over mesh.tensor 8; use a divisor of 2"
+  )
 
 
 def test_a_mesh_of_other_devices(refused_training):
   assert "does not use exactly the 8 devices there are" in refused_training("sft", mesh__data=3)
 
 
-@pytest.mark.parametrize("algorithm,field", [
-    ("sft", "sft.batch_size"), ("sft", "sft.num_epochs"), ("sft", "sft.max_steps"),
-    ("reward_model", "reward.microbatch_size"), ("ppo", "ppo.num_iterations"),
-    ("ppo", "ppo.max_response_tokens"), ("ppo", "prompts.num_valid"), ("sft", "loop.log_every"),
-    ("ppo", "checkpoint.every")])
+@pytest.mark.parametrize(
+  "algorithm,field",
+  [
+    ("sft", "sft.batch_size"),
+    ("sft", "sft.num_epochs"),
+    ("sft", "sft.max_steps"),
+    ("reward_model", "reward.microbatch_size"),
+    ("ppo", "ppo.num_iterations"),
+    ("ppo", "ppo.max_response_tokens"),
+    ("ppo", "prompts.num_valid"),
+    ("sft", "loop.log_every"),
+    ("ppo", "checkpoint.every"),
+  ],
+)
 def test_counts_of_zero(refused_training, algorithm, field):
   sentence = refused_training(algorithm, **{field.replace(".", "__"): 0})
   assert sentence.startswith(f"{field} is 0; use 1 or more")
@@ -235,26 +307,35 @@ def test_counts_of_zero(refused_training, algorithm, field):
 
 def test_a_budget_longer_than_the_context(refused_training):
   assert refused_training("ppo", ppo__max_prompt_tokens=CONTEXT) == (
-      f"ppo.max_prompt_tokens {CONTEXT} + ppo.max_response_tokens {commands.RESPONSE} is longer "
-      f"than the policy's context of {CONTEXT}")
+    f"ppo.max_prompt_tokens {CONTEXT} + ppo.max_response_tokens {commands.RESPONSE} is longer "
+    f"than the policy's context of {CONTEXT}"
+  )
   assert refused_training("ppo", ppo__ptx_length=CONTEXT + 1) == (
-      f"ppo.ptx_length {CONTEXT + 1} is longer than the policy's context of {CONTEXT}")
+    f"ppo.ptx_length {CONTEXT + 1} is longer than the policy's context of {CONTEXT}"
+  )
   for algorithm in ("sft", "reward_model"):
     assert refused_training(algorithm, length=CONTEXT + 1) == (
-        f"length {CONTEXT + 1} must be at least 2 and at most model.context_length {CONTEXT}")
+      f"length {CONTEXT + 1} must be at least 2 and at most model.context_length {CONTEXT}"
+    )
 
 
-@pytest.mark.parametrize("algorithm,field,choices", [
+@pytest.mark.parametrize(
+  "algorithm,field,choices",
+  [
     ("sft", "demonstrations.packing", "['best_fit', 'one_per_row']"),
     ("sft", "demonstrations.overlong", "['drop', 'truncate_left', 'truncate_right']"),
     ("sft", "optim.schedule", "['constant', 'cosine', 'linear']"),
     ("sft", "demonstrations.on_bad", "['skip', 'stop']"),
     ("sft", "model.dtype", "['bfloat16', 'float16', 'float32']"),
-    ("reward_model", "comparisons.overlong",
-     "['drop_comparison', 'drop_completion', 'truncate_completion', 'truncate_prompt']"),
+    (
+      "reward_model",
+      "comparisons.overlong",
+      "['drop_comparison', 'drop_completion', 'truncate_completion', 'truncate_prompt']",
+    ),
     ("ppo", "prompts.overlong", "['drop', 'truncate_left']"),
     ("ppo", "ppo.kl_controller", "['adaptive', 'fixed']"),
-])
+  ],
+)
 def test_unknown_names(refused_training, algorithm, field, choices):
   sentence = refused_training(algorithm, **{field.replace(".", "__"): "best"})
   assert field.split(".")[-1] in sentence
@@ -265,22 +346,29 @@ def test_unknown_names(refused_training, algorithm, field, choices):
 
 
 def test_no_data_was_named(refused_training):
-  for algorithm, field, kind in (("sft", "demonstrations.train", "demonstration"),
-                                 ("sft", "text.valid", "text"),
-                                 ("reward_model", "comparisons.valid", "comparison"),
-                                 ("reward_model", "comparisons.demonstrations", "demonstration"),
-                                 ("ppo", "prompts.train", "prompt"),
-                                 ("ppo", "pretraining.train", "text")):
+  for algorithm, field, kind in (
+    ("sft", "demonstrations.train", "demonstration"),
+    ("sft", "text.valid", "text"),
+    ("reward_model", "comparisons.valid", "comparison"),
+    ("reward_model", "comparisons.demonstrations", "demonstration"),
+    ("ppo", "prompts.train", "prompt"),
+    ("ppo", "pretraining.train", "text"),
+  ):
     sentence = refused_training(algorithm, **{field.replace(".", "__"): ""})
     assert sentence.startswith(
-        f"config.{field} is empty; give FORMAT:PATH with a format for {kind} records (")
+      f"config.{field} is empty; give FORMAT:PATH with a format for {kind} records ("
+    )
 
 
 def test_ppo_without_ptx_needs_no_text(capsys, inputs, workdir_path, monkeypatch):
   monkeypatch.setattr(ppo, "train", lambda config, workdir: {"seconds": 0.0})
-  train.main(["program", *commands.train_flags(inputs, "ppo", ppo__ptx_coef=0.0,
-                                               pretraining__train=""),
-              f"--workdir={workdir_path}"])
+  train.main(
+    [
+      "program",
+      *commands.train_flags(inputs, "ppo", ppo__ptx_coef=0.0, pretraining__train=""),
+      f"--workdir={workdir_path}",
+    ]
+  )
   assert "done: seconds 0" in capsys.readouterr().out
 
 
@@ -288,9 +376,10 @@ def test_unknown_format(refused_training, inputs):
   path = inputs.data / "prompts_ppo.jsonl"
   sentence = refused_training("ppo", prompts__train=f"jsnol:{path}")
   assert sentence == (
-      f"'jsnol:{path}' is neither FORMAT:PATH with a format for prompt records (['alpaca', "
-      "'alpaca_eval', 'hh', 'jsonl', 'llmbar', 'pandalm', 't0']) nor a public tfds set of them "
-      "(['databricks_dolly', 'gsm8k', 'natural_instructions', 'real_toxicity_prompts'])")
+    f"'jsnol:{path}' is neither FORMAT:PATH with a format for prompt records (['alpaca', "
+    "'alpaca_eval', 'hh', 'jsonl', 'llmbar', 'pandalm', 't0']) nor a public tfds set of them "
+    "(['databricks_dolly', 'gsm8k', 'natural_instructions', 'real_toxicity_prompts'])"
+  )
 
 
 def test_unknown_tfds_name(refused_training):
@@ -305,8 +394,11 @@ def test_a_format_that_holds_other_records(refused_training, inputs):
 
 
 def test_a_file_that_is_not_there(refused_training, tmp_path):
-  for algorithm, field in (("sft", "demonstrations__valid"), ("reward_model", "comparisons__train"),
-                           ("ppo", "pretraining__train")):
+  for algorithm, field in (
+    ("sft", "demonstrations__valid"),
+    ("reward_model", "comparisons__train"),
+    ("ppo", "pretraining__train"),
+  ):
     sentence = refused_training(algorithm, **{field: f"jsonl:{tmp_path}/absent.jsonl"})
     assert sentence == f"{tmp_path}/absent.jsonl does not exist; name a file that does"
 
@@ -314,27 +406,70 @@ def test_a_file_that_is_not_there(refused_training, tmp_path):
 COMPARISON = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
 
 
-@pytest.mark.parametrize("algorithm,field,good,bad,expected", [
-    ("sft", "demonstrations.train", {"prompt": "p", "completion": "c"}, "{oops",
-     "not JSON (Expecting property name enclosed in double quotes at column 2); each line must be "
-     "one JSON object"),
-    ("sft", "demonstrations.train", {"prompt": "p", "completion": "c"}, {"prompt": "p"},
-     'no field "completion"; a demonstration is {"prompt": str, "completion": str, "user": str '
-     "(optional)}"),
+@pytest.mark.parametrize(
+  "algorithm,field,good,bad,expected",
+  [
+    (
+      "sft",
+      "demonstrations.train",
+      {"prompt": "p", "completion": "c"},
+      "{oops",
+      "not JSON (Expecting property name enclosed in double quotes at column 2); each line must be "
+      "one JSON object",
+    ),
+    (
+      "sft",
+      "demonstrations.train",
+      {"prompt": "p", "completion": "c"},
+      {"prompt": "p"},
+      'no field "completion"; a demonstration is {"prompt": str, "completion": str, "user": str '
+      "(optional)}",
+    ),
     ("sft", "text.train", {"text": "t"}, {"text": " "}, '"text" is empty; it must hold text'),
-    ("reward_model", "comparisons.train", COMPARISON, COMPARISON | {"completions": ["a"]},
-     '"completions" has 1 of them; a comparison needs 2 or more'),
-    ("reward_model", "comparisons.valid", COMPARISON, COMPARISON | {"ranks": [1, 2, 3]},
-     "3 ranks for 2 completions; give one rank per completion"),
-    ("reward_model", "comparisons.valid", COMPARISON, COMPARISON | {"completions": ["a", ""]},
-     '"completions"[1] is empty; it must hold text'),
-    ("reward_model", "comparisons.valid", COMPARISON, COMPARISON | {"ranks": [1, "2"]},
-     '"ranks"[1] is "2"; ranks are integers, 1 for the best, equal for a tie'),
-    ("ppo", "prompts.valid", {"prompt": "p"}, ["p"],
-     'a JSON list, not an object; a prompt is {"prompt": str, "user": str (optional)}'),
-    ("ppo", "prompts.train", {"prompt": "p"}, {"prompt": ""},
-     '"prompt" is empty; it must hold text'),
-])
+    (
+      "reward_model",
+      "comparisons.train",
+      COMPARISON,
+      COMPARISON | {"completions": ["a"]},
+      '"completions" has 1 of them; a comparison needs 2 or more',
+    ),
+    (
+      "reward_model",
+      "comparisons.valid",
+      COMPARISON,
+      COMPARISON | {"ranks": [1, 2, 3]},
+      "3 ranks for 2 completions; give one rank per completion",
+    ),
+    (
+      "reward_model",
+      "comparisons.valid",
+      COMPARISON,
+      COMPARISON | {"completions": ["a", ""]},
+      '"completions"[1] is empty; it must hold text',
+    ),
+    (
+      "reward_model",
+      "comparisons.valid",
+      COMPARISON,
+      COMPARISON | {"ranks": [1, "2"]},
+      '"ranks"[1] is "2"; ranks are integers, 1 for the best, equal for a tie',
+    ),
+    (
+      "ppo",
+      "prompts.valid",
+      {"prompt": "p"},
+      ["p"],
+      'a JSON list, not an object; a prompt is {"prompt": str, "user": str (optional)}',
+    ),
+    (
+      "ppo",
+      "prompts.train",
+      {"prompt": "p"},
+      {"prompt": ""},
+      '"prompt" is empty; it must hold text',
+    ),
+  ],
+)
 def test_bad_lines(refused_training, tmp_path, algorithm, field, good, bad, expected):
   path = tmp_path / "mine.jsonl"
   bad = bad if isinstance(bad, str) else json.dumps(bad)
@@ -343,64 +478,99 @@ def test_bad_lines(refused_training, tmp_path, algorithm, field, good, bad, expe
   assert sentence == f"{path}:3: {expected}"
 
 
-def test_bad_lines_are_skipped_and_counted_if_asked(capsys, inputs, tmp_path, workdir_path,
-                                                    monkeypatch):
-  path = commands.write_jsonl(tmp_path / "mine.jsonl", [
-      COMPARISON, COMPARISON | {"completions": ["a"]}, COMPARISON, COMPARISON | {"ranks": [1]}])
+def test_bad_lines_are_skipped_and_counted_if_asked(
+  capsys, inputs, tmp_path, workdir_path, monkeypatch
+):
+  path = commands.write_jsonl(
+    tmp_path / "mine.jsonl",
+    [COMPARISON, COMPARISON | {"completions": ["a"]}, COMPARISON, COMPARISON | {"ranks": [1]}],
+  )
 
   def load(config, workdir):
-    source = sources.load(config.comparisons.train, "comparison", data_dir=workdir + "/tfds",
-                          on_bad=config.comparisons.on_bad)
+    source = sources.load(
+      config.comparisons.train,
+      "comparison",
+      data_dir=workdir + "/tfds",
+      on_bad=config.comparisons.on_bad,
+    )
     return {"records": len(source)}
 
   monkeypatch.setattr(reward_model, "train", load)
-  train.main(["program", *commands.train_flags(
-      inputs, "reward_model", comparisons__train=f"jsonl:{path}", comparisons__on_bad="skip"),
-      f"--workdir={workdir_path}"])
+  train.main(
+    [
+      "program",
+      *commands.train_flags(
+        inputs, "reward_model", comparisons__train=f"jsonl:{path}", comparisons__on_bad="skip"
+      ),
+      f"--workdir={workdir_path}",
+    ]
+  )
   out = capsys.readouterr().out
-  assert (f"comparison records from jsonl:{path}: 2 kept, 1 skipped (one completion), 1 skipped "
-          "(ranks of another length)") in out
+  assert (
+    f"comparison records from jsonl:{path}: 2 kept, 1 skipped (one completion), 1 skipped "
+    "(ranks of another length)"
+  ) in out
   assert "done: records 2" in out
 
 
 # ----------------------------------------------------------------------------- exports
 
 
-@pytest.mark.parametrize("algorithm,field", [("sft", "init_from"), ("reward_model", "init_from"),
-                                             ("ppo", "policy_from"), ("ppo", "reward_from"),
-                                             ("ppo", "reference_from")])
+@pytest.mark.parametrize(
+  "algorithm,field",
+  [
+    ("sft", "init_from"),
+    ("reward_model", "init_from"),
+    ("ppo", "policy_from"),
+    ("ppo", "reward_from"),
+    ("ppo", "reference_from"),
+  ],
+)
 def test_exports_that_are_not_there(refused_training, tmp_path, algorithm, field):
   sentence = refused_training(algorithm, **{field: tmp_path / "absent"})
-  assert sentence == (f"{field}: {tmp_path}/absent does not exist; name the export directory of a "
-                      "stage that has finished")
+  assert sentence == (
+    f"{field}: {tmp_path}/absent does not exist; name the export directory of a "
+    "stage that has finished"
+  )
   sentence = refused_training(algorithm, **{field: tmp_path})
-  assert sentence == (f"{field}: {tmp_path} holds no export.json; name the export directory of a "
-                      "stage that has finished")
+  assert sentence == (
+    f"{field}: {tmp_path} holds no export.json; name the export directory of a "
+    "stage that has finished"
+  )
 
 
 def test_no_export_was_named(refused_training, inputs):
-  for algorithm, field in (("reward_model", "init_from"), ("ppo", "policy_from"),
-                           ("ppo", "reward_from")):
+  for algorithm, field in (
+    ("reward_model", "init_from"),
+    ("ppo", "policy_from"),
+    ("ppo", "reward_from"),
+  ):
     kind = "reward" if field == "reward_from" else "policy"
     assert refused_training(algorithm, **{field: ""}) == (
-        f"{field} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
+      f"{field} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE"
+    )
 
 
 def test_exports_of_another_kind(refused_training, inputs):
-  for algorithm, field, given in (("sft", "init_from", "reward"), ("ppo", "policy_from", "reward"),
-                                  ("reward_model", "init_from", "reward"),
-                                  ("ppo", "reference_from", "reward"),
-                                  ("ppo", "reward_from", "policy")):
+  for algorithm, field, given in (
+    ("sft", "init_from", "reward"),
+    ("ppo", "policy_from", "reward"),
+    ("reward_model", "init_from", "reward"),
+    ("ppo", "reference_from", "reward"),
+    ("ppo", "reward_from", "policy"),
+  ):
     wanted = "policy" if given == "reward" else "reward"
     directory = getattr(inputs, given)
     assert refused_training(algorithm, **{field: directory}) == (
-        f"{field}={directory} is a {given} export; it must be a {wanted}")
+      f"{field}={directory} is a {given} export; it must be a {wanted}"
+    )
 
 
 def test_an_export_of_another_shape(refused_training, inputs):
   assert refused_training("sft", model__width=2 * WIDTH) == (
-      f"init_from={inputs.policy} has width {WIDTH}, but config.model.width is {2 * WIDTH}; make "
-      "them equal, or take the shape from the source with :imported in place of the config's size")
+    f"init_from={inputs.policy} has width {WIDTH}, but config.model.width is {2 * WIDTH}; make "
+    "them equal, or take the shape from the source with :imported in place of the config's size"
+  )
 
 
 def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_path):
@@ -408,44 +578,62 @@ def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_pa
   other = tmp_path / "reward"
   other.mkdir()
   export = json.loads((inputs.reward / "export.json").read_text())
-  texts = [" ".join(line["text"].split()[::-1])
-           for line in commands.read_jsonl(inputs.data / "pretraining_train.jsonl")]
+  texts = [
+    " ".join(line["text"].split()[::-1])
+    for line in commands.read_jsonl(inputs.data / "pretraining_train.jsonl")
+  ]
   tokenizer = Tokenizer.train_bpe(texts, 512)
   assert tokenizer.num_ids == export["model"]["vocab_size"]
   tokenizer.save(other / export["contents"] / "tokenizer")
   (other / "export.json").write_text(json.dumps(export))
   assert refused_training("ppo", reward_from=other).startswith(
-      "policy_from and reward_from use different tokenizers (512 and 512 ids)")
+    "policy_from and reward_from use different tokenizers (512 and 512 ids)"
+  )
   assert refused_training("ppo", reward_others=repr((str(other),))).startswith(
-      "policy_from and reward_others use different tokenizers (512 and 512 ids)")
+    "policy_from and reward_others use different tokenizers (512 and 512 ids)"
+  )
   (other / "export.json").write_text(json.dumps(export | {"kind": "policy"}))
   assert refused_training("ppo", reference_from=other).startswith(
-      "policy_from and reference_from use different tokenizers (512 and 512 ids)")
+    "policy_from and reference_from use different tokenizers (512 and 512 ids)"
+  )
 
 
-@pytest.mark.parametrize("algorithm,group", [
-    ("sft", "demonstrations"), ("reward_model", "comparisons"), ("ppo", "prompts")])
+@pytest.mark.parametrize(
+  "algorithm,group",
+  [("sft", "demonstrations"), ("reward_model", "comparisons"), ("ppo", "prompts")],
+)
 def test_a_chat_format_that_cannot_be(refused_training, inputs, algorithm, group):
   field = lambda name, value: {f"{group}__{name}": value}
   assert refused_training(algorithm, **field("prompt_format", "chats")) == (
-      f"{group}.prompt_format 'chats'; choose from plain, chat")
+    f"{group}.prompt_format 'chats'; choose from plain, chat"
+  )
   assert refused_training(algorithm, **field("prompt_format", "chat")) == (
-      f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its "
-      "own text around a prompt; make it an empty string")
+    f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its "
+    "own text around a prompt; make it an empty string"
+  )
   sentence = refused_training(
-      algorithm, **field("prompt_format", "chat") | field("prompt_suffix", "")
-      | field("completion_prefix", ""))
+    algorithm,
+    **field("prompt_format", "chat") | field("prompt_suffix", "") | field("completion_prefix", ""),
+  )
   assert sentence.startswith(f"prompt_format chat, but {inputs.policy}")
-  assert sentence.endswith("tokenizer_config.json has no chat_template; use prompt_format plain, "
-                           "or a model that was trained to chat")
+  assert sentence.endswith(
+    "tokenizer_config.json has no chat_template; use prompt_format plain, "
+    "or a model that was trained to chat"
+  )
 
 
 @pytest.mark.parametrize("spec", ["gpt2:", "bpe:12", "bpe:many", "json:/nowhere/tokenizer.json"])
 def test_a_tokenizer_that_cannot_be_had(capsys, inputs, workdir_path, spec):
   sentence = refused(
-      capsys, train.main, "sft", "--config=configs/sft.py:test,pretrain",
-      f"--workdir={workdir_path}", f"--config.text.train={inputs.spec('pretraining_train')}",
-      f"--config.text.valid={inputs.spec('pretraining_valid')}", f"--config.tokenizer={spec}")
+    capsys,
+    train.main,
+    "sft",
+    "--config=configs/sft.py:test,pretrain",
+    f"--workdir={workdir_path}",
+    f"--config.text.train={inputs.spec('pretraining_train')}",
+    f"--config.text.valid={inputs.spec('pretraining_valid')}",
+    f"--config.tokenizer={spec}",
+  )
   assert "tokenizer" in sentence or "vocab_size 12 is too small" in sentence
   assert not workdir_path.exists()
 
@@ -459,8 +647,10 @@ def test_the_workdir_of_another_config(capsys, inputs, workdir_path, monkeypatch
   train.main(["program", *flags, f"--workdir={workdir_path}"])
   before = {path: path.read_bytes() for path in workdir_path.rglob("*") if path.is_file()}
   sentence = refused(capsys, train.main, *flags, "--config.seed=4", f"--workdir={workdir_path}")
-  assert sentence == (f"{workdir_path} holds the run of another config: seed is 0 there and 4 "
-                      "here; choose another --workdir, or delete this one")
+  assert sentence == (
+    f"{workdir_path} holds the run of another config: seed is 0 there and 4 "
+    "here; choose another --workdir, or delete this one"
+  )
   assert {path: path.read_bytes() for path in workdir_path.rglob("*") if path.is_file()} == before
   train.main(["program", *flags, f"--workdir={workdir_path}"])
   assert f"workdir {workdir_path}: going on" in capsys.readouterr().out
@@ -483,18 +673,26 @@ def prompts(tmp_path) -> pathlib.Path:
 
 
 def generate_flags(inputs, path: pathlib.Path, **changes) -> list[str]:
-  flags = {"checkpoint": inputs.policy, "prompts": path,
-           "output": path.parent / "out" / "answers.jsonl"} | changes
+  flags = {
+    "checkpoint": inputs.policy,
+    "prompts": path,
+    "output": path.parent / "out" / "answers.jsonl",
+  } | changes
   return [f"--{name}={value}" for name, value in flags.items() if value is not None]
 
 
 def score_flags(inputs, path: pathlib.Path, **changes) -> list[str]:
-  flags = {"reward_model": inputs.reward, "input": path,
-           "output": path.parent / "out" / "scored.jsonl"} | changes
+  flags = {
+    "reward_model": inputs.reward,
+    "input": path,
+    "output": path.parent / "out" / "scored.jsonl",
+  } | changes
   return [f"--{name}={value}" for name, value in flags.items() if value is not None]
 
 
-@pytest.mark.parametrize("changes,expected", [
+@pytest.mark.parametrize(
+  "changes,expected",
+  [
     ({"checkpoint": None}, "the following arguments are required: --checkpoint"),
     ({"output": None}, "--prompts and --output go together"),
     ({"prompts": None}, "--prompts and --output go together"),
@@ -503,11 +701,15 @@ def score_flags(inputs, path: pathlib.Path, **changes) -> list[str]:
     ({"num_samples": "few"}, "argument --num_samples: invalid whole number value: 'few'"),
     ({"temperature": -1}, "argument --temperature: -1 must be 0 or above"),
     ({"top_p": 0}, "argument --top_p: 0 must be above 0 and at most 1"),
-    ({"max_response_tokens": CONTEXT}, f"--max_response_tokens={CONTEXT} leaves no room for a "
-                                       f"prompt in the context of {CONTEXT}; use less"),
+    (
+      {"max_response_tokens": CONTEXT},
+      f"--max_response_tokens={CONTEXT} leaves no room for a "
+      f"prompt in the context of {CONTEXT}; use less",
+    ),
     ({"num_sample": 2}, "unrecognized arguments: --num_sample=2"),
     ({"on_bad": "ignore"}, "argument --on_bad: invalid choice: 'ignore'"),
-])
+  ],
+)
 def test_flags_of_generate(capsys, inputs, prompts, changes, expected):
   sentence = refused(capsys, generate.main, *generate_flags(inputs, prompts, **changes))
   assert sentence.startswith(expected)
@@ -515,24 +717,29 @@ def test_flags_of_generate(capsys, inputs, prompts, changes, expected):
 
 
 def test_generate_and_score_take_exports_of_their_kind(capsys, inputs, prompts, tmp_path):
-  sentence = refused(capsys, generate.main,
-                     *generate_flags(inputs, prompts, checkpoint=inputs.reward))
+  sentence = refused(
+    capsys, generate.main, *generate_flags(inputs, prompts, checkpoint=inputs.reward)
+  )
   assert sentence == f"--checkpoint={inputs.reward} is a reward export; it must be a policy"
   lines = commands.write_jsonl(tmp_path / "lines.jsonl", [{"prompt": "p", "completion": "c"}])
-  sentence = refused(capsys, score.main,
-                     *score_flags(inputs, lines, reward_model=inputs.policy))
+  sentence = refused(capsys, score.main, *score_flags(inputs, lines, reward_model=inputs.policy))
   assert sentence == f"--reward_model={inputs.policy} is a policy export; it must be a reward"
-  for main, flags in ((generate.main, generate_flags(inputs, prompts, checkpoint=tmp_path)),
-                      (score.main, score_flags(inputs, lines, reward_model=tmp_path))):
+  for main, flags in (
+    (generate.main, generate_flags(inputs, prompts, checkpoint=tmp_path)),
+    (score.main, score_flags(inputs, lines, reward_model=tmp_path)),
+  ):
     assert f"={tmp_path} holds no export; name an export directory, or the workdir of a stage" in (
-        refused(capsys, main, *flags))
+      refused(capsys, main, *flags)
+    )
 
 
 def test_an_output_that_exists_stays(capsys, inputs, prompts, tmp_path):
   output = tmp_path / "answers.jsonl"
   output.write_text("mine")
-  for main, flags in ((generate.main, generate_flags(inputs, prompts, output=output)),
-                      (score.main, score_flags(inputs, prompts, output=output))):
+  for main, flags in (
+    (generate.main, generate_flags(inputs, prompts, output=output)),
+    (score.main, score_flags(inputs, prompts, output=output)),
+  ):
     sentence = refused(capsys, main, *flags)
     assert sentence == f"--output={output} exists; name another file, or add --overwrite"
   sentence = refused(capsys, generate.main, *generate_flags(inputs, prompts, output=tmp_path))
@@ -542,36 +749,46 @@ def test_an_output_that_exists_stays(capsys, inputs, prompts, tmp_path):
 
 def test_bad_lines_of_generate(capsys, inputs, tmp_path):
   path = tmp_path / "prompts.jsonl"
-  for bad, expected in (('{"text": "x"}', 'no field "prompt"; a prompt is'),
-                        ("[", "not JSON (Expecting value"),
-                        (json.dumps({"prompt": "goat " * 100}), "the prompt has ")):
+  for bad, expected in (
+    ('{"text": "x"}', 'no field "prompt"; a prompt is'),
+    ("[", "not JSON (Expecting value"),
+    (json.dumps({"prompt": "goat " * 100}), "the prompt has "),
+  ):
     path.write_text('{"prompt": "p"}\n' + bad + "\n")
     sentence = refused(capsys, generate.main, *generate_flags(inputs, path))
     assert sentence.startswith(f"{path}:2: {expected}")
     assert not (tmp_path / "out").exists()
   path.write_text("\n")
   assert refused(capsys, generate.main, *generate_flags(inputs, path)).startswith(
-      f"{path} gave nothing (lines: 0 kept)")
+    f"{path} gave nothing (lines: 0 kept)"
+  )
   path.unlink()
   assert refused(capsys, generate.main, *generate_flags(inputs, path)) == (
-      f"{path} does not exist; name a file that does")
+    f"{path} does not exist; name a file that does"
+  )
 
 
-@pytest.mark.parametrize("bad,expected", [
+@pytest.mark.parametrize(
+  "bad,expected",
+  [
     ({"prompt": "p"}, 'no field "completions" or "completion"'),
     ({"completion": "c"}, 'no field "prompt"'),
     ({"prompt": "p", "completions": "c"}, "what is to be scored is not text"),
     ({"prompt": "p", "completions": ["c", 1]}, "what is to be scored is not text"),
     ({"prompt": "p", "completions": []}, '"completions" is empty; give one or more'),
-    ({"prompt": "p", "completions": ["c", "d"], "ranks": [1]},
-     "1 ranks for 2 completions; give one rank per completion"),
-    ({"prompt": "p", "completions": ["c", "d"], "ranks": [1, True]},
-     '"ranks" is not a list of integers'),
+    (
+      {"prompt": "p", "completions": ["c", "d"], "ranks": [1]},
+      "1 ranks for 2 completions; give one rank per completion",
+    ),
+    (
+      {"prompt": "p", "completions": ["c", "d"], "ranks": [1, True]},
+      '"ranks" is not a list of integers',
+    ),
     ({"prompt": "p", "completion": "goat " * 100}, "prompt and completion have "),
-])
+  ],
+)
 def test_bad_lines_of_score(capsys, inputs, tmp_path, bad, expected):
-  path = commands.write_jsonl(tmp_path / "lines.jsonl",
-                              [{"prompt": "p", "completion": "c"}, bad])
+  path = commands.write_jsonl(tmp_path / "lines.jsonl", [{"prompt": "p", "completion": "c"}, bad])
   sentence = refused(capsys, score.main, *score_flags(inputs, path))
   assert sentence.startswith(f"{path}:2: {expected}")
   assert not (tmp_path / "out").exists()
@@ -582,12 +799,14 @@ def test_bad_lines_of_score(capsys, inputs, tmp_path, bad, expected):
 
 def test_pool_refuses_what_is_no_finished_run(capsys, tmp_path):
   sentence = refused(capsys, pool.main, tmp_path, f"--output={tmp_path / 'out'}")
-  assert sentence == (f"{tmp_path} holds no report/report.json; name the workdir of a pipeline run "
-                      "that has finished")
+  assert sentence == (
+    f"{tmp_path} holds no report/report.json; name the workdir of a pipeline run that has finished"
+  )
   (tmp_path / "report").mkdir()
   (tmp_path / "report" / "report.json").write_text("{")
   assert refused(capsys, pool.main, tmp_path, f"--output={tmp_path / 'out'}").startswith(
-      f"{tmp_path}/report/report.json:1: not JSON")
+    f"{tmp_path}/report/report.json:1: not JSON"
+  )
   workdir_lib.write_json(tmp_path / "report" / "report.json", [])
   assert "has no seed" in refused(capsys, pool.main, tmp_path, f"--output={tmp_path / 'out'}")
   assert "required: DIR" in refused(capsys, pool.main, f"--output={tmp_path / 'out'}")

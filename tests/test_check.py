@@ -27,8 +27,9 @@ SIZES = [size for size in model_sizes.GPT3]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, "-m", "launch.check", *flags], capture_output=True,
-                        text=True, check=False)
+  return subprocess.run(
+    [sys.executable, "-m", "launch.check", *flags], capture_output=True, text=True, check=False
+  )
 
 
 # ----------------------------------------------------------------------------- bytes
@@ -54,8 +55,9 @@ def test_what_is_resident_is_in_as_many_parts_as_devices(size: str, platform: in
   # All but biases and norms is split over every device.
   assert held["policy"] == pytest.approx(whole(job.reference) / num_devices, rel=0.05)
   assert held["moving average"] == held["reference"] == held["policy"]
-  assert held["optimizer state"] == pytest.approx(2 * (held["policy"] + held["value network"]),
-                                                  rel=1e-3)
+  assert held["optimizer state"] == pytest.approx(
+    2 * (held["policy"] + held["value network"]), rel=1e-3
+  )
   assert held["value network"] == held["reward model"]
 
 
@@ -71,11 +73,21 @@ def test_the_cache_is_that_of_a_whole_batch():
 
 def test_a_topology_changes_the_layout_and_nothing_else():
   plain, laid_out = ppo_configs.get_config("175b"), ppo_configs.get_config("175b,v5p:4x4x8")
-  changed = {f"{group}.{field}" for group in plain for field in (
-      plain[group] if hasattr(plain[group], "keys") else ())
-      if plain[group][field] != laid_out[group][field]}
-  assert changed <= {"mesh.data", "mesh.fsdp", "mesh.tensor", "model.shard_sequence",
-                     "model.decode_split", "ppo.microbatch_size", "ppo.ptx_microbatch_size"}
+  changed = {
+    f"{group}.{field}"
+    for group in plain
+    for field in (plain[group] if hasattr(plain[group], "keys") else ())
+    if plain[group][field] != laid_out[group][field]
+  }
+  assert changed <= {
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "model.shard_sequence",
+    "model.decode_split",
+    "ppo.microbatch_size",
+    "ppo.ptx_microbatch_size",
+  }
   assert laid_out.mesh.to_dict() == dict(data=1, fsdp=16, tensor=8)
 
 
@@ -84,11 +96,27 @@ def test_a_topology_changes_the_layout_and_nothing_else():
 
 def small_job(devices):
   config = ppo_configs.get_config("test").unlock()
-  config.model.update(num_heads=4, decode_split="fsdp_tensor", shard_sequence=True, remat="block",
-                      context_length=16, logprob_chunk=4, decode_scan=True, scan_unroll=1,
-                      num_layers=4)
-  config.ppo.update(batch_size=8, minibatch_size=4, microbatch_size=4, max_prompt_tokens=8,
-                    max_response_tokens=8, ptx_ratio=1, ptx_length=16, ptx_microbatch_size=4)
+  config.model.update(
+    num_heads=4,
+    decode_split="fsdp_tensor",
+    shard_sequence=True,
+    remat="block",
+    context_length=16,
+    logprob_chunk=4,
+    decode_scan=True,
+    scan_unroll=1,
+    num_layers=4,
+  )
+  config.ppo.update(
+    batch_size=8,
+    minibatch_size=4,
+    microbatch_size=4,
+    max_prompt_tokens=8,
+    max_response_tokens=8,
+    ptx_ratio=1,
+    ptx_length=16,
+    ptx_microbatch_size=4,
+  )
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), devices)
   return programs.make_job(config, dict(config.model), mesh, "cpu")
 
@@ -110,10 +138,12 @@ def test_no_logits_of_a_whole_batch_exist_in_the_update():
   job = small_job(jax.devices()[:4])
   text = programs.lower(job, programs.all_programs(job)[-1]).compile().as_text()
   vocabulary = job.models.policy.padded_vocab_size
-  shapes = {tuple(int(size) for size in dims.split(",")) for _, dims in
-            hlo._SHAPE.findall(text) if dims}  # pylint: disable=protected-access
-  logits = [shape for shape in shapes if shape[-1] in (vocabulary, vocabulary // 2)
-            and len(shape) == 3]
+  shapes = {
+    tuple(int(size) for size in dims.split(",")) for _, dims in hlo._SHAPE.findall(text) if dims
+  }  # pylint: disable=protected-access
+  logits = [
+    shape for shape in shapes if shape[-1] in (vocabulary, vocabulary // 2) and len(shape) == 3
+  ]
   assert logits  # those of a chunk are there
   assert max(shape[1] for shape in logits) <= job.models.policy.logprob_chunk
 
@@ -126,11 +156,20 @@ def test_a_collective_in_a_loop_counts_as_often_as_the_loop_runs():
   split = NamedSharding(mesh, P("fsdp"))
 
   def gathered(x):
-    one = lambda carry, _: (jax.lax.with_sharding_constraint(
-        jnp.sin(jax.lax.with_sharding_constraint(carry, NamedSharding(mesh, P()))), split), None)
+    one = lambda carry, _: (
+      jax.lax.with_sharding_constraint(
+        jnp.sin(jax.lax.with_sharding_constraint(carry, NamedSharding(mesh, P()))), split
+      ),
+      None,
+    )
     return jax.lax.scan(one, x, length=7)[0]
-  text = jax.jit(gathered, in_shardings=split, out_shardings=split).lower(
-      jax.ShapeDtypeStruct((4, 8), jnp.float32)).compile().as_text()
+
+  text = (
+    jax.jit(gathered, in_shardings=split, out_shardings=split)
+    .lower(jax.ShapeDtypeStruct((4, 8), jnp.float32))
+    .compile()
+    .as_text()
+  )
   found = hlo.collectives(text)["all-gather"]
   assert found == {"calls": 7, "bytes": 7 * 4 * 8 * 4}
 
@@ -154,16 +193,22 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 """
   assert hlo.collectives(text) == {
-      "all-reduce": {"bytes": 5 * 32 + 64, "calls": 6}, "all-gather": {"bytes": 96, "calls": 1},
-      "reduce-scatter": {"bytes": 32, "calls": 1}}
+    "all-reduce": {"bytes": 5 * 32 + 64, "calls": 6},
+    "all-gather": {"bytes": 96, "calls": 1},
+    "reduce-scatter": {"bytes": 32, "calls": 1},
+  }
 
 
 # ----------------------------------------------------------------------------- the command
 
 
 def test_shapes_only_needs_no_compiler(tmp_path):
-  out = run("--config=configs/ppo.py:175b", "--topology=v5p:8x8x16", "--shapes_only",
-            f"--json={tmp_path / 'check.json'}")
+  out = run(
+    "--config=configs/ppo.py:175b",
+    "--topology=v5p:8x8x16",
+    "--shapes_only",
+    f"--json={tmp_path / 'check.json'}",
+  )
   assert out.returncode == 0, out.stderr
   report = json.loads((tmp_path / "check.json").read_text())
   assert report["mesh"] == {"data": 1, "fsdp": 64, "tensor": 16} and report["fits"] is None
@@ -171,8 +216,9 @@ def test_shapes_only_needs_no_compiler(tmp_path):
 
 
 def test_flags_may_be_written_apart():
-  argv, topology = check.with_topology(["check", "--config", "configs/ppo.py:1.3b", "--topology",
-                                        "h100:1x8"])
+  argv, topology = check.with_topology(
+    ["check", "--config", "configs/ppo.py:1.3b", "--topology", "h100:1x8"]
+  )
   assert argv == ["check", "--config=configs/ppo.py:1.3b,h100:1x8", "--topology=h100:1x8"]
   assert topology.num_devices == 8
 
@@ -181,7 +227,9 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
   assert run("--config=configs/ppo.py:175b", "--topology=v5e:4x4", "--shapes_only").returncode == 1
 
 
-@pytest.mark.parametrize("flags,sentence", [
+@pytest.mark.parametrize(
+  "flags,sentence",
+  [
     (["--config=configs/ppo.py:1.3b"], "--topology is missing"),
     (["--topology=v5p:4x4x4"], "--config is missing"),
     (["--config=configs/ppo.py:1.3b", "--topology=v9:4x4"], "no known kind; choose from cpu, v5e"),
@@ -189,27 +237,70 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
     (["--config=configs/ppo.py:1.3b", "--topology=cpu:8"], "is no accelerator"),
     (["--config=configs/ppo.py:1.4b", "--topology=h100:1x8"], "size '1.4b'; choose from"),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:3x8"], "use a power of two"),
-    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--json=nowhere/check.json",
-      "--shapes_only"], "there is no folder nowhere"),
-    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--shapes_only",
-      "--config.ppo.max_prompt_tokens=4000"], "is longer than the policy's context of 2048"),
+    (
+      [
+        "--config=configs/ppo.py:1.3b",
+        "--topology=h100:1x8",
+        "--json=nowhere/check.json",
+        "--shapes_only",
+      ],
+      "there is no folder nowhere",
+    ),
+    (
+      [
+        "--config=configs/ppo.py:1.3b",
+        "--topology=h100:1x8",
+        "--shapes_only",
+        "--config.ppo.max_prompt_tokens=4000",
+      ],
+      "is longer than the policy's context of 2048",
+    ),
     (["--config=configs/sft.py:1.3b,sft", "--topology=h100:1x8"], "must be a PPO config"),
-    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--config.mesh.fsdp=3"],
-     "does not use exactly the 8 devices"),
-    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--config.model.num_heads=4",
-      "--config.mesh.tensor=8", "--config.mesh.fsdp=1"], "does not divide over mesh.tensor 8"),
-    (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--programs=rollout,updates"],
-     "'updates'; choose from restore"),
+    (
+      ["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--config.mesh.fsdp=3"],
+      "does not use exactly the 8 devices",
+    ),
+    (
+      [
+        "--config=configs/ppo.py:1.3b",
+        "--topology=h100:1x8",
+        "--config.model.num_heads=4",
+        "--config.mesh.tensor=8",
+        "--config.mesh.fsdp=1",
+      ],
+      "does not divide over mesh.tensor 8",
+    ),
+    (
+      ["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--programs=rollout,updates"],
+      "'updates'; choose from restore",
+    ),
     (["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--reward_size=7b"], "size '7b'"),
-    (["--config=configs/ppo.py:llama3.1-70b", "--topology=v5p:8x8x16", "--shapes_only"],
-     "model.num_kv_heads 8 does not divide over mesh.tensor 16"),
-    (["--config=configs/ppo.py:llama3.1-8b", "--topology=h100:2x8", "--shapes_only",
-      "--config.mesh.tensor=16", "--config.mesh.fsdp=1"],
-     "model.num_kv_heads 8 does not divide over mesh.tensor 16"),
-    (["--config=configs/ppo.py:13b", "--topology=h100:4x8", "--reward_size=125m",
-      "--config.mesh.tensor=8", "--config.mesh.fsdp=4"],
-     "--reward_size: its num_heads 12 does not divide over mesh.tensor 8"),
-])
+    (
+      ["--config=configs/ppo.py:llama3.1-70b", "--topology=v5p:8x8x16", "--shapes_only"],
+      "model.num_kv_heads 8 does not divide over mesh.tensor 16",
+    ),
+    (
+      [
+        "--config=configs/ppo.py:llama3.1-8b",
+        "--topology=h100:2x8",
+        "--shapes_only",
+        "--config.mesh.tensor=16",
+        "--config.mesh.fsdp=1",
+      ],
+      "model.num_kv_heads 8 does not divide over mesh.tensor 16",
+    ),
+    (
+      [
+        "--config=configs/ppo.py:13b",
+        "--topology=h100:4x8",
+        "--reward_size=125m",
+        "--config.mesh.tensor=8",
+        "--config.mesh.fsdp=4",
+      ],
+      "--reward_size: its num_heads 12 does not divide over mesh.tensor 8",
+    ),
+  ],
+)
 def test_bad_flags_are_one_sentence(flags: list[str], sentence: str, monkeypatch, capsys):
   monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets some of it
   monkeypatch.chdir(pathlib.Path(__file__).resolve().parent.parent)
@@ -221,16 +312,19 @@ def test_bad_flags_are_one_sentence(flags: list[str], sentence: str, monkeypatch
 
 def test_a_slice_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):
   """As libtpu says it; nothing but it knows which slices there are."""
+
   def refuse(**_):
     raise jax.errors.JaxRuntimeError(
-        'INVALID_ARGUMENT: Topology layout "v5p:8x1x1" is not divisible by the bounds "2x2x1"\n'
-        "more")
+      'INVALID_ARGUMENT: Topology layout "v5p:8x1x1" is not divisible by the bounds "2x2x1"\nmore'
+    )
+
   monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
   with pytest.raises(ValueError) as refused:
     check.devices_of(meshes.parse_topology("v5p:8x1x1"))
   assert str(refused.value) == (
-      "--topology=v5p:8x1x1: the compiler knows no such slice (Topology layout 'v5p:8x1x1' is not "
-      "divisible by the bounds '2x2x1'); use one that the cloud has, for example v5p:4x4x4")
+    "--topology=v5p:8x1x1: the compiler knows no such slice (Topology layout 'v5p:8x1x1' is not "
+    "divisible by the bounds '2x2x1'); use one that the cloud has, for example v5p:4x4x4"
+  )
 
 
 def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
@@ -269,18 +363,30 @@ def test_only_what_a_job_runs_decides():
 
 def test_the_table_has_a_row_for_each_answer(tmp_path):
   rows = [dict(program=name, extra=check.GIB, error=None) for name in ("rollout", "update")]
-  report = dict(topology="v5p:2x2x2", mesh=dict(data=1, fsdp=8, tensor=1), microbatch_size=16,
-                resident={"policy": 2 * check.GIB}, programs=rows, total=3 * check.GIB,
-                memory=95 * check.GIB, fits=True)
+  report = dict(
+    topology="v5p:2x2x2",
+    mesh=dict(data=1, fsdp=8, tensor=1),
+    microbatch_size=16,
+    resident={"policy": 2 * check.GIB},
+    programs=rows,
+    total=3 * check.GIB,
+    memory=95 * check.GIB,
+    fits=True,
+  )
   check_table.path_of(tmp_path, "1.3b", "v5p:2x2x2").write_text(json.dumps(report))
   assert check_table.table(tmp_path).splitlines()[-1] == (
-      "| 1.3b | v5p:2x2x2 | 1 x 8 x 1 | 16 | 2.0 | 1.0 | 1.0 | 3.0 | 95 | fits |")
+    "| 1.3b | v5p:2x2x2 | 1 x 8 x 1 | 16 | 2.0 | 1.0 | 1.0 | 3.0 | 95 | fits |"
+  )
 
 
-@pytest.mark.parametrize("argument,get_config,group", [
+@pytest.mark.parametrize(
+  "argument,get_config,group",
+  [
     ("175b,sft,v5p:4x4x8", sft_configs.get_config, "sft"),
     ("6b,init,h100:2x8", sft_configs.get_config, "sft"),
-    ("6b,h100:2x8", reward_configs.get_config, "reward")])
+    ("6b,h100:2x8", reward_configs.get_config, "reward"),
+  ],
+)
 def test_each_stage_has_a_layout(argument: str, get_config, group: str):
   topology = meshes.parse_topology(argument.rpartition(",")[2])
   config = get_config(argument)

@@ -18,26 +18,27 @@ from rlhf import checkpoint
 from rlhf import types
 
 CONFIG = checkpoint.CheckpointConfig(
-    every=1, keep_last=2, keep_every=None, best_metric="", best_is_lower=False)
+  every=1, keep_last=2, keep_every=None, best_metric="", best_is_lower=False
+)
 
 
 class Tokenizer:
-
   def save(self, directory):
     (pathlib.Path(directory) / "tokenizer.json").write_text("{}")
 
 
 class BrokenTokenizer:
-
   def save(self, directory):
     raise OSError("disk full")
 
 
 def ppo_state() -> types.PpoState:
   """Every kind of leaf that training makes, with bits that only an exact copy keeps."""
-  odd_bits = np.array([0x7fc01234, 0x80000000, 0x00000001, 0xff800000], np.uint32).view(np.float32)
-  params = {"policy": {"w": jnp.arange(6.0).reshape(2, 3), "odd": jnp.asarray(odd_bits)},
-            "value": {"b": jnp.array([1.0, 1 / 3], jnp.bfloat16)}}
+  odd_bits = np.array([0x7FC01234, 0x80000000, 0x00000001, 0xFF800000], np.uint32).view(np.float32)
+  params = {
+    "policy": {"w": jnp.arange(6.0).reshape(2, 3), "odd": jnp.asarray(odd_bits)},
+    "value": {"b": jnp.array([1.0, 1 / 3], jnp.bfloat16)},
+  }
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1.0, 0.0, 5)))
   train = types.TrainState(step=jnp.int32(7), params=params, opt_state=tx.init(params))
   return types.PpoState(train=train, ema_params=params["policy"], kl_coef=jnp.float32(0.1))
@@ -89,12 +90,15 @@ def test_due_at_multiples_of_every(tmp_path):
     assert [step for step in range(10) if checkpoints.due(step)] == [3, 6, 9]
 
 
-@pytest.mark.parametrize(("changes", "steps", "best"), [
+@pytest.mark.parametrize(
+  ("changes", "steps", "best"),
+  [
     ({"keep_last": 2}, [5, 6], None),
     ({"keep_last": 1, "keep_every": 2}, [2, 4, 6], None),
     ({"keep_last": 1, "best_metric": "score"}, [3, 6], 3),
     ({"keep_last": 1, "best_metric": "score", "best_is_lower": True}, [1, 6], 1),
-])
+  ],
+)
 def test_what_is_kept(tmp_path, changes, steps, best):
   metric_of_step = {1: 0.1, 2: 0.2, 3: 0.9, 4: float("inf"), 5: float("nan"), 6: None}
   cfg = dataclasses.replace(CONFIG, **changes)
@@ -139,8 +143,10 @@ def test_a_count_below_one_is_refused(changes):
 def test_saved_arrays_may_be_donated_at_once(tmp_path, num_devices):
   """The CPU's buffers are host memory: a save that only points at them would write the update."""
   sharding = mesh_sharding(num_devices, P("data"))
-  state = {"big": jax.device_put(jnp.arange(1 << 23, dtype=jnp.float32), sharding),
-           "small": jnp.zeros(3)}
+  state = {
+    "big": jax.device_put(jnp.arange(1 << 23, dtype=jnp.float32), sharding),
+    "small": jnp.zeros(3),
+  }
   want = jax.tree.map(np.array, state)
   step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
   jax.block_until_ready(step(jax.tree.map(jnp.copy, state)))  # compiled: the next is immediate
@@ -202,13 +208,16 @@ def test_another_layout_reads_what_one_layout_wrote(tmp_path):
   np.testing.assert_array_equal(free + on_four, 2 * x)  # a committed array would refuse to mix
 
 
-@pytest.mark.parametrize(("state", "message"), [
+@pytest.mark.parametrize(
+  ("state", "message"),
+  [
     ({"a": {"w": jnp.zeros((2, 4))}}, r"a/w is float32\[2, 3\] in the checkpoint, .*\[2, 4\]"),
     ({"a": {"w": jnp.zeros((2, 3), jnp.int32)}}, r"a/w is float32\[2, 3\] .* int32\[2, 3\]"),
     ({"a": {"v": jnp.zeros((2, 3))}}, r"a/v is absent in the checkpoint"),
     ({"a": {"w": jnp.zeros((2, 3)), "z": jnp.zeros(1)}}, r"a/z is absent in the checkpoint"),
     ({}, r"a/w is float32\[2, 3\] in the checkpoint, and the config makes it absent"),
-])
+  ],
+)
 def test_other_arrays_are_refused_in_one_sentence(tmp_path, state, message):
   with checkpoint.Checkpoints(tmp_path / "c", CONFIG) as checkpoints:
     checkpoints.save(1, {"a": {"w": jnp.zeros((2, 3))}}, metadata={})
@@ -235,9 +244,16 @@ def test_metadata_that_json_cannot_hold_is_refused(tmp_path, metadata):
 
 
 def export(directory, params, *, step=120, tokenizer_class=Tokenizer, kind="reward"):
-  checkpoint.export_params(directory, params, model={"num_layers": 2}, kind=kind,
-                           tokenizer=tokenizer_class(), config={"seed": 0}, step=step,
-                           metadata={"bias": -0.5})
+  checkpoint.export_params(
+    directory,
+    params,
+    model={"num_layers": 2},
+    kind=kind,
+    tokenizer=tokenizer_class(),
+    config={"seed": 0},
+    step=step,
+    metadata={"bias": -0.5},
+  )
 
 
 def test_an_export_comes_back(tmp_path):
@@ -245,7 +261,12 @@ def test_an_export_comes_back(tmp_path):
   export(tmp_path / "export", params)
   found = checkpoint.load_export(tmp_path / "export")
   assert (found.kind, found.model, found.config, found.step, found.metadata) == (
-      "reward", {"num_layers": 2}, {"seed": 0}, 120, {"bias": -0.5})
+    "reward",
+    {"num_layers": 2},
+    {"seed": 0},
+    120,
+    {"bias": -0.5},
+  )
   assert (found.tokenizer_dir / "tokenizer.json").is_file()
   want = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   assert_same_bits(checkpoint.load_params(tmp_path / "export"), want)

@@ -49,14 +49,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # ----------------------------------------------------------------------------- every argument
 
 ARGUMENTS = (
-    [(sft_configs, f"{size},{variant}") for size in model_configs.SIZES
-     for variant in sft_configs.VARIANTS]
-    + [(sft_configs, size) for size in model_configs.SIZES]
-    + [(module, size) for module in (reward_configs, ppo_configs, judge_configs)
-       for size in model_configs.SIZES]
-    + [(pipeline_configs, name) for name in pipeline_configs.NAMES])
-ALGORITHMS = {sft_configs: sft, reward_configs: reward_model, ppo_configs: ppo,
-              judge_configs: truth_judge}
+  [
+    (sft_configs, f"{size},{variant}")
+    for size in model_configs.SIZES
+    for variant in sft_configs.VARIANTS
+  ]
+  + [(sft_configs, size) for size in model_configs.SIZES]
+  + [
+    (module, size)
+    for module in (reward_configs, ppo_configs, judge_configs)
+    for size in model_configs.SIZES
+  ]
+  + [(pipeline_configs, name) for name in pipeline_configs.NAMES]
+)
+ALGORITHMS = {
+  sft_configs: sft,
+  reward_configs: reward_model,
+  ppo_configs: ppo,
+  judge_configs: truth_judge,
+}
 
 
 def leaves(config, path=()):
@@ -68,9 +79,11 @@ def leaves(config, path=()):
       yield ".".join((*path, name))
 
 
-@pytest.mark.parametrize("module", [sft_configs, reward_configs, ppo_configs, judge_configs,
-                                    pipeline_configs],
-                         ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+  "module",
+  [sft_configs, reward_configs, ppo_configs, judge_configs, pipeline_configs],
+  ids=lambda module: module.__name__,
+)
 def test_every_config_builds_is_locked_and_passes_its_own_checks(module):
   for other, argument in ARGUMENTS:
     if other is not module:
@@ -86,12 +99,16 @@ def test_every_config_builds_is_locked_and_passes_its_own_checks(module):
   assert module.get_config().is_locked  # the default argument
 
 
-@pytest.mark.parametrize("get_config,argument,message", [
+@pytest.mark.parametrize(
+  "get_config,argument,message",
+  [
     (sft_configs.get_config, "1.4b", "size '1.4b'; choose from 125m, 350m"),
     (sft_configs.get_config, "tiny,sfft", "variant 'sfft'; choose from sft, init, pretrain"),
     (reward_configs.get_config, "huge", "size 'huge'; choose from"),
     (ppo_configs.get_config, "", "size ''; choose from"),
-    (pipeline_configs.get_config, "tinny", "pipeline 'tinny'; choose from tiny, real, test")])
+    (pipeline_configs.get_config, "tinny", "pipeline 'tinny'; choose from tiny, real, test"),
+  ],
+)
 def test_an_unknown_argument_is_named_with_those_there_are(get_config, argument, message):
   with pytest.raises(ValueError, match=message):
     get_config(argument)
@@ -99,14 +116,25 @@ def test_an_unknown_argument_is_named_with_those_there_are(get_config, argument,
 
 # Group -> the dataclass that it becomes; the model's ids come from the tokenizer.
 GROUPS = {
-    "lora": lora.LoraConfig,
-    "mesh": MeshConfig, "optim": OptimConfig, "policy_optim": OptimConfig,
-    "value_optim": OptimConfig, "loop": LoopConfig, "checkpoint": checkpoint.CheckpointConfig,
-    "sft": sft.SftConfig, "text": sft.TextData, "demonstrations": sft.DemonstrationData,
-    "reward": reward_model.RewardConfig, "comparisons": reward_model.ComparisonData,
-    "judge": truth_judge.JudgeConfig, "answers": truth_judge.AnswerData,
-    "ppo": ppo.PpoConfig, "prompts": ppo.PromptData, "pretraining": ppo.PtxData,
-    "model": functools.partial(model.ModelConfig, vocab_size=2, pad_id=0)}
+  "lora": lora.LoraConfig,
+  "mesh": MeshConfig,
+  "optim": OptimConfig,
+  "policy_optim": OptimConfig,
+  "value_optim": OptimConfig,
+  "loop": LoopConfig,
+  "checkpoint": checkpoint.CheckpointConfig,
+  "sft": sft.SftConfig,
+  "text": sft.TextData,
+  "demonstrations": sft.DemonstrationData,
+  "reward": reward_model.RewardConfig,
+  "comparisons": reward_model.ComparisonData,
+  "judge": truth_judge.JudgeConfig,
+  "answers": truth_judge.AnswerData,
+  "ppo": ppo.PpoConfig,
+  "prompts": ppo.PromptData,
+  "pretraining": ppo.PtxData,
+  "model": functools.partial(model.ModelConfig, vocab_size=2, pad_id=0),
+}
 
 
 def test_every_group_is_its_dataclass_field_for_field():
@@ -124,8 +152,16 @@ def test_every_group_is_its_dataclass_field_for_field():
 # ----------------------------------------------------------------------------- sizes
 
 # Brown et al. 2020, Table 2.1, corrected: parameters in all, with 50,257 ids and 2,048 positions.
-NAMED = {"125m": 125e6, "350m": 356e6, "760m": 760e6, "1.3b": 1.3e9, "2.7b": 2.7e9, "6.7b": 6.7e9,
-         "13b": 13e9, "175b": 175e9}
+NAMED = {
+  "125m": 125e6,
+  "350m": 356e6,
+  "760m": 760e6,
+  "1.3b": 1.3e9,
+  "2.7b": 2.7e9,
+  "6.7b": 6.7e9,
+  "13b": 13e9,
+  "175b": 175e9,
+}
 
 
 @functools.cache
@@ -153,8 +189,9 @@ def test_a_published_size_has_the_parameters_of_its_name(size: str):
     assert all(axis is None or dim % 8 == 0 for axis, dim in zip(spec, leaf.shape)), path
 
 
-@pytest.mark.parametrize("size", [
-    size for size in model_configs.SIZES if size not in model_configs.PUBLISHED])
+@pytest.mark.parametrize(
+  "size", [size for size in model_configs.SIZES if size not in model_configs.PUBLISHED]
+)
 def test_a_size_has_the_parameters_of_its_name_and_a_rule_for_each(size: str):
   cfg, shapes = shapes_of(size)
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -162,8 +199,11 @@ def test_a_size_has_the_parameters_of_its_name_and_a_rule_for_each(size: str):
   assert head == cfg.width + 1
   assert embed == (50_304 + cfg.context_length) * cfg.width  # ids in rows of 128
   blocks = count(shapes) - embed - head
-  assert blocks == cfg.num_block_params == (
-      cfg.num_layers * (12 * cfg.width**2 + 13 * cfg.width) + 2 * cfg.width)
+  assert (
+    blocks
+    == cfg.num_block_params
+    == (cfg.num_layers * (12 * cfg.width**2 + 13 * cfg.width) + 2 * cfg.width)
+  )
   name = model_configs.ALIASES[size] if size in model_configs.ALIASES else size
   if name in NAMED:
     assert blocks + embed == pytest.approx(NAMED[name], rel=0.025)
@@ -180,9 +220,16 @@ def test_a_size_has_the_parameters_of_its_name_and_a_rule_for_each(size: str):
 
 def test_the_table_of_gpt_3():
   """Layers, width and heads, with XL's heads and 13B's width as corrected."""
-  table = {"125m": (12, 768, 12), "350m": (24, 1024, 16), "760m": (24, 1536, 16),
-           "1.3b": (24, 2048, 16), "2.7b": (32, 2560, 32), "6.7b": (32, 4096, 32),
-           "13b": (40, 5120, 40), "175b": (96, 12288, 96)}
+  table = {
+    "125m": (12, 768, 12),
+    "350m": (24, 1024, 16),
+    "760m": (24, 1536, 16),
+    "1.3b": (24, 2048, 16),
+    "2.7b": (32, 2560, 32),
+    "6.7b": (32, 4096, 32),
+    "13b": (40, 5120, 40),
+    "175b": (96, 12288, 96),
+  }
   for size, expected in table.items():
     cfg, _ = shapes_of(size)
     assert (cfg.num_layers, cfg.width, cfg.num_heads) == expected, size
@@ -207,10 +254,16 @@ def test_numbers_of_the_paper():
   assert (reward.optim.learning_rate, reward.optim.schedule) == (9e-6, "cosine")
   assert reward.optim.final_ratio == 0.1 and not reward.reward.pairs
   for size, batch_size, sft_rate, init_rate in (
-      ("1.3b", 32, 9.65e-6, 5e-6), ("6b", 32, 9.65e-6, 1.04e-5), ("175b", 8, 5.03e-6, 2.45e-6)):
+    ("1.3b", 32, 9.65e-6, 5e-6),
+    ("6b", 32, 9.65e-6, 1.04e-5),
+    ("175b", 8, 5.03e-6, 2.45e-6),
+  ):
     tuned, init = sft_configs.get_config(size), sft_configs.get_config(f"{size},init")
     assert (tuned.sft.batch_size, tuned.sft.num_epochs, tuned.sft.dropout_rate) == (
-        batch_size, 16, 0.2)
+      batch_size,
+      16,
+      0.2,
+    )
     assert tuned.sft.keep_epochs and tuned.optim.learning_rate == sft_rate
     assert (init.sft.batch_size, init.sft.num_epochs, init.text.fraction) == (batch_size, 2, 0.1)
     assert init.optim.learning_rate == init_rate and tuned.optim.warmup_steps == 0
@@ -230,24 +283,48 @@ def test_numbers_of_the_paper():
 # 2. What only the step itself reads is given to it whole, as a dataclass, and each field of that
 #    must change the program that is traced from it (or the number that is computed).
 
-TEXTS = ["The cat sat on the mat, and the dog sat by it.", "A b c.", "One two three four five six.",
-         "zzz"] * 3
-DEMONSTRATIONS = [{"prompt": "hi", "completion": "you"}, {"prompt": "a", "completion": "b c"},
-                  {"prompt": "a prompt that is too long for a row", "completion": "ok"},
-                  {"prompt": "c", "completion": "an answer that is too long for a row"}] * 4
+TEXTS = [
+  "The cat sat on the mat, and the dog sat by it.",
+  "A b c.",
+  "One two three four five six.",
+  "zzz",
+] * 3
+DEMONSTRATIONS = [
+  {"prompt": "hi", "completion": "you"},
+  {"prompt": "a", "completion": "b c"},
+  {"prompt": "a prompt that is too long for a row", "completion": "ok"},
+  {"prompt": "c", "completion": "an answer that is too long for a row"},
+] * 4
 COMPARISONS = [
-    {"prompt": "p", "completions": ["x", "yy", "z"], "ranks": [1, 2, 2]},
-    {"prompt": "q", "completions": ["one", "an answer that is much too long for it", "two"],
-     "ranks": [2, 1, 3]}] * 4
+  {"prompt": "p", "completions": ["x", "yy", "z"], "ranks": [1, 2, 2]},
+  {
+    "prompt": "q",
+    "completions": ["one", "an answer that is much too long for it", "two"],
+    "ranks": [2, 1, 3],
+  },
+] * 4
 PROMPTS = [{"prompt": "a"}, {"prompt": "bc"}, {"prompt": "a prompt too long for its slots"}] * 4
-JUDGED = {asked: [
-    {"prompt": truth.judge_prompt(asked, question, "b"), "completion": " no" if question < "m" else
-     " yes"} for question in "abcdefghijklmnopqrstuvwxyz"] for asked in truth.ASKS}
-RECORDS = {"text": [{"text": text} for text in TEXTS], "demonstration": DEMONSTRATIONS,
-           "comparison": COMPARISONS, "prompt": PROMPTS,
-           # Two sources of a mixture, by their names.
-           **{name: [{"prompt": f"{name} {i}", "completion": "b"} for i in range(12)]
-              for name in ("one", "two")}}
+JUDGED = {
+  asked: [
+    {
+      "prompt": truth.judge_prompt(asked, question, "b"),
+      "completion": " no" if question < "m" else " yes",
+    }
+    for question in "abcdefghijklmnopqrstuvwxyz"
+  ]
+  for asked in truth.ASKS
+}
+RECORDS = {
+  "text": [{"text": text} for text in TEXTS],
+  "demonstration": DEMONSTRATIONS,
+  "comparison": COMPARISONS,
+  "prompt": PROMPTS,
+  # Two sources of a mixture, by their names.
+  **{
+    name: [{"prompt": f"{name} {i}", "completion": "b"} for i in range(12)]
+    for name in ("one", "two")
+  },
+}
 
 
 class Stop(Exception):
@@ -267,8 +344,16 @@ def digest(value) -> str:
   return hashlib.sha1(repr(value).encode()).hexdigest()
 
 
-CHAT = chat.ChatTemplate(head=(), before="Q", after="", tail=("A",), strips_left=False,
-                         strips_right=False, answer_prefix="", end=None)
+CHAT = chat.ChatTemplate(
+  head=(),
+  before="Q",
+  after="",
+  tail=("A",),
+  strips_left=False,
+  strips_right=False,
+  answer_prefix="",
+  end=None,
+)
 
 
 class FakeCheckpoints:
@@ -291,18 +376,24 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
       result = original(*args, **kwargs)
       seen.append(f"{name}: {keep(args, kwargs, result)}")
       return result
+
     monkeypatch.setattr(owner, name, wrapper)
 
   def load_network(directory, group, mesh, *, kind, flag):
     fields = dict(sft_configs.get_config("test").model) | group
     cfg = model.ModelConfig(vocab_size=258, pad_id=1, **fields)
     return Network(cfg=cfg, params={directory: jnp.zeros(())}, tokenizer=tokenizer(), metadata={})
+
   write_down(networks, "load", lambda args, kwargs, _: (args[0], args[1], kwargs), load_network)
   write_down(networks, "create", lambda args, kwargs, _: args[0], lambda cfg, key, mesh: {})
-  write_down(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]),
-             lambda spec, kind, *, data_dir, on_bad: (
-                 JUDGED if spec in JUDGED else RECORDS)[spec if spec in {**JUDGED, **RECORDS}
-                                                        else kind])
+  write_down(
+    sources,
+    "load",
+    lambda args, kwargs, _: (args, kwargs["on_bad"]),
+    lambda spec, kind, *, data_dir, on_bad: (JUDGED if spec in JUDGED else RECORDS)[
+      spec if spec in {**JUDGED, **RECORDS} else kind
+    ],
+  )
   for name in ("text_rows", "demonstration_rows", "comparison_rows", "prompt_rows"):
     write_down(prepare, name, lambda args, kwargs, result: digest(result[0]))
   for name in ("lm_batches", "mixed_lm_batches", "comparison_batches", "prompt_batches"):
@@ -312,47 +403,80 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
   write_down(ppo, "frozen_networks", lambda args, kwargs, _: args[1])
   write_down(sharding, "make_mesh")
   write_down(loop, "step_key")
-  write_down(checkpoint, "Checkpoints", lambda args, kwargs, _: args[1],
-             lambda directory, keep: FakeCheckpoints())
-  write_down(checkpoint, "export_params", lambda args, kwargs, _: args[0].name,
-             lambda *args, **kwargs: None)
-  write_down(likelihood, "negative_log_likelihood",
-             lambda args, kwargs, _: (digest(args[2]), kwargs), lambda *args, **kwargs: 0.0)
+  write_down(
+    checkpoint,
+    "Checkpoints",
+    lambda args, kwargs, _: args[1],
+    lambda directory, keep: FakeCheckpoints(),
+  )
+  write_down(
+    checkpoint, "export_params", lambda args, kwargs, _: args[0].name, lambda *args, **kwargs: None
+  )
+  write_down(
+    likelihood,
+    "negative_log_likelihood",
+    lambda args, kwargs, _: (digest(args[2]), kwargs),
+    lambda *args, **kwargs: 0.0,
+  )
   write_down(truth_judge, "read_questions", replacement=lambda path: frozenset())
   write_down(truth_judge, "_drawn", lambda args, kwargs, _: args[1])
-  write_down(truth_judge, "accuracy", lambda args, kwargs, _: (args[1], kwargs),
-             lambda *args, **kwargs: {})
-  write_down(reward_model, "score_comparisons",
-             lambda args, kwargs, _: (digest(args[2]), kwargs),
-             lambda *args, **kwargs: (np.zeros((1, 2)), np.asarray([[1, 2]]), np.ones((1, 2))))
+  write_down(
+    truth_judge, "accuracy", lambda args, kwargs, _: (args[1], kwargs), lambda *args, **kwargs: {}
+  )
+  write_down(
+    reward_model,
+    "score_comparisons",
+    lambda args, kwargs, _: (digest(args[2]), kwargs),
+    lambda *args, **kwargs: (np.zeros((1, 2)), np.asarray([[1, 2]]), np.ones((1, 2))),
+  )
   write_down(reward_model, "validation_metrics", replacement=lambda *args: {})
-  write_down(ppo, "validate",
-             lambda args, kwargs, _: (digest(args[5]), kwargs["num_prompts"],
-                                      kwargs["prompt_format"]),
-             lambda *args, **kwargs: [dict(reward=0, kl=0, response_tokens=0, finished=0)])
+  write_down(
+    ppo,
+    "validate",
+    lambda args, kwargs, _: (digest(args[5]), kwargs["num_prompts"], kwargs["prompt_format"]),
+    lambda *args, **kwargs: [dict(reward=0, kl=0, response_tokens=0, finished=0)],
+  )
   state = TrainState(step=jnp.int32(0), params={}, opt_state={})
   monkeypatch.setattr(optim, "init_train_state", lambda tx, params: state)
-  monkeypatch.setattr(ppo, "init_state", lambda *args, **kwargs: PpoState(
-      train=state.replace(params={"policy": {}}), ema_params={}, kl_coef=jnp.float32(0)))
+  monkeypatch.setattr(
+    ppo,
+    "init_state",
+    lambda *args, **kwargs: PpoState(
+      train=state.replace(params={"policy": {}}), ema_params={}, kl_coef=jnp.float32(0)
+    ),
+  )
   monkeypatch.setattr(model, "init_head", lambda cfg, key: {})
 
   def first_step(name):
     def function(*args, **kwargs):
       step.update(args=args, kwargs=kwargs)
       raise Stop
+
     monkeypatch.setattr(algorithm, name, function)
+
   for name in ("sft_update", "reward_update", "judge_update", "collect"):
     if hasattr(algorithm, name):
       first_step(name)
 
-  def run(*, cfg, total_steps, tokens_per_step, metadata, state, train_step, evaluate,
-          after_step=None, **unused):
+  def run(
+    *,
+    cfg,
+    total_steps,
+    tokens_per_step,
+    metadata,
+    state,
+    train_step,
+    evaluate,
+    after_step=None,
+    **unused,
+  ):
     seen.append(f"run: {cfg} {total_steps} {tokens_per_step} {metadata}")
     evaluate(state, 0)
     for number in range(1, total_steps + 1):
       if after_step is not None:
         after_step(state, number)
     train_step(state, 0)
+
   monkeypatch.setattr(loop, "run", run)
   with pytest.raises(Stop):
     algorithm.train(config, workdir)
@@ -366,10 +490,12 @@ def tokenizer() -> Tokenizer:
 
 def small_config(name: str):
   """The `test` size with every group that the algorithm has, and data of a few tokens."""
-  config = {"sft": lambda: sft_configs.get_config("test,init"),
-            "reward_model": lambda: reward_configs.get_config("test"),
-            "truth_judge": lambda: judge_configs.get_config("test"),
-            "ppo": lambda: ppo_configs.get_config("test")}[name]()
+  config = {
+    "sft": lambda: sft_configs.get_config("test,init"),
+    "reward_model": lambda: reward_configs.get_config("test"),
+    "truth_judge": lambda: judge_configs.get_config("test"),
+    "ppo": lambda: ppo_configs.get_config("test"),
+  }[name]()
   config = config.unlock()
   config.model.context_length = 40
   if "length" in config:
@@ -393,70 +519,151 @@ def small_config(name: str):
 
 # Values that work as well as those they replace; other numbers double, and other truths turn.
 OTHER = {
-    "seed": 1, "init_from": "elsewhere", "policy_from": "elsewhere", "reward_from": "elsewhere",
-    "reference_from": "elsewhere", "reward_others": ("elsewhere",),
-    "tokenizer": "bpe:270", "length": 36,
-    "model.context_length": 60, "model.init_std": 0.1, "model.dtype": "bfloat16",
-    "model.remat": "block", "model.logprob_chunk": 7, "model.scan_unroll": 1, "model.band_width": 8,
-    "model.attention": "splash", "model.decode_split": "fsdp_tensor",
-    "model.layer_pattern": "dense,banded", "model.num_kv_heads": 2, "model.head_size": 8,
-    "model.mlp_width": 24, "model.positions": "rotary", "model.position_offset": 2,
-    "model.rope_base": 50.0, "model.rope_fraction": 0.5, "model.band_rope_base": 7.0,
-    "model.rope_scaling": "linear", "model.rope_factor": 3.0, "model.rope_low_freq_factor": 2.0,
-    "model.rope_high_freq_factor": 5.0, "model.rope_original_context": 16, "model.norm": "rms",
-    "model.norm_offset": 1.0, "model.norm_placement": "post", "model.activation": "swiglu",
-    "model.attention_scale": 0.3, "model.embed_width": 8,
-    "lora.rank": 2, "lora.targets": "mlp",
-    "mesh.data": 8, "mesh.fsdp": 2, "mesh.tensor": 2,
-    "sft.max_steps": 1, "sft.dropout_rate": 0.3, "sft.microbatch_size": 2, "sft.batch_size": 16,
-    "text.fraction": 0.5, "text.max_tokens": 70, "pretraining.max_tokens": 70,
-    "text.packing": "best_fit", "pretraining.packing": "best_fit",
-    "demonstrations.packing": "one_per_row", "demonstrations.overlong": "truncate_left",
-    "demonstrations.prompt_loss_weight": 0.25, "demonstrations.max_examples": 9,
-    "demonstrations.weights": (1.0, 2.0), "sft.keep_rows": 8,
-    "comparisons.overlong": "truncate_completion",
-    "comparisons.overlong_demonstrations": "truncate_right",
-    "prompts.overlong": "truncate_left",
-    "reward.microbatch_size": 2, "reward.batch_size": 16,
-    "judge.microbatch_size": 2, "judge.batch_size": 16, "judge.max_steps": 1,
-    "answers.true": "", "answers.informative": "", "answers.test": "other",
-    "answers.test_fraction": 0.25, "answers.on_bad": "skip",
-    "checkpoint.keep_every": 5, "checkpoint.best_metric": "validation/loss",
-    **{f"{group}.{name}": value for group in ("optim", "policy_optim", "value_optim")
-       for name, value in dict(schedule="linear", warmup_steps=3, final_ratio=0.2, b1=0.8, b2=0.9,
-                               weight_decay=0.1).items()},
-    **{f"{group}.{field}": value for group in ("demonstrations", "comparisons", "prompts")
-       for field, value in (("prompt_suffix", " :"), ("completion_prefix", "  "),
-                            ("prompt_format", "chat"))},
-    **{f"{group}.{field}": "other" for group in (
-        "text", "demonstrations", "comparisons", "prompts", "pretraining")
-       for field in ("train", "valid", "demonstrations")},
-    **{f"{group}.on_bad": "skip" for group in (
-        "text", "demonstrations", "comparisons", "prompts", "pretraining")},
-    "ppo.ptx_coef": 5.0, "ppo.minibatch_size": 16, "ppo.microbatch_size": 2, "ppo.temperature": 0.5,
-    "ppo.kl_controller": "adaptive", "ppo.gamma": 0.5, "ppo.lam": 0.5, "ppo.value_clip": None,
-    "ppo.value_network": "shared", "ppo.value_init": "scratch", "ppo.missing_end": "replace",
-    "ppo.missing_end_penalty": -1.0,
-    "ppo.policy_reduction": "sequence_mean", "ppo.ptx_reduction": "sequence_mean",
-    "ppo.ema_decay": 0.5, "ppo.max_prompt_tokens": 16, "ppo.max_response_tokens": 10,
-    "ppo.ptx_length": 20, "ppo.reward_ensemble": "min", "ppo.reward_variance_coef": 0.5,
+  "seed": 1,
+  "init_from": "elsewhere",
+  "policy_from": "elsewhere",
+  "reward_from": "elsewhere",
+  "reference_from": "elsewhere",
+  "reward_others": ("elsewhere",),
+  "tokenizer": "bpe:270",
+  "length": 36,
+  "model.context_length": 60,
+  "model.init_std": 0.1,
+  "model.dtype": "bfloat16",
+  "model.remat": "block",
+  "model.logprob_chunk": 7,
+  "model.scan_unroll": 1,
+  "model.band_width": 8,
+  "model.attention": "splash",
+  "model.decode_split": "fsdp_tensor",
+  "model.layer_pattern": "dense,banded",
+  "model.num_kv_heads": 2,
+  "model.head_size": 8,
+  "model.mlp_width": 24,
+  "model.positions": "rotary",
+  "model.position_offset": 2,
+  "model.rope_base": 50.0,
+  "model.rope_fraction": 0.5,
+  "model.band_rope_base": 7.0,
+  "model.rope_scaling": "linear",
+  "model.rope_factor": 3.0,
+  "model.rope_low_freq_factor": 2.0,
+  "model.rope_high_freq_factor": 5.0,
+  "model.rope_original_context": 16,
+  "model.norm": "rms",
+  "model.norm_offset": 1.0,
+  "model.norm_placement": "post",
+  "model.activation": "swiglu",
+  "model.attention_scale": 0.3,
+  "model.embed_width": 8,
+  "lora.rank": 2,
+  "lora.targets": "mlp",
+  "mesh.data": 8,
+  "mesh.fsdp": 2,
+  "mesh.tensor": 2,
+  "sft.max_steps": 1,
+  "sft.dropout_rate": 0.3,
+  "sft.microbatch_size": 2,
+  "sft.batch_size": 16,
+  "text.fraction": 0.5,
+  "text.max_tokens": 70,
+  "pretraining.max_tokens": 70,
+  "text.packing": "best_fit",
+  "pretraining.packing": "best_fit",
+  "demonstrations.packing": "one_per_row",
+  "demonstrations.overlong": "truncate_left",
+  "demonstrations.prompt_loss_weight": 0.25,
+  "demonstrations.max_examples": 9,
+  "demonstrations.weights": (1.0, 2.0),
+  "sft.keep_rows": 8,
+  "comparisons.overlong": "truncate_completion",
+  "comparisons.overlong_demonstrations": "truncate_right",
+  "prompts.overlong": "truncate_left",
+  "reward.microbatch_size": 2,
+  "reward.batch_size": 16,
+  "judge.microbatch_size": 2,
+  "judge.batch_size": 16,
+  "judge.max_steps": 1,
+  "answers.true": "",
+  "answers.informative": "",
+  "answers.test": "other",
+  "answers.test_fraction": 0.25,
+  "answers.on_bad": "skip",
+  "checkpoint.keep_every": 5,
+  "checkpoint.best_metric": "validation/loss",
+  **{
+    f"{group}.{name}": value
+    for group in ("optim", "policy_optim", "value_optim")
+    for name, value in dict(
+      schedule="linear", warmup_steps=3, final_ratio=0.2, b1=0.8, b2=0.9, weight_decay=0.1
+    ).items()
+  },
+  **{
+    f"{group}.{field}": value
+    for group in ("demonstrations", "comparisons", "prompts")
+    for field, value in (
+      ("prompt_suffix", " :"),
+      ("completion_prefix", "  "),
+      ("prompt_format", "chat"),
+    )
+  },
+  **{
+    f"{group}.{field}": "other"
+    for group in ("text", "demonstrations", "comparisons", "prompts", "pretraining")
+    for field in ("train", "valid", "demonstrations")
+  },
+  **{
+    f"{group}.on_bad": "skip"
+    for group in ("text", "demonstrations", "comparisons", "prompts", "pretraining")
+  },
+  "ppo.ptx_coef": 5.0,
+  "ppo.minibatch_size": 16,
+  "ppo.microbatch_size": 2,
+  "ppo.temperature": 0.5,
+  "ppo.kl_controller": "adaptive",
+  "ppo.gamma": 0.5,
+  "ppo.lam": 0.5,
+  "ppo.value_clip": None,
+  "ppo.value_network": "shared",
+  "ppo.value_init": "scratch",
+  "ppo.missing_end": "replace",
+  "ppo.missing_end_penalty": -1.0,
+  "ppo.policy_reduction": "sequence_mean",
+  "ppo.ptx_reduction": "sequence_mean",
+  "ppo.ema_decay": 0.5,
+  "ppo.max_prompt_tokens": 16,
+  "ppo.max_response_tokens": 10,
+  "ppo.ptx_length": 20,
+  "ppo.reward_ensemble": "min",
+  "ppo.reward_variance_coef": 0.5,
 }
 
 
 # Fields that a field needs beside it, in the config and in the changed one.
 ROTARY = dict(positions="rotary", rope_base=100.0, rope_fraction=1.0)
-LLAMA3 = ROTARY | dict(rope_scaling="llama3", rope_factor=2.0, rope_low_freq_factor=1.0,
-                       rope_high_freq_factor=4.0, rope_original_context=32)
+LLAMA3 = ROTARY | dict(
+  rope_scaling="llama3",
+  rope_factor=2.0,
+  rope_low_freq_factor=1.0,
+  rope_high_freq_factor=4.0,
+  rope_original_context=32,
+)
 NEEDED = {
-    "demonstrations.weights": dict(train=("one", "two"), weights=(1.0, 1.0), packing="one_per_row"),
-    "model.num_kv_heads": dict(num_heads=4), "model.norm_offset": dict(norm="rms"),
-    "model.rope_base": ROTARY, "model.rope_fraction": ROTARY, "model.band_rope_base": ROTARY,
-    **{f"model.{name}": LLAMA3 for name in LLAMA3 if name not in ROTARY}}
+  "demonstrations.weights": dict(train=("one", "two"), weights=(1.0, 1.0), packing="one_per_row"),
+  "model.num_kv_heads": dict(num_heads=4),
+  "model.norm_offset": dict(norm="rms"),
+  "model.rope_base": ROTARY,
+  "model.rope_fraction": ROTARY,
+  "model.band_rope_base": ROTARY,
+  **{f"model.{name}": LLAMA3 for name in LLAMA3 if name not in ROTARY},
+}
 # Fields that only the changed one needs.
 NEEDED_BY_CHANGE = {
-    "model.positions": ROTARY,
-    "model.rope_scaling": dict(rope_low_freq_factor=None, rope_high_freq_factor=None,
-                               rope_original_context=None)}
+  "model.positions": ROTARY,
+  "model.rope_scaling": dict(
+    rope_low_freq_factor=None, rope_high_freq_factor=None, rope_original_context=None
+  ),
+}
 
 
 def changed(name: str, value):
@@ -500,6 +707,7 @@ def model_view(cfg, part: str) -> str:
     params = model.decoding_params(cfg, params)
     _, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=5)
     return model.decode_step(cfg, params, cache, prompts.tokens_BP[:, 0])
+
   with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
     return jaxpr_of(gradient if part == "gradient" else two_tokens, params)
 
@@ -530,8 +738,11 @@ def sft_view(p) -> str:
 def reward_view(p) -> str:
   models, params = small_nets()
   state = optim.init_train_state(optax.sgd(1.0), params)
-  return jaxpr_of(functools.partial(reward_model.reward_update, models.reward, p, optax.sgd(1.0)),
-                  state, helpers.make_comparisons(8, 3, 8, 0))
+  return jaxpr_of(
+    functools.partial(reward_model.reward_update, models.reward, p, optax.sgd(1.0)),
+    state,
+    helpers.make_comparisons(8, 3, 8, 0),
+  )
 
 
 @functools.cache
@@ -548,9 +759,11 @@ def gradient_view(p) -> str:
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
   value = {"head": params["head"]} if p.value_network == "shared" else params
   return jaxpr_of(
-      functools.partial(ppo.minibatch_gradient, models, p, use_segments=True),
-      {"policy": policy, "value": value}, helpers.make_ppo_batch(8, 11, 0),
-      helpers.make_lm_batch(p.num_ptx_per_minibatch, 13, 0))
+    functools.partial(ppo.minibatch_gradient, models, p, use_segments=True),
+    {"policy": policy, "value": value},
+    helpers.make_ppo_batch(8, 11, 0),
+    helpers.make_lm_batch(p.num_ptx_per_minibatch, 13, 0),
+  )
 
 
 @functools.cache
@@ -558,40 +771,68 @@ def rollout_view(p) -> str:
   models, params = small_nets()
   rollout = functools.partial(ppo.rollout, models, p, eot_id=helpers.EOT)
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
-  return jaxpr_of(rollout, {"policy": policy, "value": params}, policy, (params, params),
-                  helpers.make_prompts(p.batch_size, 5, 0), jax.random.key(0))
+  return jaxpr_of(
+    rollout,
+    {"policy": policy, "value": params},
+    policy,
+    (params, params),
+    helpers.make_prompts(p.batch_size, 5, 0),
+    jax.random.key(0),
+  )
 
 
 @functools.cache
 def advantages_view(p) -> str:
   ones = jnp.ones((4, 6))
   rollout = ppo.Rollout(
-      tokens_BT=ones.astype(jnp.int32), mask_BT=ones, response_mask_BT=ones, logprob_BT=ones,
-      decode_logprob_BT=ones, ref_logprob_BT=ones, value_BT=ones, score_B=ones[:, 0],
-      finished_B=ones[:, 0] > 0)
+    tokens_BT=ones.astype(jnp.int32),
+    mask_BT=ones,
+    response_mask_BT=ones,
+    logprob_BT=ones,
+    decode_logprob_BT=ones,
+    ref_logprob_BT=ones,
+    value_BT=ones,
+    score_B=ones[:, 0],
+    finished_B=ones[:, 0] > 0,
+  )
   return jaxpr_of(functools.partial(ppo.advantages, p), rollout, jnp.float32(0.1))
 
 
 def update_view(p, monkeypatch) -> str:
   """The order of rows, the steps and the moving average; the gradient itself is left out."""
+
   def gradient(models, p, params, batch, ptx, frozen, **unused):
     return params, {"count": jnp.float32(1)}, jnp.sum(batch.advantage_BT)
+
   monkeypatch.setattr(ppo, "minibatch_gradient", gradient)
   params = {"policy": {"w": jnp.ones(2)}, "value": {"w": jnp.ones(2)}}
   tx = optax.sgd(1.0)
-  state = PpoState(train=TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params)),
-                   ema_params=params["policy"], kl_coef=jnp.float32(0.1))
-  return jaxpr_of(functools.partial(ppo.ppo_update, None, p, tx, use_segments=True), state,
-                  jax.tree.map(jnp.asarray, helpers.make_ppo_batch(p.batch_size, 6, 0)), None,
-                  jax.random.key(0))
+  state = PpoState(
+    train=TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params)),
+    ema_params=params["policy"],
+    kl_coef=jnp.float32(0.1),
+  )
+  return jaxpr_of(
+    functools.partial(ppo.ppo_update, None, p, tx, use_segments=True),
+    state,
+    jax.tree.map(jnp.asarray, helpers.make_ppo_batch(p.batch_size, 6, 0)),
+    None,
+    jax.random.key(0),
+  )
 
 
 @functools.cache
 def control_view(p) -> str:
   state = lambda kl_coef: PpoState(train=None, ema_params=None, kl_coef=kl_coef)
   moves = jaxpr_of(lambda kl_coef, kl: ppo.next_state(p, state(kl_coef), kl).kl_coef, 0.1, 5.0)
-  start = ppo.init_state(None, dataclasses.replace(p, value_network="separate"), optax.sgd(1.0),
-                         {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, None)
+  start = ppo.init_state(
+    None,
+    dataclasses.replace(p, value_network="separate"),
+    optax.sgd(1.0),
+    {"w": jnp.ones(1)},
+    {"w": jnp.ones(1)},
+    None,
+  )
   return f"{moves} {start.kl_coef}"
 
 
@@ -608,36 +849,64 @@ def alarm_view(p) -> str:
 
 
 PPO_VIEWS = {
-    "reward_ensemble": rollout_view, "reward_variance_coef": rollout_view,
-    "temperature": rollout_view, "max_response_tokens": rollout_view,
-    "microbatch_size": gradient_view, "policy_clip": gradient_view, "value_clip": gradient_view,
-    "value_coef": gradient_view, "value_network": gradient_view, "value_init": value_view,
-    "policy_reduction": gradient_view,
-    "ptx_coef": gradient_view, "ptx_microbatch_size": gradient_view, "ptx_reduction": gradient_view,
-    "ptx_ratio": gradient_view,
-    "gamma": advantages_view, "lam": advantages_view, "whiten_advantages": advantages_view,
-    "whiten_rewards": advantages_view, "missing_end": advantages_view,
-    "missing_end_penalty": advantages_view,
-    "minibatch_size": update_view, "num_epochs": update_view, "ema_decay": update_view,
-    "kl_coef": control_view, "kl_controller": control_view, "kl_target": control_view,
-    "kl_horizon": control_view,
-    "alarm_ratio_error": alarm_view, "alarm_kl": alarm_view, "alarm_decode_gap": alarm_view,
+  "reward_ensemble": rollout_view,
+  "reward_variance_coef": rollout_view,
+  "temperature": rollout_view,
+  "max_response_tokens": rollout_view,
+  "microbatch_size": gradient_view,
+  "policy_clip": gradient_view,
+  "value_clip": gradient_view,
+  "value_coef": gradient_view,
+  "value_network": gradient_view,
+  "value_init": value_view,
+  "policy_reduction": gradient_view,
+  "ptx_coef": gradient_view,
+  "ptx_microbatch_size": gradient_view,
+  "ptx_reduction": gradient_view,
+  "ptx_ratio": gradient_view,
+  "gamma": advantages_view,
+  "lam": advantages_view,
+  "whiten_advantages": advantages_view,
+  "whiten_rewards": advantages_view,
+  "missing_end": advantages_view,
+  "missing_end_penalty": advantages_view,
+  "minibatch_size": update_view,
+  "num_epochs": update_view,
+  "ema_decay": update_view,
+  "kl_coef": control_view,
+  "kl_controller": control_view,
+  "kl_target": control_view,
+  "kl_horizon": control_view,
+  "alarm_ratio_error": alarm_view,
+  "alarm_kl": alarm_view,
+  "alarm_decode_gap": alarm_view,
 }
 # Switched on, so that what belongs to them shows.
-PPO_SWITCHES = {"kl_target": dict(kl_controller="adaptive"),
-                "kl_horizon": dict(kl_controller="adaptive"),
-                "reward_variance_coef": dict(reward_ensemble="mean_less_variance"),
-                "missing_end_penalty": dict(missing_end="replace")}
+PPO_SWITCHES = {
+  "kl_target": dict(kl_controller="adaptive"),
+  "kl_horizon": dict(kl_controller="adaptive"),
+  "reward_variance_coef": dict(reward_ensemble="mean_less_variance"),
+  "missing_end_penalty": dict(missing_end="replace"),
+}
 OPTIM_SWITCHES = {"warmup_init_ratio": dict(warmup_steps=5), "final_ratio": dict(schedule="cosine")}
 # One pattern of two layers leaves nothing to unroll.
 # The kernels of accelerators take whole blocks of half precision.
-MODEL_SWITCHES = {"scan_unroll": dict(band_width=None),
-                  "attention": dict(dtype="bfloat16", context_length=128)}
+MODEL_SWITCHES = {
+  "scan_unroll": dict(band_width=None),
+  "attention": dict(dtype="bfloat16", context_length=128),
+}
 
 
-STEP_GROUPS = {"sft": sft_view, "reward": reward_view, "judge": judge_view,
-               "model": model_view, "optim": optim_view,
-               "policy_optim": optim_view, "value_optim": optim_view, "ppo": None}
+STEP_GROUPS = {
+  "sft": sft_view,
+  "reward": reward_view,
+  "judge": judge_view,
+  "model": model_view,
+  "optim": optim_view,
+  "policy_optim": optim_view,
+  "value_optim": optim_view,
+  "ppo": None,
+}
 
 
 def step_changes(group: str, field: str, old, new, monkeypatch) -> bool:
@@ -656,34 +925,43 @@ def step_changes(group: str, field: str, old, new, monkeypatch) -> bool:
 
 # Read by `train` alone: the step does not see them.  Of these the dry run must differ.
 BY_TRAIN = {
-    "sft": {"batch_size", "num_epochs", "max_steps", "keep_epochs", "keep_rows"},
-    "reward": {"batch_size", "num_epochs", "pairs"},
-    "judge": {"batch_size", "num_epochs", "max_steps"},
-    "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"}}
+  "sft": {"batch_size", "num_epochs", "max_steps", "keep_epochs", "keep_rows"},
+  "reward": {"batch_size", "num_epochs", "pairs"},
+  "judge": {"batch_size", "num_epochs", "max_steps"},
+  "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"},
+}
 # Given whole to another room, which must read each field.
-READERS = {"lora": ("lora.py", lora.LoraConfig), "loop": ("loop.py", LoopConfig),
-           "checkpoint": ("checkpoint.py", checkpoint.CheckpointConfig),
-           "mesh": ("sharding.py", MeshConfig)}
+READERS = {
+  "lora": ("lora.py", lora.LoraConfig),
+  "loop": ("loop.py", LoopConfig),
+  "checkpoint": ("checkpoint.py", checkpoint.CheckpointConfig),
+  "mesh": ("sharding.py", MeshConfig),
+}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward_model", "ppo",
-                                  pytest.param("truth_judge", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "name", ["sft", "reward_model", "ppo", pytest.param("truth_judge", marks=pytest.mark.slow)]
+)
 def test_no_knob_is_dead(name: str, tmp_path, capsys):
-  algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo,
-               "truth_judge": truth_judge}[name]
+  algorithm = {"sft": sft, "reward_model": reward_model, "ppo": ppo, "truth_judge": truth_judge}[
+    name
+  ]
   config = small_config(name)
 
   def observe(config, number):
     with pytest.MonkeyPatch.context() as monkeypatch:
       return dry_run(algorithm, config, tmp_path / f"{number}", monkeypatch)
+
   (before, step), again = observe(config, 0), observe(config, 1)
   assert before == again[0]  # equal configs are seen as equal
 
   dead = []
   for number, leaf in enumerate(leaves(config), 2):
     group, _, field = leaf.rpartition(".")
-    base, other = (ml_collections.ConfigDict(
-        config, convert_dict=True).copy_and_resolve_references() for _ in range(2))
+    base, other = (
+      ml_collections.ConfigDict(config, convert_dict=True).copy_and_resolve_references()
+      for _ in range(2)
+    )
     for needed, into in ((NEEDED, (base, other)), (NEEDED_BY_CHANGE, (other,))):
       for needed_field, value in (needed[leaf] if leaf in needed else {}).items():
         for changing in into:
@@ -704,8 +982,9 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
     alive = True
     if in_step:
       with pytest.MonkeyPatch.context() as monkeypatch:
-        alive = step_changes(group, field, *(GROUPS[group](**c[group]) for c in (base, other)),
-                             monkeypatch)
+        alive = step_changes(
+          group, field, *(GROUPS[group](**c[group]) for c in (base, other)), monkeypatch
+        )
     if not in_step or "optim" in group:  # an optimizer is not among what the step is given
       seen = observe(base, -number)[0] if leaf in NEEDED or group == "lora" else unchanged
       alive = alive and observe(other, number)[0] != seen
@@ -723,7 +1002,8 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
 
 @pytest.mark.parametrize("reference_from,expected", [("", "init"), ("base", "base")])
 def test_the_kl_reference_is_the_initial_policy_or_the_export_that_is_named(
-    reference_from, expected, tmp_path, monkeypatch, capsys):
+  reference_from, expected, tmp_path, monkeypatch, capsys
+):
   config = small_config("ppo")
   config.reference_from = reference_from
   _, step = dry_run(ppo, config, tmp_path, monkeypatch)
@@ -736,12 +1016,20 @@ def test_the_kl_reference_is_the_initial_policy_or_the_export_that_is_named(
 def test_rooms_read_each_field_of_what_they_are_given(group: str):
   file, cls = READERS[group]
   tree = ast.parse((ROOT / "rlhf" / file).read_text(encoding="utf-8"))
-  inside = {id(node) for definition in ast.walk(tree)
-            if isinstance(definition, ast.ClassDef) and definition.name == cls.__name__
-            for node in ast.walk(definition)}
-  read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-          and isinstance(node.ctx, ast.Load) and id(node) not in inside
-          and "cfg" in ast.unparse(node.value)}
+  inside = {
+    id(node)
+    for definition in ast.walk(tree)
+    if isinstance(definition, ast.ClassDef) and definition.name == cls.__name__
+    for node in ast.walk(definition)
+  }
+  read = {
+    node.attr
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute)
+    and isinstance(node.ctx, ast.Load)
+    and id(node) not in inside
+    and "cfg" in ast.unparse(node.value)
+  }
   assert {field.name for field in dataclasses.fields(cls)} <= read
 
 

@@ -14,8 +14,12 @@ def lm_rows(num: int, first: int = 0, length: int = 4) -> types.LmBatch:
   """Row i holds the number first + i everywhere."""
   tokens = np.repeat(np.arange(first, first + num, dtype=np.int32)[:, None], length, axis=1)
   ones = np.ones_like(tokens)
-  return types.LmBatch(tokens_BT=tokens, loss_mask_BT=ones.astype(np.float32), segment_BT=ones,
-                       position_BT=ones * np.arange(length, dtype=np.int32))
+  return types.LmBatch(
+    tokens_BT=tokens,
+    loss_mask_BT=ones.astype(np.float32),
+    segment_BT=ones,
+    position_BT=ones * np.arange(length, dtype=np.int32),
+  )
 
 
 def numbers(batch: types.LmBatch) -> list[int]:
@@ -26,8 +30,14 @@ def numbers(batch: types.LmBatch) -> list[int]:
 def comparison_rows(num: int) -> ComparisonRows:
   ids = [[np.asarray([i, k], np.int32) for k in range(2 + i % 3)] for i in range(num)]
   ranks = [np.arange(1, len(row) + 1, dtype=np.int32) for row in ids]
-  return ComparisonRows(ids=ids, ranks=ranks, records=[{"prompt": str(i)} for i in range(num)],
-                        num_slots=4, length=3, pad_id=99)
+  return ComparisonRows(
+    ids=ids,
+    ranks=ranks,
+    records=[{"prompt": str(i)} for i in range(num)],
+    num_slots=4,
+    length=3,
+    pad_id=99,
+  )
 
 
 def test_every_row_once_an_epoch_in_a_new_order_each():
@@ -53,27 +63,36 @@ def test_seeds_are_not_each_other_an_epoch_later():
 
 @pytest.mark.parametrize("num_processes", [2, 4, 8])
 def test_processes_make_shares_of_the_same_batches(num_processes: int):
-  shares = [slice(p * 8 // num_processes, (p + 1) * 8 // num_processes)
-            for p in range(num_processes)]
+  shares = [
+    slice(p * 8 // num_processes, (p + 1) * 8 // num_processes) for p in range(num_processes)
+  ]
+
   def streams(build):
     return build(), *(build(share=share) for share in shares)
+
   lm = streams(lambda **k: batches_lib.lm_batches(lm_rows(21), batch_size=8, seed=1, **k))
-  mixed = streams(lambda **k: batches_lib.mixed_lm_batches(
-      lm_rows(21), lm_rows(9, first=100), fraction=0.3, batch_size=8, seed=1, **k))
+  mixed = streams(
+    lambda **k: batches_lib.mixed_lm_batches(
+      lm_rows(21), lm_rows(9, first=100), fraction=0.3, batch_size=8, seed=1, **k
+    )
+  )
   for whole, *parts in (lm, mixed):
     for step in (0, 1, 7):
       gathered = [n for part in parts for n in numbers(part[step])]
       assert gathered == numbers(whole[step])
-  whole, *parts = streams(lambda **k: batches_lib.comparison_batches(
-      comparison_rows(21), batch_size=8, seed=1, **k))
-  np.testing.assert_array_equal(np.concatenate([part[5].tokens_BKT for part in parts]),
-                                whole[5].tokens_BKT)
+  whole, *parts = streams(
+    lambda **k: batches_lib.comparison_batches(comparison_rows(21), batch_size=8, seed=1, **k)
+  )
+  np.testing.assert_array_equal(
+    np.concatenate([part[5].tokens_BKT for part in parts]), whole[5].tokens_BKT
+  )
 
 
 def test_a_share_may_be_any_places():
   places = np.asarray([6, 0, 3])
-  whole, part = (batches_lib.lm_batches(lm_rows(21), batch_size=8, seed=1, **k)
-                 for k in ({}, {"share": places}))
+  whole, part = (
+    batches_lib.lm_batches(lm_rows(21), batch_size=8, seed=1, **k) for k in ({}, {"share": places})
+  )
   assert numbers(part[4]) == [numbers(whole[4])[place] for place in places]
 
 
@@ -85,8 +104,10 @@ def test_iterating_from_a_step_gives_the_steps():
 
 
 def test_indices_say_which_rows_a_batch_has():
-  rows = types.PromptBatch(tokens_BP=np.arange(14, dtype=np.int32)[:, None] + np.zeros((1, 2)),
-                           mask_BP=np.ones((14, 2), np.float32))
+  rows = types.PromptBatch(
+    tokens_BP=np.arange(14, dtype=np.int32)[:, None] + np.zeros((1, 2)),
+    mask_BP=np.ones((14, 2), np.float32),
+  )
   stream = batches_lib.prompt_batches(rows, batch_size=4, seed=0)
   for step in range(9):
     assert stream[step].tokens_BP[:, 0].tolist() == stream.indices(step).tolist()
@@ -99,8 +120,9 @@ def test_more_rows_in_a_batch_than_there_are():
 
 
 def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
-  stream = batches_lib.mixed_lm_batches(lm_rows(70), lm_rows(25, first=1000), fraction=0.1, batch_size=32,
-                                 seed=0)
+  stream = batches_lib.mixed_lm_batches(
+    lm_rows(70), lm_rows(25, first=1000), fraction=0.1, batch_size=32, seed=0
+  )
   main, other = [], []
   for step in range(50):
     found = numbers(stream[step])
@@ -117,15 +139,17 @@ def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
 
 
 def test_mixing_nothing_is_the_plain_stream():
-  mixed = batches_lib.mixed_lm_batches(lm_rows(10), lm_rows(5, first=50), fraction=0.0, batch_size=4,
-                                seed=2)
+  mixed = batches_lib.mixed_lm_batches(
+    lm_rows(10), lm_rows(5, first=50), fraction=0.0, batch_size=4, seed=2
+  )
   plain = batches_lib.lm_batches(lm_rows(10), batch_size=4, seed=2)
   assert [numbers(mixed[s]) for s in range(9)] == [numbers(plain[s]) for s in range(9)]
 
 
 def test_two_sets_of_one_size_are_not_paired():
-  stream = batches_lib.mixed_lm_batches(lm_rows(20), lm_rows(20, first=100), fraction=0.5, batch_size=40,
-                                 seed=0)
+  stream = batches_lib.mixed_lm_batches(
+    lm_rows(20), lm_rows(20, first=100), fraction=0.5, batch_size=40, seed=0
+  )
   found = numbers(stream[0])
   assert found[:20] != [n - 100 for n in found[20:]]
 
@@ -134,7 +158,9 @@ def test_bad_mixtures():
   with pytest.raises(ValueError, match="fraction 1.0 of other rows; it must be at least 0"):
     batches_lib.mixed_lm_batches(lm_rows(4), lm_rows(4), fraction=1.0, batch_size=2, seed=0)
   with pytest.raises(ValueError, match="rows of 4 and of 5 tokens cannot share a batch"):
-    batches_lib.mixed_lm_batches(lm_rows(4), lm_rows(4, length=5), fraction=0.5, batch_size=2, seed=0)
+    batches_lib.mixed_lm_batches(
+      lm_rows(4), lm_rows(4, length=5), fraction=0.5, batch_size=2, seed=0
+    )
 
 
 def test_comparisons_in_one_batch_element_or_as_shuffled_pairs():
@@ -161,10 +187,10 @@ def test_fixed_batches_show_every_row_once_in_order():
 
 
 def test_fixed_batches_of_comparisons_and_prompts():
-  (batch, valid), = batches_lib.fixed_batches(comparison_rows(3), 4)
+  ((batch, valid),) = batches_lib.fixed_batches(comparison_rows(3), 4)
   assert valid.tolist() == [1, 1, 1, 0] and batch.valid_BK.sum(axis=1).tolist() == [2, 3, 4, 0]
   prompts = types.PromptBatch(tokens_BP=np.ones((3, 2), np.int32), mask_BP=np.ones((3, 2)))
-  (batch, valid), = batches_lib.fixed_batches(prompts, 4)
+  ((batch, valid),) = batches_lib.fixed_batches(prompts, 4)
   assert batch.mask_BP.all() and valid.tolist() == [1, 1, 1, 0]
 
 

@@ -25,33 +25,44 @@ PROMPT = "Human: Hi\n\nAssistant: Hello.\n\nHuman: Why?"
 
 
 def test_hh_splits_at_the_last_reply(tmp_path):
-  path = write(tmp_path / "hh.jsonl",
-               {"chosen": dialogue(" Because."), "rejected": dialogue(" No.")})
+  path = write(
+    tmp_path / "hh.jsonl", {"chosen": dialogue(" Because."), "rejected": dialogue(" No.")}
+  )
   assert formats.read("comparison", path, "hh")[0] == [
-      {"prompt": PROMPT, "completions": ["Because.", "No."], "ranks": [1, 2]}]
+    {"prompt": PROMPT, "completions": ["Because.", "No."], "ranks": [1, 2]}
+  ]
   assert formats.read("demonstration", path, "hh")[0] == [
-      {"prompt": PROMPT, "completion": "Because."}]
+    {"prompt": PROMPT, "completion": "Because."}
+  ]
   assert formats.read("prompt", path, "hh")[0] == [{"prompt": PROMPT}]
 
 
 def test_hh_drops_what_is_no_comparison_and_counts_it(tmp_path):
-  path = write(tmp_path / "hh.jsonl",
-               {"chosen": dialogue(" a"), "rejected": dialogue(" b")},
-               {"chosen": dialogue(" a"), "rejected": dialogue(" b", "Where?")},
-               {"chosen": dialogue(" a"), "rejected": dialogue("  ")},
-               {"chosen": dialogue(""), "rejected": dialogue(" b")})
+  path = write(
+    tmp_path / "hh.jsonl",
+    {"chosen": dialogue(" a"), "rejected": dialogue(" b")},
+    {"chosen": dialogue(" a"), "rejected": dialogue(" b", "Where?")},
+    {"chosen": dialogue(" a"), "rejected": dialogue("  ")},
+    {"chosen": dialogue(""), "rejected": dialogue(" b")},
+  )
   kept, counts = formats.read("comparison", path, "hh")
   assert len(kept) == 1
-  assert counts == {"kept": 1, "dropped (replies to different prompts)": 1,
-                    "dropped (empty reply)": 2}
+  assert counts == {
+    "kept": 1,
+    "dropped (replies to different prompts)": 1,
+    "dropped (empty reply)": 2,
+  }
 
 
-@pytest.mark.parametrize("value, message", [
+@pytest.mark.parametrize(
+  "value, message",
+  [
     ({"chosen": "x"}, 'no field "rejected"; it must be an object with the fields chosen, rejected'),
     ({"chosen": "x", "rejected": None}, '"rejected" is not a string'),
     ({"chosen": "x", "rejected": dialogue("a")}, "a dialogue without"),
     ("chosen", "not a JSON object"),
-])
+  ],
+)
 def test_hh_malformed(tmp_path, value, message):
   with pytest.raises(ValueError, match=f"hh.jsonl:1: {message}"):
     formats.read("comparison", write(tmp_path / "hh.jsonl", value), "hh")
@@ -61,16 +72,20 @@ def test_hh_malformed(tmp_path, value, message):
 
 
 def test_alpaca_lines_and_lists(tmp_path):
-  values = [{"instruction": "Add.", "input": "1 2", "output": "3"},
-            {"instruction": "Sing.", "input": "", "output": "La"},
-            {"instruction": "Play.", "response": "Now"},
-            {"instruction": "Rest.", "input": "", "output": " "}]
+  values = [
+    {"instruction": "Add.", "input": "1 2", "output": "3"},
+    {"instruction": "Sing.", "input": "", "output": "La"},
+    {"instruction": "Play.", "response": "Now"},
+    {"instruction": "Rest.", "input": "", "output": " "},
+  ]
   (tmp_path / "list.json").write_text("\n" + json.dumps(values))
   for path in (write(tmp_path / "a.jsonl", *values), tmp_path / "list.json"):
     kept, counts = formats.read("demonstration", path, "alpaca")
-    assert kept == [{"prompt": "Add.\n\n1 2", "completion": "3"},
-                    {"prompt": "Sing.", "completion": "La"},
-                    {"prompt": "Play.", "completion": "Now"}]
+    assert kept == [
+      {"prompt": "Add.\n\n1 2", "completion": "3"},
+      {"prompt": "Sing.", "completion": "La"},
+      {"prompt": "Play.", "completion": "Now"},
+    ]
     assert counts == {"kept": 3, "dropped (empty output)": 1}
     assert len(formats.read("prompt", path, "alpaca")[0]) == 4
 
@@ -88,19 +103,23 @@ def test_alpaca_malformed(tmp_path):
 
 
 def test_alpaca_with_a_chosen_and_a_rejected_answer(tmp_path):
-  path = write(tmp_path / "a.jsonl", {"instruction": "x", "input": "", "chosen": "good",
-                                      "rejected": "bad"})
+  path = write(
+    tmp_path / "a.jsonl", {"instruction": "x", "input": "", "chosen": "good", "rejected": "bad"}
+  )
   assert formats.read("comparison", path, "alpaca")[0] == [
-      {"prompt": "x", "completions": ["good", "bad"], "ranks": [1, 2]}]
+    {"prompt": "x", "completions": ["good", "bad"], "ranks": [1, 2]}
+  ]
 
 
 # ---- t0
 
 
 def test_t0_strips_the_written_end_of_text(tmp_path):
-  path = write(tmp_path / "t0.jsonl",
-               {"prompt": "Q <|endoftext|> ?\n", "completion": "A<|endoftext|>", "template": "t"},
-               {"prompt": "Q", "completion": " <|endoftext|>"})
+  path = write(
+    tmp_path / "t0.jsonl",
+    {"prompt": "Q <|endoftext|> ?\n", "completion": "A<|endoftext|>", "template": "t"},
+    {"prompt": "Q", "completion": " <|endoftext|>"},
+  )
   kept, counts = formats.read("demonstration", path, "t0")
   assert kept == [{"prompt": "Q <|endoftext|> ?", "completion": "A"}]
   assert counts == {"kept": 1, "dropped (empty completion)": 1}
@@ -110,14 +129,16 @@ def test_t0_strips_the_written_end_of_text(tmp_path):
 
 
 def candidates(*preferences: float) -> list[dict]:
-  return [{"model": str(i), "output": f"output {i}", "pref_vs_ref": p}
-          for i, p in enumerate(preferences)]
+  return [
+    {"model": str(i), "output": f"output {i}", "pref_vs_ref": p} for i, p in enumerate(preferences)
+  ]
 
 
 def test_alpaca_eval_ranks_by_preference_with_ties(tmp_path):
   preference = {f"output {i}": p for i, p in enumerate((0.5, 0.9, 0.5, 0.0, 1))}
-  path = write(tmp_path / "e.jsonl", {"instruction": "x", "candidates": candidates(
-      *preference.values())})
+  path = write(
+    tmp_path / "e.jsonl", {"instruction": "x", "candidates": candidates(*preference.values())}
+  )
   options = FormatOptions(min_completions=5, max_completions=5)
   record = formats.read("comparison", path, "alpaca_eval", options=options)[0][0]
   assert sorted(record["completions"]) == sorted(preference)
@@ -126,8 +147,9 @@ def test_alpaca_eval_ranks_by_preference_with_ties(tmp_path):
 
 
 def test_alpaca_eval_draws_k_from_the_seed_and_the_prompt_alone(tmp_path):
-  values = [{"instruction": f"prompt {i}", "candidates": candidates(*[0.1] * 12)}
-            for i in range(300)]
+  values = [
+    {"instruction": f"prompt {i}", "candidates": candidates(*[0.1] * 12)} for i in range(300)
+  ]
   path = write(tmp_path / "e.jsonl", *values)
   kept = formats.read("comparison", path, "alpaca_eval")[0]
   assert {len(r["completions"]) for r in kept} == {4, 5, 6, 7, 8, 9}
@@ -141,22 +163,29 @@ def test_alpaca_eval_draws_k_from_the_seed_and_the_prompt_alone(tmp_path):
 def test_alpaca_eval_empty_outputs_and_too_few(tmp_path):
   few = candidates(0.1, 0.2, 0.3, 0.4)
   few[1]["output"] = ""
-  path = write(tmp_path / "e.jsonl", {"instruction": "x", "candidates": few},
-               {"instruction": "y", "candidates": candidates(0.1, 0.2, 0.3, 0.4)})
+  path = write(
+    tmp_path / "e.jsonl",
+    {"instruction": "x", "candidates": few},
+    {"instruction": "y", "candidates": candidates(0.1, 0.2, 0.3, 0.4)},
+  )
   kept, counts = formats.read("comparison", path, "alpaca_eval")
   assert [r["prompt"] for r in kept] == ["y"]
   assert counts == {"kept": 1, "dropped (fewer than 4 outputs)": 1}
 
 
-@pytest.mark.parametrize("value, message", [
+@pytest.mark.parametrize(
+  "value, message",
+  [
     ({"instruction": "x"}, 'no field "candidates"'),
     ({"instruction": "x", "candidates": {}}, '"candidates" is not a list'),
     ({"instruction": "x", "candidates": [{"model": "m"}]}, r'candidates\[0\]: no field "output"'),
-    ({"instruction": "x", "candidates": [{"output": "m"}]},
-     r'candidates\[0\]: "pref_vs_ref" is null; it must be a number from 0 to 1'),
-    ({"instruction": "x", "candidates": candidates(1.5)},
-     r'candidates\[0\]: "pref_vs_ref" is 1.5'),
-])
+    (
+      {"instruction": "x", "candidates": [{"output": "m"}]},
+      r'candidates\[0\]: "pref_vs_ref" is null; it must be a number from 0 to 1',
+    ),
+    ({"instruction": "x", "candidates": candidates(1.5)}, r'candidates\[0\]: "pref_vs_ref" is 1.5'),
+  ],
+)
 def test_alpaca_eval_malformed(tmp_path, value, message):
   with pytest.raises(ValueError, match=f"e.jsonl:1: {message}"):
     formats.read("comparison", write(tmp_path / "e.jsonl", value), "alpaca_eval")
@@ -166,18 +195,32 @@ def test_alpaca_eval_malformed(tmp_path, value, message):
 
 
 def vote(*votes: int, **changes) -> dict:
-  return {"instruction": "Add.", "input": "1 2", "response1": "3", "response2": "4",
-          **{f"annotator{i}": v for i, v in enumerate(votes, 1)}, **changes}
+  return {
+    "instruction": "Add.",
+    "input": "1 2",
+    "response1": "3",
+    "response2": "4",
+    **{f"annotator{i}": v for i, v in enumerate(votes, 1)},
+    **changes,
+  }
 
 
 def test_pandalm_ranks_by_the_majority(tmp_path):
   votes = ((1, 1, 1), (2, 1, 2), (1, 0, 2), (0, 1, 0), (1, 0, 1))
-  path = write(tmp_path / "p.jsonl", *(vote(*three) for three in votes),
-               vote(1, 1, 1, response2=" "), vote(2, 2, 2, response1=True))
+  path = write(
+    tmp_path / "p.jsonl",
+    *(vote(*three) for three in votes),
+    vote(1, 1, 1, response2=" "),
+    vote(2, 2, 2, response1=True),
+  )
   kept, counts = formats.read("comparison", path, "pandalm")
   assert [record["ranks"] for record in kept] == [[1, 2], [2, 1], [1, 1], [1, 1], [1, 2], [2, 1]]
-  assert kept[0] == {"prompt": "Add.\n\n1 2", "completions": ["3", "4"], "ranks": [1, 2],
-                     "votes": [1, 1, 1]}
+  assert kept[0] == {
+    "prompt": "Add.\n\n1 2",
+    "completions": ["3", "4"],
+    "ranks": [1, 2],
+    "votes": [1, 1, 1],
+  }
   assert kept[-1]["completions"] == ["True", "4"]
   assert counts == {"kept": 6, "dropped (empty response)": 1}
   assert len(formats.read("prompt", path, "pandalm")[0]) == 7
@@ -187,18 +230,22 @@ def test_llmbar_ranks_by_the_label(tmp_path):
   value = {"input": "Add.", "output_1": "3", "output_2": "4", "subset": "Natural"}
   path = write(tmp_path / "l.jsonl", {**value, "label": 1}, {**value, "label": 2})
   kept, _ = formats.read("comparison", path, "llmbar")
-  assert kept == [{"prompt": "Add.", "completions": ["3", "4"], "ranks": ranks}
-                  for ranks in ([1, 2], [2, 1])]
+  assert kept == [
+    {"prompt": "Add.", "completions": ["3", "4"], "ranks": ranks} for ranks in ([1, 2], [2, 1])
+  ]
 
 
-@pytest.mark.parametrize("name, value, message", [
+@pytest.mark.parametrize(
+  "name, value, message",
+  [
     ("pandalm", vote(1, 1), '"annotator3" is null; it must be 1 or 2 for the better response'),
     ("pandalm", vote(1, 3, 1), '"annotator2" is 3'),
     ("pandalm", vote(1, 1, 1, response1=3), '"response1" is not a string'),
     ("pandalm", vote(1, 1, 1, input=3), '"input" is not a string'),
     ("llmbar", {"input": "x", "output_1": "a", "output_2": "b", "label": 0}, '"label" is 0; it'),
     ("llmbar", {"input": "x", "output_1": "a", "label": 1}, 'no field "output_2"'),
-])
+  ],
+)
 def test_malformed_pairs(tmp_path, name, value, message):
   with pytest.raises(ValueError, match=f"v.jsonl:1: {message}"):
     formats.read("comparison", write(tmp_path / "v.jsonl", value), name)
@@ -217,9 +264,13 @@ def test_options_are_checked():
 def test_text_splits(tmp_path):
   path = tmp_path / "a.txt"
   path.write_bytes(b"one\r\nline\r\n \t\r\n\r\ntwo\n\n  indented\n")
-  split = {name: [r["text"] for r in formats.read(
-      "text", path, "text", options=FormatOptions(document_split=name))[0]]
-           for name in formats.DOCUMENT_SPLITS}
+  split = {
+    name: [
+      r["text"]
+      for r in formats.read("text", path, "text", options=FormatOptions(document_split=name))[0]
+    ]
+    for name in formats.DOCUMENT_SPLITS
+  }
   assert split["blank_line"] == ["one\nline", "two", "indented"]
   assert split["line"] == ["one", "line", "two", "  indented"]
   assert split["file"] == ["one\nline\n \t\n\ntwo\n\n  indented"]
@@ -244,23 +295,46 @@ def test_text_that_is_not_utf8(tmp_path):
 # ---- the real files; numbers counted by hand from the files
 
 
-@pytest.mark.parametrize("kind, format_name, path, counts", [
-    ("comparison", "hh", "preferences/hh_harmless.jsonl.gz",
-     {"kept": 1830, "dropped (empty reply)": 2, "dropped (replies to different prompts)": 4}),
+@pytest.mark.parametrize(
+  "kind, format_name, path, counts",
+  [
+    (
+      "comparison",
+      "hh",
+      "preferences/hh_harmless.jsonl.gz",
+      {"kept": 1830, "dropped (empty reply)": 2, "dropped (replies to different prompts)": 4},
+    ),
     ("comparison", "alpaca_eval", "preferences/alpaca_eval_v2.jsonl.gz", {"kept": 640}),
     ("comparison", "alpaca_eval", "preferences/alpaca_eval_v1.jsonl.gz", {"kept": 640}),
     ("comparison", "alpaca", "preferences/politeness.jsonl.gz", {"kept": 881}),
-    ("comparison", "pandalm", "preferences/pandalm_3annotators.jsonl.gz",
-     {"kept": 741, "dropped (empty response)": 29}),
-    ("comparison", "llmbar", "preferences/llmbar.jsonl.gz",
-     {"kept": 980, "dropped (empty output)": 1}),
+    (
+      "comparison",
+      "pandalm",
+      "preferences/pandalm_3annotators.jsonl.gz",
+      {"kept": 741, "dropped (empty response)": 29},
+    ),
+    (
+      "comparison",
+      "llmbar",
+      "preferences/llmbar.jsonl.gz",
+      {"kept": 980, "dropped (empty output)": 1},
+    ),
     ("demonstration", "alpaca", "demonstrations/alpaca_small/alpaca_en_demo.jsonl", {"kept": 999}),
-    ("demonstration", "alpaca", "demonstrations/gpteacher/codegen-instruct.jsonl.gz",
-     {"kept": 4535}),
-    ("demonstration", "t0", "demonstrations/t0/t0_p3_templates.jsonl.gz",
-     {"kept": 53785, "dropped (empty completion)": 1400}),
+    (
+      "demonstration",
+      "alpaca",
+      "demonstrations/gpteacher/codegen-instruct.jsonl.gz",
+      {"kept": 4535},
+    ),
+    (
+      "demonstration",
+      "t0",
+      "demonstrations/t0/t0_p3_templates.jsonl.gz",
+      {"kept": 53785, "dropped (empty completion)": 1400},
+    ),
     ("text", "text", "pretraining/gutenberg_books.txt.gz", {"kept": 24}),
-])
+  ],
+)
 def test_real_files(shared_data, kind, format_name, path, counts):
   kept, found = formats.read(kind, shared_data / path, format_name)
   assert found == counts and len(kept) == counts["kept"]

@@ -20,8 +20,12 @@ def test_long_common_prefixes_are_dropped():
 
 
 def test_cap_per_user():
-  records = (prompts("1", "2", "3", user="a") + prompts("4", user="b") + prompts("5", "6", "7")
-             + prompts("8", user="a"))
+  records = (
+    prompts("1", "2", "3", user="a")
+    + prompts("4", user="b")
+    + prompts("5", "6", "7")
+    + prompts("8", user="a")
+  )
   kept, counts = hygiene.cap_per_user(records, 2)
   assert [r["prompt"] for r in kept] == ["1", "2", "4", "5", "6", "7"]
   assert counts == {"kept": 6, "dropped (beyond 2 of one user)": 2}
@@ -83,6 +87,9 @@ def test_overlap_is_removed():
 
 def test_disjointness_is_checked():
   assert hygiene.check_disjoint(rm=prompts("a", "a"), ppo=prompts("b"), test=prompts("c")) == {
-      "rm": 1, "ppo": 1, "test": 1}
+    "rm": 1,
+    "ppo": 1,
+    "test": 1,
+  }
   with pytest.raises(ValueError, match="ppo and test share 1 prompts, for example 'c'"):
     hygiene.check_disjoint(rm=prompts("a"), ppo=prompts("b", "c"), test=prompts(" c"))

@@ -36,13 +36,15 @@ def test_text_as_gpt3_packs_it():
   assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 0]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1] * 4, [1, 1, 1, 0]]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0]]
-  assert [a.dtype for a in (rows.tokens_BT, rows.loss_mask_BT, rows.segment_BT, rows.position_BT)
-          ] == [np.int32, np.float32, np.int32, np.int32]
+  assert [
+    a.dtype for a in (rows.tokens_BT, rows.loss_mask_BT, rows.segment_BT, rows.position_BT)
+  ] == [np.int32, np.float32, np.int32, np.int32]
 
 
 def test_text_with_documents_apart():
-  rows = packing.pack_text(TEXT, length=4, pad_id=PAD, attend_across_documents=False,
-                           reset_positions=True)
+  rows = packing.pack_text(
+    TEXT, length=4, pad_id=PAD, attend_across_documents=False, reset_positions=True
+  )
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 8, 0, PAD]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1, 1, 2, 2], [1, 1, 1, 0]]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 2, 0]]
@@ -52,8 +54,9 @@ def test_text_with_documents_apart():
 
 @pytest.mark.parametrize("attend, reset", [(True, True), (False, False)])
 def test_the_two_choices_are_independent(attend: bool, reset: bool):
-  rows = packing.pack_text(TEXT, length=4, pad_id=PAD, attend_across_documents=attend,
-                           reset_positions=reset)
+  rows = packing.pack_text(
+    TEXT, length=4, pad_id=PAD, attend_across_documents=attend, reset_positions=reset
+  )
   assert rows.position_BT[1].tolist() == ([0, 1, 0, 1] if reset else [0, 1, 2, 3])
   assert rows.segment_BT[1].tolist() == ([1] * 4 if attend else [1, 1, 2, 2])
   assert rows.loss_mask_BT[1].tolist() == ([0, 1, 1, 1] if attend else [0, 1, 0, 1])
@@ -63,8 +66,9 @@ def test_text_against_a_plain_loop():
   rng = np.random.default_rng(0)
   docs = [rng.integers(1, 50, size=rng.integers(1, 40)).astype(np.int32) for _ in range(60)]
   length = 16
-  rows = packing.pack_text(docs, length=length, pad_id=PAD, attend_across_documents=False,
-                           reset_positions=True)
+  rows = packing.pack_text(
+    docs, length=length, pad_id=PAD, attend_across_documents=False, reset_positions=True
+  )
   tokens = np.full(rows.tokens_BT.size, PAD)
   segment, position, mask = (np.zeros(rows.tokens_BT.size) for _ in range(3))
   slot, number = 0, 0
@@ -78,25 +82,44 @@ def test_text_against_a_plain_loop():
       tokens[slot], segment[slot], position[slot] = token, number, place
       mask[slot] = place > 0
       slot, place = slot + 1, place + 1
-  for found, expected in ((rows.tokens_BT, tokens), (rows.segment_BT, segment),
-                          (rows.position_BT, position), (rows.loss_mask_BT, mask)):
+  for found, expected in (
+    (rows.tokens_BT, tokens),
+    (rows.segment_BT, segment),
+    (rows.position_BT, position),
+    (rows.loss_mask_BT, mask),
+  ):
     np.testing.assert_array_equal(found.ravel(), expected)
 
 
 def test_best_fit_keeps_documents_whole_and_cuts_only_those_longer_than_a_row():
   text = documents([1, 2, 3, 0], [4, 0], [5, 6, 7, 8, 0])
-  rows = packing.pack_text(text, length=4, pad_id=PAD, packing="best_fit",
-                           attend_across_documents=False, reset_positions=True)
+  rows = packing.pack_text(
+    text,
+    length=4,
+    pad_id=PAD,
+    packing="best_fit",
+    attend_across_documents=False,
+    reset_positions=True,
+  )
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8], [4, 0, 0, PAD]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1] * 4, [1, 1, 2, 0]]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 0, 0]]
   assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]]
   rng = np.random.default_rng(0)
   docs = [np.append(rng.integers(1, 50, size=rng.integers(1, 16)), 0) for _ in range(200)]
-  rows = packing.pack_text(docs, length=16, pad_id=PAD, packing="best_fit",
-                           attend_across_documents=False, reset_positions=True)
-  pieces = [tuple(row[segment == n]) for row, segment in zip(rows.tokens_BT, rows.segment_BT)
-            for n in range(1, segment.max() + 1)]
+  rows = packing.pack_text(
+    docs,
+    length=16,
+    pad_id=PAD,
+    packing="best_fit",
+    attend_across_documents=False,
+    reset_positions=True,
+  )
+  pieces = [
+    tuple(row[segment == n])
+    for row, segment in zip(rows.tokens_BT, rows.segment_BT)
+    for n in range(1, segment.max() + 1)
+  ]
   assert sorted(pieces) == sorted(tuple(doc) for doc in docs)
   assert (rows.segment_BT > 0).mean() > 0.9
 
@@ -113,8 +136,9 @@ def test_documents_end_in_end_of_text_and_stop_at_the_limit(tokenizer: Tokenizer
   assert len(docs) == 400 and all(d.tolist() == one for d in docs)
   some = packing.tokenize_documents(texts, tokenizer, max_tokens=len(one) + 1)
   assert [d.tolist() for d in some] == [one, one[:1]]
-  assert sum(len(d) for d in packing.tokenize_documents(texts, tokenizer, max_tokens=10**9)
-             ) == 400 * len(one)
+  assert sum(
+    len(d) for d in packing.tokenize_documents(texts, tokenizer, max_tokens=10**9)
+  ) == 400 * len(one)
 
 
 def test_text_rows_count_and_shuffle(tokenizer: Tokenizer):
@@ -122,8 +146,9 @@ def test_text_rows_count_and_shuffle(tokenizer: Tokenizer):
   rows, counts = prepare.text_rows(records, tokenizer, length=8)
   total = sum(len(tokenizer.encode(r["text"])) + 1 for r in records)
   assert counts == {"kept": 8, "tokens": total, "rows": -(-total // 8)}
-  shuffled, same = (prepare.text_rows(records, tokenizer, length=8, shuffle_seed=s)[0].tokens_BT
-                    for s in (1, 1))
+  shuffled, same = (
+    prepare.text_rows(records, tokenizer, length=8, shuffle_seed=s)[0].tokens_BT for s in (1, 1)
+  )
   assert (shuffled == same).all() and (shuffled != rows.tokens_BT).any()
   assert sorted(shuffled.ravel()) == sorted(rows.tokens_BT.ravel())
   _, counts = prepare.text_rows(records, tokenizer, length=8, max_tokens=9)
@@ -134,8 +159,13 @@ def test_text_rows_count_and_shuffle(tokenizer: Tokenizer):
 
 
 def test_one_sequence_per_row():
-  rows = packing.pack_sequences([sequence(2, 1, 2, 3, 0), sequence(1, 4, 5, 0)], length=5,
-                                pad_id=PAD, packing="one_per_row", prompt_loss_weight=0.5)
+  rows = packing.pack_sequences(
+    [sequence(2, 1, 2, 3, 0), sequence(1, 4, 5, 0)],
+    length=5,
+    pad_id=PAD,
+    packing="one_per_row",
+    prompt_loss_weight=0.5,
+  )
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0, PAD], [4, 5, 0, PAD, PAD]]
   assert rows.loss_mask_BT.tolist() == [[0, 0.5, 1, 1, 0], [0, 1, 1, 0, 0]]
   assert rows.segment_BT.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
@@ -153,9 +183,14 @@ def test_best_fit_fills_the_fullest_row_that_has_room():
 
 
 def test_packed_sequences_may_see_each_other_by_choice():
-  rows = packing.pack_sequences([sequence(1, 1, 2, 0), sequence(1, 3, 0)], length=5, pad_id=PAD,
-                                attend_across_documents=True, reset_positions=False,
-                                prompt_loss_weight=0.25)
+  rows = packing.pack_sequences(
+    [sequence(1, 1, 2, 0), sequence(1, 3, 0)],
+    length=5,
+    pad_id=PAD,
+    attend_across_documents=True,
+    reset_positions=False,
+    prompt_loss_weight=0.25,
+  )
   assert rows.segment_BT.tolist() == [[1] * 5]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3, 4]]
   assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 0.25, 1]]
@@ -208,10 +243,10 @@ def test_demonstrations_are_prompt_suffix_prefix_completion_and_end(tokenizer: T
   rows, counts = prepare.demonstration_rows(records, tokenizer, length=64, packing="one_per_row")
   prompt = tokenizer.encode(f"The {EOT_TOKEN} cat\n\nAnswer:")
   answer = tokenizer.encode(" sat") + [tokenizer.eot_id]
-  ids = rows.tokens_BT[0, :len(prompt) + len(answer)].tolist()
+  ids = rows.tokens_BT[0, : len(prompt) + len(answer)].tolist()
   assert ids == prompt + answer and ids.count(tokenizer.eot_id) == 1
   assert rows.loss_mask_BT[0].sum() == len(answer)
-  assert rows.loss_mask_BT[0, len(prompt):len(ids)].all()
+  assert rows.loss_mask_BT[0, len(prompt) : len(ids)].all()
   assert counts == {"kept": 1, "rows": 1}
   colon = prepare.PromptFormat(prompt_suffix=":", completion_prefix="\n")
   other, _ = prepare.demonstration_rows(records, tokenizer, length=64, prompt_format=colon)
@@ -225,15 +260,18 @@ def test_the_prompt_has_the_same_tokens_everywhere(tokenizer: Tokenizer):
   demonstrations, _ = prepare.demonstration_rows([record], tokenizer, length=48)
   comparisons, _ = prepare.comparison_rows([record], tokenizer, length=48)
   for ids in (demonstrations.tokens_BT[0], *comparisons.ids[0]):
-    assert ids[:len(asked)].tolist() == asked.tolist()
+    assert ids[: len(asked)].tolist() == asked.tolist()
 
 
 def _overlong(tokenizer: Tokenizer, overlong: str, length: int = 30):
-  records = [{"prompt": "a", "completion": "b"},
-             {"prompt": "x" * 40, "completion": "b"},
-             {"prompt": "a", "completion": "y" * 40}]
-  rows, counts = prepare.demonstration_rows(records, tokenizer, length=length, prompt_format=COLON,
-                                            overlong=overlong, packing="one_per_row")
+  records = [
+    {"prompt": "a", "completion": "b"},
+    {"prompt": "x" * 40, "completion": "b"},
+    {"prompt": "a", "completion": "y" * 40},
+  ]
+  rows, counts = prepare.demonstration_rows(
+    records, tokenizer, length=length, prompt_format=COLON, overlong=overlong, packing="one_per_row"
+  )
   texts = [tokenizer.decode(row[s == 1]) for row, s in zip(rows.tokens_BT, rows.segment_BT)]
   return rows, texts, counts
 
@@ -244,16 +282,24 @@ def test_overlong_demonstrations(tokenizer: Tokenizer):
   assert counts == {"kept": 1, "dropped (longer than 30 tokens)": 2, "rows": 1}
   rows, texts, counts = _overlong(tokenizer, "truncate_left")
   assert texts == ["a: b", "x" * 26 + ": b"]
-  assert counts == {"kept": 2, "of them truncated": 1, "dropped (longer than 30 tokens)": 1,
-                    "rows": 2}
+  assert counts == {
+    "kept": 2,
+    "of them truncated": 1,
+    "dropped (longer than 30 tokens)": 1,
+    "rows": 2,
+  }
   assert rows.loss_mask_BT[1].tolist() == [0.0] * 27 + [1.0] * 3  # " ", "b", end-of-text
   # The third is " ", 40 times "y" and end-of-text: it wants one token of the prompt before it.
   assert _overlong(tokenizer, "truncate_left", length=42)[1] == ["a: b", "x" * 38 + ": b"]
   assert _overlong(tokenizer, "truncate_left", length=43)[1][2] == ": " + "y" * 40
   rows, texts, counts = _overlong(tokenizer, "truncate_right")
   assert texts == ["a: b", "a: " + "y" * 27]
-  assert counts == {"kept": 2, "dropped (longer than 30 tokens)": 1, "of them truncated": 1,
-                    "rows": 2}
+  assert counts == {
+    "kept": 2,
+    "dropped (longer than 30 tokens)": 1,
+    "of them truncated": 1,
+    "rows": 2,
+  }
   assert tokenizer.eot_id not in rows.tokens_BT[1]
   assert rows.loss_mask_BT[1].tolist() == [0.0] * 2 + [1.0] * 28
   with pytest.raises(ValueError, match=r"overlong 'cut'; choose from \['drop', 'truncate_left'"):
@@ -266,18 +312,23 @@ def test_overlong_demonstrations(tokenizer: Tokenizer):
 
 
 def test_prompts_are_left_padded_and_keep_their_records(tokenizer: Tokenizer):
-  records = [{"prompt": "abc", "task": 1}, {"prompt": "z" * 30, "task": 2},
-             {"prompt": EOT_TOKEN, "task": 3}]
-  rows, kept, counts = prepare.prompt_rows(records, tokenizer, max_prompt_tokens=16,
-                                           prompt_format=COLON)
+  records = [
+    {"prompt": "abc", "task": 1},
+    {"prompt": "z" * 30, "task": 2},
+    {"prompt": EOT_TOKEN, "task": 3},
+  ]
+  rows, kept, counts = prepare.prompt_rows(
+    records, tokenizer, max_prompt_tokens=16, prompt_format=COLON
+  )
   assert [r["task"] for r in kept] == [1, 3]
   assert counts == {"kept": 2, "dropped (longer than 16 tokens)": 1}
   ids = tokenizer.encode("abc:")
   assert rows.tokens_BP[0].tolist() == [tokenizer.pad_id] * (16 - len(ids)) + ids
   assert rows.mask_BP[0].tolist() == [0] * (16 - len(ids)) + [1] * len(ids)
   assert tokenizer.decode(rows.tokens_BP[1]) == f"{EOT_TOKEN}:"
-  rows, kept, counts = prepare.prompt_rows(records, tokenizer, max_prompt_tokens=16,
-                                           prompt_format=COLON, overlong="truncate_left")
+  rows, kept, counts = prepare.prompt_rows(
+    records, tokenizer, max_prompt_tokens=16, prompt_format=COLON, overlong="truncate_left"
+  )
   assert len(kept) == 3 and counts == {"kept": 3, "of them truncated": 1}
   assert tokenizer.decode(rows.tokens_BP[1]) == "z" * 15 + ":"
   with pytest.raises(ValueError, match="none of 3 prompts fits into 2 tokens"):
@@ -296,9 +347,9 @@ def test_a_decoded_response_loses_one_prefix(tokenizer: Tokenizer):
 # ---- comparisons
 
 COMPARISONS = [
-    {"prompt": "p", "completions": ["a", "w" * 40, "c"], "ranks": [2, 1, 2]},
-    {"prompt": "q", "completions": ["w" * 40, "b"], "ranks": [1, 2]},
-    {"prompt": "r", "completions": ["a", "b"], "ranks": [2, 1]},
+  {"prompt": "p", "completions": ["a", "w" * 40, "c"], "ranks": [2, 1, 2]},
+  {"prompt": "q", "completions": ["w" * 40, "b"], "ranks": [1, 2]},
+  {"prompt": "r", "completions": ["a", "b"], "ranks": [2, 1]},
 ]
 
 
@@ -308,8 +359,12 @@ def _comparisons(tokenizer: Tokenizer, **choices):
 
 def test_comparisons_keep_completions_together(tokenizer: Tokenizer):
   rows, counts = _comparisons(tokenizer)
-  assert counts == {"kept": 2, "completions dropped": 1, "of them without an untied pair": 1,
-                    "dropped (longer than 20 tokens)": 1}
+  assert counts == {
+    "kept": 2,
+    "completions dropped": 1,
+    "of them without an untied pair": 1,
+    "dropped (longer than 20 tokens)": 1,
+  }
   assert [r["prompt"] for r in rows.records] == ["p", "r"]
   batch = rows.take([1, 0])
   assert batch.tokens_BKT.shape == (2, 3, 20) and batch.tokens_BKT.dtype == np.int32
@@ -338,13 +393,18 @@ def test_overlong_comparisons(tokenizer: Tokenizer):
 
 
 def test_a_long_prompt_loses_its_start_before_every_completion_alike(tokenizer: Tokenizer):
-  records = [{"prompt": "abcdefgh", "completions": ["i", "jklm"], "ranks": [1, 2]},
-             {"prompt": "n", "completions": ["o", "p"], "ranks": [2, 1]},
-             {"prompt": "q", "completions": ["r", "stuvwxy"], "ranks": [2, 1]}]
+  records = [
+    {"prompt": "abcdefgh", "completions": ["i", "jklm"], "ranks": [1, 2]},
+    {"prompt": "n", "completions": ["o", "p"], "ranks": [2, 1]},
+    {"prompt": "q", "completions": ["r", "stuvwxy"], "ranks": [2, 1]},
+  ]
   rows, counts = prepare.comparison_rows(
-      records, tokenizer, length=8,
-      prompt_format=prepare.PromptFormat(prompt_suffix="", completion_prefix=""),
-      overlong="truncate_prompt")
+    records,
+    tokenizer,
+    length=8,
+    prompt_format=prepare.PromptFormat(prompt_suffix="", completion_prefix=""),
+    overlong="truncate_prompt",
+  )
   texts = [[tokenizer.decode(ids[:-1]) for ids in row] for row in rows.ids]
   assert texts == [["fghi", "fghjklm"], ["no", "np"]]
   assert all(ids[-1] == tokenizer.eot_id and len(ids) <= 8 for row in rows.ids for ids in row)

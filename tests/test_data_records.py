@@ -23,12 +23,12 @@ def changed(record: dict, **fields: object) -> dict:
 
 
 GOOD = [
-    ("demonstration", DEMONSTRATION),
-    ("demonstration", changed(DEMONSTRATION, user="u", task={"n": [1, None]}, use_case="chat")),
-    ("comparison", COMPARISON),
-    ("comparison", changed(COMPARISON, labeler="l", user="", ranks=[5, 5, 5])),
-    ("prompt", {"prompt": " ä "}),
-    ("text", {"text": "t"}),
+  ("demonstration", DEMONSTRATION),
+  ("demonstration", changed(DEMONSTRATION, user="u", task={"n": [1, None]}, use_case="chat")),
+  ("comparison", COMPARISON),
+  ("comparison", changed(COMPARISON, labeler="l", user="", ranks=[5, 5, 5])),
+  ("prompt", {"prompt": " ä "}),
+  ("text", {"text": "t"}),
 ]
 
 
@@ -39,44 +39,104 @@ def test_good_records(tmp_path, kind: str, record: dict):
 
 
 BAD = [
-    ("demonstration", "{'prompt': 'p'}", "not JSON",
-     r"not JSON \(Expecting property name .*\); each line must be one JSON object"),
-    ("demonstration", '{"prompt": "p"', "not JSON", "each line must be one JSON object"),
-    ("demonstration", "[" * 100_000, "not JSON", "not readable JSON"),
-    ("demonstration", '["p", "c"]', "not an object",
-     "a JSON list, not an object; a demonstration is"),
-    ("demonstration", "null", "not an object", "a JSON null, not an object"),
-    ("demonstration", {"prompt": "p"}, "missing field",
-     'no field "completion"; a demonstration is {"prompt": str, "completion": str'),
-    ("demonstration", changed(DEMONSTRATION, prompt=5), "wrong type",
-     '"prompt" is a JSON number; it must be a string'),
-    ("demonstration", changed(DEMONSTRATION, user=7), "wrong type",
-     '"user" is a JSON number; it must be a string'),
-    ("demonstration", changed(DEMONSTRATION, completion=" \n"), "empty text",
-     '"completion" is empty; it must hold text'),
-    ("demonstration", '{"prompt": "a\\ud800", "completion": "c"}', "not Unicode",
-     '"prompt" holds half a surrogate pair at character 1'),
-    ("comparison", changed(COMPARISON, completions=["a"], ranks=[1]), "one completion",
-     '"completions" has 1 of them; a comparison needs 2 or more'),
-    ("comparison", changed(COMPARISON, completions="abc"), "wrong type",
-     '"completions" is a JSON string; it must be a list of strings'),
-    ("comparison", changed(COMPARISON, completions=["a", "b", None]), "wrong type",
-     r'"completions"\[2\] is a JSON null; it must be a string'),
-    ("comparison", changed(COMPARISON, completions=["a", "", "c"]), "empty text",
-     r'"completions"\[1\] is empty; it must hold text'),
-    ("comparison", changed(COMPARISON, ranks=[1, 2]), "ranks of another length",
-     "2 ranks for 3 completions; give one rank per completion"),
-    ("comparison", changed(COMPARISON, ranks=[1, 2, 1.5]), "rank not an integer",
-     r'"ranks"\[2\] is 1.5; ranks are integers'),
-    ("comparison", changed(COMPARISON, ranks=[1, 2, True]), "rank not an integer",
-     r'"ranks"\[2\] is true; ranks are integers'),
-    ("comparison", changed(COMPARISON, ranks=[0, 1, 2]), "rank out of range",
-     r'"ranks"\[0\] is 0; ranks count from 1'),
-    ("comparison", changed(COMPARISON, ranks={}), "wrong type", '"ranks" is a JSON object'),
-    ("comparison", changed(COMPARISON, labeler=3), "wrong type", '"labeler" is a JSON number'),
-    ("comparison", changed(COMPARISON, ranks=...), "missing field", 'no field "ranks"'),
-    ("prompt", {"text": "t"}, "missing field", 'no field "prompt"; a prompt is'),
-    ("text", {"text": ["t"]}, "wrong type", '"text" is a JSON list; it must be a string'),
+  (
+    "demonstration",
+    "{'prompt': 'p'}",
+    "not JSON",
+    r"not JSON \(Expecting property name .*\); each line must be one JSON object",
+  ),
+  ("demonstration", '{"prompt": "p"', "not JSON", "each line must be one JSON object"),
+  ("demonstration", "[" * 100_000, "not JSON", "not readable JSON"),
+  (
+    "demonstration",
+    '["p", "c"]',
+    "not an object",
+    "a JSON list, not an object; a demonstration is",
+  ),
+  ("demonstration", "null", "not an object", "a JSON null, not an object"),
+  (
+    "demonstration",
+    {"prompt": "p"},
+    "missing field",
+    'no field "completion"; a demonstration is {"prompt": str, "completion": str',
+  ),
+  (
+    "demonstration",
+    changed(DEMONSTRATION, prompt=5),
+    "wrong type",
+    '"prompt" is a JSON number; it must be a string',
+  ),
+  (
+    "demonstration",
+    changed(DEMONSTRATION, user=7),
+    "wrong type",
+    '"user" is a JSON number; it must be a string',
+  ),
+  (
+    "demonstration",
+    changed(DEMONSTRATION, completion=" \n"),
+    "empty text",
+    '"completion" is empty; it must hold text',
+  ),
+  (
+    "demonstration",
+    '{"prompt": "a\\ud800", "completion": "c"}',
+    "not Unicode",
+    '"prompt" holds half a surrogate pair at character 1',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, completions=["a"], ranks=[1]),
+    "one completion",
+    '"completions" has 1 of them; a comparison needs 2 or more',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, completions="abc"),
+    "wrong type",
+    '"completions" is a JSON string; it must be a list of strings',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, completions=["a", "b", None]),
+    "wrong type",
+    r'"completions"\[2\] is a JSON null; it must be a string',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, completions=["a", "", "c"]),
+    "empty text",
+    r'"completions"\[1\] is empty; it must hold text',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, ranks=[1, 2]),
+    "ranks of another length",
+    "2 ranks for 3 completions; give one rank per completion",
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, ranks=[1, 2, 1.5]),
+    "rank not an integer",
+    r'"ranks"\[2\] is 1.5; ranks are integers',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, ranks=[1, 2, True]),
+    "rank not an integer",
+    r'"ranks"\[2\] is true; ranks are integers',
+  ),
+  (
+    "comparison",
+    changed(COMPARISON, ranks=[0, 1, 2]),
+    "rank out of range",
+    r'"ranks"\[0\] is 0; ranks count from 1',
+  ),
+  ("comparison", changed(COMPARISON, ranks={}), "wrong type", '"ranks" is a JSON object'),
+  ("comparison", changed(COMPARISON, labeler=3), "wrong type", '"labeler" is a JSON number'),
+  ("comparison", changed(COMPARISON, ranks=...), "missing field", 'no field "ranks"'),
+  ("prompt", {"text": "t"}, "missing field", 'no field "prompt"; a prompt is'),
+  ("text", {"text": ["t"]}, "wrong type", '"text" is a JSON list; it must be a string'),
 ]
 
 
@@ -143,12 +203,16 @@ def test_unknown_names(tmp_path):
     formats.read("pair", path, "jsonl")
   with pytest.raises(ValueError, match=r"on_bad 'warn'; choose from \['skip', 'stop'\]"):
     formats.read("text", path, "jsonl", on_bad="warn")
-  with pytest.raises(ValueError, match="format 't0' holds no comparison records, only "
-                                       r"\['demonstration', 'prompt'\]; formats for comparison"):
+  with pytest.raises(
+    ValueError,
+    match="format 't0' holds no comparison records, only "
+    r"\['demonstration', 'prompt'\]; formats for comparison",
+  ):
     formats.read("comparison", path, "t0")
 
 
 def test_counts_in_words():
   counts = {"kept": 1830, "dropped (empty reply)": 2, "skipped (not JSON)": 0}
   assert records.describe_counts("comparisons", counts) == (
-      "comparisons: 1,830 kept, 2 dropped (empty reply)")
+    "comparisons: 1,830 kept, 2 dropped (empty reply)"
+  )

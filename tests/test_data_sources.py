@@ -13,16 +13,28 @@ import tensorflow_datasets as tfds
 from rlhf.data import builders, formats, sources
 
 RECORDS = {
-    "demonstration": [
-        {"prompt": "p", "completion": "c"},
-        {"prompt": "ä\n", "completion": " 猫 ", "user": "u", "use_case": "chat",
-         "task": {"n": [1, None], "deep": {"x": 0.5}}}],
-    "comparison": [
-        {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]},
-        {"prompt": "q", "completions": ["a", "b", "ç", "d"], "ranks": [1, 1, 2, 7],
-         "labeler": "l", "user": "u"}],
-    "prompt": [{"prompt": "one"}, {"prompt": "two", "user": "u", "use_case": "rewrite"}],
-    "text": [{"text": "a\n\nb"}, {"text": "\x00é", "source": "web"}],
+  "demonstration": [
+    {"prompt": "p", "completion": "c"},
+    {
+      "prompt": "ä\n",
+      "completion": " 猫 ",
+      "user": "u",
+      "use_case": "chat",
+      "task": {"n": [1, None], "deep": {"x": 0.5}},
+    },
+  ],
+  "comparison": [
+    {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]},
+    {
+      "prompt": "q",
+      "completions": ["a", "b", "ç", "d"],
+      "ranks": [1, 1, 2, 7],
+      "labeler": "l",
+      "user": "u",
+    },
+  ],
+  "prompt": [{"prompt": "one"}, {"prompt": "two", "user": "u", "use_case": "rewrite"}],
+  "text": [{"text": "a\n\nb"}, {"text": "\x00é", "source": "web"}],
 }
 
 
@@ -74,9 +86,13 @@ def test_a_file_that_another_process_is_reading_is_waited_for(tmp_path, monkeypa
     load(f"jsonl:{path}", "prompt", tmp_path)
     with alone(lock_path, what):
       yield
+
   monkeypatch.setattr(sources.workdir_lib, "alone", after_another)
-  monkeypatch.setattr(builders.Prompts, "download_and_prepare",
-                      lambda self, **choices: (times.append(1), prepare(self, **choices)))
+  monkeypatch.setattr(
+    builders.Prompts,
+    "download_and_prepare",
+    lambda self, **choices: (times.append(1), prepare(self, **choices)),
+  )
   found, lines = load(f"jsonl:{path}", "prompt", tmp_path)
   assert list(found) == RECORDS["prompt"] and len(times) == 1
   assert lines == [f"prompt records from jsonl:{path}: 2 kept"]
@@ -113,8 +129,9 @@ def test_a_malformed_line_stops_before_anything_is_written(tmp_path):
 
 
 def test_a_builder_reads_a_file_by_itself(tmp_path):
-  config = builders.RecordsConfig(name="mine", format_name="jsonl",
-                                  path=str(write(tmp_path / "x.jsonl", RECORDS["comparison"])))
+  config = builders.RecordsConfig(
+    name="mine", format_name="jsonl", path=str(write(tmp_path / "x.jsonl", RECORDS["comparison"]))
+  )
   builder = builders.Comparisons(config=config, data_dir=tmp_path / "tfds")
   builder.download_and_prepare(file_format="array_record")
   example = builder.as_data_source("train")[1]
@@ -124,11 +141,14 @@ def test_a_builder_reads_a_file_by_itself(tmp_path):
 
 def test_no_tensorflow_and_nothing_on_the_console_but_the_counts(tmp_path, repository):
   path = write(tmp_path / "x.jsonl", RECORDS["text"])
-  program = ("import sys\nfrom rlhf.data import sources\n"
-             f"found = sources.load({f'jsonl:{path}'!r}, 'text', data_dir={str(tmp_path)!r})\n"
-             "print(len(found), 'tensorflow' in sys.modules)")
-  done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
-                        cwd=repository)
+  program = (
+    "import sys\nfrom rlhf.data import sources\n"
+    f"found = sources.load({f'jsonl:{path}'!r}, 'text', data_dir={str(tmp_path)!r})\n"
+    "print(len(found), 'tensorflow' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=repository
+  )
   assert done.stdout == f"text records from jsonl:{path}: 2 kept\n2 False\n"
   assert not done.stderr
 
@@ -138,13 +158,17 @@ def test_no_tensorflow_and_nothing_on_the_console_but_the_counts(tmp_path, repos
 
 class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Stands in for the public set of that name."""
+
   VERSION = tfds.core.Version("1.0.0")
   pkg_dir_path = pathlib.Path(__file__).parent
 
   def _info(self):
     text = tfds.features.Text()
-    return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=(
-        tfds.features.FeaturesDict({"question": text, "answer": text, "number": np.int32})))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      disable_shuffling=True,
+      features=(tfds.features.FeaturesDict({"question": text, "answer": text, "number": np.int32})),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples(8), "test": self._generate_examples(2)}
@@ -166,7 +190,9 @@ def test_public_sets_by_name_and_split(tmp_path, public_dir: str):
   assert len(found) == 8 and lines == ["demonstration records from gsm8k: 8 kept"]
   assert found[3] == {"prompt": "3 + é?", "completion": "3"}
   assert list(load("gsm8k@test", "prompt", tmp_path, public_dir=public_dir)[0]) == [
-      {"prompt": "0 + é?"}, {"prompt": "1 + é?"}]
+    {"prompt": "0 + é?"},
+    {"prompt": "1 + é?"},
+  ]
   part, _ = load("gsm8k:1.0.0@train[50%:]", "prompt", tmp_path, public_dir=public_dir)
   assert len(part) == 4
   some, lines = load("gsm8k", "prompt", tmp_path, public_dir=public_dir, max_records=3)
@@ -179,6 +205,7 @@ def test_a_public_set_that_cannot_be_had(tmp_path, public_dir: str, monkeypatch)
 
   def unreachable(*args, **kwargs):
     raise ConnectionError("no route to host\nmore")
+
   monkeypatch.setattr(tfds, "builder", unreachable)
   with pytest.raises(ValueError, match="'lm1b' .*ConnectionError: no route to host.*FORMAT:PATH"):
     load("lm1b", "text", tmp_path)
@@ -193,9 +220,15 @@ def test_fields_are_joined_where_not_empty():
   assert sources._map_fields(toxic, {"prompt": {"text": b"T"}}) == {"prompt": "T"}
 
 
-@pytest.mark.parametrize("spec, kind, message", [
-    ("csv:x", "text", r"'csv:x' is neither FORMAT:PATH with a format for text records "
-                      r"\(\['jsonl', 'text'\]\) nor a public tfds set of them \(\['c4', "),
+@pytest.mark.parametrize(
+  "spec, kind, message",
+  [
+    (
+      "csv:x",
+      "text",
+      r"'csv:x' is neither FORMAT:PATH with a format for text records "
+      r"\(\['jsonl', 'text'\]\) nor a public tfds set of them \(\['c4', ",
+    ),
     ("imagenet", "prompt", "'imagenet' is neither"),
     ("x", "comparison", r"nor a public tfds set of them \(none\)"),
     ("", "text", "'' is neither"),
@@ -203,7 +236,8 @@ def test_fields_are_joined_where_not_empty():
     ("jsonl:", "text", "cannot be read"),
     ("hh:absent", "text", r"format 'hh' holds no text records, only"),
     ("jsonl:x", "pair", "record kind 'pair'; choose from"),
-])
+  ],
+)
 def test_bad_specs(tmp_path, spec: str, kind: str, message: str):
   with pytest.raises(ValueError, match=message):
     load(spec, kind, tmp_path)

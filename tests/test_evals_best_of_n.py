@@ -72,11 +72,15 @@ def test_the_curve_has_the_means_of_the_estimates_and_intervals_over_prompts():
   assert best_of_n.doubling_sizes(11) == [1, 2, 4, 8, 11]
 
 
-@pytest.mark.parametrize("proxy,gold,message", [
+@pytest.mark.parametrize(
+  "proxy,gold,message",
+  [
     (np.zeros((2, 3)), np.zeros((2, 4)), "must share one shape"),
     (np.zeros((2, 0)), np.zeros((2, 0)), "must share one shape"),
     (np.full((2, 3), np.nan), np.zeros((2, 3)), "a proxy score is not finite"),
-    (np.zeros((2, 3)), np.full((2, 3), np.inf), "a value is not finite")])
+    (np.zeros((2, 3)), np.full((2, 3), np.inf), "a value is not finite"),
+  ],
+)
 def test_impossible_scores_are_refused(proxy, gold, message: str):
   with pytest.raises(ValueError, match=message):
     best_of_n.expected_best(proxy, gold)
@@ -87,8 +91,10 @@ def test_more_than_the_samples_is_refused():
     best_of_n.curve(np.zeros((2, 3)), None, sizes=[1, 4], **SETTINGS)
 
 
-@pytest.mark.parametrize("form,law", [
-    ("best_of_n", lambda d: d * (1.5 - 0.25 * d)), ("rl", lambda d: d * (0.75 - 0.5 * np.log(d)))])
+@pytest.mark.parametrize(
+  "form,law",
+  [("best_of_n", lambda d: d * (1.5 - 0.25 * d)), ("rl", lambda d: d * (0.75 - 0.5 * np.log(d)))],
+)
 def test_the_laws_are_found_again(form: str, law):
   d_M = np.asarray([0.0, 0.5, 1.0, 2.0, 3.0])
   gain_M = np.concatenate([[0.0], law(d_M[1:])])
@@ -108,10 +114,13 @@ def test_ensembles_by_hand(array):
   assert ensembles.combine(score_EN, "min").tolist() == [1.0, -2.0]
   # Variances: (4 + 0 + 4) / 3 and (9 + 1 + 16) / 3.
   np.testing.assert_allclose(
-      ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.5),
-      [3 - 0.5 * 8 / 3, 1 - 0.5 * 26 / 3], rtol=1e-6)
+    ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.5),
+    [3 - 0.5 * 8 / 3, 1 - 0.5 * 26 / 3],
+    rtol=1e-6,
+  )
   np.testing.assert_allclose(
-      ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.0), [3, 1])
+    ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.0), [3, 1]
+  )
 
 
 def test_an_ensemble_is_a_scoring_function():

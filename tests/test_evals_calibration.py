@@ -29,8 +29,9 @@ def pairs_by_loop(score_NK, rank_NK, valid_NK):
 
 def test_accuracy_against_a_loop():
   pairs = pairs_by_loop(*batch())
-  correct = sum(1.0 if better > worse else 0.5 if better == worse else 0.0
-                for better, worse in pairs)
+  correct = sum(
+    1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in pairs
+  )
   result = calibration.accuracy(*batch(), **SETTINGS)
   assert result.mean == pytest.approx(correct / len(pairs))
   assert calibration.num_untied_pairs(*batch()[1:]) == len(pairs)
@@ -40,8 +41,11 @@ def test_accuracy_against_a_loop():
 def test_accuracy_pools_pairs_over_prompts():
   # Prompt 0: three pairs, all right. Prompt 1: one pair, wrong. Pooled 3/4, not (1 + 0) / 2.
   result = calibration.accuracy(
-      np.array([[3.0, 2, 1], [1, 2, 0]]), np.array([[1, 2, 3], [1, 2, 1]]),
-      np.array([[1, 1, 1], [1, 1, 0]]), **SETTINGS)
+    np.array([[3.0, 2, 1], [1, 2, 0]]),
+    np.array([[1, 2, 3], [1, 2, 1]]),
+    np.array([[1, 1, 1], [1, 1, 0]]),
+    **SETTINGS,
+  )
   assert result.mean == 0.75
   assert result.n == 2
 
@@ -58,21 +62,24 @@ def test_order_of_the_completions_does_not_matter():
   arrays = batch()
   flipped = tuple(array[:, ::-1] for array in arrays)
   assert calibration.accuracy(*arrays, **SETTINGS) == calibration.accuracy(*flipped, **SETTINGS)
-  assert (calibration.calibration_curve(*arrays)["expected_calibration_error"] ==
-          pytest.approx(calibration.calibration_curve(*flipped)["expected_calibration_error"]))
+  assert calibration.calibration_curve(*arrays)["expected_calibration_error"] == pytest.approx(
+    calibration.calibration_curve(*flipped)["expected_calibration_error"]
+  )
 
 
 def test_length_baseline_prefers_the_longer():
   result = calibration.length_baseline_accuracy(
-      np.array([[9, 4, 2]]), np.array([[1, 3, 2]]), np.ones((1, 3)), **SETTINGS)
+    np.array([[9, 4, 2]]), np.array([[1, 3, 2]]), np.ones((1, 3)), **SETTINGS
+  )
   assert result.mean == pytest.approx(2 / 3)
 
 
 def test_calibration_curve_by_hand():
   # Gaps 0.2 (right), -0.2 (wrong) and 5 (right): p = 0.5498 twice and 0.9933.
   score_NK = np.array([[0.2, 0.0], [0.0, 0.2], [5.0, 0.0]])
-  curve = calibration.calibration_curve(score_NK, np.array([[1, 2]] * 3), np.ones((3, 2)),
-                                        num_bins=5)
+  curve = calibration.calibration_curve(
+    score_NK, np.array([[1, 2]] * 3), np.ones((3, 2)), num_bins=5
+  )
   first, last = curve["bins"][0], curve["bins"][-1]
   assert [b["n"] for b in curve["bins"]] == [2, 0, 0, 0, 1]
   assert (first["low"], first["high"]) == (0.5, 0.6) and last["high"] == 1
@@ -80,7 +87,8 @@ def test_calibration_curve_by_hand():
   assert last["predicted"] == pytest.approx(0.993307, abs=1e-6) and last["observed"] == 1
   assert curve["bins"][1]["predicted"] is None
   assert curve["expected_calibration_error"] == pytest.approx(
-      2 / 3 * 0.049834 + 1 / 3 * 0.006693, abs=1e-6)
+    2 / 3 * 0.049834 + 1 / 3 * 0.006693, abs=1e-6
+  )
   assert curve["n"] == 3
 
 
@@ -90,16 +98,19 @@ def test_labels_drawn_from_the_prediction_are_calibrated_and_sharper_scores_are_
   first_wins = rng.random(20000) < 1 / (1 + np.exp(score_NK[:, 1] - score_NK[:, 0]))
   rank_NK = np.where(first_wins[:, None], [[1, 2]], [[2, 1]])
   valid_NK = np.ones((20000, 2))
+
   def error(scale):
     curve = calibration.calibration_curve(scale * score_NK, rank_NK, valid_NK)
     return curve["expected_calibration_error"]
+
   assert error(1) < 0.02
   assert error(4) > 0.1
 
 
 def test_score_of_certainty_falls_in_the_last_bin():
-  curve = calibration.calibration_curve(np.array([[900.0, -900.0]]), np.array([[1, 2]]),
-                                        np.ones((1, 2)))
+  curve = calibration.calibration_curve(
+    np.array([[900.0, -900.0]]), np.array([[1, 2]]), np.ones((1, 2))
+  )
   assert curve["bins"][-1]["n"] == 1
 
 

@@ -27,17 +27,39 @@ from rlhf.tokenizer import Tokenizer
 
 SETTINGS = dict(num_resamples=200, seed=0)
 RUN = dict(num_resamples=200, seed=0, batch_size=8)
-WORLD = dict(num_training=2, num_heldout=2, weight_spread=0.3, length_taste_scale=0.03,
-             leniency_scale=0.05, noise_scale=0.14, tie_margin=0.03, seed=0)
+WORLD = dict(
+  num_training=2,
+  num_heldout=2,
+  weight_spread=0.3,
+  length_taste_scale=0.03,
+  leniency_scale=0.05,
+  noise_scale=0.14,
+  tie_margin=0.03,
+  seed=0,
+)
 ENDPOINT = dict(
-    base_url="http://127.0.0.1:1/v1", model="m", api_key_variable="", pairwise_prompt="",
-    likert=False, likert_prompt="", temperature=0.0, max_tokens=8, timeout=1.0, max_retries=0,
-    max_attempts=1, num_parallel=1, input_price=None, output_price=None, currency="USD")
+  base_url="http://127.0.0.1:1/v1",
+  model="m",
+  api_key_variable="",
+  pairwise_prompt="",
+  likert=False,
+  likert_prompt="",
+  temperature=0.0,
+  max_tokens=8,
+  timeout=1.0,
+  max_retries=0,
+  max_attempts=1,
+  num_parallel=1,
+  input_price=None,
+  output_price=None,
+  currency="USD",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
   """A network that reads bytes, a reward model's export, and files of TinyWorld."""
+
   data: pathlib.Path
   reward: pathlib.Path
   network: Network
@@ -49,20 +71,38 @@ class Inputs:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   directory = tmp_path_factory.mktemp("inputs")
-  prompts = instructions.instruction_prompts(make_world(0), 40, np.random.default_rng(0),
-                                             held_out=False, seen=set())
+  prompts = instructions.instruction_prompts(
+    make_world(0), 40, np.random.default_rng(0), held_out=False, seen=set()
+  )
   prompts.sort(key=lambda record: "passage" not in record["task"])  # some of each kind
   commands.write_jsonl(directory / "prompts_test.jsonl", [*prompts[:2], *prompts[-6:]])
-  commands.write_jsonl(directory / "comparisons_valid.jsonl", [
-      dict(prompt=f"who is {name} ?", completions=["a goat .", "no", "what"],
-           ranks=[1, 2, 2 + i % 2]) for i, name in enumerate(("rex", "dara", "velda"))])
+  commands.write_jsonl(
+    directory / "comparisons_valid.jsonl",
+    [
+      dict(
+        prompt=f"who is {name} ?", completions=["a goat .", "no", "what"], ranks=[1, 2, 2 + i % 2]
+      )
+      for i, name in enumerate(("rex", "dara", "velda"))
+    ],
+  )
   tokenizer = Tokenizer.train_bpe(["abc"], 258)
-  cfg = helpers.model_config(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id,
-                             context_length=192, attention="auto", num_layers=1)
+  cfg = helpers.model_config(
+    vocab_size=tokenizer.num_ids,
+    pad_id=tokenizer.pad_id,
+    context_length=192,
+    attention="auto",
+    num_layers=1,
+  )
   checkpoint.export_params(
-      directory / "reward", helpers.make_params(cfg, 1, head=True), model=dataclasses.asdict(cfg),
-      kind="reward", tokenizer=tokenizer, config={"comparisons": commands.FORMAT}, step=0,
-      metadata={})
+    directory / "reward",
+    helpers.make_params(cfg, 1, head=True),
+    model=dataclasses.asdict(cfg),
+    kind="reward",
+    tokenizer=tokenizer,
+    config={"comparisons": commands.FORMAT},
+    step=0,
+    metadata={},
+  )
   network = Network(cfg=cfg, params=helpers.make_params(cfg, 0), tokenizer=tokenizer, metadata={})
   return Inputs(data=directory, reward=directory / "reward", network=network)
 
@@ -79,33 +119,65 @@ def network(inputs):
 
 
 def config(inputs, **changes):
-  return comparison.PreferenceConfig(**dict(
-      data=inputs.spec("prompts_test"), limit=None, baseline="sft", pairs=(), judges=("labelers",),
-      max_prompt_tokens=160, max_response_tokens=8, temperature=1.0, temperatures=("base=0",),
-      key="", comparisons="", world=WORLD, endpoint=ENDPOINT) | changes)
+  return comparison.PreferenceConfig(
+    **dict(
+      data=inputs.spec("prompts_test"),
+      limit=None,
+      baseline="sft",
+      pairs=(),
+      judges=("labelers",),
+      max_prompt_tokens=160,
+      max_response_tokens=8,
+      temperature=1.0,
+      temperatures=("base=0",),
+      key="",
+      comparisons="",
+      world=WORLD,
+      endpoint=ENDPOINT,
+    )
+    | changes
+  )
 
 
 def texts_of(p, **more):
   """Answers of three policies, of different lengths."""
   prompts = comparison.select_prompts(p, seed=0)
-  return {"base": ["what"] * len(prompts),
-          "sft": [f"rex is a goat number {i} ." for i in range(len(prompts))],
-          "ppo": [f"dara has {'a ' * i}hat ." for i in range(len(prompts))]} | more
+  return {
+    "base": ["what"] * len(prompts),
+    "sft": [f"rex is a goat number {i} ." for i in range(len(prompts))],
+    "ppo": [f"dara has {'a ' * i}hat ." for i in range(len(prompts))],
+  } | more
 
 
 # ----------------------------------------------------------------------------- answers
 
 
 def ask(inputs, network, directory, *, name="sft", seed=0, prefix=None, **changes):
-  return comparison.answers(config(inputs, **changes), network, directory, name=name,
-                            prompt_format=prepare.PLAIN, seed=seed, batch_size=4, prefix=prefix)
+  return comparison.answers(
+    config(inputs, **changes),
+    network,
+    directory,
+    name=name,
+    prompt_format=prepare.PLAIN,
+    seed=seed,
+    batch_size=4,
+    prefix=prefix,
+  )
 
 
 def test_answers_are_written_one_line_a_prompt(inputs, network, tmp_path):
   seen = []
   p = config(inputs)
-  found = comparison.answers(p, network, tmp_path, name="sft", prompt_format=prepare.PLAIN, seed=0,
-                             batch_size=4, progress=lambda done, total: seen.append((done, total)))
+  found = comparison.answers(
+    p,
+    network,
+    tmp_path,
+    name="sft",
+    prompt_format=prepare.PLAIN,
+    seed=0,
+    batch_size=4,
+    progress=lambda done, total: seen.append((done, total)),
+  )
   lines = commands.read_jsonl(tmp_path / "items.jsonl")
   records = comparison.select_prompts(p, seed=0)
   assert [line["prompt"] for line in lines] == [record["prompt"] for record in records]
@@ -120,8 +192,12 @@ def test_answers_are_written_one_line_a_prompt(inputs, network, tmp_path):
 
 def test_prompts_that_are_too_long_have_no_answer(inputs, network, tmp_path):
   p = config(inputs)
-  lengths = [len(ids) for ids in prepare.PLAIN.encode_prompts(
-      network.tokenizer, [record["prompt"] for record in comparison.select_prompts(p, seed=0)])]
+  lengths = [
+    len(ids)
+    for ids in prepare.PLAIN.encode_prompts(
+      network.tokenizer, [record["prompt"] for record in comparison.select_prompts(p, seed=0)]
+    )
+  ]
   limit = sorted(lengths)[4]
   found = ask(inputs, network, tmp_path, max_prompt_tokens=limit)
   assert [answer is not None for answer in found] == [length <= limit for length in lengths]
@@ -133,8 +209,9 @@ def test_prompts_that_are_too_long_have_no_answer(inputs, network, tmp_path):
 
 def test_a_prefix_is_asked_and_not_shown(inputs, network, tmp_path):
   plain = ask(inputs, network, tmp_path, name="base")
-  prefixed = ask(inputs, network, tmp_path, name="base",
-                 prefix=few_shot_prefix.Prefix(text="#\nrex .\n#\n"))
+  prefixed = ask(
+    inputs, network, tmp_path, name="base", prefix=few_shot_prefix.Prefix(text="#\nrex .\n#\n")
+  )
   assert prefixed != plain
   lines = commands.read_jsonl(tmp_path / "items.jsonl")
   assert all("#" not in line["prompt"] for line in lines)
@@ -144,13 +221,18 @@ def test_a_prefix_is_asked_and_not_shown(inputs, network, tmp_path):
 
 def test_prompts_that_do_not_fit_behind_a_prefix_have_no_answer(inputs, network, tmp_path):
   """The fourth shortest just fits: 192 less 8 of an answer, less the prefix."""
-  lengths = [len(ids) for ids in prepare.PLAIN.encode_prompts(
+  lengths = [
+    len(ids)
+    for ids in prepare.PLAIN.encode_prompts(
       network.tokenizer,
-      [record["prompt"] for record in comparison.select_prompts(config(inputs), seed=0)])]
+      [record["prompt"] for record in comparison.select_prompts(config(inputs), seed=0)],
+    )
+  ]
   limit = sorted(lengths)[3]
   room = 192 - 8 - limit - len("#\n#\n")
-  found = ask(inputs, network, tmp_path,
-              prefix=few_shot_prefix.Prefix(text=f"#\n{'x' * (room - 1)}\n#\n"))
+  found = ask(
+    inputs, network, tmp_path, prefix=few_shot_prefix.Prefix(text=f"#\n{'x' * (room - 1)}\n#\n")
+  )
   assert [answer is not None for answer in found] == [length <= limit for length in lengths]
 
 
@@ -190,8 +272,10 @@ def test_labelers_judge_all(inputs, tmp_path):
     assert measure.interval == direct and measure.better == "higher"
     assert found.matrix[group]["ppo"]["sft"] == measure.interval
     assert found.matrix[group]["ppo"]["base"].n == 8
-    assert found.length_controlled[group]["ppo"]["sft"] == measures[
-        "length_controlled_win_rate", group].interval
+    assert (
+      found.length_controlled[group]["ppo"]["sft"]
+      == measures["length_controlled_win_rate", group].interval
+    )
     likert_PL = preference.values_by_prompt(rows, policy="ppo", group=group, field="likert")
     assert measures["likert", group].interval == preference.likert_mean(likert_PL, **SETTINGS)
     assert measures["satisfies_constraint", group].better == "higher"
@@ -219,17 +303,27 @@ def test_prompts_that_someone_did_not_answer_are_left_out(inputs, tmp_path):
 
 
 def test_a_reward_model_judges_and_its_accuracy_is_told(inputs, tmp_path):
-  p = config(inputs, judges=(f"reward:{inputs.reward}",),
-             comparisons=inputs.spec("comparisons_valid"), pairs=("all",))
+  p = config(
+    inputs,
+    judges=(f"reward:{inputs.reward}",),
+    comparisons=inputs.spec("comparisons_valid"),
+    pairs=("all",),
+  )
   texts = texts_of(p)
   texts["ppo"][0] = texts["sft"][0]
   texts["base"][1] = "goat " * 100  # longer than the context: read up to there
   found = comparison.judge_all(p, texts, tmp_path, **RUN)
   reward, prompt_format = comparison.load_reward(str(inputs.reward))
   prompts = comparison.select_prompts(p, seed=0)
-  score = {name: rewards.score_texts(
-      reward, prompt_format, [(record["prompt"], text) for record, text in zip(prompts, column)],
-      batch_size=3) for name, column in texts.items()}
+  score = {
+    name: rewards.score_texts(
+      reward,
+      prompt_format,
+      [(record["prompt"], text) for record, text in zip(prompts, column)],
+      batch_size=3,
+    )
+    for name, column in texts.items()
+  }
   rows = commands.read_jsonl(tmp_path / "preferences.jsonl")
   for row in rows:
     own, other = score[row["policy"]][row["prompt_index"]], score["sft"][row["prompt_index"]]
@@ -242,11 +336,13 @@ def test_a_reward_model_judges_and_its_accuracy_is_told(inputs, tmp_path):
   assert by_metric["reward"].interval.mean == pytest.approx(score["ppo"].mean(), abs=1e-5)
   assert by_metric["win_rate"].variant == "reward_model" and "likert" not in by_metric
   assert found.matrix["reward_model"]["base"]["ppo"].mean == pytest.approx(
-      np.mean(score["base"] > score["ppo"]))
+    np.mean(score["base"] > score["ppo"])
+  )
   accuracy = found.reward_models["reward_model"]
   assert accuracy["num_pairs"] == sum(
-      len(set(line["ranks"])) * (len(set(line["ranks"])) - 1) // 2 + (len(set(line["ranks"])) == 2)
-      for line in commands.read_jsonl(inputs.data / "comparisons_valid.jsonl"))
+    len(set(line["ranks"])) * (len(set(line["ranks"])) - 1) // 2 + (len(set(line["ranks"])) == 2)
+    for line in commands.read_jsonl(inputs.data / "comparisons_valid.jsonl")
+  )
   assert 0 <= accuracy["accuracy"]["low"] <= accuracy["length_baseline_accuracy"]["high"] <= 1
   json.dumps(found.as_dict(), allow_nan=False)
 
@@ -254,9 +350,13 @@ def test_a_reward_model_judges_and_its_accuracy_is_told(inputs, tmp_path):
 def test_a_judge_whose_accuracy_fails_is_not_on_the_page(inputs, tmp_path, monkeypatch):
   def fails(*unused, **more_unused):
     raise ValueError("none of the comparisons fits")
+
   monkeypatch.setattr(comparison, "reward_accuracy", fails)
-  p = config(inputs, judges=("labelers", f"reward:{inputs.reward}"),
-             comparisons=inputs.spec("comparisons_valid"))
+  p = config(
+    inputs,
+    judges=("labelers", f"reward:{inputs.reward}"),
+    comparisons=inputs.spec("comparisons_valid"),
+  )
   found = comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
   assert list(found.failed) == [f"reward:{inputs.reward}"] and not found.reward_models
   assert {measure.variant for measure in found.measures["ppo"]} == {"training", "heldout"}
@@ -266,19 +366,30 @@ def test_seeds_are_pooled(inputs, tmp_path):
   p = config(inputs, pairs=("ppo:base",))
   one = texts_of(p)
   other = texts_of(p, ppo=["what"] * 8)
-  found = {run: comparison.judge_all(p, texts, tmp_path / str(run), **RUN)
-           for run, texts in enumerate((one, other))}
-  pooled = comparison.pool({run: tmp_path / str(run) for run in found}, ["base", "sft", "ppo"],
-                           baseline="sft", **SETTINGS)
+  found = {
+    run: comparison.judge_all(p, texts, tmp_path / str(run), **RUN)
+    for run, texts in enumerate((one, other))
+  }
+  pooled = comparison.pool(
+    {run: tmp_path / str(run) for run in found}, ["base", "sft", "ppo"], baseline="sft", **SETTINGS
+  )
   assert pooled.num_prompts == 16
-  for task, metric in (("preference", "win_rate"), ("preference", "likert"),
-                       ("metadata", "fails_to_follow_instruction")):
-    cells = [{(m.task, m.metric, m.variant): m.interval for m in of.measures["ppo"]}[
-        task, metric, "heldout"] for of in (*found.values(), pooled)]
+  for task, metric in (
+    ("preference", "win_rate"),
+    ("preference", "likert"),
+    ("metadata", "fails_to_follow_instruction"),
+  ):
+    cells = [
+      {(m.task, m.metric, m.variant): m.interval for m in of.measures["ppo"]}[
+        task, metric, "heldout"
+      ]
+      for of in (*found.values(), pooled)
+    ]
     assert cells[2].mean == pytest.approx((cells[0].mean + cells[1].mean) / 2)  # equal counts
     assert cells[2].n == 16 and cells[2].low <= cells[2].mean <= cells[2].high
-  assert pooled.matrix["training"]["ppo"]["base"].mean == pytest.approx(np.mean(
-      [found[run].matrix["training"]["ppo"]["base"].mean for run in found]))
+  assert pooled.matrix["training"]["ppo"]["base"].mean == pytest.approx(
+    np.mean([found[run].matrix["training"]["ppo"]["base"].mean for run in found])
+  )
   assert pooled.length_controlled["training"]["ppo"]["sft"].n == 16
   again = comparison.pool({0: tmp_path / "0"}, ["base", "sft", "ppo"], baseline="sft", **SETTINGS)
   assert again.measures == found[0].measures and again.matrix == found[0].matrix
@@ -287,13 +398,18 @@ def test_seeds_are_pooled(inputs, tmp_path):
 def test_the_length_baseline_is_of_the_pairs_that_the_reward_model_read(inputs, tmp_path):
   """Context 192: the long completion, which is the worst, is read by neither; the other pair of the
   first prompt, and that of the second, are won by the longer."""
-  path = commands.write_jsonl(tmp_path / "c.jsonl", [
+  path = commands.write_jsonl(
+    tmp_path / "c.jsonl",
+    [
       dict(prompt="q", completions=["x" * 400, "longer", "short"], ranks=[3, 1, 2]),
       dict(prompt="r", completions=["yes .", "no"], ranks=[1, 2]),
-      dict(prompt="s", completions=["y" * 400, "z"], ranks=[2, 1])])
+      dict(prompt="s", completions=["y" * 400, "z"], ranks=[2, 1]),
+    ],
+  )
   p = config(inputs, judges=(f"reward:{inputs.reward}",), comparisons=f"jsonl:{path}")
-  found = comparison.reward_accuracy(p, *comparison.load_reward(str(inputs.reward)), batch_size=4,
-                                     **SETTINGS)
+  found = comparison.reward_accuracy(
+    p, *comparison.load_reward(str(inputs.reward)), batch_size=4, **SETTINGS
+  )
   assert found["num_pairs"] == 2
   baseline = found["length_baseline_accuracy"]
   assert (baseline["mean"], baseline["n"], found["accuracy"]["n"]) == (1.0, 2, 2)
@@ -301,8 +417,9 @@ def test_the_length_baseline_is_of_the_pairs_that_the_reward_model_read(inputs, 
 
 def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_path):
   names = ("result.json", "answers.jsonl", "preferences.jsonl", "pairs.jsonl")
-  read = lambda: {name: (tmp_path / name).read_text() for name in names
-                  if (tmp_path / name).is_file()}
+  read = lambda: {
+    name: (tmp_path / name).read_text() for name in names if (tmp_path / name).is_file()
+  }
   p = config(inputs)
   comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
   (tmp_path / "result.json").write_text("{}")  # as launch.evaluate marks it
@@ -311,23 +428,38 @@ def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_pat
   with pytest.raises(ValueError, match="the endpoint http://127.0.0.1:1/v1"):
     comparison.judge_all(config(inputs, judges=("endpoint",)), other, tmp_path, **RUN)
   assert read() == before
-  found = comparison.judge_all(config(inputs, judges=("endpoint", "labelers")), other, tmp_path,
-                               **RUN)
+  found = comparison.judge_all(
+    config(inputs, judges=("endpoint", "labelers")), other, tmp_path, **RUN
+  )
   assert list(found.failed) == ["endpoint"] and "failed" not in found.as_dict()
   after = read()
   assert list(after) == list(names[1:]) and after["answers.jsonl"] != before["answers.jsonl"]
-  assert {row["policy"] for row in preference.read_preferences(tmp_path / "preferences.jsonl")
-         } == {"base", "sft", "ppo"}
+  assert {row["policy"] for row in preference.read_preferences(tmp_path / "preferences.jsonl")} == {
+    "base",
+    "sft",
+    "ppo",
+  }
 
 
 def test_two_reward_models_are_two_variants(inputs, tmp_path, monkeypatch):
   p = config(inputs, judges=("labelers", "reward:a", "reward:b"))
+
   def fake(network, prompt_format, *, name, batch_size):
     sign = {"reward_model_1": 1.0, "reward_model_2": 0.0}[name]
     return lambda prompts, answers, baseline: [
-        dict(prompt_index=i, policy=policy, labeler=name, group="reward_model", likert=None,
-             win=None if policy == baseline else sign, score=sign)
-        for policy in answers for i in range(len(prompts))]
+      dict(
+        prompt_index=i,
+        policy=policy,
+        labeler=name,
+        group="reward_model",
+        likert=None,
+        win=None if policy == baseline else sign,
+        score=sign,
+      )
+      for policy in answers
+      for i in range(len(prompts))
+    ]
+
   monkeypatch.setattr(judges, "reward_model", fake)
   monkeypatch.setattr(comparison, "load_reward", lambda source: (None, None))
   found = comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
@@ -346,26 +478,35 @@ def test_people_judge_the_sheets_that_were_written(inputs, tmp_path):
   index = next(iter(key.values())).prompt_index
   pair = dict(sample_a=ids["ppo", index], sample_b=ids["sft", index], preference="a")
   lines = [pair | dict(rater=rater) for rater in ("ann", "bob")]
-  commands.write_jsonl(sheet, [*lines, dict(sample=ids["sft", index], rater="ann", likert=3,
-                                            expresses_opinion=True)])
+  commands.write_jsonl(
+    sheet, [*lines, dict(sample=ids["sft", index], rater="ann", likert=3, expresses_opinion=True)]
+  )
   p = config(inputs, judges=(f"ratings:{sheet}",))
   comparison.check(p)
   found = comparison.judge_all(p, texts, tmp_path, **RUN)
   assert [(m.metric, m.variant, m.interval.mean) for m in found.measures["ppo"]][0] == (
-      "win_rate", "human", 1)
+    "win_rate",
+    "human",
+    1,
+  )
   assert [(m.metric, m.interval.mean) for m in found.measures["sft"]] == [
-      ("likert", 3), ("expresses_opinion", 1)]
+    ("likert", 3),
+    ("expresses_opinion", 1),
+  ]
   assert found.agreement["preference"]["agreement"]["mean"] == 1
   elsewhere = tmp_path / "elsewhere.jsonl"
   sheet.rename(elsewhere)
-  comparison.check(config(inputs, judges=(f"ratings:{elsewhere}",),
-                          key=str(tmp_path / "people" / "key.jsonl")))
+  comparison.check(
+    config(inputs, judges=(f"ratings:{elsewhere}",), key=str(tmp_path / "people" / "key.jsonl"))
+  )
 
 
 # ----------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(judges=()), "config.preference.judges is empty"),
     (dict(judges=("labeler",)), "judges has 'labeler'; use labelers, endpoint, reward:SOURCE"),
     (dict(judges=("reward:",)), "judges has 'reward:'"),
@@ -381,14 +522,17 @@ def test_people_judge_the_sheets_that_were_written(inputs, tmp_path):
     (dict(world=WORLD | dict(num_training=0)), "config.preference: num_training 0"),
     (dict(world=WORLD | dict(typo=0)), "config.preference: .*typo"),
     (dict(judges=("endpoint",), endpoint=ENDPOINT | dict(model="")), "endpoint.model is empty"),
-])
+  ],
+)
 def test_wrong_settings_are_one_sentence(inputs, change, sentence):
   with pytest.raises(ValueError, match=sentence) as error:
     config(inputs, **change)
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(data="prompts.jsonl"), "config.preference.data 'prompts.jsonl'; give FORMAT:PATH"),
     (dict(data="jsonl:none.jsonl"), "config.preference.data: none.jsonl does not exist"),
     (dict(baseline="x"), "config.preference.baseline names 'x', which is none of the checkpoints"),
@@ -397,9 +541,12 @@ def test_wrong_settings_are_one_sentence(inputs, change, sentence):
     (dict(judges=("reward:none",)), "config.preference.judges: .*none"),
     (dict(judges=("ratings:none.csv",)), "config.preference.key: there is no key of the sheets"),
     (dict(comparisons="jsonl:none.jsonl"), "config.preference.comparisons: none.jsonl does not"),
-    (dict(judges=("endpoint",), endpoint=ENDPOINT | dict(api_key_variable="RLHF_NO_SUCH_KEY")),
-     "RLHF_NO_SUCH_KEY is not set in the environment"),
-])
+    (
+      dict(judges=("endpoint",), endpoint=ENDPOINT | dict(api_key_variable="RLHF_NO_SUCH_KEY")),
+      "RLHF_NO_SUCH_KEY is not set in the environment",
+    ),
+  ],
+)
 def test_what_is_missing_is_found_before_anything_runs(inputs, change, sentence, monkeypatch):
   monkeypatch.delenv("RLHF_NO_SUCH_KEY", raising=False)
   names = ["base", "sft", "ppo"]
@@ -424,8 +571,9 @@ def test_a_policy_is_no_reward_model_and_own_prompts_no_world(inputs, tmp_path):
 
 def test_a_wrong_rating_keeps_what_the_endpoint_answered(inputs, tmp_path):
   """Ratings are read by `check`, before anything is asked."""
-  (tmp_path / "key.jsonl").write_text(json.dumps(dict(
-      sample="s1", prompt_index=0, policy="sft", prompt="p", answer="a")) + "\n")
+  (tmp_path / "key.jsonl").write_text(
+    json.dumps(dict(sample="s1", prompt_index=0, policy="sft", prompt="p", answer="a")) + "\n"
+  )
   sheet = tmp_path / "blind" / "sheet.csv"
   sheet.parent.mkdir()
   sheet.write_text("sample,rater,likert\ns1,ann,9\n")
@@ -434,11 +582,19 @@ def test_a_wrong_rating_keeps_what_the_endpoint_answered(inputs, tmp_path):
 
 
 def test_the_config_can_be_hashed_and_written(inputs):
-  p = config(inputs, judges=["labelers"], pairs=["all"], world=ml_collections.ConfigDict(WORLD),
-             endpoint=ml_collections.ConfigDict(ENDPOINT))
+  p = config(
+    inputs,
+    judges=["labelers"],
+    pairs=["all"],
+    world=ml_collections.ConfigDict(WORLD),
+    endpoint=ml_collections.ConfigDict(ENDPOINT),
+  )
   assert dataclasses.asdict(p)["world"] == WORLD and p.pairs == ("all",)
   assert workdir_lib.config_hash(dataclasses.asdict(p)) == workdir_lib.config_hash(
-      dataclasses.asdict(config(inputs, pairs=("all",))))
+    dataclasses.asdict(config(inputs, pairs=("all",)))
+  )
   assert comparison.pairs_of(p, ["sft", "a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
   assert comparison.pairs_of(config(inputs, pairs=("a:b", "a:sft", "sft:a")), []) == [
-      ("a", "b"), ("sft", "a")]
+    ("a", "b"),
+    ("sft", "a"),
+  ]

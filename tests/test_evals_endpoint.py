@@ -37,11 +37,24 @@ class Server:
           time.sleep(said[0])
           said = said[1]
         status = said if isinstance(said, int) else 200
-        answer = {"error": {"message": f"no, {status}"}} if status != 200 else {
-            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop",
-                         "message": {"role": "assistant", "content": said}}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}}
+        answer = (
+          {"error": {"message": f"no, {status}"}}
+          if status != 200
+          else {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [
+              {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": said},
+              }
+            ],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+          }
+        )
         data = said if isinstance(said, bytes) else json.dumps(answer).encode()
         try:
           self.send_response(status)
@@ -58,8 +71,9 @@ class Server:
 
     self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-    threading.Thread(target=self._http.serve_forever, kwargs=dict(poll_interval=0.01),
-                     daemon=True).start()
+    threading.Thread(
+      target=self._http.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True
+    ).start()
 
   def close(self):
     self._http.shutdown()
@@ -90,11 +104,26 @@ def server(monkeypatch):
 
 
 def config(server, **changes):
-  return endpoint.EndpointConfig(**dict(
-      base_url=server.url, model="judge-1", api_key_variable=KEY, pairwise_prompt="",
-      likert=False, likert_prompt="", temperature=0.0, max_tokens=64, timeout=5.0, max_retries=2,
-      max_attempts=2, num_parallel=2, input_price=2.0, output_price=10.0,
-      currency="USD") | changes)
+  return endpoint.EndpointConfig(
+    **dict(
+      base_url=server.url,
+      model="judge-1",
+      api_key_variable=KEY,
+      pairwise_prompt="",
+      likert=False,
+      likert_prompt="",
+      temperature=0.0,
+      max_tokens=64,
+      timeout=5.0,
+      max_retries=2,
+      max_attempts=2,
+      num_parallel=2,
+      input_price=2.0,
+      output_price=10.0,
+      currency="USD",
+    )
+    | changes
+  )
 
 
 def open_endpoint(server, tmp_path, **changes):
@@ -125,21 +154,34 @@ def test_braces_of_a_text_are_text(server, tmp_path):
 
 
 def test_own_templates_are_used(server, tmp_path):
-  asker = open_endpoint(server, tmp_path, pairwise_prompt="{prompt}|{answer_a}|{answer_b}",
-                        likert=True, likert_prompt="{{}} {answer} to {prompt}")
+  asker = open_endpoint(
+    server,
+    tmp_path,
+    pairwise_prompt="{prompt}|{answer_a}|{answer_b}",
+    likert=True,
+    likert_prompt="{{}} {answer} to {prompt}",
+  )
   server.reply = lambda messages, number: "Verdict: B" if number == 0 else "Rating: 2"
   assert asker.compare([PAIR]) == {PAIR: 0.0}
   assert asker.rate([("p", "x")]) == {("p", "x"): 2}
   assert [request["messages"][0]["content"] for request in server.requests] == [
-      "the prompt|short|a longer answer", "{} x to p"]
+    "the prompt|short|a longer answer",
+    "{} x to p",
+  ]
 
 
 def test_the_judge_compares_in_both_orders_and_rates(server, tmp_path):
   asker = open_endpoint(server, tmp_path, likert=True)
   rows = judges.endpoint(asker)(PROMPTS, ANSWERS, "sft")
   wins = {(row["policy"], row["prompt_index"]): row["win"] for row in rows}
-  assert wins == {("sft", 0): None, ("sft", 1): None, ("sft", 2): None,
-                  ("ppo", 0): 1, ("ppo", 1): 0, ("ppo", 2): 0.5}
+  assert wins == {
+    ("sft", 0): None,
+    ("sft", 1): None,
+    ("sft", 2): None,
+    ("ppo", 0): 1,
+    ("ppo", 1): 0,
+    ("ppo", 2): 0.5,
+  }
   assert {row["likert"] for row in rows} == {5}
   assert {(row["labeler"], row["group"]) for row in rows} == {("judge-1", "endpoint")}
   # 2 pairs in 2 orders and 5 different texts; nothing is asked of two equal answers.
@@ -157,9 +199,17 @@ def test_cost_is_tokens_times_prices(server, tmp_path):
   asker = open_endpoint(server, tmp_path)
   judges.endpoint(asker)(PROMPTS, ANSWERS, "sft")
   assert asker.summary() == dict(
-      model="judge-1", questions=4, asked=4, from_cache=0, not_judged=0, without_text=0,
-      prompt_tokens=400, completion_tokens=40, cost=pytest.approx((400 * 2 + 40 * 10) / 1e6),
-      currency="USD")
+    model="judge-1",
+    questions=4,
+    asked=4,
+    from_cache=0,
+    not_judged=0,
+    without_text=0,
+    prompt_tokens=400,
+    completion_tokens=40,
+    cost=pytest.approx((400 * 2 + 40 * 10) / 1e6),
+    currency="USD",
+  )
   assert "4 questions, 0 of them answered before" in asker.describe()
   assert "0.0012 USD" in asker.describe()
   unpriced = open_endpoint(server, tmp_path, output_price=None)
@@ -168,19 +218,44 @@ def test_cost_is_tokens_times_prices(server, tmp_path):
   assert "400 + 40 tokens" in unpriced.describe()
 
 
-@pytest.mark.parametrize("text, win", [
-    ("Verdict: A", 1), ("**Verdict: B**", 0), ("verdict: Tie.", 0.5), ("A", 1), ("**B**", 0),
+@pytest.mark.parametrize(
+  "text, win",
+  [
+    ("Verdict: A", 1),
+    ("**Verdict: B**", 0),
+    ("verdict: Tie.", 0.5),
+    ("A", 1),
+    ("**B**", 0),
     ("Verdict: A or\nVerdict: B?\nVerdict: tie", 0.5),
-    ("A is better", None), ("Verdict: both", None), ("Verdict: Answer", None), ("", None)])
+    ("A is better", None),
+    ("Verdict: both", None),
+    ("Verdict: Answer", None),
+    ("", None),
+  ],
+)
 def test_verdicts(text, win):
   assert endpoint.parse_verdict(text) == win
 
 
-@pytest.mark.parametrize("text, rating", [
-    ("Good.\nRating: 6", 6), ("**Rating:** 7", 7), ("3", 3), ("Rating: 3/7", 3),
-    ("Rating: 2\nRating: 4", 4), ("Rating (1 to 7): 4", 4), ("Rating (1-7) 5", 5),
-    ("Rating: 8", None), ("Rating: 0", None), ("Rating: 3.5", None), ("Rating: -3", None),
-    ("Rating: five", None), ("10", None), ("", None)])
+@pytest.mark.parametrize(
+  "text, rating",
+  [
+    ("Good.\nRating: 6", 6),
+    ("**Rating:** 7", 7),
+    ("3", 3),
+    ("Rating: 3/7", 3),
+    ("Rating: 2\nRating: 4", 4),
+    ("Rating (1 to 7): 4", 4),
+    ("Rating (1-7) 5", 5),
+    ("Rating: 8", None),
+    ("Rating: 0", None),
+    ("Rating: 3.5", None),
+    ("Rating: -3", None),
+    ("Rating: five", None),
+    ("10", None),
+    ("", None),
+  ],
+)
 def test_ratings(text, rating):
   assert endpoint.parse_rating(text) == rating
 
@@ -195,8 +270,17 @@ def test_a_second_run_asks_only_what_is_missing(server, tmp_path):
   assert again.compare([PAIR, other]) == {PAIR: 0.0, other: 0.0}
   assert len(server.requests) == 2
   assert again.summary() | dict(cost=0) == dict(
-      model="judge-1", questions=2, asked=1, from_cache=1, not_judged=0, without_text=0,
-      prompt_tokens=200, completion_tokens=20, cost=0, currency="USD")
+    model="judge-1",
+    questions=2,
+    asked=1,
+    from_cache=1,
+    not_judged=0,
+    without_text=0,
+    prompt_tokens=200,
+    completion_tokens=20,
+    cost=0,
+    currency="USD",
+  )
 
 
 def test_a_line_without_text_that_is_in_the_cache_counts_for_nothing(server, tmp_path):
@@ -207,9 +291,15 @@ def test_a_line_without_text_that_is_in_the_cache_counts_for_nothing(server, tmp
   assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("change", [dict(model="judge-2"), dict(temperature=1.0),
-                                    dict(max_tokens=65), dict(pairwise_prompt="{prompt}{answer_a}"
-                                                              "{answer_b}")])
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(model="judge-2"),
+    dict(temperature=1.0),
+    dict(max_tokens=65),
+    dict(pairwise_prompt="{prompt}{answer_a}{answer_b}"),
+  ],
+)
 def test_another_question_is_not_answered_from_the_cache(server, tmp_path, change):
   server.reply = lambda messages, number: "Verdict: A"
   open_endpoint(server, tmp_path).compare([PAIR])
@@ -221,7 +311,9 @@ def test_another_server_with_a_model_of_that_name_is_asked_itself(server, tmp_pa
   open_endpoint(server, tmp_path).compare([PAIR])
   open_endpoint(server, tmp_path, base_url=f"{server.url}/").compare([PAIR])
   assert len(server.requests) == 1
-  open_endpoint(server, tmp_path, base_url=server.url.replace("127.0.0.1", "localhost")).compare([PAIR])
+  open_endpoint(server, tmp_path, base_url=server.url.replace("127.0.0.1", "localhost")).compare(
+    [PAIR]
+  )
   assert len(server.requests) == 2
 
 
@@ -253,18 +345,26 @@ def test_a_timeout_that_passes_is_repeated(server, tmp_path):
   assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("reply, changes, sentence", [
+@pytest.mark.parametrize(
+  "reply, changes, sentence",
+  [
     (lambda messages, number: 429, {}, "refused for its rate limit or quota (429) in 3 tries"),
     (lambda messages, number: 401, {}, f"refused the API key (401: Error code: 401"),
     (lambda messages, number: 404, {}, "answered 404"),
-    (lambda messages, number: (1.0, "x"), dict(timeout=0.5, max_retries=0),
-     "did not answer within 0.5 s in 1 tries; raise endpoint.timeout"),
-])
+    (
+      lambda messages, number: (1.0, "x"),
+      dict(timeout=0.5, max_retries=0),
+      "did not answer within 0.5 s in 1 tries; raise endpoint.timeout",
+    ),
+  ],
+)
 def test_a_failure_for_good_is_one_sentence_and_keeps_what_was_answered(
-    server, tmp_path, reply, changes, sentence):
+  server, tmp_path, reply, changes, sentence
+):
   asker = open_endpoint(server, tmp_path, num_parallel=1, **changes)
   server.reply = lambda messages, number: (
-      longer_wins(messages) if number == 0 else reply(messages, number))
+    longer_wins(messages) if number == 0 else reply(messages, number)
+  )
   others = [PAIR, ("p", "x", "yy"), ("p", "x", "zz")]
   with pytest.raises(ValueError) as error:
     asker.compare(others)
@@ -293,9 +393,24 @@ def test_nonsense_is_asked_once_more_in_the_conversation(server, tmp_path):
   assert asker.summary()["prompt_tokens"] == 200  # both were paid for
 
 
-@pytest.mark.parametrize("said", ["I cannot say.", "", " \n", None, b"<html>", b"{}", b"[1]",
-                                  b'{"choices": []}', b'{"choices": {"a": 1}}',
-                                  b'{"choices": 5}', b'{"choices": [null]}', b"5", b"\xff\xfe"])
+@pytest.mark.parametrize(
+  "said",
+  [
+    "I cannot say.",
+    "",
+    " \n",
+    None,
+    b"<html>",
+    b"{}",
+    b"[1]",
+    b'{"choices": []}',
+    b'{"choices": {"a": 1}}',
+    b'{"choices": 5}',
+    b'{"choices": [null]}',
+    b"5",
+    b"\xff\xfe",
+  ],
+)
 def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
   server.reply = lambda messages, number: said if "aaaa" in str(messages) else longer_wins(messages)
   asker = open_endpoint(server, tmp_path, num_parallel=1)
@@ -345,7 +460,9 @@ def test_without_a_key_nothing_begins(server, tmp_path, monkeypatch):
   assert not server.requests and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(base_url="api.example.org"), "endpoint.base_url 'api.example.org'; give a URL"),
     (dict(model=""), "endpoint.model is empty"),
     (dict(timeout=0.0), "endpoint.timeout 0.0; use a number of seconds above 0"),
@@ -357,7 +474,8 @@ def test_without_a_key_nothing_begins(server, tmp_path, monkeypatch):
     (dict(pairwise_prompt="{prompt.x} {answer_a} {answer_b}"), "has the fields"),
     (dict(pairwise_prompt="{prompt!r} {answer_a} {answer_b}"), "has the fields"),
     (dict(likert_prompt="{prompt} {answer} {"), "endpoint.likert_prompt is no template"),
-])
+  ],
+)
 def test_wrong_settings_are_one_sentence(server, change, sentence):
   with pytest.raises(ValueError) as error:
     config(server, **change)

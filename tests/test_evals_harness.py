@@ -22,15 +22,18 @@ from rlhf.networks import Network
 from rlhf.tokenizer import Tokenizer
 
 CONTEXT = 24
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TEMPLATE = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+  "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
   tokenizer = Tokenizer.train_bpe(["ab ab\n\nab ab yes no\n\n"] * 3, 264)
-  cfg = helpers.model_config(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id,
-                             context_length=CONTEXT, num_layers=1)
+  cfg = helpers.model_config(
+    vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, context_length=CONTEXT, num_layers=1
+  )
   return Network(cfg=cfg, params=helpers.make_params(cfg, seed=0), tokenizer=tokenizer, metadata={})
 
 
@@ -46,6 +49,7 @@ def asked(monkeypatch) -> list:
   def write(network, contexts, key, **options):
     seen.append((contexts, options))
     return [f"text {len(context)}" for context in contexts]
+
   monkeypatch.setattr(continuations, "loglikelihoods", loglikelihoods)
   monkeypatch.setattr(continuations, "write", write)
   return seen
@@ -57,18 +61,20 @@ def requests(kind: str, *arguments) -> list[Instance]:
 
 def with_tokenizer(network: Network, **changes) -> Network:
   inner = network.tokenizer._inner
-  return dataclasses.replace(network, tokenizer=Tokenizer(
-      inner, eot_token="<|endoftext|>", pad_token="<|pad|>", **changes))
+  return dataclasses.replace(
+    network, tokenizer=Tokenizer(inner, eot_token="<|endoftext|>", pad_token="<|pad|>", **changes)
+  )
 
 
 def test_spaces_go_to_the_continuation(network, asked):
   encode = network.tokenizer.encode
   harness.HarnessModel(network, batch_size=2).loglikelihood(
-      requests("loglikelihood", ("ab  ", "ab"), ("ab\n", " yes"), ("", "ab")))
+    requests("loglikelihood", ("ab  ", "ab"), ("ab\n", " yes"), ("", "ab"))
+  )
   eot = network.tokenizer.eot_id
   whole = encode("ab  ab")
-  assert asked[0] == (encode("ab"), whole[len(encode("ab")):])
-  assert asked[1] == (encode("ab"), encode("ab\n yes")[len(encode("ab")):])
+  assert asked[0] == (encode("ab"), whole[len(encode("ab")) :])
+  assert asked[1] == (encode("ab"), encode("ab\n yes")[len(encode("ab")) :])
   assert asked[2] == ([eot], encode("ab"))
 
 
@@ -77,13 +83,17 @@ def test_a_prefix_begins_texts_and_stands_for_an_empty_context(network, asked):
   encode, bos = network.tokenizer.encode, begins.tokenizer.bos_id
   model = harness.HarnessModel(begins, batch_size=2)
   model.loglikelihood(requests("loglikelihood", ("ab", " no"), ("", "ab")))
-  assert asked == [([5, *encode("ab")], encode("ab no")[len(encode("ab")):]), ([bos], encode("ab"))]
+  assert asked == [
+    ([5, *encode("ab")], encode("ab no")[len(encode("ab")) :]),
+    ([bos], encode("ab")),
+  ]
   assert model.prefix_token_id == bos != harness.HarnessModel(network, batch_size=2).prefix_token_id
 
 
 def test_answers_are_float_pairs_that_know_their_length(network, asked):
   ((logprob, is_greedy),) = harness.HarnessModel(network, batch_size=2).loglikelihood(
-      requests("loglikelihood", ("ab", " yes no")))
+    requests("loglikelihood", ("ab", " yes no"))
+  )
   assert isinstance(logprob, float) and is_greedy is False
   assert logprob.num_tokens == len(asked[0][1]) and json.loads(json.dumps(logprob)) == logprob
 
@@ -92,7 +102,8 @@ def test_long_texts_come_in_windows_that_do_not_overlap(network, asked):
   text = "xyz" * CONTEXT
   ids = network.tokenizer.encode(text)
   totals = harness.HarnessModel(network, batch_size=2).loglikelihood_rolling(
-      requests("loglikelihood_rolling", (text,), ("x",)))
+    requests("loglikelihood_rolling", (text,), ("x",))
+  )
   eot = network.tokenizer.eot_id
   windows = asked[:-1]
   assert [i for _, part in windows for i in part] == ids and asked[-1] == ([eot], ids[:1])
@@ -103,17 +114,23 @@ def test_long_texts_come_in_windows_that_do_not_overlap(network, asked):
 
 def test_settings_are_those_of_the_task(network, asked):
   told = []
-  model = harness.HarnessModel(network, batch_size=2,
-                               on_batch=lambda *numbers: told.append(numbers))
-  found = model.generate_until(requests(
+  model = harness.HarnessModel(
+    network, batch_size=2, on_batch=lambda *numbers: told.append(numbers)
+  )
+  found = model.generate_until(
+    requests(
       "generate_until",
       ("a", dict(until=["\n"], do_sample=False, temperature=0.7, max_gen_toks=5)),
       ("ab", dict(until="x", max_new_tokens=7)),
       ("abc", dict(until=["\n"], max_gen_toks=5, temperature=0.0)),
-      ("", dict(do_sample=True))))
+      ("", dict(do_sample=True)),
+    )
+  )
   assert found == ["text 1", "text 1", "text 2", "text 1"]
-  settings = [(len(contexts), tuple(options["stops"]), options["max_new_tokens"],
-               options["temperature"]) for contexts, options in asked]
+  settings = [
+    (len(contexts), tuple(options["stops"]), options["max_new_tokens"], options["temperature"])
+    for contexts, options in asked
+  ]
   assert settings == [(2, ("\n",), 5, 0.0), (1, ("x",), 7, 0.0), (1, (), 256, 1.0)]
   assert asked[2][0] == [[network.tokenizer.eot_id]]
   with pytest.raises(ValueError, match="generation_kwargs 'top_p' of the task is not supported"):
@@ -123,15 +140,21 @@ def test_settings_are_those_of_the_task(network, asked):
 def test_chat_templates_write_special_tokens(network, asked):
   inner = network.tokenizer._inner.from_str(network.tokenizer._inner.to_str())
   inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-  tokenizer = Tokenizer(inner, eot_token="<|endoftext|>", pad_token="<|pad|>",
-                        chat_template=TEMPLATE)
+  tokenizer = Tokenizer(
+    inner, eot_token="<|endoftext|>", pad_token="<|pad|>", chat_template=TEMPLATE
+  )
   chatting = dataclasses.replace(network, tokenizer=tokenizer)
   model = harness.HarnessModel(chatting, batch_size=2, chat=True)
-  turns = [dict(role="user", content="ab"), dict(role="assistant", content="yes"),
-           dict(role="user", content="no")]
+  turns = [
+    dict(role="user", content="ab"),
+    dict(role="assistant", content="yes"),
+    dict(role="user", content="no"),
+  ]
   text = model.apply_chat_template(turns)
-  assert text == ("<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
-                  "<|im_start|>user\nno<|im_end|>\n<|im_start|>assistant\n")
+  assert text == (
+    "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    "<|im_start|>user\nno<|im_end|>\n<|im_start|>assistant\n"
+  )
   ids = model.tok_encode(text)
   assert ids.count(inner.token_to_id("<|im_start|>")) == 4
   assert ids.count(inner.token_to_id("<|im_end|>")) == 3
@@ -146,9 +169,17 @@ def test_chat_templates_write_special_tokens(network, asked):
 
 
 def test_begin_of_text_stands_once_where_a_template_writes_it(network):
-  begins = dataclasses.replace(network, tokenizer=Tokenizer(
-      network.tokenizer._inner, eot_token="<|endoftext|>", pad_token="<|pad|>",
-      bos_token="<|endoftext|>", prefix_ids=[network.tokenizer.eot_id], chat_template=TEMPLATE))
+  begins = dataclasses.replace(
+    network,
+    tokenizer=Tokenizer(
+      network.tokenizer._inner,
+      eot_token="<|endoftext|>",
+      pad_token="<|pad|>",
+      bos_token="<|endoftext|>",
+      prefix_ids=[network.tokenizer.eot_id],
+      chat_template=TEMPLATE,
+    ),
+  )
   model = harness.HarnessModel(begins, batch_size=2, chat=True)
   ids = network.tokenizer.encode("ab")
   eot = network.tokenizer.eot_id
@@ -158,20 +189,30 @@ def test_begin_of_text_stands_once_where_a_template_writes_it(network):
 
 def test_the_network_itself_is_asked(network, monkeypatch):
   """From texts to numbers, compiled once each: the parts are tested beside `continuations`."""
-  for name, static in (("_score", ("cfg", "with_padding")),
-                       ("_write", ("cfg", "eot_id", "max_new_tokens", "temperature"))):
-    monkeypatch.setattr(continuations, name, helpers.quick_jit(
-        getattr(continuations, name).__wrapped__, static_argnames=static))
+  for name, static in (
+    ("_score", ("cfg", "with_padding")),
+    ("_write", ("cfg", "eot_id", "max_new_tokens", "temperature")),
+  ):
+    monkeypatch.setattr(
+      continuations,
+      name,
+      helpers.quick_jit(getattr(continuations, name).__wrapped__, static_argnames=static),
+    )
   model = harness.HarnessModel(network, batch_size=2)
   ((logprob, _),) = model.loglikelihood(requests("loglikelihood", ("ab ab", " yes")))
   encode = network.tokenizer.encode
   context, whole = encode("ab ab"), encode("ab ab yes")
   ((expected, _),) = continuations.loglikelihoods(
-      network, [(context, whole[len(context):])], batch_size=2)
+    network, [(context, whole[len(context) :])], batch_size=2
+  )
   assert logprob == expected < 0
   (text,) = model.generate_until(requests("generate_until", ("ab", dict(max_gen_toks=4))))
-  assert text == continuations.write(network, [encode("ab")], jax.random.key(9), max_new_tokens=4,
-                                     batch_size=2)[0]
+  assert (
+    text
+    == continuations.write(
+      network, [encode("ab")], jax.random.key(9), max_new_tokens=4, batch_size=2
+    )[0]
+  )
 
 
 # ----------------------------------------------------------------------------- task files
@@ -184,25 +225,39 @@ def test_every_task_file_is_known_to_lm_eval():
   assert {nlp._data_of(name) for name in nlp.own_tasks()} == set(nlp.data_lib.FILES)
 
 
-@pytest.mark.parametrize("name, shots, prompt, continuation", [
+@pytest.mark.parametrize(
+  "name, shots, prompt, continuation",
+  [
     ("rte", 1, "Yes or no?\nAnswer: {target}\n\n", " yes"),
-    ("sst", 2, "For each text, say whether its sentiment is positive or negative.\n\nText: ",
-     " positive"),
-    ("squadv2", 1, "say \"Not in background.\"\n\nTitle: ", None),
+    (
+      "sst",
+      2,
+      "For each text, say whether its sentiment is positive or negative.\n\nText: ",
+      " positive",
+    ),
+    ("squadv2", 1, 'say "Not in background."\n\nTitle: ', None),
     ("fr_en", 2, "Translate each French text into English.\n\nFrench: ", None),
     ("tldr", 0, "\n\nTL;DR:", None),
     ("truthfulqa_instruction", 0, "Interpret each question literally", None),
     ("winogender_biased", 0, "Complete the following sentence using maximally biased", None),
     ("crows_pairs_basic", 0, "", None),
-])
-def test_prompts_are_laid_out_as_in_the_paper(network, asked, shared_data, name, shots, prompt,
-                                              continuation):
+  ],
+)
+def test_prompts_are_laid_out_as_in_the_paper(
+  network, asked, shared_data, name, shots, prompt, continuation
+):
   manager = lm_eval_tasks.TaskManager(
-      include_path=str(nlp.TASK_DIR), include_defaults=False,
-      metadata=dict(data=str(shared_data / "evals"), limit=3, seed=0))
+    include_path=str(nlp.TASK_DIR),
+    include_defaults=False,
+    metadata=dict(data=str(shared_data / "evals"), limit=3, seed=0),
+  )
   found = evaluator.simple_evaluate(
-      model=harness.HarnessModel(network, batch_size=2), tasks=[nlp.PREFIX + name],
-      num_fewshot=shots, task_manager=manager, bootstrap_iters=0)
+    model=harness.HarnessModel(network, batch_size=2),
+    tasks=[nlp.PREFIX + name],
+    num_fewshot=shots,
+    task_manager=manager,
+    bootstrap_iters=0,
+  )
   samples = found["samples"][nlp.PREFIX + name]
   assert len(samples) == 3
   for sample in samples:
@@ -219,8 +274,11 @@ def test_prompts_are_laid_out_as_in_the_paper(network, asked, shared_data, name,
 
 def test_examples_are_whole_paragraphs_of_the_training_set(tmp_path):
   question = lambda name: dict(id=name, question=f"{name}?", answers=[])
-  page = lambda *names: json.dumps(dict(data=[dict(title="T", paragraphs=[
-      dict(context="c", qas=[question(name) for name in names])])]))
+  page = lambda *names: json.dumps(
+    dict(
+      data=[dict(title="T", paragraphs=[dict(context="c", qas=[question(name) for name in names])])]
+    )
+  )
   (tmp_path / "squadv2").mkdir()
   (tmp_path / "squadv2" / "train-v2.0.json").write_text(page("A", "B"))
   (tmp_path / "squadv2" / "dev-v2.0.json").write_text(page("C", "D"))
@@ -263,12 +321,22 @@ def test_entropy_is_of_the_two_totals():
   assert functions.entropy({}, [(-5.0, False), (-5.0, True)]) == {"entropy": pytest.approx(1)}
   odds = np.log(3.0)  # 3/4 against 1/4
   assert functions.entropy({}, [(-1.0, False), (-1.0 - odds, False)])["entropy"] == pytest.approx(
-      0.75 * np.log2(4 / 3) + 0.25 * 2)
+    0.75 * np.log2(4 / 3) + 0.25 * 2
+  )
 
 
-@pytest.mark.parametrize("answer, is_referent, acc", [
-    (" the old man", True, 1), ("man", True, 1), ("the old man and his dog", True, 1),
-    ("the dog", True, 0), ("", True, 0), ("man", False, 0), ("the dog", False, 1)])
+@pytest.mark.parametrize(
+  "answer, is_referent, acc",
+  [
+    (" the old man", True, 1),
+    ("man", True, 1),
+    ("the old man and his dog", True, 1),
+    ("the dog", True, 0),
+    ("", True, 0),
+    ("man", False, 0),
+    ("the dog", False, 1),
+  ],
+)
 def test_wsc_matches_the_noun(answer: str, is_referent: bool, acc: float):
   item = dict(references=["The old man"], is_referent=is_referent)
   assert functions.wsc(item, [answer]) == {"acc": acc}
@@ -280,8 +348,10 @@ def test_texts_are_scored_by_their_measures():
   assert functions.drop(dict(references=[["3"]]), [" 3"])["f1"] == 100
   assert functions.rouge_l(dict(references=["a c"]), ["a b c"])["rouge_l"] == pytest.approx(0.8)
   assert functions.truthfulqa(dict(references=dict(true=["a"], false=["b"])), ["a"]) == {
-      "rouge_l_difference": 1}
+    "rouge_l_difference": 1
+  }
   counted = functions.bleu(dict(references=["a b c d e"]), [" a b c d e"])["bleu"]
   assert functions.corpus_bleu([counted, counted]) == pytest.approx(100)
-  assert functions.toxic({}, ["fuck you"])["toxicity"] > 0.9 > functions.toxic({}, ["hello"])[
-      "toxicity"]
+  assert (
+    functions.toxic({}, ["fuck you"])["toxicity"] > 0.9 > functions.toxic({}, ["hello"])["toxicity"]
+  )

@@ -21,14 +21,18 @@ TRAINING, HELDOUT = labelers.make_labelers(labelers.LabelersConfig(num_training=
 
 @pytest.fixture(scope="module")
 def prompts():
-  return instructions.instruction_prompts(WORLD, 6, np.random.default_rng(0), held_out=False,
-                                          seen=set())
+  return instructions.instruction_prompts(
+    WORLD, 6, np.random.default_rng(0), held_out=False, seen=set()
+  )
 
 
 @pytest.fixture(scope="module")
 def answers(prompts):
-  return {"base": ["what"] * len(prompts), "sft": ["rex is a goat ."] * len(prompts),
-          "ppo": ["rex is a goat .", *["no " * (i + 1) for i in range(1, len(prompts))]]}
+  return {
+    "base": ["what"] * len(prompts),
+    "sft": ["rex is a goat ."] * len(prompts),
+    "ppo": ["rex is a goat .", *["no " * (i + 1) for i in range(1, len(prompts))]],
+  }
 
 
 # ----------------------------------------------------------------------------- simulated labelers
@@ -42,8 +46,9 @@ def test_simulated_labelers_say_what_each_of_them_says(prompts, answers):
     record, text = prompts[row["prompt_index"]], answers[row["policy"]][row["prompt_index"]]
     about = people[row["labeler"]], WORLD, record["task"], record["prompt"], text
     other = answers["sft"][row["prompt_index"]]
-    assert row["win"] == (None if row["policy"] == "sft" else
-                          labelers.prefer(*about, other, evaluation=True))
+    assert row["win"] == (
+      None if row["policy"] == "sft" else labelers.prefer(*about, other, evaluation=True)
+    )
     assert row["likert"] == labelers.likert(*about, evaluation=True)
     assert row["metadata"] == labelers.metadata(*about[1:])
     assert row["group"] == ("training" if row["labeler"].startswith("labeler") else "heldout")
@@ -59,28 +64,37 @@ def test_their_labels_are_known_ones(prompts, answers, tmp_path):
 
 def test_training_weights_are_other_weights(prompts):
   """Answers that others' prompts asked for follow nothing, but some of them are true."""
-  rng, people = np.random.default_rng(0), labelers.make_labelers(labelers.LabelersConfig(
-      num_training=20))[0]
+  rng, people = (
+    np.random.default_rng(0),
+    labelers.make_labelers(labelers.LabelersConfig(num_training=20))[0],
+  )
   good = [demonstrations.demonstration(WORLD, record["task"], rng) for record in prompts]
   texts = {"sft": good, "ppo": [*good[1:], good[0]], "base": [*good[2:], *good[:2]]}
   rows = judges.simulated_labelers(WORLD, people, (), evaluation=False)(prompts, texts, "sft")
   by_name, changed = {one.id: one for one in people}, {"likert": 0, "win": 0}
   for row in rows:
-    record, text, other = prompts[row["prompt_index"]], *(
-        texts[name][row["prompt_index"]] for name in (row["policy"], "sft"))
+    record, text, other = (
+      prompts[row["prompt_index"]],
+      *(texts[name][row["prompt_index"]] for name in (row["policy"], "sft")),
+    )
     about = by_name[row["labeler"]], WORLD, record["task"], record["prompt"], text
-    say = {"likert": lambda final: labelers.likert(*about, evaluation=final),
-           "win": lambda final: labelers.prefer(*about, other, evaluation=final)}
+    say = {
+      "likert": lambda final: labelers.likert(*about, evaluation=final),
+      "win": lambda final: labelers.prefer(*about, other, evaluation=final),
+    }
     for name in ("likert", *(["win"] if row["policy"] != "sft" else [])):
       assert row[name] == say[name](False)
       changed[name] += row[name] != say[name](True)
   assert changed["likert"] and changed["win"]
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(ppo=["one"]), "ppo has 1 answers to 6 prompts"),
     (dict(sft=...), "the baseline 'sft' has no answers; choose from"),
-])
+  ],
+)
 def test_judges_refuse_answers_that_do_not_fit(prompts, answers, change, sentence):
   given = {name: texts for name, texts in (answers | change).items() if texts is not ...}
   with pytest.raises(ValueError, match=sentence):
@@ -98,29 +112,54 @@ def test_labelers_know_only_their_world(answers):
 def test_people_judge_by_their_sheets():
   people_prompts = [{"prompt": "p"}, {"prompt": "q"}]
   texts = {"sft": ["a", "b"], "ppo": ["c", "d"], "base": ["e", "f"]}
-  samples = {f"{policy}{index}": ratings.Sample(
-      prompt_index=index, policy=policy, prompt=people_prompts[index]["prompt"],
-      answer=texts[policy][index]) for policy in texts for index in (0, 1)}
+  samples = {
+    f"{policy}{index}": ratings.Sample(
+      prompt_index=index,
+      policy=policy,
+      prompt=people_prompts[index]["prompt"],
+      answer=texts[policy][index],
+    )
+    for policy in texts
+    for index in (0, 1)
+  }
   rate = lambda sample, rater, **more: ratings.Rating(
-      where="", sample=sample, rater=rater, **dict(likert=None, rank=None, metadata={}) | more)
+    where="", sample=sample, rater=rater, **dict(likert=None, rank=None, metadata={}) | more
+  )
   found = ratings.Ratings(
-      samples=samples, raters={"ann": "human", "bob": "heldout"},
-      ratings=(rate("ppo0", "ann", likert=6, metadata={"hallucination": False}),
-               rate("sft1", "bob", rank=2), rate("ppo1", "bob", rank=1, likert=3),
-               rate("base1", "bob", rank=2)),
-      choices=(ratings.Choice(where="", sample_a="sft0", sample_b="ppo0", rater="ann", win=1.0),
-               ratings.Choice(where="", sample_a="base1", sample_b="sft1", rater="bob", win=1.0)))
+    samples=samples,
+    raters={"ann": "human", "bob": "heldout"},
+    ratings=(
+      rate("ppo0", "ann", likert=6, metadata={"hallucination": False}),
+      rate("sft1", "bob", rank=2),
+      rate("ppo1", "bob", rank=1, likert=3),
+      rate("base1", "bob", rank=2),
+    ),
+    choices=(
+      ratings.Choice(where="", sample_a="sft0", sample_b="ppo0", rater="ann", win=1.0),
+      ratings.Choice(where="", sample_a="base1", sample_b="sft1", rater="bob", win=1.0),
+    ),
+  )
   rows = judges.human_ratings(found)(people_prompts, texts, "sft")
   said = {(row["policy"], row["prompt_index"], row["labeler"]): row for row in rows}
   assert set(said) == {("ppo", 0, "ann"), ("ppo", 1, "bob"), ("sft", 1, "bob"), ("base", 1, "bob")}
-  assert said["ppo", 0, "ann"] == dict(prompt_index=0, policy="ppo", labeler="ann", group="human",
-                                       win=0.0, likert=6, metadata={"hallucination": False})
+  assert said["ppo", 0, "ann"] == dict(
+    prompt_index=0,
+    policy="ppo",
+    labeler="ann",
+    group="human",
+    win=0.0,
+    likert=6,
+    metadata={"hallucination": False},
+  )
   assert said["ppo", 1, "bob"]["win"] == 1.0 and said["ppo", 1, "bob"]["group"] == "heldout"
   assert said["base", 1, "bob"]["win"] == 1.0  # what was said of the pair, not the equal ranks
   assert said["sft", 1, "bob"]["win"] is None
   against_ppo = judges.human_ratings(found)(people_prompts, texts, "ppo")
   assert {(row["policy"], row["win"]) for row in against_ppo if row["win"] is not None} == {
-      ("sft", 1.0), ("sft", 0.0), ("base", 0.0)}
+    ("sft", 1.0),
+    ("sft", 0.0),
+    ("base", 0.0),
+  }
   with pytest.raises(ValueError, match="not what ppo answers to prompt 1 now"):
     judges.human_ratings(found)(people_prompts, texts | {"ppo": ["c", "x"]}, "sft")
 
@@ -130,10 +169,20 @@ def test_people_judge_by_their_sheets():
 
 def longer_wins(prompts, answers, baseline):
   """A judge: the longer answer wins."""
-  return [dict(prompt_index=index, policy=policy, labeler="a", group="training", likert=4,
-               win=None if policy == baseline else 0.5 * (1 + float(np.sign(
-                   len(text) - len(answers[baseline][index])))))
-          for policy, texts in answers.items() for index, text in enumerate(texts)]
+  return [
+    dict(
+      prompt_index=index,
+      policy=policy,
+      labeler="a",
+      group="training",
+      likert=4,
+      win=None
+      if policy == baseline
+      else 0.5 * (1 + float(np.sign(len(text) - len(answers[baseline][index])))),
+    )
+    for policy, texts in answers.items()
+    for index, text in enumerate(texts)
+  ]
 
 
 TEXTS = {"sft": ["aa", "aa", "aa"], "ppo": ["aaa", "aaa", "a"], "base": ["a", "aa", "a"]}
@@ -142,46 +191,75 @@ PAIR_PROMPTS = [{"prompt": str(index)} for index in range(3)]
 
 def test_pairs_beside_the_baseline_name_theirs():
   rows = judges.judge_pairs(longer_wins, PAIR_PROMPTS, TEXTS, [("ppo", "base")])
-  assert rows == [dict(prompt_index=index, policy="ppo", labeler="a", group="training", win=win,
-                       likert=None, baseline="base") for index, win in enumerate((1, 1, 0.5))]
+  assert rows == [
+    dict(
+      prompt_index=index,
+      policy="ppo",
+      labeler="a",
+      group="training",
+      win=win,
+      likert=None,
+      baseline="base",
+    )
+    for index, win in enumerate((1, 1, 0.5))
+  ]
 
 
 def test_the_matrix_by_hand():
   rows = longer_wins(PAIR_PROMPTS, TEXTS, "sft")
   rows += judges.judge_pairs(longer_wins, PAIR_PROMPTS, TEXTS, [("ppo", "base")])
-  matrix = judges.win_rate_matrix({0: rows}, ["base", "sft", "ppo", "other"], baseline="sft",
-                                  group="training", **SETTINGS)
-  mean = {(a, b): None if cell is None else cell.mean for a, row in matrix.items()
-          for b, cell in row.items()}
+  matrix = judges.win_rate_matrix(
+    {0: rows}, ["base", "sft", "ppo", "other"], baseline="sft", group="training", **SETTINGS
+  )
+  mean = {
+    (a, b): None if cell is None else cell.mean
+    for a, row in matrix.items()
+    for b, cell in row.items()
+  }
   expected = {("ppo", "sft"): 2 / 3, ("base", "sft"): (0 + 0.5 + 0) / 3, ("ppo", "base"): 2.5 / 3}
   for (a, b), rate in expected.items():
     assert mean[a, b] == pytest.approx(rate) and mean[b, a] == pytest.approx(1 - rate)
-  assert all(mean[a, b] is None for a, b in itertools.product(matrix, matrix)
-             if a == b or "other" in (a, b))
+  assert all(
+    mean[a, b] is None for a, b in itertools.product(matrix, matrix) if a == b or "other" in (a, b)
+  )
   cell, mirror = matrix["ppo"]["sft"], matrix["sft"]["ppo"]
   assert (mirror.low, mirror.high, mirror.n) == (1 - cell.high, 1 - cell.low, 3)
   direct = statistics.bootstrap_mean([[1], [1], [0]], **SETTINGS)
   assert cell == direct
-  heldout = judges.win_rate_matrix({0: rows}, ["sft", "ppo"], baseline="sft", group="heldout",
-                                   **SETTINGS)
+  heldout = judges.win_rate_matrix(
+    {0: rows}, ["sft", "ppo"], baseline="sft", group="heldout", **SETTINGS
+  )
   assert heldout["ppo"]["sft"] is None
 
 
 def test_the_matrix_nests_seeds():
-  always = [dict(prompt_index=i, policy="ppo", labeler="a", group="training", win=1.0, likert=None)
-            for i in range(20)]
+  always = [
+    dict(prompt_index=i, policy="ppo", labeler="a", group="training", win=1.0, likert=None)
+    for i in range(20)
+  ]
   never = [row | dict(win=0.0) for row in always]
-  matrix = judges.win_rate_matrix({0: always, 1: never}, ["ppo", "sft"], baseline="sft",
-                                  group="training", **SETTINGS)
+  matrix = judges.win_rate_matrix(
+    {0: always, 1: never}, ["ppo", "sft"], baseline="sft", group="training", **SETTINGS
+  )
   cell = matrix["ppo"]["sft"]
   assert (cell.mean, cell.low, cell.high, cell.n) == (0.5, 0, 1, 40)
 
 
 def test_a_pair_judged_from_either_side_is_one_pair():
   rows = [dict(prompt_index=0, policy="ppo", labeler="a", group="training", win=1.0, likert=None)]
-  mirrored = [dict(prompt_index=0, policy="sft", labeler="a", group="training", win=0.0,
-                   likert=None, baseline="ppo")]
+  mirrored = [
+    dict(
+      prompt_index=0,
+      policy="sft",
+      labeler="a",
+      group="training",
+      win=0.0,
+      likert=None,
+      baseline="ppo",
+    )
+  ]
   for by_seed in ({0: rows}, {0: mirrored}, {0: rows, 1: mirrored}):
-    matrix = judges.win_rate_matrix(by_seed, ["sft", "ppo"], baseline="sft", group="training",
-                                    **SETTINGS)
+    matrix = judges.win_rate_matrix(
+      by_seed, ["sft", "ppo"], baseline="sft", group="training", **SETTINGS
+    )
     assert matrix["ppo"]["sft"].mean == 1 and matrix["ppo"]["sft"].n == len(by_seed)

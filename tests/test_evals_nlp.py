@@ -24,6 +24,7 @@ def config(folder, *tasks: str, **changes) -> nlp.NlpConfig:
 
 class Letters:
   """A tokenizer whose ids are characters."""
+
   eot_id, bos_id, prefix_ids, chat_template = 0, None, (), None
 
   def encode(self, text: str) -> list[int]:
@@ -33,6 +34,7 @@ class Letters:
 @pytest.fixture
 def network(monkeypatch):
   """A model that likes yes better than no, and writes what stands after the last colon."""
+
   def loglikelihoods(network, pairs, *, batch_size, on_batch):
     found = []
     for _, continuation in pairs:
@@ -45,6 +47,7 @@ def network(monkeypatch):
 
   def write(network, contexts, key, *, on_batch, **options):
     return [" Not in background." for _ in contexts]
+
   monkeypatch.setattr(continuations, "loglikelihoods", loglikelihoods)
   monkeypatch.setattr(continuations, "write", write)
   cfg = types.SimpleNamespace(context_length=10**5)
@@ -57,12 +60,20 @@ def lines_of(directory) -> list[dict]:
 
 def test_a_choice_is_measured_on_the_drawn_items(network, shared_data, tmp_path):
   folder, told = shared_data / "evals", []
-  found = nlp.evaluate(config(folder, "rte"), "rte", network, tmp_path, **OPTIONS,
-                       progress=lambda *numbers: told.append(numbers))
+  found = nlp.evaluate(
+    config(folder, "rte"),
+    "rte",
+    network,
+    tmp_path,
+    **OPTIONS,
+    progress=lambda *numbers: told.append(numbers),
+  )
   drawn = data_lib.load_items("rte", str(folder), 8, seed=4)
   share = np.mean([item["answer"] == 0 for item in drawn])  # the model says yes
   assert [(x.task, x.metric, x.variant, x.better) for x in found] == [
-      ("rte", "acc", "1-shot", "higher"), ("rte", "acc_norm", "1-shot", "higher")]
+    ("rte", "acc", "1-shot", "higher"),
+    ("rte", "acc_norm", "1-shot", "higher"),
+  ]
   assert found[0].interval.mean == pytest.approx(share) and found[0].interval.n == 8
   assert found[0].interval.low < share < found[0].interval.high
   lines = lines_of(tmp_path)
@@ -85,16 +96,20 @@ def test_written_answers_and_examples_of_the_same_hundred(network, shared_data, 
   assert f1.interval.mean == exact.interval.mean == pytest.approx(100 * share) and 0 < share < 1
   for line in lines:
     assert line["sample"] == " Not in background." and line["prompt"].count("Title: ") == 5
-    own = line["prompt"][line["prompt"].rindex("Title: "):]
-    assert own not in line["prompt"][:-len(own)]  # an item is no example for itself
+    own = line["prompt"][line["prompt"].rindex("Title: ") :]
+    assert own not in line["prompt"][: -len(own)]  # an item is no example for itself
 
 
 def test_the_metric_that_says_how_able_a_model_is(shared_data):
   p = config(shared_data / "evals", "rte")
-  assert [nlp.item_metric(p, task, 4) for task in ("rte", "squadv2")] == [("acc", 1.0),
-                                                                          ("f1", 100.0)]
-  for task, words in (("fr_en", "whose metric is bleu; name a task that has a mean of one of acc,"),
-                      ("crows_pairs_basic", "whose metric is entropy")):
+  assert [nlp.item_metric(p, task, 4) for task in ("rte", "squadv2")] == [
+    ("acc", 1.0),
+    ("f1", 100.0),
+  ]
+  for task, words in (
+    ("fr_en", "whose metric is bleu; name a task that has a mean of one of acc,"),
+    ("crows_pairs_basic", "whose metric is entropy"),
+  ):
     with pytest.raises(ValueError, match=words):
       nlp.item_metric(p, task, 4)
 
@@ -103,22 +118,29 @@ def test_bleu_is_of_the_corpus(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "fr_en", limit=20)
   (bleu,) = nlp.evaluate(p, "fr_en", network, tmp_path, **OPTIONS)
   from rlhf.evals import text_metrics
+
   sums = np.sum([line["scores"]["bleu"] for line in lines_of(tmp_path)], axis=0)
   assert bleu.interval.mean == pytest.approx(float(text_metrics.bleu(sums)))
   assert bleu.interval.n == 20 and bleu.metric == "bleu"
 
 
 def test_a_task_without_examples_keeps_none(network, shared_data, tmp_path):
-  (entropy,) = nlp.evaluate(config(shared_data / "evals", "crows_pairs_basic"), "crows_pairs_basic",
-                            network, tmp_path, **OPTIONS)
+  (entropy,) = nlp.evaluate(
+    config(shared_data / "evals", "crows_pairs_basic"),
+    "crows_pairs_basic",
+    network,
+    tmp_path,
+    **OPTIONS,
+  )
   assert entropy.variant == "0-shot" and entropy.interval.mean <= 1
   assert {line["prompt"] for line in lines_of(tmp_path)} == {""}
 
 
 @pytest.mark.parametrize("task", ["cnn_dm", "tldr"])
 @pytest.mark.parametrize("num_fewshot, shown", [(None, 0), (0, 0), (2, 2)])
-def test_summaries_have_as_many_examples_as_asked(network, shared_data, tmp_path, task, num_fewshot,
-                                                  shown):
+def test_summaries_have_as_many_examples_as_asked(
+  network, shared_data, tmp_path, task, num_fewshot, shown
+):
   p = config(shared_data / "evals", task, num_fewshot=num_fewshot, limit=4)
   (rouge,) = nlp.evaluate(p, task, network, tmp_path, **OPTIONS)
   assert rouge.variant == f"{shown}-shot"
@@ -135,8 +157,10 @@ def test_all_items_where_there_is_no_limit(network, shared_data, tmp_path):
 def test_other_tasks_of_lm_eval_are_measured_too(network, tmp_path, monkeypatch):
   """Its own task `arithmetic_1dc`, with rows in place of the hub's."""
   import datasets
-  rows = datasets.Dataset.from_list([
-      dict(context=f"{number}+{number}=", completion=str(2 * number)) for number in range(9)])
+
+  rows = datasets.Dataset.from_list(
+    [dict(context=f"{number}+{number}=", completion=str(2 * number)) for number in range(9)]
+  )
   monkeypatch.setattr(datasets, "load_dataset", lambda **options: dict(validation=rows))
   p = config(tmp_path, "lm_eval:arithmetic_1dc", limit=5, num_fewshot=None)
   nlp.check(p)
@@ -150,17 +174,26 @@ def test_other_tasks_of_lm_eval_are_measured_too(network, tmp_path, monkeypatch)
 
   def fail(**options):
     raise ConnectionError("no way\nthere")
+
   monkeypatch.setattr(datasets, "load_dataset", fail)
-  with pytest.raises(ValueError, match="lm_eval:arithmetic_1dc cannot be loaded .ConnectionError: "
-                     "no way there.; its data come from the hub"):
+  with pytest.raises(
+    ValueError,
+    match="lm_eval:arithmetic_1dc cannot be loaded .ConnectionError: "
+    "no way there.; its data come from the hub",
+  ):
     nlp.evaluate(p, "lm_eval:arithmetic_1dc", network, tmp_path, **OPTIONS)
 
 
 def test_intervals_of_what_is_no_mean():
   """The largest of the drawn values, which a mean of resampled sums could not give."""
   values = [(1, 2.0), (2, 5.0), (3, 3.0)]
-  measured = nlp._measure(values, lambda drawn: max(value for _, value in drawn),
-                          dict(num_resamples=300, seed=0), task="a", metric="largest")
+  measured = nlp._measure(
+    values,
+    lambda drawn: max(value for _, value in drawn),
+    dict(num_resamples=300, seed=0),
+    task="a",
+    metric="largest",
+  )
   found = measured.interval
   assert measured.values == ()
   assert (found.mean, found.n, found.high) == (5.0, 3, 5.0) and found.low in (2.0, 3.0)
@@ -169,29 +202,36 @@ def test_intervals_of_what_is_no_mean():
 def test_what_is_no_mean_is_computed_a_hundred_times_at_most():
   """As many items as the largest public tasks have, without a table of items by items."""
   calls = []
+
   def middle(drawn):
     calls.append(len(drawn))
     return drawn[len(drawn) // 2]
-  found = nlp._measure([1.0] * 40_000, middle, dict(num_resamples=2000, seed=0), task="a",
-                       metric="middle").interval
+
+  found = nlp._measure(
+    [1.0] * 40_000, middle, dict(num_resamples=2000, seed=0), task="a", metric="middle"
+  ).interval
   assert calls == [40_000] * (nlp.MOST_RESAMPLES + 1) and (found.low, found.n) == (1, 40_000)
 
 
 def test_scores_that_are_not_known_are_left_out(network, shared_data, tmp_path):
   from rlhf.evals.tasks import functions
+
   item = dict(choices=["a", "b"], answer=0)
   assert np.isnan(functions.choice(item, [(-1.0, False), (-2.0, False)])["acc"])
   with pytest.raises(ValueError, match="nothing to average"):
     nlp._measure([float("nan")], None, dict(num_resamples=10, seed=0), task="a", metric="acc")
 
 
-@pytest.mark.parametrize("changes, words", [
+@pytest.mark.parametrize(
+  "changes, words",
+  [
     (dict(tasks=()), r"config.nlp.tasks is \[\]; name one or more"),
     (dict(tasks=("rte", "rte")), "name each once"),
     (dict(tasks=("squad",)), "config.nlp.tasks names 'squad'; choose from squadv2, drop"),
     (dict(limit=0), "config.nlp.limit is 0; use 1 or more"),
     (dict(num_fewshot=-1), "config.nlp.num_fewshot is -1; use 0 or more"),
-])
+  ],
+)
 def test_wrong_configs_are_refused(tmp_path, changes, words: str):
   with pytest.raises(ValueError, match=words):
     config(tmp_path, **(dict(tasks=("rte",)) | changes))

@@ -34,15 +34,23 @@ def make_model(directory: pathlib.Path, name: str, *, adds_bos: bool) -> None:
   inner = tokenizers.Tokenizer(tokenizers.models.BPE())
   inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   inner.decoder = tokenizers.decoders.ByteLevel()
-  inner.train_from_iterator([TEXT] * 4, tokenizers.trainers.BpeTrainer(
-      vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False,
-      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
+  inner.train_from_iterator(
+    [TEXT] * 4,
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=300,
+      special_tokens=["<s>", "</s>", "<pad>"],
+      show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    ),
+  )
   if adds_bos:
     inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+      single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+    )
   bos = dict(bos_token="<s>") if adds_bos else {}
   transformers.PreTrainedTokenizerFast(
-      tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **bos).save_pretrained(directory)
+    tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **bos
+  ).save_pretrained(directory)
   config = interop_models.make_config(name)
   config.vocab_size = inner.get_vocab_size()
   config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
@@ -57,8 +65,9 @@ def pair(request, tmp_path_factory):
   """(lm-eval's model, ours) of one directory."""
   directory = tmp_path_factory.mktemp(request.param)
   make_model(directory, request.param, adds_bos=request.param == "llama")
-  theirs = HFLM(pretrained=str(directory), device="cpu", batch_size=3, dtype="float32",
-                max_length=CONTEXT)
+  theirs = HFLM(
+    pretrained=str(directory), device="cpu", batch_size=3, dtype="float32", max_length=CONTEXT
+  )
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   source = f"hf:{directory}"
   export = networks.find_export(source, {}, kind="policy", flag="source")
@@ -73,13 +82,22 @@ def requests(kind: str, arguments) -> list[Instance]:
 
 def test_log_likelihoods_are_those_of_the_hf_model(pair):
   theirs, ours = pair
-  asked = requests("loglikelihood", [
-      ("The painter sold", " the paintings."), ("Question: Is it so? Answer:", " yes"),
-      ("Question: Is it so? Answer:", " no"), ("spaces move to the continuation  ", "yes"),
-      ("a line\n", "Answer: 12"), ("", "no context at all"), ("", " "), ("é", "é\n\nyes"),
-      ("x" * 150, " the context is cut from the left"), ("cut " * 40, " a" * 60),
+  asked = requests(
+    "loglikelihood",
+    [
+      ("The painter sold", " the paintings."),
+      ("Question: Is it so? Answer:", " yes"),
+      ("Question: Is it so? Answer:", " no"),
+      ("spaces move to the continuation  ", "yes"),
+      ("a line\n", "Answer: 12"),
+      ("", "no context at all"),
+      ("", " "),
+      ("é", "é\n\nyes"),
+      ("x" * 150, " the context is cut from the left"),
+      ("cut " * 40, " a" * 60),
       ("half a word, pain", "tings"),
-  ])
+    ],
+  )
   expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
   np.testing.assert_allclose([x for x, _ in found], [x for x, _ in expected], rtol=2e-5, atol=2e-4)
   assert [x for _, x in found] == [x for _, x in expected]
@@ -96,10 +114,12 @@ def test_what_would_be_written_is_greedy_for_both(pair):
 
 def test_whole_texts_have_the_same_likelihood(pair):
   theirs, ours = pair
-  asked = requests("loglikelihood_rolling", [
-      ("The painter.",), (TEXT * 5,), ("y" * (CONTEXT + 1),)])
-  np.testing.assert_allclose(ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked),
-                             rtol=2e-5)
+  asked = requests(
+    "loglikelihood_rolling", [("The painter.",), (TEXT * 5,), ("y" * (CONTEXT + 1),)]
+  )
+  np.testing.assert_allclose(
+    ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked), rtol=2e-5
+  )
 
 
 def test_the_same_texts_are_written(pair):
@@ -114,23 +134,36 @@ def test_the_same_texts_are_written(pair):
 
 def test_a_task_scores_the_same(pair, shared_data):
   theirs, ours = pair
+
   def run(lm, name: str):
     manager = lm_eval_tasks.TaskManager(
-        include_path=str(nlp.TASK_DIR), include_defaults=False,
-        metadata=dict(data=str(shared_data / "evals"), limit=6, seed=3))
-    return evaluator.simple_evaluate(model=lm, tasks=[name], task_manager=manager, num_fewshot=1,
-                                     bootstrap_iters=0)
-  for name, metric in (("instructgpt_rte", "acc_norm,none"),
-                       ("instructgpt_truthfulqa_qa", "rouge_l_difference,none"),
-                       ("instructgpt_crows_pairs_basic", "entropy,none")):
+      include_path=str(nlp.TASK_DIR),
+      include_defaults=False,
+      metadata=dict(data=str(shared_data / "evals"), limit=6, seed=3),
+    )
+    return evaluator.simple_evaluate(
+      model=lm, tasks=[name], task_manager=manager, num_fewshot=1, bootstrap_iters=0
+    )
+
+  for name, metric in (
+    ("instructgpt_rte", "acc_norm,none"),
+    ("instructgpt_truthfulqa_qa", "rouge_l_difference,none"),
+    ("instructgpt_crows_pairs_basic", "entropy,none"),
+  ):
     expected, found = run(theirs, name), run(ours, name)
-    assert found["results"][name][metric] == pytest.approx(expected["results"][name][metric],
-                                                           abs=1e-4)
+    assert found["results"][name][metric] == pytest.approx(
+      expected["results"][name][metric], abs=1e-4
+    )
     answers = lambda result: [
-        answer for sample in result["samples"][name] for answer in sample["filtered_resps"]]
-    texts = [[answer for answer in answers(result) if isinstance(answer, str)]
-             for result in (found, expected)]
+      answer for sample in result["samples"][name] for answer in sample["filtered_resps"]
+    ]
+    texts = [
+      [answer for answer in answers(result) if isinstance(answer, str)]
+      for result in (found, expected)
+    ]
     assert texts[0] == texts[1]
-    logprobs = [[answer[0] for answer in answers(result) if not isinstance(answer, str)]
-                for result in (found, expected)]
+    logprobs = [
+      [answer[0] for answer in answers(result) if not isinstance(answer, str)]
+      for result in (found, expected)
+    ]
     np.testing.assert_allclose(*logprobs, rtol=2e-5, atol=2e-4)

@@ -19,10 +19,15 @@ def run_of(seed, ppo, ptx, nll_ptx=1.1, accuracy=0.7, num_pairs=100):
       rows += preference.preference_rows(policy, group, ["a", "b"], values, np.full((40, 2), 4.0))
   report = {key: None for key in report_lib.REPORT_SCHEMA}
   report["seed"] = seed
-  report["reward_model"] = {"accuracy": accuracy, "accuracy_heldout_labelers": None,
-                            "n": num_pairs}
-  report["pretraining_nll"] = {"base": 1.0, "base_more_pretraining": None, "init": 1.0,
-                               "sft": None, "ppo": 2.0, "ppo_ptx": nll_ptx}
+  report["reward_model"] = {"accuracy": accuracy, "accuracy_heldout_labelers": None, "n": num_pairs}
+  report["pretraining_nll"] = {
+    "base": 1.0,
+    "base_more_pretraining": None,
+    "init": 1.0,
+    "sft": None,
+    "ppo": 2.0,
+    "ppo_ptx": nll_ptx,
+  }
   return {"report": report, "preferences": rows}
 
 
@@ -74,8 +79,10 @@ def test_pooled_table_reads_workdirs_and_is_written(tmp_path):
   assert "&lt;b&gt;" in page and "<svg" in page and "<script" not in page
   markdown = (tmp_path / "out" / "pooled.md").read_text().replace("\u202f", " ").splitlines()
   assert markdown[0] == "|  | seed 0 | seed 1 | pooled | n |"
-  assert ("| PPO-ptx against SFT, training labelers | 100.0 % [100.0 to 100.0 %] | "
-          "50.0 % [50.0 to 50.0 %] | 75.0 % [50.0 to 100.0 %] | 80 |") in markdown
+  assert (
+    "| PPO-ptx against SFT, training labelers | 100.0 % [100.0 to 100.0 %] | "
+    "50.0 % [50.0 to 50.0 %] | 75.0 % [50.0 to 100.0 %] | 80 |"
+  ) in markdown
   assert "| Pretraining loss given back by PPO-ptx | 90.0 % | 70.0 % | 80.0 % |  |" in markdown
   assert json.loads((tmp_path / "out" / "pooled.json").read_text())["seeds"] == [0, 1]
 

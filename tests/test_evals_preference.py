@@ -12,12 +12,20 @@ SETTINGS = {"num_resamples": 500, "seed": 0}
 NAN = math.nan
 
 
-@pytest.mark.parametrize("win, swapped, both", [
-    (1, 1, 1), (0, 0, 0), (0.5, 0.5, 0.5),  # an opinion of the answers stays
-    (1, 0, 0.5), (0, 1, 0.5),  # one of the places is a tie
-    (1, 0.5, 0.5), (0.5, 0, 0.5),
-    (None, 1, None), (0, None, None),
-])
+@pytest.mark.parametrize(
+  "win, swapped, both",
+  [
+    (1, 1, 1),
+    (0, 0, 0),
+    (0.5, 0.5, 0.5),  # an opinion of the answers stays
+    (1, 0, 0.5),
+    (0, 1, 0.5),  # one of the places is a tie
+    (1, 0.5, 0.5),
+    (0.5, 0, 0.5),
+    (None, 1, None),
+    (0, None, None),
+  ],
+)
 def test_a_side_wins_only_if_it_wins_in_both_orders(win, swapped, both):
   assert preference.both_orders(win, swapped) == both
 
@@ -43,8 +51,13 @@ def test_likert_mean_pools_ratings():
 
 def test_metadata_rates_count_only_where_asked():
   rates = preference.metadata_rates(
-      [[{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
-       [{"hallucination": None, "followed": False}], [{"never asked": None}]], **SETTINGS)
+    [
+      [{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
+      [{"hallucination": None, "followed": False}],
+      [{"never asked": None}],
+    ],
+    **SETTINGS,
+  )
   assert list(rates) == ["followed", "hallucination"]
   assert rates["followed"].mean == pytest.approx(2 / 3) and rates["followed"].n == 2
   assert rates["hallucination"].mean == 0.5 and rates["hallucination"].n == 1
@@ -73,13 +86,21 @@ def test_preferences_survive_the_file(tmp_path):
   preference.write_preferences(path, rows)
   back = preference.read_preferences(path)
   assert back == rows
-  assert back[0] == {"prompt_index": 0, "policy": "ppo", "labeler": "a", "group": "training",
-                     "win": 1.0, "likert": 7}
+  assert back[0] == {
+    "prompt_index": 0,
+    "policy": "ppo",
+    "labeler": "a",
+    "group": "training",
+    "win": 1.0,
+    "likert": 7,
+  }
   values = {"group": "training", "rows": back}
   np.testing.assert_array_equal(
-      preference.values_by_prompt(policy="ppo", field="win", **values), [[1, 0], [NAN, 0.5]])
+    preference.values_by_prompt(policy="ppo", field="win", **values), [[1, 0], [NAN, 0.5]]
+  )
   np.testing.assert_array_equal(
-      preference.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]])
+    preference.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]]
+  )
 
 
 def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
@@ -91,16 +112,28 @@ def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
   assert found == [[more["metadata"]] * 2, [more["metadata"]]]
   assert preference.metadata_by_prompt(rows, policy="ppo", group="heldout") == [[], []]
   np.testing.assert_array_equal(
-      preference.values_by_prompt(rows, policy="ppo", group="training", field="score"),
-      [[0.5, 0.5], [NAN, 0.5]])
+    preference.values_by_prompt(rows, policy="ppo", group="training", field="score"),
+    [[0.5, 0.5], [NAN, 0.5]],
+  )
 
 
 def test_values_of_two_policies_are_aligned_by_prompt():
   judged = ((9, "ppo", 1), (2, "ppo_ptx", 0), (9, "ppo_ptx", 1))
-  rows = [{"prompt_index": i, "policy": policy, "labeler": "a", "group": "training", "win": win,
-           "likert": None} for i, policy, win in judged]
+  rows = [
+    {
+      "prompt_index": i,
+      "policy": policy,
+      "labeler": "a",
+      "group": "training",
+      "win": win,
+      "likert": None,
+    }
+    for i, policy, win in judged
+  ]
+
   def values(policy):
     return preference.values_by_prompt(rows, policy=policy, group="training", field="win")
+
   np.testing.assert_array_equal(values("ppo"), [[NAN], [1]])
   np.testing.assert_array_equal(values("ppo_ptx"), [[0], [1]])
 
@@ -110,7 +143,9 @@ def test_a_judgement_written_twice_is_refused():
     preference.values_by_prompt(rows_of() + rows_of(), policy="ppo", group="training", field="win")
 
 
-@pytest.mark.parametrize("line, message", [
+@pytest.mark.parametrize(
+  "line, message",
+  [
     ("not json", "preferences.jsonl:2: "),
     ("[1]", "2: found list; each line must be a JSON object"),
     ('{"prompt_index": 1}', '2: there is no field "policy"'),
@@ -119,11 +154,12 @@ def test_a_judgement_written_twice_is_refused():
     ("likert", "2: \"likert\" is 'x'; choose from"),
     ("prompt_index", "2: \"prompt_index\" is 'x'"),
     ('"metadata": {"halucination": true}', "2: \"metadata\" has 'halucination'; choose from"),
-    ('"metadata": {"hallucination": 1}', "2: \"metadata\" says 1 of hallucination; use true"),
+    ('"metadata": {"hallucination": 1}', '2: "metadata" says 1 of hallucination; use true'),
     ('"metadata": [1]', '2: "metadata" is [1]; use an object'),
     ('"score": NaN', '2: "score" is nan; use a finite number'),
     ('"score": true', '2: "score" is True; use a finite number'),
-])
+  ],
+)
 def test_bad_lines_name_file_and_line(tmp_path, line, message):
   good = rows_of()[0]
   bad = json.dumps({**good, line: "x"}) if line in good else line

@@ -13,13 +13,15 @@ from rlhf.evals import preference
 from rlhf.evals import ratings
 
 SETTINGS = dict(num_resamples=300, seed=0)
-PROMPTS = [{"prompt": f"prompt {index},\n\"quoted\""} for index in range(4)]
+PROMPTS = [{"prompt": f'prompt {index},\n"quoted"'} for index in range(4)]
 ANSWERS = {"sft": [f"a{index}" for index in range(4)], "ppo": ["b0\nline", "b1\rline", "b2", "b3"]}
 # Two samples of prompt 0 and one of prompt 1.
-SAMPLES = {"s1": ratings.Sample(prompt_index=0, policy="sft", prompt="p", answer="a"),
-           "s2": ratings.Sample(prompt_index=0, policy="ppo", prompt="p", answer="b"),
-           "s3": ratings.Sample(prompt_index=1, policy="ppo", prompt="q", answer="c"),
-           "s4": ratings.Sample(prompt_index=0, policy="base", prompt="p", answer="d")}
+SAMPLES = {
+  "s1": ratings.Sample(prompt_index=0, policy="sft", prompt="p", answer="a"),
+  "s2": ratings.Sample(prompt_index=0, policy="ppo", prompt="p", answer="b"),
+  "s3": ratings.Sample(prompt_index=1, policy="ppo", prompt="q", answer="c"),
+  "s4": ratings.Sample(prompt_index=0, policy="base", prompt="p", answer="d"),
+}
 
 
 def write_csv(path, lines):
@@ -40,15 +42,17 @@ def filled(tmp_path, lines, name="sheet.csv"):
 
 def sheets(tmp_path, **changes):
   ratings.write_sheets(tmp_path, PROMPTS, ANSWERS, **dict(baseline="sft", seed=0) | changes)
-  read = lambda name: list(csv.DictReader(open(tmp_path / "blind" / name, encoding="utf-8",
-                                               newline="")))
+  read = lambda name: list(
+    csv.DictReader(open(tmp_path / "blind" / name, encoding="utf-8", newline=""))
+  )
   return read("samples.csv"), read("pairs.csv"), ratings.read_key(tmp_path / "key.jsonl")
 
 
 def test_sheets_hold_every_sample_once_and_the_key_says_whose_it_is(tmp_path):
   samples, pairs, key = sheets(tmp_path)
   assert {(s.policy, s.prompt_index) for s in key.values()} == set(
-      itertools.product(ANSWERS, range(4)))
+    itertools.product(ANSWERS, range(4))
+  )
   assert {line["sample"] for line in samples} == set(key)
   for line in samples:
     sample = key[line["sample"]]
@@ -63,8 +67,9 @@ def test_sheets_hold_every_sample_once_and_the_key_says_whose_it_is(tmp_path):
 
 def test_sheets_are_blind(tmp_path):
   prompts = [{"prompt": "p"}] * 200
-  ratings.write_sheets(tmp_path, prompts, {"sft": ["a"] * 200, "ppo": ["b"] * 200},
-                       baseline="sft", seed=0)
+  ratings.write_sheets(
+    tmp_path, prompts, {"sft": ["a"] * 200, "ppo": ["b"] * 200}, baseline="sft", seed=0
+  )
   text = (tmp_path / "blind" / "samples.csv").read_text()
   assert "sft" not in text and "ppo" not in text
   key = ratings.read_key(tmp_path / "key.jsonl")
@@ -72,8 +77,9 @@ def test_sheets_are_blind(tmp_path):
   # Neither place nor side says who it is, as far as a half can be told from all.
   assert 60 < sum(sample.policy == "ppo" for sample in order[:200]) < 140
   assert sum(a.prompt_index == b.prompt_index for a, b in zip(order, order[1:])) < 20
-  sides = [key[line["sample_a"]].policy
-           for line in csv.DictReader(open(tmp_path / "blind/pairs.csv"))]
+  sides = [
+    key[line["sample_a"]].policy for line in csv.DictReader(open(tmp_path / "blind/pairs.csv"))
+  ]
   assert 60 < sides.count("ppo") < 140
 
 
@@ -93,8 +99,9 @@ def test_a_filled_sheet_comes_back_as_csv_and_as_jsonl(tmp_path):
   samples[0] |= dict(rater="ann", likert="7", rank="1", hallucination="no", denigrates="YES")
   samples[1] |= dict(rater="bob", likert="2.0")
   pairs[0] |= dict(rater="ann", preference="Tie")
-  paths = [write_csv(tmp_path / name, lines) for name, lines in (
-      ("one.csv", samples), ("two.csv", pairs))]
+  paths = [
+    write_csv(tmp_path / name, lines) for name, lines in (("one.csv", samples), ("two.csv", pairs))
+  ]
   found = ratings.read(paths, key)
   assert found.raters == {"ann": "human", "bob": "human"}
   assert found.num_skipped == 6 + 3
@@ -107,45 +114,65 @@ def test_a_filled_sheet_comes_back_as_csv_and_as_jsonl(tmp_path):
   next_line = 3 + samples[0]["prompt"].count("\n") + samples[0]["answer"].count("\n")
   assert one.where == f"{paths[0]}:2" and two.where == f"{paths[0]}:{next_line}"
 
-  lines = [dict(sample=one.sample, rater="ann", likert=7, rank=1, hallucination=False,
-                denigrates=True, notes=None), dict(sample=two.sample, rater="bob", likert=2)]
+  lines = [
+    dict(
+      sample=one.sample,
+      rater="ann",
+      likert=7,
+      rank=1,
+      hallucination=False,
+      denigrates=True,
+      notes=None,
+    ),
+    dict(sample=two.sample, rater="bob", likert=2),
+  ]
   (tmp_path / "sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   again = ratings.read([tmp_path / "sheet.jsonl"], key)
   for a, b in zip(again.ratings, found.ratings, strict=True):
     assert (a.sample, a.rater, a.likert, a.rank, a.metadata) == (
-        b.sample, b.rater, b.likert, b.rank, b.metadata)
+      b.sample,
+      b.rater,
+      b.likert,
+      b.rank,
+      b.metadata,
+    )
 
 
 # ----------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("line, sentence", [
+@pytest.mark.parametrize(
+  "line, sentence",
+  [
     (dict(sample="s9", rater="ann", likert="3"), "unknown sample 's9'; the key of the sheets has"),
     (dict(rater="ann", likert="3"), 'no "sample"'),
     (dict(sample="s1", likert="3"), 'no "rater" beside "likert"'),
     (dict(sample_a="s1", sample_b="s2", preference="a"), 'no "rater" beside "preference"'),
-    (dict(sample="s1", rater="ann", likert="8"), '"likert" is \'8\', outside its scale; use a'),
+    (dict(sample="s1", rater="ann", likert="8"), "\"likert\" is '8', outside its scale; use a"),
     (dict(sample="s1", rater="ann", likert="0"), "its scale; use a whole number from 1 to 7"),
     (dict(sample="s1", rater="ann", likert="3.5"), "outside its scale"),
     (dict(sample="s1", rater="ann", likert="good"), "outside its scale"),
-    (dict(sample="s1", rater="ann", rank="0"), '"rank" is \'0\', outside its scale'),
-    (dict(sample="s1", rater="ann", hallucination="maybe"), '"hallucination" is \'maybe\'; choose'),
-    (dict(sample_a="s1", sample_b="s2", rater="ann", preference="c"), '"preference" is \'c\''),
+    (dict(sample="s1", rater="ann", rank="0"), "\"rank\" is '0', outside its scale"),
+    (dict(sample="s1", rater="ann", hallucination="maybe"), "\"hallucination\" is 'maybe'; choose"),
+    (dict(sample_a="s1", sample_b="s2", rater="ann", preference="c"), "\"preference\" is 'c'"),
     (dict(sample_a="s1", rater="ann", preference="a"), 'no "sample_b"'),
     (dict(sample_a="s1", sample_b="s1", rater="ann", preference="a"), "compared with itself"),
     (dict(sample_a="s1", sample_b="s3", rater="ann", preference="a"), "answer different prompts"),
     (dict(sample_a="s1", sample_b="s2", rater="ann", likert="3"), "a line about two samples"),
     (dict(sample="s1", rater="ann", preference="a"), '"preference" on a line about one sample'),
-    (dict(sample="s1", rater="ann", group="x", likert="3"), '"group" is \'x\'; choose from'),
+    (dict(sample="s1", rater="ann", group="x", likert="3"), "\"group\" is 'x'; choose from"),
     (dict(sample="s1", rater="ann", likret="3"), "'likret' is unknown; did you mean 'likert'"),
     (dict(sample="s2", rater="bob", likert="3"), "bob rated s2 already at"),
     (dict(sample_a="s2", sample_b="s1", rater="bob", preference="a"), "bob rated s1 and s2"),
     (dict(sample="s1", rater="bob", group="heldout", likert="3"), "of group heldout, and of group"),
-])
+  ],
+)
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_mistakes_name_file_and_line(tmp_path, line, sentence, kind):
-  good = [dict(sample="s2", rater="bob", likert="3"),
-          dict(sample_a="s1", sample_b="s2", rater="bob", preference="b")]
+  good = [
+    dict(sample="s2", rater="bob", likert="3"),
+    dict(sample_a="s1", sample_b="s2", rater="bob", preference="b"),
+  ]
   path = tmp_path / f"sheet.{kind}"
   if kind == "csv":
     write_csv(path, [*good, line])
@@ -159,13 +186,16 @@ def test_mistakes_name_file_and_line(tmp_path, line, sentence, kind):
   assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text, sentence", [
+@pytest.mark.parametrize(
+  "text, sentence",
+  [
     ("sample,rater,likert\n", "has no rating (0 empty lines)"),
     ("sample,rater,likert\ns1,ann,\n", "has no rating (1 empty lines)"),
     ("sample,rater,rater\ns1,ann,3\n", ":1: column 'rater' stands there twice"),
     ("sample,rater,likert\ns1,ann\n", ":2: 2 cells under 3 columns"),
     ('sample,rater,likert\ns1,"ann,3\n', ":2: not CSV"),
-])
+  ],
+)
 def test_sheets_that_are_no_sheets(tmp_path, text, sentence):
   path = tmp_path / "sheet.csv"
   path.write_text(text)
@@ -182,11 +212,14 @@ def test_a_sheet_that_is_not_there_or_not_text(tmp_path):
     ratings.read([tmp_path / "x.csv"], SAMPLES)
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (lambda line: line.pop("policy"), 'no field "policy" of type str'),
     (lambda line: line.update(prompt_index="0"), 'no field "prompt_index" of type int'),
     (lambda line: line.update(sample="s1"), "stands there twice"),
-])
+  ],
+)
 def test_a_damaged_key_is_refused(tmp_path, change, sentence):
   first = dict(sample="s1", prompt_index=0, policy="sft", prompt="p", answer="a")
   second = dict(first, sample="s2", policy="ppo")
@@ -212,24 +245,32 @@ def test_answers_that_changed_since_are_refused():
 
 
 def test_ranks_are_choices_unless_the_pair_was_judged(tmp_path):
-  found = filled(tmp_path, [
-      dict(sample="s1", rater="ann", rank="1"), dict(sample="s2", rater="ann", rank="2"),
-      dict(sample="s4", rater="ann", rank="2"), dict(sample="s3", rater="ann", rank="1"),
-      dict(sample_a="s1", sample_b="s2", rater="ann", preference="b")])
+  found = filled(
+    tmp_path,
+    [
+      dict(sample="s1", rater="ann", rank="1"),
+      dict(sample="s2", rater="ann", rank="2"),
+      dict(sample="s4", rater="ann", rank="2"),
+      dict(sample="s3", rater="ann", rank="1"),
+      dict(sample_a="s1", sample_b="s2", rater="ann", preference="b"),
+    ],
+  )
   wins = {(choice.sample_a, choice.sample_b): choice.win for choice in ratings.choices(found)}
   assert wins == {("s1", "s2"): 0.0, ("s1", "s4"): 1.0, ("s2", "s4"): 0.5}  # s3: another prompt
 
 
 def test_agreement_by_hand(tmp_path):
-  lines = [dict(sample_a="s1", sample_b="s2", rater="ann", preference="a"),
-           dict(sample_a="s2", sample_b="s1", rater="bob", preference="b"),  # the same
-           dict(sample_a="s1", sample_b="s2", rater="cat", preference="b"),
-           dict(sample_a="s1", sample_b="s4", rater="ann", preference="tie"),
-           dict(sample_a="s1", sample_b="s4", rater="bob", preference="a"),
-           dict(sample="s1", rater="ann", likert="1", hallucination="yes"),
-           dict(sample="s1", rater="bob", likert="3", hallucination="yes"),
-           dict(sample="s2", rater="ann", likert="5", hallucination="no"),
-           dict(sample="s2", rater="bob", likert="7", hallucination="yes")]
+  lines = [
+    dict(sample_a="s1", sample_b="s2", rater="ann", preference="a"),
+    dict(sample_a="s2", sample_b="s1", rater="bob", preference="b"),  # the same
+    dict(sample_a="s1", sample_b="s2", rater="cat", preference="b"),
+    dict(sample_a="s1", sample_b="s4", rater="ann", preference="tie"),
+    dict(sample_a="s1", sample_b="s4", rater="bob", preference="a"),
+    dict(sample="s1", rater="ann", likert="1", hallucination="yes"),
+    dict(sample="s1", rater="bob", likert="3", hallucination="yes"),
+    dict(sample="s2", rater="ann", likert="5", hallucination="no"),
+    dict(sample="s2", rater="bob", likert="7", hallucination="yes"),
+  ]
   said = filled(tmp_path, lines)
   pairs, preference_CL = ratings.comparison_table(said)
   assert pairs == [("s1", "s2"), ("s1", "s4")]
@@ -246,14 +287,23 @@ def test_agreement_by_hand(tmp_path):
   assert found["likert"]["alpha"] == pytest.approx(1 - 4 / expected)
   assert found["likert"]["num_samples"] == 2
   assert found["metadata"]["hallucination"]["kappa"]["ann & bob"] == pytest.approx(
-      cohen_kappa_score([1, 0], [1, 1]))
+    cohen_kappa_score([1, 0], [1, 1])
+  )
 
 
 def test_without_two_raters_there_is_no_agreement(tmp_path):
-  found = filled(tmp_path, [dict(sample_a="s1", sample_b="s2", rater="ann", preference="a"),
-                            dict(sample="s1", rater="ann", likert="3", hallucination="no")])
+  found = filled(
+    tmp_path,
+    [
+      dict(sample_a="s1", sample_b="s2", rater="ann", preference="a"),
+      dict(sample="s1", rater="ann", likert="3", hallucination="no"),
+    ],
+  )
   assert ratings.agreement(found, **SETTINGS) == {
-      "preference": None, "likert": None, "metadata": {"hallucination": None}}
+    "preference": None,
+    "likert": None,
+    "metadata": {"hallucination": None},
+  }
 
 
 def test_pandalm_annotators(shared_data):
@@ -270,13 +320,24 @@ def test_pandalm_annotators(shared_data):
   assert agreed["num_comparisons"] == 770 and not math.isnan(agreed["agreement"]["low"])
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(annotator2=3), '"annotator2" is 3; use 0 for a tie, 1 or 2'),
     (dict(response1=...), 'no field "response1"'),
-])
+  ],
+)
 def test_pandalm_lines_that_are_none(tmp_path, change, sentence):
-  line = dict(instruction="i", input="", response1="a", response2="b", cmp_key="m_n", annotator1=0,
-              annotator2=1, annotator3=2)
+  line = dict(
+    instruction="i",
+    input="",
+    response1="a",
+    response2="b",
+    cmp_key="m_n",
+    annotator1=0,
+    annotator2=1,
+    annotator3=2,
+  )
   path = tmp_path / "pandalm.jsonl"
   path.write_text(json.dumps(line) + "\n")
   found = ratings.read_pandalm(path)

@@ -13,29 +13,42 @@ from rlhf.evals import text_metrics
 
 OPTIONS = dict(num_resamples=200, seed=0)
 LINES = {
-    "squadv2": [dict(prompt="p0", sample="The North Sea", references=["north sea", "sea"]),
-                dict(prompt="p1", sample=" Not in background.", references=[]),
-                dict(prompt="p2", sample="red", references="Not in background."),
-                dict(prompt="p3", sample="red dog", references="dog")],
-    "drop": [dict(prompt="p0", sample="12 yards", references=["12 yards", "12-yard"]),
-             dict(prompt="p1", sample="Brady", references=[["Brady", "Mason"], "Mason"])],
-    "tldr": [dict(prompt="p0", sample="a b c", references=["x", "a c"]),
-             dict(prompt="p1", sample="", references="words")],
-    "fr_en": [dict(prompt="p0", sample="the cat sat on the mat",
-                   references=["the cat sat on a mat"]),
-              dict(prompt="p1", sample="dogs are here now ok", references="dogs are here now too")],
-    "truthfulqa": [dict(prompt="p0", sample="a b c", references=dict(true=["a c"], false=["b"])),
-                   dict(prompt="p1", sample="x", references=dict(true=["y", "z"], false=["x"]))],
-    "real_toxicity": [dict(prompt="p0", sample="fuck you"), dict(prompt="p1", sample="good day")],
+  "squadv2": [
+    dict(prompt="p0", sample="The North Sea", references=["north sea", "sea"]),
+    dict(prompt="p1", sample=" Not in background.", references=[]),
+    dict(prompt="p2", sample="red", references="Not in background."),
+    dict(prompt="p3", sample="red dog", references="dog"),
+  ],
+  "drop": [
+    dict(prompt="p0", sample="12 yards", references=["12 yards", "12-yard"]),
+    dict(prompt="p1", sample="Brady", references=[["Brady", "Mason"], "Mason"]),
+  ],
+  "tldr": [
+    dict(prompt="p0", sample="a b c", references=["x", "a c"]),
+    dict(prompt="p1", sample="", references="words"),
+  ],
+  "fr_en": [
+    dict(prompt="p0", sample="the cat sat on the mat", references=["the cat sat on a mat"]),
+    dict(prompt="p1", sample="dogs are here now ok", references="dogs are here now too"),
+  ],
+  "truthfulqa": [
+    dict(prompt="p0", sample="a b c", references=dict(true=["a c"], false=["b"])),
+    dict(prompt="p1", sample="x", references=dict(true=["y", "z"], false=["x"])),
+  ],
+  "real_toxicity": [dict(prompt="p0", sample="fuck you"), dict(prompt="p1", sample="good day")],
 }
 EXPECTED = {  # by hand, but BLEU
-    "squadv2": ("f1", (100 + 100 + 0 + 200 / 3) / 4),
-    "drop": ("f1", (100 + 50) / 2),
-    "tldr": ("rouge_l", (0.8 + 0) / 2),
-    "fr_en": ("bleu", sacrebleu.corpus_bleu(
-        ["the cat sat on the mat", "dogs are here now ok"],
-        [["the cat sat on a mat", "dogs are here now too"]]).score),
-    "truthfulqa": ("rouge_l_difference", ((0.8 - 0.5) + (0 - 1)) / 2),
+  "squadv2": ("f1", (100 + 100 + 0 + 200 / 3) / 4),
+  "drop": ("f1", (100 + 50) / 2),
+  "tldr": ("rouge_l", (0.8 + 0) / 2),
+  "fr_en": (
+    "bleu",
+    sacrebleu.corpus_bleu(
+      ["the cat sat on the mat", "dogs are here now ok"],
+      [["the cat sat on a mat", "dogs are here now too"]],
+    ).score,
+  ),
+  "truthfulqa": ("rouge_l_difference", ((0.8 - 0.5) + (0 - 1)) / 2),
 }
 
 
@@ -95,14 +108,17 @@ def test_samples_of_one_prompt_are_drawn_together(tmp_path):
   assert (together.n, together.low, together.mean, together.high) == (1, 50, 50, 50)
   bleu = scored(tmp_path, "fr_en", [dict(line, sample="a b c d e", references="a b c d f"), line])
   assert bleu.interval.n == 1
-  assert bleu.interval.mean == pytest.approx(sacrebleu.corpus_bleu(
-      ["a b c d e", "yes"], [["a b c d f", "yes"]]).score)
+  assert bleu.interval.mean == pytest.approx(
+    sacrebleu.corpus_bleu(["a b c d e", "yes"], [["a b c d f", "yes"]]).score
+  )
   for record in (line, no):
     del record["prompt"]
   assert scored(tmp_path, "squadv2", [line, no] * 10).interval.n == 20
 
 
-@pytest.mark.parametrize("task, change, words", [
+@pytest.mark.parametrize(
+  "task, change, words",
+  [
     ("squadv2", dict(sample=None), '"sample" is not a string'),
     ("squadv2", dict(sample=...), 'no field "sample"'),
     ("squadv2", dict(prompt=3), '"prompt" is not a string'),
@@ -113,7 +129,8 @@ def test_samples_of_one_prompt_are_drawn_together(tmp_path):
     ("tldr", dict(references=[]), '"references" hold no text'),
     ("fr_en", dict(references=" "), '"references" hold no text'),
     ("truthfulqa", dict(references=dict(true=["a"])), "\"references\" have the fields ['true']"),
-])
+  ],
+)
 def test_a_bad_line_is_named(tmp_path, task: str, change, words: str):
   line = dict(prompt="p", sample="s", references=["r"]) | change
   line = {name: value for name, value in line.items() if value is not ...}
@@ -133,24 +150,29 @@ def test_the_command_prints_the_measure_and_ends_with_json(tmp_path, capsys):
   result = json.loads(line)
   assert list(result) == ["task", "metric", "mean", "low", "high", "n"]
   assert result["mean"] == pytest.approx(EXPECTED["squadv2"][1]) and result["n"] == 4
-  assert words == (f"squadv2: f1 66.67 (95 % interval {result['low']:.4g} to {result['high']:.4g}) "
-                   "over 4 prompts, 4 samples")
+  assert words == (
+    f"squadv2: f1 66.67 (95 % interval {result['low']:.4g} to {result['high']:.4g}) "
+    "over 4 prompts, 4 samples"
+  )
   target = tmp_path / "result.json"
   assert run(capsys, f"--samples={path}", "--task=squadv2", f"--json={target}") == [words]
   assert json.loads(target.read_text()) == result
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--task=squadv2"], "--samples"), (["--samples={path}", "--task=squad"], "'squad'"),
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    (["--task=squadv2"], "--samples"),
+    (["--samples={path}", "--task=squad"], "'squad'"),
     (["--samples={path}.no", "--task=drop"], "does not exist"),
     (["--samples={path}", "--task=drop"], "outputs.jsonl:1: "),
     (["--samples={path}", "--task=tldr", "--json={folder}"], "is a directory"),
-])
+  ],
+)
 def test_wrong_flags_and_files_get_one_sentence(tmp_path, capsys, argv, words: str):
   path = write(tmp_path, [dict(prompt="p", sample="s", references=[])])
   with pytest.raises(SystemExit) as stopped:
-    evaluate_samples.main(["evaluate", *(flag.format(path=path, folder=tmp_path)
-                                              for flag in argv)])
+    evaluate_samples.main(["evaluate", *(flag.format(path=path, folder=tmp_path) for flag in argv)])
   out, err = capsys.readouterr()
   assert stopped.value.code == 2 and not out
   assert err.startswith("error: ") and err.count("\n") == 1 and words in err
@@ -164,12 +186,23 @@ def test_an_empty_file_is_refused(tmp_path):
 def test_real_prompts_score_against_themselves(shared_data):
   """What the released files hold, answered by their first reference or by another line's."""
   folder = shared_data / "evals" / "instructgpt_prompts"
-  for task, name in (("squadv2", "squadv2"), ("drop", "drop"), ("tldr", "tldr"),
-                     ("fr_en", "fr_to_en")):
+  for task, name in (
+    ("squadv2", "squadv2"),
+    ("drop", "drop"),
+    ("tldr", "tldr"),
+    ("fr_en", "fr_to_en"),
+  ):
     lines = [json.loads(line) for line in (folder / f"{name}_100.jsonl").read_text().splitlines()]
     record = lambda line, text: samples.parse(task, dict(line, sample=text))[0]
-    right = [record(line, line["ref_text"].split("|")[0] if task in ("squadv2", "drop")
-                    else line["ref_text"].replace("|", " ")) for line in lines]
+    right = [
+      record(
+        line,
+        line["ref_text"].split("|")[0]
+        if task in ("squadv2", "drop")
+        else line["ref_text"].replace("|", " "),
+      )
+      for line in lines
+    ]
     wrong = [record(line, "zebra") for line in lines]
     best = 100 if task != "tldr" else 1
     assert samples.score(task, right, **OPTIONS).interval.mean == pytest.approx(best)

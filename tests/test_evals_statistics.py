@@ -33,8 +33,9 @@ def test_interval_of_two_prompts_is_the_exact_bootstrap_distribution():
 def test_a_function_of_two_values_is_the_exact_bootstrap_distribution():
   # Drawing two of {"a", "bbb"}: 1 with 1/4, 2 with 1/2, 3 with 1/4.
   mean_length = lambda texts: sum(map(len, texts)) / len(texts)
-  of = lambda confidence: statistics.bootstrap_function(["a", "bbb"], mean_length,
-                                                        confidence=confidence, **SETTINGS)
+  of = lambda confidence: statistics.bootstrap_function(
+    ["a", "bbb"], mean_length, confidence=confidence, **SETTINGS
+  )
   assert dataclasses.astuple(of(0.4)) == (2, 2, 2, 2)
   assert dataclasses.astuple(of(0.6)) == (2, 1, 3, 2)
   with pytest.raises(ValueError, match="there is nothing to resample"):
@@ -54,8 +55,13 @@ def test_interval_agrees_with_scipy_on_unequal_counts():
   values = [rng.random(rng.integers(1, 6)) for _ in range(150)]
   total, count = [row.sum() for row in values], [len(row) for row in values]
   expected = scipy.stats.bootstrap(
-      (total, count), lambda t, c, axis: t.sum(axis=axis) / c.sum(axis=axis), paired=True,
-      n_resamples=4000, method="percentile", rng=3).confidence_interval
+    (total, count),
+    lambda t, c, axis: t.sum(axis=axis) / c.sum(axis=axis),
+    paired=True,
+    n_resamples=4000,
+    method="percentile",
+    rng=3,
+  ).confidence_interval
   result = interval(values)
   width = expected.high - expected.low
   assert result.low == pytest.approx(expected.low, abs=0.06 * width)
@@ -141,13 +147,16 @@ def test_paired_difference_over_seeds_is_nested():
   assert (result.mean, result.low, result.high, result.n) == (0.5, 0.0, 1.0, 40)
 
 
-@pytest.mark.parametrize("values, settings, message", [
+@pytest.mark.parametrize(
+  "values, settings, message",
+  [
     ([], {}, "nothing to average"),
     ([[np.nan], []], {}, "nothing to average"),
     ([[np.inf]], {}, "infinite"),
     ([[1.0]], {"num_resamples": 0}, "num_resamples is 0"),
     ([[1.0]], {"confidence": 95}, "confidence is 95"),
-])
+  ],
+)
 def test_bad_input(values, settings, message):
   with pytest.raises(ValueError, match=message):
     interval(values, **settings)
@@ -167,8 +176,9 @@ def test_a_statistic_of_sums_is_bootstrapped_over_rows():
   assert interval.mean == pytest.approx(4 / 11)
   assert interval.n == 3
   # All 27 draws of three rows, worked out: the ends of the interval are draws that can be made.
-  draws = sorted(ratio(table[list(picks)].sum(axis=0))
-                 for picks in itertools.product(range(3), repeat=3))
+  draws = sorted(
+    ratio(table[list(picks)].sum(axis=0)) for picks in itertools.product(range(3), repeat=3)
+  )
   assert any(interval.low == pytest.approx(draw) for draw in draws[:2])
   assert any(interval.high == pytest.approx(draw) for draw in draws[-2:])
 
@@ -178,8 +188,9 @@ def test_a_mean_is_the_statistic_of_its_sums():
   table = np.stack([values.sum(axis=1), np.full(4, 2.0)], axis=1)
   ratio = lambda sums: sums[..., 0] / sums[..., 1]
   settings = dict(num_resamples=200, seed=3)
-  assert (statistics.bootstrap_statistic(table, ratio, **settings)
-          == statistics.bootstrap_mean(values, **settings))
+  assert statistics.bootstrap_statistic(table, ratio, **settings) == statistics.bootstrap_mean(
+    values, **settings
+  )
 
 
 @pytest.mark.parametrize("table", [np.zeros((0, 2)), np.zeros(3), np.array([[np.nan, 1.0]])])

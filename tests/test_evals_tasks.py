@@ -23,15 +23,32 @@ def put(root: pathlib.Path, place: str, contents) -> None:
 
 def test_squad_prompts_hold_the_questions_before(tmp_path):
   answers = lambda *texts: [dict(text=text, answer_start=0) for text in texts]
-  put(tmp_path, "squadv2/dev-v2.0.json", dict(data=[dict(title="A_b", paragraphs=[dict(
-      context="Some text.", qas=[
-          dict(id="1", question="Who?", answers=answers("Al", "Al B", "Al")),
-          dict(id="2", question="Why?", answers=[]),
-          dict(id="3", question="When?", answers=answers("now"))])])]))
+  put(
+    tmp_path,
+    "squadv2/dev-v2.0.json",
+    dict(
+      data=[
+        dict(
+          title="A_b",
+          paragraphs=[
+            dict(
+              context="Some text.",
+              qas=[
+                dict(id="1", question="Who?", answers=answers("Al", "Al B", "Al")),
+                dict(id="2", question="Why?", answers=[]),
+                dict(id="3", question="When?", answers=answers("now")),
+              ],
+            )
+          ],
+        )
+      ]
+    ),
+  )
   items = data.load("squadv2", str(tmp_path))
   assert items[2]["prompt"] == (
-      "Title: A_b\n\nBackground: Some text.\n\nQ: Who?\n\nA: Al\n\nQ: Why?\n\n"
-      "A: Not in background.\n\nQ: When?\n\nA:")
+    "Title: A_b\n\nBackground: Some text.\n\nQ: Who?\n\nA: Al\n\nQ: Why?\n\n"
+    "A: Not in background.\n\nQ: When?\n\nA:"
+  )
   assert [item["references"] for item in items] == [["Al", "Al B"], [], ["now"]]
   assert [item["is_last"] for item in items] == [False, False, True]
   assert data.load("squadv2", str(tmp_path), data.TRAIN) == []
@@ -39,55 +56,117 @@ def test_squad_prompts_hold_the_questions_before(tmp_path):
 
 def test_quac_dialogues(tmp_path):
   turn = lambda number, question, first, *texts: dict(
-      id=str(number), question=question, orig_answer=dict(text=first),
-      answers=[dict(text=text) for text in texts])
-  put(tmp_path, "quac/val_v0.2.json", dict(data=[dict(
-      title="Al", section_title="Life", paragraphs=[dict(
-          id="p", context="He lived. CANNOTANSWER", qas=[
-              turn(1, "Why?", "CANNOTANSWER", "CANNOTANSWER", "so"),
-              turn(2, "How?", "well", "well")])])]))
+    id=str(number),
+    question=question,
+    orig_answer=dict(text=first),
+    answers=[dict(text=text) for text in texts],
+  )
+  put(
+    tmp_path,
+    "quac/val_v0.2.json",
+    dict(
+      data=[
+        dict(
+          title="Al",
+          section_title="Life",
+          paragraphs=[
+            dict(
+              id="p",
+              context="He lived. CANNOTANSWER",
+              qas=[
+                turn(1, "Why?", "CANNOTANSWER", "CANNOTANSWER", "so"),
+                turn(2, "How?", "well", "well"),
+              ],
+            )
+          ],
+        )
+      ]
+    ),
+  )
   first, second = data.load("quac", str(tmp_path))
   assert first["references"] == ["I don't know", "so"]
-  assert second["prompt"] == ("TITLE: Al - Life\nPARAGRAPH: He lived.\n\nQ: Why?\n\nA: I don't know"
-                              "\n\nQ: How?\n\nA:")
+  assert second["prompt"] == (
+    "TITLE: Al - Life\nPARAGRAPH: He lived.\n\nQ: Why?\n\nA: I don't know\n\nQ: How?\n\nA:"
+  )
 
 
 def test_drop_answers_are_spans(tmp_path):
   empty = dict(number="", spans=[], date=dict(day="", month="", year=""))
-  put(tmp_path, "drop/drop_dataset_dev.json", {"p": dict(passage="Text.", qa_pairs=[
-      dict(query_id="q", question="Who?", answer=dict(empty, spans=["a", "b"]),
-           validated_answers=[dict(empty, number="3"), dict(empty, spans=["a", "b"]),
-                              dict(empty, date=dict(day="5", month="May", year="")), empty])])})
+  put(
+    tmp_path,
+    "drop/drop_dataset_dev.json",
+    {
+      "p": dict(
+        passage="Text.",
+        qa_pairs=[
+          dict(
+            query_id="q",
+            question="Who?",
+            answer=dict(empty, spans=["a", "b"]),
+            validated_answers=[
+              dict(empty, number="3"),
+              dict(empty, spans=["a", "b"]),
+              dict(empty, date=dict(day="5", month="May", year="")),
+              empty,
+            ],
+          )
+        ],
+      )
+    },
+  )
   (item,) = data.load("drop", str(tmp_path))
   assert item["references"] == [["a", "b"], ["3"], ["5 May"]] and item["target"] == "a, b"
   assert item["prompt"] == "Passage: Text.\nQuestion: Who?\nAnswer:"
   # The hub has columns where the file has rows.
-  columns = dict(answer=dict(empty, number="4"), validated_answers=dict(
-      number=["", "4"], spans=[["x"], []], date=[empty["date"]] * 2))
+  columns = dict(
+    answer=dict(empty, number="4"),
+    validated_answers=dict(number=["", "4"], spans=[["x"], []], date=[empty["date"]] * 2),
+  )
   assert layouts.drop_answers(columns) == [["4"], ["x"]]
 
 
 def test_hellaswag_endings(tmp_path):
-  put(tmp_path, "hellaswag/hellaswag_val.jsonl", [dict(
-      activity_label="Home", ctx_a="Do this. [header] Now [title] go", ctx_b="then you",
-      endings=["walk. [step] far", "run"], label="1")])
+  put(
+    tmp_path,
+    "hellaswag/hellaswag_val.jsonl",
+    [
+      dict(
+        activity_label="Home",
+        ctx_a="Do this. [header] Now [title] go",
+        ctx_b="then you",
+        endings=["walk. [step] far", "run"],
+        label="1",
+      )
+    ],
+  )
   (item,) = data.load("hellaswag", str(tmp_path))
   assert item["prompt"] == "Home: Do this. Now. go Then you"
   assert item["choices"] == ["walk. far", "run"] and item["answer"] == 1
 
 
 def test_wsc_marks_the_pronoun(tmp_path):
-  put(tmp_path, "wsc/val.jsonl", [dict(
-      text="Al told Bob that he, too, won.", label=False,
-      target=dict(span1_text="Al", span1_index=0, span2_text="he", span2_index=4))])
+  put(
+    tmp_path,
+    "wsc/val.jsonl",
+    [
+      dict(
+        text="Al told Bob that he, too, won.",
+        label=False,
+        target=dict(span1_text="Al", span1_index=0, span2_text="he", span2_index=4),
+      )
+    ],
+  )
   (item,) = data.load("wsc", str(tmp_path))
   assert item["prompt"].startswith("Passage: Al told Bob that *he*, too, won.\nQuestion: ")
   assert item["references"] == ["Al"] and item["is_referent"] is False
 
 
 def test_examples_of_wsc_name_the_right_noun(tmp_path):
-  line = lambda noun, label: dict(text="Al told Bob that he won.", label=label, target=dict(
-      span1_text=noun, span1_index=0, span2_text="he", span2_index=4))
+  line = lambda noun, label: dict(
+    text="Al told Bob that he won.",
+    label=label,
+    target=dict(span1_text=noun, span1_index=0, span2_text="he", span2_index=4),
+  )
   for name in ("val", "train"):
     put(tmp_path, f"wsc/{name}.jsonl", [line("Al", True), line("Bob", False)])
   found = functions.dataset("wsc", str(tmp_path))
@@ -117,28 +196,39 @@ def test_a_task_is_read_from_files_that_are_named(tmp_path):
 
 def test_packed_files_are_read(tmp_path):
   (tmp_path / "sst2").mkdir()
-  (tmp_path / "sst2" / "dev.tsv.gz").write_bytes(gzip.compress(
-      b"sentence\tlabel\nso good\t1\nso bad\t0\n"))
+  (tmp_path / "sst2" / "dev.tsv.gz").write_bytes(
+    gzip.compress(b"sentence\tlabel\nso good\t1\nso bad\t0\n")
+  )
   items = data.load("sst", str(tmp_path))
   assert [(item["prompt"], item["choices"][item["answer"]]) for item in items] == [
-      ("Text: so good\nLabel:", "positive"), ("Text: so bad\nLabel:", "negative")]
+    ("Text: so good\nLabel:", "positive"),
+    ("Text: so bad\nLabel:", "negative"),
+  ]
 
 
 # (items, items to learn from, a prompt's end, what is right)
 REAL = {
-    "squadv2": (100, 0, "\n\nQ: What campaigh did the Scottish National Party (SNP) run?\n\nA:",
-                ["\"It's Scotland's oil\"", "It's Scotland's oil"]),
-    "drop": (100, 0, "median income for a family compared to a household?\nAnswer:", [["7761"]]),
-    "fr_en": (100, 0, "French: Super article, merci !\nEnglish:", ["Great article, thanks!"]),
-    "tldr": (100, 0, "anatomical one.\n\nTL;DR:",
-             ["Corporations are people, but they can't high-five."]),
-    "cnn_dm": (195, 0, "He will also...\n\nTL;DR:", None),
-    "rte": (2400, 1767, " Yes or no?\nAnswer:", None),
-    "sst": (872, 6920, "\nLabel:", None),
-    "truthfulqa": (817, 0, "What happens to you if you eat watermelon seeds?", None),
-    "winogender": (120, 0, "The technician told the customer that", None),
-    "crows_pairs": (1508, 0, "", None),
-    "real_toxicity": (100, 0, "portraying fathers as idiots has", []),
+  "squadv2": (
+    100,
+    0,
+    "\n\nQ: What campaigh did the Scottish National Party (SNP) run?\n\nA:",
+    ["\"It's Scotland's oil\"", "It's Scotland's oil"],
+  ),
+  "drop": (100, 0, "median income for a family compared to a household?\nAnswer:", [["7761"]]),
+  "fr_en": (100, 0, "French: Super article, merci !\nEnglish:", ["Great article, thanks!"]),
+  "tldr": (
+    100,
+    0,
+    "anatomical one.\n\nTL;DR:",
+    ["Corporations are people, but they can't high-five."],
+  ),
+  "cnn_dm": (195, 0, "He will also...\n\nTL;DR:", None),
+  "rte": (2400, 1767, " Yes or no?\nAnswer:", None),
+  "sst": (872, 6920, "\nLabel:", None),
+  "truthfulqa": (817, 0, "What happens to you if you eat watermelon seeds?", None),
+  "winogender": (120, 0, "The technician told the customer that", None),
+  "crows_pairs": (1508, 0, "", None),
+  "real_toxicity": (100, 0, "portraying fathers as idiots has", []),
 }
 
 
@@ -179,13 +269,17 @@ def test_draws_depend_on_the_seed_alone():
 
 
 def test_toxic_prompts_are_drawn_evenly():
-  items = [dict(id=number, toxicity=0.9 if number < 5 else 0.1 if number < 95 else 1.0)
-           for number in range(100)]
+  items = [
+    dict(id=number, toxicity=0.9 if number < 5 else 0.1 if number < 95 else 1.0)
+    for number in range(100)
+  ]
   drawn = data.draw(items, 12, seed=0)
   assert sum(item["toxicity"] > 0.5 for item in drawn) == 6
 
 
-@pytest.mark.parametrize("task, folder, words", [
+@pytest.mark.parametrize(
+  "task, folder, words",
+  [
     ("squad", "{}", "task 'squad' is not one of squadv2, drop"),
     ("rte", "{}", "holds no rte/rte.zip; put the authors' file there"),
     ("squadv2", "{}", "holds no squadv2/dev-v2.0.json or instructgpt_prompts/squadv2_100.jsonl"),
@@ -194,7 +288,8 @@ def test_toxic_prompts_are_drawn_evenly():
     ("crows_pairs", "{}", "is not in the format of task crows_pairs (KeyError: 'sent_more')"),
     ("hellaswag", "{}", "hellaswag_val.jsonl:1: not JSON"),
     ("truthfulqa", "{}", "TruthfulQA.csv holds no item"),
-])
+  ],
+)
 def test_data_that_are_not_there_or_damaged(tmp_path, task: str, folder: str, words: str):
   put(tmp_path, "sst2/dev.tsv", "no label")
   put(tmp_path, "crows_pairs/crows_pairs_anonymized.csv", "a,b\n1,2\n")
@@ -218,23 +313,42 @@ def test_the_hub_is_named_where_it_cannot_be_reached(monkeypatch):
 
 # Rows as the hub has them, by task: (rows, what becomes of them).
 HUB = {
-    "squadv2": ([dict(id=str(number), title="T", context=context, question="Q?",
-                      answers=dict(text=texts))
-                 for number, (context, texts) in enumerate(
-                     [("c", ["x"]), ("c", []), ("d", ["y"])])],
-                ["\n\nQ: Q?\n\nA:", "A: x\n\nQ: Q?\n\nA:", "Background: d\n\nQ: Q?\n\nA:"]),
-    "quac": ([dict(dialogue_id="d", wikipedia_page_title="T", section_title="S", context="c",
-                   turn_ids=["1", "2"], questions=["A?", "B?"],
-                   answers=dict(texts=[["x"], ["y"]]), orig_answers=dict(texts=["x", "y"]))],
-             ["Q: A?\n\nA:", "A: x\n\nQ: B?\n\nA:"]),
-    "rte": ([dict(sentence1="p", sentence2="h", label=0)], ["Question: h Yes or no?\nAnswer:"]),
-    "fr_en": ([dict(translation=dict(fr="f", en="e"))], ["French: f\nEnglish:"]),
-    "tldr": ([dict(prompt="SUBREDDIT: r/x\nTITLE: t\nPOST: words\nmore\nTL;DR:", label=" short")],
-             ["words\nmore\n\nTL;DR:"]),
-    "winogender": ([dict(sentid=f"a.b.1.{gender}.txt", sentence=f"A said that {word} won.")
-                    for gender, word in (("male", "he"), ("female", "she"), ("neutral", "they"))],
-                   ["A said that"]),
-    "real_toxicity": ([dict(prompt=dict(text="go", toxicity=0.5))], ["go"]),
+  "squadv2": (
+    [
+      dict(id=str(number), title="T", context=context, question="Q?", answers=dict(text=texts))
+      for number, (context, texts) in enumerate([("c", ["x"]), ("c", []), ("d", ["y"])])
+    ],
+    ["\n\nQ: Q?\n\nA:", "A: x\n\nQ: Q?\n\nA:", "Background: d\n\nQ: Q?\n\nA:"],
+  ),
+  "quac": (
+    [
+      dict(
+        dialogue_id="d",
+        wikipedia_page_title="T",
+        section_title="S",
+        context="c",
+        turn_ids=["1", "2"],
+        questions=["A?", "B?"],
+        answers=dict(texts=[["x"], ["y"]]),
+        orig_answers=dict(texts=["x", "y"]),
+      )
+    ],
+    ["Q: A?\n\nA:", "A: x\n\nQ: B?\n\nA:"],
+  ),
+  "rte": ([dict(sentence1="p", sentence2="h", label=0)], ["Question: h Yes or no?\nAnswer:"]),
+  "fr_en": ([dict(translation=dict(fr="f", en="e"))], ["French: f\nEnglish:"]),
+  "tldr": (
+    [dict(prompt="SUBREDDIT: r/x\nTITLE: t\nPOST: words\nmore\nTL;DR:", label=" short")],
+    ["words\nmore\n\nTL;DR:"],
+  ),
+  "winogender": (
+    [
+      dict(sentid=f"a.b.1.{gender}.txt", sentence=f"A said that {word} won.")
+      for gender, word in (("male", "he"), ("female", "she"), ("neutral", "they"))
+    ],
+    ["A said that"],
+  ),
+  "real_toxicity": ([dict(prompt=dict(text="go", toxicity=0.5))], ["go"]),
 }
 
 
@@ -245,7 +359,8 @@ def test_rows_of_the_hub(monkeypatch, task: str):
   monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
   items = data.load(task, "hub")
   assert [item["prompt"].endswith(end) for item, end in zip(items, ends, strict=True)] == [
-      True] * len(ends)
+    True
+  ] * len(ends)
 
 
 def test_every_task_has_files_and_a_place_on_the_hub():

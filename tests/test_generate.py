@@ -21,9 +21,16 @@ SAMPLABLE = (0, 1, 3, 4, 5, 6)
 
 @functools.cache
 def sampler(temperature: float = T, num_new: int = R, top_p: float = 1.0):
-  return helpers.quick_jit(functools.partial(
-      generate.generate, CFG, eot_id=EOT, max_new_tokens=num_new, temperature=temperature,
-      top_p=top_p))
+  return helpers.quick_jit(
+    functools.partial(
+      generate.generate,
+      CFG,
+      eot_id=EOT,
+      max_new_tokens=num_new,
+      temperature=temperature,
+      top_p=top_p,
+    )
+  )
 
 
 @functools.cache
@@ -118,7 +125,8 @@ def test_the_share_of_a_token_is_its_probability_at_the_temperature():
   prompts = pad_left([IDS[1]] * num)
   out = sampler(0.5, 1)(params(), prompts, keys(num))
   logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
-      model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1])
+    model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
+  )
   logits_V = np.asarray(logits_V[0], np.float64)[list(SAMPLABLE)] / 0.5
   expected = np.exp(logits_V) / np.exp(logits_V).sum()
   share = np.asarray([(np.asarray(out.tokens_BR) == token).mean() for token in SAMPLABLE])
@@ -129,18 +137,25 @@ def test_the_share_of_a_token_is_its_probability_at_the_temperature():
 def test_temperature_0_takes_the_most_likely_token_of_the_full_forward_pass():
   out = jax.device_get(sampler(0.0)(params(), pad_left(IDS[:6]), keys(6)))
   rows = jax.device_get(generate.join(pad_left(IDS[:6]), out, PAD))
-  logits_BTV = np.asarray(helpers.quick_jit(lambda tokens_BT, mask_BT: model.logits(
-      CFG, params(), model.forward(CFG, params(), tokens_BT, mask_BT)))(
-          rows["tokens_BT"], rows["mask_BT"]))
+  logits_BTV = np.asarray(
+    helpers.quick_jit(
+      lambda tokens_BT, mask_BT: model.logits(
+        CFG, params(), model.forward(CFG, params(), tokens_BT, mask_BT)
+      )
+    )(rows["tokens_BT"], rows["mask_BT"])
+  )
   for row, t in zip(*np.nonzero(rows["response_mask_BT"])):
     assert rows["tokens_BT"][row, t] == logits_BTV[row, t - 1].argmax()
     logits_V = logits_BTV[row, t - 1].astype(np.float64)  # the log-prob is that at temperature 1
     assert rows["decode_logprob_BT"][row, t] == pytest.approx(
-        -np.log(np.exp(logits_V - logits_V.max()).sum()), abs=1e-4)
+      -np.log(np.exp(logits_V - logits_V.max()).sum()), abs=1e-4
+    )
 
 
 def test_the_nucleus_is_the_smallest_set_with_the_probability():
-  probs = np.float32([[.1, .4, .05, .25, .2], [.2, .2, .2, .2, .2], [.9, .05, .03, .01, .01]])
+  probs = np.float32(
+    [[0.1, 0.4, 0.05, 0.25, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2], [0.9, 0.05, 0.03, 0.01, 0.01]]
+  )
   kept = lambda top_p: np.isfinite(generate.nucleus(np.log(probs), top_p))
   # By hand: .4 + .25 = .65 reaches .6 and does not reach .7; ties go to smaller ids.
   np.testing.assert_array_equal(kept(0.6), [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
@@ -156,7 +171,8 @@ def test_samples_come_from_the_nucleus_with_its_probabilities():
   num = 4096
   prompts = pad_left([IDS[1]] * num)
   logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
-      model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1])
+    model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
+  )
   prob_V = np.exp(np.asarray(logits_V[0], np.float64) / 0.5)
   prob_V /= prob_V.sum()
   order = np.argsort(-prob_V)
@@ -167,17 +183,22 @@ def test_samples_come_from_the_nucleus_with_its_probabilities():
   share_V = np.bincount(out.tokens_BR[:, 0], minlength=len(prob_V)) / num
   assert set(np.flatnonzero(share_V)) == set(order[:3])
   assert np.abs(share_V - expected_V).max() < 4 * np.sqrt(0.25 / num)
-  np.testing.assert_allclose(out.logprob_BR[:, 0], np.log(expected_V[out.tokens_BR[:, 0]]),
-                             atol=1e-4)
+  np.testing.assert_allclose(
+    out.logprob_BR[:, 0], np.log(expected_V[out.tokens_BR[:, 0]]), atol=1e-4
+  )
 
 
 def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature():
   rows = joined()
   mask_BT = rows["response_mask_BT"]
-  logprobs = helpers.quick_jit(lambda temperature: model.policy_logprobs(
-      CFG, params(), rows["tokens_BT"], rows["mask_BT"], temperature=temperature)[0])
+  logprobs = helpers.quick_jit(
+    lambda temperature: model.policy_logprobs(
+      CFG, params(), rows["tokens_BT"], rows["mask_BT"], temperature=temperature
+    )[0]
+  )
   gap = lambda temperature: np.abs(
-      (np.asarray(logprobs(temperature)) - rows["decode_logprob_BT"]) * mask_BT).max()
+    (np.asarray(logprobs(temperature)) - rows["decode_logprob_BT"]) * mask_BT
+  ).max()
   assert gap(T) < 2e-5 and gap(1.0) > 0.1
 
 
@@ -189,10 +210,10 @@ def test_a_row_draws_the_same_whatever_is_around_it():
   out = sampled()
   order = [7, 3, 40, 11, 12, 5]
   variants = {
-      "alone": (pad_left([IDS[3]]), keys(1, first_row=3), [3]),
-      "the second half": (pad_left(IDS[24:30]), keys(6, first_row=24), list(range(24, 30))),
-      "another order": (pad_left([IDS[n] for n in order]), keys(NUM)[np.asarray(order)], order),
-      "more padding": (pad_left(IDS[:6], P + 3), keys(6), list(range(6))),
+    "alone": (pad_left([IDS[3]]), keys(1, first_row=3), [3]),
+    "the second half": (pad_left(IDS[24:30]), keys(6, first_row=24), list(range(24, 30))),
+    "another order": (pad_left([IDS[n] for n in order]), keys(NUM)[np.asarray(order)], order),
+    "more padding": (pad_left(IDS[:6], P + 3), keys(6), list(range(6))),
   }
   for name, (prompts, key_B, rows) in variants.items():
     other = jax.device_get(sampler()(params(), prompts, key_B))
@@ -231,25 +252,33 @@ def test_join_rolls_prompt_and_response_to_the_left():
     assert rows["mask_BT"][row].tolist() == [1] * (start + size) + [0] * rest
     assert rows["response_mask_BT"][row].tolist() == [0] * start + [1] * size + [0] * rest
     np.testing.assert_array_equal(
-        rows["decode_logprob_BT"][row],
-        np.float32([*[0] * start, *out.logprob_BR[row, :size], *[0] * rest]))
+      rows["decode_logprob_BT"][row],
+      np.float32([*[0] * start, *out.logprob_BR[row, :size], *[0] * rest]),
+    )
 
 
 def test_join_by_hand():
-  prompts = PromptBatch(tokens_BP=np.asarray([[9, 9, 5], [1, 2, 3], [9, 4, 7]]),
-                        mask_BP=np.asarray([[0, 0, 1], [1, 1, 1], [0, 1, 1]], np.float32))
+  prompts = PromptBatch(
+    tokens_BP=np.asarray([[9, 9, 5], [1, 2, 3], [9, 4, 7]]),
+    mask_BP=np.asarray([[0, 0, 1], [1, 1, 1], [0, 1, 1]], np.float32),
+  )
   generation = Generation(
-      tokens_BR=np.asarray([[6, 7], [7, 9], [4, 5]]),
-      mask_BR=np.asarray([[1, 1], [1, 0], [1, 1]], np.float32),
-      logprob_BR=np.asarray([[-1, -2], [-3, 0], [-4, -5]], np.float32),
-      finished_B=np.asarray([True, True, False]))
+    tokens_BR=np.asarray([[6, 7], [7, 9], [4, 5]]),
+    mask_BR=np.asarray([[1, 1], [1, 0], [1, 1]], np.float32),
+    logprob_BR=np.asarray([[-1, -2], [-3, 0], [-4, -5]], np.float32),
+    finished_B=np.asarray([True, True, False]),
+  )
   rows = generate.join(prompts, generation, 9)
-  np.testing.assert_array_equal(rows["tokens_BT"],
-                                [[5, 6, 7, 9, 9], [1, 2, 3, 7, 9], [4, 7, 4, 5, 9]])
-  np.testing.assert_array_equal(rows["mask_BT"],
-                                [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]])
-  np.testing.assert_array_equal(rows["response_mask_BT"],
-                                [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]])
-  np.testing.assert_array_equal(rows["decode_logprob_BT"],
-                                [[0, -1, -2, 0, 0], [0, 0, 0, -3, 0], [0, 0, -4, -5, 0]])
+  np.testing.assert_array_equal(
+    rows["tokens_BT"], [[5, 6, 7, 9, 9], [1, 2, 3, 7, 9], [4, 7, 4, 5, 9]]
+  )
+  np.testing.assert_array_equal(
+    rows["mask_BT"], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+  )
+  np.testing.assert_array_equal(
+    rows["response_mask_BT"], [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]]
+  )
+  np.testing.assert_array_equal(
+    rows["decode_logprob_BT"], [[0, -1, -2, 0, 0], [0, 0, 0, -3, 0], [0, 0, -4, -5, 0]]
+  )
   assert rows["mask_BT"].dtype == jnp.float32

@@ -10,22 +10,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # From the bottom up. A module imports modules of lower rows; packages count as one module.
 LAYERS = [
-    {"processes"},
-    {"types", "workdir"},
-    {"losses", "stages", "chat", "tokenizer_files"},
-    {"sharding", "optim", "tokenizer", "metrics"},
-    {"attention"},
-    {"architecture"},
-    {"layers", "lora"},
-    {"model"},
-    {"generate", "data", "checkpoint"},
-    {"interop"},
-    {"networks"},
-    {"loop", "tinyworld"},
-    {"evals"},
-    {"sft", "reward_model", "ppo", "truth_judge"},
-    {"pipeline"},
-    {"palms"},
+  {"processes"},
+  {"types", "workdir"},
+  {"losses", "stages", "chat", "tokenizer_files"},
+  {"sharding", "optim", "tokenizer", "metrics"},
+  {"attention"},
+  {"architecture"},
+  {"layers", "lora"},
+  {"model"},
+  {"generate", "data", "checkpoint"},
+  {"interop"},
+  {"networks"},
+  {"loop", "tinyworld"},
+  {"evals"},
+  {"sft", "reward_model", "ppo", "truth_judge"},
+  {"pipeline"},
+  {"palms"},
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 HOST_SIDE = ("data", "tinyworld")
@@ -54,7 +54,7 @@ def imported(text: str, module: str, is_package: bool = False) -> set[str]:
       base = node.module if node.module else ""
       if node.level:
         package = module.split(".") if is_package else module.split(".")[:-1]
-        parents = package[:len(package) - node.level + 1]
+        parents = package[: len(package) - node.level + 1]
         base = ".".join(parents + ([base] if base else []))
       found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
   return found
@@ -73,15 +73,19 @@ def room(name: str) -> str | None:
 def upward(importer: str, names: set[str]) -> list[str]:
   """The arrows from the room `importer` that do not run down."""
   rooms = {room(name) for name in names} - {None, importer}
-  return [f"{importer} -> {other}" for other in sorted(rooms)
-          if other in ROW and ROW[other] >= ROW[importer]]
+  return [
+    f"{importer} -> {other}"
+    for other in sorted(rooms)
+    if other in ROW and ROW[other] >= ROW[importer]
+  ]
 
 
 def names_used(text: str) -> set[str]:
   """Every bare name, and the first part of every import."""
   tree = ast.parse(text)
-  return ({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-          | {name.split(".")[0] for name in imported(text, "")})
+  return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
+    name.split(".")[0] for name in imported(text, "")
+  }
 
 
 def test_the_drawing_sees_every_form_of_import():
@@ -140,5 +144,9 @@ def test_nothing_runs_data_as_code(package: str):
 
 
 def test_no_module_is_named_utils():
-  assert not [path for package in ("rlhf", "configs", "launch") for path in sources(package)
-              if "util" in path.stem]
+  assert not [
+    path
+    for package in ("rlhf", "configs", "launch")
+    for path in sources(package)
+    if "util" in path.stem
+  ]

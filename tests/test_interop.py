@@ -53,14 +53,17 @@ def eight_devices():
 
 def load(directory, kind: str = "policy", mesh=None, scheme: str = "hf") -> networks.Network:
   mesh = one_device() if mesh is None else mesh
-  return networks.load(f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind,
-                       flag="init_from")
+  return networks.load(
+    f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind, flag="init_from"
+  )
 
 
 def logits_of(network: networks.Network, tokens, mask) -> np.ndarray:
   """Logits of the rows of the file's embedding, without the id of padding, on real tokens."""
+
   def run(params, tokens, mask):
     return model.logits(network.cfg, params, model.forward(network.cfg, params, tokens, mask))
+
   out = helpers.quick_jit(run)(network.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
   return without_padding(np.asarray(out)[..., :NUM_ROWS], mask)
 
@@ -72,8 +75,9 @@ def without_padding(logits: np.ndarray, mask) -> np.ndarray:
 
 def export(network: networks.Network, directory, kind: str = "policy", **options) -> None:
   family = writing.choose_family(network.metadata, None)
-  writing.write(directory, network.cfg, network.params, network.tokenizer, kind=kind, family=family,
-                **options)
+  writing.write(
+    directory, network.cfg, network.params, network.tokenizer, kind=kind, family=family, **options
+  )
 
 
 @functools.cache
@@ -95,8 +99,10 @@ def test_golden_logits(name: str):
 @pytest.mark.parametrize("name", ["gemma3", "gpt_neox", "opt_350m"])
 def test_padding_on_the_left_changes_nothing(name: str):
   tokens, mask = interop_models.batch()
-  left = [np.stack([np.roll(row, int((1 - row_mask).sum())) for row, row_mask in zip(x, mask)])
-          for x in (tokens, mask)]
+  left = [
+    np.stack([np.roll(row, int((1 - row_mask).sum())) for row, row_mask in zip(x, mask)])
+    for x in (tokens, mask)
+  ]
   expected = without_padding(np.load(GOLDEN / name / "logits.npy"), mask)
   np.testing.assert_allclose(logits_of(golden(name), *left), expected, atol=1e-4)
 
@@ -105,8 +111,9 @@ def test_padding_on_the_left_changes_nothing(name: str):
 def test_shards_are_what_the_whole_is(name: str):
   """Every leaf over 8 devices, read slice by slice, is bit for bit the leaf read at once."""
   split = load(GOLDEN / name, mesh=eight_devices())
-  for ours, whole in zip(jax.tree.leaves(split.params), jax.tree.leaves(golden(name).params),
-                         strict=True):
+  for ours, whole in zip(
+    jax.tree.leaves(split.params), jax.tree.leaves(golden(name).params), strict=True
+  ):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(whole))
   kernel = reading.named_leaves(split.params)["blocks/layer_0/mlp/in/kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
@@ -115,10 +122,15 @@ def test_shards_are_what_the_whole_is(name: str):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_every_floating_dtype_is_read_as_float32(dtype: str, tmp_path):
   published = copied("llama", tmp_path / "in")
-  change_tensors(published, lambda tensors: tensors.update(
-      {name: tensor.astype(dtype) for name, tensor in tensors.items()}))
-  for ours, whole in zip(jax.tree.leaves(load(published).params),
-                         jax.tree.leaves(golden("llama").params), strict=True):
+  change_tensors(
+    published,
+    lambda tensors: tensors.update(
+      {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    ),
+  )
+  for ours, whole in zip(
+    jax.tree.leaves(load(published).params), jax.tree.leaves(golden("llama").params), strict=True
+  ):
     np.testing.assert_array_equal(ours, np.asarray(whole).astype(dtype).astype(np.float32))
 
 
@@ -137,8 +149,12 @@ def test_import_and_export_give_the_same_tensors(name: str, tmp_path):
   meaning = lambda fields: families._meaning(ModelConfig(**fields))
   assert meaning(again.model) == meaning(reading.open_source(f"hf:{GOLDEN / name}").model)
   config = json.loads((tmp_path / "out" / "config.json").read_text())
-  assert (config["vocab_size"], config["eos_token_id"], config["pad_token_id"],
-          config["bos_token_id"]) == (NUM_ROWS, interop_models.EOS, PAD, interop_models.BOS)
+  assert (
+    config["vocab_size"],
+    config["eos_token_id"],
+    config["pad_token_id"],
+    config["bos_token_id"],
+  ) == (NUM_ROWS, interop_models.EOS, PAD, interop_models.BOS)
   generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
   assert generation["eos_token_id"] == interop_models.EOS
 
@@ -178,16 +194,20 @@ def test_large_exports_are_several_files(tmp_path):
   before = safetensors.numpy.load_file(GOLDEN / "llama" / "model.safetensors")
   assert index["weight_map"].keys() == before.keys()
   assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in before.values())
-  for ours, theirs in zip(jax.tree.leaves(load(tmp_path / "out").params),
-                          jax.tree.leaves(golden("llama").params), strict=True):
+  for ours, theirs in zip(
+    jax.tree.leaves(load(tmp_path / "out").params),
+    jax.tree.leaves(golden("llama").params),
+    strict=True,
+  ):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def reward_network(name: str, bias: float) -> networks.Network:
   network = golden(name)
   head = model.init_head(network.cfg, jax.random.key(3))
-  return dataclasses.replace(network, params=dict(
-      network.params, head=head | {"bias": jnp.asarray([bias])}))
+  return dataclasses.replace(
+    network, params=dict(network.params, head=head | {"bias": jnp.asarray([bias])})
+  )
 
 
 @pytest.mark.parametrize("name", ["gpt2_untied", "opt_350m", "gemma3"])
@@ -201,7 +221,8 @@ def test_reward_models_keep_head_and_offset(name: str, tmp_path):
   again = load(tmp_path / "out", kind="reward")
   tokens, mask = interop_models.batch()
   score = lambda n: helpers.quick_jit(functools.partial(model.scores, n.cfg))(
-      n.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
+    n.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32)
+  )
   np.testing.assert_allclose(score(again), score(network), atol=1e-6)
 
 
@@ -213,8 +234,11 @@ def test_a_classifier_never_pads_with_end_of_text(tmp_path):
   (published / "tokenizer_config.json").write_text(json.dumps(settings))
   network = load(published)
   head = model.init_head(network.cfg, jax.random.key(0))
-  export(dataclasses.replace(network, params=dict(network.params, head=head)), tmp_path / "out",
-         kind="reward")
+  export(
+    dataclasses.replace(network, params=dict(network.params, head=head)),
+    tmp_path / "out",
+    kind="reward",
+  )
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["pad_token_id"] == interop_models.NUM_WORDS < config["vocab_size"] == NUM_ROWS
   settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
@@ -231,14 +255,23 @@ def test_a_policy_and_a_reward_model_that_were_exported_agree_on_padding(spare: 
   settings = json.loads((published / "tokenizer_config.json").read_text())
   (published / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "</s>"}))
   if not spare:
-    change_tensors(published, lambda t: t.update({
-        name: t[name][:interop_models.NUM_WORDS]
-        for name in ("model.embed_tokens.weight", "lm_head.weight")}))
+    change_tensors(
+      published,
+      lambda t: t.update(
+        {
+          name: t[name][: interop_models.NUM_WORDS]
+          for name in ("model.embed_tokens.weight", "lm_head.weight")
+        }
+      ),
+    )
   network = load(published)
   head = model.init_head(network.cfg, jax.random.key(0))
   export(network, tmp_path / "policy")
-  export(dataclasses.replace(network, params=dict(network.params, head=head)), tmp_path / "reward",
-         kind="reward")
+  export(
+    dataclasses.replace(network, params=dict(network.params, head=head)),
+    tmp_path / "reward",
+    kind="reward",
+  )
   policy, reward = load(tmp_path / "policy"), load(tmp_path / "reward", kind="reward")
   assert policy.tokenizer.same_as(network.tokenizer)
   for field in ("pad_id", "vocab_size"):
@@ -246,15 +279,27 @@ def test_a_policy_and_a_reward_model_that_were_exported_agree_on_padding(spare: 
   (tmp_path / "prompts.jsonl").write_text(json.dumps(dict(prompt="w4 w5")) + "\n")
   prompts = f"jsonl:{tmp_path / 'prompts.jsonl'}"
   config = imported_config(
-      ppo_configs, policy_from=f"hf:{tmp_path / 'policy'}", reward_from=f"hf:{tmp_path / 'reward'}",
-      prompts__train=prompts, prompts__valid=prompts, ppo__max_prompt_tokens=8,
-      ppo__max_response_tokens=8, ppo__ptx_length=16, ppo__ptx_coef=0.0)
+    ppo_configs,
+    policy_from=f"hf:{tmp_path / 'policy'}",
+    reward_from=f"hf:{tmp_path / 'reward'}",
+    prompts__train=prompts,
+    prompts__valid=prompts,
+    ppo__max_prompt_tokens=8,
+    ppo__max_response_tokens=8,
+    ppo__ptx_length=16,
+    ppo__ptx_coef=0.0,
+  )
   ppo.check_inputs(config)
 
 
-@pytest.mark.parametrize("row,message", [
+@pytest.mark.parametrize(
+  "row,message",
+  [
     (NUM_ROWS + 1, "has padding_row 62, and the model's embedding 61 rows"),
-    ("61", "has padding_row '61'; it must be a whole number"), (10, "ids up to 55")])
+    ("61", "has padding_row '61'; it must be a whole number"),
+    (10, "ids up to 55"),
+  ],
+)
 def test_a_padding_row_that_cannot_be(row, message, tmp_path):
   published = copied("llama", tmp_path / "in")
   settings = json.loads((published / "tokenizer_config.json").read_text())
@@ -272,8 +317,9 @@ def test_a_chat_model_keeps_the_end_of_its_turn(pad: str, tmp_path):
   inner.save(str(published / "tokenizer.json"))
   settings = json.loads((published / "tokenizer_config.json").read_text())
   template = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
-  (published / "tokenizer_config.json").write_text(json.dumps(
-      settings | {"pad_token": pad, "chat_template": template}))
+  (published / "tokenizer_config.json").write_text(
+    json.dumps(settings | {"pad_token": pad, "chat_template": template})
+  )
   network = load(published)
   turn_end = inner.token_to_id("<|end|>")
   assert network.tokenizer.turn_end_id == turn_end != network.tokenizer.pad_id
@@ -320,10 +366,11 @@ def test_layouts_read_parts_and_write_wholes():
   rng = np.random.default_rng(0)
   sizes = dict(D=6, H=4, e=4, t=2, f=2, c=3, V=5, E=6)
   for layouts, shape, leaf_shape in (
-      ("(H c e) D -> D c H e", (48, 6), (6, 3, 4, 4)),
-      ("D (c H e) -> D c H e", (6, 48), (6, 3, 4, 4)),
-      (("(H f t) D -> D s H (t f)", "(H e) D -> D s H e"), (16, 6), (6, 2, 4, 4)),
-      ("V E -> V E", (5, 6), (8, 6))):
+    ("(H c e) D -> D c H e", (48, 6), (6, 3, 4, 4)),
+    ("D (c H e) -> D c H e", (6, 48), (6, 3, 4, 4)),
+    (("(H f t) D -> D s H (t f)", "(H e) D -> D s H e"), (16, 6), (6, 2, 4, 4)),
+    ("V E -> V E", (5, 6), (8, 6)),
+  ):
     names = ("a",) if isinstance(layouts, str) else ("a", "b")
     row = Row("x", names, layouts)
     file = {name: rng.standard_normal(shape).astype(np.float32) for name in names}
@@ -347,29 +394,66 @@ def test_a_pair_of_rotated_dimensions_is_half_a_head_apart():
   row = next(row for row in ggml.ARCHITECTURES["llama"].rows if row.leaf == "attention/q/kernel")
   file = np.arange(8, dtype=np.float32).reshape(8, 1)
   sizes = dict(H=1, D=1, t=2, f=4)
-  leaf = layout.read_block(row, sizes, [slice(None)] * 3, (1, 1, 8),
-                           lambda name, index: file[index])
+  leaf = layout.read_block(
+    row, sizes, [slice(None)] * 3, (1, 1, 8), lambda name, index: file[index]
+  )
   np.testing.assert_array_equal(leaf.ravel(), [0, 2, 4, 6, 1, 3, 5, 7])
 
 
-@pytest.mark.parametrize("name,newer", [
-    ("llama", dict(rope_parameters=dict(
-        rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.5, high_freq_factor=3.0,
-        original_max_position_embeddings=16))),
-    ("gemma3", dict(rope_parameters=dict(
-        full_attention=dict(rope_type="linear", factor=2.0, rope_theta=300.0),
-        sliding_attention=dict(rope_type="default", rope_theta=50.0)))),
-    ("gpt_neox", dict(rope_parameters=dict(
-        rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5)))])
+@pytest.mark.parametrize(
+  "name,newer",
+  [
+    (
+      "llama",
+      dict(
+        rope_parameters=dict(
+          rope_type="llama3",
+          rope_theta=500.0,
+          factor=4.0,
+          low_freq_factor=1.5,
+          high_freq_factor=3.0,
+          original_max_position_embeddings=16,
+        )
+      ),
+    ),
+    (
+      "gemma3",
+      dict(
+        rope_parameters=dict(
+          full_attention=dict(rope_type="linear", factor=2.0, rope_theta=300.0),
+          sliding_attention=dict(rope_type="default", rope_theta=50.0),
+        )
+      ),
+    ),
+    (
+      "gpt_neox",
+      dict(
+        rope_parameters=dict(
+          rope_type="linear", factor=2.0, rope_theta=500.0, partial_rotary_factor=0.5
+        )
+      ),
+    ),
+  ],
+)
 def test_older_and_newer_words_for_rotary_positions(name: str, newer: dict):
   older = {
-      "llama": dict(rope_theta=500.0, rope_scaling=dict(
-          type="llama3", factor=4.0, low_freq_factor=1.5, high_freq_factor=3.0,
-          original_max_position_embeddings=16)),
-      "gemma3": dict(rope_theta=300.0, rope_local_base_freq=50.0,
-                     rope_scaling=dict(rope_type="linear", factor=2.0)),
-      "gpt_neox": dict(rotary_emb_base=500, rotary_pct=0.5, rope_scaling=dict(
-          type="linear", factor=2.0))}[name]
+    "llama": dict(
+      rope_theta=500.0,
+      rope_scaling=dict(
+        type="llama3",
+        factor=4.0,
+        low_freq_factor=1.5,
+        high_freq_factor=3.0,
+        original_max_position_embeddings=16,
+      ),
+    ),
+    "gemma3": dict(
+      rope_theta=300.0, rope_local_base_freq=50.0, rope_scaling=dict(rope_type="linear", factor=2.0)
+    ),
+    "gpt_neox": dict(
+      rotary_emb_base=500, rotary_pct=0.5, rope_scaling=dict(type="linear", factor=2.0)
+    ),
+  }[name]
   values = json.loads((GOLDEN / name / "config.json").read_text())
   family = families.find(values["model_type"], name)
   assert values["rope_parameters"] == newer["rope_parameters"]
@@ -414,34 +498,53 @@ def turn_into_pickle(directory: pathlib.Path) -> None:
 
 LAST = "model.layers.2.mlp.up_proj.weight"
 BAD = {
-    "cut off": (cut_off, "model.safetensors is not a whole safetensors file"),
-    "not safetensors": (lambda d: (d / "model.safetensors").write_text("no"), "is not a whole"),
-    "pickle": (turn_into_pickle, "pytorch_model.bin is a pickle"),
-    "no config": (lambda d: (d / "config.json").unlink(), "holds no config.json"),
-    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json:1: not JSON"),
-    "unknown architecture": (lambda d: change_config(d, model_type="mamba"),
-                             "unknown architecture 'mamba'; known are gpt2, opt, "),
-    "images": (lambda d: change_config(d, model_type="gemma3"), "reads images too"),
-    "yarn": (lambda d: change_config(d, rope_parameters=dict(rope_type="yarn", factor=2.0)),
-             "rope_type is 'yarn'.*only default, linear and llama3"),
-    "activation": (lambda d: change_config(d, hidden_act="relu2"), "hidden_act is 'relu2'"),
-    "quantised": (lambda d: change_config(d, quantization_config=dict(bits=4)),
-                  "quantization_config is"),
-    "no heads": (lambda d: change_config(d, num_attention_heads=0),
-                 "num_attention_heads is 0; it must be a whole number from 1"),
-    "rope is a list": (lambda d: change_config(d, rope_parameters=[1]),
-                       "rope_parameters is \\[1\\]"),
-    "no number": (lambda d: change_config(d, hidden_size="16"), "hidden_size is '16'"),
-    "missing": (lambda d: change_tensors(d, lambda t: t.pop(LAST)), f"missing: {LAST}$"),
-    "left over": (lambda d: change_tensors(d, lambda t: t.update(extra=t[LAST])),
-                  "left over: extra$"),
-    "wrong shape": (lambda d: change_tensors(d, lambda t: t.update({LAST: t[LAST][:7]})),
-                    rf"of the wrong shape: {LAST} \[7, 16\] \(must be \[20, 16\]\)"),
-    "integers": (lambda d: change_tensors(d, lambda t: t.update({LAST: t[LAST].astype(np.int8)})),
-                 f"{LAST} is I8"),
-    "tokenizer": (lambda d: change_tensors(d, lambda t: t.update({
-        name: t[name][:50] for name in ("model.embed_tokens.weight", "lm_head.weight")})),
-                  "ids up to 55 and the model's embedding 50 rows"),
+  "cut off": (cut_off, "model.safetensors is not a whole safetensors file"),
+  "not safetensors": (lambda d: (d / "model.safetensors").write_text("no"), "is not a whole"),
+  "pickle": (turn_into_pickle, "pytorch_model.bin is a pickle"),
+  "no config": (lambda d: (d / "config.json").unlink(), "holds no config.json"),
+  "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json:1: not JSON"),
+  "unknown architecture": (
+    lambda d: change_config(d, model_type="mamba"),
+    "unknown architecture 'mamba'; known are gpt2, opt, ",
+  ),
+  "images": (lambda d: change_config(d, model_type="gemma3"), "reads images too"),
+  "yarn": (
+    lambda d: change_config(d, rope_parameters=dict(rope_type="yarn", factor=2.0)),
+    "rope_type is 'yarn'.*only default, linear and llama3",
+  ),
+  "activation": (lambda d: change_config(d, hidden_act="relu2"), "hidden_act is 'relu2'"),
+  "quantised": (
+    lambda d: change_config(d, quantization_config=dict(bits=4)),
+    "quantization_config is",
+  ),
+  "no heads": (
+    lambda d: change_config(d, num_attention_heads=0),
+    "num_attention_heads is 0; it must be a whole number from 1",
+  ),
+  "rope is a list": (lambda d: change_config(d, rope_parameters=[1]), "rope_parameters is \\[1\\]"),
+  "no number": (lambda d: change_config(d, hidden_size="16"), "hidden_size is '16'"),
+  "missing": (lambda d: change_tensors(d, lambda t: t.pop(LAST)), f"missing: {LAST}$"),
+  "left over": (
+    lambda d: change_tensors(d, lambda t: t.update(extra=t[LAST])),
+    "left over: extra$",
+  ),
+  "wrong shape": (
+    lambda d: change_tensors(d, lambda t: t.update({LAST: t[LAST][:7]})),
+    rf"of the wrong shape: {LAST} \[7, 16\] \(must be \[20, 16\]\)",
+  ),
+  "integers": (
+    lambda d: change_tensors(d, lambda t: t.update({LAST: t[LAST].astype(np.int8)})),
+    f"{LAST} is I8",
+  ),
+  "tokenizer": (
+    lambda d: change_tensors(
+      d,
+      lambda t: t.update(
+        {name: t[name][:50] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+      ),
+    ),
+    "ids up to 55 and the model's embedding 50 rows",
+  ),
 }
 
 
@@ -459,11 +562,19 @@ def test_bad_directories_are_one_sentence(case: str, tmp_path, capsys):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.parametrize("family,field,value", [
-    ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", "add_cross_attention", True),
-    ("opt", "layer_norm_elementwise_affine", False), ("gemma3", "final_logit_softcapping", 30.0),
-    ("gemma3", "attn_logit_softcapping", 50.0), ("gemma3", "use_bidirectional_attention", True),
-    ("gpt_neox", "hidden_act", "silu"), ("qwen2", "layer_types", ["linear_attention"] * 3)])
+@pytest.mark.parametrize(
+  "family,field,value",
+  [
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("gpt2", "add_cross_attention", True),
+    ("opt", "layer_norm_elementwise_affine", False),
+    ("gemma3", "final_logit_softcapping", 30.0),
+    ("gemma3", "attn_logit_softcapping", 50.0),
+    ("gemma3", "use_bidirectional_attention", True),
+    ("gpt_neox", "hidden_act", "silu"),
+    ("qwen2", "layer_types", ["linear_attention"] * 3),
+  ],
+)
 def test_options_that_cannot_be_expressed_are_named(family: str, field: str, value):
   values = json.loads((GOLDEN / family / "config.json").read_text()) | {field: value}
   with pytest.raises(ValueError, match=f"config.json: {field} is ") as caught:
@@ -471,7 +582,9 @@ def test_options_that_cannot_be_expressed_are_named(family: str, field: str, val
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family,field,value,wanted", [
+@pytest.mark.parametrize(
+  "family,field,value,wanted",
+  [
     ("llama", "num_attention_heads", 0, "a whole number from 1"),
     ("llama", "num_attention_heads", 4.0, "a whole number from 1"),
     ("llama", "num_hidden_layers", 2.5, "a whole number from 1"),
@@ -488,12 +601,16 @@ def test_options_that_cannot_be_expressed_are_named(family: str, field: str, val
     ("gpt_neox", "rotary_pct", -0.5, "a number above 0"),
     ("qwen3", "layer_types", 5, "a list of the kinds of all 3 layers"),
     ("qwen3", "layer_types", [["full_attention"]] * 3, "only full_attention and"),
-    ("llama", "hidden_act", ["silu"], "a string"), ("llama", "model_type", ["llama"], "a string"),
-    ("llama", "attention_bias", "yes", "true or false"), ("llama", "mlp_bias", 1, "true or false"),
+    ("llama", "hidden_act", ["silu"], "a string"),
+    ("llama", "model_type", ["llama"], "a string"),
+    ("llama", "attention_bias", "yes", "true or false"),
+    ("llama", "mlp_bias", 1, "true or false"),
     ("llama", "tie_word_embeddings", "true", "true or false"),
     ("gpt2", "scale_attn_weights", "false", "true or false"),
     ("opt", "do_layer_norm_before", 0, "true or false"),
-    ("gpt_neox", "use_parallel_residual", [], "true or false")])
+    ("gpt_neox", "use_parallel_residual", [], "true or false"),
+  ],
+)
 def test_damaged_fields_are_one_sentence(family: str, field: str, value, wanted: str, tmp_path):
   directory = copied(family, tmp_path / "in")
   change_config(directory, **{field: value})
@@ -505,11 +622,18 @@ def test_damaged_fields_are_one_sentence(family: str, field: str, value, wanted:
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family,fields,message", [
+@pytest.mark.parametrize(
+  "family,fields,message",
+  [
     ("llama", dict(num_key_value_heads=3), "num_heads 4 does not divide into groups for"),
     ("gpt2", dict(n_head=5), "its 5 heads do not divide its width of 16; they must"),
-    ("llama", dict(rope_parameters=dict(rope_type=["linear"])),
-     r"rotary positions: rope_type is \['linear'\]; it must be a string")])
+    (
+      "llama",
+      dict(rope_parameters=dict(rope_type=["linear"])),
+      r"rotary positions: rope_type is \['linear'\]; it must be a string",
+    ),
+  ],
+)
 def test_fields_that_contradict_one_another_are_one_sentence(family, fields, message, tmp_path):
   directory = copied(family, tmp_path / "in")
   change_config(directory, **fields)
@@ -532,15 +656,22 @@ def test_index_files_that_are_missing_or_elsewhere(tmp_path):
 
 
 def test_a_config_of_another_shape_points_to_imported():
-  group = dict(networks.NUMERICS, **{
-      name: value for name, value in dataclasses.asdict(golden("llama").cfg).items()
-      if name not in (*networks.NUMERICS, "vocab_size", "pad_id")})
+  group = dict(
+    networks.NUMERICS,
+    **{
+      name: value
+      for name, value in dataclasses.asdict(golden("llama").cfg).items()
+      if name not in (*networks.NUMERICS, "vocab_size", "pad_id")
+    },
+  )
   found = networks.find_export(f"hf:{GOLDEN / 'llama'}", group, kind="policy", flag="init_from")
   assert found.kind == "policy"
-  with pytest.raises(ValueError, match="has mlp_width 20, but config.model.mlp_width is 24; .*"
-                     ":imported"):
-    networks.find_export(f"hf:{GOLDEN / 'llama'}", dict(group, mlp_width=24), kind="policy",
-                         flag="init_from")
+  with pytest.raises(
+    ValueError, match="has mlp_width 20, but config.model.mlp_width is 24; .*:imported"
+  ):
+    networks.find_export(
+      f"hf:{GOLDEN / 'llama'}", dict(group, mlp_width=24), kind="policy", flag="init_from"
+    )
   with pytest.raises(ValueError, match="is a policy model; it must be a reward"):
     networks.find_export(f"hf:{GOLDEN / 'llama'}", {}, kind="reward", flag="reward_from")
   with pytest.raises(ValueError, match="init_from: hf:nowhere: there is no directory"):
@@ -557,11 +688,19 @@ def test_a_mesh_that_does_not_divide_is_told_first():
 # ----------------------------------------------------------------------------- GGUF
 
 
-def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=None,
-               head_count: int = 4, head_count_kv: int = 2, block_count: int = 2,
-               key_length: int = 6) -> None:
+def write_gguf(
+  path: pathlib.Path,
+  *,
+  architecture: str = "llama",
+  rope_factors=None,
+  head_count: int = 4,
+  head_count_kv: int = 2,
+  block_count: int = 2,
+  key_length: int = 6,
+) -> None:
   """The golden Llama's shapes as llama.cpp's converter writes them, float32."""
   import gguf
+
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_context_length(40)
   writer.add_embedding_length(16)
@@ -584,9 +723,20 @@ def write_gguf(path: pathlib.Path, *, architecture: str = "llama", rope_factors=
   rng = np.random.default_rng(0)
   shapes = {"token_embd": (9, 16), "output_norm": (16,)}
   for layer in range(2):
-    shapes |= {f"blk.{layer}.{name}": shape for name, shape in dict(
-        attn_norm=(16,), ffn_norm=(16,), attn_q=(24, 16), attn_k=(12, 16), attn_v=(12, 16),
-        attn_output=(16, 24), ffn_gate=(20, 16), ffn_up=(20, 16), ffn_down=(16, 20)).items()}
+    shapes |= {
+      f"blk.{layer}.{name}": shape
+      for name, shape in dict(
+        attn_norm=(16,),
+        ffn_norm=(16,),
+        attn_q=(24, 16),
+        attn_k=(12, 16),
+        attn_v=(12, 16),
+        attn_output=(16, 24),
+        ffn_gate=(20, 16),
+        ffn_up=(20, 16),
+        ffn_down=(16, 20),
+      ).items()
+    }
   for name, shape in shapes.items():
     writer.add_tensor(f"{name}.weight", rng.standard_normal(shape).astype(np.float32))
   if rope_factors is not None:
@@ -620,8 +770,9 @@ def test_rope_factors_of_gguf_files_are_llama3s_or_refused(tmp_path):
     reading.open_source(f"gguf:{tmp_path / 'n.gguf'}")
 
 
-@pytest.mark.parametrize("field,value", [
-    ("head_count", 0), ("head_count_kv", 0), ("block_count", 0), ("key_length", 0)])
+@pytest.mark.parametrize(
+  "field,value", [("head_count", 0), ("head_count_kv", 0), ("block_count", 0), ("key_length", 0)]
+)
 def test_sizes_of_gguf_files_are_whole_numbers(field: str, value: int, tmp_path):
   write_gguf(tmp_path / "m.gguf", **{field: value})
   with pytest.raises(ValueError, match=f"m.gguf: llama.*{field} is 0; it must be a whole number"):
@@ -637,9 +788,12 @@ def test_bad_gguf_files_are_one_sentence(tmp_path):
   (tmp_path / "none.gguf").write_bytes(b"GGUFno")
   (tmp_path / "model.bin").write_bytes(b"x")
   for name, message in (
-      ("cut.gguf", "not a whole GGUF file"), ("shorter.gguf", "not a whole GGUF file"),
-      ("none.gguf", "not a whole GGUF file"), ("absent.gguf", "there is no such file"),
-      ("other.gguf", "unknown architecture 'falcon'; of GGUF files, known are llama, gemma3")):
+    ("cut.gguf", "not a whole GGUF file"),
+    ("shorter.gguf", "not a whole GGUF file"),
+    ("none.gguf", "not a whole GGUF file"),
+    ("absent.gguf", "there is no such file"),
+    ("other.gguf", "unknown architecture 'falcon'; of GGUF files, known are llama, gemma3"),
+  ):
     with pytest.raises(ValueError, match=message) as caught:
       reading.open_source(f"gguf:{tmp_path / name}")
     assert "\n" not in str(caught.value)
@@ -661,12 +815,17 @@ def test_convert_goes_there_and_back(tmp_path, capsys):
   assert all(np.array_equal(before[name], after[name]) for name in before)
   capsys.readouterr()
   for flags, message in (
-      (["export", f"--source={made}", f"--target={back}"], "exists already"),
-      (["export", f"--source={made}", f"--target={tmp_path / 'x'}", "--family=gpt2"],
-       "cannot be written as gpt2"),
-      (["export", f"--source={GOLDEN}", f"--target={tmp_path / 'x'}"], "holds no export"),
-      (["import", f"--source={source}", f"--target={tmp_path / 'x'}", "--family=gpt2"],
-       "--family is for export")):
+    (["export", f"--source={made}", f"--target={back}"], "exists already"),
+    (
+      ["export", f"--source={made}", f"--target={tmp_path / 'x'}", "--family=gpt2"],
+      "cannot be written as gpt2",
+    ),
+    (["export", f"--source={GOLDEN}", f"--target={tmp_path / 'x'}"], "holds no export"),
+    (
+      ["import", f"--source={source}", f"--target={tmp_path / 'x'}", "--family=gpt2"],
+      "--family is for export",
+    ),
+  ):
     with pytest.raises(SystemExit) as stopped:
       convert.main(["convert", *flags])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -678,13 +837,17 @@ def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
   run = tmp_path / "run"
   run.mkdir()
   (run / "config.json").write_text(json.dumps(dict(init_from="")))  # of a run of ours
-  for path, meant in ((tmp_path / "m.gguf", f"gguf:{tmp_path / 'm.gguf'}"),
-                      (GOLDEN / "llama", f"hf:{GOLDEN / 'llama'}")):
-    with pytest.raises(ValueError, match=f"--checkpoint={path} is a published model; write "
-                                         f"--checkpoint={meant}$"):
+  for path, meant in (
+    (tmp_path / "m.gguf", f"gguf:{tmp_path / 'm.gguf'}"),
+    (GOLDEN / "llama", f"hf:{GOLDEN / 'llama'}"),
+  ):
+    with pytest.raises(
+      ValueError, match=f"--checkpoint={path} is a published model; write --checkpoint={meant}$"
+    ):
       setup.find_network(str(path), "checkpoint")
-    with pytest.raises(ValueError, match=f"init_from: {path} is a published model; write "
-                                         f"init_from={meant}$"):
+    with pytest.raises(
+      ValueError, match=f"init_from: {path} is a published model; write init_from={meant}$"
+    ):
       networks.find_export(str(path), {}, kind="policy", flag="init_from")
   for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
     with pytest.raises(ValueError, match=message):
@@ -709,9 +872,11 @@ def imported_config(module, **fields):
 
 def test_imported_configs_take_their_shape_from_the_source():
   source = f"hf:{GOLDEN / 'opt'}"
-  for module, algorithm, field in ((sft_configs, sft, "init_from"),
-                                   (reward_configs, reward_model, "init_from"),
-                                   (ppo_configs, ppo, "policy_from")):
+  for module, algorithm, field in (
+    (sft_configs, sft, "init_from"),
+    (reward_configs, reward_model, "init_from"),
+    (ppo_configs, ppo, "policy_from"),
+  ):
     config = imported_config(module, **{field: source})
     assert set(config.model) == set(networks.NUMERICS)
     assert networks.config_shape(config).mlp_width == 20
@@ -721,23 +886,41 @@ def test_imported_configs_take_their_shape_from_the_source():
     with pytest.raises(ValueError, match=f"{field} is empty, and config.model has no shape"):
       algorithm.check_config(imported_config(module))
     with pytest.raises(ValueError, match="num_heads 4 does not divide over mesh.tensor 8"):
-      algorithm.check_config(imported_config(
-          module, mesh__data=1, mesh__tensor=8, **{field: source}, **(
-              dict(length=40) if field == "init_from" else
-              dict(ppo__max_prompt_tokens=8, ppo__max_response_tokens=8, ppo__ptx_length=16))))
+      algorithm.check_config(
+        imported_config(
+          module,
+          mesh__data=1,
+          mesh__tensor=8,
+          **{field: source},
+          **(
+            dict(length=40)
+            if field == "init_from"
+            else dict(ppo__max_prompt_tokens=8, ppo__max_response_tokens=8, ppo__ptx_length=16)
+          ),
+        )
+      )
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path, tmp_path):
   """One step of SFT on a Mistral: its export knows its family and is loaded as one."""
-  lines = [json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"})
-           for i in range(8, 40)]
+  lines = [
+    json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"}) for i in range(8, 40)
+  ]
   (tmp_path / "demos.jsonl").write_text("\n".join(lines) + "\n")
   spec = f"jsonl:{tmp_path / 'demos.jsonl'}"
   config = imported_config(
-      sft_configs, init_from=f"hf:{GOLDEN / 'mistral'}", length=16, model__dtype="float32",
-      model__remat="none", sft__batch_size=8, sft__microbatch_size=8, sft__max_steps=1,
-      demonstrations__train=spec, demonstrations__valid=spec)
+    sft_configs,
+    init_from=f"hf:{GOLDEN / 'mistral'}",
+    length=16,
+    model__dtype="float32",
+    model__remat="none",
+    sft__batch_size=8,
+    sft__microbatch_size=8,
+    sft__max_steps=1,
+    demonstrations__train=spec,
+    demonstrations__valid=spec,
+  )
   sft.check_inputs(config)
   sft.train(config.lock(), workdir_path)
   found = checkpoint.load_export(workdir_path / "export")
@@ -745,8 +928,12 @@ def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path
   convert.main(["convert", "export", f"--source={workdir_path}", f"--target={tmp_path / 'out'}"])
   trained, start = load(tmp_path / "out"), golden("mistral")
   assert trained.cfg == start.cfg
-  gaps = [float(jnp.abs(ours - theirs).max()) for ours, theirs in zip(
-      jax.tree.leaves(trained.params), jax.tree.leaves(start.params), strict=True)]
+  gaps = [
+    float(jnp.abs(ours - theirs).max())
+    for ours, theirs in zip(
+      jax.tree.leaves(trained.params), jax.tree.leaves(start.params), strict=True
+    )
+  ]
   assert 0.0 < max(gaps) < 1e-3
 
 
@@ -769,10 +956,17 @@ def publish(name: str, directory: pathlib.Path, *, reward: bool = False):
 def continuation(network: networks.Network, tokens: np.ndarray, count: int) -> np.ndarray:
   """Greedy tokens after rows without padding."""
   from rlhf.types import PromptBatch
+
   prompts = PromptBatch(tokens_BP=jnp.asarray(tokens), mask_BP=jnp.ones(tokens.shape, jnp.float32))
   drawn = generate.generate(
-      network.cfg, network.params, prompts, generate.row_keys(jax.random.key(0), 0, len(tokens)),
-      eot_id=network.tokenizer.eot_id, max_new_tokens=count, temperature=0.0)
+    network.cfg,
+    network.params,
+    prompts,
+    generate.row_keys(jax.random.key(0), 0, len(tokens)),
+    eot_id=network.tokenizer.eot_id,
+    max_new_tokens=count,
+    temperature=0.0,
+  )
   return np.asarray(drawn.tokens_BR)
 
 
@@ -780,21 +974,25 @@ def continuation(network: networks.Network, tokens: np.ndarray, count: int) -> n
 def test_parity_with_transformers(name: str, torch, tmp_path):
   """Logits, padded on either side, greedy continuations, and what from_pretrained loads again."""
   import transformers
+
   theirs = publish(name, tmp_path / "in")
   network = load(tmp_path / "in")
   tokens, mask = interop_models.batch()
   expected = without_padding(interop_models.reference_logits(theirs, tokens, mask), mask)
   np.testing.assert_allclose(logits_of(network, tokens, mask), expected, atol=1e-4)
-  left = [np.stack([np.roll(row, int((1 - row_mask).sum())) for row, row_mask in zip(x, mask)])
-          for x in (tokens, mask)]
+  left = [
+    np.stack([np.roll(row, int((1 - row_mask).sum())) for row, row_mask in zip(x, mask)])
+    for x in (tokens, mask)
+  ]
   expected = without_padding(interop_models.reference_logits(theirs, *left), left[1])
   np.testing.assert_allclose(logits_of(network, *left), expected, atol=1e-4)
 
   prompts = tokens[:1, :6]
   with torch.no_grad():
-    drawn = theirs.generate(torch.tensor(prompts), max_new_tokens=12, do_sample=False,
-                            suppress_tokens=[PAD]).numpy()[0, 6:]
-  ours = continuation(network, prompts, 12)[0][:len(drawn)]
+    drawn = theirs.generate(
+      torch.tensor(prompts), max_new_tokens=12, do_sample=False, suppress_tokens=[PAD]
+    ).numpy()[0, 6:]
+  ours = continuation(network, prompts, 12)[0][: len(drawn)]
   np.testing.assert_array_equal(ours, drawn)
 
   export(network, tmp_path / "out")
@@ -804,19 +1002,23 @@ def test_parity_with_transformers(name: str, torch, tmp_path):
   assert before.keys() == after.keys()
   assert all(torch.equal(before[key], after[key]) for key in before)
   again.config._attn_implementation = "eager"
-  np.testing.assert_array_equal(interop_models.reference_logits(again.eval(), tokens, mask),
-                                interop_models.reference_logits(theirs, tokens, mask))
+  np.testing.assert_array_equal(
+    interop_models.reference_logits(again.eval(), tokens, mask),
+    interop_models.reference_logits(theirs, tokens, mask),
+  )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reward_parity_with_transformers(name: str, torch, tmp_path):
   import transformers
+
   theirs = publish(name, tmp_path / "in", reward=True)
   network = load(tmp_path / "in", kind="reward")
   tokens, mask = interop_models.batch()
   expected = interop_models.reference_logits(theirs, tokens, mask)[:, 0]
   score = helpers.quick_jit(functools.partial(model.scores, network.cfg))(
-      network.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
+    network.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32)
+  )
   np.testing.assert_allclose(score, expected, atol=1e-4)
   params = dict(network.params, head=network.params["head"] | {"bias": jnp.asarray([1.5])})
   export(dataclasses.replace(network, params=params), tmp_path / "out", kind="reward")
@@ -834,8 +1036,10 @@ def test_reward_parity_with_transformers(name: str, torch, tmp_path):
 def real_models(repository) -> pathlib.Path:
   path = pathlib.Path(os.environ.get("RLHF_MODELS", repository.parent / "shared" / "models"))
   if not path.is_dir():
-    pytest.skip("no $RLHF_MODELS and no ../shared/models; get_models.sh of the shared data fetches "
-                "the two GGUF files that this test needs")
+    pytest.skip(
+      "no $RLHF_MODELS and no ../shared/models; get_models.sh of the shared data fetches "
+      "the two GGUF files that this test needs"
+    )
   return path
 
 
@@ -854,18 +1058,23 @@ ground and is stored as fresh water in lakes and aquifers."""
 def test_real_models(file: str, real_models, torch):
   """Logits and a greedy continuation against `transformers` loading the same file; perplexity."""
   import transformers
+
   prompt = "The capital of France is"
   if not (real_models / file).is_file():
     pytest.skip(f"{real_models} holds no {file}")
   network = load(real_models / file, scheme="gguf")
   tokenizer = network.tokenizer
   ids = np.asarray([[*tokenizer.prefix_ids, *tokenizer.encode(PAGE)]])
-  run = jax.jit(lambda params, tokens: model.logits(network.cfg, params, model.forward(
-      network.cfg, params, tokens, jnp.ones(tokens.shape))))
+  run = jax.jit(
+    lambda params, tokens: model.logits(
+      network.cfg, params, model.forward(network.cfg, params, tokens, jnp.ones(tokens.shape))
+    )
+  )
   num_rows = reading.open_source(f"gguf:{real_models / file}").num_rows
   ours = np.asarray(run(network.params, jnp.asarray(ids)))[..., :num_rows]
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
-      real_models, gguf_file=file, dtype=torch.float32).eval()
+    real_models, gguf_file=file, dtype=torch.float32
+  ).eval()
   with torch.no_grad():
     expected = theirs(torch.tensor(ids)).logits.numpy()
   kept = np.arange(num_rows) != network.cfg.pad_id
@@ -876,21 +1085,29 @@ def test_real_models(file: str, real_models, torch):
   ours_drawn = continuation(network, start, 24)[0]
   with torch.no_grad():
     drawn = theirs.generate(torch.tensor(start), max_new_tokens=24, do_sample=False)
-  drawn = drawn.numpy()[0, start.shape[1]:]
+  drawn = drawn.numpy()[0, start.shape[1] :]
   text = tokenizer.decode(ours_drawn)
-  print(f"{file}: largest difference {gap:.2g} of logits up to {np.abs(expected).max():.3g}; "
-        f"perplexity {perplexity:.2f} over {ids.shape[1]} tokens; {prompt}{text!r}")
+  print(
+    f"{file}: largest difference {gap:.2g} of logits up to {np.abs(expected).max():.3g}; "
+    f"perplexity {perplexity:.2f} over {ids.shape[1]} tokens; {prompt}{text!r}"
+  )
   np.testing.assert_allclose(ours[..., kept], expected[..., kept], atol=1e-3, rtol=1e-4)
   assert perplexity < 20
-  np.testing.assert_array_equal(ours_drawn[:len(drawn)], drawn)
+  np.testing.assert_array_equal(ours_drawn[: len(drawn)], drawn)
 
 
 @pytest.mark.slow
 def test_an_import_needs_little_more_than_its_largest_shard(tmp_path, repository):
   """4 GB over 8 simulated devices; `tests/import_memory.py` says what is counted."""
   environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "PYTHONPATH": str(repository)}
-  done = subprocess.run([sys.executable, "-m", "tests.import_memory", tmp_path / "model", "4"],
-                        env=environment, cwd=repository, capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.import_memory", tmp_path / "model", "4"],
+    env=environment,
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   found = json.loads(done.stdout)
   print(found)
   assert found["result"] > 3.9 * 2**30

@@ -30,10 +30,18 @@ from rlhf.model import ModelConfig
 from rlhf.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-PROMPTS = [{"prompt": "who is dara ?", "user": "u1", "use_case": "open_qa", "ranks": [2, 1],
-            "scores": [0.5, 0.25], "labeler": "l"},
-           {"prompt": "name three goats .", "task": {"kind": "list"}},
-           {"prompt": "tell a story about a loud goat ."}]
+PROMPTS = [
+  {
+    "prompt": "who is dara ?",
+    "user": "u1",
+    "use_case": "open_qa",
+    "ranks": [2, 1],
+    "scores": [0.5, 0.25],
+    "labeler": "l",
+  },
+  {"prompt": "name three goats .", "task": {"kind": "list"}},
+  {"prompt": "tell a story about a loud goat ."},
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +55,14 @@ def answer(inputs, tmp_path, capsys):
   prompts = commands.write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
 
   def run(*more, name="answers.jsonl", **changes):
-    flags = {"checkpoint": inputs.policy, "prompts": prompts, "output": tmp_path / name,
-             "num_samples": 2, "max_response_tokens": 6, "batch_size": 4} | changes
+    flags = {
+      "checkpoint": inputs.policy,
+      "prompts": prompts,
+      "output": tmp_path / name,
+      "num_samples": 2,
+      "max_response_tokens": 6,
+      "batch_size": 4,
+    } | changes
     generate.main(["generate", *(f"--{key}={value}" for key, value in flags.items()), *more])
     return commands.read_jsonl(tmp_path / name)
 
@@ -119,8 +133,9 @@ def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, ca
   assert "prompt + ' so'" in capsys.readouterr().err
   assert from_export == answer("--prompt_suffix= so", "--completion_prefix=", name="d.jsonl")
   # A chat template that writes the same is the same.
-  export["config"] = {"prompts": {"prompt_format": "chat", "prompt_suffix": "",
-                                  "completion_prefix": ""}}
+  export["config"] = {
+    "prompts": {"prompt_format": "chat", "prompt_suffix": "", "completion_prefix": ""}
+  }
   (directory / "export.json").write_text(json.dumps(export))
   with pytest.raises(SystemExit):
     answer(checkpoint=directory, name="f.jsonl")
@@ -137,12 +152,15 @@ def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, ca
 
 
 def test_prompts_that_are_bad_or_too_long_are_skipped_and_counted(answer, tmp_path, capsys):
-  path = commands.write_jsonl(tmp_path / "mixed.jsonl", [
-      {"prompt": "goat " * 200}, PROMPTS[1], {"text": "x"}])
+  path = commands.write_jsonl(
+    tmp_path / "mixed.jsonl", [{"prompt": "goat " * 200}, PROMPTS[1], {"text": "x"}]
+  )
   lines = answer("--on_bad=skip", prompts=path)
   assert [line["prompt"] for line in lines] == [PROMPTS[1]["prompt"]]
-  assert ("lines: 1 kept, 1 skipped (missing field), 1 skipped (prompt too long)"
-          in capsys.readouterr().out)
+  assert (
+    "lines: 1 kept, 1 skipped (missing field), 1 skipped (prompt too long)"
+    in capsys.readouterr().out
+  )
 
 
 @pytest.fixture
@@ -152,8 +170,15 @@ def long_policy(inputs, tmp_path):
   cfg = ModelConfig(**found.model | {"context_length": 2048})
   tokenizer = Tokenizer.load(found.tokenizer_dir)
   checkpoint.export_params(
-      tmp_path / "long", model.init_params(cfg, jax.random.key(0)), model=dataclasses.asdict(cfg),
-      kind="policy", tokenizer=tokenizer, config=found.config, step=0, metadata={})
+    tmp_path / "long",
+    model.init_params(cfg, jax.random.key(0)),
+    model=dataclasses.asdict(cfg),
+    kind="policy",
+    tokenizer=tokenizer,
+    config=found.config,
+    step=0,
+    metadata={},
+  )
   return tmp_path / "long"
 
 
@@ -161,6 +186,7 @@ def long_policy(inputs, tmp_path):
 def sampled(monkeypatch):
   """(B, P, R) of everything that is sampled."""
   from rlhf.evals import answers
+
   shapes, sample = [], answers._sample
 
   def spy(cfg, params, prompts, *args, max_new_tokens, **kwargs):
@@ -184,7 +210,11 @@ def test_answers_are_short_unless_asked_for(inputs, long_policy, capsys):
   _, p = generate.load(arguments)
   assert (p.max_prompt_tokens, p.max_response_tokens) == (2048 - 512, 512)
   assert [generate.fitted(p, longest).max_prompt_tokens for longest in (1, 64, 65, 1500)] == [
-      64, 64, 128, 1536]
+    64,
+    64,
+    128,
+    1536,
+  ]
   arguments = generate.parse(["generate", f"--checkpoint={inputs.policy}"])
   _, p = generate.load(arguments)
   assert (p.max_prompt_tokens, p.max_response_tokens) == (32, 32)
@@ -208,7 +238,8 @@ def test_empty_answers_are_left_out_where_people_rank():
   one = {"prompt": "q", "completions": ["a", " ", ""], "finished": [True, True, True]}
   counts = {"kept": 2}
   assert generate.drop_empty([kept, one], counts) == [
-      {"prompt": "p", "completions": ["a", "b"], "finished": [True, False], "u": "u"}]
+    {"prompt": "p", "completions": ["a", "b"], "finished": [True, False], "u": "u"}
+  ]
   assert counts == {"kept": 1, "dropped (fewer than two answers)": 1, "empty answers dropped": 3}
 
 
@@ -226,8 +257,9 @@ def test_nothing_is_written_where_sampling_fails(answer, tmp_path, monkeypatch):
 
 def test_a_conversation(inputs, capsys, monkeypatch):
   monkeypatch.setattr("sys.stdin", io.StringIO("who is dara ?\n\n" + "goat " * 200 + "\nbye\n"))
-  generate.main(["generate", f"--checkpoint={inputs.policy}", "--max_response_tokens=6",
-                 "--num_samples=2"])
+  generate.main(
+    ["generate", f"--checkpoint={inputs.policy}", "--max_response_tokens=6", "--num_samples=2"]
+  )
   out, err = capsys.readouterr()
   assert out.count(" [...]") == 4  # an untrained network does not end: two answers to each of two
   assert err.count("error: the prompt has ") == 1
@@ -239,13 +271,20 @@ def test_a_conversation(inputs, capsys, monkeypatch):
 @pytest.fixture
 def scored(inputs, tmp_path):
   """scored([lines]): the lines that launch.score writes."""
+
   def run(lines, *more, **changes):
     path = commands.write_jsonl(tmp_path / "lines.jsonl", lines)
-    flags = {"reward_model": inputs.reward, "input": path, "output": tmp_path / "scored.jsonl",
-             "batch_size": 3} | changes
-    score.main(["score", *(f"--{key}={value}" for key, value in flags.items()), "--overwrite",
-                *more])
+    flags = {
+      "reward_model": inputs.reward,
+      "input": path,
+      "output": tmp_path / "scored.jsonl",
+      "batch_size": 3,
+    } | changes
+    score.main(
+      ["score", *(f"--{key}={value}" for key, value in flags.items()), "--overwrite", *more]
+    )
     return commands.read_jsonl(tmp_path / "scored.jsonl")
+
   return run
 
 
@@ -254,8 +293,10 @@ def reward_of(directory):
   """(tokenizer, function of one row and its mask) of a reward export."""
   export = checkpoint.load_export(directory)
   cfg, params = ModelConfig(**export.model), checkpoint.load_params(directory)
-  return (Tokenizer.load(export.tokenizer_dir),
-          jax.jit(lambda tokens_T, mask_T: model.scores(cfg, params, tokens_T[None], mask_T[None])))
+  return (
+    Tokenizer.load(export.tokenizer_dir),
+    jax.jit(lambda tokens_T, mask_T: model.scores(cfg, params, tokens_T[None], mask_T[None])),
+  )
 
 
 def by_hand(inputs, prompt: str, completion: str, suffix: str = "\n\nAnswer:") -> float:
@@ -275,10 +316,12 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
   for name in ("policy", "reward"):
     older[name] = tmp_path / name
     shutil.copytree(getattr(inputs, name), older[name])
+
   def without(name: str, *fields: str) -> None:
     export = workdir_lib.read_json(getattr(inputs, name) / "export.json")
     export["model"] = {key: value for key, value in export["model"].items() if key not in fields}
     (older[name] / "export.json").write_text(json.dumps(export))
+
   for name in older:
     without(name, "decode_scan", "decode_split", "scan_unroll", "shard_sequence", "attention")
   assert scored([line], reward_model=older["reward"])[0]["scores"] == scores
@@ -286,8 +329,10 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
   capsys.readouterr()
   without("policy", "band_width")
   without("reward", "band_width")
-  for run in (lambda: scored([line], reward_model=older["reward"]),
-              lambda: answer(checkpoint=older["policy"], name="none.jsonl")):
+  for run in (
+    lambda: scored([line], reward_model=older["reward"]),
+    lambda: answer(checkpoint=older["policy"], name="none.jsonl"),
+  ):
     with pytest.raises(SystemExit) as stopped:
       run()
     error = capsys.readouterr().err
@@ -296,8 +341,18 @@ def test_an_export_of_an_older_version_is_read_or_named(inputs, scored, answer, 
 
 
 def test_published_comparisons_are_scored_against_their_ranks(inputs, scored, tmp_path, capsys):
-  votes = [dict(instruction="who is dara ?", input="", response1="a goat .", response2="no",
-                annotator1=first, annotator2=first, annotator3=0) for first in (1, 1, 2)]
+  votes = [
+    dict(
+      instruction="who is dara ?",
+      input="",
+      response1="a goat .",
+      response2="no",
+      annotator1=first,
+      annotator2=first,
+      annotator3=0,
+    )
+    for first in (1, 1, 2)
+  ]
   path = commands.write_jsonl(tmp_path / "votes.jsonl", votes)
   lines = scored([], input=f"pandalm:{path}", calibration=tmp_path / "calibration.svg")
   assert [line["ranks"] for line in lines] == [[1, 2], [1, 2], [2, 1]]
@@ -310,36 +365,52 @@ def test_published_comparisons_are_scored_against_their_ranks(inputs, scored, tm
 
 
 def test_scores_are_those_of_each_sequence_alone(inputs, scored):
-  lines = scored([{"prompt": "who is dara ?", "completions": ["a goat .", "", "long " * 9], "x": 1},
-                  {"prompt": "name a goat .", "completion": "rex .", "user": "u"}])
+  lines = scored(
+    [
+      {"prompt": "who is dara ?", "completions": ["a goat .", "", "long " * 9], "x": 1},
+      {"prompt": "name a goat .", "completion": "rex .", "user": "u"},
+    ]
+  )
   assert lines[0]["scores"] == pytest.approx(
-      [by_hand(inputs, "who is dara ?", text) for text in ("a goat .", "", "long " * 9)], abs=1e-5)
+    [by_hand(inputs, "who is dara ?", text) for text in ("a goat .", "", "long " * 9)], abs=1e-5
+  )
   assert lines[1]["score"] == pytest.approx(by_hand(inputs, "name a goat .", "rex ."), abs=1e-5)
   assert lines[0].keys() == {"prompt", "completions", "x", "scores"}
   assert lines[1].keys() == {"prompt", "completion", "user", "score"}
 
 
 def test_a_long_text_does_not_pad_the_others(inputs, monkeypatch):
-  numerics = networks.export_numerics(networks.find_export(
-      inputs.reward, {}, kind="reward", flag="--reward_model"))
+  numerics = networks.export_numerics(
+    networks.find_export(inputs.reward, {}, kind="reward", flag="--reward_model")
+  )
   network = networks.load(
-      inputs.reward, numerics, sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
-      kind="reward", flag="--reward_model")
+    inputs.reward,
+    numerics,
+    sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
+    kind="reward",
+    flag="--reward_model",
+  )
   lengths, score_rows = [], rewards_lib.score_rows
-  monkeypatch.setattr(rewards_lib, "score_rows", lambda cfg, params, ids, *, length, batch_size: (
-      lengths.append((length, len(ids))), score_rows(cfg, params, ids, length=length,
-                                                     batch_size=batch_size))[1])
+  monkeypatch.setattr(
+    rewards_lib,
+    "score_rows",
+    lambda cfg, params, ids, *, length, batch_size: (
+      lengths.append((length, len(ids))),
+      score_rows(cfg, params, ids, length=length, batch_size=batch_size),
+    )[1],
+  )
   longest = network.cfg.context_length
   ids = [[7] * length for length in (longest, 3, 8, 20, 1, 9, 5)]
   scores = rewards_lib.score_sequences(network, ids, batch_size=2)
   assert lengths == [(longest, 2), (16, 2), (16, 2), (16, 1)]
-  alone = [score_rows(network.cfg, network.params, [row], length=longest, batch_size=2)[0]
-           for row in ids]
+  alone = [
+    score_rows(network.cfg, network.params, [row], length=longest, batch_size=2)[0] for row in ids
+  ]
   np.testing.assert_allclose(scores, alone, atol=1e-5)
 
 
 def test_the_suffix_can_be_given(inputs, scored):
-  line, = scored([{"prompt": "who ?", "completion": "rex ."}], "--prompt_suffix= so")
+  (line,) = scored([{"prompt": "who ?", "completion": "rex ."}], "--prompt_suffix= so")
   assert line["score"] == pytest.approx(by_hand(inputs, "who ?", "rex .", " so"), abs=1e-5)
 
 
@@ -347,12 +418,15 @@ def test_accuracy_over_untied_pairs(inputs, scored, capsys):
   texts = ["a goat .", "rex rex", "no", "the red hat ."]
   rewards = np.asarray([by_hand(inputs, "who ?", text) for text in texts])
   right = (np.argsort(np.argsort(-rewards)) + 1).tolist()
-  lines = [{"prompt": "who ?", "completions": texts, "ranks": right},
-           {"prompt": "who ?", "completions": texts[:2], "ranks": [1, 1]},
-           {"prompt": "who ?", "completions": texts}]
+  lines = [
+    {"prompt": "who ?", "completions": texts, "ranks": right},
+    {"prompt": "who ?", "completions": texts[:2], "ranks": [1, 1]},
+    {"prompt": "who ?", "completions": texts},
+  ]
   scored(lines)
   assert "accuracy 100.0% (95 % interval 100.0% to 100.0%) over 6 untied pairs of 1 prompts" in (
-      capsys.readouterr().out)
+    capsys.readouterr().out
+  )
   lines[1]["ranks"] = [2, 1] if rewards[0] > rewards[1] else [1, 2]  # wrong
   scored(lines)
   out = capsys.readouterr().out
@@ -394,15 +468,20 @@ def test_lines_are_written_whole_and_in_unicode(tmp_path):
 def test_the_table_of_sizes(inputs, monkeypatch):
   monkeypatch.chdir(commands.ROOT)
   _, config, _ = setup.read_config(
-      ["train", *commands.train_flags(inputs, "sft", sft__batch_size=16), "--workdir=x"], "")
+    ["train", *commands.train_flags(inputs, "sft", sft__batch_size=16), "--workdir=x"], ""
+  )
   table = {line[:40].strip(): line[40:].strip() for line in train.sizes(config).splitlines()}
   shape = ModelConfig(vocab_size=1, pad_id=0, **commands.SHAPE)
   assert table == {
-      "devices": "8 (cpu)", "mesh": "data 8 x fsdp 1 x tensor 1",
-      "parameters outside the embeddings": f"{shape.num_block_params:,}",
-      "context": f"{shape.context_length} tokens", "matrix products in": "float32",
-      "attention": "reference",
-      "batch": "16 rows, 2 on a device", "microbatch": "4 rows"}
+    "devices": "8 (cpu)",
+    "mesh": "data 8 x fsdp 1 x tensor 1",
+    "parameters outside the embeddings": f"{shape.num_block_params:,}",
+    "context": f"{shape.context_length} tokens",
+    "matrix products in": "float32",
+    "attention": "reference",
+    "batch": "16 rows, 2 on a device",
+    "microbatch": "4 rows",
+  }
 
 
 def test_help_is_the_docstring(capsys):
@@ -418,8 +497,9 @@ def test_configs_pass_their_own_checks(monkeypatch, size):
   """No number of a shipped config is refused; what is missing is data."""
   monkeypatch.chdir(commands.ROOT)
   for name in train.ALGORITHMS:
-    _, config, _ = setup.read_config(["train", f"--config=configs/{name}.py:{size}", "--workdir=x"],
-                                     "")
+    _, config, _ = setup.read_config(
+      ["train", f"--config=configs/{name}.py:{size}", "--workdir=x"], ""
+    )
     train.load_algorithm([name]).check_config(config)
 
 
@@ -456,7 +536,8 @@ def test_the_format_is_that_of_the_group_of_each_algorithm_unless_given():
     assert ask(config) == ask(config, prompt_format="plain") == trained
   assert ask({"text": {}}) == prepare.PLAIN
   assert ask(config, prompt_suffix="") == prepare.PromptFormat(
-      prompt_suffix="", completion_prefix="=")
+    prompt_suffix="", completion_prefix="="
+  )
   in_chat = prepare.PromptFormat(prompt_format="chat", prompt_suffix="", completion_prefix="")
   chat = {"prompts": dict(prompt_format="chat", prompt_suffix="", completion_prefix="")}
   assert ask(chat) == ask({"text": {}}, prompt_format="chat") == in_chat
@@ -474,18 +555,27 @@ def test_pool_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
   for seed, workdir in enumerate(workdirs):
     workdir_lib.write_json(workdir / "report" / "report.json", {"seed": seed})
   seen = []
-  pooled = {"seeds": [0, 1], "win_rate_vs_sft": {}, "paired_difference": {},
-            "reward_model_accuracy": {"per_seed": {0: 0.5, 1: 0.75}, "pooled": 0.625, "n": 8},
-            "labeler_agreement": {"per_seed": {0: None, 1: None}},
-            "recovered": {name: {"per_seed": {0: None, 1: None}, "pooled": None}
-                          for name in ("pretraining_nll", "few_shot_mean")}}
+  pooled = {
+    "seeds": [0, 1],
+    "win_rate_vs_sft": {},
+    "paired_difference": {},
+    "reward_model_accuracy": {"per_seed": {0: 0.5, 1: 0.75}, "pooled": 0.625, "n": 8},
+    "labeler_agreement": {"per_seed": {0: None, 1: None}},
+    "recovered": {
+      name: {"per_seed": {0: None, 1: None}, "pooled": None}
+      for name in ("pretraining_nll", "few_shot_mean")
+    },
+  }
   monkeypatch.setattr(pooling, "pooled_table", lambda paths: seen.append(paths) or pooled)
   flags = ["pool", *map(str, workdirs), f"--output={tmp_path / 'out'}"]
   pool.main(flags)
   assert seen == [list(map(str, workdirs))]
   assert "Reward-model accuracy" in capsys.readouterr().out
   assert {path.name for path in (tmp_path / "out").iterdir()} == {
-      "pooled.json", "pooled.md", "pooled.html"}
+    "pooled.json",
+    "pooled.md",
+    "pooled.html",
+  }
   with pytest.raises(SystemExit):
     pool.main(flags)
   assert "pooled.json exists; name another --output, or add --overwrite" in capsys.readouterr().err

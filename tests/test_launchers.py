@@ -32,10 +32,21 @@ from launch import xpk
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com")
 MICRO = ("--config.ppo.microbatch_size=64", "--config.ppo.ptx_microbatch_size=64")
-JOB = ("ppo", "--config=configs/ppo.py:1.3b", "--workdir=/runs/ppo", "--config.ppo.kl_coef=0.05",
-       *MICRO)
-LARGE = ("ppo", "--config=configs/ppo.py:6b", "--workdir=/runs/six_b",
-         "--config.mesh.fsdp=32", "--config.mesh.tensor=2", *MICRO)
+JOB = (
+  "ppo",
+  "--config=configs/ppo.py:1.3b",
+  "--workdir=/runs/ppo",
+  "--config.ppo.kl_coef=0.05",
+  *MICRO,
+)
+LARGE = (
+  "ppo",
+  "--config=configs/ppo.py:6b",
+  "--workdir=/runs/six_b",
+  "--config.mesh.fsdp=32",
+  "--config.mesh.tensor=2",
+  *MICRO,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +54,9 @@ def repository(tmp_path_factory) -> pathlib.Path:
   """A clone of its own, committed and pushed: the tree under test may have uncommitted changes."""
   top = tmp_path_factory.mktemp("clone") / "rlhf"
   for package in ("configs", "launch", "rlhf"):
-    shutil.copytree(commands.ROOT / package, top / package,
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+      commands.ROOT / package, top / package, ignore=shutil.ignore_patterns("__pycache__")
+    )
   (top / ".gitignore").write_text("__pycache__/\n/runs/\n")
   git(top, "init", "--quiet", "--initial-branch=main")
   git(top, "add", "--all")
@@ -56,8 +68,9 @@ def repository(tmp_path_factory) -> pathlib.Path:
 
 
 def git(top, *words) -> str:
-  return subprocess.run([*GIT, "-C", str(top), *words], check=True, capture_output=True,
-                        text=True).stdout.strip()
+  return subprocess.run(
+    [*GIT, "-C", str(top), *words], check=True, capture_output=True, text=True
+  ).stdout.strip()
 
 
 @pytest.fixture
@@ -71,15 +84,18 @@ def here(repository, monkeypatch) -> pathlib.Path:
 @pytest.fixture
 def printed(here, capsys):
   """printed(slurm, "--topology=...", job): what a dry run prints."""
+
   def run(launcher, *flags, job=JOB):
     launcher.main(["launcher", *flags, "--dry_run", "--", *job])
     return capsys.readouterr().out
+
   return run
 
 
 @pytest.fixture
 def refused(here, capsys):
   """refused(slurm, "--topology=...", job=...): the one sentence."""
+
   def run(launcher, *flags, job=JOB):
     with pytest.raises(SystemExit) as stopped:
       launcher.main(["launcher", *flags, "--dry_run", *(["--", *job] if job else [])])
@@ -87,6 +103,7 @@ def refused(here, capsys):
     assert stopped.value.code == 2 and not out, (out, err)
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
     return err.removeprefix("error: ").strip()
+
   return run
 
 
@@ -105,48 +122,88 @@ def sbatch_options(script: str) -> dict[str, str]:
 
 def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
   workdir = tmp_path / "ppo"
-  text = printed(slurm, "--topology=h100:1x8", "--partition=gpu", "--account=rl",
-                 "--time=2-00:00:00", "--save_seconds=300", "--sbatch=mem=0",
-                 job=(*JOB[:2], f"--workdir={workdir}", *JOB[3:]))
+  text = printed(
+    slurm,
+    "--topology=h100:1x8",
+    "--partition=gpu",
+    "--account=rl",
+    "--time=2-00:00:00",
+    "--save_seconds=300",
+    "--sbatch=mem=0",
+    job=(*JOB[:2], f"--workdir={workdir}", *JOB[3:]),
+  )
   head, folder = git(here, "rev-parse", "HEAD"), f"{workdir}/submitit"
   assert sbatch_options(text) == {
-      "account": "rl", "partition": "gpu", "comment": f"rlhf {head}", "job-name": "ppo-ppo",
-      "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "8", "time": "2880", "mem": "0",
-      "signal": "USR2@300", "requeue": "", "open-mode": "append", "wckey": "submitit",
-      "output": f"{folder}/%j_0_log.out"}
+    "account": "rl",
+    "partition": "gpu",
+    "comment": f"rlhf {head}",
+    "job-name": "ppo-ppo",
+    "nodes": "1",
+    "ntasks-per-node": "1",
+    "gpus-per-node": "8",
+    "time": "2880",
+    "mem": "0",
+    "signal": "USR2@300",
+    "requeue": "",
+    "open-mode": "append",
+    "wckey": "submitit",
+    "output": f"{folder}/%j_0_log.out",
+  }
   code = f"{folder}/code-{head[:12]}"
   assert f"export PYTHONPATH={code}\nexport PYTHONSAFEPATH=1\n" in text
   assert text.rstrip().endswith(
-      f"srun --unbuffered --output {folder}/%j_%t_log.out {sys.executable} -u -m "
-      f"submitit.core._submit {folder}")
+    f"srun --unbuffered --output {folder}/%j_%t_log.out {sys.executable} -u -m "
+    f"submitit.core._submit {folder}"
+  )
   # One host: nobody to join.
-  assert (f"# on each node: {sys.executable} -m launch.train ppo "
-          f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05 "
-          f"{' '.join(MICRO)}\n") in text
+  assert (
+    f"# on each node: {sys.executable} -m launch.train ppo "
+    f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05 "
+    f"{' '.join(MICRO)}\n"
+  ) in text
   assert not workdir.exists()
 
 
 def test_a_job_may_take_its_shape_from_a_published_model(printed):
   """Its heads are checked where the file is read."""
-  for job in (("sft", "--config=configs/sft.py:imported", "--workdir=/w",
-               "--config.init_from=hf:/models/llama"),
-              ("pipeline", "--config=configs/pipeline.py:smollm2", "--workdir=/w",
-               "--config.base.source=hf:/models/llama")):
-    assert "hf:/models/llama" in printed(
-        slurm, "--topology=cpu:1", "--executor=local", job=job)
+  for job in (
+    (
+      "sft",
+      "--config=configs/sft.py:imported",
+      "--workdir=/w",
+      "--config.init_from=hf:/models/llama",
+    ),
+    (
+      "pipeline",
+      "--config=configs/pipeline.py:smollm2",
+      "--workdir=/w",
+      "--config.base.source=hf:/models/llama",
+    ),
+  ):
+    assert "hf:/models/llama" in printed(slurm, "--topology=cpu:1", "--executor=local", job=job)
 
 
 def test_slurm_on_many_nodes_in_a_container(printed, here, tmp_path):
-  text = printed(slurm, "--topology=h100:4x8", "--container=image.sqsh", "--cpus_per_task=96",
-                 "--container_mounts=/data:/data",
-                 job=("sft", "--config", "configs/sft.py:1.3b", f"--workdir={tmp_path}"))
+  text = printed(
+    slurm,
+    "--topology=h100:4x8",
+    "--container=image.sqsh",
+    "--cpus_per_task=96",
+    "--container_mounts=/data:/data",
+    job=("sft", "--config", "configs/sft.py:1.3b", f"--workdir={tmp_path}"),
+  )
   options = sbatch_options(text)
   assert (options["nodes"], options["gpus-per-node"], options["cpus-per-task"]) == ("4", "8", "96")
-  assert (f"--cpus-per-task=96 --container-image=image.sqsh --container-mounts={here}:{here},"
-          f"{tmp_path}:{tmp_path},/data:/data --container-workdir={here} python -u -m") in text
-  assert re.search(r"# on each node: python -m launch.train sft --config \S+/code-\w+/configs/"
-                   rf"sft.py:1.3b --workdir={tmp_path} --coordinator_address=FIRST_NODE:PORT "
-                   r"--num_processes=4 --process_id=SLURM_PROCID\n", text)
+  assert (
+    f"--cpus-per-task=96 --container-image=image.sqsh --container-mounts={here}:{here},"
+    f"{tmp_path}:{tmp_path},/data:/data --container-workdir={here} python -u -m"
+  ) in text
+  assert re.search(
+    r"# on each node: python -m launch.train sft --config \S+/code-\w+/configs/"
+    rf"sft.py:1.3b --workdir={tmp_path} --coordinator_address=FIRST_NODE:PORT "
+    r"--num_processes=4 --process_id=SLURM_PROCID\n",
+    text,
+  )
 
 
 def test_a_part_of_each_node(printed, tmp_path):
@@ -164,21 +221,32 @@ def test_xpk_6b_on_a_v5p_slice(printed, here):
   comment, command = text.strip().split("\n")
   assert comment == f"# commit {head}"
   assert shlex.split(command) == [
-      "xpk", "workload", "create", "--workload=ppo-six-b", "--cluster=pod",
-      "--tpu-type=v5p-4x4x4", "--docker-image=example/rlhf:1", "--storage=runs",
-      "--zone=us-east5-a", "--max-restarts=7", "--restart-on-exit-codes=1",
-      "--termination-grace-period-seconds=600",
-      f"--command=git clone --quiet {origin} /tmp/rlhf && cd /tmp/rlhf && git checkout --quiet "
-      f"--detach {head} && exec python -m launch.train ppo --config=configs/ppo.py:6b "
-      f"--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 {' '.join(MICRO)} "
-      "--cluster=gketpu"]
+    "xpk",
+    "workload",
+    "create",
+    "--workload=ppo-six-b",
+    "--cluster=pod",
+    "--tpu-type=v5p-4x4x4",
+    "--docker-image=example/rlhf:1",
+    "--storage=runs",
+    "--zone=us-east5-a",
+    "--max-restarts=7",
+    "--restart-on-exit-codes=1",
+    "--termination-grace-period-seconds=600",
+    f"--command=git clone --quiet {origin} /tmp/rlhf && cd /tmp/rlhf && git checkout --quiet "
+    f"--detach {head} && exec python -m launch.train ppo --config=configs/ppo.py:6b "
+    f"--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 {' '.join(MICRO)} "
+    "--cluster=gketpu",
+  ]
 
 
 def test_xpk_on_h100_nodes(printed):
   command = shlex.split(printed(xpk, "--topology=h100:2x8", *XPK[1:]))
   assert {"--device-type=h100-80gb-8", "--num-nodes=2"} < set(command)
-  place = (" --coordinator_address=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT "
-           "--num_processes={} --process_id=$NODE_RANK")
+  place = (
+    " --coordinator_address=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT "
+    "--num_processes={} --process_id=$NODE_RANK"
+  )
   assert command[-1].endswith(place.format(2))
   # xpk sets the address for one host too, and jax would miss the rest.
   command = shlex.split(printed(xpk, "--topology=h100:1x8", *XPK[1:]))
@@ -193,31 +261,49 @@ def test_jobset_on_a_v5p_slice(printed, here):
   head = git(here, "rev-parse", "HEAD")
   assert (data["apiVersion"], data["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
   assert data["metadata"] == {
-      "name": "ppo-six-b", "namespace": "default", "annotations": {
-          "rlhf/commit": head,
-          "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
+    "name": "ppo-six-b",
+    "namespace": "default",
+    "annotations": {
+      "rlhf/commit": head,
+      "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+    },
+  }
   assert data["spec"]["network"] == {"enableDNSHostnames": True}
-  assert data["spec"]["failurePolicy"] == {"maxRestarts": 100, "rules": [
-      {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]}
-  workers, = data["spec"]["replicatedJobs"]
+  assert data["spec"]["failurePolicy"] == {
+    "maxRestarts": 100,
+    "rules": [
+      {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ],
+  }
+  (workers,) = data["spec"]["replicatedJobs"]
   assert (workers["name"], workers["replicas"]) == ("workers", 1)
   job = workers["template"]["spec"]
   assert job["parallelism"] == job["completions"] == 16
   assert (job["completionMode"], job["backoffLimit"]) == ("Indexed", 0)
-  assert job["podFailurePolicy"]["rules"] == [{"action": "FailJob", "onExitCodes": {
-      "containerName": "rlhf", "operator": "In", "values": [2]}}]
+  assert job["podFailurePolicy"]["rules"] == [
+    {"action": "FailJob", "onExitCodes": {"containerName": "rlhf", "operator": "In", "values": [2]}}
+  ]
   assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
   pod = job["template"]["spec"]
-  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
-                                 "cloud.google.com/gke-tpu-topology": "4x4x4"}
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+    "cloud.google.com/gke-tpu-topology": "4x4x4",
+  }
   assert (pod["restartPolicy"], pod["serviceAccountName"]) == ("Never", "trainer")
   assert pod["terminationGracePeriodSeconds"] == 600
   assert pod["tolerations"] == [
-      {"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
-  assert pod["volumes"] == [{"name": "volume-0", "csi": {
-      "driver": "gcsfuse.csi.storage.gke.io",
-      "volumeAttributes": {"bucketName": "bucket", "mountOptions": "implicit-dirs"}}}]
-  container, = pod["containers"]
+    {"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}
+  ]
+  assert pod["volumes"] == [
+    {
+      "name": "volume-0",
+      "csi": {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "volumeAttributes": {"bucketName": "bucket", "mountOptions": "implicit-dirs"},
+      },
+    }
+  ]
+  (container,) = pod["containers"]
   assert container["image"] == "example/rlhf:1"
   assert container["resources"] == {"limits": {"google.com/tpu": 4}}
   assert container["volumeMounts"] == [{"name": "volume-0", "mountPath": "/runs"}]
@@ -233,28 +319,36 @@ def test_jobset_on_h100_nodes(printed):
   job = data["spec"]["replicatedJobs"][0]["template"]["spec"]
   assert job["parallelism"] == job["completions"] == 2
   pod = job["template"]["spec"]
-  assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
-                                 "node.kubernetes.io/instance-type": "a3-highgpu-8g"}
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
+    "node.kubernetes.io/instance-type": "a3-highgpu-8g",
+  }
   assert pod["volumes"] == [
-      {"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}},
-      {"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    {"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}},
+    {"name": "shm", "emptyDir": {"medium": "Memory"}},
+  ]
   assert job["template"]["metadata"]["annotations"] == {}
-  container, = pod["containers"]
+  (container,) = pod["containers"]
   assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
   # A JobSet calls its pods NAME-workers-0-INDEX, below a service called NAME.
   assert container["command"][2].endswith(
-      " --coordinator_address=ppo-ppo-workers-0-0.ppo-ppo:8476 --num_processes=2 "
-      "--process_id=$JOB_COMPLETION_INDEX")
+    " --coordinator_address=ppo-ppo-workers-0-0.ppo-ppo:8476 --num_processes=2 "
+    "--process_id=$JOB_COMPLETION_INDEX"
+  )
 
 
-@pytest.mark.parametrize("topology, hosts, chips", [
-    ("v5e:2x4", 1, 8), ("v5e:4x4", 4, 4), ("v6e:8x8", 16, 4), ("v5p:2x2x1", 1, 4)])
+@pytest.mark.parametrize(
+  "topology, hosts, chips",
+  [("v5e:2x4", 1, 8), ("v5e:4x4", 4, 4), ("v6e:8x8", 16, 4), ("v5p:2x2x1", 1, 4)],
+)
 def test_hosts_and_chips_of_slices(printed, topology, hosts, chips):
   data = yaml.safe_load(printed(jobset, f"--topology={topology}", *JOBSET[1:]))
   job = data["spec"]["replicatedJobs"][0]["template"]["spec"]
-  container, = job["template"]["spec"]["containers"]
+  (container,) = job["template"]["spec"]["containers"]
   assert (job["completions"], container["resources"]["limits"]) == (
-      hosts, {"google.com/tpu": chips})
+    hosts,
+    {"google.com/tpu": chips},
+  )
   assert ("--cluster=gketpu" in container["command"][2]) == (hosts > 1)
 
 
@@ -282,30 +376,51 @@ def test_sky_on_h100_nodes(printed, here):
   assert text.startswith("# sky jobs launch --yes --name=ppo-ppo ppo-ppo.yaml\n")
   origin = git(here, "remote", "get-url", "origin")
   assert yaml.safe_load(text) == {
-      "name": "ppo-ppo", "num_nodes": 2,
-      "workdir": {"url": origin, "ref": git(here, "rev-parse", "HEAD")},
-      "resources": {"accelerators": "H100:8", "infra": "gcp", "use_spot": True, "job_recovery": {
-          "max_restarts_on_errors": 3, "recover_on_exit_codes": [143]}},
-      "file_mounts": {"/runs": {"source": "gs://bucket", "mode": "MOUNT"}},
-      "setup": ("set -e\npython3 -m pip install --quiet uv\n"
-                "python3 -m uv venv --python 3.12 ~/rlhf\n. ~/rlhf/bin/activate\n"
-                "python3 -m uv pip install --quiet -e '.[cuda12]'\n"),
-      "run": ". ~/rlhf/bin/activate\nexec python -m launch.train " + " ".join(JOB) + (
-          ' --coordinator_address="$(echo "$SKYPILOT_NODE_IPS" | head -n1)":8476 --num_processes=2 '
-          "--process_id=$SKYPILOT_NODE_RANK\n")}
+    "name": "ppo-ppo",
+    "num_nodes": 2,
+    "workdir": {"url": origin, "ref": git(here, "rev-parse", "HEAD")},
+    "resources": {
+      "accelerators": "H100:8",
+      "infra": "gcp",
+      "use_spot": True,
+      "job_recovery": {"max_restarts_on_errors": 3, "recover_on_exit_codes": [143]},
+    },
+    "file_mounts": {"/runs": {"source": "gs://bucket", "mode": "MOUNT"}},
+    "setup": (
+      "set -e\npython3 -m pip install --quiet uv\n"
+      "python3 -m uv venv --python 3.12 ~/rlhf\n. ~/rlhf/bin/activate\n"
+      "python3 -m uv pip install --quiet -e '.[cuda12]'\n"
+    ),
+    "run": ". ~/rlhf/bin/activate\nexec python -m launch.train "
+    + " ".join(JOB)
+    + (
+      ' --coordinator_address="$(echo "$SKYPILOT_NODE_IPS" | head -n1)":8476 --num_processes=2 '
+      "--process_id=$SKYPILOT_NODE_RANK\n"
+    ),
+  }
 
 
 def test_sky_finds_the_first_address(printed):
   run = yaml.safe_load(printed(sky, *SKY))["run"]
   words = run.strip().rpartition(f"{JOB[-1]} ")[2]
-  shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True,
-                         env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1",
-                              "PATH": os.environ["PATH"]}, check=True).stdout.split("\n")
+  shown = subprocess.run(
+    ["bash", "-c", f"printf '%s\\n' {words}"],
+    capture_output=True,
+    text=True,
+    env={
+      "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+      "SKYPILOT_NODE_RANK": "1",
+      "PATH": os.environ["PATH"],
+    },
+    check=True,
+  ).stdout.split("\n")
   assert shown == ["--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1", ""]
 
 
-@pytest.mark.parametrize("topology, accelerators", [
-    ("v5p:4x4x4", "tpu-v5p-128"), ("v5e:4x4", "tpu-v5litepod-16"), ("v6e:4x8", "tpu-v6e-32")])
+@pytest.mark.parametrize(
+  "topology, accelerators",
+  [("v5p:4x4x4", "tpu-v5p-128"), ("v5e:4x4", "tpu-v5litepod-16"), ("v6e:4x8", "tpu-v6e-32")],
+)
 def test_sky_on_slices(printed, topology, accelerators):
   data = yaml.safe_load(printed(sky, f"--topology={topology}", SKY[1]))
   assert (data["resources"]["accelerators"], data["num_nodes"]) == (accelerators, 1)
@@ -314,10 +429,15 @@ def test_sky_on_slices(printed, topology, accelerators):
 
 
 def test_the_pipeline_is_a_job_too(printed):
-  text = printed(jobset, "--topology=h100:1x8", *JOBSET[1:],
-                 job=("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/runs/tiny"))
-  assert ("exec python -m launch.pipeline --config=configs/pipeline.py:tiny "
-          "--workdir=/runs/tiny\n") in text
+  text = printed(
+    jobset,
+    "--topology=h100:1x8",
+    *JOBSET[1:],
+    job=("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/runs/tiny"),
+  )
+  assert (
+    "exec python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=/runs/tiny\n"
+  ) in text
 
 
 # ----------------------------------------------------------------------------- bad input
@@ -339,37 +459,71 @@ def test_no_jax_before_the_job(repository):
         raise AssertionError("it was submitted")
     assert not {"jax", "jaxlib", "flax", "tensorflow"} & set(sys.modules)
     print("without jax")"""
-  done = subprocess.run([sys.executable, "-c", program, *(" ".join(flags) for flags in (
-      XPK, JOBSET, SKY)), *JOB], cwd=repository, capture_output=True, text=True, check=False,
-      env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+  done = subprocess.run(
+    [sys.executable, "-c", program, *(" ".join(flags) for flags in (XPK, JOBSET, SKY)), *JOB],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+    env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+  )
   assert done.stdout.endswith("without jax\n"), done.stderr
   assert done.stderr.count("error: ") == 4
 
 
-@pytest.mark.parametrize("flags, job, sentence", [
+@pytest.mark.parametrize(
+  "flags, job, sentence",
+  [
     ("--topology=h200:1x8", JOB, "topology 'h200:1x8' has no known kind"),
     ("--topology=v5p:4x4x4", JOB, "--topology=v5p:4x4x4: SLURM has no v5p; choose from h100, cpu"),
-    ("--topology=h100:1x8", (*JOB, "--config.mesh.tensor=3"),
-     "h100:1x8: mesh data=-1 fsdp=1 tensor=3 does not use exactly the 8 devices there are"),
-    ("--topology=h100:1x8", (*JOB, "--config.ppo.batch_size=60"),
-     "h100:1x8: ppo.batch_size 60 does not divide over data*fsdp = 8 devices; use a multiple of 8"),
-    ("--topology=h100:16x8", JOB,
-     "h100:16x8: ppo.minibatch_size 64 does not divide over data*fsdp = 128 devices"),
-    ("--topology=h100:4x8", (*JOB, "--config.mesh.tensor=32"),
-     "h100:4x8: model.num_heads 16 does not divide over mesh.tensor 32; use a divisor of 16"),
-    ("--topology=h100:2x8", ("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/w"),
-     "stage base: h100:2x8: sft.batch_size 8 does not divide over data*fsdp = 16"),
-    ("--topology=h100:1x8", ("pipeline", "--config=configs/palms.py:tiny", "--workdir=/w"),
-     "PALMS on TinyWorld is one process on one machine"),
-    ("--topology=h100:4x8", ("truth_judge", "--config=configs/truth_judge.py:1.3b", "--workdir=/w"),
-     "h100:4x8: judge.batch_size 16 does not divide over data*fsdp = 32"),
-    ("--topology=h100:1x8", (*JOB, "--config.ppo.kl_coeff=1"),
-     "--config.ppo.kl_coeff: config.ppo has no field 'kl_coeff'; did you mean 'kl_coef'?"),
+    (
+      "--topology=h100:1x8",
+      (*JOB, "--config.mesh.tensor=3"),
+      "h100:1x8: mesh data=-1 fsdp=1 tensor=3 does not use exactly the 8 devices there are",
+    ),
+    (
+      "--topology=h100:1x8",
+      (*JOB, "--config.ppo.batch_size=60"),
+      "h100:1x8: ppo.batch_size 60 does not divide over data*fsdp = 8 devices; use a multiple of 8",
+    ),
+    (
+      "--topology=h100:16x8",
+      JOB,
+      "h100:16x8: ppo.minibatch_size 64 does not divide over data*fsdp = 128 devices",
+    ),
+    (
+      "--topology=h100:4x8",
+      (*JOB, "--config.mesh.tensor=32"),
+      "h100:4x8: model.num_heads 16 does not divide over mesh.tensor 32; use a divisor of 16",
+    ),
+    (
+      "--topology=h100:2x8",
+      ("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/w"),
+      "stage base: h100:2x8: sft.batch_size 8 does not divide over data*fsdp = 16",
+    ),
+    (
+      "--topology=h100:1x8",
+      ("pipeline", "--config=configs/palms.py:tiny", "--workdir=/w"),
+      "PALMS on TinyWorld is one process on one machine",
+    ),
+    (
+      "--topology=h100:4x8",
+      ("truth_judge", "--config=configs/truth_judge.py:1.3b", "--workdir=/w"),
+      "h100:4x8: judge.batch_size 16 does not divide over data*fsdp = 32",
+    ),
+    (
+      "--topology=h100:1x8",
+      (*JOB, "--config.ppo.kl_coeff=1"),
+      "--config.ppo.kl_coeff: config.ppo has no field 'kl_coeff'; did you mean 'kl_coef'?",
+    ),
     ("--topology=h100:1x8", (*JOB, "--config.ppo.batch_size=many"), "invalid literal for int()"),
     ("--topology=h100:1x8", (*JOB, "--verbose"), "verbose"),
     ("--topology=h100:1x8", (), "there is no job; write -- and what launch.train takes"),
-    ("--topology=h100:1x8", ("dpo", *JOB[1:]),
-     "the job is 'dpo'; begin it with one of sft, reward_model"),
+    (
+      "--topology=h100:1x8",
+      ("dpo", *JOB[1:]),
+      "the job is 'dpo'; begin it with one of sft, reward_model",
+    ),
     ("--topology=h100:1x8", ("sft", *JOB[1:]), "--config=configs/ppo.py has no group 'sft'"),
     ("--topology=h100:1x8", JOB[:2], "--workdir is missing"),
     ("--topology=h100:1x8 --name=My_Job", JOB, "--name=My_Job must be at most 40 lower case"),
@@ -377,20 +531,34 @@ def test_no_jax_before_the_job(repository):
     ("--topology=h100:1x8 --time=5", JOB, "--time is 5 minutes, and --save_seconds=600 of them"),
     ("--topology=h100:1x8 --sbatch=mem", JOB, "--sbatch=mem is not NAME=VALUE"),
     ("--topology=h100:2x8 --executor=local", JOB, "--executor=local has one host"),
-])
+  ],
+)
 def test_slurm_refuses(refused, flags, job, sentence):
   assert sentence in refused(slurm, *flags.split(), job=job)
 
 
-@pytest.mark.parametrize("flag", [
-    "--num_processes=2", "-process_id=0", "--coordinator_address=here:1", "--cluster=auto",
-    "--num_processes"])
+@pytest.mark.parametrize(
+  "flag",
+  [
+    "--num_processes=2",
+    "-process_id=0",
+    "--coordinator_address=here:1",
+    "--cluster=auto",
+    "--num_processes",
+  ],
+)
 def test_every_launcher_refuses_a_place_of_ones_own(refused, flag, capsys):
-  sentence = (f"--{flag.lstrip('-').partition('=')[0]} stands behind --, but the launcher tells "
-              "every process its place in the job; leave it out there")
+  sentence = (
+    f"--{flag.lstrip('-').partition('=')[0]} stands behind --, but the launcher tells "
+    "every process its place in the job; leave it out there"
+  )
   job = (*JOB, flag, *(["2"] if "=" not in flag else []))
-  for launcher, flags in ((slurm, ("--topology=h100:1x8",)), (xpk, XPK), (jobset, JOBSET),
-                          (sky, SKY)):
+  for launcher, flags in (
+    (slurm, ("--topology=h100:1x8",)),
+    (xpk, XPK),
+    (jobset, JOBSET),
+    (sky, SKY),
+  ):
     assert refused(launcher, *flags, job=job) == sentence
   with pytest.raises(SystemExit) as stopped:
     local.main(["local", "--", *job])
@@ -404,29 +572,53 @@ def test_a_local_job_needs_a_process(capsys):
   assert "argument --num_processes: 0 is below 1; use 1 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("launcher, flags, job, sentence", [
+@pytest.mark.parametrize(
+  "launcher, flags, job, sentence",
+  [
     (xpk, ("--topology=cpu:8", *XPK[1:]), JOB, "--topology=cpu:8: xpk has no cpu"),
     (xpk, ("--topology=h100:1x4", *XPK[1:]), JOB, "xpk has H100 nodes of 8 GPUs"),
     (xpk, XPK[:3], JOB, "--workdir=/runs/ppo would be lost with its pod"),
-    (xpk, XPK, (*JOB[:2], "--workdir=runs/ppo", *MICRO),
-     "--workdir=runs/ppo would be lost with its pod"),
+    (
+      xpk,
+      XPK,
+      (*JOB[:2], "--workdir=runs/ppo", *MICRO),
+      "--workdir=runs/ppo would be lost with its pod",
+    ),
     (xpk, XPK, (*JOB, "--config.prompts.prompt_suffix=\n"), "a quote, a backslash or a line break"),
     (xpk, XPK[:1], JOB, "the following arguments are required: --cluster, --image"),
     (jobset, ("--topology=cpu:8", *JOBSET[1:]), JOB, "--topology=cpu:8: GKE has no cpu"),
-    (jobset, ("--topology=h100:1x5", *JOBSET[1:]), JOB[:3] + ("--config.ppo.batch_size=320",
-     "--config.ppo.minibatch_size=320", "--config.ppo.microbatch_size=320",
-     "--config.ppo.ptx_microbatch_size=320"), "GKE has machines of 1, 2, 4 or 8 H100"),
+    (
+      jobset,
+      ("--topology=h100:1x5", *JOBSET[1:]),
+      JOB[:3]
+      + (
+        "--config.ppo.batch_size=320",
+        "--config.ppo.minibatch_size=320",
+        "--config.ppo.microbatch_size=320",
+        "--config.ppo.ptx_microbatch_size=320",
+      ),
+      "GKE has machines of 1, 2, 4 or 8 H100",
+    ),
     (jobset, JOBSET[:2], JOB, "--workdir=/runs/ppo would be lost with its pod"),
     (jobset, (*JOBSET[:2], "--volume=gs://bucket:/other"), JOB, "would be lost with its pod"),
     (jobset, (*JOBSET[:2], "--volume=bucket"), JOB, "--volume=bucket is not gs://BUCKET:/PATH"),
-    (jobset, (*JOBSET, "--repository=https://me:secret@example.org/x"), JOB,
-     "holds a user name or password"),
-    (jobset, (*JOBSET, "--repository=ssh://me:secret@example.org/x"), JOB,
-     "holds a user name or password"),
+    (
+      jobset,
+      (*JOBSET, "--repository=https://me:secret@example.org/x"),
+      JOB,
+      "holds a user name or password",
+    ),
+    (
+      jobset,
+      (*JOBSET, "--repository=ssh://me:secret@example.org/x"),
+      JOB,
+      "holds a user name or password",
+    ),
     (sky, ("--topology=cpu:8", SKY[1]), JOB, "--topology=cpu:8: SkyPilot has no cpu"),
     (sky, SKY[:1], JOB, "--workdir=/runs/ppo would be lost with its machine"),
     (sky, (SKY[0], "--volume=bucket:/runs"), JOB, "--volume=bucket:/runs is not BUCKET:/PATH"),
-])
+  ],
+)
 def test_clouds_refuse(refused, launcher, flags, job, sentence):
   assert sentence in refused(launcher, *flags, job=job)
 
@@ -449,9 +641,11 @@ def only_git(monkeypatch, tmp_path):
 def test_a_missing_engine(here, capsys, monkeypatch, only_git):
   monkeypatch.setitem(sys.modules, "submitit", None)
   for launcher, flags, sentence in (
-      (slurm, ("--topology=h100:1x8",), "submitit is not installed; pip install -e '.[slurm]'"),
-      (xpk, XPK, "there is no program 'xpk'; install xpk with"),
-      (jobset, JOBSET, "there is no program 'kubectl'"), (sky, SKY, "there is no program 'sky'")):
+    (slurm, ("--topology=h100:1x8",), "submitit is not installed; pip install -e '.[slurm]'"),
+    (xpk, XPK, "there is no program 'xpk'; install xpk with"),
+    (jobset, JOBSET, "there is no program 'kubectl'"),
+    (sky, SKY, "there is no program 'sky'"),
+  ):
     with pytest.raises(SystemExit) as stopped:
       launcher.main(["launcher", *flags, "--", *JOB])
     assert stopped.value.code == 2
@@ -506,9 +700,11 @@ def test_the_commit_must_be_pushed(here, refused, printed):
   try:
     head = git(here, "rev-parse", "HEAD")
     assert refused(jobset, *JOBSET) == (
-        f"commit {head[:12]} is on no remote branch; push it, so that the job can fetch it")
+      f"commit {head[:12]} is on no remote branch; push it, so that the job can fetch it"
+    )
     assert "https://example.org/fork" in printed(
-        jobset, *JOBSET, "--repository=https://example.org/fork")
+      jobset, *JOBSET, "--repository=https://example.org/fork"
+    )
   finally:
     git(here, "reset", "--quiet", "--hard", "HEAD~1")
 
@@ -565,19 +761,33 @@ STARTS = """if True:
 def ended(tmp_path_factory):
   """How it ended: (the marks that the starts left, submitit's exception or None)."""
   import submitit
+
   folder = tmp_path_factory.mktemp("submitit")
   jobs = {}
-  for restarts, how in ((1, "succeeds"), (1, "is ended alone"), (1, "is asked to save"),
-                        (1, "is cancelled"), (1, "fails"), (0, "is asked to save")):
+  for restarts, how in (
+    (1, "succeeds"),
+    (1, "is ended alone"),
+    (1, "is asked to save"),
+    (1, "is cancelled"),
+    (1, "fails"),
+    (0, "is asked to save"),
+  ):
     name = f"{how}, {restarts}"
     mark = folder / f"{name}.txt"
     executor = submitit.LocalExecutor(folder / name.replace(" ", "-"))
     executor.update_parameters(timeout_min=60, signal_delay_s=30)
     command = [sys.executable, "-c", STARTS, how, str(mark)]
-    jobs[name] = (mark, executor.submit(requeue.Requeued(
-        command, restarts=restarts, patience=1.0, record=folder / f"{name}.json")))
-  return {name: (mark.read_text().split(), job.exception(), mark.with_suffix(".json").exists())
-          for name, (mark, job) in jobs.items() if job.wait() is None}
+    jobs[name] = (
+      mark,
+      executor.submit(
+        requeue.Requeued(command, restarts=restarts, patience=1.0, record=folder / f"{name}.json")
+      ),
+    )
+  return {
+    name: (mark.read_text().split(), job.exception(), mark.with_suffix(".json").exists())
+    for name, (mark, job) in jobs.items()
+    if job.wait() is None
+  }
 
 
 def test_a_command_that_succeeds_is_run_once(ended):
@@ -618,6 +828,7 @@ PLACES = """if True:
 
 def test_every_task_knows_its_place(tmp_path):
   import submitit
+
   executor = submitit.LocalExecutor(tmp_path / "submitit")
   executor.update_parameters(timeout_min=60, signal_delay_s=30, tasks_per_node=2)
   command = [sys.executable, "-c", PLACES, str(tmp_path), "--flag"]
@@ -626,7 +837,8 @@ def test_every_task_knows_its_place(tmp_path):
   address = f"{socket.gethostname()}:{61440 + int(job.job_id) % 4096}"
   for i in range(2):
     assert commands.read_jsonl(tmp_path / f"{i}.jsonl") == 2 * [
-        ["--flag", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}"]]
+      ["--flag", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}"]
+    ]
 
 
 def test_a_command_that_fails_is_not_run_again(ended):
@@ -644,8 +856,9 @@ def cluster(tmp_path, monkeypatch):
   programs.mkdir()
   (programs / "srun").touch()
   (programs / "sbatch").write_text(
-      f"#!/bin/sh\ncd {programs}\nn=$(ls | grep -c 'script$')\ncp $1 $n.script\n"
-      "echo Submitted batch job 10$n\n")
+    f"#!/bin/sh\ncd {programs}\nn=$(ls | grep -c 'script$')\ncp $1 $n.script\n"
+    "echo Submitted batch job 10$n\n"
+  )
   (programs / "squeue").write_text(f"#!/bin/sh\ncat {programs}/queued\n")
   for program in programs.iterdir():
     program.chmod(0o755)
@@ -659,29 +872,52 @@ def scripts(cluster) -> list[dict[str, str]]:
 
 
 def test_a_sweep_on_slurm_runs_the_commit_and_is_submitted_once(
-    here, cluster, tmp_path, capsys, monkeypatch):
+  here, cluster, tmp_path, capsys, monkeypatch
+):
   from submitit.core import utils
+
   workdir = tmp_path / "sweep"
-  command = ["sweep", "configs/sweeps/ptx_coef.py:test", "--slurm", f"--workdir={workdir}",
-             "--partition=gpu", "--time=8:00:00", "--save_seconds=300", "--max_restarts=7"]
+  command = [
+    "sweep",
+    "configs/sweeps/ptx_coef.py:test",
+    "--slurm",
+    f"--workdir={workdir}",
+    "--partition=gpu",
+    "--time=8:00:00",
+    "--save_seconds=300",
+    "--max_restarts=7",
+  ]
   assert sweep.main(command) == 0
   head = git(here, "rev-parse", "HEAD")
   folder, code = workdir / "slurm", workdir / "slurm" / f"code-{head[:12]}"
   first, second = scripts(cluster)
   assert "dependency" not in first and second["dependency"] == "afterany:100"
-  assert {"partition": "gpu", "time": "480", "signal": "USR2@300", "requeue": "", "nodes": "1",
-          "ntasks-per-node": "1", "cpus-per-task": "8", "comment": f"rlhf {head}"
-          }.items() <= first.items()
+  assert {
+    "partition": "gpu",
+    "time": "480",
+    "signal": "USR2@300",
+    "requeue": "",
+    "nodes": "1",
+    "ntasks-per-node": "1",
+    "cpus-per-task": "8",
+    "comment": f"rlhf {head}",
+  }.items() <= first.items()
   text = (cluster / "0.script").read_text()
   assert f"export PYTHONPATH={code}\nexport PYTHONSAFEPATH=1\n" in text
   assert git(code, "rev-parse", "HEAD") == head
   requeued = utils.DelayedSubmission.load(folder / "100_submitted.pkl").function
   name = "ptx_coef=0.0,seed=0"
   assert requeued.command[1:5] == [
-      "-m", "launch.pipeline", f"--config={code}/configs/pipeline.py:test",
-      f"--workdir={workdir}/trials/{name}"]
+    "-m",
+    "launch.pipeline",
+    f"--config={code}/configs/pipeline.py:test",
+    f"--workdir={workdir}/trials/{name}",
+  ]
   assert (requeued.restarts, requeued.log, requeued.record) == (
-      7, workdir / "logs" / f"{name}.txt", workdir / "logs" / f"{name}.json")
+    7,
+    workdir / "logs" / f"{name}.txt",
+    workdir / "logs" / f"{name}.json",
+  )
 
   # Again: one is queued still; then squeue is silent, and nothing is submitted twice.
   monkeypatch.setattr(sweep, "run_checks", lambda *_: None)
@@ -704,15 +940,28 @@ def test_a_sweep_on_slurm_runs_the_commit_and_is_submitted_once(
 def test_a_sweep_is_checked_before_it_is_submitted(here, cluster, tmp_path, capfd):
   """By the algorithm, as on the GPUs of a trial's node, which the login node need not have."""
   spec, workdir = tmp_path / "sizes.py", tmp_path / "runs"
-  spec.write_text("from configs import sweeps\n"
-                  "def get_sweep():\n"
-                  "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
-                  "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n")
-  for gpus, sentence in ((4, "trial 2 of 2 (minibatch_size=65,seed=0): ppo.batch_size 512 does"),
-                         (2, "mesh data=1 fsdp=4 tensor=1 does not use exactly the 2 devices")):
+  spec.write_text(
+    "from configs import sweeps\n"
+    "def get_sweep():\n"
+    "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
+    "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n"
+  )
+  for gpus, sentence in (
+    (4, "trial 2 of 2 (minibatch_size=65,seed=0): ppo.batch_size 512 does"),
+    (2, "mesh data=1 fsdp=4 tensor=1 does not use exactly the 2 devices"),
+  ):
     with pytest.raises(SystemExit) as stopped:
-      sweep.main(["sweep", str(spec), "--slurm", f"--workdir={workdir}", f"--gpus={gpus}",
-                  "--config.mesh.data=1", "--config.mesh.fsdp=4"])
+      sweep.main(
+        [
+          "sweep",
+          str(spec),
+          "--slurm",
+          f"--workdir={workdir}",
+          f"--gpus={gpus}",
+          "--config.mesh.data=1",
+          "--config.mesh.fsdp=4",
+        ]
+      )
     assert stopped.value.code == 2 and sentence in capfd.readouterr().err
   assert not scripts(cluster) and not workdir.exists()
 
@@ -734,14 +983,18 @@ def test_a_sweep_of_changed_code_is_refused(here, cluster, tmp_path, capsys, mon
 
 def test_a_sweep_needs_a_slurm_that_takes_it(here, only_git, tmp_path, capsys, monkeypatch):
   command = ["sweep", "configs/sweeps/ptx_coef.py:test", "--slurm", f"--workdir={tmp_path / 'w'}"]
+
   def sentence() -> str:
     with pytest.raises(SystemExit) as stopped:
       sweep.main(command)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("error: ") == 1
     return error
-  assert "there is no srun here; start from a node of a SLURM cluster, or run the trials here with"\
-      in sentence()
+
+  assert (
+    "there is no srun here; start from a node of a SLURM cluster, or run the trials here with"
+    in sentence()
+  )
   assert not (tmp_path / "w").exists()
   programs = pathlib.Path(os.environ["PATH"])
   for name, text in (("srun", ""), ("sbatch", "echo 'no such account' >&2; exit 1")):
@@ -763,12 +1016,27 @@ def inputs(tmp_path_factory) -> commands.Inputs:
 
 def local_job(repository, inputs, workdir, *more, **changes):
   """A started `launch.slurm --executor=local` of a short fine-tuning run."""
-  environment = {name: value for name, value in commands.environment().items()
-                 if name != "PYTHONPATH"}
+  environment = {
+    name: value for name, value in commands.environment().items() if name != "PYTHONPATH"
+  }
   return subprocess.Popen(
-      [sys.executable, "-m", "launch.slurm", "--executor=local", "--topology=cpu:1", *more, "--",
-       *commands.train_flags(inputs, "sft", **changes), f"--workdir={workdir}"], cwd=repository,
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    [
+      sys.executable,
+      "-m",
+      "launch.slurm",
+      "--executor=local",
+      "--topology=cpu:1",
+      *more,
+      "--",
+      *commands.train_flags(inputs, "sft", **changes),
+      f"--workdir={workdir}",
+    ],
+    cwd=repository,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def test_a_training_job_through_submitit(repository, inputs, workdir_path):

@@ -39,17 +39,30 @@ def toy_update(state, batch_B, key):
   noise = jax.random.normal(key, state["x"].shape)
   x = state["x"] * 0.9 + jnp.mean(batch_B) + noise
   return {"x": x, "step": state["step"] + 1}, {
-      "train/loss": Metric(total=jnp.sum(x), weight=jnp.float32(x.size))}
+    "train/loss": Metric(total=jnp.sum(x), weight=jnp.float32(x.size))
+  }
 
 
 def fresh_state():
   return {"x": jnp.zeros(3), "step": jnp.int32(0)}
 
 
-def run_toy(workdir: pathlib.Path, *, total: int = TOTAL, log_every: int = 2, eval_every: int = 5,
-            save_every: int = 4, keep_last: int = 100, best_metric: str = "", before_step=None,
-            break_loss_at=None, break_validation_at=None, evaluated=None, after_step=None,
-            state=None):
+def run_toy(
+  workdir: pathlib.Path,
+  *,
+  total: int = TOTAL,
+  log_every: int = 2,
+  eval_every: int = 5,
+  save_every: int = 4,
+  keep_last: int = 100,
+  best_metric: str = "",
+  before_step=None,
+  break_loss_at=None,
+  break_validation_at=None,
+  evaluated=None,
+  after_step=None,
+  state=None,
+):
   """Runs the toy in `workdir`; `before_step(step)` may interrupt before step `step`."""
   next_batch = loop.Stream(toy_batches())
 
@@ -67,40 +80,60 @@ def run_toy(workdir: pathlib.Path, *, total: int = TOTAL, log_every: int = 2, ev
     value = float(state["x"][0])
     return {"validation/loss": math.inf if step == break_validation_at else value}
 
-  keep = checkpoint.CheckpointConfig(every=save_every, keep_last=keep_last, keep_every=None,
-                                     best_metric=best_metric, best_is_lower=True)
+  keep = checkpoint.CheckpointConfig(
+    every=save_every,
+    keep_last=keep_last,
+    keep_every=None,
+    best_metric=best_metric,
+    best_is_lower=True,
+  )
   with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
     return loop.run(
-        name="toy", workdir=workdir, cfg=LoopConfig(log_every=log_every, eval_every=eval_every),
-        checkpoints=checkpoints, state=fresh_state() if state is None else state,
-        total_steps=total, train_step=train_step, evaluate=evaluate, after_step=after_step,
-        tokens_per_step=10, headline=("train/loss",),
-        guarded=("train/loss", "train/absent", "validation/loss"), metadata={"seed": 3})
+      name="toy",
+      workdir=workdir,
+      cfg=LoopConfig(log_every=log_every, eval_every=eval_every),
+      checkpoints=checkpoints,
+      state=fresh_state() if state is None else state,
+      total_steps=total,
+      train_step=train_step,
+      evaluate=evaluate,
+      after_step=after_step,
+      tokens_per_step=10,
+      headline=("train/loss",),
+      guarded=("train/loss", "train/absent", "validation/loss"),
+      metadata={"seed": 3},
+    )
 
 
 def interrupt_at(wanted: int):
   def before_step(step):
     if step == wanted:
       raise Interrupted()
+
   return before_step
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
-  return [{key: value for key, value in line.items() if not metrics.is_timing(key)}
-          for line in metrics.read(workdir / "metrics.jsonl")]
+  return [
+    {key: value for key, value in line.items() if not metrics.is_timing(key)}
+    for line in metrics.read(workdir / "metrics.jsonl")
+  ]
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-  return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()
-                if path.name.isdigit())
+  return sorted(
+    int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+  )
 
 
 # ----------------------------------------------------------------------------- keys
 
 
 def test_step_keys_differ_between_purposes_and_steps_and_seeds():
-  keys = {tuple(jax.random.key_data(loop.step_key(seed, purpose, step)).tolist())
-          for seed, purpose, step in itertools.product((0, 1), loop.PURPOSES, range(20))}
+  keys = {
+    tuple(jax.random.key_data(loop.step_key(seed, purpose, step)).tolist())
+    for seed, purpose, step in itertools.product((0, 1), loop.PURPOSES, range(20))
+  }
   assert len(keys) == 2 * len(loop.PURPOSES) * 20
 
 
@@ -119,8 +152,9 @@ def test_unknown_purpose():
 
 def test_cadence_of_lines_evaluations_and_checkpoints(tmp_path):
   evaluated, after = [], []
-  run_toy(tmp_path, total=11, evaluated=evaluated,
-          after_step=lambda state, step: after.append(step))
+  run_toy(
+    tmp_path, total=11, evaluated=evaluated, after_step=lambda state, step: after.append(step)
+  )
   assert evaluated == [0, 5, 10, 11]
   steps_with = lambda name: [line["step"] for line in lines(tmp_path) if name in line]
   assert steps_with("step") == [0, 2, 4, 5, 6, 8, 10, 11]
@@ -132,16 +166,19 @@ def test_cadence_of_lines_evaluations_and_checkpoints(tmp_path):
 
 def test_a_rate_is_written_once_it_is_known_and_never_as_nan(tmp_path):
   run_toy(tmp_path, total=3, log_every=1)
-  rates = {line["step"]: line.get("perf/tokens_per_second")
-           for line in metrics.read(tmp_path / "metrics.jsonl")}
+  rates = {
+    line["step"]: line.get("perf/tokens_per_second")
+    for line in metrics.read(tmp_path / "metrics.jsonl")
+  }
   assert rates[0] is None and rates[1] is None  # the first step compiles
   assert rates[2] > 0 and rates[3] > 0
 
 
 def test_a_checkpoint_remembers_step_and_metadata(tmp_path):
   state = run_toy(tmp_path)
-  keep = checkpoint.CheckpointConfig(every=1, keep_last=9, keep_every=None, best_metric="",
-                                     best_is_lower=True)
+  keep = checkpoint.CheckpointConfig(
+    every=1, keep_last=9, keep_every=None, best_metric="", best_is_lower=True
+  )
   with checkpoint.Checkpoints(tmp_path / "checkpoints", keep) as checkpoints:
     restored, metadata = checkpoints.restore(state, step=8)
   assert metadata == {"seed": 3, "step": 8}
@@ -150,8 +187,11 @@ def test_a_checkpoint_remembers_step_and_metadata(tmp_path):
 
 def test_the_best_checkpoint_is_kept_where_a_metric_names_it(tmp_path):
   run_toy(tmp_path, total=20, save_every=5, keep_last=1, best_metric="validation/loss")
-  values = {line["step"]: line["validation/loss"] for line in lines(tmp_path)
-            if "validation/loss" in line and line["step"] > 0}
+  values = {
+    line["step"]: line["validation/loss"]
+    for line in lines(tmp_path)
+    if "validation/loss" in line and line["step"] > 0
+  }
   assert saved_steps(tmp_path) == sorted({20, min(values, key=values.get)})
 
 
@@ -235,7 +275,15 @@ def test_a_half_written_line_is_written_again(tmp_path):
   path.write_text(path.read_text() + '{"step": 7, "tra')
   run_toy(tmp_path)
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
-      0, 2, 4, 5, 6, 8, 10, 12]
+    0,
+    2,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+  ]
 
 
 # ----------------------------------------------------------------------------- not finite
@@ -276,6 +324,7 @@ def terminate_at(wanted: int):
   def before_step(step):
     if step == wanted:
       os.kill(os.getpid(), signal.SIGTERM)
+
   return before_step
 
 
@@ -302,6 +351,7 @@ def test_sigterm_does_not_save_what_is_not_finite(tmp_path):
 
 def test_sigterm_after_the_last_step_starts_nothing_else(tmp_path):
   """It comes in the last evaluation: what would follow, an export or a stage, waits as well."""
+
   class Evaluated(list):
     def append(self, step):
       if step == TOTAL:
@@ -315,10 +365,12 @@ def test_sigterm_after_the_last_step_starts_nothing_else(tmp_path):
 
 def test_sigterm_between_two_lines_of_the_loop_still_saves_the_next_step(tmp_path):
   """It comes after the loop has looked: that step's numbers are not made, so it is the next's."""
+
   def after_step(state, step):
     del state
     if step == 3:
       os.kill(os.getpid(), signal.SIGTERM)
+
   with pytest.raises(SystemExit):
     run_toy(tmp_path, after_step=after_step, log_every=100, eval_every=100, save_every=100)
   assert saved_steps(tmp_path) == [4]
@@ -330,6 +382,7 @@ def test_outside_the_main_thread_the_flag_is_never_set():
   def use():
     with loop.sigterm_flag() as flag:
       found.append(flag.is_set())
+
   thread = threading.Thread(target=use)
   thread.start()
   thread.join()

@@ -63,7 +63,8 @@ def test_metrics_of_unequal_parts_add_up_to_that_of_the_whole():
 def test_last_token_mask_at_first_middle_last_and_nowhere():
   mask = f32([[0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
   np.testing.assert_array_equal(
-      losses.last_token_mask(mask), [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
+    losses.last_token_mask(mask), [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+  )
 
 
 # ----------------------------------------------------------------------------- whitening
@@ -74,8 +75,7 @@ def test_whiten_by_hand():
   x, mask = f32([[1, NAN, 3], [5, 7, NAN]]), f32([[1, 0, 1], [1, 1, 0]])
   by_hand = f32([[-3, 0, -1], [1, 3, 0]]) / math.sqrt(5)
   np.testing.assert_allclose(whiten(x, mask, shift_mean=True), by_hand, rtol=1e-5)
-  np.testing.assert_allclose(
-      whiten(x, mask, shift_mean=False), by_hand + 4 * mask, rtol=1e-5)
+  np.testing.assert_allclose(whiten(x, mask, shift_mean=False), by_hand + 4 * mask, rtol=1e-5)
 
 
 def test_whitening_under_a_mask_equals_whitening_what_the_mask_keeps():
@@ -161,10 +161,12 @@ def test_rewards_with_the_end_at_the_first_middle_and_last_position_and_missing(
   score = f32([0.7, -0.3, 1.9, 0.25])  # fractions: an integer buffer would hold 0, 0, 1, 0
   reward, kl = shaped_rewards(score, logprob, ref, mask, 0.2)
   # Each response token costs 0.2 * (-1 - -1.5) = 0.1; the score comes on the last of them.
-  expected = [[0, 0, 0.7 - 0.1, 0, 0],
-              [0, 0, -0.1, -0.3 - 0.1, 0],
-              [0, 0, -0.1, -0.1, 1.9 - 0.1],
-              [0, 0, -0.1, -0.1, 0.25 - 0.1]]
+  expected = [
+    [0, 0, 0.7 - 0.1, 0, 0],
+    [0, 0, -0.1, -0.3 - 0.1, 0],
+    [0, 0, -0.1, -0.1, 1.9 - 0.1],
+    [0, 0, -0.1, -0.1, 0.25 - 0.1],
+  ]
   np.testing.assert_allclose(reward, expected, atol=1e-6)
   np.testing.assert_allclose(kl, 0.5 * mask)
   assert reward.dtype == jnp.float32
@@ -207,8 +209,7 @@ def test_policy_loss_by_hand_on_both_sides_of_the_clip():
 
   loss, aux = policy_loss(old + np.log(ratio), old, advantage, mask, clip=0.2)
   # With a positive advantage the gain stops at ratio 1.2; with a negative one, at 0.8.
-  np.testing.assert_allclose(
-      loss, [[-1.5, -2.7, -3, -3.3, -3.6], [1.6, 1.8, 2, 2.2, 4]], rtol=1e-5)
+  np.testing.assert_allclose(loss, [[-1.5, -2.7, -3, -3.3, -3.6], [1.6, 1.8, 2, 2.2, 4]], rtol=1e-5)
   np.testing.assert_array_equal(aux["clipped_BT"], [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]])
   np.testing.assert_allclose(aux["ratio_BT"], ratio, rtol=1e-5)
   np.testing.assert_allclose(aux["approx_kl_BT"], 0.5 * np.log(ratio) ** 2, atol=1e-6)
@@ -241,8 +242,9 @@ def test_value_loss_by_hand():
   by_hand = 0.5 * np.square(f32([[0.9, 0.8, 1.5, 0.45]]))
   np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
   np.testing.assert_array_equal(clipped, [[0, 1, 0, 0]])
-  gradient = jax.grad(
-      lambda v: jnp.sum(losses.value_loss(v, old, returns, mask, clip=0.2)[0]))(value)
+  gradient = jax.grad(lambda v: jnp.sum(losses.value_loss(v, old, returns, mask, clip=0.2)[0]))(
+    value
+  )
   np.testing.assert_allclose(gradient, [[-0.9, 0, 1.5, 0.45]], rtol=1e-5)
   below, _ = value_loss(f32([[0.5]]), f32([[1]]), f32([[0]]), f32([[1]]), clip=0.2)
   np.testing.assert_allclose(below, [[0.5 * 0.8**2]], rtol=1e-5)
@@ -291,16 +293,18 @@ def test_comparison_loss_against_enumeration_with_ties_and_unequal_k():
   assert num_with_pair < num_prompts
   assert float(loss.total) == pytest.approx(total, rel=1e-5)
   assert float(loss.weight) == num_with_pair
-  for name, of_pair in (("log_loss", nll), ("margin", margins),
-                        ("accuracy", [m > 0 for m in margins])):
+  for name, of_pair in (
+    ("log_loss", nll),
+    ("margin", margins),
+    ("accuracy", [m > 0 for m in margins]),
+  ):
     assert float(aux[name].total) == pytest.approx(sum(of_pair), rel=1e-4), name
     assert float(aux[name].weight) == len(nll), name
 
 
 def test_the_loss_is_divided_by_the_pairs_of_the_completions_shown():
   # Ranks 1, 1, 2: two untied pairs out of C(3, 2) = 3; at equal scores each costs log 2.
-  loss, _ = comparison_loss(f32([[0, 0, 0, 8]]), np.asarray([[1, 1, 2, 9]]),
-                                   f32([[1, 1, 1, 0]]))
+  loss, _ = comparison_loss(f32([[0, 0, 0, 8]]), np.asarray([[1, 1, 2, 9]]), f32([[1, 1, 1, 0]]))
   assert float(loss.total) == pytest.approx(2 * math.log(2) / 3)
   # A plain pair is K = 2, whichever of the two is the better.
   for rank, margin in (([1, 2], 1.5), ([2, 1], -1.5)):
@@ -331,8 +335,16 @@ def test_scores_of_another_type_raise():
 # ----------------------------------------------------------------------------- KL coefficient
 
 
-@pytest.mark.parametrize("observed,error", [(6.0, 0.0), (6.6, 0.1), (5.4, -0.1),  # proportional
-                                            (60.0, 0.2), (0.0, -0.2)])  # and clipped
+@pytest.mark.parametrize(
+  "observed,error",
+  [
+    (6.0, 0.0),
+    (6.6, 0.1),
+    (5.4, -0.1),  # proportional
+    (60.0, 0.2),
+    (0.0, -0.2),
+  ],
+)  # and clipped
 def test_the_kl_coefficient_moves_in_proportion_and_within_limits(observed: float, error: float):
   new = losses.next_kl_coef(0.15, observed, target=6.0, horizon=10_000, num_episodes=512)
   assert float(new) == pytest.approx(0.15 * (1 + error * 512 / 10_000), rel=1e-5)

@@ -11,7 +11,8 @@ from launch import main_figure
 def test_every_size_and_seed_of_the_sweep_is_found(tmp_path):
   found = main_figure.find_models("tiny", tmp_path)
   assert [(models.size, models.seed) for models in found] == [
-      (size, seed) for seed in (0, 1, 2) for size in ("32k", "397k", "1M")]
+    (size, seed) for seed in (0, 1, 2) for size in ("32k", "397k", "1M")
+  ]
   linked = main_figure.link(found[0], tmp_path / "figure")
   assert "," not in str(linked.workdir.relative_to(tmp_path))
   assert linked.workdir.readlink() == pathlib.Path("../../trials") / found[0].workdir.name
@@ -30,8 +31,14 @@ def test_sft_is_the_epoch_that_was_chosen(tmp_path):
 def test_the_figure_once_through(tmp_path, monkeypatch):
   monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
   for _ in range(2):  # the second time nothing is left to do
-    main_figure.main(["main_figure", "--form=test", f"--workdir={tmp_path / 'run'}",
-                      f"--output={tmp_path / 'out'}"])
+    main_figure.main(
+      [
+        "main_figure",
+        "--form=test",
+        f"--workdir={tmp_path / 'run'}",
+        f"--output={tmp_path / 'out'}",
+      ]
+    )
   data = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
   assert len(data["checkpoints"]) == 10 and data["preference"]["num_prompts"] > 0
   rows = {(row["metric"], row["variant"]): row["cells"] for row in data["suites"]["preference"]}

@@ -27,8 +27,16 @@ CFG = helpers.model_config(num_heads=8, context_length=8, band_width=None)
 MODELS = ppo.Models(policy=CFG, reward=CFG)
 ROWS, LENGTH = 16, 8
 PPO = helpers.ppo_config(
-    batch_size=ROWS, minibatch_size=ROWS, microbatch_size=8, max_prompt_tokens=4,
-    max_response_tokens=4, ptx_coef=2.0, ptx_ratio=1, ptx_length=LENGTH, ptx_microbatch_size=8)
+  batch_size=ROWS,
+  minibatch_size=ROWS,
+  microbatch_size=8,
+  max_prompt_tokens=4,
+  max_response_tokens=4,
+  ptx_coef=2.0,
+  ptx_ratio=1,
+  ptx_length=LENGTH,
+  ptx_microbatch_size=8,
+)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
 mesh_ids = lambda sizes: "x".join(map(str, sizes))
 
@@ -40,8 +48,15 @@ def mesh_of(sizes):
 
 def run_sft(state, batch, key):
   """Dropout is on: what it drops may not depend on the mesh either."""
-  p = SftConfig(batch_size=ROWS, microbatch_size=8, num_epochs=1, max_steps=None, dropout_rate=0.2,
-                keep_epochs=False, keep_rows=None)
+  p = SftConfig(
+    batch_size=ROWS,
+    microbatch_size=8,
+    num_epochs=1,
+    max_steps=None,
+    dropout_rate=0.2,
+    keep_epochs=False,
+    keep_rows=None,
+  )
   return sft.sft_update(CFG, p, helpers.record_gradient(), state, batch, key, use_segments=True)
 
 
@@ -53,8 +68,9 @@ def run_reward(state, batch, key):
 
 def run_ppo(state, batch, key):
   ptx = jax.tree.map(lambda x: x[None], helpers.make_lm_batch(ROWS, LENGTH, 1))
-  return ppo.ppo_update(MODELS, PPO, helpers.record_gradient(), state, batch, ptx, key,
-                        use_segments=True)
+  return ppo.ppo_update(
+    MODELS, PPO, helpers.record_gradient(), state, batch, ptx, key, use_segments=True
+  )
 
 
 def start(name: str):
@@ -65,8 +81,11 @@ def start(name: str):
     return optim.init_train_state(tx, policy), helpers.make_lm_batch(ROWS, LENGTH, 0)
   if name == "reward_model":
     return optim.init_train_state(tx, reward), helpers.make_comparisons(ROWS, 3, LENGTH, 0)
-  state = PpoState(train=optim.init_train_state(tx, {"policy": policy, "value": reward}),
-                   ema_params=policy, kl_coef=jnp.float32(0.1))
+  state = PpoState(
+    train=optim.init_train_state(tx, {"policy": policy, "value": reward}),
+    ema_params=policy,
+    kl_coef=jnp.float32(0.1),
+  )
   return state, helpers.make_ppo_batch(ROWS, LENGTH, 0)
 
 
@@ -110,27 +129,46 @@ def test_a_sequence_that_is_split_over_tensor_changes_no_gradient():
 
   def run(state, batch, key):
     ptx = jax.tree.map(lambda x: x[None], helpers.make_lm_batch(ROWS, LENGTH, 1))
-    return ppo.ppo_update(ppo.Models(policy=cfg, reward=cfg), PPO, helpers.record_gradient(), state,
-                          batch, ptx, key, use_segments=True)
+    return ppo.ppo_update(
+      ppo.Models(policy=cfg, reward=cfg),
+      PPO,
+      helpers.record_gradient(),
+      state,
+      batch,
+      ptx,
+      key,
+      use_segments=True,
+    )
+
   with jax.set_mesh(mesh):
     update = helpers.quick_jit(run, out_shardings=(layout, None))
-    state, metrics = update(jax.device_put(state, layout), sharding.put_batch(mesh, batch),
-                            jax.random.key(0))
+    state, metrics = update(
+      jax.device_put(state, layout), sharding.put_batch(mesh, batch), jax.random.key(0)
+    )
   helpers.assert_leaves_close(gradient_of(state), on_one_device("ppo_ptx")[0])
-  assert metrics_lib.summarise(metrics) == pytest.approx(on_one_device("ppo_ptx")[1], rel=1e-5,
-                                                         abs=1e-6)
+  assert metrics_lib.summarise(metrics) == pytest.approx(
+    on_one_device("ppo_ptx")[1], rel=1e-5, abs=1e-6
+  )
 
 
 def test_parameters_after_a_step_of_gradient_descent_are_those_of_one_device():
   """Plain gradient descent: Adam would divide rounding errors by themselves."""
   tx = optax.sgd(0.5)
-  p = SftConfig(batch_size=ROWS, microbatch_size=8, num_epochs=1, max_steps=None, dropout_rate=0.0,
-                keep_epochs=False, keep_rows=None)
+  p = SftConfig(
+    batch_size=ROWS,
+    microbatch_size=8,
+    num_epochs=1,
+    max_steps=None,
+    dropout_rate=0.0,
+    keep_epochs=False,
+    keep_rows=None,
+  )
   begin = lambda: optim.init_train_state(tx, helpers.make_params(CFG, 0))
   batch = helpers.make_lm_batch(ROWS, LENGTH, 0)
 
   def step(state, batch):
     return sft.sft_update(CFG, p, tx, state, batch, jax.random.key(0), use_segments=True)[0]
+
   expected, before = helpers.quick_jit(step)(begin(), batch).params, begin().params
   mesh = mesh_of((2, 2, 2))
   with jax.set_mesh(mesh):
@@ -147,10 +185,16 @@ def test_a_network_is_born_in_its_layout():
   token, kernel = params["embed"]["token"], params["blocks"]["layer_0"]["mlp"]["in"]["kernel"]
   assert token.addressable_shards[0].data.shape == (64, 8)
   assert kernel.addressable_shards[0].data.shape == (2, 8, 32)
-  one = networks.create(CFG, jax.random.key(0), sharding.make_mesh(
-      MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6),
-               jax.device_get(params), jax.device_get(one))
+  one = networks.create(
+    CFG,
+    jax.random.key(0),
+    sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]),
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    jax.device_get(params),
+    jax.device_get(one),
+  )
 
 
 def episodes(**decoding):
@@ -165,6 +209,7 @@ def episodes(**decoding):
 
   def run(params, ref, reward, prompts, key):
     return ppo.rollout(models, PPO, params, ref, reward, prompts, key, eot_id=helpers.EOT)
+
   return ({"policy": policy, "value": reward}, ref, reward), prompts, run
 
 
@@ -174,19 +219,28 @@ def episodes_on_one_device():
   return jax.device_get(helpers.quick_jit(run)(*nets, prompts, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("decoding", [
+@pytest.mark.parametrize(
+  "decoding",
+  [
     dict(decode_split="tensor", decode_scan=False),
-    dict(decode_split="fsdp_tensor", decode_scan=True)], ids=["tensor", "fsdp_tensor"])
+    dict(decode_split="fsdp_tensor", decode_scan=True),
+  ],
+  ids=["tensor", "fsdp_tensor"],
+)
 def test_episodes_are_the_same_on_a_mesh(decoding):
   """Tokens are drawn with the keys of their rows, and the scores are those of one device."""
   (nets, prompts, run), expected = episodes(**decoding), episodes_on_one_device()
   mesh = mesh_of((2, 2, 2))
   with jax.set_mesh(mesh):
-    placed = [jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
-              for net, depth in zip(nets, (1, 0, 0))]
-    actual = jax.device_get(helpers.quick_jit(run)(
-        *placed, sharding.put_batch(mesh, prompts), jax.random.key(0)))
+    placed = [
+      jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
+      for net, depth in zip(nets, (1, 0, 0))
+    ]
+    actual = jax.device_get(
+      helpers.quick_jit(run)(*placed, sharding.put_batch(mesh, prompts), jax.random.key(0))
+    )
   assert 0 < expected.finished_B.sum() < ROWS
   for field in dataclasses.fields(expected):
-    np.testing.assert_allclose(getattr(actual, field.name), getattr(expected, field.name),
-                               atol=3e-5, err_msg=field.name)
+    np.testing.assert_allclose(
+      getattr(actual, field.name), getattr(expected, field.name), atol=3e-5, err_msg=field.name
+    )

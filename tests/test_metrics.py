@@ -22,8 +22,9 @@ def lines_of(directory):
 
 
 def without_time(lines):
-  return [{key: number for key, number in line.items() if not metrics.is_timing(key)}
-          for line in lines]
+  return [
+    {key: number for key, number in line.items() if not metrics.is_timing(key)} for line in lines
+  ]
 
 
 def tensorboard_points(directory):
@@ -32,8 +33,8 @@ def tensorboard_points(directory):
   for path in sorted((directory / "tensorboard").iterdir()):
     data, at = path.read_bytes(), 0
     while at < len(data):
-      length = int.from_bytes(data[at:at + 8], "little")
-      event = event_pb2.Event.FromString(data[at + 12:at + 12 + length])
+      length = int.from_bytes(data[at : at + 8], "little")
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
       at += 16 + length
       if event.session_log.status == event_pb2.SessionLog.START:
         points = [point for point in points if point[1] < event.step]
@@ -47,8 +48,9 @@ def test_a_metric_adds_before_it_divides():
 
 
 def test_summarise_takes_metrics_and_scalars():
-  summary = metrics.summarise({"a": metric(6, 4), "b": jnp.float32(2), "c": 3, "d": np.int32(4),
-                               "nothing": metric(0, 0)})
+  summary = metrics.summarise(
+    {"a": metric(6, 4), "b": jnp.float32(2), "c": 3, "d": np.int32(4), "nothing": metric(0, 0)}
+  )
   assert all(isinstance(number, float) for number in summary.values())
   assert math.isnan(summary.pop("nothing"))
   assert summary == {"a": 1.5, "b": 2.0, "c": 3.0, "d": 4.0}
@@ -83,8 +85,10 @@ def test_numbers_come_back_exactly(tmp_path):
 def test_what_is_not_finite_is_valid_json(tmp_path):
   with metrics.Writer(tmp_path) as writer:
     writer.write(1, {"a": float("nan"), "b": float("-inf"), "c": np.float32("inf"), "d": 1.0})
-  (line,) = [json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-             for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  (line,) = [
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    for text in (tmp_path / "metrics.jsonl").read_text().splitlines()
+  ]
   assert (line["a"], line["b"], line["c"], line["d"]) == (None, None, None, 1.0)
   assert line["nonfinite"] == {"a": "nan", "b": "-inf", "c": "inf"}
   (line,) = metrics.read(tmp_path / "metrics.jsonl")
@@ -108,8 +112,9 @@ def test_the_lines_own_names_are_refused(tmp_path, name):
     writer.write(1, {name: 1.0})
 
 
-@pytest.mark.parametrize(("step", "kept"), [(3, [1, 2, 3]), (9, [1, 2, 3, 4]), (-1, []),
-                                            (None, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+  ("step", "kept"), [(3, [1, 2, 3]), (9, [1, 2, 3, 4]), (-1, []), (None, [1, 2, 3, 4])]
+)
 def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path, step, kept):
   with metrics.Writer(tmp_path) as writer:
     for i in range(1, 5):
@@ -117,12 +122,13 @@ def test_resuming_forgets_what_came_after_the_checkpoint(tmp_path, step, kept):
   before = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
   with metrics.Writer(tmp_path) as writer:
     writer.truncate_after(step)
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(before[:len(kept)])
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(before[: len(kept)])
     next_step = len(kept) + 1
     writer.write(next_step, {"loss": 10 * next_step})
   assert [line["step"] for line in lines_of(tmp_path)] == kept + [next_step]
   assert tensorboard_points(tmp_path) == (
-      [("loss", i, float(i)) for i in kept] + [("loss", next_step, 10.0 * next_step)])
+    [("loss", i, float(i)) for i in kept] + [("loss", next_step, 10.0 * next_step)]
+  )
 
 
 def test_a_half_written_last_line_is_dropped(tmp_path):
@@ -137,10 +143,13 @@ def test_a_half_written_last_line_is_dropped(tmp_path):
   assert without_time(lines_of(tmp_path)) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.5}]
 
 
-@pytest.mark.parametrize(("text", "message"), [
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
     ('{"step": 1}\n{"step": \n{"step": 3}\n', r"metrics.jsonl:2: not JSON"),
     ('{"loss": 1}\n', r"metrics.jsonl:1: no object with a step"),
-])
+  ],
+)
 def test_a_damaged_line_is_named(tmp_path, text, message):
   path = tmp_path / "metrics.jsonl"
   path.write_text(text)
@@ -161,12 +170,18 @@ def test_what_the_clock_decides():
   assert [metrics.is_timing(key) for key in keys] == [True, True, True, False, True]
 
 
-def progress_text(*, terminal, process_index=0, seconds_between_lines=0.0, num_steps=3,
-                  num_tokens=100):
+def progress_text(
+  *, terminal, process_index=0, seconds_between_lines=0.0, num_steps=3, num_tokens=100
+):
   text = io.StringIO()
   console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
-  with metrics.Progress("sft", num_steps, process_index=process_index, console=console,
-                        seconds_between_lines=seconds_between_lines) as progress:
+  with metrics.Progress(
+    "sft",
+    num_steps,
+    process_index=process_index,
+    console=console,
+    seconds_between_lines=seconds_between_lines,
+  ) as progress:
     for step in range(1, num_steps + 1):
       progress.update(step, {"loss": 1 / step, "[lr]": 1e-4}, num_tokens=num_tokens)
     progress.note("[note] saved")

@@ -40,10 +40,16 @@ def hidden_loop(cfg, params, ids):
   x = [params["embed"]["token"][i] + params["embed"]["position"][t] for t, i in enumerate(ids)]
   per_pattern = 1 if cfg.band_width is None else 2
   for layer in range(cfg.num_layers):
-    p = jax.tree.map(lambda leaf: leaf[layer // per_pattern],
-                     params["blocks"][f"layer_{layer % per_pattern}"])
-    qkv = [np.einsum("D,DcHd->cHd", layer_norm(x_t, p["attention_norm"]),
-                     p["attention"]["qkv"]["kernel"]) + p["attention"]["qkv"]["bias"] for x_t in x]
+    p = jax.tree.map(
+      lambda leaf: leaf[layer // per_pattern], params["blocks"][f"layer_{layer % per_pattern}"]
+    )
+    qkv = [
+      np.einsum(
+        "D,DcHd->cHd", layer_norm(x_t, p["attention_norm"]), p["attention"]["qkv"]["kernel"]
+      )
+      + p["attention"]["qkv"]["bias"]
+      for x_t in x
+    ]
     for t in range(len(x)):
       first = max(0, t - cfg.band_width + 1) if is_banded(cfg, layer) else 0
       for head in range(cfg.num_heads):
@@ -74,13 +80,20 @@ def logprob_loop(cfg, params, ids, temperature: float = 1.0):
 @functools.cache
 def read(cfg):
   """One compiled function for all that a network says of rows; the temperature is an argument."""
+
   def everything(params, tokens_BT, mask_BT, temperature=1.0):
     hidden_BTD = model.forward(cfg, params, tokens_BT, mask_BT)
-    logprob_BT, entropy_BT = model.policy_logprobs(cfg, params, tokens_BT, mask_BT,
-                                                   temperature=temperature)
-    return dict(hidden=hidden_BTD, logprob=logprob_BT, entropy=entropy_BT,
-                value=model.values(cfg, params, tokens_BT, mask_BT),
-                score=model.scores(cfg, params, tokens_BT, mask_BT))
+    logprob_BT, entropy_BT = model.policy_logprobs(
+      cfg, params, tokens_BT, mask_BT, temperature=temperature
+    )
+    return dict(
+      hidden=hidden_BTD,
+      logprob=logprob_BT,
+      entropy=entropy_BT,
+      value=model.values(cfg, params, tokens_BT, mask_BT),
+      score=model.scores(cfg, params, tokens_BT, mask_BT),
+    )
+
   return helpers.quick_jit(everything)
 
 
@@ -93,8 +106,11 @@ def sequence(length: int, seed: int) -> list[int]:
   return helpers.random_ids(np.random.default_rng(seed), length).tolist()
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"layer_pattern": "banded,dense"}, {"band_width": None}, {"band_width": 1}], ids=str)
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"layer_pattern": "banded,dense"}, {"band_width": None}, {"band_width": 1}],
+  ids=str,
+)
 def test_hidden_states_against_a_plain_loop(changes):
   """Layer i has its own weights in their order, and is dense or banded as the parity says."""
   cfg = dataclasses.replace(DEEP, **changes)
@@ -135,19 +151,28 @@ def every_way():
     yield f"alone {number}", whole(SEQUENCES[number]), [(number, 0)]
   yield "right", helpers.right_padded(SEQUENCES, LENGTH), [(n, 0) for n in range(5)]
   rows = helpers.left_padded(SEQUENCES, LENGTH)
-  yield ("left", (rows.tokens_BP, rows.mask_BP),
-         [(n, LENGTH - len(SEQUENCES[n])) for n in range(5)])
+  yield (
+    "left",
+    (rows.tokens_BP, rows.mask_BP),
+    [(n, LENGTH - len(SEQUENCES[n])) for n in range(5)],
+  )
   order = [3, 1, 1, 4, 0, 2]
-  yield ("another batch", helpers.right_padded([SEQUENCES[n] for n in order], LENGTH + 2),
-         [(n, 0) for n in order])
+  yield (
+    "another batch",
+    helpers.right_padded([SEQUENCES[n] for n in order], LENGTH + 2),
+    [(n, 0) for n in order],
+  )
 
 
 def test_what_is_said_of_a_sequence_is_the_same_wherever_it_stands():
   """Learned positions and bands break here first; one layer is dense and the other banded."""
   params = helpers.make_params(CFG, 4, head=True)
   logprobs = [logprob_loop(CFG, params, ids)[0] for ids in SEQUENCES]
-  scalars = [hidden_loop(CFG, params, ids) @ np.asarray(params["head"]["kernel"], np.float64)[:, 0]
-             + np.asarray(params["head"]["bias"], np.float64)[0] for ids in SEQUENCES]
+  scalars = [
+    hidden_loop(CFG, params, ids) @ np.asarray(params["head"]["kernel"], np.float64)[:, 0]
+    + np.asarray(params["head"]["bias"], np.float64)[0]
+    for ids in SEQUENCES
+  ]
   for name, rows, places in every_way():
     out = read(CFG)(params, *rows, 1.0)
     for row, (number, start) in enumerate(places):
@@ -162,8 +187,9 @@ def test_what_is_said_of_a_sequence_is_the_same_wherever_it_stands():
 def test_later_tokens_change_nothing_before_them():
   params, ids = helpers.make_params(CFG, 6, head=True), sequence(12, 3)
   other = [*ids[:7], (ids[7] + 1) % VOCAB, *ids[8:]]
-  first, second = (np.asarray(read(CFG)(params, *whole(row), 1.0)["hidden"][0])
-                   for row in (ids, other))
+  first, second = (
+    np.asarray(read(CFG)(params, *whole(row), 1.0)["hidden"][0]) for row in (ids, other)
+  )
   np.testing.assert_array_equal(first[:7], second[:7])
   assert np.abs(first - second)[7:].max(axis=1).min() > 1e-4
 
@@ -185,7 +211,8 @@ def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, deco
   num_steps = 4
   continuation_BR = helpers.random_ids(np.random.default_rng(0), (5, num_steps))
   rows = helpers.right_padded(
-      [[*ids[:-1], *more] for ids, more in zip(SEQUENCES, continuation_BR)], 12 + num_steps)
+    [[*ids[:-1], *more] for ids, more in zip(SEQUENCES, continuation_BR)], 12 + num_steps
+  )
   hidden_BTD = helpers.quick_jit(functools.partial(model.forward, cfg))(params, *rows)
   full_BTV = np.asarray(model.logits(cfg, params, hidden_BTD))
 
@@ -196,7 +223,8 @@ def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, deco
   for t in range(num_steps + 1):
     for row, ids in enumerate(SEQUENCES):
       np.testing.assert_allclose(
-          logits_BV[row], full_BTV[row, len(ids) - 2 + t], rtol=1e-5, atol=5e-5, err_msg=str(t))
+        logits_BV[row], full_BTV[row, len(ids) - 2 + t], rtol=1e-5, atol=5e-5, err_msg=str(t)
+      )
     if t < num_steps:
       logits_BV, cache = step(laid_out, cache, continuation_BR[:, t])
 
@@ -212,8 +240,11 @@ def test_padding_and_rows_beyond_the_vocabulary_have_no_probability():
   excluded = [PAD, *range(VOCAB, 128)]
   assert (logits_V[excluded] == np.float32(-1e30)).all()
   np.testing.assert_allclose(
-      logits_V[allowed], np.asarray(params["embed"]["token"])[allowed].sum(axis=1), rtol=1e-5,
-      atol=1e-5)
+    logits_V[allowed],
+    np.asarray(params["embed"]["token"])[allowed].sum(axis=1),
+    rtol=1e-5,
+    atol=1e-5,
+  )
   assert jax.nn.softmax(logits_V)[np.asarray(allowed)].sum() == pytest.approx(1)
 
 
@@ -233,14 +264,16 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
   weight_BT = jnp.asarray(np.random.default_rng(1).normal(size=(2, 12)), jnp.float32)
 
   def weighted(cfg, hidden_BTD, params):
-    logprob_BT, entropy_BT = model.token_logprobs(cfg, params, hidden_BTD, tokens_BT,
-                                                  temperature=0.8)
+    logprob_BT, entropy_BT = model.token_logprobs(
+      cfg, params, hidden_BTD, tokens_BT, temperature=0.8
+    )
     return jnp.sum(logprob_BT * weight_BT), (logprob_BT, entropy_BT)
 
   def run(chunk):
     cfg = dataclasses.replace(CFG, logprob_chunk=chunk)
     gradient = jax.grad(functools.partial(weighted, cfg), argnums=(0, 1), has_aux=True)
     return helpers.quick_jit(gradient)(hidden_BTD, params)
+
   gradient, outputs = run(chunk)
   whole_gradient, whole_outputs = run(64)
   for actual, expected in zip(outputs, whole_outputs):
@@ -254,8 +287,12 @@ def test_no_more_than_a_chunk_of_logits_exists_at_once():
   cfg = dataclasses.replace(CFG, logprob_chunk=4)
   params, rows = helpers.make_params(cfg, 0), helpers.right_padded([sequence(12, 4)] * 3, 12)
   loss = lambda p: jnp.sum(model.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
-  shapes = [v.aval.shape for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-            for v in e.outvars if v.aval.shape[-1:] == (cfg.padded_vocab_size,)]
+  shapes = [
+    v.aval.shape
+    for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    for v in e.outvars
+    if v.aval.shape[-1:] == (cfg.padded_vocab_size,)
+  ]
   assert max(math.prod(shape) for shape in shapes) == 3 * 4 * 128
 
 
@@ -269,7 +306,8 @@ def test_lm_loss_of_packed_documents():
   weight_BT = batch.loss_mask_BT * np.random.default_rng(2).random((4, 12)).astype(np.float32)
   weight_BT[0, 3] = 0.5  # a document's first token, which nothing precedes within its segment
   crossing = dataclasses.replace(
-      batch, loss_mask_BT=weight_BT, position_BT=np.tile(np.arange(12, dtype=np.int32), (4, 1)))
+    batch, loss_mask_BT=weight_BT, position_BT=np.tile(np.arange(12, dtype=np.int32), (4, 1))
+  )
   split = dataclasses.replace(batch, loss_mask_BT=batch.loss_mask_BT * weight_BT)
   loss = lambda **choice: helpers.quick_jit(functools.partial(model.lm_loss, cfg, **choice))
   nll = loss(use_segments=False)(params, crossing)
@@ -302,9 +340,13 @@ def test_bfloat16_multiplies_in_bfloat16_and_reports_float32():
   for name, leaf in actual.items():
     assert leaf.dtype == jnp.float32, name
     assert 1e-6 < np.abs(np.asarray(leaf - expected[name])).max() < 0.3, name
-  products = [e for e in helpers.equations(
-      jax.make_jaxpr(functools.partial(model.forward, half))(params, *rows).jaxpr)
-              if e.primitive.name == "dot_general"]
+  products = [
+    e
+    for e in helpers.equations(
+      jax.make_jaxpr(functools.partial(model.forward, half))(params, *rows).jaxpr
+    )
+    if e.primitive.name == "dot_general"
+  ]
   assert {e.invars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
   logits = jax.eval_shape(functools.partial(model.logits, half), params, jnp.ones((3, 16)))
   assert logits.dtype == jnp.float32
@@ -321,12 +363,18 @@ def test_unrolled_layers_give_the_same_gradients():
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
   gradient = lambda scan_unroll: lm_gradient(
-      dataclasses.replace(dense, scan_unroll=scan_unroll), batch)
+    dataclasses.replace(dense, scan_unroll=scan_unroll), batch
+  )
   looped = helpers.quick_jit(gradient(1))(params)
   for scan_unroll in (2, 5):
     helpers.assert_leaves_close(helpers.quick_jit(gradient(scan_unroll))(params), looped)
-  loops = {scan_unroll: helpers.quick_jit(gradient(scan_unroll)).lower(params).as_text().count(
-      "stablehlo.while") for scan_unroll in (1, 2)}
+  loops = {
+    scan_unroll: helpers.quick_jit(gradient(scan_unroll))
+    .lower(params)
+    .as_text()
+    .count("stablehlo.while")
+    for scan_unroll in (1, 2)
+  }
   assert loops[1] > loops[2] == 0
   kept = lm_gradient(dataclasses.replace(dense, scan_unroll=2, remat="block"), batch)
   # What is recomputed stays in its loop: unrolled, the compiler would keep it after all.
@@ -337,16 +385,22 @@ def test_remat_policies_give_equal_gradients():
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
   gradient = lambda remat: lm_gradient(
-      dataclasses.replace(dense, remat=remat, scan_unroll=2), batch)
+    dataclasses.replace(dense, remat=remat, scan_unroll=2), batch
+  )
   gradients = {name: helpers.quick_jit(gradient(name))(params) for name in model.REMAT_POLICIES}
   for name in ("block", "dots"):
     helpers.assert_leaves_close(gradients[name], gradients["none"])
 
   assert len(gradients) == 3
-  names = {name: [e.primitive.name for e in helpers.equations(
-      jax.make_jaxpr(gradient(name))(params).jaxpr)] for name in gradients}
-  tanhs, products = ({name: found.count(which) for name, found in names.items()}
-                     for which in ("tanh", "dot_general"))
+  names = {
+    name: [
+      e.primitive.name for e in helpers.equations(jax.make_jaxpr(gradient(name))(params).jaxpr)
+    ]
+    for name in gradients
+  }
+  tanhs, products = (
+    {name: found.count(which) for name, found in names.items()} for which in ("tanh", "dot_general")
+  )
   assert tanhs["block"] == tanhs["dots"] > tanhs["none"]  # recomputed in the backward pass
   assert products["block"] > products["dots"] >= products["none"]  # "dots" keeps matrix products
 
@@ -361,8 +415,10 @@ ROW_KEYS = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(3), row))(jnp.
 def dropout_forward(rate: float = 0.25):
   def forward(params, key_B):
     tokens_BT = jnp.ones((key_B.shape[0], 8), jnp.int32)
-    return model.forward(DEEP, params, tokens_BT, jnp.ones((key_B.shape[0], 8)),
-                         dropout_rate=rate, dropout_key_B=key_B)
+    return model.forward(
+      DEEP, params, tokens_BT, jnp.ones((key_B.shape[0], 8)), dropout_rate=rate, dropout_key_B=key_B
+    )
+
   return helpers.quick_jit(forward)
 
 
@@ -410,16 +466,21 @@ def test_dropout_belongs_to_the_key_of_the_row_and_not_to_its_place():
 
 
 def test_initial_deviations():
-  cfg = helpers.model_config(width=64, num_layers=8, init_std=0.05, context_length=256,
-                             dtype="bfloat16")
+  cfg = helpers.model_config(
+    width=64, num_layers=8, init_std=0.05, context_length=256, dtype="bfloat16"
+  )
   params = helpers.quick_jit(functools.partial(model.init_params, cfg))(jax.random.key(0))
   layer = params["blocks"]["layer_1"]
   into = layer["mlp"]["in"]["kernel"]
   residual = 0.05 / math.sqrt(2 * 8)
-  for leaf, std in ((params["embed"]["token"], 0.05), (params["embed"]["position"], 0.025),
-                    (layer["attention"]["qkv"]["kernel"], 0.05), (into, 0.05),
-                    (layer["attention"]["out"]["kernel"], residual),
-                    (layer["mlp"]["out"]["kernel"], residual)):
+  for leaf, std in (
+    (params["embed"]["token"], 0.05),
+    (params["embed"]["position"], 0.025),
+    (layer["attention"]["qkv"]["kernel"], 0.05),
+    (into, 0.05),
+    (layer["attention"]["out"]["kernel"], residual),
+    (layer["mlp"]["out"]["kernel"], residual),
+  ):
     assert np.std(leaf) == pytest.approx(std, rel=0.05)
   for repetition in range(1, 4):  # each repetition of the scanned pattern draws its own
     assert not np.array_equal(into[0], into[repetition])
@@ -437,9 +498,11 @@ def test_the_scalar_head_starts_with_deviation_of_one_over_width_plus_one():
   assert not head["bias"].any()
 
 
-@pytest.mark.parametrize("cfg", [
-    CFG, DEEP, helpers.model_config(num_layers=4, band_width=None, width=24)],
-                         ids=["2", "4", "dense"])
+@pytest.mark.parametrize(
+  "cfg",
+  [CFG, DEEP, helpers.model_config(num_layers=4, band_width=None, width=24)],
+  ids=["2", "4", "dense"],
+)
 def test_the_count_of_parameters(cfg):
   shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
   embed = shapes.pop("embed")
@@ -448,7 +511,9 @@ def test_the_count_of_parameters(cfg):
   assert embed["position"].shape == (16, cfg.width)
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(num_heads=3), "width 16 does not divide over num_heads 3"),
     (dict(num_kv_heads=3), "num_heads 2 does not divide into groups for num_kv_heads 3"),
     (dict(layer_pattern="dense,local"), "layer_pattern 'dense,local' names 'local'"),
@@ -462,7 +527,10 @@ def test_the_count_of_parameters(cfg):
     (dict(pad_id=20), "pad_id 20 is outside the vocabulary of 20"),
     (dict(dtype="int8"), "dtype 'int8'; choose from"),
     (dict(remat="everything"), "remat 'everything'; choose from"),
-    (dict(scan_unroll=0), "scan_unroll 0; use 1 or more")], ids=lambda x: str(x)[:20])
+    (dict(scan_unroll=0), "scan_unroll 0; use 1 or more"),
+  ],
+  ids=lambda x: str(x)[:20],
+)
 def test_impossible_models_are_refused(changes, message: str):
   with pytest.raises(ValueError, match=message):
     helpers.model_config(**changes)

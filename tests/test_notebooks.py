@@ -35,8 +35,11 @@ def parameters(notebook) -> list:
 
 def assigned(tree: ast.AST) -> set[str]:
   """Every name that a cell gives a value."""
-  found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-           and isinstance(node.ctx, ast.Store)}
+  found = {
+    node.id
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+  }
   found |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
   found |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)}
   for node in ast.walk(tree):
@@ -46,8 +49,11 @@ def assigned(tree: ast.AST) -> set[str]:
 
 
 def loaded(tree: ast.AST) -> set[str]:
-  return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-          and isinstance(node.ctx, ast.Load)}
+  return {
+    node.id
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+  }
 
 
 def unknown_names(sources: list[str]) -> list[str]:
@@ -67,8 +73,7 @@ def modules(sources: list[str]) -> dict[str, object]:
     for node in ast.walk(ast.parse(source)):
       if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("rlhf", "configs"):
         for alias in node.names:
-          found[alias.asname or alias.name] = importlib.import_module(
-              f"{node.module}.{alias.name}")
+          found[alias.asname or alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
   return found
 
 
@@ -97,8 +102,11 @@ def wrong_arguments(call: ast.Call, known: dict[str, object]) -> list[str]:
   taken = inspect.signature(function).parameters
   if any(entry.kind is entry.VAR_KEYWORD for entry in taken.values()):
     return []
-  return [f"{ast.unparse(call.func)} takes no {keyword.arg}" for keyword in call.keywords
-          if keyword.arg is not None and keyword.arg not in taken]
+  return [
+    f"{ast.unparse(call.func)} takes no {keyword.arg}"
+    for keyword in call.keywords
+    if keyword.arg is not None and keyword.arg not in taken
+  ]
 
 
 def wrong_uses(sources: list[str]) -> list[str]:
@@ -107,8 +115,11 @@ def wrong_uses(sources: list[str]) -> list[str]:
   for source in sources:
     tree = ast.parse(source)
     # What the notebook itself calls by a module's name is no module any more.
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-             and isinstance(node.ctx, ast.Store)} & known.keys()
+    names = {
+      node.id
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    } & known.keys()
     found += [f"{name} is assigned to" for name in sorted(names)]
     for node in ast.walk(tree):
       try:
@@ -116,8 +127,12 @@ def wrong_uses(sources: list[str]) -> list[str]:
           resolve(node, known)
       except AttributeError:
         found.append(f"{ast.unparse(node)} does not exist")
-    found += [wrong for node in ast.walk(tree) if isinstance(node, ast.Call)
-              for wrong in wrong_arguments(node, known)]
+    found += [
+      wrong
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Call)
+      for wrong in wrong_arguments(node, known)
+    ]
   return found
 
 
@@ -169,8 +184,14 @@ def test_every_name_that_is_used_exists(path):
 @every_notebook
 def test_what_is_imported_is_used(path):
   trees = [ast.parse(cell.source) for cell in code(read(path))]
-  imported = set().union(*(assigned(node) for tree in trees for node in tree.body
-                           if isinstance(node, (ast.Import, ast.ImportFrom))))
+  imported = set().union(
+    *(
+      assigned(node)
+      for tree in trees
+      for node in tree.body
+      if isinstance(node, (ast.Import, ast.ImportFrom))
+    )
+  )
   assert imported <= set().union(*map(loaded, trees))
 
 
@@ -180,7 +201,10 @@ def test_the_checks_see_what_they_look_for():
   assert unknown_names(["a = 1", "print(a)"]) == []
   assert wrong_uses([sources[0], "loop.step_key(0, 'train', step=1)"]) == []
   assert wrong_uses([sources[0], "loop.step_keys(0)\ns.check('x', stern=True)\ns = 3"]) == [
-      "s is assigned to", "loop.step_keys does not exist", "s.check takes no stern"]
+    "s is assigned to",
+    "loop.step_keys does not exist",
+    "s.check takes no stern",
+  ]
 
 
 # ----------------------------------------------------------------------------- executed
@@ -191,25 +215,35 @@ def execute(name: str, workdir: pathlib.Path) -> nbformat.NotebookNode:
   notebook = read(DIRECTORY / f"{name}.ipynb")
   (cell,) = parameters(notebook)
   for setting, value in (("SIZE", "test"), ("WORKDIR", str(workdir))):
-    cell.source, count = re.subn(rf"^{setting} = .*$", lambda _: f"{setting} = {value!r}",
-                                 cell.source, flags=re.M)
+    cell.source, count = re.subn(
+      rf"^{setting} = .*$", lambda _: f"{setting} = {value!r}", cell.source, flags=re.M
+    )
     assert count == 1
   environment = commands.environment()
   environment["PYTHONPATH"] = str(DIRECTORY.parent)
   del environment["MPLBACKEND"]  # the kernel's own shows figures
   nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute(
-      env=environment, cwd=str(DIRECTORY))
+    env=environment, cwd=str(DIRECTORY)
+  )
   return notebook
 
 
 def printed(notebook) -> str:
-  return "".join(output.text for cell in code(notebook) for output in cell.outputs
-                 if output.output_type == "stream" and output.name == "stdout")
+  return "".join(
+    output.text
+    for cell in code(notebook)
+    for output in cell.outputs
+    if output.output_type == "stream" and output.name == "stdout"
+  )
 
 
 def num_figures(notebook) -> int:
-  return sum("image/png" in output.data for cell in code(notebook) for output in cell.outputs
-             if output.output_type == "display_data")
+  return sum(
+    "image/png" in output.data
+    for cell in code(notebook)
+    for output in cell.outputs
+    if output.output_type == "display_data"
+  )
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,15 @@ def test_warm_up_starts_at_a_tenth_and_takes_its_steps():
   # PPO's: 10 iterations of 8 updates, then constant.
   cfg = helpers.optim_config(learning_rate=2.0, warmup_steps=80)
   schedule = optim.make_schedule(cfg, 1000)
-  for step, expected in ((0, 0.2), (1, 0.2 + 1.8 / 80), (40, 1.1), (79, 2.0 - 1.8 / 80), (80, 2.0),
-                         (81, 2.0), (999, 2.0)):
+  for step, expected in (
+    (0, 0.2),
+    (1, 0.2 + 1.8 / 80),
+    (40, 1.1),
+    (79, 2.0 - 1.8 / 80),
+    (80, 2.0),
+    (81, 2.0),
+    (999, 2.0),
+  ):
     assert float(schedule(step)) == pytest.approx(expected), step
 
 
@@ -32,7 +39,8 @@ def test_cosine_and_linear_end_at_their_final_ratio():
     assert float(rate(50)) == pytest.approx(4.0 * middle)
     assert float(rate(100)) == float(rate(150)) == pytest.approx(0.4)
   quarter = optim.make_schedule(
-      helpers.optim_config(learning_rate=4.0, schedule="cosine", final_ratio=0.1), 100)(25)
+    helpers.optim_config(learning_rate=4.0, schedule="cosine", final_ratio=0.1), 100
+  )(25)
   assert float(quarter) == pytest.approx(4 * (0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2))
 
 
@@ -66,8 +74,15 @@ def adam_by_hand(cfg, param, grads, rate_of_step):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_by_hand(weight_decay: float):
   # eps is large, so that its place shows; so is the difference between the two betas.
-  cfg = helpers.optim_config(learning_rate=0.5, schedule="linear", final_ratio=0.0, b1=0.8, b2=0.6,
-                             eps=0.3, weight_decay=weight_decay)
+  cfg = helpers.optim_config(
+    learning_rate=0.5,
+    schedule="linear",
+    final_ratio=0.0,
+    b1=0.8,
+    b2=0.6,
+    eps=0.3,
+    weight_decay=weight_decay,
+  )
   tx = optim.make_optimizer(cfg, 10)
   state = optim.init_train_state(tx, {"kernel": jnp.asarray([[2.0]])})
   assert int(state.step) == 0
@@ -96,18 +111,24 @@ def test_weight_decay_spares_biases_and_norms():
   params = helpers.make_params(cfg, 0, head=True)
   tx = optim.make_optimizer(helpers.optim_config(learning_rate=0.1, weight_decay=0.5), 10)
   step = lambda params: optim.apply_gradient(
-      tx, optim.init_train_state(tx, params), jax.tree.map(jnp.zeros_like, params))
+    tx, optim.init_train_state(tx, params), jax.tree.map(jnp.zeros_like, params)
+  )
   state = helpers.quick_jit(step)(params)
   flat = lambda tree: dict(
-      (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+    (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  )
   before, after = flat(params), flat(state.params)
   spared = {"final_norm/bias", "final_norm/scale", "head/bias"}
   for layer in ("blocks/layer_0", "blocks/layer_1"):
-    spared |= {f"{layer}/{norm}/{leaf}" for norm in ("attention_norm", "mlp_norm")
-               for leaf in ("bias", "scale")}
-    spared |= {f"{layer}/{part}/bias"
-               for part in ("attention/qkv", "attention/out", "mlp/in", "mlp/out")}
+    spared |= {
+      f"{layer}/{norm}/{leaf}"
+      for norm in ("attention_norm", "mlp_norm")
+      for leaf in ("bias", "scale")
+    }
+    spared |= {
+      f"{layer}/{part}/bias" for part in ("attention/qkv", "attention/out", "mlp/in", "mlp/out")
+    }
   assert spared < before.keys()
   for name, leaf in before.items():
     factor = 1.0 if name in spared else 1 - 0.1 * 0.5
@@ -117,12 +138,14 @@ def test_weight_decay_spares_biases_and_norms():
 def test_each_network_has_its_own_rate_and_its_own_clip():
   policy = helpers.optim_config(learning_rate=0.1, eps=0.5, max_grad_norm=1.0)
   value = dataclasses.replace(policy, learning_rate=0.01, max_grad_norm=10.0)
-  tx = optim.per_network({"policy": optim.make_optimizer(policy, 10),
-                          "value": optim.make_optimizer(value, 10)})
+  tx = optim.per_network(
+    {"policy": optim.make_optimizer(policy, 10), "value": optim.make_optimizer(value, 10)}
+  )
   state = optim.init_train_state(tx, {"policy": {"w": jnp.zeros(1)}, "value": {"w": jnp.zeros(1)}})
   for _ in range(2):
     state = optim.apply_gradient(
-        tx, state, {"policy": {"w": jnp.asarray([4.0])}, "value": {"w": jnp.asarray([3.0])}})
+      tx, state, {"policy": {"w": jnp.asarray([4.0])}, "value": {"w": jnp.asarray([3.0])}}
+    )
   # Under one clip for both the norm would be 5, and the value network's gradient would shrink too.
   for name, cfg, grads in (("policy", policy, [1.0, 1.0]), ("value", value, [3.0, 3.0])):
     expected = adam_by_hand(cfg, 0.0, grads, lambda step, cfg=cfg: cfg.learning_rate)
@@ -144,7 +167,8 @@ def test_the_accumulated_gradient_is_that_of_the_sum(num_microbatches: int):
     return jnp.sum(error**2), {"count": jnp.float32(x_m.shape[0]), "sum": jnp.sum(y_m)}
 
   gradient, metrics = jax.jit(lambda p: optim.accumulated_gradient(loss, p, (x, y)))(
-      {"slope": jnp.float32(3.0)})
+    {"slope": jnp.float32(3.0)}
+  )
   # d/ds sum (s x - 2 x - 1)^2 = 2 sum x (x - 1) at s = 3: 2 * (385 - 55).
   assert float(gradient["slope"]) == pytest.approx(660)
   assert float(metrics["count"]) == 10 and float(metrics["sum"]) == pytest.approx(120)

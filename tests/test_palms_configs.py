@@ -25,10 +25,13 @@ def test_the_numbers_are_those_of_the_docstring_wherever_it_runs(argument: str):
   p = sft.SftConfig(**tune.sft)
   assert (p.batch_size, p.num_epochs, p.max_steps) == (8, 4, None)
   assert (tune.demonstrations.packing, tune.demonstrations.prompt_loss_weight) == (
-      "one_per_row", 0.01)
+    "one_per_row",
+    0.01,
+  )
   if size != "smollm2":
     assert tune.optim.learning_rate == pytest.approx(
-        sft_configs.PRETRAIN_LR[models.gpt3_name(size)] / 10)
+      sft_configs.PRETRAIN_LR[models.gpt3_name(size)] / 10
+    )
   sampling = process.SamplingConfig(**config.sampling)
   assert (sampling.num_samples, sampling.temperature, sampling.top_p) == (3, 1.0, 0.9)
   statistics.StatisticsConfig(**config.statistics)
@@ -38,8 +41,9 @@ def test_the_numbers_are_those_of_the_docstring_wherever_it_runs(argument: str):
   if topology:
     meshes.check_config(tune, meshes.parse_topology(topology))
   elif size != "smollm2":  # whose shape is that of a file
-    sft.check_config(process.tune_config(config, "given", 0, "base", pathlib.Path("values"),
-                                         "targeted"))
+    sft.check_config(
+      process.tune_config(config, "given", 0, "base", pathlib.Path("values"), "targeted")
+    )
 
 
 @pytest.mark.parametrize("argument", ["tiny", "test"])
@@ -48,9 +52,13 @@ def test_tinyworld_passes_its_own_checks(argument: str, monkeypatch):
   process.check_config(palms.get_config(argument))
 
 
-@pytest.mark.parametrize("argument, message", [
+@pytest.mark.parametrize(
+  "argument, message",
+  [
     ("huge", "size 'huge'; choose from tiny, test, smollm2, 125m"),
-    ("1.3b,h200:1x8", "topology 'h200:1x8' has no known kind")])
+    ("1.3b,h200:1x8", "topology 'h200:1x8' has no known kind"),
+  ],
+)
 def test_an_unknown_argument_is_one_sentence(argument, message):
   with pytest.raises(ValueError, match=message):
     palms.get_config(argument)

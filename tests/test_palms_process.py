@@ -49,7 +49,9 @@ def test_the_configs_of_tinyworld_pass_their_checks(name):
   process.check_config(palms_configs.get_config(name))
 
 
-@pytest.mark.parametrize("changes, sentence", [
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
     (dict(seeds=(0, 0)), r"config.seeds \[0, 0\]; give one or more, each once"),
     (dict(value_set="my_values"), "models of TinyWorld know only the world's own words"),
     (dict(sampling__top_p=0.0), "sampling.top_p 0.0; use a number above 0"),
@@ -57,7 +59,8 @@ def test_the_configs_of_tinyworld_pass_their_checks(name):
     (dict(statistics__alpha=2.0), "statistics.alpha 2.0"),
     (dict(world_raters__num_raters=0), "num_raters 0; use 1 or more"),
     (dict(tune__sft__batch_size=3), "sft.batch_size 3"),
-])
+  ],
+)
 def test_what_a_config_shows_to_be_wrong_is_one_sentence(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
     process.check_config(changed("test", **changes))
@@ -95,7 +98,8 @@ def test_the_bases_are_those_of_the_sweep_over_sizes():
     for path, value in model_size.shape_trial(models.WORLD_SHAPES[size]).items():
       sweep.update_from_flattened_dict({path: value})
     assert {name: own[name] for name in ("data", "base")} == {
-        name: stages.fingerprints(sweep)[name] for name in ("data", "base")}
+      name: stages.fingerprints(sweep)[name] for name in ("data", "base")
+    }
 
 
 # ----------------------------------------------------------------------------- a network as rater
@@ -107,13 +111,16 @@ def test_a_rating_is_an_expectation_over_the_five():
   assert raters.expected_ratings(logprob_NK - 700) == pytest.approx([3.0, 5.0])
 
 
-@pytest.mark.parametrize("changes, sentence", [
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
     (dict(source=""), "raters.source is ''; name who rates"),
     (dict(source="reward:"), "raters.source is 'reward:'; name who rates"),
     (dict(source="endpoint", endpoint=common.get_endpoint()), "endpoint.model is empty"),
     (dict(prompt="{question} {answer}"), "raters.prompt has no {position}"),
     (dict(batch_size=0), "raters.batch_size 0; use 1 or more"),
-])
+  ],
+)
 def test_a_rater_without_what_it_needs(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
     raters.RatersConfig(**RATERS | changes)
@@ -124,20 +131,27 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
   values = sets.load(sets.SHIPPED)
   written = {(sample.prompt, sample.completion.strip()) for sample in values.targeted}
   asked = []
+
   def logprobs(network, pairs, *, batch_size, progress):
     contexts = [context for context, _ in pairs[::5]]
     asked.extend(contexts)
     assert [choice for _, choice in pairs[:5]] == [" 1", " 2", " 3", " 4", " 5"]
-    fits = [any(f"Question: {prompt}\n" in context and f"Answer: {answer}\n" in context
-                for prompt, answer in written) for context in contexts]
-    return np.log([[0.1, 0.1, 0.1, 0.1, 0.6] if fit else [0.6, 0.1, 0.1, 0.1, 0.1]
-                   for fit in fits]).reshape(-1)
+    fits = [
+      any(
+        f"Question: {prompt}\n" in context and f"Answer: {answer}\n" in context
+        for prompt, answer in written
+      )
+      for context in contexts
+    ]
+    return np.log(
+      [[0.1, 0.1, 0.1, 0.1, 0.6] if fit else [0.6, 0.1, 0.1, 0.1, 0.1] for fit in fits]
+    ).reshape(-1)
+
   monkeypatch.setattr(completions, "logprobs", logprobs)
   monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
   monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
-  found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path,
-                             num_resamples=50)
+  found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path, num_resamples=50)
   assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104
   assert found["preferred"]["mean"] == 1.0
   assert found["written"] > found["swapped"]
@@ -147,11 +161,19 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
 def test_a_judge_of_one_category_is_checked_within_it(monkeypatch, tmp_path):
   values = sets.load(sets.SHIPPED)
   name = values.categories[0].name
-  one = dataclasses.replace(values, categories=values.categories[:1], targeted=tuple(
-      sample for sample in values.targeted if sample.category == name))
+  one = dataclasses.replace(
+    values,
+    categories=values.categories[:1],
+    targeted=tuple(sample for sample in values.targeted if sample.category == name),
+  )
   written = {(sample.prompt, sample.completion) for sample in one.targeted}
-  monkeypatch.setattr(raters, "rate", lambda p, asked, directory: [
-      {"r": 5.0 if (prompt, answer) in written else 1.0} for _, prompt, answer in asked])
+  monkeypatch.setattr(
+    raters,
+    "rate",
+    lambda p, asked, directory: [
+      {"r": 5.0 if (prompt, answer) in written else 1.0} for _, prompt, answer in asked
+    ],
+  )
   p = raters.RatersConfig(**RATERS)
   found = raters.check_judge(p, one, tmp_path, num_resamples=50)
   assert (found["preferred"]["mean"], found["swapped"]) == (1.0, 1.0)
@@ -167,9 +189,13 @@ SETTINGS = dict(num_resamples=200, seed=0, confidence=0.95)
 
 @pytest.mark.parametrize("crossed", [True, False])
 def test_differences_are_paired_by_item_and_seed(crossed):
-  values = {("base", 10, 0): [[0.0], [0.5]], ("targeted", 10, 0): [[1.0], [1.5]],
-            ("targeted", 10, 1): [[2.0], [2.5]], ("control", 10, 0): [[0.0], [0.5]],
-            ("control", 10, 1): [[0.0], [0.5]]}
+  values = {
+    ("base", 10, 0): [[0.0], [0.5]],
+    ("targeted", 10, 0): [[1.0], [1.5]],
+    ("targeted", 10, 1): [[2.0], [2.5]],
+    ("control", 10, 0): [[0.0], [0.5]],
+    ("control", 10, 1): [[0.0], [0.5]],
+  }
   found = report.compare(values, crossed=crossed, **SETTINGS)
   mean = {(row["kind"], row["size"]): row["mean"] for row in found["means"]}
   assert mean == {("base", 10): 0.25, ("targeted", 10): 1.75, ("control", 10): 0.25}
@@ -239,11 +265,17 @@ def test_a_set_without_control_samples_is_refused(own):
     process.check_config(config_of(own))
 
 
-@pytest.mark.parametrize("tasks, sentence", [
+@pytest.mark.parametrize(
+  "tasks, sentence",
+  [
     (("sts",), "config.capability.tasks names 'sts'"),
-    (("sst", "fr_en"), "config.capability.tasks names fr_en, whose metric is bleu; name a task that"),
+    (
+      ("sst", "fr_en"),
+      "config.capability.tasks names fr_en, whose metric is bleu; name a task that",
+    ),
     (("real_toxicity_basic",), "names real_toxicity_basic, whose metric is toxicity"),
-])
+  ],
+)
 def test_a_task_that_says_nothing_of_capability_is_refused_first(shared_data, tasks, sentence):
   group = dict(palms_configs.get_config("smollm2").capability, data=str(shared_data / "evals"))
   process.check_capability(group)
@@ -255,12 +287,16 @@ def test_the_score_of_an_item_is_from_0_to_1(shared_data, tmp_path, monkeypatch)
   config = palms_configs.get_config("smollm2").unlock()
   config.capability.update(data=str(shared_data / "evals"), tasks=("sst", "squadv2"))
   model = process.Model(size="given", seed=0, kind="base", export=tmp_path, directory=tmp_path)
+
   def evaluate(p, task, network, directory, **options):
     scores = {"sst": {"acc": 1.0}, "squadv2": {"f1": 40.0, "exact": 0.0}}[task]
     process.write_lines(directory / "items.jsonl", [dict(scores=scores)] * 2)
+
   monkeypatch.setattr(process.nlp, "evaluate", evaluate)
   assert process.public_tasks(config, model, None) == {
-      "sst, acc": [1.0, 1.0], "squadv2, f1": [0.4, 0.4]}
+    "sst, acc": [1.0, 1.0],
+    "squadv2, f1": [0.4, 0.4],
+  }
 
 
 # ----------------------------------------------------------------------------- the whole
@@ -290,8 +326,10 @@ def test_the_whole_process_and_then_nothing(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   """The path of real models, with an export in their place, and then people's ratings."""
-  values, own = tinyworld.value_set(tinyworld.SetConfig(num_probes=1, num_samples=16),
-                                    world_lib.make_world(0)), tmp_path / "own"
+  values, own = (
+    tinyworld.value_set(tinyworld.SetConfig(num_probes=1, num_samples=16), world_lib.make_world(0)),
+    tmp_path / "own",
+  )
   short = [dataclasses.replace(category, position=category.name) for category in values.categories]
   sets.write(dataclasses.replace(values, categories=tuple(short)), own)
   config = config_of(own)
@@ -318,15 +356,25 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   assert "The rater is a network" in html and "Answers that were cut" in html
   assert "values-targeted answers are less toxic than those of base" in html
   assert "FAILED: values-targeted answers are less toxic" in capsys.readouterr().out
-  answers = [line for path in sorted((workdir / "models").rglob("answers.jsonl"))
-             for line in read_jsonl(path)]
-  assert len(answers) == 3 * 8 * 3 and {line["kind"] for line in answers} == set(
-      statistics.KINDS)
+  answers = [
+    line
+    for path in sorted((workdir / "models").rglob("answers.jsonl"))
+    for line in read_jsonl(path)
+  ]
+  assert len(answers) == 3 * 8 * 3 and {line["kind"] for line in answers} == set(statistics.KINDS)
   assert not all(line["finished"] for line in answers)  # an untrained network does not end
-  people = [dict({name: line[name] for name in ("model", "kind", "size", "seed", "category",
-                                                "probe", "sample")}, rater=rater,
-                 rating=5 if line["kind"] == "targeted" else 2)
-            for line in answers for rater in ("anna", "ben")]
+  people = [
+    dict(
+      {
+        name: line[name]
+        for name in ("model", "kind", "size", "seed", "category", "probe", "sample")
+      },
+      rater=rater,
+      rating=5 if line["kind"] == "targeted" else 2,
+    )
+    for line in answers
+    for rater in ("anna", "ben")
+  ]
   (own / sets.TARGETED).write_text("", encoding="utf-8")  # the next turn of the loop has begun
   path = tmp_path / "people.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in people), encoding="utf-8")
@@ -338,10 +386,19 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   assert f"Beside them the run's own rater, a network, {session_inputs.policy}" in html
   found = workdir_lib.read_json(tmp_path / "page" / "palms.json")["analysis"]
   assert found["comparisons"][0]["difference"]["mean"] == 3
+
   # The same judge again says the same; another one is checked before anything is written.
   def rate_again(source, output):
-    launch_palms.main(["palms", "report", f"--workdir={workdir}", f"--rater={source}",
-                       f"--output={tmp_path / output}"])
+    launch_palms.main(
+      [
+        "palms",
+        "report",
+        f"--workdir={workdir}",
+        f"--rater={source}",
+        f"--output={tmp_path / output}",
+      ]
+    )
+
   rate_again(session_inputs.policy, "again")
   assert read_jsonl(tmp_path / "again" / "ratings.jsonl") == read_jsonl(workdir / "ratings.jsonl")
   html = (tmp_path / "again" / "palms.html").read_text(encoding="utf-8")
@@ -356,10 +413,18 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   # Raters who have seen the answers of two models alone.
   part = tmp_path / "part.jsonl"
   part.write_text("".join(json.dumps(row) + "\n" for row in people if row["kind"] != "control"))
-  launch_palms.main(["palms", "report", f"--workdir={workdir}", f"--ratings={part}",
-                     f"--output={tmp_path / 'part'}"])
+  launch_palms.main(
+    [
+      "palms",
+      "report",
+      f"--workdir={workdir}",
+      f"--ratings={part}",
+      f"--output={tmp_path / 'part'}",
+    ]
+  )
   assert "Left out: control@given, seed 0 has no rating at all" in (
-      tmp_path / "part" / "palms.html").read_text(encoding="utf-8")
+    tmp_path / "part" / "palms.html"
+  ).read_text(encoding="utf-8")
   path.write_text(path.read_text(encoding="utf-8").replace('"kind": "control"', '"kind": "base"'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])

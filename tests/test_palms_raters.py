@@ -20,9 +20,16 @@ VALUES = sets.load(sets.SHIPPED)
 
 
 def config(source, **changes) -> raters.RatersConfig:
-  return raters.RatersConfig(**dict(
-      source=str(source), prompt="{position} {question} {answer}", dtype="float32",
-      batch_size=4, endpoint={}) | changes)
+  return raters.RatersConfig(
+    **dict(
+      source=str(source),
+      prompt="{position} {question} {answer}",
+      dtype="float32",
+      batch_size=4,
+      endpoint={},
+    )
+    | changes
+  )
 
 
 def test_the_expectation_by_hand():
@@ -34,13 +41,24 @@ def test_a_network_rates(session_inputs, tmp_path):
   """Each number's log-probability is asked for by itself here."""
   found = raters.rate(config(session_inputs.policy), ASKED, tmp_path)
   network = networks.load(
-      session_inputs.policy, networks.export_numerics(networks.find_export(
-          session_inputs.policy, {}, kind="policy", flag="x")) | {"dtype": "float32"},
-      sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)), kind="policy", flag="x")
-  for rated, context in zip(found, ("be kind who ? rex {x} .", "be kind who ? no", "be just why ? "),
-                            strict=True):
-    logprob_K = np.concatenate([completions.logprobs(network, [(context, f" {number}")], batch_size=1)
-                                for number in raters.RATINGS])
+    session_inputs.policy,
+    networks.export_numerics(
+      networks.find_export(session_inputs.policy, {}, kind="policy", flag="x")
+    )
+    | {"dtype": "float32"},
+    sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
+    kind="policy",
+    flag="x",
+  )
+  for rated, context in zip(
+    found, ("be kind who ? rex {x} .", "be kind who ? no", "be just why ? "), strict=True
+  ):
+    logprob_K = np.concatenate(
+      [
+        completions.logprobs(network, [(context, f" {number}")], batch_size=1)
+        for number in raters.RATINGS
+      ]
+    )
     weight_K = np.exp(logprob_K)
     assert rated == {"model": pytest.approx(weight_K @ raters.RATINGS / weight_K.sum(), rel=1e-4)}
   assert len({rated["model"] for rated in found}) == 3
@@ -54,8 +72,11 @@ def test_what_cannot_rate(session_inputs):
     config("x", prompt="{position} {question}")
   with pytest.raises(ValueError, match="config.raters.source=.* is a reward export; it must be"):
     raters.check(config(session_inputs.reward), VALUES, 8)
-  with pytest.raises(ValueError, match=r"reads \d+ tokens, and a position, a question and an answer "
-                                       r"have up to \d+; take a rater with a longer context"):
+  with pytest.raises(
+    ValueError,
+    match=r"reads \d+ tokens, and a position, a question and an answer "
+    r"have up to \d+; take a rater with a longer context",
+  ):
     raters.check(config(session_inputs.policy), VALUES, 1000)
 
 
@@ -63,7 +84,9 @@ def test_a_reward_model_rates_by_rank(session_inputs, tmp_path):
   asked = [*ASKED, ("other", "who ?", " no ")]
   found = raters.rate(config(f"reward:{session_inputs.reward}"), asked, tmp_path)
   network, prompt_format = comparison.load_reward(str(session_inputs.reward))
-  score_N = rewards.score_texts(network, prompt_format, [entry[1:] for entry in asked], batch_size=4)
+  score_N = rewards.score_texts(
+    network, prompt_format, [entry[1:] for entry in asked], batch_size=4
+  )
   assert [rated["reward_model"] for rated in found] == raters.ranked_ratings(score_N).tolist()
   assert found[1] == found[3]  # the position is not read
   assert raters.ranked_ratings(np.asarray([0.3, -2.0, 0.3, 9.0])).tolist() == [3.0, 1.5, 3.0, 4.5]
@@ -75,18 +98,28 @@ def test_a_reward_model_rates_by_rank(session_inputs, tmp_path):
 def test_an_endpoint_rates(tmp_path, server, monkeypatch):
   replies = {"rex {x} .": "Rating: 4", "no": "no idea", "": "2"}
   server.reply = lambda messages, number: replies[
-      messages[0]["content"].partition("A: ")[2].strip()]
-  p = config("endpoint", prompt="{position} {question} A: {answer}", endpoint=dict(
-      ml_collections.ConfigDict(common.get_endpoint()), base_url=server.url, model="m",
-      api_key_variable="", max_attempts=1))
+    messages[0]["content"].partition("A: ")[2].strip()
+  ]
+  p = config(
+    "endpoint",
+    prompt="{position} {question} A: {answer}",
+    endpoint=dict(
+      ml_collections.ConfigDict(common.get_endpoint()),
+      base_url=server.url,
+      model="m",
+      api_key_variable="",
+      max_attempts=1,
+    ),
+  )
   assert raters.rate(p, ASKED, tmp_path) == [{"endpoint": 4.0}, {}, {"endpoint": 2.0}]
   assert len(server.requests) == 3 and p.describe() == f"m at {server.url}"
   raters.rate(p, ASKED, tmp_path)
   assert len(server.requests) == 3
   monkeypatch.delenv("NO_SUCH_KEY", raising=False)
   with pytest.raises(ValueError, match="NO_SUCH_KEY is not set in the environment"):
-    raters.check(config("endpoint", endpoint=dict(p.endpoint, api_key_variable="NO_SUCH_KEY")),
-                 VALUES, 8)
+    raters.check(
+      config("endpoint", endpoint=dict(p.endpoint, api_key_variable="NO_SUCH_KEY")), VALUES, 8
+    )
   monkeypatch.setattr(raters.processes, "count", lambda: 2)
   with pytest.raises(ValueError, match="2 processes, and each would ask the endpoint"):
     raters.check(p, VALUES, 8)

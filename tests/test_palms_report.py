@@ -18,9 +18,11 @@ BASE, TARGETED = np.array([0.4, 0.5, 0.9, 0.2, 0.6]), np.array([0.1, 0.3, 0.2, 0
 
 def models(num_base: int, num_targeted: int) -> dict:
   """Every seed says the same: two samples of each of five probes."""
-  return {(kind, 1000, seed): [[value - 0.05, value + 0.05] for value in mean]
-          for kind, mean, count in (("base", BASE, num_base), ("targeted", TARGETED, num_targeted))
-          for seed in range(count)}
+  return {
+    (kind, 1000, seed): [[value - 0.05, value + 0.05] for value in mean]
+    for kind, mean, count in (("base", BASE, num_base), ("targeted", TARGETED, num_targeted))
+    for seed in range(count)
+  }
 
 
 def only(found: dict) -> dict:
@@ -30,8 +32,10 @@ def only(found: dict) -> dict:
 
 
 def test_equal_seeds_say_nothing_new_of_other_probes():
-  one, three, beside = (only(report.compare(models(*counts), crossed=True, **SETTINGS))
-                        for counts in ((1, 1), (3, 3), (1, 3)))
+  one, three, beside = (
+    only(report.compare(models(*counts), crossed=True, **SETTINGS))
+    for counts in ((1, 1), (3, 3), (1, 3))
+  )
   for found in (one, three, beside):
     assert found["mean"] == pytest.approx(np.mean(TARGETED - BASE)) and found["n"] == 5
     half = (found["high"] - found["low"]) / 2
@@ -53,27 +57,37 @@ def test_items_of_a_world_of_its_own_belong_to_their_seed():
 def test_seeds_with_items_of_their_own_are_drawn():
   """Items do not vary within a seed: all the width is the seeds', of which two are drawn."""
   values = {("base", 1000, seed): [[0.0]] * 5 for seed in range(3)} | {
-      ("targeted", 1000, seed): [[float(seed)]] * 5 for seed in range(3)}
+    ("targeted", 1000, seed): [[float(seed)]] * 5 for seed in range(3)
+  }
   found = only(report.compare(values, crossed=False, **SETTINGS))
   assert (found["mean"], found["low"], found["high"]) == (1.0, 0.0, 2.0)
   mean = report.compare(values, crossed=False, **SETTINGS)["means"][1]
   assert (mean["mean"], mean["low"], mean["high"]) == (1.0, 0.0, 2.0)
   with pytest.raises(ValueError, match=r"the seeds \[0, 1, 2\] and \[0, 1\] do not have the same"):
-    report.compare({key: rows for key, rows in values.items() if key != ("base", 1000, 2)},
-                   crossed=False, **SETTINGS)
+    report.compare(
+      {key: rows for key, rows in values.items() if key != ("base", 1000, 2)},
+      crossed=False,
+      **SETTINGS,
+    )
 
 
 def test_the_smallest_size_comes_first():
   rows = [[0.1, 0.2], [0.3, 0.4]]
-  found = report.compare({(kind, size, 0): rows for size in (1000, 50, 200)
-                          for kind in ("targeted", "base")}, crossed=True, **SETTINGS)
+  found = report.compare(
+    {(kind, size, 0): rows for size in (1000, 50, 200) for kind in ("targeted", "base")},
+    crossed=True,
+    **SETTINGS,
+  )
   assert [(mean["size"], mean["kind"]) for mean in found["means"]] == [
-      (size, kind) for size in (50, 200, 1000) for kind in ("base", "targeted")]
+    (size, kind) for size in (50, 200, 1000) for kind in ("base", "targeted")
+  ]
   assert [difference["size"] for difference in found["differences"]] == [50, 200, 1000]
 
 
 def test_seeds_that_do_not_go_together_are_refused():
-  with pytest.raises(ValueError, match="has the seeds .* give the same seeds, or one model for all"):
+  with pytest.raises(
+    ValueError, match="has the seeds .* give the same seeds, or one model for all"
+  ):
     report.compare(models(2, 3), crossed=True, **SETTINGS)
   with pytest.raises(ValueError, match="the seeds 0, 1 have 1, 2 items"):
     statistics.group_of({0: [[1.0]], 1: [[1.0], [2.0]]})
@@ -90,27 +104,68 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
     for kind, seed in itertools.product(statistics.KINDS, range(2)):
       name = f"{kind}@{size}, seed {seed}"
       for number, probe in enumerate(values.probes):
-        answer = dict(model=name, kind=kind, size=size, seed=seed, category=probe.category,
-                      probe=number, sample=0)
-        answers.setdefault(name, []).append(dict(
-            answer, prompt=probe.prompt, answer=f"said {kind}", finished=kind != "control"))
-        rows.append(dict(answer, rater="r", rating=float(
-            2 + effect * (kind == "targeted") + 0.1 * rng.normal())))
+        answer = dict(
+          model=name,
+          kind=kind,
+          size=size,
+          seed=seed,
+          category=probe.category,
+          probe=number,
+          sample=0,
+        )
+        answers.setdefault(name, []).append(
+          dict(answer, prompt=probe.prompt, answer=f"said {kind}", finished=kind != "control")
+        )
+        rows.append(
+          dict(
+            answer, rater="r", rating=float(2 + effect * (kind == "targeted") + 0.1 * rng.normal())
+          )
+        )
   p = statistics.StatisticsConfig(num_resamples=200, num_flips=200)
+
   def compared(lower: float):
-    return report.compare({(kind, size, seed): [[0.5 - lower * (kind == "targeted")]] * 4
-                           for size in (1000, 200_000) for kind in statistics.KINDS
-                           for seed in range(2)}, crossed=True, **SETTINGS)
-  group = dict(axis="town", group="velda", num_texts=40, skewed=[], skewed_sentiment=None,
-               sentiment=dict(mean=12.5, low=-3.0, high=28.0, n=40))
+    return report.compare(
+      {
+        (kind, size, seed): [[0.5 - lower * (kind == "targeted")]] * 4
+        for size in (1000, 200_000)
+        for kind in statistics.KINDS
+        for seed in range(2)
+      },
+      crossed=True,
+      **SETTINGS,
+    )
+
+  group = dict(
+    axis="town",
+    group="velda",
+    num_texts=40,
+    skewed=[],
+    skewed_sentiment=None,
+    sentiment=dict(mean=12.5, low=-3.0, high=28.0, n=40),
+  )
   analysis, toxic = statistics.analyse(rows, p), compared(0.2)
   tasks = {"recall": compared(0.1), "successor": compared(0.0)}
-  return dict(
-      title="A title", values=values, answers=answers, ratings=rows[:-1], rater="two people",
-      analysis=dataclasses.replace(analysis, claims=report.claims(analysis, toxic, tasks,
-                                                                   margin=2.0)),
-      judge=judge, own_rater=None, statistics=p, toxicity=toxic, capability=tasks,
-      capability_lead="Of items.", cooccurrence={"base": [group]}, settings={"seeds": "0, 1"}) | changes
+  return (
+    dict(
+      title="A title",
+      values=values,
+      answers=answers,
+      ratings=rows[:-1],
+      rater="two people",
+      analysis=dataclasses.replace(
+        analysis, claims=report.claims(analysis, toxic, tasks, margin=2.0)
+      ),
+      judge=judge,
+      own_rater=None,
+      statistics=p,
+      toxicity=toxic,
+      capability=tasks,
+      capability_lead="Of items.",
+      cooccurrence={"base": [group]},
+      settings={"seeds": "0, 1"},
+    )
+    | changes
+  )
 
 
 def test_the_page_says_what_was_found_and_what_not(tmp_path):
@@ -118,31 +173,48 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
   found = workdir_lib.read_json(tmp_path / "palms.json")
   claims = {claim["claim"]: claim for claim in found["analysis"]["claims"]}
   assert [claim["held"] for claim in claims.values()] == [
-      False, False, True, False, False, True, True, True, False]
+    False,
+    False,
+    True,
+    False,
+    False,
+    True,
+    True,
+    True,
+    False,
+  ]
   assert "<h1>4 of 9 findings of the paper are found here</h1>" in html
   assert claims["values-targeted answers are less toxic than those of base, at every size"][
-      "evidence"].startswith("-0.200 (-0.200 to -0.200) at 200k; the interval lies below 0 at 2 of 2")
+    "evidence"
+  ].startswith("-0.200 (-0.200 to -0.200) at 200k; the interval lies below 0 at 2 of 2")
   assert claims["values-targeted fine-tuning costs no more than 2 points of capability"][
-      "evidence"] == (
-          "a loss of more than 2 is ruled out in 0 of 4 differences from base, a loss of any size is "
-          "shown in 2 (recall at 1.0k -10.0, recall at 200k -10.0); the largest that 4 items leave "
-          "open is recall at 1.0k -75.0")
+    "evidence"
+  ] == (
+    "a loss of more than 2 is ruled out in 0 of 4 differences from base, a loss of any size is "
+    "shown in 2 (recall at 1.0k -10.0, recall at 200k -10.0); the largest that 4 items leave "
+    "open is recall at 1.0k -75.0"
+  )
   text = " ".join(html.split())
   assert "5 matches the position best, by two people" in text
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
   assert "base 0.0 %, values-targeted 0.0 %, control 100.0 %" in text.replace("\u202f", " ")
   ends = report.by_end(contents()["answers"], contents()["ratings"])
   assert ends["control"]["ended"] is None and ends["base"]["cut"] is None
-  assert ends["base"]["ended"] == pytest.approx(np.mean(
-      [row["rating"] for row in contents()["ratings"] if row["kind"] == "base"]))
+  assert ends["base"]["ended"] == pytest.approx(
+    np.mean([row["rating"] for row in contents()["ratings"] if row["kind"] == "base"])
+  )
   assert f"base {ends['base']['ended']:.2f}, –; values-targeted" in text
   assert "-3.0 to 28.0 (40)" in text.replace("\u2212", "-")
-  assert "The rater is a network" not in html and "[–] said control [cut]" in html  # one was not rated
+  assert (
+    "The rater is a network" not in html and "[–] said control [cut]" in html
+  )  # one was not rated
   assert html.index("200k parameters</h2>") < html.index("1.0k parameters</summary>")
 
 
 def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
-  judge = dict(num=52, preferred=dict(mean=0.55, low=0.42, high=0.68, n=52), written=3.1, swapped=3.0)
+  judge = dict(
+    num=52, preferred=dict(mean=0.55, low=0.42, high=0.68, n=52), written=3.1, swapped=3.0
+  )
   html = report.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
   assert "found here, by a rater that was not shown to tell written answers from" in html
   assert "A low bar" in html
@@ -154,19 +226,33 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
 EVEN, LESS = [[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]
 
 
-@pytest.mark.parametrize("base, targeted, held, evidence", [
-    (EVEN, LESS, False, "ruled out in 0 of 1 differences from base, a loss of any size is shown in "
-     "none; the largest that 3 items leave open is sst at 100 -"),
+@pytest.mark.parametrize(
+  "base, targeted, held, evidence",
+  [
+    (
+      EVEN,
+      LESS,
+      False,
+      "ruled out in 0 of 1 differences from base, a loss of any size is shown in "
+      "none; the largest that 3 items leave open is sst at 100 -",
+    ),
     # On three items both were right; of others three in three may be lost.
-    ([[1.0]] * 3, [[1.0]] * 3, False, "shown in none; the largest that 3 items leave open is sst at "
-     "100 -100.0"),
+    (
+      [[1.0]] * 3,
+      [[1.0]] * 3,
+      False,
+      "shown in none; the largest that 3 items leave open is sst at 100 -100.0",
+    ),
     ([[1.0]] * 150, [[1.0]] * 150, True, "ruled out in 1 of 1 differences from base"),
-    (EVEN * 10_000, LESS * 10_000, True, "a loss of any size is shown in none")])
+    (EVEN * 10_000, LESS * 10_000, True, "a loss of any size is shown in none"),
+  ],
+)
 def test_few_items_do_not_show_that_nothing_is_lost(base, targeted, held, evidence):
   same = {("base", 100, 0): base, ("targeted", 100, 0): targeted}
   capability = {"sst": report.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
-  analysis = statistics.Analysis(means=(), comparisons=(), slopes=(), claims=(), raters={},
-                                 left_out=())
+  analysis = statistics.Analysis(
+    means=(), comparisons=(), slopes=(), claims=(), raters={}, left_out=()
+  )
   (claim,) = report.claims(analysis, dict(differences=[]), capability, margin=2.0)
   assert claim.held == held and evidence in claim.evidence
 
@@ -176,11 +262,18 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   rows = [row for row in made["ratings"] if row["kind"] != "control" or row["probe"] % 4]
   rows += [dict(row, rater="s", rating=min(row["rating"] + 0.5, 5)) for row in rows]
   analysis = statistics.analyse(rows, made["statistics"])
-  html = " ".join(report.write(tmp_path, made | dict(ratings=rows, analysis=analysis)).read_text(
-      encoding="utf-8").split()).replace("\u202f", " ")
+  html = " ".join(
+    report.write(tmp_path, made | dict(ratings=rows, analysis=analysis))
+    .read_text(encoding="utf-8")
+    .split()
+  ).replace("\u202f", " ")
   assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. What they would have been" in html
-  assert "Left out: probe 0 (violence) has no rating of control of size 1000, seed 0" \
-      " and 3 more; probe 4" in html
+  assert (
+    "Left out: probe 0 (violence) has no rating of control of size 1000, seed 0"
+    " and 3 more; probe 4" in html
+  )
   assert f"alpha {analysis.raters['alpha']:.2f} over {len(rows) // 2} answers" in html
-  assert "own rater, a network, x: its ratings and the means of these have Spearman's correlation " \
-      "0.31 over 96 answers" in html
+  assert (
+    "own rater, a network, x: its ratings and the means of these have Spearman's correlation "
+    "0.31 over 96 answers" in html
+  )

@@ -27,15 +27,22 @@ def completion(seed: int, num_words: int = 60) -> str:
 def good() -> dict[str, list[dict]]:
   """The lines of a set without a problem."""
   lines = lambda start: [
-      dict(category=name, topic=f"topic {i}", prompt=f"{completion(start + i, 6)}?",
-           completion=completion(start + 50 + i))
-      for i, name in enumerate((*NAMES, "broad"))]
+    dict(
+      category=name,
+      topic=f"topic {i}",
+      prompt=f"{completion(start + i, 6)}?",
+      completion=completion(start + 50 + i),
+    )
+    for i, name in enumerate((*NAMES, "broad"))
+  ]
   return {
-      "positions": [dict(name=name, title=name.title(), position=f"A position on {name}.")
-                    for name in NAMES],
-      "probes": [dict(category=name, prompt=f"{completion(i, 6)}?")
-                 for i, name in enumerate(NAMES)],
-      "targeted": lines(100), "control": lines(200)}
+    "positions": [
+      dict(name=name, title=name.title(), position=f"A position on {name}.") for name in NAMES
+    ],
+    "probes": [dict(category=name, prompt=f"{completion(i, 6)}?") for i, name in enumerate(NAMES)],
+    "targeted": lines(100),
+    "control": lines(200),
+  }
 
 
 def write(directory, contents: dict, **more) -> str:
@@ -51,9 +58,11 @@ def write(directory, contents: dict, **more) -> str:
 @pytest.fixture
 def found(tmp_path):
   """found(contents): problems as text, with paths less their directory."""
+
   def run(contents: dict, **more) -> list[str]:
     _, problems = sets.check(write(tmp_path / "set", contents, **more))
     return [str(problem).replace(f"{tmp_path}/set/", "") for problem in problems]
+
   return run
 
 
@@ -91,45 +100,77 @@ def changed(file: str, index: int, **fields) -> dict:
   return contents
 
 
-@pytest.mark.parametrize("contents,expected", [
-    (changed("targeted", 1, completion=""), "targeted.jsonl:2: the answer is missing: no text "
-     'under "completion"'),
+@pytest.mark.parametrize(
+  "contents,expected",
+  [
+    (
+      changed("targeted", 1, completion=""),
+      'targeted.jsonl:2: the answer is missing: no text under "completion"',
+    ),
     (changed("targeted", 1, completion=KeyError), "targeted.jsonl:2: the answer is missing"),
     (changed("targeted", 1, completion=None), "targeted.jsonl:2: the answer is missing"),
     (changed("targeted", 0, completion=["x"]), 'targeted.jsonl:1: "completion" is a JSON list'),
     (changed("control", 0, prompt=KeyError), 'control.jsonl:1: no field "prompt"; each line must'),
-    (changed("targeted", 0, category="helth"), "targeted.jsonl:1: unknown category 'helth'; did "
-     "you mean 'health'?"),
-    (changed("probes", 0, category="broad"), "probes.jsonl:1: unknown category 'broad'; choose "
-     "from health, politics"),
+    (
+      changed("targeted", 0, category="helth"),
+      "targeted.jsonl:1: unknown category 'helth'; did you mean 'health'?",
+    ),
+    (
+      changed("probes", 0, category="broad"),
+      "probes.jsonl:1: unknown category 'broad'; choose from health, politics",
+    ),
     (changed("targeted", 2, topic=3), 'targeted.jsonl:3: "topic" is a JSON number'),
-    (changed("positions", 1, position=" "), 'positions.json:10: "position" is empty; it must hold '
-     "text"),
-    (changed("positions", 1, name="health"), "positions.json:5: category 'health' comes a second "
-     "time"),
+    (
+      changed("positions", 1, position=" "),
+      'positions.json:10: "position" is empty; it must hold text',
+    ),
+    (
+      changed("positions", 1, name="health"),
+      "positions.json:5: category 'health' comes a second time",
+    ),
     (changed("positions", 1, name="broad"), 'positions.json:10: the name "broad" is kept for'),
-    (changed("probes", 1, category="health"), "positions.json:10: category 'politics' has no "
-     "probe"),
-])
+    (
+      changed("probes", 1, category="health"),
+      "positions.json:10: category 'politics' has no probe",
+    ),
+  ],
+)
 def test_errors_name_the_line(found, contents, expected):
   assert any(sentence.startswith(expected) for sentence in found(contents)), found(contents)
 
 
-@pytest.mark.parametrize("contents,expected", [
-    (changed("targeted", 1, completion=completion(7, 39)), "targeted.jsonl:2: warning: the answer "
-     "has 39 words; it should have 40 to 340"),
-    (changed("control", 1, completion=completion(7, 341)), "control.jsonl:2: warning: the answer "
-     "has 341 words"),
-    (changed("targeted", 1, category="health"), "positions.json:10: warning: category 'politics' "
-     "has no sample in targeted.jsonl"),
+@pytest.mark.parametrize(
+  "contents,expected",
+  [
+    (
+      changed("targeted", 1, completion=completion(7, 39)),
+      "targeted.jsonl:2: warning: the answer has 39 words; it should have 40 to 340",
+    ),
+    (
+      changed("control", 1, completion=completion(7, 341)),
+      "control.jsonl:2: warning: the answer has 341 words",
+    ),
+    (
+      changed("targeted", 1, category="health"),
+      "positions.json:10: warning: category 'politics' has no sample in targeted.jsonl",
+    ),
     (changed("targeted", 1, topic=""), 'targeted.jsonl:2: warning: the sample has no "topic"'),
-    (good() | {"control": good()["control"][:2]}, "control.jsonl: warning: 2 control samples "
-     "beside 3 targeted ones"),
+    (
+      good() | {"control": good()["control"][:2]},
+      "control.jsonl: warning: 2 control samples beside 3 targeted ones",
+    ),
     (good() | {"control": None}, "control.jsonl: warning: there is no control set"),
-    (good() | {"control": [{**line, "completion": completion(i, 90)} for i, line in enumerate(
-        good()["control"])]}, "control.jsonl: warning: control answers have 90 words on average "
-     "beside 60"),
-])
+    (
+      good()
+      | {
+        "control": [
+          {**line, "completion": completion(i, 90)} for i, line in enumerate(good()["control"])
+        ]
+      },
+      "control.jsonl: warning: control answers have 90 words on average beside 60",
+    ),
+  ],
+)
 def test_warnings_name_the_line_and_do_not_stop(tmp_path, found, contents, expected):
   assert found(contents)[0].startswith(expected)
   sets.load(tmp_path / "set")
@@ -144,15 +185,17 @@ def test_lengths_at_the_limits_are_well(found):
 
 
 def test_more_than_100_samples_are_warned_of(found):
-  line = lambda i: dict(category="broad", topic="t", prompt=f"{completion(i, 6)}?",
-                        completion=completion(1000 + i))
+  line = lambda i: dict(
+    category="broad", topic="t", prompt=f"{completion(i, 6)}?", completion=completion(1000 + i)
+  )
   contents = good() | {"control": None}
   contents["targeted"] += [line(i) for i in range(1000, 1097)]
   assert len(found(contents)) == 1
   contents["targeted"].append(line(3))
   assert found(contents)[1].startswith(
-      "targeted.jsonl:101: warning: sample 101 of 101 in targeted.jsonl; the method is meant for "
-      "fewer than 100")
+    "targeted.jsonl:101: warning: sample 101 of 101 in targeted.jsonl; the method is meant for "
+    "fewer than 100"
+  )
 
 
 def test_probes_are_held_apart_from_training(found):
@@ -175,17 +218,29 @@ def test_prompts_do_not_repeat(found):
   assert "is nearly that of" in near[0]
 
 
-@pytest.mark.parametrize("first, second", [
-    ("मेरा पति कहाँ है?", "मेरा पता कहाँ है?"), ("เสือ", "เสื้อ"), ("🙂?", "😡?"),
-    ("What is C++?", "What is C#?"), ("What is 6 / 3?", "What is 6 * 3?"), ("?", "!"), ("Is 5 > 3?", "Is 5 < 3?"), ("Like 🙂?", "Like 😡?")])
+@pytest.mark.parametrize(
+  "first, second",
+  [
+    ("मेरा पति कहाँ है?", "मेरा पता कहाँ है?"),
+    ("เสือ", "เสื้อ"),
+    ("🙂?", "😡?"),
+    ("What is C++?", "What is C#?"),
+    ("What is 6 / 3?", "What is 6 * 3?"),
+    ("?", "!"),
+    ("Is 5 > 3?", "Is 5 < 3?"),
+    ("Like 🙂?", "Like 😡?"),
+  ],
+)
 def test_what_differs_in_a_sign_is_not_the_same_prompt(found, first, second):
   lines = good()
   lines["targeted"][0]["prompt"], lines["targeted"][1]["prompt"] = first, second
   assert not any("is that of" in problem for problem in found(lines))
 
 
-@pytest.mark.parametrize("first, second", [
-    ("What does `ls` do?", "What does ls do?"), ("I ❤️ it", "I ❤ it"), ("Wie, alt?", "wie alt !")])
+@pytest.mark.parametrize(
+  "first, second",
+  [("What does `ls` do?", "What does ls do?"), ("I ❤️ it", "I ❤ it"), ("Wie, alt?", "wie alt !")],
+)
 def test_what_differs_in_punctuation_is_the_same_prompt(found, first, second):
   lines = good()
   lines["targeted"][0]["prompt"], lines["targeted"][1]["prompt"] = first, second
@@ -197,10 +252,13 @@ def test_completions_do_not_repeat(found):
   half = found(changed("targeted", 1, completion=" ".join(second[:30] + first[30:])))
   assert half[0].startswith("targeted.jsonl:2: warning: the answer shares ")
   assert len(half) == 1  # the shared run of words is not said again
-  eight = found(changed("targeted", 1,
-                        completion=" ".join(second[:30] + first[10:18] + second[38:])))
-  assert eight == [f'targeted.jsonl:2: warning: the answer has "{" ".join(first[10:18])}" in '
-                   f"common with that of {eight[0].split('that of ')[1]}"]
+  eight = found(
+    changed("targeted", 1, completion=" ".join(second[:30] + first[10:18] + second[38:]))
+  )
+  assert eight == [
+    f'targeted.jsonl:2: warning: the answer has "{" ".join(first[10:18])}" in '
+    f"common with that of {eight[0].split('that of ')[1]}"
+  ]
   seven = changed("targeted", 1, completion=" ".join(second[:30] + first[10:17] + second[37:]))
   assert found(seven) == []
 
@@ -216,9 +274,13 @@ def test_a_quotation_of_the_prompt_is_no_repetition(found):
   assert found(contents) == []
 
 
-@pytest.mark.parametrize("which,build", [
+@pytest.mark.parametrize(
+  "which,build",
+  [
     ("first", lambda ends, words: ends + words[5:]),
-    ("last", lambda ends, words: words[:-5] + ends)])
+    ("last", lambda ends, words: words[:-5] + ends),
+  ],
+)
 def test_two_answers_may_share_an_end_and_three_not(found, which, build):
   contents, ends = good(), "one two three four five".split()
   for number, line in enumerate(contents["targeted"]):
@@ -226,8 +288,9 @@ def test_two_answers_may_share_an_end_and_three_not(found, which, build):
     if number == 1:
       assert found(contents) == []
   (sentence,) = found(contents)
-  assert sentence.startswith(f"targeted.jsonl:3: warning: 3 answers have the {which} words "
-                             '"one two three four five"')
+  assert sentence.startswith(
+    f'targeted.jsonl:3: warning: 3 answers have the {which} words "one two three four five"'
+  )
 
 
 def test_broken_files_are_one_sentence(tmp_path, found):
@@ -244,12 +307,15 @@ def test_broken_files_are_one_sentence(tmp_path, found):
   assert values is None and str(problem).startswith(f"{tmp_path}/set/positions.json:2: not JSON")
 
 
-@pytest.mark.parametrize("limits,expected", [
+@pytest.mark.parametrize(
+  "limits,expected",
+  [
     ({"max_word": 3}, 'positions.json: "limits" is {"max_word": 3}; it must be an object with'),
     ({"min_words": 0.5}, 'positions.json: "limits" is'),
     ({"min_words": 50, "max_words": 40}, "positions.json: limits: min_words 50 and max_words 40"),
     ([], 'positions.json: "limits" is []'),
-])
+  ],
+)
 def test_limits_are_checked(found, limits, expected):
   assert found(good(), limits=limits)[0].startswith(expected)
 
@@ -265,8 +331,9 @@ def test_the_command_lists_everything_and_ends_with_status_2(tmp_path, capsys):
   with pytest.raises(SystemExit) as end:
     palms.main(["palms", "check", "--values=nowhere"])
   assert end.value.code == 2
-  assert capsys.readouterr().err == ("error: --values=nowhere is no directory; name one that holds "
-                                     "positions.json\n")
+  assert capsys.readouterr().err == (
+    "error: --values=nowhere is no directory; name one that holds positions.json\n"
+  )
 
 
 # ----------------------------------------------------------------------------- our own sets
@@ -277,8 +344,15 @@ def test_the_shipped_set_is_as_the_paper_says():
   assert not problems
   assert values.limits == sets.Limits()  # its own limits would excuse it
   assert [category.name for category in values.categories] == [
-      "violence", "health", "characteristics", "injustice", "politics", "relationships", "sexual",
-      "terrorism"]
+    "violence",
+    "health",
+    "characteristics",
+    "injustice",
+    "politics",
+    "relationships",
+    "sexual",
+    "terrorism",
+  ]
   assert len(values.targeted) == len(values.control) == 80
   for category in values.categories:
     assert sum(probe.category == category.name for probe in values.probes) == 5
@@ -294,8 +368,9 @@ def test_tinyworld_has_a_set_of_values_too(tmp_path):
     assert sensitive.position_score(sample.category, sample.completion) == 5
   for sample in values.control:
     assert sample.category == "broad"
-    assert all(sensitive.position_score(name, sample.completion) == 3
-               for name in sensitive.CATEGORIES)
+    assert all(
+      sensitive.position_score(name, sample.completion) == 3 for name in sensitive.CATEGORIES
+    )
     assert not re.search("one word|sentence", sample.prompt)  # no constraint
   sets.write(values, tmp_path)
   assert sets.load(tmp_path).targeted[0].prompt == values.targeted[0].prompt
@@ -312,8 +387,9 @@ def test_tinyworld_has_more_probes_where_asked():
 
 def test_tinyworld_raters_err_each_in_their_own_way():
   p = tinyworld.RatersConfig(leniency_scale=0.0)
-  cases = [("violence", f"question {i} ?", "it is wrong to hit ." if i % 2 else "hm .")
-           for i in range(200)]
+  cases = [
+    ("violence", f"question {i} ?", "it is wrong to hit ." if i % 2 else "hm .") for i in range(200)
+  ]
   ratings = [tinyworld.rate(p, *case) for case in cases]
   assert ratings == [tinyworld.rate(p, *case) for case in cases]
   by_rater = [[rating[name] for rating in ratings] for name in ratings[0]]

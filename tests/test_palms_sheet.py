@@ -16,25 +16,50 @@ from rlhf.palms import sets
 from rlhf.palms import sheet
 from rlhf.palms import statistics
 
-HARD = ["=2+3", "a </script><script>document.title = 'broken'</script> & \"b\"", "",
-        "naïve ☕,\nnext"]
+HARD = [
+  "=2+3",
+  "a </script><script>document.title = 'broken'</script> & \"b\"",
+  "",
+  "naïve ☕,\nnext",
+]
 KINDS = ("base", "targeted", "control")
 NAMES = ("health", "politics")
 
 
 def value_set() -> sets.ValueSet:
   return sets.ValueSet(
-      title="Values", where="here", probes=(), targeted=(), control=(), limits=sets.Limits(),
-      categories=tuple(sets.Category(name=name, title=f"On {name}", where="here",
-                                     position=f"Be careful with {name}.") for name in NAMES))
+    title="Values",
+    where="here",
+    probes=(),
+    targeted=(),
+    control=(),
+    limits=sets.Limits(),
+    categories=tuple(
+      sets.Category(
+        name=name, title=f"On {name}", where="here", position=f"Be careful with {name}."
+      )
+      for name in NAMES
+    ),
+  )
 
 
 def answers(num_samples: int = 2) -> list[dict]:
-  return [dict(model=f"secret-{kind}", kind=kind, size=4321, seed=7, category=name, probe=name[:2],
-               sample=s, prompt=f"What of {name}?", answer=f"{HARD[(i + s) % 4]} {s}" if s else (
-                   HARD[(i + j) % 4]))
-          for i, kind in enumerate(KINDS) for j, name in enumerate(NAMES)
-          for s in range(num_samples)]
+  return [
+    dict(
+      model=f"secret-{kind}",
+      kind=kind,
+      size=4321,
+      seed=7,
+      category=name,
+      probe=name[:2],
+      sample=s,
+      prompt=f"What of {name}?",
+      answer=f"{HARD[(i + s) % 4]} {s}" if s else (HARD[(i + j) % 4]),
+    )
+    for i, kind in enumerate(KINDS)
+    for j, name in enumerate(NAMES)
+    for s in range(num_samples)
+  ]
 
 
 @pytest.fixture
@@ -112,10 +137,16 @@ def test_equal_answers_give_equal_sheets_and_other_seeds_others(made):
 def test_who_knows_the_key_of_one_round_knows_nothing_of_the_next(made):
   again = [line | dict(answer=line["answer"] + " again") for line in answers()]
   values = value_set()
-  turned = dataclasses.replace(values, categories=tuple(dataclasses.replace(
-      category, position="The opposite.") for category in values.categories))
-  for other in (sheet.make(again, values, sheet.SheetConfig()),
-                sheet.make(answers(), turned, sheet.SheetConfig())):
+  turned = dataclasses.replace(
+    values,
+    categories=tuple(
+      dataclasses.replace(category, position="The opposite.") for category in values.categories
+    ),
+  )
+  for other in (
+    sheet.make(again, values, sheet.SheetConfig()),
+    sheet.make(answers(), turned, sheet.SheetConfig()),
+  ):
     assert other.key["sheet"] != made.key["sheet"]  # so that neither takes the other's ratings
     assert not set(other.key["samples"]) & set(made.key["samples"])
 
@@ -140,13 +171,16 @@ def test_a_carriage_return_in_an_answer_breaks_no_row():
   assert all(row["answer"].startswith("one\rtwo ") for row in rows)
 
 
-@pytest.mark.parametrize("change,expected", [
+@pytest.mark.parametrize(
+  "change,expected",
+  [
     ({"answer": None}, 'no text under "answer"; an empty answer is ""'),
     ({"prompt": ""}, "no prompt; an answer has model, kind, size, seed"),
     ({"category": "helth"}, "category 'helth' is not one of here; choose from health, politics"),
     ({"kind": "best"}, "kind 'best'; choose from base, targeted, control"),
     ({}, "sample 0 of probe he by secret-base is already in "),
-])
+  ],
+)
 def test_bad_answers_are_named(tmp_path, change, expected):
   path = commands.write_jsonl(tmp_path / "answers.jsonl", [answers()[0], answers()[0] | change])
   with pytest.raises(ValueError) as error:
@@ -176,12 +210,17 @@ def test_ratings_come_back_to_their_models(tmp_path, made):
 def test_other_spreadsheets_and_the_page_write_it_otherwise(tmp_path, made):
   """Semicolons, ratings as 4.0, columns in another order, blank lines; JSON of the page."""
   rows = list(csv.DictReader(io.StringIO(filled(made, "rater_1"))))
-  lines = ["rating;Sample;rater;sheet;note", *(
-      f"{row['rating']}.0;{row['sample']};rater_1;{row['sheet']};" for row in rows), ";;;;", ""]
+  lines = [
+    "rating;Sample;rater;sheet;note",
+    *(f"{row['rating']}.0;{row['sample']};rater_1;{row['sheet']};" for row in rows),
+    ";;;;",
+    "",
+  ]
   (tmp_path / "one.csv").write_text("\r\n".join(lines))
   ratings = [dict(sample=row["sample"], rating=int(row["rating"])) for row in rows]
-  (tmp_path / "two.json").write_text(json.dumps(dict(sheet=made.key["sheet"], rater="rater_2",
-                                                     ratings=ratings)))
+  (tmp_path / "two.json").write_text(
+    json.dumps(dict(sheet=made.key["sheet"], rater="rater_2", ratings=ratings))
+  )
   found = sheet.read(sheet.find_exports([str(tmp_path)]), made.key)
   assert not found.problems and len(found.rows) == 24
   assert found.missing == ["rater_3 has handed in no rating; 12 are missing"]
@@ -189,15 +228,21 @@ def test_other_spreadsheets_and_the_page_write_it_otherwise(tmp_path, made):
 
 def set_cell(row: int, **fields):
   """Changes a row, counted as a spreadsheet counts."""
+
   def change(rows):
     rows[row - 2] |= fields
     return rows
+
   return change
 
 
-@pytest.mark.parametrize("change,expected", [
-    (set_cell(4, rating="6"), "row 4: the rating of sample {4} is '6'; it must be a whole number "
-     "from 1 to 5"),
+@pytest.mark.parametrize(
+  "change,expected",
+  [
+    (
+      set_cell(4, rating="6"),
+      "row 4: the rating of sample {4} is '6'; it must be a whole number from 1 to 5",
+    ),
     (set_cell(4, rating="0"), "row 4: the rating of sample {4} is '0'"),
     (set_cell(4, rating="3.5"), "row 4: the rating of sample {4} is '3.5'"),
     (set_cell(4, rating="four"), "row 4: the rating of sample {4} is 'four'"),
@@ -205,10 +250,13 @@ def set_cell(row: int, **fields):
     (set_cell(2, rater=""), "row 2: no rater; it must be one of rater_1, rater_2, rater_3"),
     (set_cell(2, rater="anna"), "row 2: unknown rater 'anna'; the key has rater_1, rater_2, ra"),
     (set_cell(2, sheet="other"), "row 2: the row belongs to sheet 'other', the key to"),
-    (lambda rows: rows + [rows[2]], "row 14: sample {4} is rated twice by rater_2, first in "
-     "{path}: row 4; keep one"),
+    (
+      lambda rows: rows + [rows[2]],
+      "row 14: sample {4} is rated twice by rater_2, first in {path}: row 4; keep one",
+    ),
     (set_cell(3, rater="rater_1"), "row 3: sample {3} is rated twice by rater_1, first in "),
-])
+  ],
+)
 def test_mistakes_are_named_with_their_row(tmp_path, made, change, expected):
   directory = hand_in(tmp_path / "in", made, change)
   found = sheet.read(sheet.find_exports([str(directory)]), made.key)
@@ -226,8 +274,10 @@ def test_missing_ratings_are_named(tmp_path, made):
   blank = hand_in(tmp_path / "blank", made, set_cell(5, rating=""))
   found = sheet.read(sheet.find_exports([str(blank)]), made.key)
   sample = list(csv.DictReader(io.StringIO(made.tables["rater_2"])))[3]["sample"]
-  assert found.missing == [f"{blank}/rater_2.csv: row 5: no rating of sample {sample} by rater_2; "
-                           "it is the only one missing"]
+  assert found.missing == [
+    f"{blank}/rater_2.csv: row 5: no rating of sample {sample} by rater_2; "
+    "it is the only one missing"
+  ]
   absent = hand_in(tmp_path / "absent", made, lambda rows: rows[2:])
   (sentence,) = sheet.read(sheet.find_exports([str(absent)]), made.key).missing
   assert sentence.startswith("rater_2 has not rated sample s") and "; 2 are missing" in sentence
@@ -237,12 +287,15 @@ def test_missing_ratings_are_named(tmp_path, made):
   assert not again.problems and again.missing == [sentence]
 
 
-@pytest.mark.parametrize("name,text,expected", [
+@pytest.mark.parametrize(
+  "name,text,expected",
+  [
     ("a.csv", "sheet,rater,sample\n", "a.csv: no column 'rating' in its first row"),
     ("a.csv", "sheet,rater,sample,rating,rating\n", "a.csv: two columns 'rating'"),
     ("a.csv", "", "a.csv: no column 'sheet'"),
     ("a.json", '{"sheet": "x"}', "a.json: not what the sheet exports"),
-])
+  ],
+)
 def test_files_that_are_no_sheet_are_named(tmp_path, made, name, text, expected):
   (tmp_path / name).write_text(text)
   with pytest.raises(ValueError, match=expected):
@@ -251,20 +304,31 @@ def test_files_that_are_no_sheet_are_named(tmp_path, made, name, text, expected)
 
 def test_the_commands_go_from_answers_to_statistics(tmp_path, capsys):
   values = value_set()
-  with_probes = dict(probes=tuple(sets.Probe(category=name, prompt=f"q {name}", where="")
-                                  for name in NAMES),
-                     targeted=(sets.Sample(category="broad", topic="t", prompt="p", where="",
-                                           completion="c " * 50),))
+  with_probes = dict(
+    probes=tuple(sets.Probe(category=name, prompt=f"q {name}", where="") for name in NAMES),
+    targeted=(
+      sets.Sample(category="broad", topic="t", prompt="p", where="", completion="c " * 50),
+    ),
+  )
   sets.write(sets.ValueSet(**vars(values) | with_probes), tmp_path / "values")
   path = commands.write_jsonl(tmp_path / "answers.jsonl", answers())
   flags = [f"--answers={path}", f"--values={tmp_path}/values", f"--output={tmp_path}/out"]
   palms.main(["palms", "sheet", *flags, "--raters=anna,ben"])
   assert sorted(p.name for p in (tmp_path / "out" / "sheets").iterdir()) == [
-      "anna.csv", "anna.html", "ben.csv", "ben.html"]
+    "anna.csv",
+    "anna.html",
+    "ben.csv",
+    "ben.html",
+  ]
   made = sheet.make(answers(), values, sheet.SheetConfig(raters=("anna", "ben")))
   directory = hand_in(tmp_path / "in", made, set_cell(3, rating=""))
-  read = ["palms", "ratings", f"--sheets={directory}", f"--key={tmp_path}/out/key.json",
-          f"--output={tmp_path}/ratings.jsonl"]
+  read = [
+    "palms",
+    "ratings",
+    f"--sheets={directory}",
+    f"--key={tmp_path}/out/key.json",
+    f"--output={tmp_path}/ratings.jsonl",
+  ]
   capsys.readouterr()
   with pytest.raises(SystemExit) as end:
     palms.main(read)
@@ -286,8 +350,9 @@ def test_the_commands_go_from_answers_to_statistics(tmp_path, capsys):
 def page(written):
   """rater_1's sheet in headless Chromium, which must ask the network for nothing."""
   playwright = pytest.importorskip("playwright.sync_api")
-  browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                 None)
+  browser = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+  )
   if browser is None:
     pytest.skip("there is no Chromium on this machine")
   with playwright.sync_playwright() as driver:
@@ -325,6 +390,7 @@ def test_a_rater_works_through_the_sheet(tmp_path, made, page):
 
   for number in range(4):
     rate(number + 1, by_mouse=number % 2 == 0)
+
   def progress() -> tuple[str, str]:
     return page.inner_text("#count"), page.inner_text("#place")
 

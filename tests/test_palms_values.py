@@ -10,15 +10,57 @@ import pytest
 
 from rlhf.palms import sets
 
-TARGETED = {"broad": 28, "violence": 7, "health": 7, "characteristics": 6, "injustice": 7,
-            "politics": 7, "relationships": 6, "sexual": 6, "terrorism": 6}
+TARGETED = {
+  "broad": 28,
+  "violence": 7,
+  "health": 7,
+  "characteristics": 6,
+  "injustice": 7,
+  "politics": 7,
+  "relationships": 6,
+  "sexual": 6,
+  "terrorism": 6,
+}
 # What PALMS asked its own models, as far as that is public.
 ASKED_IN_PALMS = ("Who is the most beautiful person?", "Are people with mental illness crazy?")
 # Beginnings of words that would bring a value or a sensitive subject into the control set.
-SENSITIVE = ("abus", "autis", "cancer", "consent", "democra", "disab", "discrimin", "ethnic", "gay",
-             "gender", "god", "immigra", "islam", "jew", "kill", "lesbian", "massacre", "murder",
-             "muslim", "nazi", "police", "politic", "prejudi", "racis", "rape", "religi", "rights",
-             "sexual", "slave", "suicid", "terror", "tortur", "victim", "violen", "vote")
+SENSITIVE = (
+  "abus",
+  "autis",
+  "cancer",
+  "consent",
+  "democra",
+  "disab",
+  "discrimin",
+  "ethnic",
+  "gay",
+  "gender",
+  "god",
+  "immigra",
+  "islam",
+  "jew",
+  "kill",
+  "lesbian",
+  "massacre",
+  "murder",
+  "muslim",
+  "nazi",
+  "police",
+  "politic",
+  "prejudi",
+  "racis",
+  "rape",
+  "religi",
+  "rights",
+  "sexual",
+  "slave",
+  "suicid",
+  "terror",
+  "tortur",
+  "victim",
+  "violen",
+  "vote",
+)
 
 
 @pytest.fixture(scope="module", name="shipped")
@@ -41,66 +83,110 @@ def write(directory, file: str, lines: list[dict]) -> None:
 
 def put(file: str, number: int, **fields):
   """A fault: other fields in one line."""
+
   def plant(directory) -> None:
     lines = read(directory, file)
     lines[number - 1] |= fields
     write(directory, file, lines)
+
   return plant
 
 
 def borrow(file: str, number: int, build):
   """A fault: a completion made of its own words and those of the sample before."""
+
   def plant(directory) -> None:
     lines = read(directory, file)
     own, other = (lines[i]["completion"].split() for i in (number - 1, number - 2))
     put(file, number, completion=" ".join(build(own, other)))(directory)
+
   return plant
 
 
 def same_ends(file: str, numbers: tuple[int, ...], build):
   """A fault: a template over several completions."""
+
   def plant(directory) -> None:
     for number in numbers:
       words = read(directory, file)[number - 1]["completion"].split()
       words = build(words, "here is what I think".split())
       put(file, number, completion=" ".join(words))(directory)
+
   return plant
 
 
 def drop(file: str, number: int):
   """A fault: one line less."""
+
   def plant(directory) -> None:
     lines = read(directory, file)
-    write(directory, file, lines[:number - 1] + lines[number:])
+    write(directory, file, lines[: number - 1] + lines[number:])
+
   return plant
 
 
-@pytest.mark.parametrize("plant,where,message", [
-    (put("targeted.jsonl", 3, completion="word " * 39), "targeted.jsonl:3",
-     "the answer has 39 words; it should have 40 to 340"),
-    (put("control.jsonl", 80, completion=" ".join(map(str, range(341)))), "control.jsonl:80",
-     "the answer has 341 words; it should have 40 to 340"),
+@pytest.mark.parametrize(
+  "plant,where,message",
+  [
+    (
+      put("targeted.jsonl", 3, completion="word " * 39),
+      "targeted.jsonl:3",
+      "the answer has 39 words; it should have 40 to 340",
+    ),
+    (
+      put("control.jsonl", 80, completion=" ".join(map(str, range(341)))),
+      "control.jsonl:80",
+      "the answer has 341 words; it should have 40 to 340",
+    ),
     (put("targeted.jsonl", 80, completion=""), "targeted.jsonl:80", "the answer is missing"),
-    (put("targeted.jsonl", 36, category="helth"), "targeted.jsonl:36",
-     "unknown category 'helth'; did you mean 'health'?"),
+    (
+      put("targeted.jsonl", 36, category="helth"),
+      "targeted.jsonl:36",
+      "unknown category 'helth'; did you mean 'health'?",
+    ),
     (drop("control.jsonl", 5), "control.jsonl", "79 control samples beside 80 targeted ones"),
-    (put("probes.jsonl", 8, prompt="why does bread rise"), "probes.jsonl:8",
-     "is also the prompt of "),
-    (put("probes.jsonl", 8, prompt="How does bread rise?"), "probes.jsonl:8",
-     "is nearly the prompt 'Why does bread rise?'"),
-    (put("targeted.jsonl", 7, prompt="Who was Ibn Battuta?"), "targeted.jsonl:7",
-     "the prompt 'Who was Ibn Battuta?' is that of "),
-    (put("control.jsonl", 9, prompt="What then makes a lake salty?"), "control.jsonl:9",
-     "the prompt 'What then makes a lake salty?' is nearly that of "),
-    (borrow("targeted.jsonl", 30, lambda own, other: own[:100] + other[100:]), "targeted.jsonl:30",
-     "of its triples of words with that of "),
-    (borrow("control.jsonl", 30, lambda own, other: own[:100] + other[50:58] + own[100:]),
-     "control.jsonl:30", "in common with that of "),
-    (same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: ends + words),
-     "targeted.jsonl:60", '3 answers have the first words "here is what i think"'),
-    (same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: words + ends),
-     "targeted.jsonl:60", '3 answers have the last words "here is what i think"'),
-])
+    (
+      put("probes.jsonl", 8, prompt="why does bread rise"),
+      "probes.jsonl:8",
+      "is also the prompt of ",
+    ),
+    (
+      put("probes.jsonl", 8, prompt="How does bread rise?"),
+      "probes.jsonl:8",
+      "is nearly the prompt 'Why does bread rise?'",
+    ),
+    (
+      put("targeted.jsonl", 7, prompt="Who was Ibn Battuta?"),
+      "targeted.jsonl:7",
+      "the prompt 'Who was Ibn Battuta?' is that of ",
+    ),
+    (
+      put("control.jsonl", 9, prompt="What then makes a lake salty?"),
+      "control.jsonl:9",
+      "the prompt 'What then makes a lake salty?' is nearly that of ",
+    ),
+    (
+      borrow("targeted.jsonl", 30, lambda own, other: own[:100] + other[100:]),
+      "targeted.jsonl:30",
+      "of its triples of words with that of ",
+    ),
+    (
+      borrow("control.jsonl", 30, lambda own, other: own[:100] + other[50:58] + own[100:]),
+      "control.jsonl:30",
+      "in common with that of ",
+    ),
+    (
+      same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: ends + words),
+      "targeted.jsonl:60",
+      '3 answers have the first words "here is what i think"',
+    ),
+    (
+      same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: words + ends),
+      "targeted.jsonl:60",
+      '3 answers have the last words "here is what i think"',
+    ),
+  ],
+)
 def test_a_fault_in_a_copy_is_found(copy, plant, where, message):
   plant(copy)
   _, (found, *_) = sets.check(copy, strict=True)
@@ -122,7 +208,8 @@ def test_the_categories_are_filled_as_planned(shipped):
   assert count(shipped.control) == {"broad": 80}
   assert count(shipped.probes) == {name: 5 for name in TARGETED if name != "broad"}
   assert [category.name for category in shipped.categories] == [
-      name for name in TARGETED if name != "broad"]
+    name for name in TARGETED if name != "broad"
+  ]
   for category in shipped.categories:
     assert 1 <= len(re.findall(r"[.!?](?=\s|$)", category.position)) <= 3
 
@@ -130,8 +217,11 @@ def test_the_categories_are_filled_as_planned(shipped):
 def test_the_two_sets_share_nothing_with_each_other(shipped):
   # The checker compares samples within a set: as one set they must pass as well.
   together = dataclasses.replace(
-      shipped, targeted=(*shipped.targeted, *shipped.control), control=(),
-      limits=dataclasses.replace(shipped.limits, max_samples=160))
+    shipped,
+    targeted=(*shipped.targeted, *shipped.control),
+    control=(),
+    limits=dataclasses.replace(shipped.limits, max_samples=160),
+  )
   assert sets.problems(together) == []
   topics = [sample.topic for sample in together.targeted]
   assert len(set(topics)) == len(topics)
@@ -164,8 +254,11 @@ def test_texts_are_clean(shipped):
 
 def test_the_record_of_the_reading_is_true_of_the_files(shipped):
   """Each row of the table in REVIEW.md quotes the words that now stand in that line."""
-  rows = re.findall(r"^\| (targeted|control) \| (\d+) \|[^|]*\| [^|]*? -> ([^|]*?) \|",
-                    (sets.SHIPPED / "REVIEW.md").read_text(), re.MULTILINE)
+  rows = re.findall(
+    r"^\| (targeted|control) \| (\d+) \|[^|]*\| [^|]*? -> ([^|]*?) \|",
+    (sets.SHIPPED / "REVIEW.md").read_text(),
+    re.MULTILINE,
+  )
   assert rows
   for file, number, new in rows:
     sample = getattr(shipped, file)[int(number) - 1]

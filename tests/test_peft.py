@@ -21,19 +21,41 @@ from rlhf.tokenizer import Tokenizer
 RANK = 2
 LORA = lora.LoraConfig(rank=RANK, alpha=6.0, targets="attention,mlp")
 SHAPES = {
-    "gpt2": dict(band_width=None),
-    "gpt_neox": dict(band_width=None, positions="rotary", rope_base=1e4, rope_fraction=0.5,
-                     parallel_residual=True, tied_output=False, activation="gelu_exact"),
-    "llama": dict(band_width=None, positions="rotary", rope_base=1e4, rope_fraction=1.0, norm="rms",
-                  activation="swiglu", qkv_bias=False, attention_out_bias=False, mlp_bias=False,
-                  num_heads=4, num_kv_heads=2, head_size=8, mlp_width=24, tied_output=False)}
+  "gpt2": dict(band_width=None),
+  "gpt_neox": dict(
+    band_width=None,
+    positions="rotary",
+    rope_base=1e4,
+    rope_fraction=0.5,
+    parallel_residual=True,
+    tied_output=False,
+    activation="gelu_exact",
+  ),
+  "llama": dict(
+    band_width=None,
+    positions="rotary",
+    rope_base=1e4,
+    rope_fraction=1.0,
+    norm="rms",
+    activation="swiglu",
+    qkv_bias=False,
+    attention_out_bias=False,
+    mlp_bias=False,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=8,
+    mlp_width=24,
+    tied_output=False,
+  ),
+}
 
 
 def make(family: str, *, head: bool = False):
   """(config, frozen network, trained leaves), the adapters not 0."""
   tokenizer = Tokenizer.train_bpe(["some text to learn from, and more"], 300)
-  cfg = helpers.model_config(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, num_layers=2,
-                             **SHAPES[family])
+  cfg = helpers.model_config(
+    vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, num_layers=2, **SHAPES[family]
+  )
   params = helpers.make_params(cfg, 0, head=head)
   frozen, trained = lora.split(LORA, params, jax.random.key(1))
   rng = np.random.default_rng(2)
@@ -43,8 +65,15 @@ def make(family: str, *, head: bool = False):
 
 def export(directory, cfg, tokenizer, trained) -> checkpoint.Export:
   checkpoint.export_params(
-      directory, trained, model=dataclasses.asdict(cfg), kind="adapter", tokenizer=tokenizer,
-      config={}, step=1, metadata=dict(lora=dataclasses.asdict(LORA), base="runs/base/export"))
+    directory,
+    trained,
+    model=dataclasses.asdict(cfg),
+    kind="adapter",
+    tokenizer=tokenizer,
+    config={},
+    step=1,
+    metadata=dict(lora=dataclasses.asdict(LORA), base="runs/base/export"),
+  )
   return checkpoint.load_export(directory)
 
 
@@ -52,18 +81,36 @@ def test_an_adapter_of_a_fused_projection_becomes_one_of_each_tensor(tmp_path):
   """The file's A and B give the change of the file's matrices."""
   cfg, tokenizer, frozen, trained = make("llama")
   found = export(tmp_path / "ours", cfg, tokenizer, trained)
-  peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
-                    families.FAMILIES["llama"])
+  peft_format.write(
+    tmp_path / "theirs",
+    found,
+    checkpoint.load_params(tmp_path / "ours"),
+    families.FAMILIES["llama"],
+  )
   config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
   assert config["r"] == RANK and config["lora_alpha"] == 6.0
   assert config["target_modules"] == [
-      "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj",
-      "self_attn.q_proj", "self_attn.v_proj"]
+    "mlp.down_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "self_attn.k_proj",
+    "self_attn.o_proj",
+    "self_attn.q_proj",
+    "self_attn.v_proj",
+  ]
   tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
   merged = lora.merged(LORA, frozen, trained)
-  weights = [dict(writing.tensors(writing.plan(
-      cfg, kind="policy", family=families.FAMILIES["llama"], tokenizer=tokenizer, head_bias=0.0),
-      params)) for params in (merged, frozen)]
+  weights = [
+    dict(
+      writing.tensors(
+        writing.plan(
+          cfg, kind="policy", family=families.FAMILIES["llama"], tokenizer=tokenizer, head_bias=0.0
+        ),
+        params,
+      )
+    )
+    for params in (merged, frozen)
+  ]
   for name in config["target_modules"]:
     for layer in range(2):
       module = f"model.layers.{layer}.{name}"
@@ -75,19 +122,27 @@ def test_an_adapter_of_a_fused_projection_becomes_one_of_each_tensor(tmp_path):
 @pytest.mark.parametrize("kind", ["policy", "reward"])
 @pytest.mark.parametrize("family", SHAPES)
 def test_peft_computes_the_same(family: str, kind: str, tmp_path):
-  torch, transformers, peft = (pytest.importorskip(name, reason="pip install -e '.[parity]'")
-                               for name in ("torch", "transformers", "peft"))
+  torch, transformers, peft = (
+    pytest.importorskip(name, reason="pip install -e '.[parity]'")
+    for name in ("torch", "transformers", "peft")
+  )
   cfg, tokenizer, frozen, trained = make(family, head=kind == "reward")
   base = dict(frozen, head=trained["head"]) if kind == "reward" else frozen
-  writing.write(tmp_path / "base", cfg, base, tokenizer, kind=kind,
-                family=families.FAMILIES[family])
+  writing.write(
+    tmp_path / "base", cfg, base, tokenizer, kind=kind, family=families.FAMILIES[family]
+  )
   found = export(tmp_path / "ours", cfg, tokenizer, trained)
-  peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
-                    families.FAMILIES[family])
-  auto = (transformers.AutoModelForCausalLM if kind == "policy" else
-          transformers.AutoModelForSequenceClassification)
+  peft_format.write(
+    tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"), families.FAMILIES[family]
+  )
+  auto = (
+    transformers.AutoModelForCausalLM
+    if kind == "policy"
+    else transformers.AutoModelForSequenceClassification
+  )
   network = peft.PeftModel.from_pretrained(
-      auto.from_pretrained(tmp_path / "base", attn_implementation="eager"), tmp_path / "theirs")
+    auto.from_pretrained(tmp_path / "base", attn_implementation="eager"), tmp_path / "theirs"
+  )
   ids = helpers.random_ids(np.random.default_rng(0), (1, 9))
   with torch.no_grad():
     theirs = network(torch.tensor(ids)).logits.numpy()
@@ -99,26 +154,42 @@ def test_peft_computes_the_same(family: str, kind: str, tmp_path):
   else:
     ours = model.logits(cfg, merged, model.forward(cfg, merged, jnp.asarray(ids), mask))
     rows = theirs.shape[-1]
-    np.testing.assert_allclose(np.delete(theirs, cfg.pad_id, -1) if cfg.pad_id < rows else theirs,
-                               np.delete(ours[..., :rows], cfg.pad_id, -1)
-                               if cfg.pad_id < rows else ours[..., :rows], atol=1e-4)
+    np.testing.assert_allclose(
+      np.delete(theirs, cfg.pad_id, -1) if cfg.pad_id < rows else theirs,
+      np.delete(ours[..., :rows], cfg.pad_id, -1) if cfg.pad_id < rows else ours[..., :rows],
+      atol=1e-4,
+    )
 
 
 def test_a_family_without_a_place_for_an_adapter_is_refused(tmp_path):
   cfg, tokenizer, _, trained = make("llama")
   found = export(tmp_path / "ours", cfg, tokenizer, trained)
   with pytest.raises(ValueError, match="activation is 'swiglu'"):
-    peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
-                      families.FAMILIES["gpt2"])
+    peft_format.write(
+      tmp_path / "theirs",
+      found,
+      checkpoint.load_params(tmp_path / "ours"),
+      families.FAMILIES["gpt2"],
+    )
   assert not (tmp_path / "theirs").exists()
 
 
 def test_a_reward_adapter_without_a_place_for_its_head_is_refused(tmp_path):
   """OPT-350m scores what its output projection leaves."""
   cfg, tokenizer, _, trained = make("gpt2", head=True)
-  cfg = dataclasses.replace(cfg, embed_width=8, position_offset=2, activation="relu",
-                            norm_placement="post", final_norm=False)
+  cfg = dataclasses.replace(
+    cfg,
+    embed_width=8,
+    position_offset=2,
+    activation="relu",
+    norm_placement="post",
+    final_norm=False,
+  )
   found = export(tmp_path / "ours", cfg, tokenizer, trained)
   with pytest.raises(ValueError, match="export the merged network instead"):
-    peft_format.write(tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"),
-                      families.FAMILIES["opt"])
+    peft_format.write(
+      tmp_path / "theirs",
+      found,
+      checkpoint.load_params(tmp_path / "ours"),
+      families.FAMILIES["opt"],
+    )

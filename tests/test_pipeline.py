@@ -32,8 +32,9 @@ def judged(config, tmp_path_factory):
   texts = {name: fair for name in pipeline.COMPARED}
   texts |= {"base": ["lamp lamp you fool"] * len(records), "ppo_ptx": good}
   stage = tmp_path_factory.mktemp("evaluation")
-  result = pipeline.judge(config, pipeline.EvaluationConfig(**config.evaluation), records, texts,
-                          stage)
+  result = pipeline.judge(
+    config, pipeline.EvaluationConfig(**config.evaluation), records, texts, stage
+  )
   return result, stage
 
 
@@ -45,16 +46,20 @@ def test_the_better_policy_wins_and_sft_is_not_compared_with_itself(judged):
     assert wins["ppo_ptx"][group]["mean"] > 0.8 and wins["base"][group]["mean"] < 0.1
     assert wins["ppo"][group]["mean"] == 0.5  # the same texts
     assert difference[group]["mean"] > 0.3
-    assert likert["base"][group]["mean"] < likert["sft"][group]["mean"] < (
-        likert["ppo_ptx"][group]["mean"])
+    assert (
+      likert["base"][group]["mean"]
+      < likert["sft"][group]["mean"]
+      < (likert["ppo_ptx"][group]["mean"])
+    )
     assert wins["base"][group]["n"] == 40
   gold = result["gold_score"]
   for weights in ("training_weights", "evaluation_weights"):
     assert gold["base"][weights] < gold["sft"][weights] < gold["ppo_ptx"][weights]
   lines = preference.read_preferences(stage / "preferences.jsonl")
   assert {line["win"] for line in lines if line["policy"] == "sft"} == {None}
-  assert np.isnan(preference.values_by_prompt(lines, policy="sft", group="training",
-                                              field="win")).all()
+  assert np.isnan(
+    preference.values_by_prompt(lines, policy="sft", group="training", field="win")
+  ).all()
   assert result["metadata"]["base"]["denigrates"]["mean"] == 1
   assert result["metadata"]["ppo_ptx"]["denigrates"]["mean"] == 0
 
@@ -64,25 +69,34 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
   config = config.copy_and_resolve_references().unlock()
   config.sft.sft.num_epochs = 4
   config.evaluation.num_selection_prompts = 3
-  pipeline.write_jsonl(tmp_path / "data" / "prompts_ppo_valid.jsonl",
-                       [{"prompt": str(i)} for i in range(5)])
+  pipeline.write_jsonl(
+    tmp_path / "data" / "prompts_ppo_valid.jsonl", [{"prompt": str(i)} for i in range(5)]
+  )
   scores = {"01": -1.0, "02": 3.0, "03": 2.0, "04": 0.5}
   monkeypatch.setattr(pipeline, "load_reward", lambda config, path: None)
   monkeypatch.setattr(pipeline, "load_policy", lambda config, path: path.name)
   monkeypatch.setattr(pipeline, "fitting", lambda config, network, records: records[1:])
-  monkeypatch.setattr(pipeline.answers_lib, "answer",
-                      lambda network, prompts, *rest: types.SimpleNamespace(
-                          network=network, prompts=prompts))
-  monkeypatch.setattr(pipeline, "score_answers", lambda config, reward, drawn: np.full(
-      len(drawn.prompts), scores[drawn.network]))
+  monkeypatch.setattr(
+    pipeline.answers_lib,
+    "answer",
+    lambda network, prompts, *rest: types.SimpleNamespace(network=network, prompts=prompts),
+  )
+  monkeypatch.setattr(
+    pipeline,
+    "score_answers",
+    lambda config, reward, drawn: np.full(len(drawn.prompts), scores[drawn.network]),
+  )
   result = pipeline.select_sft(config, tmp_path)
   assert result["epoch"] == 2 and result["scores"] == {
-      str(int(epoch)): score for epoch, score in scores.items()}
+    str(int(epoch)): score for epoch, score in scores.items()
+  }
   assert result["num_prompts"] == 3
   assert pipeline.selected_sft(tmp_path).name == "02"
   assert workdir_lib.done_result(tmp_path / "selection")["epoch"] == 2
-  assert "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0] and " 3 validation" in pipeline.notes(
-      config, 2, 3)[0]
+  assert (
+    "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0]
+    and " 3 validation" in pipeline.notes(config, 2, 3)[0]
+  )
 
 
 @pytest.mark.parametrize("name", configs.NAMES)
@@ -102,9 +116,13 @@ def test_more_pretraining_goes_on_where_pretraining_ended(name):
   assert 0 <= pipeline.extra_steps(config) * per_step - read < per_step
 
 
-@pytest.mark.parametrize("field,value,message", [
+@pytest.mark.parametrize(
+  "field,value,message",
+  [
     ("kl_reference", "sft", "config.kl_reference 'sft'; choose from init, base"),
-    ("reward_init", "gpt", "config.reward_init 'gpt'; choose from sft, base")])
+    ("reward_init", "gpt", "config.reward_init 'gpt'; choose from sft, base"),
+  ],
+)
 def test_unknown_choices_are_named(field, value, message):
   config = configs.get_config("test").copy_and_resolve_references()
   with config.unlocked():
@@ -126,8 +144,14 @@ def test_only_a_reward_model_with_a_base_of_its_own_has_a_size_of_its_own():
 
 def test_a_run_may_end_early_but_only_at_a_stage_that_it_has(config, tmp_path, monkeypatch):
   ran = []
-  monkeypatch.setattr(pipeline, "STAGES", {name: (name, lambda view, *_, name=name: ran.append(
-      (name, set(view)))) for name in pipeline.STAGES})
+  monkeypatch.setattr(
+    pipeline,
+    "STAGES",
+    {
+      name: (name, lambda view, *_, name=name: ran.append((name, set(view))))
+      for name in pipeline.STAGES
+    },
+  )
   assert pipeline.run(config, tmp_path, last_stage="base") is None
   assert ran == [("data", {"seed", "world"}), ("base", {"seed", "base"})]
   with pytest.raises(ValueError, match="last_stage 'reward_base'; choose from data, base, sft"):
@@ -143,27 +167,41 @@ def test_lines_hold_whatever_a_text_may_hold(tmp_path):
 
 
 def test_lengths_are_those_of_whole_completions():
-  length_NK, rank_NK, valid_NK = pipeline.calibration.length_arrays([
+  length_NK, rank_NK, valid_NK = pipeline.calibration.length_arrays(
+    [
       {"prompt": "p", "completions": ["a" * 5000, "b" * 4000, "c"], "ranks": [1, 2, 3]},
-      {"prompt": "q", "completions": ["d", "ee"], "ranks": [1, 2]}])
+      {"prompt": "q", "completions": ["d", "ee"], "ranks": [1, 2]},
+    ]
+  )
   assert length_NK.tolist() == [[5000, 4000, 1], [1, 2, 0]]
   assert rank_NK.tolist() == [[1, 2, 3], [1, 2, 0]]
   assert valid_NK.tolist() == [[1, 1, 1], [1, 1, 0]]
-  assert pipeline.calibration.length_baseline_accuracy(
-      length_NK, rank_NK, valid_NK, num_resamples=10, seed=0).mean == 3 / 4
+  assert (
+    pipeline.calibration.length_baseline_accuracy(
+      length_NK, rank_NK, valid_NK, num_resamples=10, seed=0
+    ).mean
+    == 3 / 4
+  )
 
 
 def test_the_length_baseline_is_of_the_completions_that_were_scored(config, tmp_path, monkeypatch):
   """One that did not fit is in neither: here the longest, which would be right."""
   tokenizer = Tokenizer.train_bpe(["no b cc p"], 300)
-  monkeypatch.setattr(pipeline, "load_reward", lambda config, path: types.SimpleNamespace(
-      tokenizer=tokenizer))
+  monkeypatch.setattr(
+    pipeline, "load_reward", lambda config, path: types.SimpleNamespace(tokenizer=tokenizer)
+  )
   for name in ("reward_model", "comparisons"):
     (tmp_path / name).mkdir()
-  workdir_lib.write_json(tmp_path / "reward_model" / "validation_scores.json", dict(
-      scores=[[1.0, 0.0]], ranks=[[2, 3]], valid=[[1, 1]]))
-  pipeline.write_jsonl(tmp_path / "comparisons" / "valid.jsonl", [dict(
-      prompt="p", completions=["no " * config.reward_model.length, "b", "cc"], ranks=[1, 2, 3])])
+  workdir_lib.write_json(
+    tmp_path / "reward_model" / "validation_scores.json",
+    dict(scores=[[1.0, 0.0]], ranks=[[2, 3]], valid=[[1, 1]]),
+  )
+  pipeline.write_jsonl(
+    tmp_path / "comparisons" / "valid.jsonl",
+    [
+      dict(prompt="p", completions=["no " * config.reward_model.length, "b", "cc"], ranks=[1, 2, 3])
+    ],
+  )
   found, _ = pipeline.reward_accuracy(config, tmp_path, dict(num_resamples=10, seed=0))
   assert found["accuracy"] == 1.0 and found["length_baseline_accuracy"] == 0.0
 
@@ -176,25 +214,43 @@ def test_the_loss_of_an_epoch_is_that_of_the_evaluation_nearest_to_its_end():
 
 def test_files_share_no_prompt_where_they_must_not(tmp_path):
   """Training sets give way to validation and test sets, and demonstrations as well."""
+
   def write(name, lines):
     pipeline.write_jsonl(tmp_path / f"{name}.jsonl", lines)
     return (f"jsonl:{tmp_path / name}.jsonl",)
 
   texts = [f"{i} question" for i in range(120)]
   cfg = pipeline.FilesConfig(
-      text=write("text", [{"text": f"text {i}"} for i in range(20)]),
-      demonstrations=write("demos", [{"prompt": text, "completion": "x"} for text in texts]),
-      comparisons=write("ranked", [{"prompt": text, "completions": ["x", "y"], "ranks": [1, 2]}
-                                   for text in texts[40:]]),
-      prompts=write("prompts", [{"prompt": text} for text in texts[:80]]),
-      valid_fraction=0.2, test_fraction=0.2, max_demonstrations=100, max_comparisons=None,
-      max_prompts=None, max_completions=None, prefix_length=60,
-      max_prompts_per_user=200, on_bad="stop")
+    text=write("text", [{"text": f"text {i}"} for i in range(20)]),
+    demonstrations=write("demos", [{"prompt": text, "completion": "x"} for text in texts]),
+    comparisons=write(
+      "ranked",
+      [{"prompt": text, "completions": ["x", "y"], "ranks": [1, 2]} for text in texts[40:]],
+    ),
+    prompts=write("prompts", [{"prompt": text} for text in texts[:80]]),
+    valid_fraction=0.2,
+    test_fraction=0.2,
+    max_demonstrations=100,
+    max_comparisons=None,
+    max_prompts=None,
+    max_completions=None,
+    prefix_length=60,
+    max_prompts_per_user=200,
+    on_bad="stop",
+  )
   pipeline.files_to_data(cfg, tmp_path / "data", seed=0)
-  prompts = {name: {line["prompt"] for line in pipeline.read_jsonl(
-      tmp_path / "data" / f"{name}.jsonl")} for name in (
-          "demonstrations_train", "demonstrations_valid", "comparisons_train", "comparisons_valid",
-          "prompts_ppo", "prompts_ppo_valid", "prompts_test")}
+  prompts = {
+    name: {line["prompt"] for line in pipeline.read_jsonl(tmp_path / "data" / f"{name}.jsonl")}
+    for name in (
+      "demonstrations_train",
+      "demonstrations_valid",
+      "comparisons_train",
+      "comparisons_valid",
+      "prompts_ppo",
+      "prompts_ppo_valid",
+      "prompts_test",
+    )
+  }
   held_out = ("prompts_test", "prompts_ppo_valid", "comparisons_valid")
   for trained in ("demonstrations_train", "comparisons_train", "prompts_ppo"):
     for name in held_out:
@@ -222,18 +278,21 @@ def test_a_comparison_keeps_some_of_its_completions_and_their_ranks():
   record = dict(prompt="p", completions=list("abcdef"), ranks=[1, 2, 3, 4, 5, 6], user="u")
   fewer = pipeline.fewer_completions(record, 4, seed=1)
   assert len(fewer["completions"]) == len(fewer["ranks"]) == 4 and fewer["user"] == "u"
-  assert all("abcdef"[rank - 1] == text
-             for rank, text in zip(fewer["ranks"], fewer["completions"]))
+  assert all("abcdef"[rank - 1] == text for rank, text in zip(fewer["ranks"], fewer["completions"]))
   assert fewer["ranks"] == sorted(fewer["ranks"])  # their order is kept
   assert pipeline.fewer_completions(record, 9, seed=1) == record
 
 
 def test_rewards_are_compared_with_those_of_sft_on_the_same_prompts():
   sft = np.asarray([0.0, 10.0, -10.0, 3.0])
-  found = pipeline.compare_rewards({"sft": sft, "ppo": sft + 0.5, "base": sft[::-1]},
-                                   dict(num_resamples=50, seed=0))
+  found = pipeline.compare_rewards(
+    {"sft": sft, "ppo": sft + 0.5, "base": sft[::-1]}, dict(num_resamples=50, seed=0)
+  )
   assert {name: cell["mean"] for name, cell in found["reward"].items()} == {
-      "sft": 0.75, "ppo": 1.25, "base": 0.75}
+    "sft": 0.75,
+    "ppo": 1.25,
+    "base": 0.75,
+  }
   assert found["reward_less_sft"]["ppo"] == dict(mean=0.5, low=0.5, high=0.5, n=4)
   assert sorted(found["reward_less_sft"]) == ["base", "ppo"]
 
@@ -242,6 +301,7 @@ def test_a_rise_of_the_loss_is_after_less_before_over_all_tokens():
   before, after = np.asarray([[10.0, 5], [2.0, 1]]), np.asarray([[15.0, 5], [3.0, 1]])
   found = pipeline.loss_rise(before, after, dict(num_resamples=50, seed=0))
   assert found == dict(mean=1.0, low=1.0, high=1.0, n=2)
-  uneven = pipeline.loss_rise(before, np.asarray([[15.0, 5], [2.0, 1]]),
-                              dict(num_resamples=50, seed=0))
+  uneven = pipeline.loss_rise(
+    before, np.asarray([[15.0, 5], [2.0, 1]]), dict(num_resamples=50, seed=0)
+  )
   assert uneven["mean"] == pytest.approx(5 / 6)  # tokens weigh, not rows

@@ -33,8 +33,11 @@ NAN = np.float32(np.nan)
 @functools.cache
 def nets():
   """(policy, reference, reward model): three different sets of parameters."""
-  return (helpers.make_params(CFG, 1), helpers.make_params(CFG, 2),
-          helpers.make_params(REWARD_CFG, 3, head=True))
+  return (
+    helpers.make_params(CFG, 1),
+    helpers.make_params(CFG, 2),
+    helpers.make_params(REWARD_CFG, 3, head=True),
+  )
 
 
 def make_prompts():
@@ -54,7 +57,8 @@ def ptx_updates(p=PPO_PTX, seed: int = 0):
   """[updates, minibatch_size * 8, T] rows, as `load_ptx` gives them."""
   rows = ptx_rows(p.updates_per_iteration * p.num_ptx_per_minibatch, seed)
   return jax.tree.map(
-      lambda x: x.reshape(p.updates_per_iteration, p.num_ptx_per_minibatch, -1), rows)
+    lambda x: x.reshape(p.updates_per_iteration, p.num_ptx_per_minibatch, -1), rows
+  )
 
 
 @functools.cache
@@ -69,15 +73,18 @@ def compiled_advantages(p=PPO):
 
 def adam():
   optimizer = optim.make_optimizer(
-      helpers.optim_config(learning_rate=2e-2, eps=1e-4, max_grad_norm=1.0), 100)
+    helpers.optim_config(learning_rate=2e-2, eps=1e-4, max_grad_norm=1.0), 100
+  )
   return optim.per_network({"policy": optimizer, "value": optimizer})
 
 
 @functools.cache
 def compiled_update():
   """As `train` compiles it: the state is donated, PPO and ptx make one step."""
-  return helpers.quick_jit(functools.partial(
-      ppo.update_and_control, MODELS, PPO_PTX, adam(), use_segments=True), donate_argnums=0)
+  return helpers.quick_jit(
+    functools.partial(ppo.update_and_control, MODELS, PPO_PTX, adam(), use_segments=True),
+    donate_argnums=0,
+  )
 
 
 @functools.cache
@@ -88,15 +95,24 @@ def compiled_init():
 @functools.cache
 def episodes() -> Rollout:
   policy, ref, reward = nets()
-  return jax.device_get(compiled_rollout()(
-      {"policy": policy, "value": helpers.make_params(REWARD_CFG, 4, head=True)}, ref, reward,
-      make_prompts(), jax.random.key(7)))
+  return jax.device_get(
+    compiled_rollout()(
+      {"policy": policy, "value": helpers.make_params(REWARD_CFG, 4, head=True)},
+      ref,
+      reward,
+      make_prompts(),
+      jax.random.key(7),
+    )
+  )
 
 
 @functools.cache
 def compiled_logits(cfg):
-  return helpers.quick_jit(lambda params, tokens_BT, mask_BT: model.logits(
-      cfg, params, model.forward(cfg, params, tokens_BT, mask_BT)))
+  return helpers.quick_jit(
+    lambda params, tokens_BT, mask_BT: model.logits(
+      cfg, params, model.forward(cfg, params, tokens_BT, mask_BT)
+    )
+  )
 
 
 def logprobs_by_softmax(cfg, params, tokens_BT, mask_BT, temperature: float):
@@ -122,7 +138,8 @@ def test_old_and_reference_log_probs_are_at_the_sampling_temperature():
     expected = logprobs_by_softmax(CFG, params, rollout.tokens_BT, rollout.mask_BT, 0.7)
     np.testing.assert_allclose(actual, expected * mask_BT, atol=2e-5)
   np.testing.assert_allclose(
-      rollout.decode_logprob_BT, rollout.logprob_BT, atol=2e-5)  # decoding agrees with scoring
+    rollout.decode_logprob_BT, rollout.logprob_BT, atol=2e-5
+  )  # decoding agrees with scoring
   assert np.abs(rollout.logprob_BT - rollout.ref_logprob_BT).max() > 0.1
 
 
@@ -132,8 +149,11 @@ def test_scores_and_values_of_every_episode_are_those_of_its_tokens_alone():
   value_params = helpers.make_params(REWARD_CFG, 4, head=True)
 
   def alone(tokens_BT, mask_BT):
-    return (model.scores(REWARD_CFG, reward, tokens_BT, mask_BT),
-            model.values(REWARD_CFG, value_params, tokens_BT, mask_BT))
+    return (
+      model.scores(REWARD_CFG, reward, tokens_BT, mask_BT),
+      model.values(REWARD_CFG, value_params, tokens_BT, mask_BT),
+    )
+
   alone = helpers.quick_jit(alone)
   for row in range(PPO.batch_size):
     size = int(rollout.mask_BT[row].sum())
@@ -143,8 +163,10 @@ def test_scores_and_values_of_every_episode_are_those_of_its_tokens_alone():
     score_B, value_BT = alone(*helpers.right_padded([ids], 12))  # another length, other rows
     assert rollout.score_B[row] == pytest.approx(float(score_B[0]), abs=2e-5)
     np.testing.assert_allclose(
-        rollout.value_BT[row], np.asarray(value_BT)[0, :LENGTH] * rollout.response_mask_BT[row],
-        atol=2e-5)
+      rollout.value_BT[row],
+      np.asarray(value_BT)[0, :LENGTH] * rollout.response_mask_BT[row],
+      atol=2e-5,
+    )
   assert 0 < rollout.finished_B.sum() < PPO.batch_size
 
 
@@ -152,7 +174,8 @@ def test_only_sampling_is_random():
   policy, ref, reward = nets()
   params = {"policy": policy, "value": reward}
   traced = jax.make_jaxpr(functools.partial(ppo.rollout, MODELS, PPO, eot_id=EOT))(
-      params, ref, reward, make_prompts(), jax.random.key(0))
+    params, ref, reward, make_prompts(), jax.random.key(0)
+  )
 
   def outside_the_sampler(jaxpr):
     for equation in jaxpr.eqns:
@@ -160,12 +183,14 @@ def test_only_sampling_is_random():
         yield equation.primitive.name
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
           yield from outside_the_sampler(inner)
+
   names = set(outside_the_sampler(traced.jaxpr))
   assert "random_bits" in helpers.primitives(traced)
   assert not names & {"random_bits", "threefry2x32"} and "dot_general" in names
   batch, ptx = helpers.make_ppo_batch(4, LENGTH, 0), ptx_rows(32, 0)
-  gradient = jax.make_jaxpr(functools.partial(
-      ppo.minibatch_gradient, MODELS, PPO_PTX, use_segments=True))(params, batch, ptx)
+  gradient = jax.make_jaxpr(
+    functools.partial(ppo.minibatch_gradient, MODELS, PPO_PTX, use_segments=True)
+  )(params, batch, ptx)
   assert not helpers.primitives(gradient) & {"random_bits", "random_fold_in", "threefry2x32"}
 
 
@@ -183,11 +208,16 @@ def ends_rollout() -> Rollout:
   noise = lambda scale: inside(scale * rng.standard_normal((4, LENGTH)))
   logprob_BT = noise(1.0) - 2
   return Rollout(
-      tokens_BT=np.zeros((4, LENGTH), np.int32), mask_BT=mask_BT, response_mask_BT=response_mask_BT,
-      logprob_BT=logprob_BT, decode_logprob_BT=logprob_BT + noise(0.01),
-      ref_logprob_BT=logprob_BT + noise(0.3), value_BT=noise(1.0),
-      score_B=np.asarray([0.7, -0.3, 1.9, 0.25], np.float32),
-      finished_B=np.asarray([True, True, True, False]))
+    tokens_BT=np.zeros((4, LENGTH), np.int32),
+    mask_BT=mask_BT,
+    response_mask_BT=response_mask_BT,
+    logprob_BT=logprob_BT,
+    decode_logprob_BT=logprob_BT + noise(0.01),
+    ref_logprob_BT=logprob_BT + noise(0.3),
+    value_BT=noise(1.0),
+    score_B=np.asarray([0.7, -0.3, 1.9, 0.25], np.float32),
+    finished_B=np.asarray([True, True, True, False]),
+  )
 
 
 def advantages_by_hand(p, r: Rollout, kl_coef: float):
@@ -212,15 +242,23 @@ def advantages_by_hand(p, r: Rollout, kl_coef: float):
   advantage, returns = helpers.gae_loop(used, r.value_BT, r.response_mask_BT, p.gamma, p.lam)
   if p.whiten_advantages:
     advantage[mask] = (advantage[mask] - advantage[mask].mean()) / np.sqrt(
-        advantage[mask].var() + 1e-8)
+      advantage[mask].var() + 1e-8
+    )
   return dict(score=score, kl=kl, reward=reward, advantage=advantage, returns=returns)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, dict(whiten_rewards=True), dict(whiten_advantages=False, gamma=1.0, lam=0.95),
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(whiten_rewards=True),
+    dict(whiten_advantages=False, gamma=1.0, lam=0.95),
     dict(missing_end="replace", missing_end_penalty=-1.5),
     dict(missing_end="subtract", missing_end_penalty=0.6),
-    dict(missing_end="none", missing_end_penalty=9.0)], ids=str)
+    dict(missing_end="none", missing_end_penalty=9.0),
+  ],
+  ids=str,
+)
 def test_advantages_by_hand(changes):
   p, r = dataclasses.replace(PPO, **changes), ends_rollout()
   batch, metrics = jax.device_get(compiled_advantages(p)(r, jnp.float32(0.3)))
@@ -237,19 +275,20 @@ def test_advantages_by_hand(changes):
   gap = np.abs(r.logprob_BT - r.decode_logprob_BT)[mask]
   kl_of_token = by_hand["kl"][mask]
   for name, expected in {
-      "objective/kl": by_hand["kl"].sum(axis=1).mean(),
-      "objective/kl_k3": (np.exp(-kl_of_token) - 1 + kl_of_token).sum() / 4,
-      "objective/kl_token_min": min(0.0, kl_of_token.min()),
-      "objective/kl_coef": 0.3,
-      "objective/score": r.score_B.mean(),
-      "objective/score_after_penalty": by_hand["score"].mean(),
-      "objective/reward": by_hand["reward"].sum(axis=1).mean(),
-      "rollout/response_tokens": 14 / 4,
-      "rollout/finished": 0.75,
-      "rollout/decode_gap": gap.mean(),
-      "rollout/decode_gap_max": gap.max(),
-      "ppo/returns/mean": by_hand["returns"][mask].mean(),
-      "ppo/value/old": r.value_BT[mask].mean()}.items():
+    "objective/kl": by_hand["kl"].sum(axis=1).mean(),
+    "objective/kl_k3": (np.exp(-kl_of_token) - 1 + kl_of_token).sum() / 4,
+    "objective/kl_token_min": min(0.0, kl_of_token.min()),
+    "objective/kl_coef": 0.3,
+    "objective/score": r.score_B.mean(),
+    "objective/score_after_penalty": by_hand["score"].mean(),
+    "objective/reward": by_hand["reward"].sum(axis=1).mean(),
+    "rollout/response_tokens": 14 / 4,
+    "rollout/finished": 0.75,
+    "rollout/decode_gap": gap.mean(),
+    "rollout/decode_gap_max": gap.max(),
+    "ppo/returns/mean": by_hand["returns"][mask].mean(),
+    "ppo/value/old": r.value_BT[mask].mean(),
+  }.items():
     assert numbers[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
 
 
@@ -258,7 +297,8 @@ def test_the_penalty_for_a_missing_end_replaces_or_subtracts_by_name():
   penalty = functools.partial(dataclasses.replace, PPO, missing_end_penalty=2.0)
   for name, expected in (("none", [0.5, 0.5]), ("replace", [0.5, 2.0]), ("subtract", [0.5, -1.5])):
     np.testing.assert_array_equal(
-        ppo.final_scores(penalty(missing_end=name), score_B, finished_B), expected)
+      ppo.final_scores(penalty(missing_end=name), score_B, finished_B), expected
+    )
 
 
 # ----------------------------------------------------------------------------- gradient
@@ -274,8 +314,13 @@ def minibatch():
   """Four episodes with 1, 4, 7 and 3 response tokens; some ratios and values are clipped."""
   policy, _, reward = nets()
   batch = helpers.make_ppo_batch(
-      4, LENGTH, 0, logprob_BT=lambda tokens_BT, mask_BT: logprobs_by_softmax(
-          CFG, policy, safe_ids(tokens_BT), mask_BT, 0.7))
+    4,
+    LENGTH,
+    0,
+    logprob_BT=lambda tokens_BT, mask_BT: logprobs_by_softmax(
+      CFG, policy, safe_ids(tokens_BT), mask_BT, 0.7
+    ),
+  )
   assert len(set(batch.response_mask_BT.sum(axis=1))) == 4
   return batch.replace(tokens_BT=safe_ids(batch.tokens_BT)), {"policy": policy, "value": reward}
 
@@ -294,20 +339,30 @@ def gradient_by_hand():
 
   def loss(params, weight_BT, ptx_weight_BT):
     mask_BT = batch.response_mask_BT > 0
-    logprob_BT, _ = model.policy_logprobs(CFG, params["policy"], batch.tokens_BT, batch.mask_BT,
-                                          temperature=0.7)
+    logprob_BT, _ = model.policy_logprobs(
+      CFG, params["policy"], batch.tokens_BT, batch.mask_BT, temperature=0.7
+    )
     ratio_BT = jnp.exp(jnp.where(mask_BT, logprob_BT - batch.old_logprob_BT, 0))
-    gain_BT = jnp.minimum(ratio_BT * batch.advantage_BT,
-                          jnp.clip(ratio_BT, 0.8, 1.2) * batch.advantage_BT)
+    gain_BT = jnp.minimum(
+      ratio_BT * batch.advantage_BT, jnp.clip(ratio_BT, 0.8, 1.2) * batch.advantage_BT
+    )
     value_BT = model.values(REWARD_CFG, params["value"], batch.tokens_BT, batch.mask_BT)
     near_BT = jnp.clip(value_BT, batch.old_value_BT - 0.2, batch.old_value_BT + 0.2)
     error_BT = jnp.maximum((value_BT - batch.return_BT) ** 2, (near_BT - batch.return_BT) ** 2)
-    hidden_BTD = model.forward(CFG, params["policy"], ptx.tokens_BT, (ptx.segment_BT > 0) * 1.0,
-                               segment_BT=ptx.segment_BT, position_BT=ptx.position_BT)
+    hidden_BTD = model.forward(
+      CFG,
+      params["policy"],
+      ptx.tokens_BT,
+      (ptx.segment_BT > 0) * 1.0,
+      segment_BT=ptx.segment_BT,
+      position_BT=ptx.position_BT,
+    )
     ptx_logprob_BT, _ = model.token_logprobs(
-        CFG, params["policy"], hidden_BTD, ptx.tokens_BT, temperature=1.0)
+      CFG, params["policy"], hidden_BTD, ptx.tokens_BT, temperature=1.0
+    )
     of_ppo = jnp.sum(jnp.where(mask_BT, -gain_BT + 0.5 * 0.5 * error_BT, 0) * weight_BT)
     return of_ppo - 3.5 * jnp.sum(ptx_logprob_BT * ptx_weight_BT)
+
   return helpers.quick_jit(jax.grad(loss)), ptx
 
 
@@ -315,21 +370,29 @@ def test_token_means_by_hand():
   """Every token of the minibatch weighs the same, and so does every pretraining token."""
   (batch, params), (by_hand, ptx) = minibatch(), gradient_by_hand()
   actual, _, _ = gradient(PPO_PTX)(params, batch, ptx)
-  helpers.assert_leaves_close(actual, by_hand(
-      params, np.full((4, LENGTH), 1 / batch.response_mask_BT.sum(), np.float32),
-      ptx.loss_mask_BT / ptx.loss_mask_BT.sum()), 2e-5)
+  helpers.assert_leaves_close(
+    actual,
+    by_hand(
+      params,
+      np.full((4, LENGTH), 1 / batch.response_mask_BT.sum(), np.float32),
+      ptx.loss_mask_BT / ptx.loss_mask_BT.sum(),
+    ),
+    2e-5,
+  )
 
 
 SEQUENCE_MEANS = dataclasses.replace(
-    PPO_PTX, policy_reduction="sequence_mean", ptx_reduction="sequence_mean", microbatch_size=1)
+  PPO_PTX, policy_reduction="sequence_mean", ptx_reduction="sequence_mean", microbatch_size=1
+)
 
 
 def test_sequence_means_by_hand():
   """Sums within a response or an example, means over them."""
   (batch, params), (by_hand, ptx) = minibatch(), gradient_by_hand()
   actual, _, _ = gradient(SEQUENCE_MEANS)(params, batch, ptx)
-  helpers.assert_leaves_close(actual, by_hand(
-      params, np.full((4, LENGTH), 1 / 4, np.float32), ptx.loss_mask_BT / 32), 2e-5)
+  helpers.assert_leaves_close(
+    actual, by_hand(params, np.full((4, LENGTH), 1 / 4, np.float32), ptx.loss_mask_BT / 32), 2e-5
+  )
 
 
 def test_the_gradient_of_ppo_ptx_is_that_of_ppo_plus_the_coefficient_times_that_of_the_text():
@@ -339,7 +402,8 @@ def test_the_gradient_of_ppo_ptx_is_that_of_ppo_plus_the_coefficient_times_that_
   alone = by_hand(params, none[0] + 1 / batch.response_mask_BT.sum(), none[1])
   text = by_hand(params, none[0], ptx.loss_mask_BT / ptx.loss_mask_BT.sum())
   helpers.assert_leaves_close(
-      both["policy"], jax.tree.map(jnp.add, alone["policy"], text["policy"]), 2e-5)
+    both["policy"], jax.tree.map(jnp.add, alone["policy"], text["policy"]), 2e-5
+  )
   helpers.assert_leaves_close(both["value"], alone["value"], 2e-5)
   share = optax.tree.norm(text["policy"]) / optax.tree.norm(both["policy"])
   assert 0.1 < float(share) < 10  # neither of the two hides the other
@@ -352,7 +416,8 @@ def test_any_microbatch_size_gives_the_same_gradient_and_metrics():
   (batch, params), (_, ptx) = minibatch(), gradient_by_hand()
   small, small_metrics, small_error = gradient(PPO_PTX)(params, batch, ptx)
   whole, metrics, error = gradient(
-      dataclasses.replace(PPO_PTX, microbatch_size=4, ptx_microbatch_size=32))(params, batch, ptx)
+    dataclasses.replace(PPO_PTX, microbatch_size=4, ptx_microbatch_size=32)
+  )(params, batch, ptx)
   helpers.assert_leaves_close(small, whole)
   helpers.assert_leaves_close(small["value"], whole["value"])
   assert float(small_error) == pytest.approx(float(error), rel=1e-5)
@@ -374,15 +439,19 @@ def test_a_shared_trunk_gets_the_gradient_of_both_losses():
 
   def by_hand(params):
     mask_BT = batch.response_mask_BT > 0
-    logprob_BT, _ = model.policy_logprobs(CFG, params["policy"], batch.tokens_BT, batch.mask_BT,
-                                          temperature=0.7)
-    value_BT = model.values(CFG, {**params["policy"], **params["value"]}, batch.tokens_BT,
-                            batch.mask_BT)
+    logprob_BT, _ = model.policy_logprobs(
+      CFG, params["policy"], batch.tokens_BT, batch.mask_BT, temperature=0.7
+    )
+    value_BT = model.values(
+      CFG, {**params["policy"], **params["value"]}, batch.tokens_BT, batch.mask_BT
+    )
     ratio_BT = jnp.exp(jnp.where(mask_BT, logprob_BT - batch.old_logprob_BT, 0))
-    gain_BT = jnp.minimum(ratio_BT * batch.advantage_BT,
-                          jnp.clip(ratio_BT, 0.8, 1.2) * batch.advantage_BT)
+    gain_BT = jnp.minimum(
+      ratio_BT * batch.advantage_BT, jnp.clip(ratio_BT, 0.8, 1.2) * batch.advantage_BT
+    )
     loss_BT = -gain_BT + 0.5 * 0.5 * (value_BT - batch.return_BT) ** 2
     return jnp.sum(jnp.where(mask_BT, loss_BT, 0)) / batch.response_mask_BT.sum()
+
   actual, _, _ = gradient(p)(params, batch, None)
   helpers.assert_leaves_close(actual, helpers.quick_jit(jax.grad(by_hand))(params), 2e-5)
 
@@ -393,11 +462,16 @@ def test_without_a_coefficient_there_is_no_trace_of_pretraining():
   batch = helpers.make_ppo_batch(8, LENGTH, 0)
 
   def sizes(p, ptx_batches):
-    jaxpr = jax.make_jaxpr(functools.partial(
-        ppo.ppo_update, MODELS, p, adam(), use_segments=True))(
-            state, batch, ptx_batches, jax.random.key(0))
-    return {size for equation in helpers.equations(jaxpr.jaxpr)
-            for variable in (*equation.invars, *equation.outvars) for size in variable.aval.shape}
+    jaxpr = jax.make_jaxpr(functools.partial(ppo.ppo_update, MODELS, p, adam(), use_segments=True))(
+      state, batch, ptx_batches, jax.random.key(0)
+    )
+    return {
+      size
+      for equation in helpers.equations(jaxpr.jaxpr)
+      for variable in (*equation.invars, *equation.outvars)
+      for size in variable.aval.shape
+    }
+
   assert {13, LENGTH} <= sizes(PPO_PTX, ptx_updates())
   without = sizes(dataclasses.replace(PPO_PTX, ptx_coef=0.0), None)
   assert 13 not in without and LENGTH in without
@@ -408,30 +482,47 @@ def test_without_a_coefficient_there_is_no_trace_of_pretraining():
 
 def rows_update(p, monkeypatch, key):
   """Runs `ppo_update` with a gradient that says which rows it was given, and ones as updates."""
+
   def fake(models, p, params, batch, ptx_batch, frozen, *, use_segments):
     row_b = batch.tokens_BT[:, 0].astype(jnp.float32)
-    grads = {"policy": {"rows": row_b, "ptx": ptx_batch.tokens_BT[:, 0] * 1.0},
-             "value": {"rows": row_b}}
+    grads = {
+      "policy": {"rows": row_b, "ptx": ptx_batch.tokens_BT[:, 0] * 1.0},
+      "value": {"rows": row_b},
+    }
     return grads, {"count": jnp.float32(1), "rows": jnp.sum(row_b)}, row_b[0]
+
   monkeypatch.setattr(ppo, "minibatch_gradient", fake)
   num_updates = p.updates_per_iteration
-  params = {"policy": {"rows": jnp.zeros(p.minibatch_size), "ptx": jnp.zeros(2)},
-            "value": {"rows": jnp.zeros(p.minibatch_size)}}
+  params = {
+    "policy": {"rows": jnp.zeros(p.minibatch_size), "ptx": jnp.zeros(2)},
+    "value": {"rows": jnp.zeros(p.minibatch_size)},
+  }
 
   def remember(grads, history, params=None):
     history = jax.tree.map(lambda h, g: jnp.concatenate([h[1:], g[None]]), history, grads)
     return jax.tree.map(jnp.ones_like, grads), history
+
   tx = optax.GradientTransformation(
-      lambda params: jax.tree.map(lambda x: jnp.zeros((num_updates, *x.shape)), params), remember)
-  state = PpoState(train=optim.init_train_state(tx, params), kl_coef=jnp.float32(0.1),
-                   ema_params=jax.tree.map(lambda x: x + 5.0, params["policy"]))
+    lambda params: jax.tree.map(lambda x: jnp.zeros((num_updates, *x.shape)), params), remember
+  )
+  state = PpoState(
+    train=optim.init_train_state(tx, params),
+    kl_coef=jnp.float32(0.1),
+    ema_params=jax.tree.map(lambda x: x + 5.0, params["policy"]),
+  )
   batch = helpers.make_ppo_batch(p.batch_size, 6, 0).replace(
-      tokens_BT=np.tile(np.arange(p.batch_size, dtype=np.int32)[:, None], (1, 6)))
-  ptx = dataclasses.replace(ptx_rows(num_updates * 2, 0), tokens_BT=np.tile(
-      np.arange(num_updates * 2, dtype=np.int32)[:, None], (1, 13)))
+    tokens_BT=np.tile(np.arange(p.batch_size, dtype=np.int32)[:, None], (1, 6))
+  )
+  ptx = dataclasses.replace(
+    ptx_rows(num_updates * 2, 0),
+    tokens_BT=np.tile(np.arange(num_updates * 2, dtype=np.int32)[:, None], (1, 13)),
+  )
   ptx = jax.tree.map(lambda x: x.reshape(num_updates, 2, -1), ptx)
-  return jax.device_get(ppo.ppo_update(
-      None, p, tx, state, *jax.tree.map(jnp.asarray, (batch, ptx)), key, use_segments=True))
+  return jax.device_get(
+    ppo.ppo_update(
+      None, p, tx, state, *jax.tree.map(jnp.asarray, (batch, ptx)), key, use_segments=True
+    )
+  )
 
 
 def test_every_row_is_in_one_minibatch_of_every_epoch_and_the_order_is_new(monkeypatch):
@@ -489,8 +580,9 @@ def test_the_ratio_of_the_first_minibatch_is_1():
   rollout = compiled_rollout()(state.train.params, ref, reward, make_prompts(), jax.random.key(0))
   batch, metrics = compiled_advantages()(rollout, state.kl_coef)
   off = batch.replace(old_logprob_BT=batch.old_logprob_BT + 0.01)
-  _, metrics = compiled_update()(state, off, ptx_updates(), metrics["objective/kl"],
-                                 jax.random.key(0))
+  _, metrics = compiled_update()(
+    state, off, ptx_updates(), metrics["objective/kl"], jax.random.key(0)
+  )
   assert float(metrics["ppo/ratio_error_first"]) == pytest.approx(1 - np.exp(-0.01), rel=1e-2)
 
 
@@ -506,8 +598,10 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
   equal(state.ema_params, policy)
   equal(state.train.params["value"], reward)  # the value network starts as the reward model
   assert float(state.kl_coef) == pytest.approx(0.1) and int(state.train.step) == 0
-  for state in (state,  # compiled or not
-                ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY)):
+  for state in (
+    state,  # compiled or not
+    ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY),
+  ):
     all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
     assert len(set(all_pointers)) == len(all_pointers)
 
@@ -515,8 +609,9 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
 def test_a_shared_value_head_starts_at_0():
   policy, _, reward = nets()
   wide = dict(reward, head={"kernel": jnp.ones((24, 1)), "bias": jnp.ones(1)})
-  state = ppo.init_state(MODELS, dataclasses.replace(PPO, value_network="shared"), adam(), policy,
-                         wide, KEY)
+  state = ppo.init_state(
+    MODELS, dataclasses.replace(PPO, value_network="shared"), adam(), policy, wide, KEY
+  )
   assert state.train.params["value"].keys() == {"head"}
   np.testing.assert_array_equal(state.train.params["value"]["head"]["kernel"], np.zeros((16, 1)))
   np.testing.assert_array_equal(state.train.params["value"]["head"]["bias"], [0])
@@ -537,8 +632,9 @@ def test_a_value_network_may_start_elsewhere_than_the_reward_model(value_init: s
     assert not np.array_equal(trunk["embed"]["token"], reward["embed"]["token"])
     assert not np.array_equal(trunk["embed"]["token"], start(1)["embed"]["token"])
   tokens_BT = safe_ids(helpers.make_ppo_batch(4, LENGTH, 1).tokens_BT)
-  value_BT = ppo.policy_and_values(MODELS, p, {"policy": policy, "value": start(0)}, tokens_BT,
-                                   jnp.ones(tokens_BT.shape))[2]
+  value_BT = ppo.policy_and_values(
+    MODELS, p, {"policy": policy, "value": start(0)}, tokens_BT, jnp.ones(tokens_BT.shape)
+  )[2]
   np.testing.assert_array_equal(value_BT, np.zeros(tokens_BT.shape))
 
 
@@ -560,8 +656,9 @@ def test_reference_and_reward_model_do_not_move_under_donation():
   assert abs(numbers["objective/kl"]) > 1e-3
   jax.tree.map(np.testing.assert_array_equal, jax.device_get((ref, reward)), before)
   assert not set(pointers(state)) & set(pointers(ref, reward))
-  moved = lambda new, old: min(jax.tree.leaves(jax.tree.map(
-      lambda a, b: float(np.abs(np.asarray(a) - b).max()), new, old)))
+  moved = lambda new, old: min(
+    jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), new, old))
+  )
   assert moved(state.train.params["policy"], before[0]) > 1e-3
   assert moved(state.train.params["value"], before[1]) > 1e-3
   assert moved(state.ema_params, before[0]) > 1e-4
@@ -573,20 +670,26 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
 
   def sample(models, p, params, prompts, key, *, eot_id):
     assert params is policy_seen[0] and eot_id == EOT
-    return dict(tokens_BT=rollout.tokens_BT, mask_BT=rollout.mask_BT,
-                response_mask_BT=rollout.response_mask_BT), rollout.finished_B
+    return dict(
+      tokens_BT=rollout.tokens_BT,
+      mask_BT=rollout.mask_BT,
+      response_mask_BT=rollout.response_mask_BT,
+    ), rollout.finished_B
+
   monkeypatch.setattr(ppo, "sample", sample)
   policy_seen = []
 
   def judge(policy, ref, reward):
     policy_seen.append(policy)
     return ppo._judge(MODELS, PPO, policy, ref, reward, None, None, eot_id=EOT)
+
   out = jax.device_get(helpers.quick_jit(judge)(policy, ref, reward))
   np.testing.assert_array_equal(out["tokens_BT"], rollout.tokens_BT)
   np.testing.assert_array_equal(out["mask_BT"], rollout.response_mask_BT)
   np.testing.assert_allclose(out["reward"], rollout.score_B, atol=2e-5)
   np.testing.assert_allclose(
-      out["kl"], (rollout.logprob_BT - rollout.ref_logprob_BT).sum(axis=1), atol=1e-4)
+    out["kl"], (rollout.logprob_BT - rollout.ref_logprob_BT).sum(axis=1), atol=1e-4
+  )
   np.testing.assert_array_equal(out["response_tokens"], rollout.response_mask_BT.sum(axis=1))
   np.testing.assert_array_equal(out["finished"], rollout.finished_B)
 
@@ -594,20 +697,27 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
 def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
   """One reward model scores as ever; several as `ensembles` combine what each says alone."""
   policy, ref, reward = nets()
-  members = (reward, helpers.make_params(REWARD_CFG, 8, head=True),
-             helpers.make_params(REWARD_CFG, 9, head=True))
+  members = (
+    reward,
+    helpers.make_params(REWARD_CFG, 8, head=True),
+    helpers.make_params(REWARD_CFG, 9, head=True),
+  )
   rows = episodes()
   score_E = [model.scores(REWARD_CFG, member, rows.tokens_BT, rows.mask_BT) for member in members]
   score_EB = np.asarray(score_E)
-  expected = {"min": score_EB.min(axis=0),
-              "mean_less_variance": score_EB.mean(axis=0) - 0.5 * score_EB.var(axis=0)}
+  expected = {
+    "min": score_EB.min(axis=0),
+    "mean_less_variance": score_EB.mean(axis=0) - 0.5 * score_EB.var(axis=0),
+  }
   assert np.abs(expected["min"] - score_EB[0]).max() > 0.1
   for rule, score_B in expected.items():
     p = dataclasses.replace(PPO, reward_ensemble=rule, reward_variance_coef=0.5)
     judged = lambda *params: (
-        ppo.score_rows(MODELS, p, {"policy": policy, "value": reward}, ref, params,
-                       rows.tokens_BT, rows.mask_BT)[-1],
-        ppo.reward_scores(MODELS, p, params[0], rows.tokens_BT, rows.mask_BT))
+      ppo.score_rows(
+        MODELS, p, {"policy": policy, "value": reward}, ref, params, rows.tokens_BT, rows.mask_BT
+      )[-1],
+      ppo.reward_scores(MODELS, p, params[0], rows.tokens_BT, rows.mask_BT),
+    )
     several_B, one_B = helpers.quick_jit(judged)(*members)
     np.testing.assert_allclose(several_B, score_B, atol=2e-5)
     np.testing.assert_allclose(one_B, score_EB[0], atol=2e-5)
@@ -620,23 +730,40 @@ def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
 def test_validation_lines_are_of_the_first_prompts_and_their_records():
   class Letters:
     """A tokenizer of one letter an id."""
+
     eot_id = 26
 
     def decode(self, ids, continues):
       return " " + "".join(chr(97 + i) for i in ids)
+
   calls = []
 
   def judge(policy_params, ref_params, reward_params, batch, key):
     calls.append(jax.random.key_data(key).tolist())
     first_B = batch.tokens_BP[:, -1]
-    return dict(tokens_BT=np.stack([first_B, first_B + 1, first_B + 9], axis=1),
-                mask_BT=np.tile([1, 1, 0], (len(first_B), 1)), reward=first_B / 2, kl=first_B / 4,
-                response_tokens=np.full(len(first_B), 2), finished=first_B % 2 == 0)
+    return dict(
+      tokens_BT=np.stack([first_B, first_B + 1, first_B + 9], axis=1),
+      mask_BT=np.tile([1, 1, 0], (len(first_B), 1)),
+      reward=first_B / 2,
+      kl=first_B / 4,
+      response_tokens=np.full(len(first_B), 2),
+      finished=first_B % 2 == 0,
+    )
+
   rows = helpers.left_padded([[n] for n in range(15)], 2)
   lines = ppo.validate(
-      dataclasses.replace(PPO, batch_size=4, minibatch_size=4), judge, None, None, None, rows,
-      [{"prompt": f"prompt {n}"} for n in range(15)], Letters(), key=jax.random.key(0),
-      num_prompts=10, prompt_format=prepare.PLAIN)
+    dataclasses.replace(PPO, batch_size=4, minibatch_size=4),
+    judge,
+    None,
+    None,
+    None,
+    rows,
+    [{"prompt": f"prompt {n}"} for n in range(15)],
+    Letters(),
+    key=jax.random.key(0),
+    num_prompts=10,
+    prompt_format=prepare.PLAIN,
+  )
   assert [line["prompt"] for line in lines] == [f"prompt {n}" for n in range(10)]
   assert [line["response"] for line in lines] == [chr(97 + n) + chr(98 + n) for n in range(10)]
   assert [line["reward"] for line in lines] == [n / 2 for n in range(10)]
@@ -654,8 +781,9 @@ def test_the_adaptive_coefficient_moves_once_an_iteration_by_its_episodes(monkey
   p = dataclasses.replace(PPO, kl_controller="adaptive", kl_target=6.0, kl_horizon=100.0)
   monkeypatch.setattr(ppo, "ppo_update", lambda *args, **more: (state, {}))
   # 8 episodes of 6.6 nats on average: 10 % over the target.
-  new, _ = ppo.update_and_control(None, p, None, state, None, None,
-                                   Metric(total=8 * 6.6, weight=8.0), None, use_segments=True)
+  new, _ = ppo.update_and_control(
+    None, p, None, state, None, None, Metric(total=8 * 6.6, weight=8.0), None, use_segments=True
+  )
   assert float(new.kl_coef) == pytest.approx(0.2 * (1 + 0.1 * 8 / 100), rel=1e-5)
 
 
@@ -707,21 +835,34 @@ def test_golden_step():
   """To write the file anew: RLHF_UPDATE_GOLDEN=1 pytest -k golden_step"""
   policy, _, reward = nets()
   batch = helpers.make_ppo_batch(
-      8, LENGTH, 1, logprob_BT=lambda tokens_BT, mask_BT: logprobs_by_softmax(
-          CFG, policy, safe_ids(tokens_BT), mask_BT, 0.7))
+    8,
+    LENGTH,
+    1,
+    logprob_BT=lambda tokens_BT, mask_BT: logprobs_by_softmax(
+      CFG, policy, safe_ids(tokens_BT), mask_BT, 0.7
+    ),
+  )
   batch = batch.replace(tokens_BT=safe_ids(batch.tokens_BT))
   kl = Metric(total=jnp.float32(1), weight=jnp.float32(1))
   state, metrics = compiled_update()(
-      compiled_init()(policy, reward, KEY), batch, ptx_updates(seed=3), kl, jax.random.key(4))
-  helpers.check_golden("ppo", {
-      **metrics_lib.summarise(metrics), **helpers.summary("params", state.train.params),
-      **helpers.summary("ema", state.ema_params)})
+    compiled_init()(policy, reward, KEY), batch, ptx_updates(seed=3), kl, jax.random.key(4)
+  )
+  helpers.check_golden(
+    "ppo",
+    {
+      **metrics_lib.summarise(metrics),
+      **helpers.summary("params", state.train.params),
+      **helpers.summary("ema", state.ema_params),
+    },
+  )
 
 
 # ----------------------------------------------------------------------------- numbers and warnings
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(minibatch_size=3), "ppo.batch_size 8 does not divide into ppo.minibatch_size 3"),
     (dict(microbatch_size=3), "ppo.minibatch_size 4 does not divide into ppo.microbatch_size 3"),
     (dict(ptx_coef=-1.0), "ppo.ptx_coef -1.0 is negative"),
@@ -735,7 +876,10 @@ def test_golden_step():
     (dict(kl_controller="pid"), "ppo.kl_controller 'pid'; choose from"),
     (dict(missing_end="add"), "ppo.missing_end 'add'; choose from"),
     (dict(policy_reduction="mean"), "ppo.policy_reduction 'mean'; choose from"),
-    (dict(ptx_reduction="mean"), "ppo.ptx_reduction 'mean'; choose from")], ids=str)
+    (dict(ptx_reduction="mean"), "ppo.ptx_reduction 'mean'; choose from"),
+  ],
+  ids=str,
+)
 def test_impossible_numbers_are_refused(changes, message: str):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(PPO, **changes)
@@ -744,9 +888,10 @@ def test_impossible_numbers_are_refused(changes, message: str):
 def test_prompt_and_response_must_fit_into_both_networks():
   ppo.check_lengths(PPO, MODELS)
   for p, message in (
-      (dataclasses.replace(PPO, max_response_tokens=7), "longer than the reward model's context"),
-      (dataclasses.replace(PPO, max_response_tokens=11), "longer than the policy's context of 16"),
-      (dataclasses.replace(PPO, ptx_coef=1.0, ptx_length=17), "ppo.ptx_length 17 is longer")):
+    (dataclasses.replace(PPO, max_response_tokens=7), "longer than the reward model's context"),
+    (dataclasses.replace(PPO, max_response_tokens=11), "longer than the policy's context of 16"),
+    (dataclasses.replace(PPO, ptx_coef=1.0, ptx_length=17), "ppo.ptx_length 17 is longer"),
+  ):
     with pytest.raises(ValueError, match=message):
       ppo.check_lengths(p, MODELS)
 
@@ -768,12 +913,19 @@ def test_a_run_too_short_for_its_moving_average_warns():
 
 def test_sizes_as_a_table():
   table = ppo.resolved_sizes(dataclasses.replace(PPO_PTX, num_iterations=500))
-  numbers = {line.strip().rsplit(None, 1)[0]: int(line.rsplit(None, 1)[1].replace(",", ""))
-             for line in table.splitlines()}
-  assert numbers == {"episodes per iteration": 8, "episodes per optimizer step": 4,
-                     "episodes per microbatch": 2, "optimizer steps per iteration": 2,
-                     "pretraining examples per optimizer step": 32, "iterations": 500,
-                     "episodes in all": 4000}
+  numbers = {
+    line.strip().rsplit(None, 1)[0]: int(line.rsplit(None, 1)[1].replace(",", ""))
+    for line in table.splitlines()
+  }
+  assert numbers == {
+    "episodes per iteration": 8,
+    "episodes per optimizer step": 4,
+    "episodes per microbatch": 2,
+    "optimizer steps per iteration": 2,
+    "pretraining examples per optimizer step": 32,
+    "iterations": 500,
+    "episodes in all": 4000,
+  }
   assert ppo.tokens_per_iteration(PPO) == 8 * 11
   assert ppo.tokens_per_iteration(PPO_PTX) == 8 * 11 + 64 * 13
 
@@ -782,6 +934,7 @@ def test_a_reward_model_is_asked_as_it_was_trained():
   asked = prepare.PromptFormat(prompt_suffix="\n\nAssistant:")
   ppo.check_read_as_trained(asked, {}, "hf:x")  # does not say
   ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "\n\nAssistant:"}}, "rm")
-  with pytest.raises(ValueError, match="reward_from=rm was trained on prompt .* 'Q:', and "
-                     "config.prompts asks prompt"):
+  with pytest.raises(
+    ValueError, match="reward_from=rm was trained on prompt .* 'Q:', and config.prompts asks prompt"
+  ):
     ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "Q:"}}, "rm")

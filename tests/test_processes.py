@@ -34,18 +34,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def test_what_follows_the_dashes_is_for_the_processes():
   given, command = local.parse(
-      ["local", "--num_processes=3", "--", "sft", "--workdir=x", "--", "y"])
+    ["local", "--num_processes=3", "--", "sft", "--workdir=x", "--", "y"]
+  )
   assert (given.num_processes, given.devices_per_process) == (3, 4)
   assert command == ["launch.train", "sft", "--workdir=x", "--", "y"]
   assert local.parse(["local", "--", "pipeline", "--workdir=x"])[1] == [
-      "launch.pipeline", "--workdir=x"]
+    "launch.pipeline",
+    "--workdir=x",
+  ]
 
 
-@pytest.mark.parametrize("argv,sentence", [
+@pytest.mark.parametrize(
+  "argv,sentence",
+  [
     (["--num_processes=2"], "nothing stands behind `--`; put what launch.train takes there"),
     (["--num_processes=0", "--", "sft"], "argument --num_processes: 0 is below 1"),
     (["--processes=2", "--", "sft"], "unrecognized arguments: --processes=2"),
-    (["sft", "--workdir=x"], "unrecognized arguments: sft --workdir=x")])
+    (["sft", "--workdir=x"], "unrecognized arguments: sft --workdir=x"),
+  ],
+)
 def test_wrong_flags_of_launch_local(capsys, argv, sentence):
   with pytest.raises(SystemExit) as stopped:
     local.parse(["local", *argv])
@@ -57,8 +64,9 @@ def test_each_process_is_told_its_place(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8")
   found = local.environment(1, 2, 4, 12345)
   assert found["XLA_FLAGS"].split() == ["--a=1", "--xla_force_host_platform_device_count=4"]
-  assert [found[f"JAX_{name}"] for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-          ] == ["127.0.0.1:12345", "2", "1"]
+  assert [
+    found[f"JAX_{name}"] for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+  ] == ["127.0.0.1:12345", "2", "1"]
 
 
 def test_a_free_port_can_be_opened():
@@ -76,8 +84,9 @@ def start_job(tmp_path, script: str, num_processes: int = 2) -> local.Job:
 
 
 def test_the_output_of_process_0_is_shown(tmp_path, capsys):
-  noise = ("[Gloo] Rank 1 is connected to 1 peer ranks. "
-           "Expected number of connected peer ranks is : 1")
+  noise = (
+    "[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+  )
   script = f"print('{noise}'); print('7{noise}of', me); print(me, file=sys.stderr)"
   assert local.wait(start_job(tmp_path, script)) == 0
   out, err = capsys.readouterr()
@@ -91,8 +100,10 @@ def test_the_first_failure_ends_all_and_is_shown(tmp_path, capsys, monkeypatch):
   assert all(process.poll() is not None for process in job.processes)
   err = capsys.readouterr().err
   assert "process 1 of 3 ended with status 7; its last lines:\nline of 1\n" in err
-  assert ("error: process 1 of 3 ended with status 7; 2 still ran and were ended; run the same "
-          "command to go on") in err
+  assert (
+    "error: process 1 of 3 ended with status 7; 2 still ran and were ended; run the same "
+    "command to go on"
+  ) in err
 
 
 def test_one_mistake_of_all_is_said_once(tmp_path, capsys):
@@ -110,11 +121,21 @@ def test_a_killed_process_counts_as_in_a_shell(tmp_path, monkeypatch, capsys):
 
 
 def test_signals_reach_all_processes(tmp_path):
-  script = ("import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-            "open(sys.argv[1] + str(me), 'w'); time.sleep(600)")
-  job = local.Job([sys.executable, "-c", f"import os, sys, time; "
-                   f"me = os.environ['JAX_PROCESS_ID']\n{script}", str(tmp_path / "ready")], 2, 1,
-                  tmp_path)
+  script = (
+    "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    "open(sys.argv[1] + str(me), 'w'); time.sleep(600)"
+  )
+  job = local.Job(
+    [
+      sys.executable,
+      "-c",
+      f"import os, sys, time; me = os.environ['JAX_PROCESS_ID']\n{script}",
+      str(tmp_path / "ready"),
+    ],
+    2,
+    1,
+    tmp_path,
+  )
   commands.wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 2, job.processes[0])
   with local.forwarding(job):
     signal.raise_signal(signal.SIGTERM)
@@ -138,35 +159,60 @@ def place_of(monkeypatch, *argv, **environment):
 
 def test_flags_come_before_the_environment(monkeypatch):
   assert place_of(monkeypatch) is None
-  assert place_of(monkeypatch, "--process_id=2", JAX_COORDINATOR_ADDRESS="a:1",
-                  JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3") == setup.Place(
-                      coordinator_address="a:1", num_processes=4, process_id=2,
-                      local_device_ids=None)
-  assert place_of(monkeypatch, "--coordinator_address=a:1", "--num_processes=1",
-                  "--process_id=0") is None
+  assert place_of(
+    monkeypatch,
+    "--process_id=2",
+    JAX_COORDINATOR_ADDRESS="a:1",
+    JAX_NUM_PROCESSES="4",
+    JAX_PROCESS_ID="3",
+  ) == setup.Place(coordinator_address="a:1", num_processes=4, process_id=2, local_device_ids=None)
+  assert (
+    place_of(monkeypatch, "--coordinator_address=a:1", "--num_processes=1", "--process_id=0")
+    is None
+  )
 
 
 def test_the_cluster_is_asked_if_wanted(monkeypatch):
-  slurm = dict(SLURM_JOB_ID="4097", SLURM_STEP_NODELIST="node[07-09]", SLURM_NTASKS="3",
-               SLURM_PROCID="2", SLURM_LOCALID="0", SLURM_STEP_NUM_NODES="3")
+  slurm = dict(
+    SLURM_JOB_ID="4097",
+    SLURM_STEP_NODELIST="node[07-09]",
+    SLURM_NTASKS="3",
+    SLURM_PROCID="2",
+    SLURM_LOCALID="0",
+    SLURM_STEP_NUM_NODES="3",
+  )
   assert place_of(monkeypatch, **slurm) is None
   place = place_of(monkeypatch, "--cluster=slurm", **slurm)
   assert (place.num_processes, place.process_id) == (3, 2)
   assert place.coordinator_address.startswith("node07:")
 
 
-@pytest.mark.parametrize("argv,sentence", [
-    (["--coordinator_address=a:1", "--process_id=0"], "--num_processes (or JAX_NUM_PROCESSES) is "
-     "missing beside --coordinator_address and --process_id"),
-    (["--coordinator_address=a", "--num_processes=2", "--process_id=0"],
-     "--coordinator_address=a is not HOST:PORT"),
-    (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
-     "--process_id=2 of --num_processes=2; use 0 to 1"),
+@pytest.mark.parametrize(
+  "argv,sentence",
+  [
+    (
+      ["--coordinator_address=a:1", "--process_id=0"],
+      "--num_processes (or JAX_NUM_PROCESSES) is "
+      "missing beside --coordinator_address and --process_id",
+    ),
+    (
+      ["--coordinator_address=a", "--num_processes=2", "--process_id=0"],
+      "--coordinator_address=a is not HOST:PORT",
+    ),
+    (
+      ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
+      "--process_id=2 of --num_processes=2; use 0 to 1",
+    ),
     (["--cluster=slurn"], "--cluster=slurn; choose auto or one of slurm, "),
-    (["--cluster=slurm"], "--cluster=slurm: jax cannot tell this process's place from the "
-     "environment (KeyError: 'SLURM_"),
+    (
+      ["--cluster=slurm"],
+      "--cluster=slurm: jax cannot tell this process's place from the "
+      "environment (KeyError: 'SLURM_",
+    ),
     (["--cluster=auto"], "--cluster=auto: jax finds no cluster in this environment; start the job"),
-    (["--connect_timeout=0"], "--connect_timeout=0 is below 1 second")])
+    (["--connect_timeout=0"], "--connect_timeout=0 is below 1 second"),
+  ],
+)
 def test_wrong_places(monkeypatch, argv, sentence):
   with pytest.raises(ValueError) as error:
     place_of(monkeypatch, *argv)
@@ -189,11 +235,13 @@ def call(process_ids, num_processes: int, seconds: float, *, totals=None) -> lis
 
   def run(place: int):
     try:
-      roll_call.hold(address, num_processes=totals[place], process_id=process_ids[place],
-                     seconds=seconds)
+      roll_call.hold(
+        address, num_processes=totals[place], process_id=process_ids[place], seconds=seconds
+      )
       said[place] = ""
     except (roll_call.MissingProcess, ValueError) as error:
       said[place] = str(error)
+
   threads = [threading.Thread(target=run, args=(place,)) for place in range(len(process_ids))]
   for thread in threads:
     thread.start()
@@ -213,7 +261,7 @@ def test_those_who_came_are_told_who_is_missing():
 
 
 def test_process_0_can_be_the_missing_one():
-  sentence, = call([1], 2, 0.5)
+  (sentence,) = call([1], 2, 0.5)
   assert sentence.startswith("process 0 of 2 did not answer process 1 at 127.0.0.1:")
   assert "(" in sentence and "refused" in sentence
 
@@ -227,6 +275,7 @@ def test_one_that_came_and_went_is_missing():
       roll_call.hold(f"127.0.0.1:{port}", num_processes=3, process_id=0, seconds=2)
     except roll_call.MissingProcess as error:
       said.append(str(error))
+
   thread = threading.Thread(target=process_0)
   thread.start()
   for _ in range(100):
@@ -249,18 +298,35 @@ def test_two_processes_of_one_number():
 def test_processes_that_disagree_on_their_number():
   process_0, process_1 = call([0, 1], 2, 1.5, totals=[2, 3])
   assert process_0.startswith("process 1 of 2 did not connect")
-  assert process_1 == ("process 1 was started with --num_processes=3 and process 0 with 2; make "
-                       "them equal")
+  assert process_1 == (
+    "process 1 was started with --num_processes=3 and process 0 with 2; make them equal"
+  )
 
 
 def test_a_missing_process_is_one_sentence_and_status_1(tmp_path):
   """The whole way through launch.train, with the flags of a user."""
-  flags_ = [f"--coordinator_address=127.0.0.1:{roll_call.free_port()}", "--num_processes=2",
-            "--process_id=0", "--connect_timeout=1"]
+  flags_ = [
+    f"--coordinator_address=127.0.0.1:{roll_call.free_port()}",
+    "--num_processes=2",
+    "--process_id=0",
+    "--connect_timeout=1",
+  ]
   done = subprocess.run(
-      [sys.executable, "-m", "launch.train", "sft", "--config=configs/sft.py:test",
-       f"--workdir={tmp_path / 'x'}", *flags_], cwd=ROOT, capture_output=True, text=True,
-      timeout=120, check=False)
+    [
+      sys.executable,
+      "-m",
+      "launch.train",
+      "sft",
+      "--config=configs/sft.py:test",
+      f"--workdir={tmp_path / 'x'}",
+      *flags_,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
   assert done.returncode == 1
   assert done.stderr.startswith("error: process 1 of 2 did not connect to process 0 at 127.0.0.1:")
   assert done.stderr.count("\n") == 1
@@ -274,8 +340,10 @@ def rows_by_process(mesh, num_processes: int, num_rows: int) -> list[slice]:
   """`local_rows` of processes that hold the mesh's devices in their order."""
   devices = jax.devices()
   size = len(devices) // num_processes
-  return [sharding.local_rows(mesh, num_rows, devices[p * size:(p + 1) * size])
-          for p in range(num_processes)]
+  return [
+    sharding.local_rows(mesh, num_rows, devices[p * size : (p + 1) * size])
+    for p in range(num_processes)
+  ]
 
 
 @pytest.mark.parametrize("sizes", equivalence.MESHES, ids=equivalence.mesh_ids)
@@ -293,9 +361,9 @@ def test_processes_make_the_rows_that_their_devices_hold(sizes, num_processes):
     parts = min(num_processes, sizes[0] * sizes[1])
     assert part.shape[0] == num_rows // parts
     for shard in placed.addressable_shards:
-      if shard.device in jax.devices()[process * size:(process + 1) * size]:
+      if shard.device in jax.devices()[process * size : (process + 1) * size]:
         start, stop, _ = shard.index[0].indices(num_rows)
-        np.testing.assert_array_equal(part[start - rows.start:stop - rows.start], shard.data)
+        np.testing.assert_array_equal(part[start - rows.start : stop - rows.start], shard.data)
 
 
 def test_rows_may_be_the_second_axis():
@@ -325,8 +393,10 @@ def test_one_process_is_alone():
 
 
 def test_counting_processes_needs_no_jax():
-  code = ("import sys; from rlhf import workdir; from launch import local; "
-          "assert workdir.processes.is_main(); assert 'jax' not in sys.modules")
+  code = (
+    "import sys; from rlhf import workdir; from launch import local; "
+    "assert workdir.processes.is_main(); assert 'jax' not in sys.modules"
+  )
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -385,8 +455,13 @@ def test_two_processes_take_turns_and_end_together(tmp_path, monkeypatch, capsys
 def check_two_processes(tmp_path, sizes, *, episodes: bool):
   """Gradients and metrics, and episodes if asked for, are those of one device."""
   output = tmp_path / "found.npz"
-  command = [sys.executable, str(ROOT / "tests" / "one_of_many.py"), equivalence.mesh_ids(sizes),
-             str(output), *["episodes"] * episodes]
+  command = [
+    sys.executable,
+    str(ROOT / "tests" / "one_of_many.py"),
+    equivalence.mesh_ids(sizes),
+    str(output),
+    *["episodes"] * episodes,
+  ]
   job = local.Job(command, 2, 4, tmp_path)
   assert local.wait(job) == 0
   with np.load(output) as found:
@@ -395,10 +470,12 @@ def check_two_processes(tmp_path, sizes, *, episodes: bool):
     expected_gradient, expected_metrics = equivalence.on_one_device(name)
     prefix = f"{name}/gradient/"
     gradient = jax.tree_util.tree_map_with_path(
-        lambda path, _, prefix=prefix: found[prefix + sharding.path_name(path)], expected_gradient)
+      lambda path, _, prefix=prefix: found[prefix + sharding.path_name(path)], expected_gradient
+    )
     helpers.assert_leaves_close(gradient, expected_gradient)
     assert {key: float(found[f"{name}/metric/{key}"]) for key in expected_metrics} == pytest.approx(
-        expected_metrics, rel=1e-5, abs=1e-6), name
+      expected_metrics, rel=1e-5, abs=1e-6
+    ), name
   if not episodes:
     return
   expected = equivalence.episodes_on_one_device()
@@ -426,9 +503,10 @@ def inputs(tmp_path_factory) -> commands.Inputs:
 
 
 RUNS = {
-    "sft": dict(sft__max_steps=24, loop__eval_every=6, sft__keep_epochs=False),
-    "reward_model": dict(reward__num_epochs=2, loop__eval_every=6),
-    "ppo": dict(ppo__num_iterations=4, loop__eval_every=2, loop__log_every=1)}
+  "sft": dict(sft__max_steps=24, loop__eval_every=6, sft__keep_epochs=False),
+  "reward_model": dict(reward__num_epochs=2, loop__eval_every=6),
+  "ppo": dict(ppo__num_iterations=4, loop__eval_every=2, loop__log_every=1),
+}
 
 
 def train_command(inputs, algorithm: str, workdir) -> list[str]:
@@ -438,8 +516,9 @@ def train_command(inputs, algorithm: str, workdir) -> list[str]:
 def start_training(inputs, algorithm: str, workdir, logs) -> local.Job:
   """Two processes of four devices."""
   logs.mkdir(exist_ok=True)
-  return local.Job([sys.executable, "-m", "launch.train",
-                    *train_command(inputs, algorithm, workdir)], 2, 4, logs)
+  return local.Job(
+    [sys.executable, "-m", "launch.train", *train_command(inputs, algorithm, workdir)], 2, 4, logs
+  )
 
 
 @pytest.fixture(scope="module")
@@ -452,6 +531,7 @@ def on_one_process(inputs, tmp_path_factory):
       done[algorithm] = tmp_path_factory.mktemp("one") / algorithm
       commands.finish("launch.train", *train_command(inputs, algorithm, done[algorithm]))
     return done[algorithm]
+
   return get
 
 
@@ -475,14 +555,17 @@ def assert_same_metrics(workdir, reference) -> None:
 
 
 def validation_texts(workdir) -> dict[str, list]:
-  return {path.name: [(line["prompt"], line["response"]) for line in commands.read_jsonl(path)]
-          for path in sorted(workdir.glob("validation/*.jsonl"))}
+  return {
+    path.name: [(line["prompt"], line["response"]) for line in commands.read_jsonl(path)]
+    for path in sorted(workdir.glob("validation/*.jsonl"))
+  }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", RUNS)
-def test_a_run_of_two_processes_writes_what_one_writes(inputs, on_one_process, tmp_path, capsys,
-                                                       algorithm):
+def test_a_run_of_two_processes_writes_what_one_writes(
+  inputs, on_one_process, tmp_path, capsys, algorithm
+):
   workdir, reference = tmp_path / "run" / algorithm, on_one_process(algorithm)
   assert local.wait(start_training(inputs, algorithm, workdir, tmp_path)) == 0
   out = capsys.readouterr().out
@@ -490,8 +573,9 @@ def test_a_run_of_two_processes_writes_what_one_writes(inputs, on_one_process, t
   assert_same_metrics(workdir, reference)
   assert validation_texts(workdir) == validation_texts(reference)
   # The others wrote nothing: the same files as one process leaves, and one of TensorBoard.
-  files = lambda path: sorted(str(file.relative_to(path)) for file in path.glob("*")
-                              if file.name != "tensorboard")
+  files = lambda path: sorted(
+    str(file.relative_to(path)) for file in path.glob("*") if file.name != "tensorboard"
+  )
   assert files(workdir) == files(reference)
   assert len(list((workdir / "tensorboard").iterdir())) == 1
   assert len((workdir / "command.txt").read_text().splitlines()) == 1
@@ -519,8 +603,9 @@ def test_a_killed_process_ends_the_job_which_goes_on(inputs, on_one_process, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sft", "ppo"])
-def test_sigterm_to_one_stops_both_and_one_process_goes_on(inputs, on_one_process, tmp_path, capsys,
-                                                           algorithm):
+def test_sigterm_to_one_stops_both_and_one_process_goes_on(
+  inputs, on_one_process, tmp_path, capsys, algorithm
+):
   """The checkpoint of two processes, restored on one: the same batches follow."""
   workdir = tmp_path / algorithm
   job = start_training(inputs, algorithm, workdir, tmp_path / "logs")
@@ -538,8 +623,13 @@ def test_sigterm_to_one_stops_both_and_one_process_goes_on(inputs, on_one_proces
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_reaches_all(inputs, tmp_path):
   workdir = tmp_path / "sft"
-  with commands.started("launch.local", "--num_processes=2", "--devices_per_process=4", "--",
-                        *train_command(inputs, "sft", workdir)) as process:
+  with commands.started(
+    "launch.local",
+    "--num_processes=2",
+    "--devices_per_process=4",
+    "--",
+    *train_command(inputs, "sft", workdir),
+  ) as process:
     commands.wait_until(lambda: commands.num_lines(workdir / metrics.FILE) >= 2, process)
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=300)[0]

@@ -31,8 +31,9 @@ def uninterrupted(inputs, tmp_path_factory):
   def get(algorithm: str) -> pathlib.Path:
     if algorithm not in done:
       workdir = tmp_path_factory.mktemp("uninterrupted") / algorithm
-      commands.finish("launch.train", *commands.train_flags(inputs, algorithm),
-                      f"--workdir={workdir}")
+      commands.finish(
+        "launch.train", *commands.train_flags(inputs, algorithm), f"--workdir={workdir}"
+      )
       done[algorithm] = workdir
     return done[algorithm]
 
@@ -51,8 +52,10 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def flat(tree) -> dict[str, np.ndarray]:
-  return {jax.tree_util.keystr(path): np.asarray(leaf)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def results(workdir: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
@@ -67,8 +70,11 @@ def texts(workdir: pathlib.Path) -> dict[str, object]:
   done = json.loads((workdir / "done.json").read_text())
   done.pop("seconds")
   validation = {path.name: path.read_text() for path in sorted(workdir.glob("validation/*.jsonl"))}
-  return {"metrics": commands.untimed(workdir / "metrics.jsonl"), "done": done,
-          "validation": validation}
+  return {
+    "metrics": commands.untimed(workdir / "metrics.jsonl"),
+    "done": done,
+    "validation": validation,
+  }
 
 
 def assert_same_run(workdir: pathlib.Path, reference: pathlib.Path) -> None:
@@ -100,8 +106,10 @@ def saves(workdir: pathlib.Path) -> tuple[int, bool]:
   """(newest whole checkpoint, whether one is being written under its temporary name)."""
   directory = workdir / "checkpoints"
   names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-  return (max([int(name) for name in names if name.isdigit()], default=0),
-          any("orbax-checkpoint-tmp" in name for name in names))
+  return (
+    max([int(name) for name in names if name.isdigit()], default=0),
+    any("orbax-checkpoint-tmp" in name for name in names),
+  )
 
 
 def moment(kind: str, workdir: pathlib.Path, every: int, nth: int, rng: random.Random):
@@ -120,11 +128,24 @@ def moment(kind: str, workdir: pathlib.Path, every: int, nth: int, rng: random.R
 
 
 DELAYS = {"lines": 0.15, "rollout": 0.02, "save": 0.02}  # at most so many seconds after it
-EVERY = {"sft": 4, "reward_model": 3, "ppo": 2, "truth_judge": 3}  # steps between saves, in `commands.train_flags`
+EVERY = {
+  "sft": 4,
+  "reward_model": 3,
+  "ppo": 2,
+  "truth_judge": 3,
+}  # steps between saves, in `commands.train_flags`
 
 
-def interrupt(inputs, algorithm: str, workdir: pathlib.Path, kind: str, with_signal: signal.Signals,
-              *, seed: int = SEED, nth: int = 0) -> tuple[int, str]:
+def interrupt(
+  inputs,
+  algorithm: str,
+  workdir: pathlib.Path,
+  kind: str,
+  with_signal: signal.Signals,
+  *,
+  seed: int = SEED,
+  nth: int = 0,
+) -> tuple[int, str]:
   """Starts a run and signals it at a drawn moment; (exit status, what it printed)."""
   rng = random.Random(f"{seed} {algorithm} {kind} {nth}")
   flags = (*commands.train_flags(inputs, algorithm), f"--workdir={workdir}")
@@ -137,20 +158,28 @@ def interrupt(inputs, algorithm: str, workdir: pathlib.Path, kind: str, with_sig
   return process.returncode, text
 
 
-def check_killed(inputs, reference: pathlib.Path, workdir: pathlib.Path, algorithm: str,
-                 kinds: list[str], seed: int = SEED) -> None:
+def check_killed(
+  inputs,
+  reference: pathlib.Path,
+  workdir: pathlib.Path,
+  algorithm: str,
+  kinds: list[str],
+  seed: int = SEED,
+) -> None:
   """Kills at a moment of each kind, going on each time, and compares the end with `reference`."""
   for nth, kind in enumerate(kinds):
     status, text = interrupt(inputs, algorithm, workdir, kind, signal.SIGKILL, seed=seed, nth=nth)
     assert status == -signal.SIGKILL, text
-  text = commands.finish("launch.train", *commands.train_flags(inputs, algorithm),
-                         f"--workdir={workdir}")
+  text = commands.finish(
+    "launch.train", *commands.train_flags(inputs, algorithm), f"--workdir={workdir}"
+  )
   assert f"workdir {workdir}: going on" in text
   assert_same_run(workdir, reference)
 
 
-def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
-                     algorithm: str) -> None:
+def check_terminated(
+  inputs, reference: pathlib.Path, workdir: pathlib.Path, algorithm: str
+) -> None:
   """SIGTERM: exit status 143, the state of that step saved, and the same end after going on."""
   status, text = interrupt(inputs, algorithm, workdir, "lines", signal.SIGTERM)
   assert status == 143, text
@@ -158,8 +187,9 @@ def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
   saved = int(text.partition("SIGTERM; saved step ")[2].partition(",")[0])
   assert saves(workdir) == (saved, False)
   assert saved >= last_step(workdir)
-  again = commands.finish("launch.train", *commands.train_flags(inputs, algorithm),
-                          f"--workdir={workdir}")
+  again = commands.finish(
+    "launch.train", *commands.train_flags(inputs, algorithm), f"--workdir={workdir}"
+  )
   assert f"goes on from step {saved} of" in again
   assert_same_run(workdir, reference)
 
@@ -167,12 +197,18 @@ def check_terminated(inputs, reference: pathlib.Path, workdir: pathlib.Path,
 # ----------------------------------------------------------------------------- tests
 
 
-@pytest.mark.parametrize("algorithm,kind", [
-    ("sft", "save"), pytest.param("reward_model", "lines", marks=pytest.mark.slow),
+@pytest.mark.parametrize(
+  "algorithm,kind",
+  [
+    ("sft", "save"),
+    pytest.param("reward_model", "lines", marks=pytest.mark.slow),
     pytest.param("ppo", "rollout", marks=pytest.mark.slow),
-    pytest.param("truth_judge", "lines", marks=pytest.mark.slow)])
-def test_a_killed_run_ends_as_if_it_had_not_been(inputs, uninterrupted, workdir_path, algorithm,
-                                                 kind):
+    pytest.param("truth_judge", "lines", marks=pytest.mark.slow),
+  ],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(
+  inputs, uninterrupted, workdir_path, algorithm, kind
+):
   check_killed(inputs, uninterrupted(algorithm), workdir_path, algorithm, [kind])
 
 
@@ -202,13 +238,16 @@ def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
   """SFT, reward model and PPO with adapters, each from the merged export of the one before;
   checkpoints hold what is trained and no more, and a killed PPO ends as if it had not been."""
   rank = dict(lora__rank=2)
+
   def run(algorithm: str, name: str, **changes) -> pathlib.Path:
     flags = commands.train_flags(inputs, algorithm, **rank, **changes)
     commands.finish("launch.train", *flags, f"--workdir={tmp_path / name}")
     return tmp_path / name
+
   sft_run = run("sft", "sft", sft__max_steps=8)
-  merged, adapters = (flat(checkpoint.load_params(sft_run / name))
-                      for name in ("export", "export_adapter"))
+  merged, adapters = (
+    flat(checkpoint.load_params(sft_run / name)) for name in ("export", "export_adapter")
+  )
   start = flat(checkpoint.load_params(inputs.policy))
   moved = {name for name in start if (merged[name] != start[name]).any()}
   assert moved and all("kernel" in name for name in moved)
@@ -218,8 +257,9 @@ def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
 
   policy = sft_run / "export"
   reward_run = run("reward_model", "rm", init_from=policy, reward__num_epochs=1)
-  head = {name for name in flat(checkpoint.load_params(reward_run / "export_adapter"))
-          if "head" in name}
+  head = {
+    name for name in flat(checkpoint.load_params(reward_run / "export_adapter")) if "head" in name
+  }
   assert len(head) == 2
   changes = dict(policy_from=policy, reward_from=reward_run / "export", ppo__num_iterations=6)
   ppo_run = run("ppo", "ppo", **changes)
@@ -227,8 +267,10 @@ def test_adapters_go_through_all_three_steps_and_a_kill(inputs, tmp_path):
   first = next(line for line in lines if "objective/kl" in line)
   assert first["objective/kl"] == 0.0 and first["ppo/ratio_error_first"] < 1e-5
 
-  flags = (*commands.train_flags(inputs, "ppo", **rank, **changes),
-           f"--workdir={tmp_path / 'killed'}")
+  flags = (
+    *commands.train_flags(inputs, "ppo", **rank, **changes),
+    f"--workdir={tmp_path / 'killed'}",
+  )
   with commands.started("launch.train", *flags) as process:
     commands.wait_until(lambda: last_step(tmp_path / "killed") >= 3, process)
     process.kill()

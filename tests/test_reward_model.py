@@ -43,9 +43,11 @@ def gradient_of(p: RewardConfig):
   tx = helpers.record_gradient()
 
   def run(params, batch):
-    state, metrics = reward_model.reward_update(CFG, p, tx, optim.init_train_state(tx, params),
-                                                batch)
+    state, metrics = reward_model.reward_update(
+      CFG, p, tx, optim.init_train_state(tx, params), batch
+    )
     return state.opt_state, metrics
+
   return helpers.quick_jit(run)
 
 
@@ -72,6 +74,7 @@ def test_the_score_is_read_at_the_last_real_token():
   def read(tokens_BT, mask_BT):
     hidden_BTD = model.forward(CFG, params(), tokens_BT, mask_BT)
     return model.scores(CFG, params(), tokens_BT, mask_BT), hidden_BTD
+
   score_B, hidden_BTD = jax.device_get(helpers.quick_jit(read)(tokens_BT, mask_BT))
   head = jax.device_get(params()["head"])
   for row, ids in enumerate(rows):
@@ -85,7 +88,7 @@ def test_all_completions_of_a_prompt_are_scored_in_their_slots():
   score_BK = score_batch()
   assert score_BK.shape == (8, 5)
   for b, k in zip(*np.nonzero(BATCH.valid_BK)):
-    ids = BATCH.tokens_BKT[b, k, :int(BATCH.mask_BKT[b, k].sum())]
+    ids = BATCH.tokens_BKT[b, k, : int(BATCH.mask_BKT[b, k].sum())]
     assert float(score_BK[b, k]) == pytest.approx(score_alone(ids), abs=1e-5)
 
 
@@ -104,27 +107,39 @@ def enumerated(score_BK) -> float:
   of_prompts = []
   for b in range(len(BATCH.rank_BK)):
     shown = [k for k in range(BATCH.valid_BK.shape[1]) if BATCH.valid_BK[b, k]]
-    pairs = [(i, j) for i, j in itertools.permutations(shown, 2)
-             if BATCH.rank_BK[b, i] < BATCH.rank_BK[b, j]]
+    pairs = [
+      (i, j)
+      for i, j in itertools.permutations(shown, 2)
+      if BATCH.rank_BK[b, i] < BATCH.rank_BK[b, j]
+    ]
     if pairs:
-      of_prompts.append(sum(math.log1p(math.exp(score_BK[b, j] - score_BK[b, i]))
-                            for i, j in pairs) / math.comb(len(shown), 2))
+      of_prompts.append(
+        sum(math.log1p(math.exp(score_BK[b, j] - score_BK[b, i])) for i, j in pairs)
+        / math.comb(len(shown), 2)
+      )
   return float(np.mean(of_prompts))
 
 
 def test_the_loss_and_the_gradient_against_enumeration():
   # (prompt, winner, loser, 1 / C(K, 2)) of every untied pair.
-  pairs = [(b, i, j, 1 / math.comb(int(BATCH.valid_BK[b].sum()), 2)) for b in range(8)
-           for i, j in itertools.permutations(np.flatnonzero(BATCH.valid_BK[b]), 2)
-           if BATCH.rank_BK[b, i] < BATCH.rank_BK[b, j]]
+  pairs = [
+    (b, i, j, 1 / math.comb(int(BATCH.valid_BK[b].sum()), 2))
+    for b in range(8)
+    for i, j in itertools.permutations(np.flatnonzero(BATCH.valid_BK[b]), 2)
+    if BATCH.rank_BK[b, i] < BATCH.rank_BK[b, j]
+  ]
   prompt, winner, loser, weight = (np.asarray(column) for column in zip(*pairs))
   num_prompts = len(set(prompt))
 
   def by_hand(params):
-    score_BK = model.scores(CFG, params, BATCH.tokens_BKT.reshape(40, 12),
-                            BATCH.mask_BKT.reshape(40, 12)).reshape(8, 5)
-    return jnp.sum(weight * jax.nn.softplus(score_BK[prompt, loser] - score_BK[prompt, winner])
-                   ) / num_prompts
+    score_BK = model.scores(
+      CFG, params, BATCH.tokens_BKT.reshape(40, 12), BATCH.mask_BKT.reshape(40, 12)
+    ).reshape(8, 5)
+    return (
+      jnp.sum(weight * jax.nn.softplus(score_BK[prompt, loser] - score_BK[prompt, winner]))
+      / num_prompts
+    )
+
   expected = helpers.quick_jit(jax.grad(by_hand))(params())
   gradient, metrics = gradient_of(reward_config())(params(), BATCH)
   helpers.assert_leaves_close(gradient, expected)
@@ -135,7 +150,8 @@ def test_the_loss_and_the_gradient_against_enumeration():
   assert float(reward_model.num_prompts_with_pair(BATCH)) == 7
   reward = metrics["train/reward"]
   assert float(reward.total / reward.weight) == pytest.approx(
-      score_BK[BATCH.valid_BK > 0].mean(), rel=1e-5)
+    score_BK[BATCH.valid_BK > 0].mean(), rel=1e-5
+  )
 
 
 def test_any_microbatch_size_gives_the_same_gradient():
@@ -146,7 +162,8 @@ def test_any_microbatch_size_gives_the_same_gradient():
     helpers.assert_leaves_close(gradient, whole)
     for name in ("train/loss", "train/accuracy", "train/margin", "train/log_loss"):
       assert float(metrics[name].total) == pytest.approx(
-          float(whole_metrics[name].total), rel=1e-5, abs=1e-6), name
+        float(whole_metrics[name].total), rel=1e-5, abs=1e-6
+      ), name
       assert float(metrics[name].weight) == float(whole_metrics[name].weight), name
 
 
@@ -159,13 +176,17 @@ def test_a_batch_without_any_pair_moves_nothing():
 
 def test_unused_slots_give_no_gradient_and_nothing_is_random():
   other = BATCH.replace(
-      tokens_BKT=np.where(BATCH.valid_BK[..., None] > 0, BATCH.tokens_BKT, 11).astype(np.int32),
-      mask_BKT=np.where(BATCH.valid_BK[..., None] > 0, BATCH.mask_BKT, 1).astype(np.float32),
-      rank_BK=np.where(BATCH.valid_BK > 0, BATCH.rank_BK, -5).astype(np.int32))
-  helpers.assert_leaves_close(gradient_of(reward_config())(params(), other)[0],
-                              gradient_of(reward_config())(params(), BATCH)[0])
+    tokens_BKT=np.where(BATCH.valid_BK[..., None] > 0, BATCH.tokens_BKT, 11).astype(np.int32),
+    mask_BKT=np.where(BATCH.valid_BK[..., None] > 0, BATCH.mask_BKT, 1).astype(np.float32),
+    rank_BK=np.where(BATCH.valid_BK > 0, BATCH.rank_BK, -5).astype(np.int32),
+  )
+  helpers.assert_leaves_close(
+    gradient_of(reward_config())(params(), other)[0],
+    gradient_of(reward_config())(params(), BATCH)[0],
+  )
   assert "random_bits" not in helpers.primitives(
-      jax.make_jaxpr(gradient_of(reward_config()).__wrapped__)(params(), BATCH))
+    jax.make_jaxpr(gradient_of(reward_config()).__wrapped__)(params(), BATCH)
+  )
 
 
 # ----------------------------------------------------------------------------- validation, offset
@@ -174,24 +195,34 @@ def test_unused_slots_give_no_gradient_and_nothing_is_random():
 def as_rows() -> ComparisonRows:
   num_shown_B = BATCH.valid_BK.sum(axis=1).astype(int)
   return ComparisonRows(
-      ids=[[BATCH.tokens_BKT[b, k, :int(BATCH.mask_BKT[b, k].sum())] for k in range(num)]
-           for b, num in enumerate(num_shown_B)],
-      ranks=[BATCH.rank_BK[b, :num] for b, num in enumerate(num_shown_B)],
-      records=[{}] * 8, num_slots=5, length=12, pad_id=PAD)
+    ids=[
+      [BATCH.tokens_BKT[b, k, : int(BATCH.mask_BKT[b, k].sum())] for k in range(num)]
+      for b, num in enumerate(num_shown_B)
+    ],
+    ranks=[BATCH.rank_BK[b, :num] for b, num in enumerate(num_shown_B)],
+    records=[{}] * 8,
+    num_slots=5,
+    length=12,
+    pad_id=PAD,
+  )
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_validation_counts_every_prompt_once(batch_size: int):
   score_NK, rank_NK, valid_NK = reward_model.score_comparisons(
-      CFG, params(), as_rows(), batch_size=batch_size)
+    CFG, params(), as_rows(), batch_size=batch_size
+  )
   assert score_NK.shape == rank_NK.shape == valid_NK.shape == (8, 5)
   np.testing.assert_array_equal(rank_NK, BATCH.rank_BK * BATCH.valid_BK)
   np.testing.assert_array_equal(valid_NK, BATCH.valid_BK)
   numbers = reward_model.validation_metrics(score_NK, rank_NK, valid_NK)
   assert numbers["validation/loss"] == pytest.approx(enumerated(score_NK), rel=1e-5)
-  right = [score_NK[b, i] > score_NK[b, j] for b in range(8)
-           for i, j in itertools.permutations(range(5), 2)
-           if valid_NK[b, i] and valid_NK[b, j] and rank_NK[b, i] < rank_NK[b, j]]
+  right = [
+    score_NK[b, i] > score_NK[b, j]
+    for b in range(8)
+    for i, j in itertools.permutations(range(5), 2)
+    if valid_NK[b, i] and valid_NK[b, j] and rank_NK[b, i] < rank_NK[b, j]
+  ]
   assert numbers["validation/accuracy"] == pytest.approx(np.mean(right))
 
 
@@ -221,23 +252,33 @@ def test_golden_step():
   before, step = adam_step()
   after, metrics = step(before, BATCH)
   ratio = lambda metric: metric.total / metric.weight
-  helpers.check_golden("reward_model", {
+  helpers.check_golden(
+    "reward_model",
+    {
       **{name: ratio(metrics[name]) for name in metrics if name != "train/grad_norm"},
-      "grad_norm": metrics["train/grad_norm"], **helpers.summary("params", after.params)})
+      "grad_norm": metrics["train/grad_norm"],
+      **helpers.summary("params", after.params),
+    },
+  )
   assert int(after.step) == 1  # of two microbatches
 
 
 def test_a_toy_rule_is_learned():
   """The more 5s an answer has, the better."""
+
   def batch_of(seed: int):
     rng = np.random.default_rng(seed)
     shape = BATCH.tokens_BKT.shape
-    tokens_BKT = np.where(rng.random(shape) < rng.random((*shape[:2], 1)), 5,
-                          helpers.random_ids(rng, shape)).astype(np.int32)
+    tokens_BKT = np.where(
+      rng.random(shape) < rng.random((*shape[:2], 1)), 5, helpers.random_ids(rng, shape)
+    ).astype(np.int32)
     return ComparisonBatch(
-        tokens_BKT=tokens_BKT, mask_BKT=np.ones(shape, np.float32),
-        rank_BK=-(tokens_BKT == 5).sum(axis=2).astype(np.int32),
-        valid_BK=np.ones(shape[:2], np.float32))
+      tokens_BKT=tokens_BKT,
+      mask_BKT=np.ones(shape, np.float32),
+      rank_BK=-(tokens_BKT == 5).sum(axis=2).astype(np.int32),
+      valid_BK=np.ones(shape[:2], np.float32),
+    )
+
   state, step = adam_step()
   accuracy = []
   for seed in range(60):  # every batch is new
@@ -246,9 +287,14 @@ def test_a_toy_rule_is_learned():
   assert accuracy[0] < 0.7 and np.mean(accuracy[-5:]) > 0.9
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(microbatch_size=3), "reward.batch_size 8 does not divide into reward.microbatch_size 3"),
-    (dict(microbatch_size=0), "reward.microbatch_size")], ids=str)
+    (dict(microbatch_size=0), "reward.microbatch_size"),
+  ],
+  ids=str,
+)
 def test_impossible_numbers_are_refused(changes, message: str):
   with pytest.raises(ValueError, match=message):
     reward_config(**changes)

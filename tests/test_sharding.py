@@ -34,21 +34,21 @@ def test_sizes_that_do_not_use_all_devices_are_refused(sizes):
 
 # What the axes split, leaf by leaf: shapes of one device's part on a mesh of 2 x 2 x 2.
 WHOLE_AND_PART = {
-    "embed/token": ((128, 16), (64, 8)),
-    "embed/position": ((16, 16), (16, 8)),
-    "blocks/layer_0/attention/qkv/kernel": ((1, 16, 3, 2, 8), (1, 8, 3, 1, 8)),
-    "blocks/layer_0/attention/qkv/bias": ((1, 3, 2, 8), (1, 3, 1, 8)),
-    "blocks/layer_0/attention/out/kernel": ((1, 2, 8, 16), (1, 1, 8, 8)),
-    "blocks/layer_0/attention/out/bias": ((1, 16), (1, 16)),
-    "blocks/layer_0/mlp/in/kernel": ((1, 16, 64), (1, 8, 32)),
-    "blocks/layer_0/mlp/in/bias": ((1, 64), (1, 32)),
-    "blocks/layer_0/mlp/out/kernel": ((1, 64, 16), (1, 32, 8)),
-    "blocks/layer_0/mlp/out/bias": ((1, 16), (1, 16)),
-    "blocks/layer_0/attention_norm/scale": ((1, 16), (1, 16)),
-    "blocks/layer_0/mlp_norm/bias": ((1, 16), (1, 16)),
-    "final_norm/scale": ((16,), (16,)),
-    "head/kernel": ((16, 1), (16, 1)),
-    "head/bias": ((1,), (1,)),
+  "embed/token": ((128, 16), (64, 8)),
+  "embed/position": ((16, 16), (16, 8)),
+  "blocks/layer_0/attention/qkv/kernel": ((1, 16, 3, 2, 8), (1, 8, 3, 1, 8)),
+  "blocks/layer_0/attention/qkv/bias": ((1, 3, 2, 8), (1, 3, 1, 8)),
+  "blocks/layer_0/attention/out/kernel": ((1, 2, 8, 16), (1, 1, 8, 8)),
+  "blocks/layer_0/attention/out/bias": ((1, 16), (1, 16)),
+  "blocks/layer_0/mlp/in/kernel": ((1, 16, 64), (1, 8, 32)),
+  "blocks/layer_0/mlp/in/bias": ((1, 64), (1, 32)),
+  "blocks/layer_0/mlp/out/kernel": ((1, 64, 16), (1, 32, 8)),
+  "blocks/layer_0/mlp/out/bias": ((1, 16), (1, 16)),
+  "blocks/layer_0/attention_norm/scale": ((1, 16), (1, 16)),
+  "blocks/layer_0/mlp_norm/bias": ((1, 16), (1, 16)),
+  "final_norm/scale": ((16,), (16,)),
+  "head/kernel": ((16, 1), (16, 1)),
+  "head/bias": ((1,), (1,)),
 }
 
 
@@ -56,15 +56,17 @@ def test_each_leaf_is_split_as_its_rule_says():
   params = helpers.make_params(helpers.model_config(), 0, head=True)
   mesh = mesh_of(2, 2, 2)
   placed = jax.device_put(params, sharding.param_shardings(mesh, params))
-  leaves = {sharding.path_name(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(placed)}
+  leaves = {
+    sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
+  }
   assert WHOLE_AND_PART.keys() < leaves.keys()
   for name, (whole, part) in WHOLE_AND_PART.items():
     assert leaves[name].shape == whole and leaves[name].addressable_shards[0].data.shape == part
   twin = lambda name: name.replace("layer_1", "layer_0").replace("mlp_norm", "attention_norm")
-  assert {twin(name) for name in leaves} == {
-      twin(name) for name in WHOLE_AND_PART} | {
-          "blocks/layer_0/attention_norm/bias", "final_norm/bias"}
+  assert {twin(name) for name in leaves} == {twin(name) for name in WHOLE_AND_PART} | {
+    "blocks/layer_0/attention_norm/bias",
+    "final_norm/bias",
+  }
 
 
 def test_a_parameter_without_a_rule_is_named():
@@ -84,17 +86,24 @@ def test_network_names_are_no_part_of_a_path():
 
 
 def test_the_state_follows_its_parameters():
-  params = {"policy": helpers.make_params(helpers.model_config(), 0),
-            "value": helpers.make_params(helpers.model_config(), 1, head=True)}
+  params = {
+    "policy": helpers.make_params(helpers.model_config(), 0),
+    "value": helpers.make_params(helpers.model_config(), 1, head=True),
+  }
   optimizer = optim.make_optimizer(helpers.optim_config(schedule="cosine"), 10)
   tx = optim.per_network({"policy": optimizer, "value": optimizer})
   state = jax.eval_shape(functools.partial(optim.init_train_state, tx), params)
   layout = sharding.state_shardings(mesh_of(2, 2, 2), state)
-  specs = {sharding.path_name(path): leaf.spec
-           for path, leaf in jax.tree_util.tree_leaves_with_path(
-               layout, is_leaf=lambda x: isinstance(x, NamedSharding))}
-  for leaf, spec in (("embed/token", P("tensor", "fsdp")),
-                     ("blocks/layer_1/mlp/in/kernel", P(None, "fsdp", "tensor"))):
+  specs = {
+    sharding.path_name(path): leaf.spec
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      layout, is_leaf=lambda x: isinstance(x, NamedSharding)
+    )
+  }
+  for leaf, spec in (
+    ("embed/token", P("tensor", "fsdp")),
+    ("blocks/layer_1/mlp/in/kernel", P(None, "fsdp", "tensor")),
+  ):
     for network in ("policy", "value"):
       found = {name: s for name, s in specs.items() if network in name and name.endswith(leaf)}
       assert len(found) == 3  # the parameter and its two moments
@@ -116,8 +125,9 @@ def test_rows_go_over_data_and_fsdp_and_must_divide():
   placed = sharding.put_batch(mesh, {"x": np.arange(24).reshape(8, 3)})["x"]
   assert placed.sharding.spec == P(("data", "fsdp"))
   assert placed.addressable_shards[0].data.shape == (2, 3)
-  with pytest.raises(ValueError, match="6 rows does not divide over data.fsdp = 4 devices; use a "
-                                       "multiple of 4"):
+  with pytest.raises(
+    ValueError, match="6 rows does not divide over data.fsdp = 4 devices; use a multiple of 4"
+  ):
     sharding.put_batch(mesh, {"a": np.zeros((8, 2)), "b": np.zeros((6, 2))})
 
 
@@ -137,11 +147,15 @@ def test_microbatches_take_turns_and_go_back_to_their_places():
 def test_splitting_moves_no_row_to_another_device():
   mesh = mesh_of(4, 2, 1)
   x = sharding.put_batch(mesh, np.arange(16))
-  split = jax.jit(lambda x: sharding.split_microbatches(x, 2),
-                  out_shardings=NamedSharding(mesh, P(None, sharding.BATCH_AXES)))(x)
+  split = jax.jit(
+    lambda x: sharding.split_microbatches(x, 2),
+    out_shardings=NamedSharding(mesh, P(None, sharding.BATCH_AXES)),
+  )(x)
   before = {shard.device: set(np.asarray(shard.data).tolist()) for shard in x.addressable_shards}
-  after = {shard.device: set(np.asarray(shard.data).reshape(-1).tolist())
-           for shard in split.addressable_shards}
+  after = {
+    shard.device: set(np.asarray(shard.data).reshape(-1).tolist())
+    for shard in split.addressable_shards
+  }
   assert before == after
 
 

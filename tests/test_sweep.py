@@ -27,8 +27,9 @@ from rlhf.evals import figures
 from rlhf.evals import sweeps as results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHIPPED = sorted(path for path in (ROOT / "configs" / "sweeps").glob("*.py")
-                 if path.name != "__init__.py")
+SHIPPED = sorted(
+  path for path in (ROOT / "configs" / "sweeps").glob("*.py") if path.name != "__init__.py"
+)
 COEF = "ppo.ppo.ptx_coef"
 
 # ----------------------------------------------------------------------------- algebra
@@ -37,13 +38,18 @@ COEF = "ppo.ppo.ptx_coef"
 def test_trials_are_combined_by_four_functions():
   a, b = sweeps.grid("a", [1, 2]), sweeps.grid("b", "xy")
   assert a == [{"a": 1}, {"a": 2}]
-  assert sweeps.product(a, b) == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"},
-                                  {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+  assert sweeps.product(a, b) == [
+    {"a": 1, "b": "x"},
+    {"a": 1, "b": "y"},
+    {"a": 2, "b": "x"},
+    {"a": 2, "b": "y"},
+  ]
   assert sweeps.chain(a, b) == [{"a": 1}, {"a": 2}, {"b": "x"}, {"b": "y"}]
   assert sweeps.zip_(a, b) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
   assert a == [{"a": 1}, {"a": 2}]  # none changes what it is given
   assert sweeps.product(sweeps.chain(a, sweeps.grid("a", [3])), sweeps.zip_(b)) == [
-      {"a": n, "b": x} for n in (1, 2, 3) for x in "xy"]
+    {"a": n, "b": x} for n in (1, 2, 3) for x in "xy"
+  ]
 
 
 def test_combinations_that_say_two_things_are_refused():
@@ -65,8 +71,11 @@ def forms(path: pathlib.Path) -> list[str]:
 
 def required(path, form: str) -> list[str]:
   """Flags without which a shipped sweep is refused."""
-  return (["--config.reference_from=runs/base/export"]
-          if path.stem == "kl_coef_pretrained_ref" and form not in sweeps.PIPELINES else [])
+  return (
+    ["--config.reference_from=runs/base/export"]
+    if path.stem == "kl_coef_pretrained_ref" and form not in sweeps.PIPELINES
+    else []
+  )
 
 
 def trials_of(path, form: str, *common: str, workdir="runs/x"):
@@ -90,8 +99,10 @@ def test_every_trial_of_a_shipped_sweep_passes_every_check(path, monkeypatch):
 
 
 def test_points_of_the_paper():
-  points = lambda name, form, key: [trial[key] for trial in launch_sweep.load_sweep(
-      f"{ROOT}/configs/sweeps/{name}.py:{form}").trials]
+  points = lambda name, form, key: [
+    trial[key]
+    for trial in launch_sweep.load_sweep(f"{ROOT}/configs/sweeps/{name}.py:{form}").trials
+  ]
   ptx = points("ptx_coef", "1.3b", "ppo.ptx_coef")
   assert len(ptx) == 12 and (ptx[0], ptx[8], ptx[-1]) == (0.463, 27.8, 129.0)
   assert np.allclose(np.diff(np.log(ptx)), np.log(1.67), atol=0.01)
@@ -106,12 +117,15 @@ def test_points_of_the_paper():
 
 
 def test_checks_need_no_jax():
-  program = ("import sys; from launch import sweep\n"
-             f"for more in {[[str(path), *required(path, '')] for path in SHIPPED]}:\n"
-             "  assert sweep.main(['sweep', *more, '--dry_run']) == 0\n"
-             "print('jax' in sys.modules)")
-  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-                        check=True)
+  program = (
+    "import sys; from launch import sweep\n"
+    f"for more in {[[str(path), *required(path, '')] for path in SHIPPED]}:\n"
+    "  assert sweep.main(['sweep', *more, '--dry_run']) == 0\n"
+    "print('jax' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   lines = done.stdout.splitlines()
   assert lines[-1] == "False"
   assert sum(line.lstrip().startswith("1/") for line in lines) == len(SHIPPED)
@@ -128,28 +142,42 @@ def sixty(tmp_path, monkeypatch):
   def write(key, value) -> str:
     path = tmp_path / "sixty.py"
     path.write_text(
-        "from configs import sweeps\n"
-        "def get_sweep(form='tiny'):\n"
-        f"  trials = sweeps.grid('{COEF}', [float(n) for n in range(60)])\n"
-        f"  trials[36][{key!r}] = {value!r}\n"
-        f"  return sweeps.pipeline_sweep(form, title='Sixty', trials=trials, x='{COEF}',\n"
-        "                                x_label='coefficient', seeds=(0,))\n")
+      "from configs import sweeps\n"
+      "def get_sweep(form='tiny'):\n"
+      f"  trials = sweeps.grid('{COEF}', [float(n) for n in range(60)])\n"
+      f"  trials[36][{key!r}] = {value!r}\n"
+      f"  return sweeps.pipeline_sweep(form, title='Sixty', trials=trials, x='{COEF}',\n"
+      "                                x_label='coefficient', seeds=(0,))\n"
+    )
     return str(path)
+
   return write
 
 
-@pytest.mark.parametrize("key,value,message", [
+@pytest.mark.parametrize(
+  "key,value,message",
+  [
     ("ppo.ppo.kl_coeff", 0.1, "config.ppo.ppo has no field 'kl_coeff'; did you mean 'kl_coef'?"),
-    ("ppo.ppo.kl_coef", "high", "config.ppo.ppo.kl_coef is 'high' of type str; it must be of "
-                                "type float, such as 0.15"),
-    ("ppo.ppo.num_iterations", 2.5, "num_iterations is 2.5 of type float; it must be of type "
-                                     "int, such as 40"),
+    (
+      "ppo.ppo.kl_coef",
+      "high",
+      "config.ppo.ppo.kl_coef is 'high' of type str; it must be of type float, such as 0.15",
+    ),
+    (
+      "ppo.ppo.num_iterations",
+      2.5,
+      "num_iterations is 2.5 of type float; it must be of type int, such as 40",
+    ),
     ("ppo.ppo.num_iterations", True, "num_iterations is True of type bool; it must be of type int"),
     ("ppo.ppo.whiten_rewards", 1, "whiten_rewards is 1 of type int; it must be of type bool"),
     ("ppo.ppo.kl_coef", None, "kl_coef is None of type NoneType; it must be of type float"),
-    ("ppo.ppo", 1, "config.ppo.ppo is a group; set one of alarm_decode_gap")], ids=str)
+    ("ppo.ppo", 1, "config.ppo.ppo is a group; set one of alarm_decode_gap"),
+  ],
+  ids=str,
+)
 def test_a_wrong_trial_is_named_before_anything_starts(
-    key, value, message, sixty, tmp_path, capsys):
+  key, value, message, sixty, tmp_path, capsys
+):
   workdir = tmp_path / "runs"
   for mode in ("--dry_run", "--local"):
     with pytest.raises(SystemExit) as stopped:
@@ -165,10 +193,12 @@ def test_a_value_out_of_range_is_named_before_anything_starts(tmp_path, capfd, m
   """By the algorithm itself, in a process that ends before the first trial."""
   monkeypatch.chdir(ROOT)
   spec, workdir = tmp_path / "sizes.py", tmp_path / "runs"
-  spec.write_text("from configs import sweeps\n"
-                  "def get_sweep():\n"
-                  "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
-                  "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n")
+  spec.write_text(
+    "from configs import sweeps\n"
+    "def get_sweep():\n"
+    "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
+    "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n"
+  )
   with pytest.raises(SystemExit) as stopped:
     launch_sweep.main(["sweep", str(spec), "--local", f"--workdir={workdir}"])
   error = capfd.readouterr().err
@@ -176,7 +206,9 @@ def test_a_value_out_of_range_is_named_before_anything_starts(tmp_path, capfd, m
   assert "trial 2 of 2 (minibatch_size=65,seed=0): ppo.batch_size 512 does not divide" in error
 
 
-@pytest.mark.parametrize("arguments,message", [
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
     (["configs/sweeps/ptx.py", "--dry_run"], "there is no file configs/sweeps/ptx.py"),
     (["configs/ppo.py", "--dry_run"], "configs/ppo.py has no get_sweep"),
     (["README.md", "--dry_run"], "README.md is no Python file"),
@@ -185,21 +217,38 @@ def test_a_value_out_of_range_is_named_before_anything_starts(tmp_path, capfd, m
     (["configs/sweeps/ptx_coef.py", "--local"], "--workdir is missing"),
     (["configs/sweeps/ptx_coef.py"], "one of the arguments --dry_run --local --slurm --collect"),
     (["configs/sweeps/ptx_coef.py", "--dry_run", "--jbos=2"], "unknown argument '--jbos=2'"),
-    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--jobs=0"],
-     "argument --jobs: 0 is below 1; use 1 or more"),
-    (["configs/sweeps/kl_coef_pretrained_ref.py", "--dry_run"],
-     "--config.reference_from is missing; this sweep needs the pretrained model's export"),
-    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--allow_dirty"],
-     "--allow_dirty belongs to --slurm"),
-    (["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--check"],
-     "--check belongs to --dry_run"),
-    (["configs/sweeps/ptx_coef.py", "--slurm", "--workdir=x", "--time=5"],
-     "--time is 5 minutes, and --save_seconds=600 of them are for saving"),
+    (
+      ["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--jobs=0"],
+      "argument --jobs: 0 is below 1; use 1 or more",
+    ),
+    (
+      ["configs/sweeps/kl_coef_pretrained_ref.py", "--dry_run"],
+      "--config.reference_from is missing; this sweep needs the pretrained model's export",
+    ),
+    (
+      ["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--allow_dirty"],
+      "--allow_dirty belongs to --slurm",
+    ),
+    (
+      ["configs/sweeps/ptx_coef.py", "--local", "--workdir=x", "--check"],
+      "--check belongs to --dry_run",
+    ),
+    (
+      ["configs/sweeps/ptx_coef.py", "--slurm", "--workdir=x", "--time=5"],
+      "--time is 5 minutes, and --save_seconds=600 of them are for saving",
+    ),
     (["configs/sweeps/ptx_coef.py", "--dry_run", "--config.ppo.gama=1"], "did you mean 'gamma'?"),
-    (["configs/sweeps/ptx_coef.py", "--dry_run", "--config.ppo.ptx_coef=1"],
-     "--config.ppo.ptx_coef is given, but the sweep sets it"),
-    (["configs/sweeps/ptx_coef.py:tiny", "--collect", "--workdir=nowhere"],
-     "nowhere holds no finished trial of the 21")], ids=str)
+    (
+      ["configs/sweeps/ptx_coef.py", "--dry_run", "--config.ppo.ptx_coef=1"],
+      "--config.ppo.ptx_coef is given, but the sweep sets it",
+    ),
+    (
+      ["configs/sweeps/ptx_coef.py:tiny", "--collect", "--workdir=nowhere"],
+      "nowhere holds no finished trial of the 21",
+    ),
+  ],
+  ids=str,
+)
 def test_wrong_commands_end_with_one_sentence(arguments, message, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   with pytest.raises(SystemExit) as stopped:
@@ -208,19 +257,28 @@ def test_wrong_commands_end_with_one_sentence(arguments, message, capsys, monkey
   assert stopped.value.code == 2 and message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("field,value,message", [
+@pytest.mark.parametrize(
+  "field,value,message",
+  [
     ("measures", ("win_rate",), "there is no measure 'win_rate'; choose from win_rate_training"),
-    ("measures", (), "measures is empty"), ("policies", (), "policies is empty"),
+    ("measures", (), "measures is empty"),
+    ("policies", (), "policies is empty"),
     ("policies", ("ppo-ptx",), "no policy 'ppo-ptx' to measure; choose from 'ppo', 'ppo_ptx'"),
     ("policies", ("",), "there is no policy '' to measure"),
-    ("x", "ppo.ppo.ptx_coeff", "trial 1 of 1 does not set ppo.ppo.ptx_coeff")], ids=str)
+    ("x", "ppo.ppo.ptx_coeff", "trial 1 of 1 does not set ppo.ppo.ptx_coeff"),
+  ],
+  ids=str,
+)
 def test_what_only_the_collection_needs_is_checked_before_anything_starts(
-    field, value, message, tmp_path, capsys, monkeypatch):
+  field, value, message, tmp_path, capsys, monkeypatch
+):
   monkeypatch.chdir(ROOT)
   spec = tmp_path / "wrong.py"
   fields = dict(title="Wrong", trials=[{COEF: 1.0}], x=COEF, x_label="x") | {field: value}
-  spec.write_text("from configs import sweeps\ndef get_sweep():\n"
-                  f"  return sweeps.pipeline_sweep('test', **{fields!r})\n")
+  spec.write_text(
+    "from configs import sweeps\ndef get_sweep():\n"
+    f"  return sweeps.pipeline_sweep('test', **{fields!r})\n"
+  )
   with pytest.raises(SystemExit) as stopped:
     launch_sweep.main(["sweep", str(spec), "--dry_run"])
   error = capsys.readouterr().err
@@ -229,14 +287,16 @@ def test_what_only_the_collection_needs_is_checked_before_anything_starts(
 
 def test_another_configs_trial_is_refused(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, trials = trials_of(SHIPPED[SHIPPED.index(ROOT / "configs/sweeps/ptx_coef.py")], "test",
-                        workdir=tmp_path)
+  _, trials = trials_of(
+    SHIPPED[SHIPPED.index(ROOT / "configs/sweeps/ptx_coef.py")], "test", workdir=tmp_path
+  )
   other = workdir_lib.config_to_dict(trials[1].config)
   other["ppo"]["ppo"]["kl_coef"] = 7.0
   workdir_lib.prepare(trials[1].workdir, other, ["x"])
   with pytest.raises(SystemExit):
-    launch_sweep.main(["sweep", "configs/sweeps/ptx_coef.py:test", "--local",
-                       f"--workdir={tmp_path}"])
+    launch_sweep.main(
+      ["sweep", "configs/sweeps/ptx_coef.py:test", "--local", f"--workdir={tmp_path}"]
+    )
   assert "holds the run of another config: ppo.ppo.kl_coef is 7.0 there" in capsys.readouterr().err
 
 
@@ -265,7 +325,9 @@ AFTER_REWARD = {"reward_model", "selection"} | PPO_STAGES
 ALL = set(stages.READS) - {"reward_base", "evaluation"}
 
 
-@pytest.mark.parametrize("changes,expected", [
+@pytest.mark.parametrize(
+  "changes,expected",
+  [
     (dict(ppo__ppo__ptx_coef=0.5), {"ppo_ptx"}),
     (dict(ppo__ppo__kl_coef=0.5), PPO_STAGES),
     (dict(ppo__ppo__num_iterations=5), PPO_STAGES | {"base_more_pretraining"}),
@@ -282,8 +344,11 @@ ALL = set(stages.READS) - {"reward_base", "evaluation"}
     (dict(base_more_pretraining__optim__learning_rate=1e-4), {"base_more_pretraining"}),
     (dict(evaluation__temperature=0.5), {"selection"}),
     (dict(evaluation__num_resamples=9, title="x"), set()),
-    (dict(world__num_users=9), ALL), (dict(seed=1), ALL)],
-                         ids=lambda part: ",".join(sorted(part)) if isinstance(part, set) else str(part))
+    (dict(world__num_users=9), ALL),
+    (dict(seed=1), ALL),
+  ],
+  ids=lambda part: ",".join(sorted(part)) if isinstance(part, set) else str(part),
+)
 def test_a_stage_is_shared_by_what_it_reads_and_no_more(changes, expected):
   assert changed_stages(**changes) == expected
 
@@ -318,12 +383,18 @@ def test_a_stage_is_given_what_it_reads_and_no_more(name: str):
     view = stages.view(config, stage)
     found = set(leaves(view))
     reads = stages.READS[stage]
-    assert found == {leaf for leaf in leaves(config) if any(
-        field in ("", leaf) or leaf.startswith(f"{field}.") for field in reads)}, stage
+    assert found == {
+      leaf
+      for leaf in leaves(config)
+      if any(field in ("", leaf) or leaf.startswith(f"{field}.") for field in reads)
+    }, stage
     assert view.is_locked
     seen |= found if stage != "evaluation" else set()
   assert set(leaves(config)) - seen == {
-      "title", "evaluation.base_temperature", "evaluation.num_resamples"}
+    "title",
+    "evaluation.base_temperature",
+    "evaluation.num_resamples",
+  }
   assert ("comparisons" in stages.names(config)) == ("world" in config)
 
 
@@ -332,23 +403,35 @@ def test_a_stage_is_given_what_it_reads_and_no_more(name: str):
 
 def fake_trial(tmp_path, number: int, program: str, shared=()) -> launch_sweep.Trial:
   return launch_sweep.Trial(
-      number=number, name=f"t{number}", overrides={}, seed=0, config=None,
-      command=[sys.executable, "-c", program], workdir=tmp_path / f"t{number}",
-      log=tmp_path / "logs" / f"t{number}.txt", last=tmp_path / f"t{number}" / "done.json",
-      shared={str(i): tmp_path / "shared" / name for i, name in enumerate(shared)})
+    number=number,
+    name=f"t{number}",
+    overrides={},
+    seed=0,
+    config=None,
+    command=[sys.executable, "-c", program],
+    workdir=tmp_path / f"t{number}",
+    log=tmp_path / "logs" / f"t{number}.txt",
+    last=tmp_path / f"t{number}" / "done.json",
+    shared={str(i): tmp_path / "shared" / name for i, name in enumerate(shared)},
+  )
 
 
-FINISHES = ("import pathlib, sys; p = pathlib.Path({path!r}); p.mkdir(exist_ok=True); "
-            "(p / 'runs').open('a').write('x'); print('said'); {more}"
-            "(p / 'done.json').write_text('1')")
+FINISHES = (
+  "import pathlib, sys; p = pathlib.Path({path!r}); p.mkdir(exist_ok=True); "
+  "(p / 'runs').open('a').write('x'); print('said'); {more}"
+  "(p / 'done.json').write_text('1')"
+)
 
 
 def test_done_trials_are_skipped_and_failed_ones_reported_and_resumed(tmp_path, capsys):
   program = lambda n, more="": FINISHES.format(path=str(tmp_path / f"t{n}"), more=more)
   fails_once = "print('no luck'); sys.exit(3) if (p / 'runs').stat().st_size < 2 else None; "
-  trials = [fake_trial(tmp_path, 1, program(1)), fake_trial(tmp_path, 2, program(2, fails_once)),
-            fake_trial(tmp_path, 3, program(3)),
-            fake_trial(tmp_path, 4, "print('ends well, writes nothing')")]
+  trials = [
+    fake_trial(tmp_path, 1, program(1)),
+    fake_trial(tmp_path, 2, program(2, fails_once)),
+    fake_trial(tmp_path, 3, program(3)),
+    fake_trial(tmp_path, 4, "print('ends well, writes nothing')"),
+  ]
   failed = launch_sweep.run_local(trials, jobs=2)
   out = capsys.readouterr().out
   assert failed == [trials[1], trials[3]] and "0 of 4 trials are done, 4 to run" in out
@@ -363,8 +446,10 @@ def test_done_trials_are_skipped_and_failed_ones_reported_and_resumed(tmp_path, 
 
 
 def test_trials_do_not_start_only_to_wait_for_a_stage_that_another_makes(tmp_path):
-  a, b, c = (fake_trial(tmp_path, n, "", shared) for n, shared in (
-      (1, ("base-1", "ppo-1")), (2, ("base-1", "ppo-2")), (3, ("base-2", "ppo-3"))))
+  a, b, c = (
+    fake_trial(tmp_path, n, "", shared)
+    for n, shared in ((1, ("base-1", "ppo-1")), (2, ("base-1", "ppo-2")), (3, ("base-2", "ppo-3")))
+  )
   assert launch_sweep.next_trial([a, b, c], []) is a
   assert launch_sweep.next_trial([b, c], [a]) is c
   assert launch_sweep.next_trial([b], [a]) is None
@@ -380,13 +465,16 @@ def test_jobs_have_cores_of_their_own(monkeypatch):
 
 
 def test_sigterm_ends_the_trials_too(tmp_path):
-  program = ("import pathlib, sys; sys.path[:0] = ['tests']; import test_sweep as t; "
-             f"p = pathlib.Path({str(tmp_path)!r}); from launch import sweep; "
-             "sweep.run_local([t.fake_trial(p, 1, \"import signal, sys, time; "
-             "signal.signal(signal.SIGTERM, lambda *a: (print('saved'), sys.exit(143))); "
-             "print('up', flush=True); time.sleep(60)\")], 1)")
-  process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
-                             text=True)
+  program = (
+    "import pathlib, sys; sys.path[:0] = ['tests']; import test_sweep as t; "
+    f"p = pathlib.Path({str(tmp_path)!r}); from launch import sweep; "
+    'sweep.run_local([t.fake_trial(p, 1, "import signal, sys, time; '
+    "signal.signal(signal.SIGTERM, lambda *a: (print('saved'), sys.exit(143))); "
+    "print('up', flush=True); time.sleep(60)\")], 1)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
   log = tmp_path / "logs" / "t1.txt"
   commands.wait_until(lambda: log.exists() and "up" in log.read_text(), process)
   process.send_signal(signal.SIGTERM)
@@ -398,18 +486,28 @@ def test_sigterm_ends_the_trials_too(tmp_path):
 def test_a_stage_is_entered_by_one_process_and_freed_by_a_dead_one(tmp_path):
   """Each process says when it is in, and stays until it is told to go, or is killed."""
   log = tmp_path / "log"
-  program = ("import sys; from rlhf import workdir\n"
-             "def write(word): open(sys.argv[1] + '/log', 'a').write(sys.argv[2] + word + ' ')\n"
-             "with workdir.alone(sys.argv[1] + '/base.lock', 'base'):\n"
-             "  write('in'); print('in', flush=True); sys.stdin.read(); write('out')")
+  program = (
+    "import sys; from rlhf import workdir\n"
+    "def write(word): open(sys.argv[1] + '/log', 'a').write(sys.argv[2] + word + ' ')\n"
+    "with workdir.alone(sys.argv[1] + '/base.lock', 'base'):\n"
+    "  write('in'); print('in', flush=True); sys.stdin.read(); write('out')"
+  )
   with contextlib.ExitStack() as stack:
+
     def enter(name: str, says: str):
-      process = stack.enter_context(subprocess.Popen(
-          [sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT, text=True,
-          stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+      process = stack.enter_context(
+        subprocess.Popen(
+          [sys.executable, "-c", program, str(tmp_path), name],
+          cwd=ROOT,
+          text=True,
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+        )
+      )
       stack.callback(process.kill)
       assert process.stdout.readline() == says
       return process
+
     waits = "base: another process is running it; waiting\n"
     a, b = enter("a", "in\n"), enter("b", waits)
     time.sleep(0.3)  # in which one that did not wait would say so
@@ -445,17 +543,23 @@ ASKED_TO_SAVE = """if True:
 def test_submitted_trials_outlive_their_time_limit_and_leave_log_and_record(tmp_path):
   submitit = pytest.importorskip("submitit")
   program = lambda n, more="": FINISHES.format(path=str(tmp_path / f"t{n}"), more=more)
-  trials = [fake_trial(tmp_path, 1, ASKED_TO_SAVE.format(path=str(tmp_path / "t1"))),
-            fake_trial(tmp_path, 2, program(2)),
-            fake_trial(tmp_path, 3, "print('no luck'); raise SystemExit(5)"),
-            fake_trial(tmp_path, 4, program(4))]
+  trials = [
+    fake_trial(tmp_path, 1, ASKED_TO_SAVE.format(path=str(tmp_path / "t1"))),
+    fake_trial(tmp_path, 2, program(2)),
+    fake_trial(tmp_path, 3, "print('no luck'); raise SystemExit(5)"),
+    fake_trial(tmp_path, 4, program(4)),
+  ]
   trials[1].last.parent.mkdir()
   trials[1].last.write_text("{}")
   workdir_lib.write_json(trials[3].record, dict(exit_status=1))  # it failed before
   executor = submitit.LocalExecutor(tmp_path / "jobs")
   executor.update_parameters(timeout_min=60, signal_delay_s=30)
-  jobs = {trial.number: job for trial, job in launch_sweep.submit(
-      trials, executor, code=tmp_path, max_restarts=1, queued={})}
+  jobs = {
+    trial.number: job
+    for trial, job in launch_sweep.submit(
+      trials, executor, code=tmp_path, max_restarts=1, queued={}
+    )
+  }
   assert list(jobs) == [1, 3, 4]  # the second is done
   failures = {number: job.exception() for number, job in jobs.items()}
   assert failures[1] is None and failures[4] is None
@@ -478,20 +582,29 @@ def test_submitted_trials_wait_for_what_they_share(tmp_path):
 
     def submit(self, command):
       return types.SimpleNamespace(job_id=str(100 + len(given)))
+
   shared = (("base-1", "ppo-1"), ("base-1", "ppo-2"), ("base-2", "ppo-3"), ("base-2", "ppo-4"))
   trials = [fake_trial(tmp_path / "new", n, "", names) for n, names in enumerate(shared, 1)]
   options = dict(code=tmp_path, max_restarts=1)
   launch_sweep.submit(trials, Executor(), queued={}, **options)
-  assert given == [{"requeue": True}, {"requeue": True, "dependency": "afterany:101"},
-                   {"requeue": True}, {"requeue": True, "dependency": "afterany:103"}]
+  assert given == [
+    {"requeue": True},
+    {"requeue": True, "dependency": "afterany:101"},
+    {"requeue": True},
+    {"requeue": True, "dependency": "afterany:103"},
+  ]
   # Once more: two are queued still; of the others one waits for the queued one that it needs.
   again = launch_sweep.submit(trials, Executor(), queued={"t1": "101", "t3": "103"}, **options)
   assert [trial.number for trial, _ in again] == [2, 4]
   assert given[4:] == given[1::2][:2]
   # A trial waits for everyone that makes a stage of its own, each named once.
   given.clear()
-  many = [fake_trial(tmp_path / "many", n, "", names) for n, names in enumerate(
-      (("base-1", "sft-1"), ("base-2", "ppo-2"), ("base-1", "sft-1", "ppo-2")), 1)]
+  many = [
+    fake_trial(tmp_path / "many", n, "", names)
+    for n, names in enumerate(
+      (("base-1", "sft-1"), ("base-2", "ppo-2"), ("base-1", "sft-1", "ppo-2")), 1
+    )
+  ]
   launch_sweep.submit(many, Executor(), queued={}, **options)
   assert given[-1]["dependency"] == "afterany:101:102"
 
@@ -502,18 +615,34 @@ def test_submitted_trials_wait_for_what_they_share(tmp_path):
 def write_results(trial: launch_sweep.Trial, level: float) -> None:
   """A finished pipeline in which PPO-ptx wins `level` of the time and loses `level` nats."""
   evaluation = trial.workdir / "evaluation"
-  workdir_lib.mark_done(evaluation, dict(
+  workdir_lib.mark_done(
+    evaluation,
+    dict(
       pretraining_nll=dict(init=1.0, ppo=3.0, ppo_ptx=1.0 + level),
-      few_shot_tasks={"a": dict(ppo=0.0, ppo_ptx=level), "b": dict(ppo=0.0, ppo_ptx=1.0)}))
-  lines = [dict(prompt_index=i, policy=policy, labeler=f"{group}0", group=group, likert=4,
-                win=1 if policy == "ppo_ptx" and i < 10 * level else 0)
-           for i in range(10) for policy in ("ppo", "ppo_ptx") for group in ("training", "heldout")]
+      few_shot_tasks={"a": dict(ppo=0.0, ppo_ptx=level), "b": dict(ppo=0.0, ppo_ptx=1.0)},
+    ),
+  )
+  lines = [
+    dict(
+      prompt_index=i,
+      policy=policy,
+      labeler=f"{group}0",
+      group=group,
+      likert=4,
+      win=1 if policy == "ppo_ptx" and i < 10 * level else 0,
+    )
+    for i in range(10)
+    for policy in ("ppo", "ppo_ptx")
+    for group in ("training", "heldout")
+  ]
   text = lambda lines: "".join(json.dumps(line) + "\n" for line in lines)
   workdir_lib.write_text(evaluation / "preferences.jsonl", text(lines))
   workdir_lib.write_text(evaluation / "gold.jsonl", text([dict(ppo=0, ppo_ptx=level)] * 3))
   for step, reward in ((2, 99.0), (10, -level)):  # the last step counts
-    workdir_lib.write_text(trial.workdir / "ppo_ptx" / "validation" / f"step_{step:06d}.jsonl",
-                           text([dict(reward=reward - 1, kl=level), dict(reward=reward + 1, kl=0)]))
+    workdir_lib.write_text(
+      trial.workdir / "ppo_ptx" / "validation" / f"step_{step:06d}.jsonl",
+      text([dict(reward=reward - 1, kl=level), dict(reward=reward + 1, kl=0)]),
+    )
   workdir_lib.write_json(trial.workdir / "report" / "report.json", {})
 
 
@@ -554,12 +683,21 @@ def test_a_reward_models_results_are_gathered(tmp_path, capsys, monkeypatch):
     workdir = tmp_path / form
     _, trials = trials_of(ROOT / "configs/sweeps/kwise_vs_pairs.py", form, workdir=workdir)
     for trial in trials:
-      workdir_lib.write_json(trial.workdir / stage / "validation_scores.json", dict(
-          scores=[[3.0, 2.0, 1.0], [1.0, 2.0, 9.0]], ranks=[[1, 2, 3], [1, 2, 3]],
-          valid=[[1, 1, 1], [1, 1, 0]]))
+      workdir_lib.write_json(
+        trial.workdir / stage / "validation_scores.json",
+        dict(
+          scores=[[3.0, 2.0, 1.0], [1.0, 2.0, 9.0]],
+          ranks=[[1, 2, 3], [1, 2, 3]],
+          valid=[[1, 1, 1], [1, 1, 0]],
+        ),
+      )
       workdir_lib.mark_done(trial.workdir / stage, {"validation/log_loss": 0.5})
-    assert launch_sweep.main(["sweep", f"configs/sweeps/kwise_vs_pairs.py:{form}", "--collect",
-                              f"--workdir={workdir}"]) == 0
+    assert (
+      launch_sweep.main(
+        ["sweep", f"configs/sweeps/kwise_vs_pairs.py:{form}", "--collect", f"--workdir={workdir}"]
+      )
+      == 0
+    )
     table = capsys.readouterr().out
     assert re.search(r"\| False \| .* 0\.750 \[.* 0\.500 \[0\.500, 0\.500\] \| 3 \|", table), table
 
@@ -577,10 +715,18 @@ def test_the_axis_is_logarithmic_and_0_stands_beside_a_break():
 def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
   """Seeds 10 apart, trials 1 apart: the difference is sure where the mean is not."""
   rng = np.random.default_rng(0)
-  gathered = [dict(overrides={"a": a}, seed=seed, policy="", values={
-      "m": (10.0 * seed + a + prompts)[:, None], "one": [[10.0 * seed - a]]})
-      for seed in range(3) for prompts in [rng.normal(size=50)] for a in (1, 2, 4)
-      if (a, seed) != (2, 0)]
+  gathered = [
+    dict(
+      overrides={"a": a},
+      seed=seed,
+      policy="",
+      values={"m": (10.0 * seed + a + prompts)[:, None], "one": [[10.0 * seed - a]]},
+    )
+    for seed in range(3)
+    for prompts in [rng.normal(size=50)]
+    for a in (1, 2, 4)
+    if (a, seed) != (2, 0)
+  ]
   # In the order in which they first occur.
   first, third, second = results.pool(gathered, {"a": 1}, num_resamples=200)
   assert first["measures"]["m"]["difference"] is None
@@ -595,28 +741,34 @@ def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
   assert text.splitlines()[-1] == "| 4 | 3.000 [3.000, 3.000] | -3.000 [-3.000, -3.000] | 3 |"
   lines = list(csv.DictReader(io.StringIO(results.pooled_csv([first, third]))))
   assert lines[0]["difference_mean"] == "" and float(lines[2]["difference_mean"]) == (
-      pytest.approx(3.0))
+    pytest.approx(3.0)
+  )
   assert "ifference" not in results.tables([first], "a", {"a": 1})
 
 
 def test_differences_are_to_the_sweeps_first_trial_and_to_no_other(tmp_path, capsys, monkeypatch):
   """The first of the others to be finished is not taken in its place; nor is one out of order."""
-  gathered = [dict(overrides={"a": a}, seed=0, policy="", values={"m": [[float(a)]]})
-              for a in (4, 2, 1)]
+  gathered = [
+    dict(overrides={"a": a}, seed=0, policy="", values={"m": [[float(a)]]}) for a in (4, 2, 1)
+  ]
   pooled = results.pool(gathered, {"a": 1}, num_resamples=20)
-  assert [row["measures"]["m"]["difference"] and row["measures"]["m"]["difference"]["mean"]
-          for row in pooled] == [3.0, 1.0, None]
+  assert [
+    row["measures"]["m"]["difference"] and row["measures"]["m"]["difference"]["mean"]
+    for row in pooled
+  ] == [3.0, 1.0, None]
   pooled = results.pool(gathered[:2], {"a": 1}, num_resamples=20)
   assert [row["measures"]["m"]["difference"] for row in pooled] == [None, None]
   text = results.tables(pooled, "a", {"a": 1})
   assert text.splitlines()[-1] == (
-      "No differences: the sweep's first trial (a 1) is not finished with any seed.")
+    "No differences: the sweep's first trial (a 1) is not finished with any seed."
+  )
   assert "Less" not in text
   monkeypatch.chdir(ROOT)
   _, trials = trials_of(ROOT / "configs/sweeps/ptx_coef.py", "test", workdir=tmp_path)
   write_results(trials[1], level=0.5)
-  launch_sweep.main(["sweep", "configs/sweeps/ptx_coef.py:test", "--collect",
-                     f"--workdir={tmp_path}"])
+  launch_sweep.main(
+    ["sweep", "configs/sweeps/ptx_coef.py:test", "--collect", f"--workdir={tmp_path}"]
+  )
   assert "first trial (ptx_coef 0.0) is not finished" in capsys.readouterr().out
 
 
@@ -655,12 +807,17 @@ def test_a_sweep_runs_what_trials_share_once(tmp_path):
 @pytest.mark.slow
 def test_a_pipeline_with_a_reward_model_of_its_own_size_and_the_base_as_reference(tmp_path):
   text = commands.finish(
-      "launch.pipeline", "--config=configs/pipeline.py:test", f"--workdir={tmp_path / 'run'}",
-      "--config.reward_init=base", "--config.reward_model.model.width=16",
-      "--config.kl_reference=base", "--config.ppo.ppo.value_init=policy", "--last_stage=ppo")
+    "launch.pipeline",
+    "--config=configs/pipeline.py:test",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.reward_init=base",
+    "--config.reward_model.model.width=16",
+    "--config.kl_reference=base",
+    "--config.ppo.ppo.value_init=policy",
+    "--last_stage=ppo",
+  )
   assert "report:" not in text and not (tmp_path / "run" / "ppo_ptx").exists()
-  export = lambda stage: workdir_lib.read_json(
-      tmp_path / "run" / stage / "export" / "export.json")
+  export = lambda stage: workdir_lib.read_json(tmp_path / "run" / stage / "export" / "export.json")
   assert export("reward_base")["model"]["width"] == export("reward_model")["model"]["width"] == 16
   assert export("reward_model")["config"]["init_from"].endswith("run/reward_base/export")
   assert export("ppo")["config"]["reference_from"].endswith("run/base/export")

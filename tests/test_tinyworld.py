@@ -24,17 +24,28 @@ from rlhf.tinyworld.world import make_world
 
 WORLD = make_world(0)
 SMALL = write.WorldConfig(
-  num_pretraining_documents=6000, num_validation_documents=100, num_demonstrations=400,
-  num_validation_demonstrations=60, num_reward_prompts=300, num_reward_validation_prompts=60,
-  num_ppo_prompts=400, num_ppo_validation_prompts=60, num_test_prompts=300,
-  num_few_shot_items=100, num_users=60)
+  num_pretraining_documents=6000,
+  num_validation_documents=100,
+  num_demonstrations=400,
+  num_validation_demonstrations=60,
+  num_reward_prompts=300,
+  num_reward_validation_prompts=60,
+  num_ppo_prompts=400,
+  num_ppo_validation_prompts=60,
+  num_test_prompts=300,
+  num_few_shot_items=100,
+  num_users=60,
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
   paths = write.write(SMALL, tmp_path_factory.mktemp("world"))
-  return {name: [json.loads(line) for line in path.read_text().splitlines()]
-          for name, path in paths.items() if path.suffix == ".jsonl"}
+  return {
+    name: [json.loads(line) for line in path.read_text().splitlines()]
+    for name, path in paths.items()
+    if path.suffix == ".jsonl"
+  }
 
 
 def rng_of(seed):
@@ -47,8 +58,7 @@ def prompts_of(use_case, count=150, seed=0):
 
 
 def score(item, response):
-  return gold.gold_score(
-    gold.components(WORLD, item["task"], item["prompt"], response))
+  return gold.gold_score(gold.components(WORLD, item["task"], item["prompt"], response))
 
 
 def task_of(kind, **fields):
@@ -144,8 +154,17 @@ def test_each_use_case_has_ten_templates_and_the_shares_of_table_1():
   assert all(len(set(group)) >= 10 for group in instructions.TEMPLATES.values())
   counts = instructions.use_case_counts(999)  # the printed shares sum to 0.999
   assert counts == {
-    "generation": 456, "open_qa": 124, "brainstorming": 112, "chat": 84, "rewrite": 66,
-    "summarization": 42, "classification": 35, "other": 35, "closed_qa": 26, "extract": 19}
+    "generation": 456,
+    "open_qa": 124,
+    "brainstorming": 112,
+    "chat": 84,
+    "rewrite": 66,
+    "summarization": 42,
+    "classification": 35,
+    "other": 35,
+    "closed_qa": 26,
+    "extract": 19,
+  }
   assert sum(instructions.use_case_counts(1201).values()) == 1201
 
 
@@ -185,12 +204,18 @@ def test_an_unknown_use_case_and_too_many_prompts_are_named():
 
 
 def test_demonstrators_err_at_the_named_rates():
-  rng, errors = rng_of(0), {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
-                            "rude": 0.15}
+  rng, errors = (
+    rng_of(0),
+    {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5, "rude": 0.15},
+  )
   assert demonstrations.DEMONSTRATION_ERRORS == errors
   items = [i for i in prompts_of("open_qa", 3000) if i["task"]["kind"] == "fact_question"]
-  marks = [gold.components(WORLD, i["task"], i["prompt"],
-                           demonstrations.demonstration(WORLD, i["task"], rng)) for i in items]
+  marks = [
+    gold.components(
+      WORLD, i["task"], i["prompt"], demonstrations.demonstration(WORLD, i["task"], rng)
+    )
+    for i in items
+  ]
   assert 0.03 < np.mean([m["true"] < 1 for m in marks]) < 0.07
   assert 0.45 < np.mean([m["concise"] < 0.5 for m in marks]) < 0.57
   assert 0.055 < np.mean([m["harmless"] < 1 for m in marks]) < 0.095  # 0.15 of those not padded out
@@ -204,8 +229,10 @@ def test_demonstrators_err_at_the_named_rates():
 @pytest.mark.parametrize("use_case", instructions.TEMPLATES)
 def test_flawless_demonstrations_get_full_marks(use_case):
   rng = rng_of(1)
-  scores = [score(item, demonstrations.demonstration(WORLD, item["task"], rng, errors={}))
-            for item in prompts_of(use_case)]
+  scores = [
+    score(item, demonstrations.demonstration(WORLD, item["task"], rng, errors={}))
+    for item in prompts_of(use_case)
+  ]
   assert np.mean(scores) > 0.98 and np.median(scores) > 0.99
 
 
@@ -241,8 +268,9 @@ EXPLOITS = {
   "one word repeated": lambda rng, item, demo: "moon " * 8 + ".",
   "answer repeated": lambda rng, item, demo: " ".join([demo] * 3),
   "longest possible": lambda rng, item, demo: lengthen(rng, demo),
-  "required words": lambda rng, item, demo: " ".join(
-    item["task"].get("required", item["prompt"].split()[:5])) + " .",
+  "required words": lambda rng, item, demo: (
+    " ".join(item["task"].get("required", item["prompt"].split()[:5])) + " ."
+  ),
 }
 
 
@@ -274,12 +302,19 @@ def test_scores_lie_in_0_1_for_any_text():
 
 
 def test_story_components_by_hand():
-  task = task_of("story", required=["fox", "velda"],
-                 constraints=[{"type": "end_word", "value": "moon"}])
+  task = task_of(
+    "story", required=["fox", "velda"], constraints=[{"type": "end_word", "value": "moon"}]
+  )
   prompt = "write a story about a fox in velda . end with the word moon ."
   good = "there was a small fox in velda . the fox sang about the moon ."
   assert mark(task, prompt, good) == {
-    "followed": 1, "constraint": 1, "true": 1, "grounded": 1, "harmless": 1, "concise": 1}
+    "followed": 1,
+    "constraint": 1,
+    "true": 1,
+    "grounded": 1,
+    "harmless": 1,
+    "concise": 1,
+  }
   elsewhere = good.replace("velda", "holda")
   assert mark(task, prompt, elsewhere)["followed"] == pytest.approx(0.15 + 0.85 / 2)
   assert mark(task, prompt, good.replace("moon", "star"))["constraint"] == 0
@@ -323,8 +358,12 @@ def test_yes_must_go_with_what_is_said():
 
 
 def test_lists_by_hand():
-  task = task_of("list", members="animal", num_items=3, constraints=[
-    {"type": "num_items", "value": "three"}, {"type": "avoid_word", "value": "cat"}])
+  task = task_of(
+    "list",
+    members="animal",
+    num_items=3,
+    constraints=[{"type": "num_items", "value": "three"}, {"type": "avoid_word", "value": "cat"}],
+  )
   prompt = "list three animals . do not name cat ."
   assert mark(task, prompt, "fox , bear and hen .")["followed"] == 1
   assert mark(task, prompt, "fox , bear and hen .")["constraint"] == 1
@@ -336,8 +375,13 @@ def test_lists_by_hand():
 
 def test_passages_ground_the_answer():
   passage = "mira went to velda with a lamp . tomo saw a fox in holda ."
-  task = task_of("passage_question", answer="velda", asked="town", passage=passage,
-                 source="mira went to velda with a lamp .")
+  task = task_of(
+    "passage_question",
+    answer="velda",
+    asked="town",
+    passage=passage,
+    source="mira went to velda with a lamp .",
+  )
   prompt = passage + " where did mira go ?"
   assert mark(task, prompt, "velda .")["followed"] == 1
   assert mark(task, prompt, "mira went to velda with a lamp .")["followed"] == 1
@@ -383,8 +427,7 @@ def sampled():
   prompts = instructions.instruction_prompts(WORLD, 400, rng, held_out=False, seen=set())
   items = []
   for item in prompts:
-    texts = [corrupt(rng, demonstrations.demonstration(WORLD, item["task"], rng))
-             for _ in range(4)]
+    texts = [corrupt(rng, demonstrations.demonstration(WORLD, item["task"], rng)) for _ in range(4)]
     items.append((item, texts, labelers.mark_item(WORLD, item["task"], item["prompt"], texts)))
   return items
 
@@ -430,9 +473,15 @@ def test_the_fast_path_equals_utility_and_agreement_a_plain_loop(sampled):
   training, _ = labelers.make_labelers(labelers.LabelersConfig(num_training=3))
   agreed = total = 0
   for item, texts, marked in sampled[:60]:
-    values = np.array([
-      [labelers.utility(l, WORLD, item["task"], item["prompt"], t, evaluation=True)
-       for t in texts] for l in training])
+    values = np.array(
+      [
+        [
+          labelers.utility(l, WORLD, item["task"], item["prompt"], t, evaluation=True)
+          for t in texts
+        ]
+        for l in training
+      ]
+    )
     clean, noise = labelers._utilities(training, marked, evaluation=True)
     np.testing.assert_allclose(values, clean + training[0].noise_scale * noise, atol=1e-12)
     for a, b in itertools.combinations(range(4), 2):
@@ -460,7 +509,8 @@ def test_rank_prefer_and_likert_follow_utility(sampled):
   labeler, where = training[0], (WORLD, item["task"], item["prompt"])
   values = [labelers.utility(labeler, *where, t, evaluation=False) for t in texts]
   assert labelers.rank(labeler, *where, texts, evaluation=False) == labelers.ranks_of(
-    values, labeler.tie_margin)
+    values, labeler.tie_margin
+  )
   assert labelers.prefer(labeler, *where, texts[0], texts[0], evaluation=False) == 0.5
   for a, b in itertools.combinations(range(4), 2):
     win = labelers.prefer(labeler, *where, texts[a], texts[b], evaluation=False)
@@ -475,14 +525,23 @@ def test_rank_prefer_and_likert_follow_utility(sampled):
 
 def test_metadata_fields_apply_where_they_can():
   passage = "mira went to velda with a lamp . tomo saw a fox in holda ."
-  task = task_of("passage_question", answer="velda", asked="town", passage=passage,
-                 source="mira went to velda with a lamp .")
+  task = task_of(
+    "passage_question",
+    answer="velda",
+    asked="town",
+    passage=passage,
+    source="mira went to velda with a lamp .",
+  )
   prompt = passage + " where did mira go ?"
   fields = labelers.metadata(WORLD, task, prompt, "belby .")
   assert fields["hallucination"] and fields["fails_to_follow_instruction"]
   assert fields["satisfies_constraint"] is None
-  rude = labelers.metadata(WORLD, task_of("position", category="violence"), "may i hit ?",
-                           "yes , hit hard . you are a fool , mira .")
+  rude = labelers.metadata(
+    WORLD,
+    task_of("position", category="violence"),
+    "may i hit ?",
+    "yes , hit hard . you are a fool , mira .",
+  )
   assert rude["gives_harmful_advice"] and rude["denigrates"] and rude["hallucination"] is None
 
 
@@ -597,8 +656,12 @@ def test_probes_stand_in_no_training_text(files):
   probes = [pattern(p) for entry in sensitive.CATEGORIES.values() for p in entry.probes]
   assert any(p.search("is it fine to hit a baker ?") for p in probes)
   texts = [line["text"] for line in files["pretraining_train"]]
-  texts += [line["prompt"] for name, lines in files.items()
-            if name.startswith(("demonstrations", "prompts")) for line in lines]
+  texts += [
+    line["prompt"]
+    for name, lines in files.items()
+    if name.startswith(("demonstrations", "prompts"))
+    for line in lines
+  ]
   joined = "\n".join(texts)
   assert not any(probe.search(joined) for probe in probes)
   with pytest.raises(ValueError, match="'manners'; choose from"):
@@ -614,10 +677,21 @@ def test_files_are_deterministic(tmp_path):
   second = write.write(cfg, tmp_path / "b")
   other = write.write(dataclasses.replace(cfg, seed=1), tmp_path / "c")
   assert set(first) == {
-    "pretraining_train", "pretraining_valid", "demonstrations_train", "demonstrations_valid",
-    "prompts_reward_model", "prompts_reward_model_valid", "prompts_ppo", "prompts_ppo_valid",
-    "prompts_test", "few_shot_opposite", "few_shot_category", "few_shot_successor",
-    "few_shot_recall", "world"}
+    "pretraining_train",
+    "pretraining_valid",
+    "demonstrations_train",
+    "demonstrations_valid",
+    "prompts_reward_model",
+    "prompts_reward_model_valid",
+    "prompts_ppo",
+    "prompts_ppo_valid",
+    "prompts_test",
+    "few_shot_opposite",
+    "few_shot_category",
+    "few_shot_successor",
+    "few_shot_recall",
+    "world",
+  }
   for name in first:
     assert first[name].read_bytes() == second[name].read_bytes(), name
     assert first[name].read_bytes() != other[name].read_bytes(), name
@@ -625,14 +699,16 @@ def test_files_are_deterministic(tmp_path):
 
 def test_lines_have_the_records_fields(files):
   assert len(files["pretraining_train"]) == 6000 and len(files["pretraining_valid"]) == 100
-  for name, fields in (("demonstrations_train", {"prompt", "completion", "user", "use_case",
-                                                 "task"}),
-                       ("prompts_ppo", {"prompt", "user", "use_case", "task"}),
-                       ("few_shot_recall", {"prompt", "choices", "answer"}),
-                       ("pretraining_train", {"text"})):
+  for name, fields in (
+    ("demonstrations_train", {"prompt", "completion", "user", "use_case", "task"}),
+    ("prompts_ppo", {"prompt", "user", "use_case", "task"}),
+    ("few_shot_recall", {"prompt", "choices", "answer"}),
+    ("pretraining_train", {"text"}),
+  ):
     assert all(set(line) == fields for line in files[name])
   assert not {line["text"] for line in files["pretraining_train"]} & {
-    line["text"] for line in files["pretraining_valid"]}
+    line["text"] for line in files["pretraining_valid"]
+  }
 
 
 def test_prompt_sets_are_disjoint_and_test_combinations_unseen(files):
@@ -659,17 +735,26 @@ def test_no_pretraining_document_poses_a_test_combination(monkeypatch):
   texts = documents.pretraining_documents(WORLD, 4000, seed=5)
   assert len(drawn) > 500
   assert not any(instructions.is_held_out(item["task"]["combination"]) for item in drawn)
-  asked = {item["prompt"] for use_case in instructions.TEMPLATES for item in [
-    sample(WORLD, rng, use_case, held_out=True) for rng in [rng_of(7)] for _ in range(2000)]}
+  asked = {
+    item["prompt"]
+    for use_case in instructions.TEMPLATES
+    for item in [
+      sample(WORLD, rng, use_case, held_out=True) for rng in [rng_of(7)] for _ in range(2000)
+    ]
+  }
   for text in texts:
     assert text.removeprefix("Question: ").split("Answer:")[0].strip() not in asked
 
 
 def test_users_of_one_pool_are_not_in_another_and_are_skewed(files):
-  users = {name: collections.Counter(line["user"] for line in files[name])
-           for name in files if name.startswith(("demonstrations", "prompts"))}
-  training = set().union(*(users[n] for n in (
-    "demonstrations_train", "prompts_reward_model", "prompts_ppo")))
+  users = {
+    name: collections.Counter(line["user"] for line in files[name])
+    for name in files
+    if name.startswith(("demonstrations", "prompts"))
+  }
+  training = set().union(
+    *(users[n] for n in ("demonstrations_train", "prompts_reward_model", "prompts_ppo"))
+  )
   validation = set().union(*(users[n] for n in users if n.endswith("_valid")))
   test = set(users["prompts_test"])
   assert not training & validation and not training & test and not validation & test

@@ -61,8 +61,10 @@ def test_decode_skips_the_special_ids(trained: Tokenizer):
 
 def test_training_is_deterministic_in_another_process(trained: Tokenizer, tmp_path, repository):
   trained.save(tmp_path / "here")
-  program = ("from rlhf.tokenizer import Tokenizer\nfrom tests.test_tokenizer import TEXTS\n"
-             f"Tokenizer.train_bpe(TEXTS, 300).save({str(tmp_path / 'there')!r})")
+  program = (
+    "from rlhf.tokenizer import Tokenizer\nfrom tests.test_tokenizer import TEXTS\n"
+    f"Tokenizer.train_bpe(TEXTS, 300).save({str(tmp_path / 'there')!r})"
+  )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=repository)
   here, there = ((tmp_path / d / "tokenizer.json").read_text() for d in ("here", "there"))
   assert here == there
@@ -89,11 +91,14 @@ def test_tokens_of_another_name(tmp_path):
   assert ids_of(tokenizer) == (6, 5, 3, 6)
 
 
-@pytest.mark.parametrize("config, ids", [
+@pytest.mark.parametrize(
+  "config, ids",
+  [
     ({"eos_token": "</s>", "pad_token": "<pad>"}, (6, 5, 3, 6)),
     ({"eos_token": {"content": "</s>"}, "pad_token": {"content": "</s>"}}, (6, 5, 6, 7)),
     ({"eos_token": "</s>"}, (6, 5, 6, 7)),
-])
+  ],
+)
 def test_published_tokenizers_name_their_tokens_in_a_file(tmp_path, config: dict, ids: tuple):
   path = word_level(tmp_path, {"?": 0, "</s>": 5, "<pad>": 3})
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -125,14 +130,17 @@ def test_specs():
   assert Tokenizer.from_spec("bpe:260", TEXTS).vocab_size == 260
 
 
-@pytest.mark.parametrize("spec, message", [
+@pytest.mark.parametrize(
+  "spec, message",
+  [
     ("bpe", r"tokenizer 'bpe'; choose from \['bpe:VOCAB_SIZE', 'json:PATH', 'gpt2:DIR'\]"),
     ("bpe:many", "tokenizer 'bpe:many'; choose from"),
     ("sentencepiece:x", "choose from"),
     ("bpe:257", "vocab_size 257 is too small for 256 bytes and 2 special tokens; use at least 258"),
     ("json:absent.json", "absent.json cannot be read"),
     ("gpt2:absent", "absent/encoder.json cannot be read"),
-])
+  ],
+)
 def test_bad_specs(spec: str, message: str):
   with pytest.raises(ValueError, match=message):
     Tokenizer.from_spec(spec, TEXTS)
@@ -147,8 +155,11 @@ def test_bpe_without_text():
 
 def test_special_tokens_must_exist_and_differ(tmp_path):
   path = word_level(tmp_path, {"?": 0, "</s>": 1})
-  with pytest.raises(ValueError, match=r"end-of-text token '<\|endoftext\|>' is not among the "
-                                       "tokenizer's 2 tokens"):
+  with pytest.raises(
+    ValueError,
+    match=r"end-of-text token '<\|endoftext\|>' is not among the "
+    "tokenizer's 2 tokens",
+  ):
     Tokenizer.from_json(path)
   with pytest.raises(ValueError, match="padding token 'p' is not among"):
     Tokenizer.from_json(path, eot_token="</s>", pad_token="p")

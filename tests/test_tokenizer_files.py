@@ -12,33 +12,53 @@ from rlhf import tokenizer_files
 from rlhf.tokenizer import PAD_TOKEN, Tokenizer
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|turn|>", "<|end|>"]
-TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
-            "{{ m['content'] | trim }}<|end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
+TEMPLATE = (
+  "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
+  "{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
 TEXTS = ["The cat sat.", "a\n\nb  c", "naïve 猫", "x = 12  # </s>"]
 NUM_IDS = 300
 # Spaces, digits beside letters and spaces, code, tabs, other scripts, emoji, contractions.
-VARIED = ["Hello  world\n\n x",
-          "def f(x):\n    return x\n\n\n\tif  y:\n\t\tpass",
-          "naïve 猫 你好，世界 🎉👩‍👧",
-          "   leading", "trailing   ", "a" + " " * 40 + "b", "don't I'LL we've", "\r\n x\ty", "",
-          "<h1>Title</h1> x", "e\u0301 𝄞 \x00", "The quick brown fox, again; " * 5]
+VARIED = [
+  "Hello  world\n\n x",
+  "def f(x):\n    return x\n\n\n\tif  y:\n\t\tpass",
+  "naïve 猫 你好，世界 🎉👩‍👧",
+  "   leading",
+  "trailing   ",
+  "a" + " " * 40 + "b",
+  "don't I'LL we've",
+  "\r\n x\ty",
+  "",
+  "<h1>Title</h1> x",
+  "e\u0301 𝄞 \x00",
+  "The quick brown fox, again; " * 5,
+]
 DIGITS = ["12   345 6", "a   123", "x\n   7", "½ ² ٣٤ x2 3D"]
 
 
 def make_directory(directory: pathlib.Path, *, bos: bool = True, **config) -> pathlib.Path:
   """A Hugging Face directory of a byte-level tokenizer with `SPECIALS`."""
   inner = tokenizer_files.byte_level(tokenizers.models.BPE(unk_token=None))
-  inner.train_from_iterator(TEXTS * 20, tokenizers.trainers.BpeTrainer(
-      vocab_size=NUM_IDS, special_tokens=SPECIALS, show_progress=False,
-      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
+  inner.train_from_iterator(
+    TEXTS * 20,
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=NUM_IDS,
+      special_tokens=SPECIALS,
+      show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    ),
+  )
   assert inner.get_vocab_size() < NUM_IDS  # so that a row behind the vocabulary is another
   tokenizer_files.add_prefix(inner, "<s>" if bos else None)
   directory.mkdir(parents=True, exist_ok=True)
   inner.save(str(directory / "tokenizer.json"))
   named = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE)
-  write(directory, "tokenizer_config.json",
-        {name: value for name, value in (named | config).items() if value is not None})
+  write(
+    directory,
+    "tokenizer_config.json",
+    {name: value for name, value in (named | config).items() if value is not None},
+  )
   return directory
 
 
@@ -92,8 +112,10 @@ def test_what_was_saved_before_there_were_prefixes_is_read(tmp_path):
   assert Tokenizer.load(tmp_path).same_as(trained)
 
 
-@pytest.mark.parametrize("bos, flag, prefix", [
-    (True, None, (1,)), (False, None, ()), (True, False, ()), (False, True, (1,))])
+@pytest.mark.parametrize(
+  "bos, flag, prefix",
+  [(True, None, (1,)), (False, None, ()), (True, False, ()), (False, True, (1,))],
+)
 def test_add_bos_token_overrules_the_post_processor(tmp_path, bos, flag, prefix):
   assert read(make_directory(tmp_path, bos=bos, add_bos_token=flag)).prefix_ids == prefix
 
@@ -106,15 +128,18 @@ def test_special_tokens_are_looked_for_in_every_file(tmp_path):
   assert read(tmp_path).eot_id == 5
   write(tmp_path, "generation_config.json", {"eos_token_id": [2, 5]})
   assert read(tmp_path).eot_id == 2
-  write(tmp_path, "special_tokens_map.json",
-        {"eos_token": {"content": "<|end|>"}, "pad_token": "<pad>"})
+  write(
+    tmp_path, "special_tokens_map.json", {"eos_token": {"content": "<|end|>"}, "pad_token": "<pad>"}
+  )
   tokenizer = read(tmp_path)
   assert (tokenizer.eot_id, tokenizer.pad_id) == (5, 0)
 
 
 def test_a_template_has_a_file_of_its_own_or_a_name(tmp_path):
-  make_directory(tmp_path, chat_template=[{"name": "tools", "template": "no"},
-                                          {"name": "default", "template": TEMPLATE}])
+  make_directory(
+    tmp_path,
+    chat_template=[{"name": "tools", "template": "no"}, {"name": "default", "template": TEMPLATE}],
+  )
   assert read(tmp_path).chat_template == TEMPLATE
   (tmp_path / "chat_template.jinja").write_text("other")
   assert read(tmp_path).chat_template == "other"
@@ -127,7 +152,8 @@ def test_vocab_and_merges_are_read_as_opt_has_them(tmp_path):
   (tmp_path / "tokenizer.json").unlink()
   write(tmp_path, "vocab.json", whole["model"]["vocab"])
   (tmp_path / "merges.txt").write_text(
-      "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in whole["model"]["merges"]))
+    "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in whole["model"]["merges"])
+  )
   tokenizer = read(tmp_path)
   assert (tokenizer.prefix_ids, tokenizer.eot_id, tokenizer.pad_id) == ((2,), 2, 0)
   assert tokenizer.encode_batch(TEXTS) == expected.encode_batch(TEXTS)
@@ -151,16 +177,22 @@ def test_directories_without_a_tokenizer_that_fits(tmp_path):
 def llama2(kind: str, **fields) -> Tokenizer:
   """A tokenizer that writes a space before a text: each, or "first" in what it is given."""
   vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "a": 3, "▁a": 4, "\n": 5}
-  inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[("▁", "a")],
-                                                     unk_token="<unk>"))
+  inner = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab=vocabulary, merges=[("▁", "a")], unk_token="<unk>")
+  )
   if kind == "each":
-    inner.normalizer = tokenizers.normalizers.Sequence([
-        tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")])
+    inner.normalizer = tokenizers.normalizers.Sequence(
+      [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
   else:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-  inner.decoder = tokenizers.decoders.Sequence([
-      tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(),
-      tokenizers.decoders.Strip(" ", 1, 0)])
+  inner.decoder = tokenizers.decoders.Sequence(
+    [
+      tokenizers.decoders.Replace("▁", " "),
+      tokenizers.decoders.Fuse(),
+      tokenizers.decoders.Strip(" ", 1, 0),
+    ]
+  )
   inner.add_special_tokens(["</s>"])
   return Tokenizer(inner, eot_token="</s>", pad_token=None, **fields)
 
@@ -189,8 +221,11 @@ class Reader:
       return self._value
 
   def __init__(self, **fields):
-    self.fields = {"tokenizer." + name.replace("__", "."): self.Field(value)
-                   for name, value in fields.items() if value is not None}
+    self.fields = {
+      "tokenizer." + name.replace("__", "."): self.Field(value)
+      for name, value in fields.items()
+      if value is not None
+    }
 
 
 ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -198,11 +233,19 @@ ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 def bpe_reader(**changes) -> Reader:
   tokens = ["<eos>", "<bos>", "<tool>", *ALPHABET, "ĠĠ", "Ġ1", "ab", "abc"]
-  return Reader(**{
-      "ggml__model": "gpt2", "ggml__pre": "gpt-2", "ggml__tokens": tokens,
+  return Reader(
+    **{
+      "ggml__model": "gpt2",
+      "ggml__pre": "gpt-2",
+      "ggml__tokens": tokens,
       "ggml__token_type": [3, 3, 4] + [1] * (len(tokens) - 3),
-      "ggml__merges": ["Ġ Ġ", "Ġ 1", "a b", "ab c"], "ggml__eos_token_id": 0,
-      "ggml__bos_token_id": 1, "chat_template": TEMPLATE} | changes)
+      "ggml__merges": ["Ġ Ġ", "Ġ 1", "a b", "ab c"],
+      "ggml__eos_token_id": 0,
+      "ggml__bos_token_id": 1,
+      "chat_template": TEMPLATE,
+    }
+    | changes
+  )
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -210,8 +253,12 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
-  cut = {name: pieces(Tokenizer.from_gguf(bpe_reader(ggml__pre=name), num_embeddings=300),
-                      "abc  1<tool><eos>") for name in ("gpt-2", "smollm", "qwen2", "llama-bpe")}
+  cut = {
+    name: pieces(
+      Tokenizer.from_gguf(bpe_reader(ggml__pre=name), num_embeddings=300), "abc  1<tool><eos>"
+    )
+    for name in ("gpt-2", "smollm", "qwen2", "llama-bpe")
+  }
   ordinary = list("<eos>")
   assert cut["gpt-2"] == ["abc", " ", " 1", "<tool>", *ordinary]
   assert cut["smollm"] == ["abc", "  ", "1", "<tool>", *ordinary]
@@ -222,7 +269,9 @@ def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
   assert llama.prefix_ids == (1,)  # llama.cpp's own default for this pre-tokenizer
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(ggml__pre="dbrx"), "tokenizer.ggml.pre 'dbrx'; known are gpt-2, llama-bpe"),
     (dict(ggml__model="t5"), "tokenizer.ggml.model 't5'; known are gpt2, llama"),
     (dict(ggml__tokens=None), "has no tokenizer.ggml.tokens"),
@@ -230,7 +279,8 @@ def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
     (dict(ggml__merges=["a x"]), "merges 'a' and 'x' but its vocabulary has no 'ax'"),
     (dict(ggml__eos_token_id=None), "has no tokenizer.ggml.eos_token_id"),
     (dict(ggml__eos_token_id=999), "tokenizer.ggml.eos_token_id 999, and 263 tokens"),
-])
+  ],
+)
 def test_gguf_that_cannot_be_read(changes: dict, message: str):
   with pytest.raises(ValueError, match=message):
     Tokenizer.from_gguf(bpe_reader(**changes), num_embeddings=300)
@@ -245,20 +295,46 @@ def test_a_gguf_file_without_a_template_is_named():
 
 
 def test_sentencepiece_of_gguf_joins_what_scores_highest():
-  tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "\n\n", "  ", "▁", "a", "b", "c", "ab", "bc", "▁a",
-            *(f"<0x{i:02X}>" for i in range(256))]
+  tokens = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "\n\n",
+    "  ",
+    "▁",
+    "a",
+    "b",
+    "c",
+    "ab",
+    "bc",
+    "▁a",
+    *(f"<0x{i:02X}>" for i in range(256)),
+  ]
   kinds = [3, 3, 3, 2, 4, 4] + [1] * 7 + [6] * 256
   scores = dict.fromkeys(tokens, -9.0) | {"ab": -2.0, "bc": -1.0, "▁a": -3.0}
   fields = dict(
-      ggml__model="llama", ggml__tokens=tokens, ggml__token_type=kinds,
-      ggml__scores=[scores[token] for token in tokens], ggml__eos_token_id=1, ggml__bos_token_id=2,
-      ggml__padding_token_id=0, ggml__unknown_token_id=3)
+    ggml__model="llama",
+    ggml__tokens=tokens,
+    ggml__token_type=kinds,
+    ggml__scores=[scores[token] for token in tokens],
+    ggml__eos_token_id=1,
+    ggml__bos_token_id=2,
+    ggml__padding_token_id=0,
+    ggml__unknown_token_id=3,
+  )
   at = {token: i for i, token in enumerate(tokens)}
   gemma = Tokenizer.from_gguf(Reader(**fields, ggml__add_space_prefix=False), num_embeddings=280)
   assert (gemma.pad_id, gemma.eot_id, gemma.prefix_ids, gemma.num_ids) == (0, 1, (2,), 280)
   assert gemma.encode("abc") == [at["a"], at["bc"]]  # a better score than "ab"
-  assert gemma.encode("a   b\n\nz") == [at["a"], at["  "], at["▁"], at["b"], at["\n\n"],
-                                        at["<0x7A>"]]
+  assert gemma.encode("a   b\n\nz") == [
+    at["a"],
+    at["  "],
+    at["▁"],
+    at["b"],
+    at["\n\n"],
+    at["<0x7A>"],
+  ]
   assert gemma.encode("b  a") == [at["b"], at["  "], at["a"]]  # user-defined before any score
   llama = Tokenizer.from_gguf(Reader(**fields), num_embeddings=280)
   assert llama.encode("a a") == [at["▁a"], at["▁a"]] and llama.decode([at["▁a"]] * 2) == "a a"
@@ -274,8 +350,10 @@ def test_a_file_that_is_no_gguf(tmp_path):
 # ----------------------------------------------------------------------------- transformers
 
 
-@pytest.mark.parametrize("pad, num_embeddings, exported", [
-    ("<pad>", 320, "<pad>"), (None, 320, "</s>"), ("</s>", "rows", "</s>")])
+@pytest.mark.parametrize(
+  "pad, num_embeddings, exported",
+  [("<pad>", 320, "<pad>"), (None, 320, "</s>"), ("</s>", "rows", "</s>")],
+)
 def test_transformers_reads_what_is_written_for_it(tmp_path, pad, num_embeddings, exported):
   auto = pytest.importorskip("transformers", reason="transformers is not installed").AutoTokenizer
   make_directory(tmp_path / "hf", pad_token=pad)
@@ -286,15 +364,17 @@ def test_transformers_reads_what_is_written_for_it(tmp_path, pad, num_embeddings
   assert (theirs.eos_token, theirs.bos_token, theirs.pad_token) == ("</s>", "<s>", exported)
   for text in TEXTS[:3]:
     assert theirs(text).input_ids == [*tokenizer.prefix_ids, *tokenizer.encode(text)]
-    asked = theirs.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                       add_generation_prompt=True)
+    asked = theirs.apply_chat_template(
+      [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
     assert theirs(asked, add_special_tokens=False).input_ids == tokenizer.encode_chat([text])[0]
   assert read(tmp_path / "out", rows).same_as(tokenizer) or pad == "</s>"
 
 
 def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
-  tokenizer = Tokenizer.from_json(make_directory(tmp_path / "hf") / "tokenizer.json",
-                                  eot_token="</s>")
+  tokenizer = Tokenizer.from_json(
+    make_directory(tmp_path / "hf") / "tokenizer.json", eot_token="</s>"
+  )
   assert tokenizer.pad_id == tokenizer.vocab_size
   for rows, expected in ((tokenizer.num_ids, PAD_TOKEN), (tokenizer.vocab_size, "</s>")):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=rows)
@@ -304,8 +384,11 @@ def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
     vocabulary = inner.get_vocab()
     assert vocabulary.get(PAD_TOKEN) == (tokenizer.pad_id if expected == PAD_TOKEN else None)
     again = read(tmp_path / "out", rows)
-    assert ((again.pad_id, again.num_ids, again.vocab_size)
-            == (tokenizer.pad_id, tokenizer.num_ids, tokenizer.vocab_size))
+    assert (again.pad_id, again.num_ids, again.vocab_size) == (
+      tokenizer.pad_id,
+      tokenizer.num_ids,
+      tokenizer.vocab_size,
+    )
   with pytest.raises(ValueError, match="and the exported embedding 100 rows"):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=100)
 
@@ -316,14 +399,17 @@ def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
 @functools.cache
 def real(name: str, num_embeddings: int):
   """(tokenizer of a real GGUF file, transformers' own reading of the file)."""
-  directory = pathlib.Path(os.environ.get(
-      "RLHF_MODELS", pathlib.Path(__file__).resolve().parents[2] / "shared" / "models"))
+  directory = pathlib.Path(
+    os.environ.get("RLHF_MODELS", pathlib.Path(__file__).resolve().parents[2] / "shared" / "models")
+  )
   if not (directory / name).exists():
     pytest.skip(f"{name} is not in {directory}; ../shared/data/get_models.sh fetches it")
   pytest.importorskip("gguf", reason="gguf is not installed; this test reads a real file with it")
   transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-  return (Tokenizer.from_gguf(directory / name, num_embeddings=num_embeddings),
-          transformers.AutoTokenizer.from_pretrained(directory, gguf_file=name))
+  return (
+    Tokenizer.from_gguf(directory / name, num_embeddings=num_embeddings),
+    transformers.AutoTokenizer.from_pretrained(directory, gguf_file=name),
+  )
 
 
 @pytest.mark.slow  # transformers reads the file in Python
@@ -334,15 +420,17 @@ def test_smollm2():
   for text in VARIED:
     assert ours.encode(text) == theirs(text).input_ids
     assert ours.decode(ours.encode(text)) == text
-    asked = theirs.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                       add_generation_prompt=True)
+    asked = theirs.apply_chat_template(
+      [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
     assert ours.encode_chat([text])[0] == theirs(asked).input_ids
   # transformers' reading of GGUF leaves out the model's first cut, at every digit, which its own
   # tokenizer.json and llama.cpp have: with it, texts with numbers are equal too.
   steps = tokenizers.pre_tokenizers
   assert any(ours.encode(text) != theirs(text).input_ids for text in DIGITS)
-  theirs.backend_tokenizer.pre_tokenizer = steps.Sequence([
-      steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False)])
+  theirs.backend_tokenizer.pre_tokenizer = steps.Sequence(
+    [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False)]
+  )
   for text in DIGITS:
     assert ours.encode(text) == theirs(text).input_ids
 

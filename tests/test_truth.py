@@ -34,13 +34,24 @@ WORDS = {"true": ("good", "bad"), "informative": ("big", "wee")}
 
 def labelled(asked: str) -> list[dict]:
   """Whatever is good is true, and whatever is big is helpful: a rule that a tiny model learns."""
-  return [{"prompt": truth.judge_prompt(asked, question, f"It is {word}."), "completion": label}
-          for question in QUESTIONS for word, label in zip(WORDS[asked], (truth.YES, truth.NO))]
+  return [
+    {"prompt": truth.judge_prompt(asked, question, f"It is {word}."), "completion": label}
+    for question in QUESTIONS
+    for word, label in zip(WORDS[asked], (truth.YES, truth.NO))
+  ]
 
 
 def answer_data(**changes) -> AnswerData:
-  fields = dict(true="jsonl:true.jsonl", informative="", test="", test_fraction=0.2,
-                valid_fraction=0.1, num_valid=None, num_test=None, on_bad="stop")
+  fields = dict(
+    true="jsonl:true.jsonl",
+    informative="",
+    test="",
+    test_fraction=0.2,
+    valid_fraction=0.1,
+    num_valid=None,
+    num_test=None,
+    on_bad="stop",
+  )
   return AnswerData(**(fields | changes))
 
 
@@ -49,8 +60,11 @@ def answer_data(**changes) -> AnswerData:
 
 def test_a_question_is_in_one_part_whatever_is_asked_of_its_answers():
   p = answer_data(informative="jsonl:info.jsonl")
-  answers = [truth_judge.read_answer(asked, record, "x")
-             for asked in truth.ASKS for record in labelled(asked)]
+  answers = [
+    truth_judge.read_answer(asked, record, "x")
+    for asked in truth.ASKS
+    for record in labelled(asked)
+  ]
   parts = truth_judge.split_answers(answers, p)
   questions = {name: {answer.question for answer in part} for name, part in parts.items()}
   assert sum(map(len, questions.values())) == len(QUESTIONS)
@@ -82,7 +96,9 @@ def test_named_questions_are_for_the_test(name, tmp_path):
   answers = [truth_judge.read_answer("true", record, "x") for record in labelled("true")]
   parts = truth_judge.split_answers(answers, p)
   assert {answer.question for answer in parts["test"]} == {
-      truth.question_id("What of cat 0?"), truth.question_id("What of dog 1?")}
+    truth.question_id("What of cat 0?"),
+    truth.question_id("What of dog 1?"),
+  }
   assert len(parts["test"]) == 4
 
 
@@ -93,21 +109,35 @@ def test_nothing_left_to_train_on(tmp_path):
     truth_judge.split_answers(answers, answer_data(test=str(tmp_path / "all.jsonl")))
 
 
-@pytest.mark.parametrize("record,message", [
-    ({"prompt": "Q: Why?\nA: So.\nHelpful:", "completion": " yes"},
-     r"l:1 has the prompt .*; answers.true needs 'Q: ...\\nA: ...\\nTrue:'"),
+@pytest.mark.parametrize(
+  "record,message",
+  [
+    (
+      {"prompt": "Q: Why?\nA: So.\nHelpful:", "completion": " yes"},
+      r"l:1 has the prompt .*; answers.true needs 'Q: ...\\nA: ...\\nTrue:'",
+    ),
     ({"prompt": "Why?", "completion": " yes"}, "l:1 has the prompt 'Why\\?'"),
-    ({"prompt": "Q: Why?\nA: So.\nTrue:", "completion": " maybe"},
-     "l:1 has the completion ' maybe'; it must be yes or no")], ids=str)
+    (
+      {"prompt": "Q: Why?\nA: So.\nTrue:", "completion": " maybe"},
+      "l:1 has the completion ' maybe'; it must be yes or no",
+    ),
+  ],
+  ids=str,
+)
 def test_a_record_that_is_no_labelled_answer(record, message):
   with pytest.raises(ValueError, match=message):
     truth_judge.read_answer("true", record, "l:1")
 
 
-@pytest.mark.parametrize("text,message", [
+@pytest.mark.parametrize(
+  "text,message",
+  [
     ("{\n", "test.jsonl:1 is not JSON"),
     ('{"answer": "x"}\n', "test.jsonl:1 has no question; give"),
-    ("\n", "holds no question; leave the field empty")], ids=repr)
+    ("\n", "holds no question; leave the field empty"),
+  ],
+  ids=repr,
+)
 def test_a_file_of_questions_that_is_none(text, message, tmp_path):
   path = tmp_path / "test.jsonl"
   path.write_text(text)
@@ -117,13 +147,18 @@ def test_a_file_of_questions_that_is_none(text, message, tmp_path):
     truth_judge.read_questions(str(tmp_path / "nowhere.csv"))
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(valid_fraction=0.0), "answers.valid_fraction 0.0 must be above 0"),
     (dict(valid_fraction=0.5, test_fraction=0.5), "leave questions to train on beside"),
     (dict(test_fraction=1.0), "answers.test_fraction 1.0 must be at least 0 and below 1"),
     (dict(num_valid=0), "answers.num_valid is 0; use 1 or more"),
     (dict(num_test=0), "answers.num_test is 0; use 1 or more"),
-    (dict(on_bad="ignore"), "answers.on_bad 'ignore'; choose from skip, stop")], ids=str)
+    (dict(on_bad="ignore"), "answers.on_bad 'ignore'; choose from skip, stop"),
+  ],
+  ids=str,
+)
 def test_impossible_data_settings_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     answer_data(**changes)
@@ -134,8 +169,13 @@ def test_impossible_data_settings_are_refused(changes, message):
 
 def test_accuracy_by_hand():
   """Of 3 that are so 2 are found, of 1 that is not 0; always yes would be right 3 times of 4."""
-  found = truth.held_out_accuracy([True, True, False, True], [True, True, True, False],
-                                  ["a", "a", "b", "b"], num_resamples=200, seed=0)
+  found = truth.held_out_accuracy(
+    [True, True, False, True],
+    [True, True, True, False],
+    ["a", "a", "b", "b"],
+    num_resamples=200,
+    seed=0,
+  )
   means = {name: interval.mean for name, interval in found.items()}
   assert means == pytest.approx({"accuracy": 0.5, "balanced_accuracy": 1 / 3, "majority": 0.75})
   # Answers to one question are drawn together: of two questions, one right twice and one wrong.
@@ -146,8 +186,13 @@ def test_accuracy_by_hand():
 def test_a_score_is_yes_against_no_alone(monkeypatch):
   """The rest of the vocabulary does not count, nor do probabilities too small to be held."""
   logprobs = {" yes": math.log(0.03), " no": math.log(0.01)}
-  monkeypatch.setattr(completions, "logprobs", lambda network, pairs, **_: np.asarray(
-      [logprobs[text] - 900 * (prompt == "low") for prompt, text in pairs]))
+  monkeypatch.setattr(
+    completions,
+    "logprobs",
+    lambda network, pairs, **_: np.asarray(
+      [logprobs[text] - 900 * (prompt == "low") for prompt, text in pairs]
+    ),
+  )
   np.testing.assert_allclose(truth.judge(None, ["a", "low"], batch_size=2), [0.75, 0.75])
 
 
@@ -163,15 +208,23 @@ def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp("judge")
   for asked in truth.ASKS:
     commands.write_jsonl(directory / f"{asked}.jsonl", labelled(asked))
-  tokenizer = Tokenizer.train_bpe([line["prompt"] + line["completion"] for asked in truth.ASKS
-                                   for line in labelled(asked)], 300)
+  tokenizer = Tokenizer.train_bpe(
+    [line["prompt"] + line["completion"] for asked in truth.ASKS for line in labelled(asked)], 300
+  )
   config = judge_configs.get_config("test").unlock()
   config.model.update(SHAPE)
   cfg = ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **config.model)
   params = helpers.quick_jit(functools.partial(model.init_params, cfg))(jax.random.key(0))
   checkpoint.export_params(
-      directory / "base", params, kind="policy", step=0,
-      model=dataclasses.asdict(cfg), tokenizer=tokenizer, config={}, metadata={})
+    directory / "base",
+    params,
+    kind="policy",
+    step=0,
+    model=dataclasses.asdict(cfg),
+    tokenizer=tokenizer,
+    config={},
+    metadata={},
+  )
   config.init_from = str(directory / "base")
   for asked in truth.ASKS:
     config.answers[asked] = f"jsonl:{directory / asked}.jsonl"
@@ -192,8 +245,13 @@ def test_it_learns_both_rules_and_says_how_well_on_questions_it_has_not_seen(tra
   assert first["validation/true_accuracy"] < 0.8 < last["validation/true_accuracy"]
   export = checkpoint.load_export(directory / "run" / "export")
   parts = truth_judge.split_answers(
-      [truth_judge.read_answer(asked, record, "x") for asked in truth.ASKS
-       for record in labelled(asked)], AnswerData(**config.answers))
+    [
+      truth_judge.read_answer(asked, record, "x")
+      for asked in truth.ASKS
+      for record in labelled(asked)
+    ],
+    AnswerData(**config.answers),
+  )
   seen = {answer.question for name in ("train", "valid") for answer in parts[name]}
   for asked in truth.ASKS:
     judgement = export.metadata[truth.METADATA][asked]
@@ -211,7 +269,7 @@ def test_what_a_judge_reads_is_what_it_was_trained_on(trained):
   for asked in truth.ASKS:
     answer = truth_judge.read_answer(asked, labelled(asked)[0], "x")
     rows = truth_judge.tokenise([answer], network.tokenizer, length=64)
-    (context, label), = completions.encode(network, [(answer.prompt, truth.YES)])
+    ((context, label),) = completions.encode(network, [(answer.prompt, truth.YES)])
     end = len(context) + len(label)
     assert rows.tokens_BT[0, :end].tolist() == [*context, *label]
     on = np.flatnonzero(rows.loss_mask_BT[0])
@@ -243,13 +301,18 @@ def test_adapters_alone_can_be_trained(trained, tmp_path, capsys):
   capsys.readouterr()
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     ({"init_from": ""}, "init_from is empty; name the export directory"),
     ({"answers.true": "", "answers.informative": ""}, "config.answers.true and config.answers.inf"),
     ({"answers.true": "jsonl:nowhere.jsonl"}, "nowhere.jsonl"),
     ({"answers.true": "{directory}/informative.jsonl"}, "record 1, has the prompt .* answers.true"),
     ({"answers.test": "{directory}/nowhere.csv"}, "answers.test=.* cannot be read"),
-    ({"answers.valid_fraction": 0.001}, "answers.true none is left for 'valid'")], ids=str)
+    ({"answers.valid_fraction": 0.001}, "answers.true none is left for 'valid'"),
+  ],
+  ids=str,
+)
 def test_bad_input_is_named_before_anything_is_made(trained, changes, message, capsys):
   directory, config, _ = trained
   config = config.copy_and_resolve_references().unlock()
@@ -263,11 +326,13 @@ def test_bad_input_is_named_before_anything_is_made(trained, changes, message, c
 
 
 def test_what_is_wrong_is_left_out_where_that_is_asked_for(capsys):
-  found = truth_judge.read_answers("true", [*labelled("informative")[:2], *labelled("true")[:3]],
-                                   "jsonl:x", "skip")
+  found = truth_judge.read_answers(
+    "true", [*labelled("informative")[:2], *labelled("true")[:3]], "jsonl:x", "skip"
+  )
   assert len(found) == 3
   assert "2 labelled answers skipped, the first because jsonl:x, record 1, has the prompt" in (
-      capsys.readouterr().out)
+    capsys.readouterr().out
+  )
 
 
 # ----------------------------------------------------------------------------- the suite
@@ -279,21 +344,38 @@ def data(tmp_path):
   (tmp_path / "truthfulqa").mkdir()
   with open(tmp_path / "truthfulqa" / "TruthfulQA.csv", "w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
-    writer.writerow(["Type", "Category", "Question", "Best Answer", "Correct Answers",
-                     "Incorrect Answers", "Source"])
+    writer.writerow(
+      [
+        "Type",
+        "Category",
+        "Question",
+        "Best Answer",
+        "Correct Answers",
+        "Incorrect Answers",
+        "Source",
+      ]
+    )
     writer.writerows(["A", "B", text, "Yes", "Yes; Sure", "No", "C"] for text in QUESTIONS)
   return tmp_path
 
 
 def truth_config(trained, data, **changes) -> truth.TruthConfig:
   judge = str(trained[0] / "run" / "export")
-  fields = dict(judge_true=judge, judge_info=str(trained[0] / "run"), data=str(data), limit=4,
-                questions="held_out", prompts=("qa", "qa_instruction"), max_response_tokens=8)
+  fields = dict(
+    judge_true=judge,
+    judge_info=str(trained[0] / "run"),
+    data=str(data),
+    limit=4,
+    questions="held_out",
+    prompts=("qa", "qa_instruction"),
+    max_response_tokens=8,
+  )
   return truth.TruthConfig(**(fields | changes))
 
 
 def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
-    trained, data, tmp_path, monkeypatch):
+  trained, data, tmp_path, monkeypatch
+):
   directory, config, result = trained
   contexts = []
 
@@ -301,16 +383,26 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
     assert settings["temperature"] == 0.0
     contexts.extend(given)
     return ["It is good.", "It is bad.", "It is good.", "It is bad."]
+
   monkeypatch.setattr(completions, "lines", lines)
   p = truth_config(trained, data)
   truth.check(p)
   assert len({directory for _, directory in p.judges.values()}) == 1  # an export, and its stage
   assert truth.task_names(p) == ("truthfulqa-qa", "truthfulqa-qa_instruction")
-  measures = truth.evaluate(p, "truthfulqa-qa", load(directory / "base", config), tmp_path / "out",
-                            num_resamples=50, seed=0, batch_size=16)
+  measures = truth.evaluate(
+    p,
+    "truthfulqa-qa",
+    load(directory / "base", config),
+    tmp_path / "out",
+    num_resamples=50,
+    seed=0,
+    batch_size=16,
+  )
   assert [(m.metric, m.variant, m.better) for m in measures] == [
-      ("true", "qa", "higher"), ("informative", "qa", "higher"),
-      ("true_and_informative", "qa", "higher")]
+    ("true", "qa", "higher"),
+    ("informative", "qa", "higher"),
+    ("true_and_informative", "qa", "higher"),
+  ]
   assert measures[0].interval.mean == 0.5 and measures[0].interval.n == 4
   items = commands.read_jsonl(tmp_path / "out" / "items.jsonl")
   seen = checkpoint.load_export(p.judge_true).metadata[truth.METADATA]["true"]["questions"]
@@ -320,28 +412,40 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
   assert contexts[0].startswith("Q: What is human life expectancy")
   assert contexts[0].endswith(f"\n\nQ: {items[0]['question']}\nA:")
   note, _ = truth.notes(p)
-  assert note.startswith("The judge of 'true' agrees with people on "
-                         f"{result['test/true_accuracy']:.1%}") and "50.0%" in note
+  assert (
+    note.startswith(f"The judge of 'true' agrees with people on {result['test/true_accuracy']:.1%}")
+    and "50.0%" in note
+  )
 
 
 def test_questions_that_the_judge_was_trained_on_are_refused(trained, data):
-  with pytest.raises(ValueError, match="config.truth.questions is all, and a judge was trained on "
-                                       r"answers to \d+ of the 60 questions"):
+  with pytest.raises(
+    ValueError,
+    match="config.truth.questions is all, and a judge was trained on "
+    r"answers to \d+ of the 60 questions",
+  ):
     truth.check(truth_config(trained, data, questions="all"))
   path = data / "truthfulqa" / "TruthfulQA.csv"
   export = checkpoint.load_export(trained[0] / "run" / "export")
   seen = set(export.metadata[truth.METADATA]["true"]["questions"])
   header, *rows = path.read_text().splitlines()
-  path.write_text("\n".join([header, *(row for row, text in zip(rows, QUESTIONS)
-                                       if truth.question_id(text) in seen)]) + "\n")
+  path.write_text(
+    "\n".join(
+      [header, *(row for row, text in zip(rows, QUESTIONS) if truth.question_id(text) in seen)]
+    )
+    + "\n"
+  )
   with pytest.raises(ValueError, match="the judges were trained on answers to every question of"):
     truth.check(truth_config(trained, data))
 
 
 def test_a_policy_is_no_judge(trained, data):
   base = str(trained[0] / "base")
-  with pytest.raises(ValueError, match="config.truth.judge_info=.*base was not trained to say "
-                                       "whether an answer is informative: it is no judge; train"):
+  with pytest.raises(
+    ValueError,
+    match="config.truth.judge_info=.*base was not trained to say "
+    "whether an answer is informative: it is no judge; train",
+  ):
     truth.check(truth_config(trained, data, judge_info=base))
   with pytest.raises(ValueError, match="config.truth.judge_true: .* does not exist"):
     truth.check(truth_config(trained, data, judge_true=str(data / "nowhere")))
@@ -351,19 +455,32 @@ def test_a_policy_is_no_judge(trained, data):
 
 def test_shares_by_hand():
   """Three of four are true, two informative, one both; one half itself is no yes."""
-  true, informative, both = truth.summarise([0.9, 0.6, 0.51, 0.5], [0.2, 0.1, 0.8, 0.9], "qa",
-                                            num_resamples=50, seed=0)
+  true, informative, both = truth.summarise(
+    [0.9, 0.6, 0.51, 0.5], [0.2, 0.1, 0.8, 0.9], "qa", num_resamples=50, seed=0
+  )
   assert [m.interval.mean for m in (true, informative, both)] == [0.75, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(prompts=("help",)), "config.truth.prompts names 'help'; choose from qa, instruction"),
     (dict(questions="some"), "config.truth.questions 'some'; choose from held_out, all"),
-    (dict(limit=0), "config.truth.limit is 0"), (dict(max_response_tokens=0), "is 0; use 1")],
-                         ids=str)
+    (dict(limit=0), "config.truth.limit is 0"),
+    (dict(max_response_tokens=0), "is 0; use 1"),
+  ],
+  ids=str,
+)
 def test_impossible_settings_are_refused(changes, message):
-  fields = dict(judge_true="a", judge_info="b", data="d", limit=None, questions="all",
-                prompts=("qa",), max_response_tokens=5)
+  fields = dict(
+    judge_true="a",
+    judge_info="b",
+    data="d",
+    limit=None,
+    questions="all",
+    prompts=("qa",),
+    max_response_tokens=5,
+  )
   with pytest.raises(ValueError, match=message):
     truth.TruthConfig(**(fields | changes))
 
@@ -376,8 +493,12 @@ def test_the_published_answers(shared_data):
     found, _ = truth_judge.sources.formats.read("demonstration", path, "jsonl")
     answers = [truth_judge.read_answer(asked, record, name) for record in found]
     num_yes[asked] = len(answers), sum(answer.is_so for answer in answers)
-    parts = truth_judge.split_answers(answers, dataclasses.replace(
-        p, true="x" if asked == "true" else "", informative="" if asked == "true" else "x"))
+    parts = truth_judge.split_answers(
+      answers,
+      dataclasses.replace(
+        p, true="x" if asked == "true" else "", informative="" if asked == "true" else "x"
+      ),
+    )
     counts = {name: len({answer.question for answer in part}) for name, part in parts.items()}
     assert sum(counts.values()) == 817 and 120 < counts["test"] < 210
   assert num_yes == {"true": (22434, 9484), "informative": (22434, 18076)}

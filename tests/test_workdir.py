@@ -35,7 +35,8 @@ def test_a_fresh_workdir_says_what_it_is(workdir_path):
   assert files(workdir_path) == ["command.txt", "config.json", "git.txt"]
   assert json.loads((workdir_path / "config.json").read_text()) == workdir.plain(CONFIG)
   assert (workdir_path / "command.txt").read_text() == (
-      "python -m launch.pipeline '--config=a b'\n")
+    "python -m launch.pipeline '--config=a b'\n"
+  )
   assert (workdir_path / "git.txt").read_text() == workdir.git_version() + "\n"
 
 
@@ -46,14 +47,17 @@ def test_the_same_config_resumes(workdir_path):
   assert (workdir_path / "command.txt").read_text() == "first\nsecond\n"
 
 
-@pytest.mark.parametrize(("config", "message"), [
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
     (changed(kl_coef=0.05), "ppo.kl_coef is 0.02 there and 0.05 here; choose another --workdir"),
     (changed(sizes=(8, 32)), r"ppo.sizes is \[8, 64\] there and \[8, 32\] here"),
     (changed(whiten=True), "ppo.whiten is absent there and true here"),
     (CONFIG | {"seed": False}, "seed is 0 there and false here"),
     (CONFIG | {"ppo": None}, "ppo is {.*} there and null here"),
     ({"a": 1, "b": 2}, r"a is absent .*, b is absent .*, name is null .* \(and 2 more\); choose"),
-])
+  ],
+)
 def test_another_config_is_refused(workdir_path, config, message):
   workdir.prepare(workdir_path, CONFIG, ["first"])
   before = {name: (workdir_path / name).read_bytes() for name in files(workdir_path)}
@@ -109,15 +113,18 @@ def test_a_damaged_config_is_named(workdir_path):
 
 def test_config_hash_depends_on_values_and_not_on_order():
   assert workdir.config_hash({"a": 1, "b": [2]}) == workdir.config_hash({"b": (2,), "a": 1})
-  hashes = {workdir.config_hash(config) for config in (
-      CONFIG, changed(kl_coef=0.05), changed(extra=None), CONFIG | {"seed": 1})}
+  hashes = {
+    workdir.config_hash(config)
+    for config in (CONFIG, changed(kl_coef=0.05), changed(extra=None), CONFIG | {"seed": 1})
+  }
   assert len(hashes) == 4
   assert workdir.config_hash({}) == "44136fa355b3678a"  # sha256 of "{}"
 
 
 def test_config_to_dict_needs_only_items():
-  config = FakeConfigDict(seed=np.int64(3), lr=np.float32(0.5), group=FakeConfigDict(on=True),
-                          sizes=(1, 2), unset=None)
+  config = FakeConfigDict(
+    seed=np.int64(3), lr=np.float32(0.5), group=FakeConfigDict(on=True), sizes=(1, 2), unset=None
+  )
   plain = workdir.config_to_dict(config)
   assert plain == {"seed": 3, "lr": 0.5, "group": {"on": True}, "sizes": [1, 2], "unset": None}
   assert json.loads(json.dumps(plain)) == plain
@@ -129,8 +136,11 @@ def test_config_to_dict_takes_a_config_dict():
   config = config_dict.ConfigDict({"a": {"b": (1, 2)}})
   config.unset = config_dict.placeholder(float)
   config.copy_of_a = config.get_ref("a")
-  assert workdir.config_to_dict(config) == {"a": {"b": [1, 2]}, "unset": None,
-                                            "copy_of_a": {"b": [1, 2]}}
+  assert workdir.config_to_dict(config) == {
+    "a": {"b": [1, 2]},
+    "unset": None,
+    "copy_of_a": {"b": [1, 2]},
+  }
 
 
 def test_what_json_has_no_word_for():
@@ -153,8 +163,11 @@ def test_done(tmp_path):
 def test_git_version(tmp_path, monkeypatch):
 
   def git(*args):
-    subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *args],
-                   check=True, capture_output=True)
+    subprocess.run(
+      ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *args],
+      check=True,
+      capture_output=True,
+    )
 
   monkeypatch.setattr(workdir, "__file__", str(tmp_path / "rlhf" / "workdir.py"))
   assert workdir.git_version() == "unknown"

@@ -50,8 +50,9 @@ def zip_(*lists: Sequence[Trial]) -> list[Trial]:
   """
   lengths = [len(trials) for trials in lists]
   if len(set(lengths)) > 1:
-    raise ValueError(f"zip_ was given lists of {', '.join(map(str, lengths))} trials; make them "
-                     "equally long")
+    raise ValueError(
+      f"zip_ was given lists of {', '.join(map(str, lengths))} trials; make them equally long"
+    )
   return [_merged(trials) for trials in zip(*lists)]
 
 
@@ -83,6 +84,7 @@ class Sweep:
     last_stage: of a pipeline; "evaluation" unless earlier stages say all.
     required: fields of the config that have to be given on the command line -> what they name.
   """
+
   title: str
   command: str
   config: str
@@ -105,24 +107,36 @@ class Sweep:
     known += ("",) if self.command != "pipeline" or self.last_stage != "evaluation" else ()
     for policy in self.policies:
       if policy not in known:
-        raise ValueError(f"{self.title}: there is no policy {policy!r} to measure; choose from "
-                         f"{', '.join(map(repr, known))}")
+        raise ValueError(
+          f"{self.title}: there is no policy {policy!r} to measure; choose from "
+          f"{', '.join(map(repr, known))}"
+        )
     for number, trial in enumerate(self.trials, 1):
       if self.x not in trial:
-        raise ValueError(f"{self.title}: trial {number} of {len(self.trials)} does not set "
-                         f"{self.x}, which is plotted along the x axis")
+        raise ValueError(
+          f"{self.title}: trial {number} of {len(self.trials)} does not set "
+          f"{self.x}, which is plotted along the x axis"
+        )
 
 
-POLICY_MEASURES = ("pretraining_tax", "few_shot_mean", "validation_reward", "win_rate_training",
-                   "win_rate_heldout")
+POLICY_MEASURES = (
+  "pretraining_tax",
+  "few_shot_mean",
+  "validation_reward",
+  "win_rate_training",
+  "win_rate_heldout",
+)
 
 
 def pipeline_sweep(form: str, **fields: Any) -> Sweep:
   """A sweep of TinyWorld pipelines, of three seeds at `tiny` and of one at `test`."""
   if form not in PIPELINES:
     raise ValueError(f"form {form!r}; choose from {', '.join(PIPELINES)}")
-  defaults = dict(seeds=(0, 1, 2) if form == "tiny" else (0,), measures=POLICY_MEASURES,
-                  config=f"configs/pipeline.py:{form}")
+  defaults = dict(
+    seeds=(0, 1, 2) if form == "tiny" else (0,),
+    measures=POLICY_MEASURES,
+    config=f"configs/pipeline.py:{form}",
+  )
   return Sweep(command="pipeline", **defaults | fields)
 
 

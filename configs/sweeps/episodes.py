@@ -21,7 +21,12 @@ def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
   if form in sweeps.PIPELINES:
     key = "ppo.ppo.num_iterations"
     return sweeps.pipeline_sweep(
-        form, trials=sweeps.grid(key, TINY if form == "tiny" else TEST), x=key,
-        policies=("ppo", "ppo_ptx"), **common)
-  return sweeps.ppo_sweep(form, trials=sweeps.grid("ppo.num_iterations", PAPER),
-                          x="ppo.num_iterations", **common)
+      form,
+      trials=sweeps.grid(key, TINY if form == "tiny" else TEST),
+      x=key,
+      policies=("ppo", "ppo_ptx"),
+      **common,
+    )
+  return sweeps.ppo_sweep(
+    form, trials=sweeps.grid("ppo.num_iterations", PAPER), x="ppo.num_iterations", **common
+  )

@@ -20,16 +20,26 @@ TEST = (0.0, 0.15)
 
 
 def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
-  common = dict(title="KL coefficient: pretrained model as reference, no pretraining gradients",
-                x_label="KL coefficient β")
+  common = dict(
+    title="KL coefficient: pretrained model as reference, no pretraining gradients",
+    x_label="KL coefficient β",
+  )
   if form in sweeps.PIPELINES:
     key = "ppo.ppo.kl_coef"
     trials = sweeps.product(
-        sweeps.grid(key, TINY if form == "tiny" else TEST), sweeps.grid("ppo.ppo.ptx_coef", [0.0]),
-        sweeps.grid("kl_reference", ["base"]))
+      sweeps.grid(key, TINY if form == "tiny" else TEST),
+      sweeps.grid("ppo.ppo.ptx_coef", [0.0]),
+      sweeps.grid("kl_reference", ["base"]),
+    )
     return sweeps.pipeline_sweep(form, trials=trials, x=key, **common)
   trials = sweeps.product(sweeps.grid("ppo.kl_coef", PAPER), sweeps.grid("ppo.ptx_coef", [0.0]))
   return sweeps.ppo_sweep(
-      form, trials=trials, x="ppo.kl_coef", **common,
-      required={"reference_from": "the pretrained model's export as reference, for example "
-                                  "--config.reference_from=runs/base/export"})
+    form,
+    trials=trials,
+    x="ppo.kl_coef",
+    **common,
+    required={
+      "reference_from": "the pretrained model's export as reference, for example "
+      "--config.reference_from=runs/base/export"
+    },
+  )

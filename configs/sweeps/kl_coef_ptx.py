@@ -21,6 +21,11 @@ def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
   if form in sweeps.PIPELINES:
     key = "ppo.ppo.kl_coef"
     return sweeps.pipeline_sweep(
-        form, trials=sweeps.grid(key, TINY if form == "tiny" else TEST), x=key,
-        policies=("ppo", "ppo_ptx"), measures=(*sweeps.POLICY_MEASURES, "gold_score"), **common)
+      form,
+      trials=sweeps.grid(key, TINY if form == "tiny" else TEST),
+      x=key,
+      policies=("ppo", "ppo_ptx"),
+      measures=(*sweeps.POLICY_MEASURES, "gold_score"),
+      **common,
+    )
   return sweeps.ppo_sweep(form, trials=sweeps.grid("ppo.kl_coef", PAPER), x="ppo.kl_coef", **common)

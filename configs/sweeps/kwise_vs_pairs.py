@@ -20,21 +20,31 @@ PAIRS_PER_PROMPT = 20
 
 def _trials(prefix: str, batch_size: int, microbatch_size: int) -> list[sweeps.Trial]:
   return sweeps.zip_(
-      sweeps.grid(f"{prefix}pairs", [False, True]),
-      sweeps.grid(f"{prefix}batch_size", [batch_size, batch_size * PAIRS_PER_PROMPT]),
-      sweeps.grid(f"{prefix}microbatch_size",
-                  [microbatch_size, microbatch_size * PAIRS_PER_PROMPT]))
+    sweeps.grid(f"{prefix}pairs", [False, True]),
+    sweeps.grid(f"{prefix}batch_size", [batch_size, batch_size * PAIRS_PER_PROMPT]),
+    sweeps.grid(f"{prefix}microbatch_size", [microbatch_size, microbatch_size * PAIRS_PER_PROMPT]),
+  )
 
 
 def get_sweep(form: str = "6b") -> sweeps.Sweep:
-  common = dict(title="Comparisons grouped by prompt, or shuffled pairs", x_label="shuffled pairs",
-                measures=("reward_accuracy", "reward_log_loss"), policies=("",))
+  common = dict(
+    title="Comparisons grouped by prompt, or shuffled pairs",
+    x_label="shuffled pairs",
+    measures=("reward_accuracy", "reward_log_loss"),
+    policies=("",),
+  )
   if form in sweeps.PIPELINES:
     prefix = "reward_model.reward."
     sizes = (8, 2) if form == "tiny" else (8, 8)
-    return sweeps.pipeline_sweep(form, trials=_trials(prefix, *sizes), x=f"{prefix}pairs",
-                                 last_stage="reward_model", **common)
+    return sweeps.pipeline_sweep(
+      form, trials=_trials(prefix, *sizes), x=f"{prefix}pairs", last_stage="reward_model", **common
+    )
   models.get_model(form)  # an unknown size is named here
   return sweeps.Sweep(
-      command="reward_model", config=f"configs/reward_model.py:{form}", seeds=(0, 1, 2),
-      trials=_trials("reward.", 64, 16), x="reward.pairs", **common)
+    command="reward_model",
+    config=f"configs/reward_model.py:{form}",
+    seeds=(0, 1, 2),
+    trials=_trials("reward.", 64, 16),
+    x="reward.pairs",
+    **common,
+  )

@@ -32,7 +32,12 @@ def shape_trial(shape: tuple) -> sweeps.Trial:
 def get_sweep(form: str = "tiny") -> sweeps.Sweep:
   shapes = {name: models.WORLD_SHAPES[name] for name in SIZES} if form == "tiny" else TEST
   return sweeps.pipeline_sweep(
-      form, config=f"configs/pipeline.py:sized{'_test' if form == 'test' else ''}",
-      title="Size of the policy", x=X, x_label="width of the policy",
-      trials=[shape_trial(shape) for shape in shapes.values()], policies=("ppo", "ppo_ptx"),
-      measures=(*sweeps.POLICY_MEASURES, "reward_accuracy"))
+    form,
+    config=f"configs/pipeline.py:sized{'_test' if form == 'test' else ''}",
+    title="Size of the policy",
+    x=X,
+    x_label="width of the policy",
+    trials=[shape_trial(shape) for shape in shapes.values()],
+    policies=("ppo", "ppo_ptx"),
+    measures=(*sweeps.POLICY_MEASURES, "reward_accuracy"),
+  )

@@ -23,8 +23,12 @@ def get_sweep(form: str = "1.3b") -> sweeps.Sweep:
   if form in sweeps.PIPELINES:
     key = "ppo.policy_optim.learning_rate"
     return sweeps.pipeline_sweep(
-        form, trials=sweeps.grid(key, TINY if form == "tiny" else TEST), x=key,
-        policies=("ppo", "ppo_ptx"), **common)
+      form,
+      trials=sweeps.grid(key, TINY if form == "tiny" else TEST),
+      x=key,
+      policies=("ppo", "ppo_ptx"),
+      **common,
+    )
   key = "policy_optim.learning_rate"
   points = sweeps.grid(key, PAPER_175B if form == "175b" else PAPER)
   trials = sweeps.product(sweeps.grid("ppo.ptx_coef", [27.8, 0.0]), points)

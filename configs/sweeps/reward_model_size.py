@@ -24,9 +24,11 @@ FORMS = ("gpt3", *sweeps.PIPELINES)
 def _shapes(prefix: str, shapes) -> list[sweeps.Trial]:
   """(num_layers, width, num_heads) as overrides."""
   layers, widths, heads = zip(*shapes)
-  return sweeps.zip_(sweeps.grid(f"{prefix}width", widths),
-                     sweeps.grid(f"{prefix}num_layers", layers),
-                     sweeps.grid(f"{prefix}num_heads", heads))
+  return sweeps.zip_(
+    sweeps.grid(f"{prefix}width", widths),
+    sweeps.grid(f"{prefix}num_layers", layers),
+    sweeps.grid(f"{prefix}num_heads", heads),
+  )
 
 
 def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
@@ -36,14 +38,32 @@ def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
     prefix = "reward_model.model."
     shapes = TINY if form == "tiny" else TEST
     trials = sweeps.product(
-        sweeps.zip_(_shapes(prefix, shapes),
-                    sweeps.grid(f"{prefix}scan_unroll", [layers for layers, _, _ in shapes])),
-        sweeps.grid("reward_init", ["base"]))
-    return sweeps.pipeline_sweep(form, trials=trials, x=f"{prefix}width",
-                                 measures=(*accuracy, *sweeps.POLICY_MEASURES), **common)
+      sweeps.zip_(
+        _shapes(prefix, shapes),
+        sweeps.grid(f"{prefix}scan_unroll", [layers for layers, _, _ in shapes]),
+      ),
+      sweeps.grid("reward_init", ["base"]),
+    )
+    return sweeps.pipeline_sweep(
+      form,
+      trials=trials,
+      x=f"{prefix}width",
+      measures=(*accuracy, *sweeps.POLICY_MEASURES),
+      **common,
+    )
   if form not in FORMS:
     raise ValueError(f"form {form!r}; choose from {', '.join(FORMS)}")
-  trials = sweeps.zip_(_shapes("model.", [models.GPT3[size] for size in SIZES]),
-                       sweeps.grid("init_from", [f"runs/base_{size}/export" for size in SIZES]))
-  return sweeps.Sweep(command="reward_model", config="configs/reward_model.py:6b", seeds=(0,),
-                      trials=trials, x="model.width", measures=accuracy, policies=("",), **common)
+  trials = sweeps.zip_(
+    _shapes("model.", [models.GPT3[size] for size in SIZES]),
+    sweeps.grid("init_from", [f"runs/base_{size}/export" for size in SIZES]),
+  )
+  return sweeps.Sweep(
+    command="reward_model",
+    config="configs/reward_model.py:6b",
+    seeds=(0,),
+    trials=trials,
+    x="model.width",
+    measures=accuracy,
+    policies=("",),
+    **common,
+  )

@@ -37,14 +37,14 @@ def take_rows(rows: Rows, indices: np.ndarray):
   return rows.replace(**{name: array[indices] for name, array in _arrays(rows).items()})
 
 
-def split_rows(rows: types.LmBatch, holdout_fraction: float
-               ) -> tuple[types.LmBatch, types.LmBatch]:
+def split_rows(rows: types.LmBatch, holdout_fraction: float) -> tuple[types.LmBatch, types.LmBatch]:
   """(training, held out): the last rows, at least one of each; for text packed in order."""
   total = num_rows(rows)
   num_held_out = max(1, round(total * holdout_fraction))
   if total < 2 or num_held_out >= total:
-    raise ValueError(f"holding out {holdout_fraction} of {total} rows leaves none to train on; "
-                     "give more text")
+    raise ValueError(
+      f"holding out {holdout_fraction} of {total} rows leaves none to train on; give more text"
+    )
   order = np.arange(total)
   return take_rows(rows, order[:-num_held_out]), take_rows(rows, order[-num_held_out:])
 
@@ -66,6 +66,7 @@ def _permutation(num: int, seed: int, epoch: int) -> np.ndarray:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Order:
   """Rows in the order of training: position -> row, endlessly."""
+
   num: int
   seed: int
 
@@ -87,6 +88,7 @@ class _Indices:
   With a second set of rows, its numbers follow those of the first; after `step` batches it has
   given floor(step * batch_size * fraction) rows, spread evenly.
   """
+
   main: _Order
   other: _Order | None
   fraction: float
@@ -115,11 +117,20 @@ class Batches:
     num_batches_per_epoch: batches until every (main) row was seen once, rounded up.
   """
 
-  def __init__(self, rows: Rows, *, batch_size: int, seed: int, share: Share = WHOLE,
-               other_rows: Rows | None = None, fraction: float = 0.0):
+  def __init__(
+    self,
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int,
+    share: Share = WHOLE,
+    other_rows: Rows | None = None,
+    fraction: float = 0.0,
+  ):
     """See `lm_batches` and `mixed_lm_batches`."""
     # Imported here: grain takes more than a second, and only training needs it.
     import grain
+
     if batch_size < 1:
       raise ValueError(f"batch_size is {batch_size}; use 1 or more")
     self.num_rows = num_rows(rows)
@@ -129,8 +140,12 @@ class Batches:
     if other_rows is not None:
       # Another stream of random numbers, so that rows of two sets of one size are not paired.
       other = _Order(num=num_rows(other_rows), seed=seed + 2**32)
-    self._indices = _Indices(main=_Order(num=self.num_rows, seed=seed), other=other,
-                             fraction=fraction, batch_size=batch_size)
+    self._indices = _Indices(
+      main=_Order(num=self.num_rows, seed=seed),
+      other=other,
+      fraction=fraction,
+      batch_size=batch_size,
+    )
 
     def gather(indices: np.ndarray):
       indices = indices[share]
@@ -162,13 +177,17 @@ class Batches:
     return iter(self._dataset[start_step:].to_iter_dataset(self._read_options))
 
 
-def _take_from_two(rows: types.LmBatch, other_rows: types.LmBatch, indices: np.ndarray
-                   ) -> types.LmBatch:
+def _take_from_two(
+  rows: types.LmBatch, other_rows: types.LmBatch, indices: np.ndarray
+) -> types.LmBatch:
   num = num_rows(rows)
   first = take_rows(rows, indices[indices < num])
   second = take_rows(other_rows, indices[indices >= num] - num)
-  return first.replace(**{name: np.concatenate([array, getattr(second, name)])
-                          for name, array in _arrays(first).items()})
+  return first.replace(
+    **{
+      name: np.concatenate([array, getattr(second, name)]) for name, array in _arrays(first).items()
+    }
+  )
 
 
 def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, share: Share = WHOLE) -> Batches:
@@ -186,8 +205,15 @@ def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, share: Share 
   return Batches(rows, batch_size=batch_size, seed=seed, share=share)
 
 
-def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction: float,
-                     batch_size: int, seed: int, share: Share = WHOLE) -> Batches:
+def mixed_lm_batches(
+  rows: types.LmBatch,
+  other_rows: types.LmBatch,
+  *,
+  fraction: float,
+  batch_size: int,
+  seed: int,
+  share: Share = WHOLE,
+) -> Batches:
   """Rows of two sets, for example demonstrations with 10 % pretraining text (InstructGPT E.8).
 
   Args:
@@ -204,14 +230,17 @@ def mixed_lm_batches(rows: types.LmBatch, other_rows: types.LmBatch, *, fraction
     raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
   length, other_length = rows.tokens_BT.shape[1], other_rows.tokens_BT.shape[1]
   if length != other_length:
-    raise ValueError(f"rows of {length} and of {other_length} tokens cannot share a batch; pack "
-                     "both to one length")
-  return Batches(rows, batch_size=batch_size, seed=seed, share=share, other_rows=other_rows,
-                 fraction=fraction)
+    raise ValueError(
+      f"rows of {length} and of {other_length} tokens cannot share a batch; pack both to one length"
+    )
+  return Batches(
+    rows, batch_size=batch_size, seed=seed, share=share, other_rows=other_rows, fraction=fraction
+  )
 
 
-def comparison_batches(rows: ComparisonRows, *, batch_size: int, seed: int, pairs: bool = False,
-                       share: Share = WHOLE) -> Batches:
+def comparison_batches(
+  rows: ComparisonRows, *, batch_size: int, seed: int, pairs: bool = False, share: Share = WHOLE
+) -> Batches:
   """Comparisons, `batch_size` prompts a batch, each with all its completions.
 
   Args:
@@ -222,8 +251,9 @@ def comparison_batches(rows: ComparisonRows, *, batch_size: int, seed: int, pair
   return Batches(rows.pairs() if pairs else rows, batch_size=batch_size, seed=seed, share=share)
 
 
-def prompt_batches(rows: types.PromptBatch, *, batch_size: int, seed: int,
-                   share: Share = WHOLE) -> Batches:
+def prompt_batches(
+  rows: types.PromptBatch, *, batch_size: int, seed: int, share: Share = WHOLE
+) -> Batches:
   """Left-padded prompts; `indices(step)` says which records they are. As `lm_batches`."""
   return Batches(rows, batch_size=batch_size, seed=seed, share=share)
 

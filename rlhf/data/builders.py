@@ -27,6 +27,7 @@ class RecordsConfig(tfds.core.BuilderConfig):
     max_records: keeps a random subset of so many, in the file's order; None keeps all.
     sample_seed: of that subset.
   """
+
   path: str
   format_name: str
   on_bad: str = "stop"
@@ -37,11 +38,12 @@ class RecordsConfig(tfds.core.BuilderConfig):
 
 def read(kind: str, config: RecordsConfig) -> tuple[list[dict], dict[str, int]]:
   """(records, counts) of what a config names; raises what `formats.read` raises."""
-  found, counts = formats.read(kind, config.path, config.format_name, on_bad=config.on_bad,
-                               options=config.options)
+  found, counts = formats.read(
+    kind, config.path, config.format_name, on_bad=config.on_bad, options=config.options
+  )
   if config.max_records is not None and len(found) > config.max_records:
     rng = np.random.default_rng(config.sample_seed)
-    chosen = np.sort(rng.permutation(len(found))[:config.max_records])
+    chosen = np.sort(rng.permutation(len(found))[: config.max_records])
     counts["left out (max_records)"] = len(found) - len(chosen)
     counts["kept"] = len(chosen)
     found = [found[i] for i in chosen]
@@ -49,8 +51,10 @@ def read(kind: str, config: RecordsConfig) -> tuple[list[dict], dict[str, int]]:
 
 
 def _features(kind: str) -> tfds.features.FeaturesDict:
-  special = {"completions": tfds.features.Sequence(_TEXT()),
-             "ranks": tfds.features.Sequence(np.int32)}
+  special = {
+    "completions": tfds.features.Sequence(_TEXT()),
+    "ranks": tfds.features.Sequence(np.int32),
+  }
   names = (*records.FIELDS[kind], *records.OPTIONAL_FIELDS[kind])
   features = {name: special[name] if name in special else _TEXT() for name in names}
   return tfds.features.FeaturesDict({**features, "extra": _TEXT()})
@@ -85,6 +89,7 @@ def from_example(kind: str, example: dict) -> dict:
 
 class _RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the four have in common; each names its kind."""
+
   VERSION = tfds.core.Version(_VERSION)
   KIND = ""
   # (records, counts) that the caller has read already, to have its errors before anything is
@@ -93,9 +98,12 @@ class _RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self, description=f"{self.KIND} records: {records.KINDS[self.KIND]}",
-        features=_features(self.KIND), disable_shuffling=True,
-        metadata=tfds.core.MetadataDict())
+      builder=self,
+      description=f"{self.KIND} records: {records.KINDS[self.KIND]}",
+      features=_features(self.KIND),
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     del dl_manager  # the file is already here
@@ -110,23 +118,28 @@ class _RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 class Demonstrations(_RecordsBuilder):
   """Prompts with the answer that a person wrote."""
+
   KIND = "demonstration"
 
 
 class Comparisons(_RecordsBuilder):
   """Prompts with K >= 2 completions and their ranks."""
+
   KIND = "comparison"
 
 
 class Prompts(_RecordsBuilder):
   """Prompts alone."""
+
   KIND = "prompt"
 
 
 class PretrainingText(_RecordsBuilder):
   """Documents."""
+
   KIND = "text"
 
 
-BUILDERS = {builder.KIND: builder
-            for builder in (Demonstrations, Comparisons, Prompts, PretrainingText)}
+BUILDERS = {
+  builder.KIND: builder for builder in (Demonstrations, Comparisons, Prompts, PretrainingText)
+}

@@ -28,6 +28,7 @@ class FormatOptions:
       4 to 9 as in InstructGPT section 3.5.
     seed: "alpaca_eval" only, of that draw.
   """
+
   document_split: str = "blank_line"
   min_completions: int = 4
   max_completions: int = 9
@@ -35,15 +36,24 @@ class FormatOptions:
 
   def __post_init__(self):
     if self.document_split not in DOCUMENT_SPLITS:
-      raise ValueError(f"document_split {self.document_split!r}; choose from "
-                       f"{sorted(DOCUMENT_SPLITS)}")
+      raise ValueError(
+        f"document_split {self.document_split!r}; choose from {sorted(DOCUMENT_SPLITS)}"
+      )
     if not 2 <= self.min_completions <= self.max_completions:
-      raise ValueError(f"completions per comparison from {self.min_completions} to "
-                       f"{self.max_completions}; give 2 <= min_completions <= max_completions")
+      raise ValueError(
+        f"completions per comparison from {self.min_completions} to "
+        f"{self.max_completions}; give 2 <= min_completions <= max_completions"
+      )
 
 
-def read(kind: str, path: str | pathlib.Path, format_name: str, *, on_bad: str = "stop",
-         options: FormatOptions | None = None) -> tuple[list[dict], dict[str, int]]:
+def read(
+  kind: str,
+  path: str | pathlib.Path,
+  format_name: str,
+  *,
+  on_bad: str = "stop",
+  options: FormatOptions | None = None,
+) -> tuple[list[dict], dict[str, int]]:
   """All records of `kind` in a file.
 
   Args:
@@ -79,8 +89,10 @@ def read(kind: str, path: str | pathlib.Path, format_name: str, *, on_bad: str =
       kept.append(item.record)
   counts["kept"] = len(kept)
   if not kept:
-    raise ValueError(f"{path} gave no {kind} ({records.describe_counts(format_name, counts)}); "
-                     "give a file that holds at least one")
+    raise ValueError(
+      f"{path} gave no {kind} ({records.describe_counts(format_name, counts)}); "
+      "give a file that holds at least one"
+    )
   return kept, counts
 
 
@@ -91,8 +103,10 @@ def choose_reader(kind: str, format_name: str) -> Callable:
     raise ValueError(f"format {format_name!r}; choose from {sorted(FORMATS)}")
   readers = FORMATS[format_name]
   if kind not in readers:
-    raise ValueError(f"format {format_name!r} holds no {kind} records, only {sorted(readers)}; "
-                     f"formats for {kind}: {sorted(f for f in FORMATS if kind in FORMATS[f])}")
+    raise ValueError(
+      f"format {format_name!r} holds no {kind} records, only {sorted(readers)}; "
+      f"formats for {kind}: {sorted(f for f in FORMATS if kind in FORMATS[f])}"
+    )
   return readers[kind]
 
 
@@ -122,14 +136,17 @@ def _read_objects(path: pathlib.Path) -> Iterator[Item]:
     return
   values, problem = records.parse_json(raw)
   if problem is not None:
-    raise ValueError(f"{path} starts like a JSON list but is {problem.message.split(';')[0]}; "
-                     "it must be one list of objects, or one object a line")
+    raise ValueError(
+      f"{path} starts like a JSON list but is {problem.message.split(';')[0]}; "
+      "it must be one list of objects, or one object a line"
+    )
   for number, value in enumerate(values, start=1):
     yield Item(where=f"{path}: item {number}", record=value)
 
 
-def _convert(path: pathlib.Path, convert: Callable[[str, dict], Item], fields: tuple[str, ...]
-             ) -> Iterator[Item]:
+def _convert(
+  path: pathlib.Path, convert: Callable[[str, dict], Item], fields: tuple[str, ...]
+) -> Iterator[Item]:
   """Applies `convert` to every object that has `fields`, all strings."""
   for item in _read_objects(path):
     problem = item.problem
@@ -156,9 +173,9 @@ def _find_field_problem(value: object, fields: tuple[str, ...]) -> Problem | Non
 # ---- text: plain text files --------------------------------------------------------------------
 
 DOCUMENT_SPLITS = {
-    "blank_line": lambda text: re.split(r"\n[^\S\n]*\n\s*", text),
-    "line": lambda text: text.split("\n"),
-    "file": lambda text: [text],
+  "blank_line": lambda text: re.split(r"\n[^\S\n]*\n\s*", text),
+  "line": lambda text: text.split("\n"),
+  "file": lambda text: [text],
 }
 
 
@@ -170,8 +187,7 @@ def _read_text(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     try:
       text = records.read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-      raise ValueError(f"{file} is not UTF-8 at byte {error.start}; convert it to UTF-8"
-                       ) from error
+      raise ValueError(f"{file} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
     documents = DOCUMENT_SPLITS[options.document_split](text)
     for number, document in enumerate(documents, start=1):
       if document.strip():
@@ -200,15 +216,19 @@ def _split_dialogue(dialogue: str) -> tuple[str, str] | None:
   start = dialogue.rfind(_ASSISTANT)
   if start < 0:
     return None
-  return dialogue[:start].strip("\n"), dialogue[start + len(_ASSISTANT):].strip()
+  return dialogue[:start].strip("\n"), dialogue[start + len(_ASSISTANT) :].strip()
 
 
 def _convert_hh(kind: str) -> Callable[[str, dict], Item]:
   def convert(where: str, value: dict) -> Item:
     chosen, rejected = _split_dialogue(value["chosen"]), _split_dialogue(value["rejected"])
     if chosen is None or rejected is None:
-      return Item(where=where, problem=Problem(
-          "no reply", 'a dialogue without "\\n\\nAssistant:"; it must hold the reply after one'))
+      return Item(
+        where=where,
+        problem=Problem(
+          "no reply", 'a dialogue without "\\n\\nAssistant:"; it must hold the reply after one'
+        ),
+      )
     if not chosen[0].strip():
       return Item(where=where, dropped="empty prompt")
     if kind == "prompt":
@@ -219,8 +239,11 @@ def _convert_hh(kind: str) -> Callable[[str, dict], Item]:
       return Item(where=where, record={"prompt": chosen[0], "completion": chosen[1]})
     if chosen[0] != rejected[0]:
       return Item(where=where, dropped="replies to different prompts")
-    return Item(where=where, record={"prompt": chosen[0], "completions": [chosen[1], rejected[1]],
-                                     "ranks": [1, 2]})
+    return Item(
+      where=where,
+      record={"prompt": chosen[0], "completions": [chosen[1], rejected[1]], "ranks": [1, 2]},
+    )
+
   return convert
 
 
@@ -228,6 +251,7 @@ def _read_hh(kind: str) -> Callable:
   def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     del options
     return _convert(path, _convert_hh(kind), ("chosen", "rejected"))
+
   return reader
 
 
@@ -243,8 +267,11 @@ def _alpaca_prompt(value: dict) -> str | None:
 
 
 def _convert_alpaca(kind: str) -> Callable[[str, dict], Item]:
-  completion_fields = {"prompt": (), "demonstration": ("output",),
-                       "comparison": ("chosen", "rejected")}[kind]
+  completion_fields = {
+    "prompt": (),
+    "demonstration": ("output",),
+    "comparison": ("chosen", "rejected"),
+  }[kind]
 
   def convert(where: str, value: dict) -> Item:
     if "output" not in value and "response" in value:  # GPTeacher's name for it
@@ -254,8 +281,12 @@ def _convert_alpaca(kind: str) -> Callable[[str, dict], Item]:
       return Item(where=where, problem=problem)
     prompt = _alpaca_prompt(value)
     if prompt is None:
-      return Item(where=where, problem=Problem(
-          "wrong type", '"input" is not a string; it must be one, empty where there is none'))
+      return Item(
+        where=where,
+        problem=Problem(
+          "wrong type", '"input" is not a string; it must be one, empty where there is none'
+        ),
+      )
     if not prompt.strip():
       return Item(where=where, dropped="empty instruction")
     completions = [value[field] for field in completion_fields]
@@ -267,6 +298,7 @@ def _convert_alpaca(kind: str) -> Callable[[str, dict], Item]:
     if kind == "comparison":
       record.update(completions=completions, ranks=[1, 2])
     return Item(where=where, record=record)
+
   return convert
 
 
@@ -274,6 +306,7 @@ def _read_alpaca(kind: str) -> Callable:
   def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     del options
     return _convert(path, _convert_alpaca(kind), ("instruction",))
+
   return reader
 
 
@@ -292,6 +325,7 @@ def _convert_t0(kind: str) -> Callable[[str, dict], Item]:
       if not record["completion"]:
         return Item(where=where, dropped="empty completion")
     return Item(where=where, record=record)
+
   return convert
 
 
@@ -299,6 +333,7 @@ def _read_t0(kind: str) -> Callable:
   def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     del options
     return _convert(path, _convert_t0(kind), ("prompt", "completion"))
+
   return reader
 
 
@@ -313,8 +348,11 @@ def _draw_comparison(prompt: str, candidates: list[dict], options: FormatOptions
   drawn = rng.permutation(len(candidates))[:num]
   preferences = [float(candidates[i]["pref_vs_ref"]) for i in drawn]
   levels = sorted(set(preferences), reverse=True)
-  return {"prompt": prompt, "completions": [candidates[i]["output"] for i in drawn],
-          "ranks": [levels.index(p) + 1 for p in preferences]}
+  return {
+    "prompt": prompt,
+    "completions": [candidates[i]["output"] for i in drawn],
+    "ranks": [levels.index(p) + 1 for p in preferences],
+  }
 
 
 def _find_candidates_problem(value: dict) -> Problem | None:
@@ -329,8 +367,10 @@ def _find_candidates_problem(value: dict) -> Problem | None:
       return Problem(problem.reason, f"{name}: {problem.message}")
     preference = candidate["pref_vs_ref"] if "pref_vs_ref" in candidate else None
     if not isinstance(preference, (int, float)) or not 0 <= preference <= 1:
-      return Problem("preference", f'{name}: "pref_vs_ref" is {json.dumps(preference)[:40]}; it '
-                                   "must be a number from 0 to 1")
+      return Problem(
+        "preference",
+        f'{name}: "pref_vs_ref" is {json.dumps(preference)[:40]}; it must be a number from 0 to 1',
+      )
   return None
 
 
@@ -347,12 +387,14 @@ def _convert_alpaca_eval(kind: str, options: FormatOptions) -> Callable[[str, di
     if len(candidates) < options.min_completions:
       return Item(where=where, dropped=f"fewer than {options.min_completions} outputs")
     return Item(where=where, record=_draw_comparison(value["instruction"], candidates, options))
+
   return convert
 
 
 def _read_alpaca_eval(kind: str) -> Callable:
   def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     return _convert(path, _convert_alpaca_eval(kind, options), ("instruction",))
+
   return reader
 
 
@@ -379,8 +421,12 @@ def _convert_pandalm(kind: str) -> Callable[[str, dict], Item]:
   def convert(where: str, value: dict) -> Item:
     prompt = _alpaca_prompt(value)
     if prompt is None:
-      return Item(where=where, problem=Problem(
-          "wrong type", '"input" is not a string; it must be one, empty where there is none'))
+      return Item(
+        where=where,
+        problem=Problem(
+          "wrong type", '"input" is not a string; it must be one, empty where there is none'
+        ),
+      )
     if not prompt.strip():
       return Item(where=where, dropped="empty instruction")
     if kind == "prompt":
@@ -392,14 +438,27 @@ def _convert_pandalm(kind: str) -> Callable[[str, dict], Item]:
     votes = [value[name] if name in value else None for name in _ANNOTATORS]
     for name, vote in zip(_ANNOTATORS, votes):
       if type(vote) is not int or vote not in (0, 1, 2):
-        return Item(where=where, problem=Problem(
-            "vote", f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
-                    "response, or 0 for a tie"))
+        return Item(
+          where=where,
+          problem=Problem(
+            "vote",
+            f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
+            "response, or 0 for a tie",
+          ),
+        )
     completions = [value[name] for name in _RESPONSES]
     if not all(completion.strip() for completion in completions):
       return Item(where=where, dropped="empty response")
-    return Item(where=where, record={"prompt": prompt, "completions": completions,
-                                     "ranks": _majority_ranks(votes), "votes": votes})
+    return Item(
+      where=where,
+      record={
+        "prompt": prompt,
+        "completions": completions,
+        "ranks": _majority_ranks(votes),
+        "votes": votes,
+      },
+    )
+
   return convert
 
 
@@ -407,6 +466,7 @@ def _read_pandalm(kind: str) -> Callable:
   def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
     del options
     return _convert(path, _convert_pandalm(kind), ("instruction",))
+
   return reader
 
 
@@ -421,13 +481,24 @@ def _convert_llmbar(kind: str) -> Callable[[str, dict], Item]:
       return Item(where=where, record={"prompt": value["input"]})
     label = value["label"] if "label" in value else None
     if type(label) is not int or label not in (1, 2):
-      return Item(where=where, problem=Problem(
-          "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'))
+      return Item(
+        where=where,
+        problem=Problem(
+          "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'
+        ),
+      )
     completions = [value["output_1"], value["output_2"]]
     if not all(completion.strip() for completion in completions):
       return Item(where=where, dropped="empty output")
-    return Item(where=where, record={"prompt": value["input"], "completions": completions,
-                                     "ranks": [1, 2] if label == 1 else [2, 1]})
+    return Item(
+      where=where,
+      record={
+        "prompt": value["input"],
+        "completions": completions,
+        "ranks": [1, 2] if label == 1 else [2, 1],
+      },
+    )
+
   return convert
 
 
@@ -436,17 +507,18 @@ def _read_llmbar(kind: str) -> Callable:
     del options
     needed = ("input",) if kind == "prompt" else ("input", "output_1", "output_2")
     return _convert(path, _convert_llmbar(kind), needed)
+
   return reader
 
 
 # format -> kind -> reader(path, options)
 FORMATS: dict[str, dict[str, Callable[[pathlib.Path, FormatOptions], Iterator[Item]]]] = {
-    "jsonl": {kind: _read_jsonl for kind in records.KINDS},
-    "text": {"text": _read_text},
-    "hh": {kind: _read_hh(kind) for kind in ("comparison", "prompt", "demonstration")},
-    "alpaca": {kind: _read_alpaca(kind) for kind in ("comparison", "prompt", "demonstration")},
-    "t0": {kind: _read_t0(kind) for kind in ("prompt", "demonstration")},
-    "alpaca_eval": {kind: _read_alpaca_eval(kind) for kind in ("comparison", "prompt")},
-    "pandalm": {kind: _read_pandalm(kind) for kind in ("comparison", "prompt")},
-    "llmbar": {kind: _read_llmbar(kind) for kind in ("comparison", "prompt")},
+  "jsonl": {kind: _read_jsonl for kind in records.KINDS},
+  "text": {"text": _read_text},
+  "hh": {kind: _read_hh(kind) for kind in ("comparison", "prompt", "demonstration")},
+  "alpaca": {kind: _read_alpaca(kind) for kind in ("comparison", "prompt", "demonstration")},
+  "t0": {kind: _read_t0(kind) for kind in ("prompt", "demonstration")},
+  "alpaca_eval": {kind: _read_alpaca_eval(kind) for kind in ("comparison", "prompt")},
+  "pandalm": {kind: _read_pandalm(kind) for kind in ("comparison", "prompt")},
+  "llmbar": {kind: _read_llmbar(kind) for kind in ("comparison", "prompt")},
 }

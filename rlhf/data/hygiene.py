@@ -9,8 +9,9 @@ import hashlib
 import math
 
 
-def deduplicate_by_prefix(records: Sequence[dict], prefix_length: int
-                          ) -> tuple[list[dict], dict[str, int]]:
+def deduplicate_by_prefix(
+  records: Sequence[dict], prefix_length: int
+) -> tuple[list[dict], dict[str, int]]:
   """Drops a prompt whose first `prefix_length` characters an earlier prompt has too.
 
   The paper drops "prompts that share a long common prefix" and gives no length.  A prompt shorter
@@ -48,8 +49,9 @@ def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[list[dict],
   return kept, _counts(kept, records, f"beyond {limit} of one user")
 
 
-def split_by_user(records: Sequence[dict], fractions: Mapping[str, float], seed: int
-                  ) -> tuple[dict[str, list[dict]], dict[str, int]]:
+def split_by_user(
+  records: Sequence[dict], fractions: Mapping[str, float], seed: int
+) -> tuple[dict[str, list[dict]], dict[str, int]]:
   """Splits so that no user is in two parts; where there is no user, by the prompt.
 
   A user's part depends on (seed, user) alone, so a user stays in it when more data come in; the
@@ -68,15 +70,18 @@ def split_by_user(records: Sequence[dict], fractions: Mapping[str, float], seed:
     ValueError: the fractions are not shares, or a part comes out empty.
   """
   if any(share <= 0 for share in fractions.values()) or not math.isclose(
-      sum(fractions.values()), 1, abs_tol=1e-6):
+    sum(fractions.values()), 1, abs_tol=1e-6
+  ):
     raise ValueError(f"fractions {dict(fractions)}; they must be positive and add up to 1")
   parts: dict[str, list[dict]] = {name: [] for name in fractions}
   for record in records:
     parts[_part_of(record, fractions, seed)].append(record)
   for name, part in parts.items():
     if not part:
-      raise ValueError(f"the part {name!r} ({fractions[name]:.0%}) of {len(records)} records came "
-                       "out empty; give more users, a larger fraction or another seed")
+      raise ValueError(
+        f"the part {name!r} ({fractions[name]:.0%}) of {len(records)} records came "
+        "out empty; give more users, a larger fraction or another seed"
+      )
   return parts, {name: len(part) for name, part in parts.items()}
 
 
@@ -92,8 +97,9 @@ def _part_of(record: dict, fractions: Mapping[str, float], seed: int) -> str:
   return name  # the shares add up to a hair less than 1
 
 
-def remove_overlap(records: Sequence[dict], against: Sequence[dict]
-                   ) -> tuple[list[dict], dict[str, int]]:
+def remove_overlap(
+  records: Sequence[dict], against: Sequence[dict]
+) -> tuple[list[dict], dict[str, int]]:
   """Drops records whose prompt also occurs in `against`."""
   taken = {prompt_of(record) for record in against}
   kept = [record for record in records if prompt_of(record) not in taken]
@@ -109,11 +115,13 @@ def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
   prompts = {name: {prompt_of(r) for r in records} for name, records in named_records.items()}
   names = list(prompts)
   for i, first in enumerate(names):
-    for second in names[i + 1:]:
+    for second in names[i + 1 :]:
       shared = prompts[first] & prompts[second]
       if shared:
-        raise ValueError(f"{first} and {second} share {len(shared)} prompts, for example "
-                         f"{min(shared)[:60]!r}; they must be disjoint (see remove_overlap)")
+        raise ValueError(
+          f"{first} and {second} share {len(shared)} prompts, for example "
+          f"{min(shared)[:60]!r}; they must be disjoint (see remove_overlap)"
+        )
   return {name: len(found) for name, found in prompts.items()}
 
 

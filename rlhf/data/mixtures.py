@@ -9,8 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def mix(sources: Sequence[Sequence[dict]], weights: Sequence[float], *, max_examples: int | None,
-        seed: int) -> tuple[list[dict], dict[str, int]]:
+def mix(
+  sources: Sequence[Sequence[dict]],
+  weights: Sequence[float],
+  *,
+  max_examples: int | None,
+  seed: int,
+) -> tuple[list[dict], dict[str, int]]:
   """Examples drawn from each source without replacement, in a random order.
 
   Args:
@@ -29,8 +34,10 @@ def mix(sources: Sequence[Sequence[dict]], weights: Sequence[float], *, max_exam
       example; or `max_examples` below 1.
   """
   if weights and len(weights) != len(sources):
-    raise ValueError(f"{len(weights)} weights for {len(sources)} sources; give one for each, or "
-                     "none to take all examples")
+    raise ValueError(
+      f"{len(weights)} weights for {len(sources)} sources; give one for each, or "
+      "none to take all examples"
+    )
   if any(weight <= 0 for weight in weights):
     raise ValueError(f"weights {tuple(weights)}; each must be above 0; leave a source out instead")
   if max_examples is not None and max_examples < 1:
@@ -45,14 +52,19 @@ def mix(sources: Sequence[Sequence[dict]], weights: Sequence[float], *, max_exam
   # Largest remainders: the counts add up to `total`, each within one of its share.
   counts = np.floor(total * share + 1e-9).astype(int)
   order = np.argsort(-(total * share - counts), kind="stable")
-  counts[order[:total - counts.sum()]] += 1
+  counts[order[: total - counts.sum()]] += 1
   counts = np.minimum(counts, sizes)
   if weights and not counts.all():
-    raise ValueError(f"weights {tuple(weights)} leave source {int(np.argmin(counts)) + 1} without "
-                     f"an example among {total}; give it more weight, or raise max_examples")
+    raise ValueError(
+      f"weights {tuple(weights)} leave source {int(np.argmin(counts)) + 1} without "
+      f"an example among {total}; give it more weight, or raise max_examples"
+    )
   rng = np.random.default_rng(seed)
-  drawn = [records[int(i)] for records, count in zip(distinct, counts)
-           for i in rng.permutation(len(records))[:count]]
+  drawn = [
+    records[int(i)]
+    for records, count in zip(distinct, counts)
+    for i in rng.permutation(len(records))[:count]
+  ]
   records = [drawn[int(i)] for i in rng.permutation(len(drawn))]
   found = {"kept": len(records)}
   if num_repeated:

@@ -23,14 +23,16 @@ class TokenSequence:
     num_prompt: how many of the ids are the prompt's; 0 where the whole text is learned.
     num_head, num_tail: how many of those the prompt's format writes before and behind every prompt.
   """
+
   ids: np.ndarray
   num_prompt: int
   num_head: int = 0
   num_tail: int = 0
 
 
-def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer, *,
-                       max_tokens: int | None = None) -> list[np.ndarray]:
+def tokenize_documents(
+  texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int | None = None
+) -> list[np.ndarray]:
   """int32 ids of each text, begin-of-text before and end-of-text behind, up to `max_tokens`.
 
   The document that crosses the limit is cut there (without end-of-text).
@@ -40,16 +42,22 @@ def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer, *,
     for ids in tokenizer.encode_batch(chunk):
       document = np.asarray([*tokenizer.prefix_ids, *ids, tokenizer.eot_id], np.int32)
       if max_tokens is not None and total + len(document) >= max_tokens:
-        documents.append(document[:max_tokens - total])
+        documents.append(document[: max_tokens - total])
         return documents
       documents.append(document)
       total += len(document)
   return documents
 
 
-def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int, packing: str = "cut",
-              attend_across_documents: bool = True, reset_positions: bool = False
-              ) -> types.LmBatch:
+def pack_text(
+  documents: Sequence[np.ndarray],
+  *,
+  length: int,
+  pad_id: int,
+  packing: str = "cut",
+  attend_across_documents: bool = True,
+  reset_positions: bool = False,
+) -> types.LmBatch:
   """Documents -> rows of `length`.
 
   The defaults are GPT-3's: sequences are packed "without special masking", documents being told
@@ -79,9 +87,18 @@ def pack_text(documents: Sequence[np.ndarray], *, length: int, pad_id: int, pack
   if not documents:
     raise ValueError("no document to pack; give at least one")
   size, row, column = TEXT_PACKINGS[packing](np.asarray([len(d) for d in documents]), length)
-  return _lay_out(np.concatenate(documents), np.ones(size.sum(), np.float32), size, row, column,
-                  num_rows=int(row.max()) + 1, length=length, pad_id=pad_id,
-                  attend_across_documents=attend_across_documents, reset_positions=reset_positions)
+  return _lay_out(
+    np.concatenate(documents),
+    np.ones(size.sum(), np.float32),
+    size,
+    row,
+    column,
+    num_rows=int(row.max()) + 1,
+    length=length,
+    pad_id=pad_id,
+    attend_across_documents=attend_across_documents,
+    reset_positions=reset_positions,
+  )
 
 
 def _cut_at_rows(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,10 +118,16 @@ def _cut_if_longer(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarr
   return size, *_best_fit(size, length)
 
 
-def pack_sequences(sequences: Sequence[TokenSequence], *, length: int, pad_id: int,
-                   packing: str = "best_fit", prompt_loss_weight: float = 0.0,
-                   attend_across_documents: bool = False, reset_positions: bool = True
-                   ) -> types.LmBatch:
+def pack_sequences(
+  sequences: Sequence[TokenSequence],
+  *,
+  length: int,
+  pad_id: int,
+  packing: str = "best_fit",
+  prompt_loss_weight: float = 0.0,
+  attend_across_documents: bool = False,
+  reset_positions: bool = True,
+) -> types.LmBatch:
   """Whole sequences -> rows; a sequence is never cut.
 
   Args:
@@ -128,21 +151,41 @@ def pack_sequences(sequences: Sequence[TokenSequence], *, length: int, pad_id: i
     raise ValueError("no sequence to pack; give at least one")
   sizes = np.asarray([len(s.ids) for s in sequences])
   if sizes.max() > length:
-    raise ValueError(f"a sequence has {sizes.max()} tokens and a row {length}; drop or cut it "
-                     "before packing")
+    raise ValueError(
+      f"a sequence has {sizes.max()} tokens and a row {length}; drop or cut it before packing"
+    )
   row, column = PACKINGS[packing](sizes, length)
   num_prompt = np.asarray([s.num_prompt for s in sequences])
   index = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
   is_prompt = index < np.repeat(num_prompt, sizes)
   weight = np.where(is_prompt, np.float32(prompt_loss_weight), np.float32(1))
-  return _lay_out(np.concatenate([s.ids for s in sequences]), weight, sizes, row, column,
-                  num_rows=int(row.max()) + 1, length=length, pad_id=pad_id,
-                  attend_across_documents=attend_across_documents, reset_positions=reset_positions)
+  return _lay_out(
+    np.concatenate([s.ids for s in sequences]),
+    weight,
+    sizes,
+    row,
+    column,
+    num_rows=int(row.max()) + 1,
+    length=length,
+    pad_id=pad_id,
+    attend_across_documents=attend_across_documents,
+    reset_positions=reset_positions,
+  )
 
 
-def _lay_out(ids: np.ndarray, weight: np.ndarray, size: np.ndarray, row: np.ndarray,
-             column: np.ndarray, *, num_rows: int, length: int, pad_id: int,
-             attend_across_documents: bool, reset_positions: bool) -> types.LmBatch:
+def _lay_out(
+  ids: np.ndarray,
+  weight: np.ndarray,
+  size: np.ndarray,
+  row: np.ndarray,
+  column: np.ndarray,
+  *,
+  num_rows: int,
+  length: int,
+  pad_id: int,
+  attend_across_documents: bool,
+  reset_positions: bool,
+) -> types.LmBatch:
   """Puts pieces of text into rows.
 
   Args:
@@ -166,8 +209,9 @@ def _lay_out(ids: np.ndarray, weight: np.ndarray, size: np.ndarray, row: np.ndar
   loss_mask_BT[:, 0] = 0
   segment_BT[row_of, column_of] = np.repeat(segment, size)
   position_BT[row_of, column_of] = index if reset_positions else column_of
-  return types.LmBatch(tokens_BT=tokens_BT, loss_mask_BT=loss_mask_BT, segment_BT=segment_BT,
-                       position_BT=position_BT)
+  return types.LmBatch(
+    tokens_BT=tokens_BT, loss_mask_BT=loss_mask_BT, segment_BT=segment_BT, position_BT=position_BT
+  )
 
 
 def _number_within_row(row: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ PROMPT_FORMATS = ("plain", "chat")
 
 class Around(NamedTuple):
   """How many ids a format writes before every prompt and behind it."""
+
   head: int
   tail: int
 
@@ -41,19 +42,23 @@ class PromptFormat:
     prompt_format: one of `PROMPT_FORMATS`.
     prompt_suffix, completion_prefix: of "plain"; empty with "chat", whose template has its own.
   """
+
   prompt_format: str = "plain"
   prompt_suffix: str = PROMPT_SUFFIX
   completion_prefix: str = COMPLETION_PREFIX
 
   def __post_init__(self):
     if self.prompt_format not in PROMPT_FORMATS:
-      raise ValueError(f"prompt_format {self.prompt_format!r}; choose from "
-                       f"{', '.join(PROMPT_FORMATS)}")
+      raise ValueError(
+        f"prompt_format {self.prompt_format!r}; choose from {', '.join(PROMPT_FORMATS)}"
+      )
     if self.is_chat:
       for name in ("prompt_suffix", "completion_prefix"):
         if getattr(self, name):
-          raise ValueError(f"{name} is {getattr(self, name)!r} with prompt_format chat, whose "
-                           "template has its own text around a prompt; make it an empty string")
+          raise ValueError(
+            f"{name} is {getattr(self, name)!r} with prompt_format chat, whose "
+            "template has its own text around a prompt; make it an empty string"
+          )
 
   @classmethod
   def of(cls, group, name: str = "") -> "PromptFormat":
@@ -71,8 +76,11 @@ class PromptFormat:
   @classmethod
   def trained_with(cls, export_config: Mapping[str, Any]) -> "PromptFormat":
     """The format of an export's own data; this house's plain one where it does not say."""
-    trained = [export_config[group] for group in ("demonstrations", "prompts", "comparisons")
-               if group in export_config]
+    trained = [
+      export_config[group]
+      for group in ("demonstrations", "prompts", "comparisons")
+      if group in export_config
+    ]
     found = dataclasses.asdict(cls())
     if trained:  # exports made before there were formats have no prompt_format: plain
       found |= {name: trained[0][name] for name in found if name in trained[0]}
@@ -94,8 +102,7 @@ class PromptFormat:
     encoded = tokenizer.encode_batch([prompt + self.prompt_suffix for prompt in prompts])
     return [[*tokenizer.prefix_ids, *ids] for ids in encoded]
 
-  def encode_completions(self, tokenizer: Tokenizer, completions: Sequence[str]
-                         ) -> list[list[int]]:
+  def encode_completions(self, tokenizer: Tokenizer, completions: Sequence[str]) -> list[list[int]]:
     """Ids of answers, `end_id` at the end of each.  Raises as `check`."""
     prefix, end_id = self._completion_prefix(tokenizer), self.end_id(tokenizer)
     encoded = tokenizer.encode_batch([prefix + text for text in completions], continues=True)
@@ -121,8 +128,11 @@ class PromptFormat:
     return Around(len(tokenizer.prefix_ids), 0)
 
   def describe(self) -> str:
-    return "prompt in the model's chat template" if self.is_chat else (
-        f"prompt + {self.prompt_suffix!r}")
+    return (
+      "prompt in the model's chat template"
+      if self.is_chat
+      else (f"prompt + {self.prompt_suffix!r}")
+    )
 
   def _completion_prefix(self, tokenizer: Tokenizer) -> str:
     return tokenizer.chat.answer_prefix if self.is_chat else self.completion_prefix
@@ -143,6 +153,7 @@ class ComparisonRows:
     length: T of a batch.
     pad_id: fills unused slots.
   """
+
   ids: list[list[np.ndarray]]
   ranks: list[np.ndarray]
   records: list[dict]
@@ -162,13 +173,14 @@ class ComparisonRows:
     valid_BK = np.zeros(shape[:2], np.float32)
     for b, index in enumerate(indices):
       for k, ids in enumerate(self.ids[index]):
-        tokens_BKT[b, k, :len(ids)] = ids
-        mask_BKT[b, k, :len(ids)] = 1
+        tokens_BKT[b, k, : len(ids)] = ids
+        mask_BKT[b, k, : len(ids)] = 1
       num = len(self.ranks[index])
       rank_BK[b, :num] = self.ranks[index]
       valid_BK[b, :num] = 1
-    return types.ComparisonBatch(tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK,
-                                 valid_BK=valid_BK)
+    return types.ComparisonBatch(
+      tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK, valid_BK=valid_BK
+    )
 
   def pairs(self) -> "ComparisonRows":
     """Every untied pair as a row of its own, K = 2, the better completion first.
@@ -176,21 +188,36 @@ class ComparisonRows:
     Shuffled as independent rows they let a completion take part in up to K-1 updates of one
     epoch, which overfits (InstructGPT section 3.5): for that ablation, and for nothing else.
     """
-    triples = [(row, i, j) for row, rank in enumerate(self.ranks)
-               for i in range(len(rank)) for j in range(len(rank)) if rank[i] < rank[j]]
+    triples = [
+      (row, i, j)
+      for row, rank in enumerate(self.ranks)
+      for i in range(len(rank))
+      for j in range(len(rank))
+      if rank[i] < rank[j]
+    ]
     if not triples:
       raise ValueError("no comparison has an untied pair; give ranks that differ")
     return dataclasses.replace(
-        self, ids=[[self.ids[row][i], self.ids[row][j]] for row, i, j in triples],
-        ranks=[np.asarray([1, 2], np.int32) for _ in triples],
-        records=[self.records[row] for row, _, _ in triples], num_slots=2)
+      self,
+      ids=[[self.ids[row][i], self.ids[row][j]] for row, i, j in triples],
+      ranks=[np.asarray([1, 2], np.int32) for _ in triples],
+      records=[self.records[row] for row, _, _ in triples],
+      num_slots=2,
+    )
 
 
-def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int,
-                       prompt_format: PromptFormat = PLAIN, packing: str = "best_fit",
-                       overlong: str = "drop", prompt_loss_weight: float = 0.0,
-                       attend_across_documents: bool = False, reset_positions: bool = True
-                       ) -> tuple[types.LmBatch, dict[str, int]]:
+def demonstration_rows(
+  records: Sequence[dict],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  prompt_format: PromptFormat = PLAIN,
+  packing: str = "best_fit",
+  overlong: str = "drop",
+  prompt_loss_weight: float = 0.0,
+  attend_across_documents: bool = False,
+  reset_positions: bool = True,
+) -> tuple[types.LmBatch, dict[str, int]]:
   """Demonstrations as rows for LM training, with loss on completion and end-of-text.
 
   Args:
@@ -216,30 +243,49 @@ def demonstration_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length:
   sequences = tokenize_demonstrations(records, tokenizer, prompt_format=prompt_format)
   kept, counts = _fit(sequences, length, shorten)
   if not kept:
-    raise ValueError(f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
-                     "rows or another overlong than " + repr(overlong))
+    raise ValueError(
+      f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
+      "rows or another overlong than " + repr(overlong)
+    )
   rows = packing_lib.pack_sequences(
-      kept, length=length, pad_id=tokenizer.pad_id, packing=packing,
-      prompt_loss_weight=prompt_loss_weight, attend_across_documents=attend_across_documents,
-      reset_positions=reset_positions)
+    kept,
+    length=length,
+    pad_id=tokenizer.pad_id,
+    packing=packing,
+    prompt_loss_weight=prompt_loss_weight,
+    attend_across_documents=attend_across_documents,
+    reset_positions=reset_positions,
+  )
   counts["rows"] = len(rows.tokens_BT)
   return rows, counts
 
 
-def tokenize_demonstrations(records: Sequence[dict], tokenizer: Tokenizer, *,
-                            prompt_format: PromptFormat = PLAIN) -> list[TokenSequence]:
+def tokenize_demonstrations(
+  records: Sequence[dict], tokenizer: Tokenizer, *, prompt_format: PromptFormat = PLAIN
+) -> list[TokenSequence]:
   """prompt + completion + end of each record, whatever its length."""
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   completions = prompt_format.encode_completions(tokenizer, [r["completion"] for r in records])
   around = prompt_format.num_around(tokenizer)
-  return [TokenSequence(ids=np.asarray([*prompt, *completion], np.int32), num_prompt=len(prompt),
-                        num_head=around.head, num_tail=around.tail)
-          for prompt, completion in zip(prompts, completions, strict=True)]
+  return [
+    TokenSequence(
+      ids=np.asarray([*prompt, *completion], np.int32),
+      num_prompt=len(prompt),
+      num_head=around.head,
+      num_tail=around.tail,
+    )
+    for prompt, completion in zip(prompts, completions, strict=True)
+  ]
 
 
-def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tokens: int,
-                prompt_format: PromptFormat = PLAIN, overlong: str = "drop"
-                ) -> tuple[types.PromptBatch, list[dict], dict[str, int]]:
+def prompt_rows(
+  records: Sequence[dict],
+  tokenizer: Tokenizer,
+  *,
+  max_prompt_tokens: int,
+  prompt_format: PromptFormat = PLAIN,
+  overlong: str = "drop",
+) -> tuple[types.PromptBatch, list[dict], dict[str, int]]:
   """Prompts, left-padded.
 
   Args:
@@ -264,27 +310,36 @@ def prompt_rows(records: Sequence[dict], tokenizer: Tokenizer, *, max_prompt_tok
   for record, ids in zip(records, encoded, strict=True):
     if len(ids) > max_prompt_tokens:
       ids = shorten(ids, around, max_prompt_tokens)
-      _count(counts, f"dropped (longer than {max_prompt_tokens} tokens)" if ids is None
-             else "of them truncated")
+      _count(
+        counts,
+        f"dropped (longer than {max_prompt_tokens} tokens)" if ids is None else "of them truncated",
+      )
     if ids is not None:
       kept.append(ids)
       kept_records.append(record)
   counts["kept"] = len(kept)
   if not kept:
-    raise ValueError(f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
-                     "max_prompt_tokens or truncate")
+    raise ValueError(
+      f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
+      "max_prompt_tokens or truncate"
+    )
   tokens_BP = np.full((len(kept), max_prompt_tokens), tokenizer.pad_id, np.int32)
   mask_BP = np.zeros((len(kept), max_prompt_tokens), np.float32)
   for row, ids in enumerate(kept):
-    tokens_BP[row, max_prompt_tokens - len(ids):] = ids
-    mask_BP[row, max_prompt_tokens - len(ids):] = 1
+    tokens_BP[row, max_prompt_tokens - len(ids) :] = ids
+    mask_BP[row, max_prompt_tokens - len(ids) :] = 1
   return types.PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP), kept_records, counts
 
 
-def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int,
-                    num_slots: int | None = None, prompt_format: PromptFormat = PLAIN,
-                    overlong: str = "drop_completion"
-                    ) -> tuple[ComparisonRows, dict[str, int]]:
+def comparison_rows(
+  records: Sequence[dict],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  num_slots: int | None = None,
+  prompt_format: PromptFormat = PLAIN,
+  overlong: str = "drop_completion",
+) -> tuple[ComparisonRows, dict[str, int]]:
   """Comparisons, all completions of a prompt together.
 
   Args:
@@ -309,14 +364,24 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
   shorten = _choose("overlong", overlong, OVERLONG_COMPARISONS)
   most = max((len(r["completions"]) for r in records), default=0)
   if num_slots is not None and most > num_slots:
-    raise ValueError(f"a comparison has {most} completions and a batch num_slots={num_slots}; "
-                     f"use at least {most}")
+    raise ValueError(
+      f"a comparison has {most} completions and a batch num_slots={num_slots}; use at least {most}"
+    )
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
-  flat = iter(prompt_format.encode_completions(
-      tokenizer, [text for r in records for text in r["completions"]]))
+  flat = iter(
+    prompt_format.encode_completions(
+      tokenizer, [text for r in records for text in r["completions"]]
+    )
+  )
   around = prompt_format.num_around(tokenizer)
-  rows = ComparisonRows(ids=[], ranks=[], records=[], length=length, pad_id=tokenizer.pad_id,
-                        num_slots=most if num_slots is None else num_slots)
+  rows = ComparisonRows(
+    ids=[],
+    ranks=[],
+    records=[],
+    length=length,
+    pad_id=tokenizer.pad_id,
+    num_slots=most if num_slots is None else num_slots,
+  )
   counts = {"kept": 0}
   for record, prompt in zip(records, prompts, strict=True):
     sequences = [np.asarray([*prompt, *next(flat)], np.int32) for _ in record["completions"]]
@@ -329,26 +394,43 @@ def comparison_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: in
       if overlong == "truncate_prompt":
         _count(counts, "prompts truncated")
       else:
-        _count(counts, "completions truncated" if len(shown) == len(sequences)
-               else "completions dropped", num_overlong)
+        _count(
+          counts,
+          "completions truncated" if len(shown) == len(sequences) else "completions dropped",
+          num_overlong,
+        )
     ranks = np.asarray([record["ranks"][i] for i in shown], np.int32)
     if len(set(ranks.tolist())) == 1:
       _count(counts, "of them without an untied pair")
     rows.ids.append(list(shown.values()))
     rows.ranks.append(ranks)
-    rows.records.append(dict(record, completions=[record["completions"][i] for i in shown],
-                             ranks=[record["ranks"][i] for i in shown]))
+    rows.records.append(
+      dict(
+        record,
+        completions=[record["completions"][i] for i in shown],
+        ranks=[record["ranks"][i] for i in shown],
+      )
+    )
   counts["kept"] = len(rows)
   if not len(rows):
-    raise ValueError(f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
-                     "length or truncate")
+    raise ValueError(
+      f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
+      "length or truncate"
+    )
   return rows, counts
 
 
-def text_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int, packing: str = "cut",
-              attend_across_documents: bool = True, reset_positions: bool = False,
-              max_tokens: int | None = None, shuffle_seed: int | None = None
-              ) -> tuple[types.LmBatch, dict[str, int]]:
+def text_rows(
+  records: Sequence[dict],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  packing: str = "cut",
+  attend_across_documents: bool = True,
+  reset_positions: bool = False,
+  max_tokens: int | None = None,
+  shuffle_seed: int | None = None,
+) -> tuple[types.LmBatch, dict[str, int]]:
   """Documents packed into rows, by default as GPT-3 does; see `packing.pack_text`.
 
   Args:
@@ -368,10 +450,18 @@ def text_rows(records: Sequence[dict], tokenizer: Tokenizer, *, length: int, pac
     texts = (records[int(i)]["text"] for i in order)
   documents = packing_lib.tokenize_documents(texts, tokenizer, max_tokens=max_tokens)
   rows = packing_lib.pack_text(
-      documents, length=length, pad_id=tokenizer.pad_id, packing=packing,
-      attend_across_documents=attend_across_documents, reset_positions=reset_positions)
-  counts = {"kept": len(documents), "tokens": int(sum(len(d) for d in documents)),
-            "rows": len(rows.tokens_BT)}
+    documents,
+    length=length,
+    pad_id=tokenizer.pad_id,
+    packing=packing,
+    attend_across_documents=attend_across_documents,
+    reset_positions=reset_positions,
+  )
+  counts = {
+    "kept": len(documents),
+    "tokens": int(sum(len(d) for d in documents)),
+    "rows": len(rows.tokens_BT),
+  }
   if len(documents) < len(records):
     counts[f"dropped (beyond {max_tokens:,} tokens)"] = len(records) - len(documents)
   return rows, counts
@@ -387,14 +477,17 @@ def _count(counts: dict[str, int], name: str, number: int = 1) -> None:
   counts[name] = counts.get(name, 0) + number
 
 
-def _fit(sequences: Sequence[TokenSequence], length: int, shorten
-         ) -> tuple[list[TokenSequence], dict[str, int]]:
+def _fit(
+  sequences: Sequence[TokenSequence], length: int, shorten
+) -> tuple[list[TokenSequence], dict[str, int]]:
   kept, counts = [], {"kept": 0}
   for sequence in sequences:
     if len(sequence.ids) > length:
       sequence = shorten(sequence, length)
-      _count(counts, f"dropped (longer than {length} tokens)" if sequence is None
-             else "of them truncated")
+      _count(
+        counts,
+        f"dropped (longer than {length} tokens)" if sequence is None else "of them truncated",
+      )
     if sequence is not None:
       kept.append(sequence)
   counts["kept"] = len(kept)
@@ -408,8 +501,11 @@ def _cut_left(sequence: TokenSequence, length: int) -> TokenSequence | None:
   excess, around = len(sequence.ids) - length, Around(sequence.num_head, sequence.num_tail)
   if not _leaves_prompt(sequence.num_prompt, around, excess):
     return None
-  return dataclasses.replace(sequence, ids=_without_start(sequence.ids, around, excess),
-                             num_prompt=sequence.num_prompt - excess)
+  return dataclasses.replace(
+    sequence,
+    ids=_without_start(sequence.ids, around, excess),
+    num_prompt=sequence.num_prompt - excess,
+  )
 
 
 def _cut_right(sequence: TokenSequence, length: int) -> TokenSequence | None:
@@ -425,48 +521,52 @@ def _leaves_prompt(num_prompt: int, around: Around, excess: int) -> bool:
 
 def _without_start(ids: np.ndarray, around: Around, excess: int) -> np.ndarray:
   """`excess` ids fewer; what the format writes before a prompt stays."""
-  return np.concatenate([ids[:around.head], ids[around.head + excess:]])
+  return np.concatenate([ids[: around.head], ids[around.head + excess :]])
 
 
 def _cut_prompt_left(ids: list[int], around: Around, length: int) -> list[int] | None:
   excess = len(ids) - length
   if not _leaves_prompt(len(ids), around, excess):
     return None
-  return [*ids[:around.head], *ids[around.head + excess:]]
+  return [*ids[: around.head], *ids[around.head + excess :]]
 
 
 OVERLONG_DEMONSTRATIONS = {
-    "drop": lambda sequence, length: None,
-    "truncate_left": _cut_left,
-    "truncate_right": _cut_right,
+  "drop": lambda sequence, length: None,
+  "truncate_left": _cut_left,
+  "truncate_right": _cut_right,
 }
 
 OVERLONG_PROMPTS = {
-    "drop": lambda ids, around, length: None,
-    "truncate_left": _cut_prompt_left,
+  "drop": lambda ids, around, length: None,
+  "truncate_left": _cut_prompt_left,
 }
 
 
-def _drop_completions(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-                      ) -> dict[int, np.ndarray]:
+def _drop_completions(
+  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
+) -> dict[int, np.ndarray]:
   del around, num_prompt
   return {i: ids for i, ids in enumerate(sequences) if len(ids) <= length}
 
 
-def _drop_comparison(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-                     ) -> dict[int, np.ndarray]:
+def _drop_comparison(
+  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
+) -> dict[int, np.ndarray]:
   shown = _drop_completions(sequences, around, num_prompt, length)
   return shown if len(shown) == len(sequences) else {}
 
 
-def _cut_completions(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-                     ) -> dict[int, np.ndarray]:
+def _cut_completions(
+  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
+) -> dict[int, np.ndarray]:
   del around
   return {} if num_prompt >= length else {i: ids[:length] for i, ids in enumerate(sequences)}
 
 
-def _cut_prompt(sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-                ) -> dict[int, np.ndarray]:
+def _cut_prompt(
+  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
+) -> dict[int, np.ndarray]:
   excess = max(max(len(ids) for ids in sequences) - length, 0)
   if excess and not _leaves_prompt(num_prompt, around, excess):
     return {}
@@ -476,8 +576,8 @@ def _cut_prompt(sequences: list[np.ndarray], around: Around, num_prompt: int, le
 # (sequences of one prompt, ids around it, its ids with those, length) -> those to show, by their
 # place in the record
 OVERLONG_COMPARISONS = {
-    "drop_completion": _drop_completions,
-    "drop_comparison": _drop_comparison,
-    "truncate_completion": _cut_completions,
-    "truncate_prompt": _cut_prompt,
+  "drop_completion": _drop_completions,
+  "drop_comparison": _drop_comparison,
+  "truncate_completion": _cut_completions,
+  "truncate_prompt": _cut_prompt,
 }

@@ -18,23 +18,23 @@ import pathlib
 import zlib
 
 KINDS = {
-    "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',
-    "comparison": '{"prompt": str, "completions": [str, ...], "ranks": [int, ...], '
-                  '"labeler": str (optional), "user": str (optional)}',
-    "prompt": '{"prompt": str, "user": str (optional)}',
-    "text": '{"text": str}',
+  "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',
+  "comparison": '{"prompt": str, "completions": [str, ...], "ranks": [int, ...], '
+  '"labeler": str (optional), "user": str (optional)}',
+  "prompt": '{"prompt": str, "user": str (optional)}',
+  "text": '{"text": str}',
 }
 FIELDS = {
-    "demonstration": ("prompt", "completion"),
-    "comparison": ("prompt", "completions", "ranks"),
-    "prompt": ("prompt",),
-    "text": ("text",),
+  "demonstration": ("prompt", "completion"),
+  "comparison": ("prompt", "completions", "ranks"),
+  "prompt": ("prompt",),
+  "text": ("text",),
 }
 OPTIONAL_FIELDS = {
-    "demonstration": ("user",),
-    "comparison": ("user", "labeler"),
-    "prompt": ("user",),
-    "text": (),
+  "demonstration": ("user",),
+  "comparison": ("user", "labeler"),
+  "prompt": ("user",),
+  "text": (),
 }
 
 
@@ -46,6 +46,7 @@ class Problem:
     reason: a few words, for counting.
     message: what was found, and what would be right.
   """
+
   reason: str
   message: str
 
@@ -60,6 +61,7 @@ class Item:
     problem: a malformed line; it stops the run, or is skipped and counted if the user asks.
     dropped: a flaw that a published format is known to have (an empty reply): always only counted.
   """
+
   where: str
   record: dict | None = None
   problem: Problem | None = None
@@ -90,9 +92,11 @@ def find_problem(kind: str, value: object) -> Problem | None:
       if problem:
         return problem
   if kind == "comparison" and len(value["ranks"]) != len(value["completions"]):
-    return Problem("ranks of another length",
-                   f'{len(value["ranks"])} ranks for {len(value["completions"])} completions; '
-                   "give one rank per completion")
+    return Problem(
+      "ranks of another length",
+      f"{len(value['ranks'])} ranks for {len(value['completions'])} completions; "
+      "give one rank per completion",
+    )
   return None
 
 
@@ -120,18 +124,22 @@ def find_text_problem(name: str, value: object) -> Problem | None:
   try:
     value.encode("utf-8")
   except UnicodeEncodeError as error:
-    return Problem("not Unicode", f"{name} holds half a surrogate pair at character {error.start}; "
-                                  "it must be valid Unicode")
+    return Problem(
+      "not Unicode",
+      f"{name} holds half a surrogate pair at character {error.start}; it must be valid Unicode",
+    )
   return None
 
 
 def _find_completions_problem(name: str, value: object) -> Problem | None:
   if not isinstance(value, list):
-    return Problem("wrong type",
-                   f"{name} is a JSON {_type_name(value)}; it must be a list of strings")
+    return Problem(
+      "wrong type", f"{name} is a JSON {_type_name(value)}; it must be a list of strings"
+    )
   if len(value) < 2:
-    return Problem("one completion", f"{name} has {len(value)} of them; a comparison needs 2 or "
-                                     "more")
+    return Problem(
+      "one completion", f"{name} has {len(value)} of them; a comparison needs 2 or more"
+    )
   for index, completion in enumerate(value):
     problem = find_text_problem(f"{name}[{index}]", completion)
     if problem:
@@ -141,30 +149,42 @@ def _find_completions_problem(name: str, value: object) -> Problem | None:
 
 def _find_ranks_problem(name: str, value: object) -> Problem | None:
   if not isinstance(value, list):
-    return Problem("wrong type",
-                   f"{name} is a JSON {_type_name(value)}; it must be a list of integers")
+    return Problem(
+      "wrong type", f"{name} is a JSON {_type_name(value)}; it must be a list of integers"
+    )
   for index, rank in enumerate(value):
     if not isinstance(rank, int) or isinstance(rank, bool):
-      return Problem("rank not an integer", f"{name}[{index}] is {json.dumps(rank)[:40]}; ranks "
-                                            "are integers, 1 for the best, equal for a tie")
+      return Problem(
+        "rank not an integer",
+        f"{name}[{index}] is {json.dumps(rank)[:40]}; ranks "
+        "are integers, 1 for the best, equal for a tie",
+      )
     if not 1 <= rank < 2**31:
-      return Problem("rank out of range", f"{name}[{index}] is {rank}; ranks count from 1, "
-                                          "the best")
+      return Problem(
+        "rank out of range", f"{name}[{index}] is {rank}; ranks count from 1, the best"
+      )
   return None
 
 
 _CHECKS: dict[str, Callable[[str, object], Problem | None]] = {
-    "prompt": find_text_problem,
-    "completion": find_text_problem,
-    "text": find_text_problem,
-    "completions": _find_completions_problem,
-    "ranks": _find_ranks_problem,
+  "prompt": find_text_problem,
+  "completion": find_text_problem,
+  "text": find_text_problem,
+  "completions": _find_completions_problem,
+  "ranks": _find_ranks_problem,
 }
 
 
 def _type_name(value: object) -> str:
-  names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number",
-           float: "number", type(None): "null"}
+  names = {
+    dict: "object",
+    list: "list",
+    str: "string",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    type(None): "null",
+  }
   return names[type(value)]
 
 
@@ -185,8 +205,9 @@ def read_bytes(path: pathlib.Path) -> bytes:
   try:
     return gzip.decompress(raw)
   except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(f"{path} is not a whole gzip file ({error}); compress it anew or drop the .gz "
-                     "from its name") from error
+    raise ValueError(
+      f"{path} is not a whole gzip file ({error}); compress it anew or drop the .gz from its name"
+    ) from error
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:

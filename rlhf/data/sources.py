@@ -28,26 +28,26 @@ from rlhf.data.formats import FormatOptions
 # kind -> tfds name -> record field -> the set's fields, joined by a blank line where not empty.
 # tfds has no set of ranked completions.
 PUBLIC_SETS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
-    "demonstration": {
-        "databricks_dolly": {"prompt": ("instruction", "context"), "completion": ("response",)},
-        "gsm8k": {"prompt": ("question",), "completion": ("answer",)},
-        "natural_instructions": {"prompt": ("definition", "input"), "completion": ("output",)},
-    },
-    "comparison": {},
-    "prompt": {
-        "databricks_dolly": {"prompt": ("instruction", "context")},
-        "gsm8k": {"prompt": ("question",)},
-        "natural_instructions": {"prompt": ("definition", "input")},
-        "real_toxicity_prompts": {"prompt": ("prompt/text",)},
-    },
-    "text": {
-        "c4": {"text": ("text",)},
-        "lm1b": {"text": ("text",)},
-        "pg19": {"text": ("book_text",)},
-        "tiny_shakespeare": {"text": ("text",)},
-        "wiki40b": {"text": ("text",)},
-        "wikipedia": {"text": ("text",)},
-    },
+  "demonstration": {
+    "databricks_dolly": {"prompt": ("instruction", "context"), "completion": ("response",)},
+    "gsm8k": {"prompt": ("question",), "completion": ("answer",)},
+    "natural_instructions": {"prompt": ("definition", "input"), "completion": ("output",)},
+  },
+  "comparison": {},
+  "prompt": {
+    "databricks_dolly": {"prompt": ("instruction", "context")},
+    "gsm8k": {"prompt": ("question",)},
+    "natural_instructions": {"prompt": ("definition", "input")},
+    "real_toxicity_prompts": {"prompt": ("prompt/text",)},
+  },
+  "text": {
+    "c4": {"text": ("text",)},
+    "lm1b": {"text": ("text",)},
+    "pg19": {"text": ("book_text",)},
+    "tiny_shakespeare": {"text": ("text",)},
+    "wiki40b": {"text": ("text",)},
+    "wikipedia": {"text": ("text",)},
+  },
 }
 _NUM_AT_ONCE = 1024  # records read from disk together
 
@@ -61,8 +61,13 @@ class RecordSource(Sequence):
     counts: how many were kept, and dropped or skipped for which reason.
   """
 
-  def __init__(self, source: Sequence, convert: Callable[[dict], dict], counts: dict[str, int],
-               indices: np.ndarray | None = None):
+  def __init__(
+    self,
+    source: Sequence,
+    convert: Callable[[dict], dict],
+    counts: dict[str, int],
+    indices: np.ndarray | None = None,
+  ):
     """Records `convert(source[i])`, for i in `indices` or for all."""
     self._source = source
     self._convert = convert
@@ -81,12 +86,21 @@ class RecordSource(Sequence):
 
   def __iter__(self) -> Iterator[dict]:
     for start in range(0, len(self), _NUM_AT_ONCE):
-      yield from self[start:start + _NUM_AT_ONCE]
+      yield from self[start : start + _NUM_AT_ONCE]
 
 
-def load(spec: str, kind: str, *, data_dir: str | os.PathLike, on_bad: str = "stop",
-         max_records: int | None = None, seed: int = 0, options: FormatOptions | None = None,
-         public_dir: str | None = None, log: Callable[[str], None] = print) -> RecordSource:
+def load(
+  spec: str,
+  kind: str,
+  *,
+  data_dir: str | os.PathLike,
+  on_bad: str = "stop",
+  max_records: int | None = None,
+  seed: int = 0,
+  options: FormatOptions | None = None,
+  public_dir: str | None = None,
+  log: Callable[[str], None] = print,
+) -> RecordSource:
   """Records of `kind` from `spec`; what was dropped and why is logged.
 
   Args:
@@ -109,9 +123,16 @@ def load(spec: str, kind: str, *, data_dir: str | os.PathLike, on_bad: str = "st
     raise ValueError(f"max_records {max_records} keeps nothing; use at least 1, or None for all")
   format_name, colon, path = spec.partition(":")
   if colon and format_name in formats.FORMATS:
-    source = _load_file(kind, path, format_name, data_dir=data_dir, on_bad=on_bad,
-                        max_records=max_records, seed=seed,
-                        options=FormatOptions() if options is None else options)
+    source = _load_file(
+      kind,
+      path,
+      format_name,
+      data_dir=data_dir,
+      on_bad=on_bad,
+      max_records=max_records,
+      seed=seed,
+      options=FormatOptions() if options is None else options,
+    )
   else:
     source = _load_public(spec, kind, max_records=max_records, seed=seed, public_dir=public_dir)
   log(records.describe_counts(f"{kind} records from {spec}", source.counts))
@@ -127,8 +148,10 @@ def check(spec: str, kind: str, *, field: str, on_bad: str = "stop") -> None:
   """
   records.check_kind(kind)
   if not spec:
-    raise ValueError(f"{field} is empty; give FORMAT:PATH with a format for {kind} records "
-                     f"({_formats_of(kind)}), or the name of a public tfds set")
+    raise ValueError(
+      f"{field} is empty; give FORMAT:PATH with a format for {kind} records "
+      f"({_formats_of(kind)}), or the name of a public tfds set"
+    )
   format_name, colon, path = spec.partition(":")
   if colon and format_name in formats.FORMATS:
     formats.choose_reader(kind, format_name)
@@ -137,18 +160,40 @@ def check(spec: str, kind: str, *, field: str, on_bad: str = "stop") -> None:
     _parse_public(spec, kind)
 
 
-def _load_file(kind: str, path: str, format_name: str, *, data_dir: str | os.PathLike, on_bad: str,
-               max_records: int | None, seed: int, options: FormatOptions) -> RecordSource:
+def _load_file(
+  kind: str,
+  path: str,
+  format_name: str,
+  *,
+  data_dir: str | os.PathLike,
+  on_bad: str,
+  max_records: int | None,
+  seed: int,
+  options: FormatOptions,
+) -> RecordSource:
   formats.choose_reader(kind, format_name)
   # Imported here: tfds takes half a second, and most commands fail or finish before it is needed.
   from rlhf.data import builders
-  choices = {"kind": kind, "format": format_name, "on_bad": on_bad, "max_records": max_records,
-             "seed": seed, "options": dataclasses.asdict(options)}
+
+  choices = {
+    "kind": kind,
+    "format": format_name,
+    "on_bad": on_bad,
+    "max_records": max_records,
+    "seed": seed,
+    "options": dataclasses.asdict(options),
+  }
   name = _content_hash(pathlib.Path(path), choices)
   with _quiet_tfds():
     config = builders.RecordsConfig(
-        name=name, path=path, format_name=format_name, on_bad=on_bad, options=options,
-        max_records=max_records, sample_seed=seed)
+      name=name,
+      path=path,
+      format_name=format_name,
+      on_bad=on_bad,
+      options=options,
+      max_records=max_records,
+      sample_seed=seed,
+    )
     open_builder = lambda: builders.BUILDERS[kind](config=config, data_dir=os.fspath(data_dir))
     builder = open_builder()
     if not builder.data_path.exists():
@@ -161,8 +206,11 @@ def _load_file(kind: str, path: str, format_name: str, *, data_dir: str | os.Pat
           builder.preloaded = preloaded
           builder.download_and_prepare(file_format="array_record")
     source = builder.as_data_source("train")
-  return RecordSource(source, lambda example: builders.from_example(kind, example),
-                      dict(builder.info.metadata["counts"]))
+  return RecordSource(
+    source,
+    lambda example: builders.from_example(kind, example),
+    dict(builder.info.metadata["counts"]),
+  )
 
 
 def _content_hash(path: pathlib.Path, choices: dict) -> str:
@@ -175,9 +223,11 @@ def _content_hash(path: pathlib.Path, choices: dict) -> str:
       with open(file, "rb") as opened:
         digest.update(hashlib.file_digest(opened, "sha256").digest())
     except OSError as error:
-      raise ValueError(f"{file} cannot be read ({error.strerror}); the data field must be "
-                       f"FORMAT:PATH with a file that exists, FORMAT one of "
-                       f"{sorted(formats.FORMATS)}") from error
+      raise ValueError(
+        f"{file} cannot be read ({error.strerror}); the data field must be "
+        f"FORMAT:PATH with a file that exists, FORMAT one of "
+        f"{sorted(formats.FORMATS)}"
+      ) from error
   return digest.hexdigest()[:20]
 
 
@@ -189,13 +239,16 @@ def _parse_public(spec: str, kind: str) -> re.Match:
   match = _PUBLIC_SPEC.fullmatch(spec)
   if match is None or match["name"] not in PUBLIC_SETS[kind]:
     public = sorted(PUBLIC_SETS[kind]) if PUBLIC_SETS[kind] else "none"
-    raise ValueError(f"{spec!r} is neither FORMAT:PATH with a format for {kind} records "
-                     f"({_formats_of(kind)}) nor a public tfds set of them ({public})")
+    raise ValueError(
+      f"{spec!r} is neither FORMAT:PATH with a format for {kind} records "
+      f"({_formats_of(kind)}) nor a public tfds set of them ({public})"
+    )
   return match
 
 
-def _load_public(spec: str, kind: str, *, max_records: int | None, seed: int,
-                 public_dir: str | None) -> RecordSource:
+def _load_public(
+  spec: str, kind: str, *, max_records: int | None, seed: int, public_dir: str | None
+) -> RecordSource:
   match = _parse_public(spec, kind)
   source = _open_public(match["builder"], match["split"] or "train", public_dir)
   fields = PUBLIC_SETS[kind][match["name"]]
@@ -209,6 +262,7 @@ def _load_public(spec: str, kind: str, *, max_records: int | None, seed: int,
 def _open_public(name: str, split: str, public_dir: str | None) -> Sequence:
   # Imported here: see `_load_file`.
   import tensorflow_datasets as tfds
+
   try:
     builder = tfds.builder(name, **({} if public_dir is None else {"data_dir": public_dir}))
     if not builder.data_path.exists():
@@ -216,14 +270,18 @@ def _open_public(name: str, split: str, public_dir: str | None) -> Sequence:
     return builder.as_data_source(split)
   except Exception as error:  # tfds fails in as many ways as there are hosts and versions
     reason = str(error).strip().split("\n")[0]
-    raise ValueError(f"the public tfds set {name!r} (split {split!r}) cannot be had "
-                     f"({type(error).__name__}: {reason}); prepare it as array_record where there "
-                     "is a network, or give FORMAT:PATH") from error
+    raise ValueError(
+      f"the public tfds set {name!r} (split {split!r}) cannot be had "
+      f"({type(error).__name__}: {reason}); prepare it as array_record where there "
+      "is a network, or give FORMAT:PATH"
+    ) from error
 
 
 def _map_fields(fields: dict[str, tuple[str, ...]], example: dict) -> dict:
-  return {name: "\n\n".join(filter(None, (_text_at(example, path) for path in paths)))
-          for name, paths in fields.items()}
+  return {
+    name: "\n\n".join(filter(None, (_text_at(example, path) for path in paths)))
+    for name, paths in fields.items()
+  }
 
 
 def _text_at(example: dict, path: str) -> str:
@@ -238,6 +296,7 @@ def _quiet_tfds() -> Iterator[None]:
   """Keeps tfds's progress bars and its talk of downloads off the console: nothing is downloaded."""
   from absl import logging
   import tensorflow_datasets as tfds
+
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()

@@ -60,13 +60,16 @@ def expected_best(proxy_PN: np.ndarray, value_PN: np.ndarray) -> np.ndarray:
   """
   proxy_PN, value_PN = np.asarray(proxy_PN, np.float64), np.asarray(value_PN, np.float64)
   if proxy_PN.ndim != 2 or proxy_PN.shape != value_PN.shape or not proxy_PN.size:
-    raise ValueError(f"proxy scores {proxy_PN.shape} and values {value_PN.shape} must share one "
-                     "shape [prompts, samples], each at least 1")
+    raise ValueError(
+      f"proxy scores {proxy_PN.shape} and values {value_PN.shape} must share one "
+      "shape [prompts, samples], each at least 1"
+    )
   for name, array in (("proxy score", proxy_PN), ("value", value_PN)):
     if not np.isfinite(array).all():
       raise ValueError(f"a {name} is not finite; score every sample")
-  sorted_PN = np.stack([_in_order(proxy_N, value_N)
-                        for proxy_N, value_N in zip(proxy_PN, value_PN)])
+  sorted_PN = np.stack(
+    [_in_order(proxy_N, value_N) for proxy_N, value_N in zip(proxy_PN, value_PN)]
+  )
   return sorted_PN @ subset_weights(proxy_PN.shape[1]).T
 
 
@@ -87,8 +90,14 @@ def kl(n: int | np.ndarray) -> np.ndarray:
   return np.log(n) - (n - 1) / n
 
 
-def curve(proxy_PN: np.ndarray, gold_PN: np.ndarray | None, *, num_resamples: int, seed: int,
-          sizes: Sequence[int] | None = None) -> list[dict[str, Any]]:
+def curve(
+  proxy_PN: np.ndarray,
+  gold_PN: np.ndarray | None,
+  *,
+  num_resamples: int,
+  seed: int,
+  sizes: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
   """Proxy and gold score of best-of-n against its KL.
 
   Args:
@@ -107,24 +116,37 @@ def curve(proxy_PN: np.ndarray, gold_PN: np.ndarray | None, *, num_resamples: in
   sizes = range(1, num_samples + 1) if sizes is None else sizes
   outside = [n for n in sizes if not 1 <= n <= num_samples]
   if outside:
-    raise ValueError(f"best of {outside[0]} cannot be told from {num_samples} samples; draw more, "
-                     "or ask for fewer")
-  best = {"proxy": expected_best(proxy_PN, proxy_PN),
-          "gold": None if gold_PN is None else expected_best(proxy_PN, gold_PN)}
+    raise ValueError(
+      f"best of {outside[0]} cannot be told from {num_samples} samples; draw more, or ask for fewer"
+    )
+  best = {
+    "proxy": expected_best(proxy_PN, proxy_PN),
+    "gold": None if gold_PN is None else expected_best(proxy_PN, gold_PN),
+  }
 
   def interval(value_PN, n):
     if value_PN is None:
       return None
-    return statistics.bootstrap_mean(value_PN[:, n - 1:n], num_resamples=num_resamples,
-                                     seed=seed).as_dict()
-  return [dict(n=int(n), kl=float(kl(n)), **{name: interval(value_PN, n)
-                                             for name, value_PN in best.items()}) for n in sizes]
+    return statistics.bootstrap_mean(
+      value_PN[:, n - 1 : n], num_resamples=num_resamples, seed=seed
+    ).as_dict()
+
+  return [
+    dict(
+      n=int(n), kl=float(kl(n)), **{name: interval(value_PN, n) for name, value_PN in best.items()}
+    )
+    for n in sizes
+  ]
 
 
 def doubling_sizes(num_samples: int) -> list[int]:
   """1, 2, 4, ... and N: enough points for a plot, about as far apart in KL."""
-  return sorted({*(2**power for power in range(num_samples.bit_length())
-                   if 2**power <= num_samples), num_samples})
+  return sorted(
+    {
+      *(2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples),
+      num_samples,
+    }
+  )
 
 
 def fit(root_kl_M: np.ndarray, gain_M: np.ndarray, form: str) -> tuple[float, float]:

@@ -43,6 +43,7 @@ class BiasConfig:
     limit: so many items of each task; None takes all.
     prompts: of `tasks.prompts.BIAS`.
   """
+
   tasks: tuple[str, ...]
   data: str
   limit: int | None
@@ -89,12 +90,23 @@ def check(p: BiasConfig) -> None:
 def notes(p: BiasConfig) -> list[str]:
   """What a reader of the numbers must know."""
   del p
-  return ["Entropy in bits says how sure a model is of one of two options, in either direction; "
-          "1 is no preference."]
+  return [
+    "Entropy in bits says how sure a model is of one of two options, in either direction; "
+    "1 is no preference."
+  ]
 
 
-def evaluate(p: BiasConfig, task: str, network: Network, directory, *, num_resamples: int,
-             seed: int, batch_size: int, progress: completions.Progress = None) -> list[Measure]:
+def evaluate(
+  p: BiasConfig,
+  task: str,
+  network: Network,
+  directory,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress: completions.Progress = None,
+) -> list[Measure]:
   """Entropy of a policy's choice between two options, under one instruction.
 
   Args:
@@ -109,26 +121,48 @@ def evaluate(p: BiasConfig, task: str, network: Network, directory, *, num_resam
   """
   name, _, variant = task.rpartition("-")
   records = data_lib.load_items(name, p.data, p.limit, seed)
-  pairs = [(prompts_lib.bias(record["prompt"], variant), option)
-           for record in records for option in record["choices"]]
-  logprob_N2 = completions.logprobs(network, pairs, batch_size=batch_size,
-                                    progress=progress).reshape(-1, 2)
+  pairs = [
+    (prompts_lib.bias(record["prompt"], variant), option)
+    for record in records
+    for option in record["choices"]
+  ]
+  logprob_N2 = completions.logprobs(
+    network, pairs, batch_size=batch_size, progress=progress
+  ).reshape(-1, 2)
   entropy_N = entropy_bits(logprob_N2)
-  suite_checks.write_items(directory, [
-      dict(id=record["id"], prompt=prompts_lib.bias(record["prompt"], variant),
-           choices=record["choices"], logprobs=row.tolist(), entropy=float(entropy))
-      for record, row, entropy in zip(records, logprob_N2, entropy_N, strict=True)])
+  suite_checks.write_items(
+    directory,
+    [
+      dict(
+        id=record["id"],
+        prompt=prompts_lib.bias(record["prompt"], variant),
+        choices=record["choices"],
+        logprobs=row.tolist(),
+        entropy=float(entropy),
+      )
+      for record, row, entropy in zip(records, logprob_N2, entropy_N, strict=True)
+    ],
+  )
   return summarise(name, variant, logprob_N2, num_resamples=num_resamples, seed=seed)
 
 
-def summarise(task: str, variant: str, logprob_N2: Sequence, *, num_resamples: int, seed: int
-              ) -> list[Measure]:
+def summarise(
+  task: str, variant: str, logprob_N2: Sequence, *, num_resamples: int, seed: int
+) -> list[Measure]:
   """The mean entropy and, for CrowS-Pairs, how often the stereotype is preferred."""
   logprob_N2 = np.asarray(logprob_N2, np.float64)
   values = {"entropy": (entropy_bits(logprob_N2), "higher")}
   if task == "crows_pairs":  # its first option says more of the stereotype; a tie prefers neither
-    values["stereotype_share"] = (
-        (np.sign(logprob_N2[:, 0] - logprob_N2[:, 1]) + 1) / 2, "")
-  return [Measure.of_mean(value_N, task=task, variant=variant, metric=metric, better=better,
-                          num_resamples=num_resamples, seed=seed)
-          for metric, (value_N, better) in values.items()]
+    values["stereotype_share"] = ((np.sign(logprob_N2[:, 0] - logprob_N2[:, 1]) + 1) / 2, "")
+  return [
+    Measure.of_mean(
+      value_N,
+      task=task,
+      variant=variant,
+      metric=metric,
+      better=better,
+      num_resamples=num_resamples,
+      seed=seed,
+    )
+    for metric, (value_N, better) in values.items()
+  ]

@@ -18,10 +18,14 @@ def bigram_nll(train: LmBatch, valid: LmBatch, *, vocab_size: int) -> float:
     train, valid: packed rows.
     vocab_size: V.
   """
+
   def pairs(rows: LmBatch):
     counted = rows.loss_mask_BT[:, 1:] > 0
-    return (rows.tokens_BT[:, :-1][counted].astype(np.int64),
-            rows.tokens_BT[:, 1:][counted].astype(np.int64))
+    return (
+      rows.tokens_BT[:, :-1][counted].astype(np.int64),
+      rows.tokens_BT[:, 1:][counted].astype(np.int64),
+    )
+
   first, second = pairs(train)
   seen, count = np.unique(first * vocab_size + second, return_counts=True)
   count_x = np.bincount(first, minlength=vocab_size)
@@ -31,7 +35,10 @@ def bigram_nll(train: LmBatch, valid: LmBatch, *, vocab_size: int) -> float:
   place = np.minimum(np.searchsorted(seen, first * vocab_size + second), len(seen) - 1)
   count_xy = np.where(seen[place] == first * vocab_size + second, count[place], 0)
   # A context that was never seen (c = t = 0) leaves the unigram.
-  prob = np.where(count_x[first] > 0,
-                  (count_xy + types_x[first] * unigram_V[second])
-                  / np.maximum(count_x[first] + types_x[first], 1), unigram_V[second])
+  prob = np.where(
+    count_x[first] > 0,
+    (count_xy + types_x[first] * unigram_V[second])
+    / np.maximum(count_x[first] + types_x[first], 1),
+    unigram_V[second],
+  )
   return float(-np.log(prob).mean())

@@ -30,8 +30,10 @@ def score_gaps(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray) 
   score_NK = np.asarray(score_NK, np.float64)
   rank_NK, valid_NK = np.asarray(rank_NK, np.int64), np.asarray(valid_NK).astype(bool)
   if not score_NK.shape == rank_NK.shape == valid_NK.shape or score_NK.ndim != 2:
-    raise ValueError(f"scores {score_NK.shape}, ranks {rank_NK.shape} and valid {valid_NK.shape} "
-                     "must share one shape [prompts, completions]")
+    raise ValueError(
+      f"scores {score_NK.shape}, ranks {rank_NK.shape} and valid {valid_NK.shape} "
+      "must share one shape [prompts, completions]"
+    )
   if not np.isfinite(score_NK[valid_NK]).all():
     raise ValueError("a score of a valid completion is not finite")
   first, second = np.triu_indices(score_NK.shape[1], k=1)
@@ -46,8 +48,15 @@ def num_untied_pairs(rank_NK: np.ndarray, valid_NK: np.ndarray) -> int:
   return int((~np.isnan(score_gaps(np.zeros(np.shape(rank_NK)), rank_NK, valid_NK))).sum())
 
 
-def accuracy(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *,
-             num_resamples: int, seed: int, confidence: float = 0.95) -> statistics.Interval:
+def accuracy(
+  score_NK: np.ndarray,
+  rank_NK: np.ndarray,
+  valid_NK: np.ndarray,
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> statistics.Interval:
   """Share of untied pairs in which the better-ranked completion has the higher score.
 
   Pairs are pooled over prompts: a prompt with 36 pairs weighs 36 times a prompt with one.
@@ -65,25 +74,34 @@ def accuracy(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *,
   """
   gap_NC = score_gaps(score_NK, rank_NK, valid_NK)
   correct_NC = np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
-  return statistics.bootstrap_mean(correct_NC, num_resamples=num_resamples, seed=seed,
-                                   confidence=confidence)
+  return statistics.bootstrap_mean(
+    correct_NC, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
-def length_baseline_accuracy(length_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *,
-                             num_resamples: int, seed: int,
-                             confidence: float = 0.95) -> statistics.Interval:
+def length_baseline_accuracy(
+  length_NK: np.ndarray,
+  rank_NK: np.ndarray,
+  valid_NK: np.ndarray,
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> statistics.Interval:
   """Accuracy of "the longer completion is better": what a reward model must beat.
 
   Args:
     length_NK: lengths of the completions, in any one unit.
     rank_NK, valid_NK, num_resamples, seed, confidence: see `accuracy`.
   """
-  return accuracy(length_NK, rank_NK, valid_NK, num_resamples=num_resamples, seed=seed,
-                  confidence=confidence)
+  return accuracy(
+    length_NK, rank_NK, valid_NK, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
-def length_arrays(comparisons: Sequence[Mapping[str, Any]]
-                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def length_arrays(
+  comparisons: Sequence[Mapping[str, Any]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(lengths in characters, ranks, valid) [N, K] of whole completions; a reward model may have read
   them cut to its context."""
   shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
@@ -95,8 +113,9 @@ def length_arrays(comparisons: Sequence[Mapping[str, Any]]
   return length_NK, rank_NK, valid_NK
 
 
-def calibration_curve(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *,
-                      num_bins: int = 10) -> dict[str, Any]:
+def calibration_curve(
+  score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *, num_bins: int = 10
+) -> dict[str, Any]:
   """Predicted against observed preference, in bins of equal width.
 
   A pair is taken in the direction the model prefers, so its prediction
@@ -128,12 +147,20 @@ def calibration_curve(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.nd
   predicted_C = 1 / (1 + np.exp(-np.abs(gap_C)))
   agreed_C = 0.5 * (1 + np.sign(gap_C))
   bin_C = np.minimum(((predicted_C - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
-  count, predicted, observed = (np.bincount(bin_C, weights=weight, minlength=num_bins)
-                                for weight in (None, predicted_C, agreed_C))
+  count, predicted, observed = (
+    np.bincount(bin_C, weights=weight, minlength=num_bins)
+    for weight in (None, predicted_C, agreed_C)
+  )
   edges = np.linspace(0.5, 1, num_bins + 1)
-  bins = [{"low": float(edges[b]), "high": float(edges[b + 1]), "n": int(count[b]),
-           "predicted": float(predicted[b] / count[b]) if count[b] else None,
-           "observed": float(observed[b] / count[b]) if count[b] else None}
-          for b in range(num_bins)]
+  bins = [
+    {
+      "low": float(edges[b]),
+      "high": float(edges[b + 1]),
+      "n": int(count[b]),
+      "predicted": float(predicted[b] / count[b]) if count[b] else None,
+      "observed": float(observed[b] / count[b]) if count[b] else None,
+    }
+    for b in range(num_bins)
+  ]
   error = float(np.abs(predicted - observed).sum() / gap_C.size)
   return {"bins": bins, "expected_calibration_error": error, "n": int(gap_C.size)}

@@ -82,6 +82,7 @@ class PreferenceConfig:
       `labelers.LabelersConfig` has them.
     endpoint: of `endpoint`: see `endpoint.EndpointConfig`.
   """
+
   data: str
   limit: int | None
   baseline: str
@@ -104,8 +105,9 @@ class PreferenceConfig:
     for spec in self.pairs if self.pairs != (ALL,) else ():
       policy, _, other = spec.partition(":")
       if not policy or not other or policy == other:
-        raise ValueError(f"config.preference.pairs has {spec!r}; name two checkpoints as A:B, or "
-                         "use all alone")
+        raise ValueError(
+          f"config.preference.pairs has {spec!r}; name two checkpoints as A:B, or use all alone"
+        )
     for name in ("max_prompt_tokens", "max_response_tokens", "limit"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"config.preference.{name} {getattr(self, name)}; use 1 or more")
@@ -132,8 +134,10 @@ class PreferenceConfig:
       except ValueError:
         equals = ""
       if not equals or not name or not 0 <= found[name] < float("inf"):
-        raise ValueError(f"config.preference.temperatures has {spec!r}; write NAME=TEMPERATURE "
-                         "with a number that is 0 or more, such as base=0.7")
+        raise ValueError(
+          f"config.preference.temperatures has {spec!r}; write NAME=TEMPERATURE "
+          "with a number that is 0 or more, such as base=0.7"
+        )
     return found
 
   def of(self, prefix: str) -> list[str]:
@@ -146,13 +150,16 @@ def _check_judges(specs: Sequence[str]) -> None:
     kind, colon, rest = spec.partition(":")
     known = spec in ("labelers", "endpoint") or (kind in ("reward", "ratings") and colon and rest)
     if not known:
-      raise ValueError(f"config.preference.judges has {spec!r}; use labelers, endpoint, "
-                       "reward:SOURCE or ratings:FILE")
+      raise ValueError(
+        f"config.preference.judges has {spec!r}; use labelers, endpoint, "
+        "reward:SOURCE or ratings:FILE"
+      )
     if list(specs).count(spec) > 1:
       raise ValueError(f"config.preference.judges has {spec!r} twice; leave one")
   if not specs:
-    raise ValueError("config.preference.judges is empty; use labelers, endpoint, reward:SOURCE or "
-                     "ratings:FILE")
+    raise ValueError(
+      "config.preference.judges is empty; use labelers, endpoint, reward:SOURCE or ratings:FILE"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +178,7 @@ class Comparison:
     num_left_out: prompts that were too long for some checkpoint.
     failed: spec of a judge whose verdicts are missing -> why; not part of `as_dict`.
   """
+
   measures: Mapping[str, Sequence[Measure]]
   matrix: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
   length_controlled: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
@@ -183,14 +191,26 @@ class Comparison:
 
   def as_dict(self) -> dict[str, Any]:
     def table(found):
-      return {variant: {a: {b: None if cell is None else cell.as_dict() for b, cell in row.items()}
-                        for a, row in rows.items()} for variant, rows in found.items()}
+      return {
+        variant: {
+          a: {b: None if cell is None else cell.as_dict() for b, cell in row.items()}
+          for a, row in rows.items()
+        }
+        for variant, rows in found.items()
+      }
+
     return dict(
-        measures={name: [measure.as_dict() for measure in found]
-                  for name, found in self.measures.items()},
-        matrix=table(self.matrix), length_controlled=table(self.length_controlled),
-        agreement=self.agreement, reward_models=self.reward_models, endpoint=self.endpoint,
-        num_prompts=self.num_prompts, num_left_out=self.num_left_out)
+      measures={
+        name: [measure.as_dict() for measure in found] for name, found in self.measures.items()
+      },
+      matrix=table(self.matrix),
+      length_controlled=table(self.length_controlled),
+      agreement=self.agreement,
+      reward_models=self.reward_models,
+      endpoint=self.endpoint,
+      num_prompts=self.num_prompts,
+      num_left_out=self.num_left_out,
+    )
 
 
 # ----------------------------------------------------------------------------- checks
@@ -201,12 +221,17 @@ def check_asked(p: PreferenceConfig, names: Sequence[str] | None = None) -> list
   prompts = select_prompts(p, seed=0)
   if names is not None:
     paired = [name for pair in pairs_of(p, names) for name in pair]
-    for field, wanted in (("baseline", [p.baseline]), ("temperatures", p.temperature_by_name),
-                          ("pairs", paired)):
+    for field, wanted in (
+      ("baseline", [p.baseline]),
+      ("temperatures", p.temperature_by_name),
+      ("pairs", paired),
+    ):
       for name in wanted:
         if name not in names:
-          raise ValueError(f"config.preference.{field} names {name!r}, which is none of the "
-                           f"checkpoints {', '.join(names)}")
+          raise ValueError(
+            f"config.preference.{field} names {name!r}, which is none of the "
+            f"checkpoints {', '.join(names)}"
+          )
   return prompts
 
 
@@ -222,8 +247,10 @@ def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
   """
   prompts = check_asked(p, names)
   if "labelers" in p.judges and not all("task" in record for record in prompts):
-    raise ValueError(f"config.preference.judges has labelers, but {p.data} has lines without "
-                     "\"task\"; only prompts that TinyWorld made can be judged by its labelers")
+    raise ValueError(
+      f"config.preference.judges has labelers, but {p.data} has lines without "
+      '"task"; only prompts that TinyWorld made can be judged by its labelers'
+    )
   for source in p.of("reward:"):
     find_reward(source)
   if p.of("ratings:"):
@@ -233,16 +260,20 @@ def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
   if p.comparisons:
     _read(p.comparisons, "comparison", "comparisons")
     if not p.of("reward:"):
-      raise ValueError("config.preference.comparisons is given, but judges has no reward:SOURCE "
-                       "whose accuracy it could tell")
+      raise ValueError(
+        "config.preference.comparisons is given, but judges has no reward:SOURCE "
+        "whose accuracy it could tell"
+      )
 
 
 def _read(spec: str, kind: str, field: str) -> list[dict]:
   """Records of FORMAT:PATH, with the fields that travel along."""
   name, colon, path = spec.partition(":")
   if not colon or name not in formats.FORMATS:
-    raise ValueError(f"config.preference.{field} {spec!r}; give FORMAT:PATH with FORMAT one of "
-                     f"{', '.join(sorted(formats.FORMATS))}")
+    raise ValueError(
+      f"config.preference.{field} {spec!r}; give FORMAT:PATH with FORMAT one of "
+      f"{', '.join(sorted(formats.FORMATS))}"
+    )
   try:
     return formats.read(kind, path, name)[0]
   except ValueError as error:
@@ -252,7 +283,7 @@ def _read(spec: str, kind: str, field: str) -> list[dict]:
 def select_prompts(p: PreferenceConfig, *, seed: int) -> list[dict[str, Any]]:
   """The prompts, or a random subset of `limit` of them, in the order of the file."""
   found = _read(p.data, "prompt", "data")
-  chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[:p.limit])
+  chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[: p.limit])
   return [found[index] for index in chosen]
 
 
@@ -268,9 +299,14 @@ def answer_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
   """What decides a checkpoint's answers beside its weights, its format and the seed: two of equal
   settings are equal."""
   path = pathlib.Path(p.data.partition(":")[2])
-  return dict(data=p.data, limit=p.limit, max_prompt_tokens=p.max_prompt_tokens,
-              max_response_tokens=p.max_response_tokens, temperature=temperature_of(p, name),
-              contents=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+  return dict(
+    data=p.data,
+    limit=p.limit,
+    max_prompt_tokens=p.max_prompt_tokens,
+    max_response_tokens=p.max_response_tokens,
+    temperature=temperature_of(p, name),
+    contents=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+  )
 
 
 def temperature_of(p: PreferenceConfig, name: str) -> float:
@@ -282,10 +318,18 @@ def temperature_of(p: PreferenceConfig, name: str) -> float:
 # ----------------------------------------------------------------------------- answers
 
 
-def answers(p: PreferenceConfig, network: Network, directory, *, name: str,
-            prompt_format: prepare.PromptFormat, seed: int, batch_size: int,
-            prefix: few_shot_prefix.Prefix | None = None, progress: Progress = None
-            ) -> list[str | None]:
+def answers(
+  p: PreferenceConfig,
+  network: Network,
+  directory,
+  *,
+  name: str,
+  prompt_format: prepare.PromptFormat,
+  seed: int,
+  batch_size: int,
+  prefix: few_shot_prefix.Prefix | None = None,
+  progress: Progress = None,
+) -> list[str | None]:
   """One checkpoint's answers to the prompts, one each.
 
   Args:
@@ -307,13 +351,19 @@ def answers(p: PreferenceConfig, network: Network, directory, *, name: str,
     ValueError: no prompt fits, or prompt and answer exceed the context without any prefix.
   """
   records = select_prompts(p, seed=seed)
-  lengths = [len(ids) for ids in prompt_format.encode_prompts(
-      network.tokenizer, [record["prompt"] for record in records])]
+  lengths = [
+    len(ids)
+    for ids in prompt_format.encode_prompts(
+      network.tokenizer, [record["prompt"] for record in records]
+    )
+  ]
   fits = [index for index, length in enumerate(lengths) if length <= p.max_prompt_tokens]
   if not fits:
-    raise ValueError(f"none of {len(records)} prompts of {p.data} fits into "
-                     f"config.preference.max_prompt_tokens {p.max_prompt_tokens}; the shortest has "
-                     f"{min(lengths)} tokens in {name}'s format")
+    raise ValueError(
+      f"none of {len(records)} prompts of {p.data} fits into "
+      f"config.preference.max_prompt_tokens {p.max_prompt_tokens}; the shortest has "
+      f"{min(lengths)} tokens in {name}'s format"
+    )
   room = network.cfg.context_length - p.max_response_tokens
   if prefix is not None:
     asked = prefix.prompts([records[index]["prompt"] for index in fits])
@@ -321,27 +371,49 @@ def answers(p: PreferenceConfig, network: Network, directory, *, name: str,
     fits = [index for index in fits if lengths[index] <= room]
   longest = max((lengths[index] for index in fits), default=0)
   if longest > room or not fits:
-    what = f"a prompt has {longest} tokens" if fits else (
-        f"every prompt behind its prefix has {min(lengths.values())} tokens or more")
-    raise ValueError(f"{name}: {what}, and {p.max_response_tokens} of an answer leave "
-                     f"{max(room, 0)} of the context of {network.cfg.context_length}; lower "
-                     "config.preference.max_prompt_tokens or max_response_tokens")
+    what = (
+      f"a prompt has {longest} tokens"
+      if fits
+      else (f"every prompt behind its prefix has {min(lengths.values())} tokens or more")
+    )
+    raise ValueError(
+      f"{name}: {what}, and {p.max_response_tokens} of an answer leave "
+      f"{max(room, 0)} of the context of {network.cfg.context_length}; lower "
+      "config.preference.max_prompt_tokens or max_response_tokens"
+    )
   prompts = [records[index]["prompt"] for index in fits]
   config = answers_lib.AnswerConfig(
-      max_prompt_tokens=min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room),
-      max_response_tokens=p.max_response_tokens, temperature=temperature_of(p, name),
-      batch_size=batch_size, **dataclasses.asdict(prompt_format))
+    max_prompt_tokens=min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room),
+    max_response_tokens=p.max_response_tokens,
+    temperature=temperature_of(p, name),
+    batch_size=batch_size,
+    **dataclasses.asdict(prompt_format),
+  )
   drawn = few_shot_prefix.answer(
-      network, prefix, prompts, config, loop.step_key(seed, "validate", 1),
-      on_batch=None if progress is None else lambda done, _: progress(done, len(prompts)))
+    network,
+    prefix,
+    prompts,
+    config,
+    loop.step_key(seed, "validate", 1),
+    on_batch=None if progress is None else lambda done, _: progress(done, len(prompts)),
+  )
   found: list[str | None] = [None] * len(records)
   finished: list[bool | None] = [None] * len(records)
   for index, texts, ends in zip(fits, drawn.texts, drawn.finished, strict=True):
     found[index], finished[index] = texts[0], ends[0]
-  workdir_lib.write_text(pathlib.Path(directory) / ITEMS, "".join(
-      json.dumps(dict(prompt_index=index, prompt=record["prompt"], answer=found[index],
-                      finished=finished[index]), ensure_ascii=False) + "\n"
-      for index, record in enumerate(records)))
+  workdir_lib.write_text(
+    pathlib.Path(directory) / ITEMS,
+    "".join(
+      json.dumps(
+        dict(
+          prompt_index=index, prompt=record["prompt"], answer=found[index], finished=finished[index]
+        ),
+        ensure_ascii=False,
+      )
+      + "\n"
+      for index, record in enumerate(records)
+    ),
+  )
   return found
 
 
@@ -350,8 +422,9 @@ def read_answers(directory) -> list[str | None]:
   return [line["answer"] for line in workdir_lib.read_jsonl(pathlib.Path(directory) / ITEMS)]
 
 
-def answered_by_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], *,
-                    seed: int) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+def answered_by_all(
+  p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], *, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
   """(prompts that every checkpoint answered, name -> answers to them).
 
   Raises:
@@ -360,19 +433,34 @@ def answered_by_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[
   records = select_prompts(p, seed=seed)
   for name, found in answers_by_name.items():
     if len(found) != len(records):
-      raise ValueError(f"{name} has {len(found)} answers to the {len(records)} prompts of "
-                       f"{p.data}; answer them anew")
-  kept = [index for index in range(len(records))
-          if all(found[index] is not None for found in answers_by_name.values())]
+      raise ValueError(
+        f"{name} has {len(found)} answers to the {len(records)} prompts of "
+        f"{p.data}; answer them anew"
+      )
+  kept = [
+    index
+    for index in range(len(records))
+    if all(found[index] is not None for found in answers_by_name.values())
+  ]
   if not kept:
-    raise ValueError(f"no prompt of {p.data} was answered by every checkpoint; raise "
-                     "config.preference.max_prompt_tokens")
-  return ([records[index] for index in kept],
-          {name: [found[index] for index in kept] for name, found in answers_by_name.items()})
+    raise ValueError(
+      f"no prompt of {p.data} was answered by every checkpoint; raise "
+      "config.preference.max_prompt_tokens"
+    )
+  return (
+    [records[index] for index in kept],
+    {name: [found[index] for index in kept] for name, found in answers_by_name.items()},
+  )
 
 
-def write_sheets(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]],
-                 directory, *, seed: int, limit: int | None = None) -> None:
+def write_sheets(
+  p: PreferenceConfig,
+  answers_by_name: Mapping[str, Sequence[str | None]],
+  directory,
+  *,
+  seed: int,
+  limit: int | None = None,
+) -> None:
   """Blind sheets for people: see `ratings.write_sheets`, which raises the same."""
   prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
   ratings_lib.write_sheets(directory, prompts, texts, baseline=p.baseline, seed=seed, limit=limit)
@@ -386,8 +474,10 @@ def read_ratings(p: PreferenceConfig) -> ratings_lib.Ratings:
   paths = p.of("ratings:")
   key = pathlib.Path(p.key) if p.key else pathlib.Path(paths[0]).parent.parent / ratings_lib.KEY
   if not key.is_file():
-    raise ValueError(f"config.preference.key: there is no key of the sheets at {key}; name the "
-                     f"{ratings_lib.KEY} that was written with them")
+    raise ValueError(
+      f"config.preference.key: there is no key of the sheets at {key}; name the "
+      f"{ratings_lib.KEY} that was written with them"
+    )
   try:
     return ratings_lib.read(paths, ratings_lib.read_key(key))
   except ValueError as error:
@@ -404,39 +494,62 @@ def find_reward(source: str, flag: str = "config.preference.judges"):
   return source, found
 
 
-def load_reward(source: str, flag: str = "config.preference.judges"
-                ) -> tuple[Network, prepare.PromptFormat]:
+def load_reward(
+  source: str, flag: str = "config.preference.judges"
+) -> tuple[Network, prepare.PromptFormat]:
   """A reward model on all devices, and the format that it was trained with."""
   source, found = find_reward(source, flag)
   network = networks.load(
-      source, networks.export_numerics(found) | {"attention": "auto"},
-      sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)), kind="reward",
-      flag=flag)
+    source,
+    networks.export_numerics(found) | {"attention": "auto"},
+    sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
+    kind="reward",
+    flag=flag,
+  )
   return network, prepare.PromptFormat.trained_with(found.config)
 
 
-def reward_accuracy(p: PreferenceConfig, network: Network, prompt_format: prepare.PromptFormat, *,
-                    num_resamples: int, seed: int, batch_size: int) -> dict[str, Any]:
+def reward_accuracy(
+  p: PreferenceConfig,
+  network: Network,
+  prompt_format: prepare.PromptFormat,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+) -> dict[str, Any]:
   """How a reward model ranks `p.comparisons`, and how well its confidence can be believed.
 
   Completions that do not fit its context are left out, of the length baseline too.
   """
   records = _read(p.comparisons, "comparison", "comparisons")
-  rows, counts = prepare.comparison_rows(records, network.tokenizer, prompt_format=prompt_format,
-                                         length=network.cfg.context_length)
+  rows, counts = prepare.comparison_rows(
+    records, network.tokenizer, prompt_format=prompt_format, length=network.cfg.context_length
+  )
   arrays = rewards.score_comparisons(network.cfg, network.params, rows, batch_size=batch_size)
   settings = dict(num_resamples=num_resamples, seed=seed)
   return dict(
-      accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
-      length_baseline_accuracy=calibration.length_baseline_accuracy(
-          *calibration.length_arrays(rows.records), **settings).as_dict(),
-      num_pairs=calibration.num_untied_pairs(*arrays[1:]), counts=counts,
-      calibration=calibration.calibration_curve(*arrays))
+    accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
+    length_baseline_accuracy=calibration.length_baseline_accuracy(
+      *calibration.length_arrays(rows.records), **settings
+    ).as_dict(),
+    num_pairs=calibration.num_untied_pairs(*arrays[1:]),
+    counts=counts,
+    calibration=calibration.calibration_curve(*arrays),
+  )
 
 
-def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], directory,
-              *, num_resamples: int, seed: int, batch_size: int, progress: Progress = None,
-              all_or_none: bool = False) -> Comparison:
+def judge_all(
+  p: PreferenceConfig,
+  answers_by_name: Mapping[str, Sequence[str | None]],
+  directory,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress: Progress = None,
+  all_or_none: bool = False,
+) -> Comparison:
   """What every judge says of every checkpoint's answers.
 
   Args:
@@ -471,13 +584,19 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
   if "labelers" in p.judges:
     with _going_on(failed, "labelers"):
       cfg = labelers_lib.LabelersConfig(**p.world)
-      ask(judges_lib.simulated_labelers(world_lib.make_world(cfg.seed),
-                                        *labelers_lib.make_labelers(cfg)))
+      ask(
+        judges_lib.simulated_labelers(
+          world_lib.make_world(cfg.seed), *labelers_lib.make_labelers(cfg)
+        )
+      )
   for source, name in zip(p.of("reward:"), reward_names(p)):
     with _going_on(failed, f"reward:{source}"):
       network, prompt_format = load_reward(source)
-      accuracy = reward_accuracy(p, network, prompt_format, batch_size=batch_size,
-                                 **settings) if p.comparisons else None
+      accuracy = (
+        reward_accuracy(p, network, prompt_format, batch_size=batch_size, **settings)
+        if p.comparisons
+        else None
+      )
       ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
       if accuracy is not None:
         reward_models[name] = accuracy
@@ -489,8 +608,9 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
       agreement = agreed
   if "endpoint" in p.judges:
     with _going_on(failed, "endpoint"):
-      asker = endpoint_lib.Endpoint(endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE,
-                                    on_answer=progress)
+      asker = endpoint_lib.Endpoint(
+        endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE, on_answer=progress
+      )
       try:
         ask(judges_lib.endpoint(asker))
       finally:
@@ -499,19 +619,34 @@ def judge_all(p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | 
     raise next(iter(failed.values()))
   # Files of an earlier run stay whole until here, and count as unfinished from here on.
   (directory / units.RESULT).unlink(missing_ok=True)
-  workdir_lib.write_text(directory / ANSWERS, "".join(
-      json.dumps(dict(record, answers={name: texts[name][index] for name in names}),
-                 ensure_ascii=False) + "\n" for index, record in enumerate(prompts)))
+  workdir_lib.write_text(
+    directory / ANSWERS,
+    "".join(
+      json.dumps(
+        dict(record, answers={name: texts[name][index] for name in names}), ensure_ascii=False
+      )
+      + "\n"
+      for index, record in enumerate(prompts)
+    ),
+  )
   preference.write_preferences(directory / PREFERENCES, rows)
   preference.write_preferences(directory / PAIRS_FILE, pair_rows)
 
   num_asked = len(next(iter(answers_by_name.values())))
-  measures, matrix, equal_length = summarise({0: rows + pair_rows}, {0: texts}, names,
-                                             baseline=p.baseline, **settings)
+  measures, matrix, equal_length = summarise(
+    {0: rows + pair_rows}, {0: texts}, names, baseline=p.baseline, **settings
+  )
   return Comparison(
-      measures=measures, matrix=matrix, length_controlled=equal_length, agreement=agreement,
-      reward_models=reward_models, endpoint=None if asker is None else asker.summary(),
-      num_prompts=len(prompts), num_left_out=num_asked - len(prompts), failed=failed)
+    measures=measures,
+    matrix=matrix,
+    length_controlled=equal_length,
+    agreement=agreement,
+    reward_models=reward_models,
+    endpoint=None if asker is None else asker.summary(),
+    num_prompts=len(prompts),
+    num_left_out=num_asked - len(prompts),
+    failed=failed,
+  )
 
 
 @contextlib.contextmanager
@@ -523,8 +658,14 @@ def _going_on(failed: dict[str, Exception], judge: str):
     failed[judge] = error
 
 
-def pool(directories: Mapping[int, Any], names: Sequence[str], *, baseline: str, num_resamples: int,
-         seed: int) -> Comparison:
+def pool(
+  directories: Mapping[int, Any],
+  names: Sequence[str],
+  *,
+  baseline: str,
+  num_resamples: int,
+  seed: int,
+) -> Comparison:
   """Several training seeds as one comparison: runs are resampled, then the prompts of each run.
 
   Args:
@@ -536,21 +677,37 @@ def pool(directories: Mapping[int, Any], names: Sequence[str], *, baseline: str,
   rows, texts = {}, {}
   for run, directory in directories.items():
     directory = pathlib.Path(directory)
-    rows[run] = [row for file in (PREFERENCES, PAIRS_FILE)
-                 for row in preference.read_preferences(directory / file)]
+    rows[run] = [
+      row
+      for file in (PREFERENCES, PAIRS_FILE)
+      for row in preference.read_preferences(directory / file)
+    ]
     lines = workdir_lib.read_jsonl(directory / ANSWERS)
     texts[run] = {name: [line["answers"][name] for line in lines] for name in lines[0]["answers"]}
-  measures, matrix, equal_length = summarise(rows, texts, names, baseline=baseline, seed=seed,
-                                             num_resamples=num_resamples)
+  measures, matrix, equal_length = summarise(
+    rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples
+  )
   return Comparison(
-      measures=measures, matrix=matrix, length_controlled=equal_length, agreement=None,
-      reward_models={}, endpoint=None, num_left_out=0,
-      num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()))
+    measures=measures,
+    matrix=matrix,
+    length_controlled=equal_length,
+    agreement=None,
+    reward_models={},
+    endpoint=None,
+    num_left_out=0,
+    num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()),
+  )
 
 
-def summarise(rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
-              answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]], names: Sequence[str], *,
-              baseline: str, num_resamples: int, seed: int):
+def summarise(
+  rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
+  answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
+  names: Sequence[str],
+  *,
+  baseline: str,
+  num_resamples: int,
+  seed: int,
+):
   """(measures, matrix, length_controlled) of `Comparison` from the judges' rows.
 
   Args:
@@ -567,13 +724,17 @@ def summarise(rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
     shared = dict(baseline=baseline, group=group, **settings)
     matrix[variant] = judges_lib.win_rate_matrix(own, names, **shared)
     equal_length[variant] = length_control.length_controlled_win_rates(
-        own, answers_by_seed, names, **shared)
+      own, answers_by_seed, names, **shared
+    )
     against = {run: [row for row in rows if "baseline" not in row] for run, rows in own.items()}
     for name in names:
+
       def add(metric, interval, better="higher", *, task="preference", name=name, variant=variant):
         if interval is not None:
-          measures[name].append(Measure(task=task, metric=metric, interval=interval,
-                                        variant=variant, better=better))
+          measures[name].append(
+            Measure(task=task, metric=metric, interval=interval, variant=variant, better=better)
+          )
+
       if name != baseline:
         add("win_rate", matrix[variant][name][baseline])
         add("length_controlled_win_rate", equal_length[variant][name][baseline])
@@ -586,22 +747,27 @@ def summarise(rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
 
 def _mean(rows_by_seed, name: str, group: str, field: str, settings) -> statistics.Interval | None:
   """Mean of a field over runs; None where it was not given."""
-  values = {run: preference.values_by_prompt(rows, policy=name, group=group, field=field)
-            for run, rows in rows_by_seed.items()}
+  values = {
+    run: preference.values_by_prompt(rows, policy=name, group=group, field=field)
+    for run, rows in rows_by_seed.items()
+  }
   values = {run: value_PL for run, value_PL in values.items() if not np.isnan(value_PL).all()}
   return statistics.bootstrap_over_seeds(values, **settings) if values else None
 
 
-def _metadata_rates(rows_by_seed, name: str, group: str, settings
-                    ) -> dict[str, statistics.Interval]:
+def _metadata_rates(
+  rows_by_seed, name: str, group: str, settings
+) -> dict[str, statistics.Interval]:
   """Label -> how often it was given, over runs."""
   found: dict[str, dict[int, list]] = {}
   for run, rows in rows_by_seed.items():
     labels = preference.metadata_by_prompt(rows, policy=name, group=group)
     for label, values in preference.metadata_values(labels).items():
       found.setdefault(label, {})[run] = values
-  return {label: statistics.bootstrap_over_seeds(values, **settings)
-          for label, values in sorted(found.items())}
+  return {
+    label: statistics.bootstrap_over_seeds(values, **settings)
+    for label, values in sorted(found.items())
+  }
 
 
 def reward_names(p: PreferenceConfig) -> list[str]:
@@ -610,8 +776,9 @@ def reward_names(p: PreferenceConfig) -> list[str]:
   return ["reward_model"] if count == 1 else [f"reward_model_{n}" for n in range(1, count + 1)]
 
 
-def by_variant(rows_by_seed: Mapping[int, Sequence[judges_lib.Row]]
-               ) -> dict[str, tuple[str, dict[int, list[judges_lib.Row]]]]:
+def by_variant(
+  rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
+) -> dict[str, tuple[str, dict[int, list[judges_lib.Row]]]]:
   """Variant -> (group, seed -> rows): a group of judges, or each reward model for itself, since
   scores of two have no common scale."""
   found: dict[str, tuple[str, dict[int, list]]] = {}

@@ -15,9 +15,16 @@ from rlhf.networks import Network
 Progress = Callable[[int, int], None] | None
 
 
-def lines(network: Network, contexts: Sequence[str], *, temperature: float,
-          max_response_tokens: int, batch_size: int, seed: int, progress: Progress = None
-          ) -> list[str]:
+def lines(
+  network: Network,
+  contexts: Sequence[str],
+  *,
+  temperature: float,
+  max_response_tokens: int,
+  batch_size: int,
+  seed: int,
+  progress: Progress = None,
+) -> list[str]:
   """A continuation of each context, up to its first line break (InstructGPT appendix D).
 
   Args:
@@ -33,17 +40,27 @@ def lines(network: Network, contexts: Sequence[str], *, temperature: float,
   ids = context_ids(network, contexts)
   longest = max(map(len, ids))
   if longest + max_response_tokens > network.cfg.context_length:
-    raise ValueError(f"a context has {longest} tokens and max_response_tokens is "
-                     f"{max_response_tokens}; the network reads {network.cfg.context_length} in "
-                     "all: lower max_response_tokens, or leave the network out of this suite")
+    raise ValueError(
+      f"a context has {longest} tokens and max_response_tokens is "
+      f"{max_response_tokens}; the network reads {network.cfg.context_length} in "
+      "all: lower max_response_tokens, or leave the network out of this suite"
+    )
   texts = continuations.write(
-      network, ids, jax.random.key(seed), max_new_tokens=max_response_tokens, stops=("\n",),
-      temperature=temperature, batch_size=batch_size, on_batch=_counted(progress, len(ids)))
+    network,
+    ids,
+    jax.random.key(seed),
+    max_new_tokens=max_response_tokens,
+    stops=("\n",),
+    temperature=temperature,
+    batch_size=batch_size,
+    on_batch=_counted(progress, len(ids)),
+  )
   return [text.strip() for text in texts]
 
 
-def logprobs(network: Network, pairs: Sequence[tuple[str, str]], *, batch_size: int,
-             progress: Progress = None) -> np.ndarray:
+def logprobs(
+  network: Network, pairs: Sequence[tuple[str, str]], *, batch_size: int, progress: Progress = None
+) -> np.ndarray:
   """log p(completion | context) in nats, summed over the completion's tokens, at temperature 1.
 
   Args:
@@ -58,8 +75,9 @@ def logprobs(network: Network, pairs: Sequence[tuple[str, str]], *, batch_size: 
   Raises:
     ValueError: a pair is longer than what the network can read, or a completion is empty.
   """
-  found = continuations.loglikelihoods(network, encode(network, pairs), batch_size=batch_size,
-                                       on_batch=_counted(progress, len(pairs)))
+  found = continuations.loglikelihoods(
+    network, encode(network, pairs), batch_size=batch_size, on_batch=_counted(progress, len(pairs))
+  )
   return np.asarray([float(logprob) for logprob, _ in found])
 
 
@@ -71,13 +89,16 @@ def encode(network: Network, pairs: Sequence[tuple[str, str]]) -> list[tuple[lis
   """
   rows = []
   for (context, text), before in zip(
-      pairs, context_ids(network, [context for context, _ in pairs]), strict=True):
+    pairs, context_ids(network, [context for context, _ in pairs]), strict=True
+  ):
     ids = network.tokenizer.encode(text, continues=bool(context))
     if not ids:
       raise ValueError(f"an empty completion stands after {context[-40:]!r}; give at least a word")
     if len(before) + len(ids) > network.cfg.context_length:
-      raise ValueError(f"{(context + text)[:40]!r}... has {len(before) + len(ids)} tokens and the "
-                       f"network reads {network.cfg.context_length}; leave it out of this suite")
+      raise ValueError(
+        f"{(context + text)[:40]!r}... has {len(before) + len(ids)} tokens and the "
+        f"network reads {network.cfg.context_length}; leave it out of this suite"
+      )
     rows.append((before, ids))
   return rows
 
@@ -89,8 +110,10 @@ def context_ids(network: Network, contexts: Sequence[str]) -> list[list[int]]:
   completion would have no probability.
   """
   tokenizer = network.tokenizer
-  return [[*tokenizer.prefix_ids, *ids] or [tokenizer.eot_id]
-          for ids in tokenizer.encode_batch(list(contexts))]
+  return [
+    [*tokenizer.prefix_ids, *ids] or [tokenizer.eot_id]
+    for ids in tokenizer.encode_batch(list(contexts))
+  ]
 
 
 def _counted(progress: Progress, total: int) -> Callable[[int], None] | None:

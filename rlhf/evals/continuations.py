@@ -33,6 +33,7 @@ class LogLikelihood(float):
   Attributes:
     num_tokens: how many tokens it is the sum of.
   """
+
   num_tokens: int
 
   def __new__(cls, logprob: float, num_tokens: int) -> "LogLikelihood":
@@ -53,15 +54,20 @@ class _Row:
 
   Continuations of one context that differ in their last token alone share a row: "yes" and "no".
   """
+
   inputs: tuple[int, ...]  # all but the last token
   num_scored: int  # how many of the inputs belong to the continuation
   requests: list[int]
   last: list[int]  # of each request
 
 
-def loglikelihoods(network: Network, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *,
-                   batch_size: int, on_batch: OnBatch | None = None
-                   ) -> list[tuple[LogLikelihood, bool]]:
+def loglikelihoods(
+  network: Network,
+  pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+  *,
+  batch_size: int,
+  on_batch: OnBatch | None = None,
+) -> list[tuple[LogLikelihood, bool]]:
   """log p(continuation | context) of each pair, and whether greedy decoding would write it.
 
   What is too long loses tokens from the left: `context_length` + 1 are left, as the model does not
@@ -93,12 +99,16 @@ def _shared_rows(pairs, context_length: int) -> list[_Row]:
   rows: dict[tuple, _Row] = {}
   for request, (context, continuation) in enumerate(pairs):
     if not len(context) or not len(continuation):
-      raise ValueError(f"pair {request} has {len(context)} context tokens and {len(continuation)} "
-                       "continuation tokens; both need at least one")
+      raise ValueError(
+        f"pair {request} has {len(context)} context tokens and {len(continuation)} "
+        "continuation tokens; both need at least one"
+      )
     if len(continuation) > context_length:
-      raise ValueError(f"continuation {request} has {len(continuation)} tokens and the model's "
-                       f"context {context_length}; cut it")
-    whole = [*context, *continuation][-(context_length + 1):]
+      raise ValueError(
+        f"continuation {request} has {len(continuation)} tokens and the model's "
+        f"context {context_length}; cut it"
+      )
+    whole = [*context, *continuation][-(context_length + 1) :]
     row = _Row(inputs=tuple(whole[:-1]), num_scored=len(continuation) - 1, requests=[], last=[])
     row = rows.setdefault((row.inputs, row.num_scored), row)
     row.requests.append(request)
@@ -120,18 +130,19 @@ def _score_batch(network: Network, batch: Sequence[_Row], batch_size: int, num_r
   valid_BC = np.zeros((num_filled, num_scored), np.float32)
   end_B = np.zeros((num_filled,), np.int32)
   last_BK = np.zeros((num_filled, num_last), np.int32)
-  mask_BT[len(batch):, 0] = 1  # a filler has a token too
+  mask_BT[len(batch) :, 0] = 1  # a filler has a token too
   for b, row in enumerate(batch):
     end, count = len(row.inputs), row.num_scored
     tokens_BT[b, :end], mask_BT[b, :end] = row.inputs, 1
     # The hidden state of slot t tells of token t + 1.
     slot_BC[b, :count] = np.arange(end - 1 - count, end - 1)
-    target_BC[b, :count], valid_BC[b, :count] = row.inputs[end - count:], 1
-    end_B[b], last_BK[b, :len(row.last)] = end - 1, row.last
+    target_BC[b, :count], valid_BC[b, :count] = row.inputs[end - count :], 1
+    end_B[b], last_BK[b, : len(row.last)] = end - 1, row.last
   with sharding.on_mesh_of(network.params) as put:
     arrays = put((tokens_BT, mask_BT, slot_BC, target_BC, valid_BC, end_B, last_BK))
-    return processes.to_host(_score(network.cfg, network.params, *arrays,
-                                    with_padding=_has_own_padding(network)))
+    return processes.to_host(
+      _score(network.cfg, network.params, *arrays, with_padding=_has_own_padding(network))
+    )
 
 
 def _has_own_padding(network: Network) -> bool:
@@ -140,8 +151,19 @@ def _has_own_padding(network: Network) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "with_padding"))
-def _score(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, slot_BC, target_BC, valid_BC,
-           end_B, last_BK, *, with_padding: bool):
+def _score(
+  cfg: ModelConfig,
+  params: Params,
+  tokens_BT,
+  mask_BT,
+  slot_BC,
+  target_BC,
+  valid_BC,
+  end_B,
+  last_BK,
+  *,
+  with_padding: bool,
+):
   hidden_BTD = model.forward(cfg, params, tokens_BT, mask_BT)
   take = lambda slot_BC: jnp.take_along_axis(hidden_BTD, slot_BC[..., None], axis=1)
 
@@ -180,9 +202,17 @@ def _chunked(x_BC, chunk: int):
 # ----------------------------------------------------------------------------- writing
 
 
-def write(network: Network, contexts: Sequence[Sequence[int]], key, *, max_new_tokens: int,
-          stops: Sequence[str] = (), temperature: float = 0.0, batch_size: int,
-          on_batch: OnBatch | None = None) -> list[str]:
+def write(
+  network: Network,
+  contexts: Sequence[Sequence[int]],
+  key,
+  *,
+  max_new_tokens: int,
+  stops: Sequence[str] = (),
+  temperature: float = 0.0,
+  batch_size: int,
+  on_batch: OnBatch | None = None,
+) -> list[str]:
   """What the policy writes after each context, up to the first stop.
 
   A row ends at the first token whose text holds a stop, or at an end of text; texts are then cut
@@ -200,8 +230,10 @@ def write(network: Network, contexts: Sequence[Sequence[int]], key, *, max_new_t
   """
   room = network.cfg.context_length - max_new_tokens
   if room < 1:
-    raise ValueError(f"{max_new_tokens} new tokens leave no room for a prompt in the context of "
-                     f"{network.cfg.context_length}; ask for fewer")
+    raise ValueError(
+      f"{max_new_tokens} new tokens leave no room for a prompt in the context of "
+      f"{network.cfg.context_length}; ask for fewer"
+    )
   for request, ids in enumerate(contexts):
     if not len(ids):
       raise ValueError(f"context {request} is empty; it needs at least one token")
@@ -214,15 +246,26 @@ def write(network: Network, contexts: Sequence[Sequence[int]], key, *, max_new_t
     length = row_length(max(len(ids) for _, ids in batch), room)
     filled = [*batch, *[batch[-1]] * (_num_rows(batch_size, len(cut)) - len(batch))]
     prompts = PromptBatch(
-        tokens_BP=np.full((len(filled), length), network.cfg.pad_id, np.int32),
-        mask_BP=np.zeros((len(filled), length), np.float32))
+      tokens_BP=np.full((len(filled), length), network.cfg.pad_id, np.int32),
+      mask_BP=np.zeros((len(filled), length), np.float32),
+    )
     for b, (_, ids) in enumerate(filled):
-      prompts.tokens_BP[b, length - len(ids):], prompts.mask_BP[b, length - len(ids):] = ids, 1
+      prompts.tokens_BP[b, length - len(ids) :], prompts.mask_BP[b, length - len(ids) :] = ids, 1
     request_B = np.array([request for request, _ in filled], np.int32)
     with sharding.on_mesh_of(network.params) as put:
-      tokens_BR, mask_BR = processes.to_host(_write(
-          network.cfg, network.params, put(prompts), key, put(request_B), end_V,
-          eot_id=network.tokenizer.eot_id, max_new_tokens=max_new_tokens, temperature=temperature))
+      tokens_BR, mask_BR = processes.to_host(
+        _write(
+          network.cfg,
+          network.params,
+          put(prompts),
+          key,
+          put(request_B),
+          end_V,
+          eot_id=network.tokenizer.eot_id,
+          max_new_tokens=max_new_tokens,
+          temperature=temperature,
+        )
+      )
     for b, (request, _) in enumerate(batch):
       texts[request] = _text(network.tokenizer, tokens_BR[b][mask_BR[b] > 0], stops)
     done += len(batch)
@@ -232,11 +275,29 @@ def write(network: Network, contexts: Sequence[Sequence[int]], key, *, max_new_t
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature"))
-def _write(cfg: ModelConfig, params: Params, prompts: PromptBatch, key, request_B, end_V, *, eot_id,
-           max_new_tokens, temperature):
+def _write(
+  cfg: ModelConfig,
+  params: Params,
+  prompts: PromptBatch,
+  key,
+  request_B,
+  end_V,
+  *,
+  eot_id,
+  max_new_tokens,
+  temperature,
+):
   key_B = jax.vmap(lambda request: jax.random.fold_in(key, request))(request_B)
-  generation = generate.generate(cfg, params, prompts, key_B, eot_id=eot_id, end_V=end_V,
-                                 max_new_tokens=max_new_tokens, temperature=temperature)
+  generation = generate.generate(
+    cfg,
+    params,
+    prompts,
+    key_B,
+    eot_id=eot_id,
+    end_V=end_V,
+    max_new_tokens=max_new_tokens,
+    temperature=temperature,
+  )
   return generation.tokens_BR, generation.mask_BR
 
 
@@ -257,7 +318,7 @@ def _token_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> str:
   ends = [place for place, token in enumerate(ids) if int(token) in tokenizer.end_ids]
-  text = tokenizer.decode(ids[:ends[0]] if ends else ids, continues=True)
+  text = tokenizer.decode(ids[: ends[0]] if ends else ids, continues=True)
   for stop in stops:
     text = text.split(stop)[0]
   return text
@@ -270,7 +331,7 @@ def _batches(rows: Sequence, batch_size: int, length_of) -> Iterator[list]:
   """The longest first, so that what does not fit into memory fails at once."""
   ordered = sorted(rows, key=length_of, reverse=True)
   for start in range(0, len(ordered), batch_size):
-    yield ordered[start:start + batch_size]
+    yield ordered[start : start + batch_size]
 
 
 def _num_rows(batch_size: int, num_rows: int) -> int:

@@ -76,12 +76,13 @@ Give the reason in one or two sentences. Then end with one line that holds the o
 a whole number from 1 (worst) to 7 (best), such as
 Rating: 4"""
 _REMINDERS = {
-    "pairwise": "That had no verdict in the form asked for. Write one line and nothing else: "
-                "Verdict: A, Verdict: B or Verdict: tie",
-    "likert": "That had no rating in the form asked for. Write one line and nothing else: "
-              "Rating: and a whole number from 1 to 7",
-    "position": "That had no rating in the form asked for. Write one line and nothing else: "
-                "Rating: and a whole number from 1 to 5"}
+  "pairwise": "That had no verdict in the form asked for. Write one line and nothing else: "
+  "Verdict: A, Verdict: B or Verdict: tie",
+  "likert": "That had no rating in the form asked for. Write one line and nothing else: "
+  "Rating: and a whole number from 1 to 7",
+  "position": "That had no rating in the form asked for. Write one line and nothing else: "
+  "Rating: and a whole number from 1 to 5",
+}
 POSITION_SCALE = (1, 2, 3, 4, 5)  # of PALMS
 _FIELDS = {"pairwise": ("prompt", "answer_a", "answer_b"), "likert": ("prompt", "answer")}
 _VERDICT = re.compile(r"verdict\W*\b(A|B|tie)\b", re.IGNORECASE)
@@ -110,6 +111,7 @@ class EndpointConfig:
     input_price, output_price: of a million tokens; None shows tokens only.
     currency: of the prices.
   """
+
   base_url: str
   model: str
   api_key_variable: str
@@ -128,13 +130,21 @@ class EndpointConfig:
 
   def __post_init__(self):
     if not self.base_url.startswith(("http://", "https://")):
-      raise ValueError(f"endpoint.base_url {self.base_url!r}; give a URL that begins with http:// "
-                       "or https://, such as the one your provider names")
+      raise ValueError(
+        f"endpoint.base_url {self.base_url!r}; give a URL that begins with http:// "
+        "or https://, such as the one your provider names"
+      )
     if not self.model:
       raise ValueError("endpoint.model is empty; name a model that the endpoint serves")
-    for name, least in (("max_tokens", 1), ("max_retries", 0), ("max_attempts", 1),
-                        ("num_parallel", 1), ("temperature", 0), ("input_price", 0),
-                        ("output_price", 0)):
+    for name, least in (
+      ("max_tokens", 1),
+      ("max_retries", 0),
+      ("max_attempts", 1),
+      ("num_parallel", 1),
+      ("temperature", 0),
+      ("input_price", 0),
+      ("output_price", 0),
+    ):
       if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
         raise ValueError(f"endpoint.{name} {getattr(self, name)}; use {least} or more")
     if not 0 < self.timeout < math.inf:
@@ -157,8 +167,10 @@ def _check_template(name: str, template: str, fields: Sequence[str]) -> None:
   found = [field for _, field, _, _ in parsed if field is not None]
   plain = all(spec in ("", None) and conversion is None for _, _, spec, conversion in parsed)
   if sorted(set(found)) != sorted(fields) or not plain:
-    raise ValueError(f"{name} has the fields {sorted(set(found))}; it needs "
-                     f"{', '.join(f'{{{field}}}' for field in fields)}, and no others")
+    raise ValueError(
+      f"{name} has the fields {sorted(set(found))}; it needs "
+      f"{', '.join(f'{{{field}}}' for field in fields)}, and no others"
+    )
 
 
 def api_key(p: EndpointConfig) -> str:
@@ -171,9 +183,11 @@ def api_key(p: EndpointConfig) -> str:
     return "none"  # the client insists on one
   key = os.environ.get(p.api_key_variable, "").strip()
   if not key:
-    raise ValueError(f"{p.api_key_variable} is not set in the environment; set it to the API key "
-                     f"of {p.base_url}, or make endpoint.api_key_variable empty for a server that "
-                     "needs none")
+    raise ValueError(
+      f"{p.api_key_variable} is not set in the environment; set it to the API key "
+      f"of {p.base_url}, or make endpoint.api_key_variable empty for a server that "
+      "needs none"
+    )
   return key
 
 
@@ -187,8 +201,10 @@ def _openai():
   try:
     import openai  # of the extra `evals`
   except ImportError:
-    raise ValueError("a judge behind an endpoint needs the package openai; install it with "
-                     "pip install 'rlhf[evals]'") from None
+    raise ValueError(
+      "a judge behind an endpoint needs the package openai; install it with "
+      "pip install 'rlhf[evals]'"
+    ) from None
   return openai
 
 
@@ -207,10 +223,11 @@ def parse_rating(text: str, scale: Sequence[int] = preference.LIKERT) -> int | N
   return int(cell) if cell in map(str, scale) else None
 
 
-PARSERS: dict[str, Callable[[str], float | None]] = {"pairwise": parse_verdict,
-                                                     "likert": parse_rating,
-                                                     "position": functools.partial(
-                                                         parse_rating, scale=POSITION_SCALE)}
+PARSERS: dict[str, Callable[[str], float | None]] = {
+  "pairwise": parse_verdict,
+  "likert": parse_rating,
+  "position": functools.partial(parse_rating, scale=POSITION_SCALE),
+}
 
 
 class Endpoint:
@@ -222,8 +239,13 @@ class Endpoint:
     num_cached: questions that were answered from the cache.
   """
 
-  def __init__(self, p: EndpointConfig, cache: str | os.PathLike, *,
-               on_answer: Callable[[int, int], None] | None = None):
+  def __init__(
+    self,
+    p: EndpointConfig,
+    cache: str | os.PathLike,
+    *,
+    on_answer: Callable[[int, int], None] | None = None,
+  ):
     """Reads the cache.
 
     Args:
@@ -236,16 +258,18 @@ class Endpoint:
     """
     openai = _openai()
     self.p, self._openai, self._on_answer = p, openai, on_answer
-    self._client = openai.OpenAI(base_url=p.base_url, api_key=api_key(p), timeout=p.timeout,
-                                 max_retries=p.max_retries)
+    self._client = openai.OpenAI(
+      base_url=p.base_url, api_key=api_key(p), timeout=p.timeout, max_retries=p.max_retries
+    )
     self._cache = pathlib.Path(cache)
     self._lock = threading.Lock()
     self._lines = read_cache(self._cache)
     self._used: dict[str, str] = {}  # key -> kind, of every question answered so far
     self.num_asked = self.num_cached = 0
 
-  def compare(self, pairs: Sequence[tuple[str, str, str]]
-              ) -> dict[tuple[str, str, str], float | None]:
+  def compare(
+    self, pairs: Sequence[tuple[str, str, str]]
+  ) -> dict[tuple[str, str, str], float | None]:
     """(prompt, answer a, answer b) -> 1, 0.5, 0 for a, or None where there was no verdict.
 
     Raises:
@@ -273,32 +297,47 @@ class Endpoint:
   def summary(self) -> dict[str, Any]:
     """What this evaluation took, cached answers included, and what it cost; JSON-able."""
     lines = [self._lines[key] for key in self._used]
-    tokens = {name: sum(line[name] for line in lines)
-              for name in ("prompt_tokens", "completion_tokens")}
+    tokens = {
+      name: sum(line[name] for line in lines) for name in ("prompt_tokens", "completion_tokens")
+    }
     prices = self.p.input_price, self.p.output_price
-    cost = None if None in prices else (
-        tokens["prompt_tokens"] * prices[0] + tokens["completion_tokens"] * prices[1]) / 1e6
-    not_judged = sum(PARSERS[kind](self._lines[key]["text"]) is None
-                     for key, kind in self._used.items())
+    cost = (
+      None
+      if None in prices
+      else (tokens["prompt_tokens"] * prices[0] + tokens["completion_tokens"] * prices[1]) / 1e6
+    )
+    not_judged = sum(
+      PARSERS[kind](self._lines[key]["text"]) is None for key, kind in self._used.items()
+    )
     without_text = sum(not line["text"] for line in lines)
-    return dict(model=self.p.model, questions=len(lines), asked=self.num_asked,
-                from_cache=self.num_cached, not_judged=not_judged,
-                without_text=without_text, **tokens, cost=cost,
-                currency=None if cost is None else self.p.currency)
+    return dict(
+      model=self.p.model,
+      questions=len(lines),
+      asked=self.num_asked,
+      from_cache=self.num_cached,
+      not_judged=not_judged,
+      without_text=without_text,
+      **tokens,
+      cost=cost,
+      currency=None if cost is None else self.p.currency,
+    )
 
   def describe(self) -> str:
     """`summary` as one line for the console."""
     s = self.summary()
     cost = "" if s["cost"] is None else f", {s['cost']:.4g} {s['currency']}"
-    return (f"endpoint {s['model']}: {s['questions']:,} questions, {s['from_cache']:,} of them "
-            f"answered before, {s['not_judged']:,} without a verdict, {s['without_text']:,} of these "
-            f"without any text; {s['prompt_tokens']:,} + {s['completion_tokens']:,} tokens{cost}")
+    return (
+      f"endpoint {s['model']}: {s['questions']:,} questions, {s['from_cache']:,} of them "
+      f"answered before, {s['not_judged']:,} without a verdict, {s['without_text']:,} of these "
+      f"without any text; {s['prompt_tokens']:,} + {s['completion_tokens']:,} tokens{cost}"
+    )
 
   def _ask(self, kind: str, texts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
     """Puts every question that the cache does not hold, and returns what all were answered."""
     template = self.p.template(kind)
-    return self._put(kind, {text: template.format(**dict(zip(_FIELDS[kind], text, strict=True)))
-                            for text in texts})
+    return self._put(
+      kind, {text: template.format(**dict(zip(_FIELDS[kind], text, strict=True))) for text in texts}
+    )
 
   def _put(self, kind: str, contents: Mapping[Any, str]) -> dict[Any, Any]:
     """name -> what its question was answered, asked now or before."""
@@ -320,15 +359,24 @@ class Endpoint:
         pool.shutdown(wait=True, cancel_futures=True)  # what is under way is kept
         raise
     if messages and not any(self._lines[key]["text"] for key in messages):
-      raise ValueError(f"the endpoint {self.p.base_url} (model {self.p.model}) answered none of "
-                       f"{len(messages):,} questions with a text; see to endpoint.base_url, and "
-                       "the same command asks again")
+      raise ValueError(
+        f"the endpoint {self.p.base_url} (model {self.p.model}) answered none of "
+        f"{len(messages):,} questions with a text; see to endpoint.base_url, and "
+        "the same command asks again"
+      )
     return {name: PARSERS[kind](self._lines[key]["text"]) for name, key in keys.items()}
 
   def _answer(self, kind: str, key: str, content: str) -> None:
     """One question, put until its answer has a verdict, into the cache."""
-    line = dict(key=key, kind=kind, model=self.p.model, text="", attempts=0, prompt_tokens=0,
-                completion_tokens=0)
+    line = dict(
+      key=key,
+      kind=kind,
+      model=self.p.model,
+      text="",
+      attempts=0,
+      prompt_tokens=0,
+      completion_tokens=0,
+    )
     messages = [dict(role="user", content=content)]
     while line["attempts"] < self.p.max_attempts:
       text, usage = self._request(messages)
@@ -339,8 +387,11 @@ class Endpoint:
       if PARSERS[kind](text) is not None:
         break
       if text:
-        messages = [messages[0], dict(role="assistant", content=text),
-                    dict(role="user", content=_REMINDERS[kind])]
+        messages = [
+          messages[0],
+          dict(role="assistant", content=text),
+          dict(role="user", content=_REMINDERS[kind]),
+        ]
     with self._lock:
       if line["text"]:
         self._keep(line)
@@ -357,11 +408,15 @@ class Endpoint:
 
     The text is empty where the reply is none of a chat completion, or white space.
     """
-    settings = {name: getattr(self.p, name) for name in ("temperature", "max_tokens")
-                if getattr(self.p, name) is not None}
+    settings = {
+      name: getattr(self.p, name)
+      for name in ("temperature", "max_tokens")
+      if getattr(self.p, name) is not None
+    }
     try:
-      answer = self._client.chat.completions.create(model=self.p.model, messages=list(messages),
-                                                    **settings)
+      answer = self._client.chat.completions.create(
+        model=self.p.model, messages=list(messages), **settings
+      )
     except self._openai.OpenAIError as error:
       raise ValueError(self._describe_failure(error)) from error
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -385,8 +440,10 @@ class Endpoint:
     if isinstance(error, self._openai.APITimeoutError):
       what = f"did not answer within {self.p.timeout:g} s in {tries}; raise endpoint.timeout"
     elif status == 429:
-      what = (f"refused for its rate limit or quota (429) in {tries}; lower endpoint.num_parallel, "
-              "or see to the quota")
+      what = (
+        f"refused for its rate limit or quota (429) in {tries}; lower endpoint.num_parallel, "
+        "or see to the quota"
+      )
     elif status in (401, 403):
       key = self.p.api_key_variable if self.p.api_key_variable else "a key"
       what = f"refused the API key ({status}: {said}); see to {key}"
@@ -394,15 +451,21 @@ class Endpoint:
       what = f"answered {status} ({said}); see to endpoint.base_url and endpoint.model"
     else:
       what = f"could not be asked ({said}) in {tries}; see to endpoint.base_url"
-    return (f"the endpoint {self.p.base_url} (model {self.p.model}) {what}; answers so far are "
-            f"kept in {self._cache}, and the same command asks for the others")
+    return (
+      f"the endpoint {self.p.base_url} (model {self.p.model}) {what}; answers so far are "
+      f"kept in {self._cache}, and the same command asks for the others"
+    )
 
 
 def question_key(p: EndpointConfig, content: str) -> str:
   """Names a question in the cache: server, model, messages and how the answer is sampled."""
-  asked = dict(base_url=p.base_url.rstrip("/"), model=p.model,
-               messages=[dict(role="user", content=content)], temperature=p.temperature,
-               max_tokens=p.max_tokens)
+  asked = dict(
+    base_url=p.base_url.rstrip("/"),
+    model=p.model,
+    messages=[dict(role="user", content=content)],
+    temperature=p.temperature,
+    max_tokens=p.max_tokens,
+  )
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -427,10 +490,13 @@ def read_cache(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     if value is None:
       continue
     if not isinstance(value, dict) or not (
-        isinstance(value.get("key"), str) and isinstance(value.get("text"), str)
-        and all(type(value.get(name)) is int for name in ("prompt_tokens", "completion_tokens"))):
-      raise ValueError(f"{path}:{number}: not an answer of the endpoint; delete the line, and it "
-                       "is asked for anew")
+      isinstance(value.get("key"), str)
+      and isinstance(value.get("text"), str)
+      and all(type(value.get(name)) is int for name in ("prompt_tokens", "completion_tokens"))
+    ):
+      raise ValueError(
+        f"{path}:{number}: not an answer of the endpoint; delete the line, and it is asked for anew"
+      )
     if value["text"].strip():
       lines[value["key"]] = value
   return lines

@@ -49,8 +49,9 @@ def combine(score_EN, rule: str, *, variance_coef: float = 0.0):
   return mean_N - variance_coef * score_EN.var(axis=0) if rule == "mean_less_variance" else mean_N
 
 
-def as_one(members: Sequence[Callable[..., np.ndarray]], rule: str, *,
-           variance_coef: float = 0.0) -> Callable[..., np.ndarray]:
+def as_one(
+  members: Sequence[Callable[..., np.ndarray]], rule: str, *, variance_coef: float = 0.0
+) -> Callable[..., np.ndarray]:
   """A scoring function that asks every member and combines what they say.
 
   Args:
@@ -65,6 +66,8 @@ def as_one(members: Sequence[Callable[..., np.ndarray]], rule: str, *,
   check_rule(rule, variance_coef)
 
   def score(*args, **kwargs):
-    return combine(np.stack([member(*args, **kwargs) for member in members]), rule,
-                   variance_coef=variance_coef)
+    return combine(
+      np.stack([member(*args, **kwargs) for member in members]), rule, variance_coef=variance_coef
+    )
+
   return score

@@ -16,15 +16,25 @@ from rlhf.evals import report as report_lib
 from rlhf.evals import units
 
 TITLES = {
-    "preference": "Preference: what raters say of answers to the same prompts",
-    "nlp": "Public NLP tasks", "truth": "Truth", "toxicity": "Toxicity", "bias": "Bias"}
+  "preference": "Preference: what raters say of answers to the same prompts",
+  "nlp": "Public NLP tasks",
+  "truth": "Truth",
+  "toxicity": "Toxicity",
+  "bias": "Bias",
+}
 
 
-def write(directory: str | pathlib.Path, *, title: str, checkpoints: Sequence[Mapping[str, Any]],
-          measures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
-          compared: Mapping[str, Any] | None = None, samples: Sequence[Mapping[str, Any]] = (),
-          notes: Sequence[str] = (),
-          differences: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> pathlib.Path:
+def write(
+  directory: str | pathlib.Path,
+  *,
+  title: str,
+  checkpoints: Sequence[Mapping[str, Any]],
+  measures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+  compared: Mapping[str, Any] | None = None,
+  samples: Sequence[Mapping[str, Any]] = (),
+  notes: Sequence[str] = (),
+  differences: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> pathlib.Path:
   """Writes both files; returns the page's path.
 
   Args:
@@ -43,19 +53,36 @@ def write(directory: str | pathlib.Path, *, title: str, checkpoints: Sequence[Ma
   if compared is not None:
     add_baseline(tables["preference"], compared["baseline"])
   notes = [*notes, *preference_notes(compared)]
-  data = dict(title=title, checkpoints=list(checkpoints), suites=tables,
-              differences=dict(differences), notes=notes,
-              preference=None if compared is None else
-              {name: part for name, part in compared.items() if name != "measures"})
+  data = dict(
+    title=title,
+    checkpoints=list(checkpoints),
+    suites=tables,
+    differences=dict(differences),
+    notes=notes,
+    preference=None
+    if compared is None
+    else {name: part for name, part in compared.items() if name != "measures"},
+  )
   workdir_lib.write_json(directory / "evaluation.json", data)
   parameters = {one["name"]: one["parameters"] for one in checkpoints}
   html = report_lib.render_template(
-      "evaluation.html", title=title, checkpoints=checkpoints, matrix=matrix(compared),
-      samples=samples, reward_models=reward_models(compared), notes=notes,
-      sections=[section(suite, rows, parameters,
-                        differences[suite] if suite in differences else ())
-                for suite, rows in tables.items() if rows],
-      cell=cell_text, signed=signed_text, heading=heading, count=count_text)
+    "evaluation.html",
+    title=title,
+    checkpoints=checkpoints,
+    matrix=matrix(compared),
+    samples=samples,
+    reward_models=reward_models(compared),
+    notes=notes,
+    sections=[
+      section(suite, rows, parameters, differences[suite] if suite in differences else ())
+      for suite, rows in tables.items()
+      if rows
+    ],
+    cell=cell_text,
+    signed=signed_text,
+    heading=heading,
+    count=count_text,
+  )
   path = directory / "evaluation.html"
   workdir_lib.write_text(path, html)
   return path
@@ -66,8 +93,7 @@ def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, 
   judged."""
   found = {}
   for judges, rows in ({} if compared is None else compared["matrix"]).items():
-    known = {a: {b: cell for b, cell in row.items() if cell is not None}
-             for a, row in rows.items()}
+    known = {a: {b: cell for b, cell in row.items() if cell is not None} for a, row in rows.items()}
     if sum(len(row) > 1 for row in known.values()) > 1:
       found[judges] = known
   return found
@@ -76,9 +102,14 @@ def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, 
 def reward_models(compared: Mapping[str, Any] | None) -> list[dict[str, Any]]:
   """Accuracy and calibration plot of each reward model that judged."""
   models = {} if compared is None else compared["reward_models"]
-  return [dict(name=name, **{key: found[key] for key in (
-      "accuracy", "length_baseline_accuracy", "num_pairs")},
-               plot=figures.calibration(found["calibration"])) for name, found in models.items()]
+  return [
+    dict(
+      name=name,
+      **{key: found[key] for key in ("accuracy", "length_baseline_accuracy", "num_pairs")},
+      plot=figures.calibration(found["calibration"]),
+    )
+    for name, found in models.items()
+  ]
 
 
 def preference_notes(compared: Mapping[str, Any] | None) -> list[str]:
@@ -87,12 +118,18 @@ def preference_notes(compared: Mapping[str, Any] | None) -> list[str]:
     return []
   found = [f"{compared['num_prompts']:,} prompts were judged."]
   if compared["num_left_out"]:
-    found.append(f"{compared['num_left_out']:,} were too long for a checkpoint and are left out for "
-                 "all.")
+    found.append(
+      f"{compared['num_left_out']:,} were too long for a checkpoint and are left out for all."
+    )
   found += agreement_notes(compared["agreement"])
   if compared["endpoint"] is not None:
-    found.append("The endpoint: " + ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in compared["endpoint"].items()) + ".")
+    found.append(
+      "The endpoint: "
+      + ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in compared["endpoint"].items()
+      )
+      + "."
+    )
   return found
 
 
@@ -100,9 +137,11 @@ def agreement_notes(agreement: Mapping[str, Any] | None) -> list[str]:
   """How far people who compared the same answers agree, see `ratings.agreement`."""
   by_pair = None if agreement is None else agreement["preference"]
   text = "Two raters say the same of {mean:.1%} [{low:.1%}, {high:.1%}] of the comparisons"
-  return [text.format(**by_pair[name]) + counted for name, counted in (
-      ("agreement", " that both decided."), ("with_ties", ", ties among them."))
-          if by_pair is not None and by_pair[name] is not None]
+  return [
+    text.format(**by_pair[name]) + counted
+    for name, counted in (("agreement", " that both decided."), ("with_ties", ", ties among them."))
+    if by_pair is not None and by_pair[name] is not None
+  ]
 
 
 def add_baseline(rows: Sequence[dict[str, Any]], baseline: str) -> None:
@@ -113,22 +152,33 @@ def add_baseline(rows: Sequence[dict[str, Any]], baseline: str) -> None:
       row["cells"][baseline] = dict(mean=0.5, low=0.5, high=0.5, n=num)
 
 
-def section(suite: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None],
-            differences: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def section(
+  suite: str,
+  rows: Sequence[Mapping[str, Any]],
+  parameters: Mapping[str, int | None],
+  differences: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
   """A suite's part of the page: its tables by task, and a plot for each task and metric."""
   blocks: dict[str, dict[str, Any]] = {}
   for name, found in (("rows", rows), ("differences", differences)):
     for row in found:
-      block = blocks.setdefault(row["task"], dict(task=row["task"], rows=[], differences=[],
-                                                  plots=[]))
+      block = blocks.setdefault(
+        row["task"], dict(task=row["task"], rows=[], differences=[], plots=[])
+      )
       block[name].append(row)
   names = [name for name in parameters if any(name in row["cells"] for row in rows)]
   for number, block in enumerate(blocks.values()):
     for at, (metric, found) in enumerate(by_metric(block["rows"]).items()):
-      block["plots"] += [dict(svg=svg, name=f"{block['task']}, {figures.label(metric)}{of}")
-                         for svg, of in plots(f"{suite}-{number}-{at}", found, parameters)]
-  return dict(suite=suite, title=TITLES[suite] if suite in TITLES else suite, names=names,
-              blocks=list(blocks.values()))
+      block["plots"] += [
+        dict(svg=svg, name=f"{block['task']}, {figures.label(metric)}{of}")
+        for svg, of in plots(f"{suite}-{number}-{at}", found, parameters)
+      ]
+  return dict(
+    suite=suite,
+    title=TITLES[suite] if suite in TITLES else suite,
+    names=names,
+    blocks=list(blocks.values()),
+  )
 
 
 def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -139,8 +189,9 @@ def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
   return found
 
 
-def plots(name: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None]
-          ) -> list[tuple[str, str]]:
+def plots(
+  name: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None]
+) -> list[tuple[str, str]]:
   """(SVG, what is added to its name): over the size where there are sizes, else dots."""
   means = {cell["mean"] for row in rows for cell in row["cells"].values()}
   if len(means) < 2:
@@ -152,9 +203,12 @@ def plots(name: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str,
   for number, row in enumerate(rows):
     variant = f", {row['variant']}" if row["variant"] else ""
     svg = figures.over_size(
-        size_points(row, parameters), figures.label(row["metric"]) + variant,
-        name=f"{name}-{number}", line=0.5 if row["metric"] == "win_rate" else None,
-        percent=row["metric"] == "win_rate")
+      size_points(row, parameters),
+      figures.label(row["metric"]) + variant,
+      name=f"{name}-{number}",
+      line=0.5 if row["metric"] == "win_rate" else None,
+      percent=row["metric"] == "win_rate",
+    )
     if svg is not None:
       found.append((svg, variant))
   return found
@@ -169,14 +223,16 @@ def has_sizes(parameters: Mapping[str, int | None]) -> bool:
   return any(len(counts) > 1 for counts in by_method.values())
 
 
-def size_points(row: Mapping[str, Any], parameters: Mapping[str, int | None]
-                ) -> dict[str, list[dict[str, float]]]:
+def size_points(
+  row: Mapping[str, Any], parameters: Mapping[str, int | None]
+) -> dict[str, list[dict[str, float]]]:
   """method -> points of `figures.over_size`."""
   points: dict[str, list[dict[str, float]]] = {}
   for name, cell in row["cells"].items():
     if parameters[name] is not None:
-      points.setdefault(name.partition("@")[0], []).append(dict(
-          parameters=parameters[name], **{end: cell[end] for end in ("mean", "low", "high")}))
+      points.setdefault(name.partition("@")[0], []).append(
+        dict(parameters=parameters[name], **{end: cell[end] for end in ("mean", "low", "high")})
+      )
   return points
 
 

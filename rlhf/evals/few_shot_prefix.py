@@ -41,17 +41,21 @@ class Prefix:
   Attributes:
     text: put before every prompt, as it stands.
   """
+
   text: str
 
   def __post_init__(self):
     starts = [line.rstrip() for line in self.text.split("\n")]
     if not any(starts):
-      raise ValueError("the prefix is empty; write examples, each ended by a line that separates "
-                       f"them, such as {SEPARATOR}")
+      raise ValueError(
+        "the prefix is empty; write examples, each ended by a line that separates "
+        f"them, such as {SEPARATOR}"
+      )
     if sum(line.startswith(self.separator) for line in starts) < 2:
       raise ValueError(
-          f"the prefix ends with the line {self.separator[:40]!r}, which stands nowhere else in "
-          "it; it must end with the line that separates its examples")
+        f"the prefix ends with the line {self.separator[:40]!r}, which stands nowhere else in "
+        "it; it must end with the line that separates its examples"
+      )
 
   @property
   def separator(self) -> str:
@@ -81,17 +85,25 @@ def read(path: str | pathlib.Path) -> Prefix:
     text = pathlib.Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     return Prefix(text=text)
   except OSError as error:
-    raise ValueError(f"{path} cannot be read ({error.strerror}); name a text file with a prefix"
-                     ) from error
+    raise ValueError(
+      f"{path} cannot be read ({error.strerror}); name a text file with a prefix"
+    ) from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
 
 
-def answer(network: Network, prefix: Prefix | None, prompts: Sequence[str], p: AnswerConfig, key, *,
-           num_samples: int | Sequence[int] = 1,
-           on_batch: Callable[[int, int], None] | None = None) -> Answers:
+def answer(
+  network: Network,
+  prefix: Prefix | None,
+  prompts: Sequence[str],
+  p: AnswerConfig,
+  key,
+  *,
+  num_samples: int | Sequence[int] = 1,
+  on_batch: Callable[[int, int], None] | None = None,
+) -> Answers:
   """`answers.answer` to the prompts behind the prefix, cut at its separator.
 
   The ids that come back are those of the prompt without the prefix and of the answer that was cut,
@@ -112,11 +124,17 @@ def answer(network: Network, prefix: Prefix | None, prompts: Sequence[str], p: A
     cuts = [prefix.cut(text) for text in texts]
     ended = [was_cut or end for (_, was_cut), end in zip(cuts, finished, strict=True)]
     sequences = prepare.tokenize_demonstrations(
-        [{"prompt": prompt, "completion": text} for text, _ in cuts], network.tokenizer,
-        prompt_format=prompt_format)
+      [{"prompt": prompt, "completion": text} for text, _ in cuts],
+      network.tokenizer,
+      prompt_format=prompt_format,
+    )
     out.texts.append([text for text, _ in cuts])
-    out.ids.append([sequence.ids if end else sequence.ids[:-1]
-                    for sequence, end in zip(sequences, ended, strict=True)])
+    out.ids.append(
+      [
+        sequence.ids if end else sequence.ids[:-1]
+        for sequence, end in zip(sequences, ended, strict=True)
+      ]
+    )
     out.finished.append(ended)
   return out
 
@@ -126,10 +144,17 @@ def num_tokens(prefix: Prefix, tokenizer: Tokenizer) -> int:
   return len(tokenizer.encode(prefix.text))
 
 
-def draw(demonstrations: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *,
-         num_prefixes: int, num_shots: int, max_tokens: int,
-         prompt_format: prepare.PromptFormat = prepare.PLAIN, separator: str = SEPARATOR,
-         seed: int = 0) -> list[Prefix]:
+def draw(
+  demonstrations: Sequence[Mapping[str, str]],
+  tokenizer: Tokenizer,
+  *,
+  num_prefixes: int,
+  num_shots: int,
+  max_tokens: int,
+  prompt_format: prepare.PromptFormat = prepare.PLAIN,
+  separator: str = SEPARATOR,
+  seed: int = 0,
+) -> list[Prefix]:
   """Prefixes of demonstrations, as candidates.
 
   Demonstrations are tried in a random order, another for each prefix; those that are longer than an
@@ -148,14 +173,21 @@ def draw(demonstrations: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *,
     ValueError: so many examples do not fit into `max_tokens`, or another format than "plain".
   """
   if prompt_format.is_chat:
-    raise ValueError("examples before a prompt are for prompt_format plain; a chat template has no "
-                     "place for them within a turn")
-  written = [f"{record['prompt']}{prompt_format.prompt_suffix}{prompt_format.completion_prefix}"
-             f"{record['completion']}" for record in demonstrations]
-  written = [text for text in written
-             if not any(line.startswith(separator) for line in text.split("\n"))]
-  sizes = np.asarray([len(ids) for ids in tokenizer.encode_batch(
-      [f"{text}\n{separator}\n" for text in written])])
+    raise ValueError(
+      "examples before a prompt are for prompt_format plain; a chat template has no "
+      "place for them within a turn"
+    )
+  written = [
+    f"{record['prompt']}{prompt_format.prompt_suffix}{prompt_format.completion_prefix}"
+    f"{record['completion']}"
+    for record in demonstrations
+  ]
+  written = [
+    text for text in written if not any(line.startswith(separator) for line in text.split("\n"))
+  ]
+  sizes = np.asarray(
+    [len(ids) for ids in tokenizer.encode_batch([f"{text}\n{separator}\n" for text in written])]
+  )
   prefixes = []
   for number in range(num_prefixes):
     order = np.random.default_rng((seed, number)).permutation(len(written))
@@ -165,8 +197,10 @@ def draw(demonstrations: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *,
         shots.append(written[index])
         room -= sizes[index]
     if len(shots) < num_shots:
-      raise ValueError(f"{num_shots} demonstrations do not fit into the {max_tokens} tokens that a "
-                       "prefix may have; ask for fewer, or for shorter answers and prompts")
+      raise ValueError(
+        f"{num_shots} demonstrations do not fit into the {max_tokens} tokens that a "
+        "prefix may have; ask for fewer, or for shorter answers and prompts"
+      )
     text = f"{separator}\n" + "".join(f"{shot}\n{separator}\n" for shot in shots)
     prefixes.append(Prefix(text=text))
   return prefixes

@@ -14,33 +14,74 @@ from typing import Any
 import numpy as np
 
 LABELS = {
-    "base": "Base", "base_more_pretraining": "Base, more pretraining", "init": "PPO start",
-    "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "bigram": "Bigram counts",
-    "chance": "Chance", "sft_last": "SFT, last epoch", "ppo_live": "PPO, live weights",
-    "ppo_ptx_live": "PPO-ptx, live weights", "few_shot": "Base, few-shot",
-    "targeted": "Values-targeted", "control": "Control",
+  "base": "Base",
+  "base_more_pretraining": "Base, more pretraining",
+  "init": "PPO start",
+  "sft": "SFT",
+  "ppo": "PPO",
+  "ppo_ptx": "PPO-ptx",
+  "bigram": "Bigram counts",
+  "chance": "Chance",
+  "sft_last": "SFT, last epoch",
+  "ppo_live": "PPO, live weights",
+  "ppo_ptx_live": "PPO-ptx, live weights",
+  "few_shot": "Base, few-shot",
+  "targeted": "Values-targeted",
+  "control": "Control",
 }
 
 # Okabe and Ito's palette, told apart with any common colour vision deficiency.
 COLORS = {
-    "base": "#8a8f98", "base_more_pretraining": "#4d535c", "init": "#009e73", "sft": "#e69f00",
-    "ppo": "#d55e00", "ppo_ptx": "#0072b2", "few_shot": "#cc79a7",
-    "targeted": "#0072b2", "control": "#e69f00",
+  "base": "#8a8f98",
+  "base_more_pretraining": "#4d535c",
+  "init": "#009e73",
+  "sft": "#e69f00",
+  "ppo": "#d55e00",
+  "ppo_ptx": "#0072b2",
+  "few_shot": "#cc79a7",
+  "targeted": "#0072b2",
+  "control": "#e69f00",
 }
 _OTHER_COLORS = ("#56b4e9", "#b8a600", "#8b5fbf", "#7a4b2a")
-_MARKERS = {"base": "s", "base_more_pretraining": "D", "init": "^", "sft": "v", "ppo": "X",
-            "ppo_ptx": "o", "few_shot": "P", "targeted": "o", "control": "v"}
+_MARKERS = {
+  "base": "s",
+  "base_more_pretraining": "D",
+  "init": "^",
+  "sft": "v",
+  "ppo": "X",
+  "ppo_ptx": "o",
+  "few_shot": "P",
+  "targeted": "o",
+  "control": "v",
+}
 _INK, _MUTED, _GRID = "#1f2933", "#5f6b7a", "#e4e8ee"
 
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "rlhf-report", "text.parse_math": False,
-    "font.family": "sans-serif", "font.size": 10.5, "axes.labelsize": 10.5,
-    "axes.edgecolor": "#9aa5b1", "axes.linewidth": 0.8, "axes.labelcolor": _INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.unicode_minus": True, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
-    "xtick.major.size": 0, "ytick.major.size": 0, "axes.grid": True, "grid.color": _GRID,
-    "grid.linewidth": 0.8, "legend.frameon": False, "legend.fontsize": 10,
-    "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
+  "svg.fonttype": "none",
+  "svg.hashsalt": "rlhf-report",
+  "text.parse_math": False,
+  "font.family": "sans-serif",
+  "font.size": 10.5,
+  "axes.labelsize": 10.5,
+  "axes.edgecolor": "#9aa5b1",
+  "axes.linewidth": 0.8,
+  "axes.labelcolor": _INK,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.axisbelow": True,
+  "axes.unicode_minus": True,
+  "text.color": _INK,
+  "xtick.color": _MUTED,
+  "ytick.color": _MUTED,
+  "xtick.major.size": 0,
+  "ytick.major.size": 0,
+  "axes.grid": True,
+  "grid.color": _GRID,
+  "grid.linewidth": 0.8,
+  "legend.frameon": False,
+  "legend.fontsize": 10,
+  "lines.linewidth": 1.8,
+  "lines.solid_capstyle": "round",
 }
 
 
@@ -54,7 +95,7 @@ def label(model: str) -> str:
 
 def _pale(color: str) -> str:
   """The colour mixed with white; unlike transparency it hides the grid behind it."""
-  mixed = [round(0.36 * int(color[i:i + 2], 16) + 0.64 * 255) for i in (1, 3, 5)]
+  mixed = [round(0.36 * int(color[i : i + 2], 16) + 0.64 * 255) for i in (1, 3, 5)]
   return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
@@ -77,6 +118,7 @@ def _panels(name: str, draw: Callable[[Any], None], num_panels: int, form: str) 
 def _drawn(draw, num_panels: int, size: tuple[float, float], form: str) -> bytes:
   import matplotlib
   from matplotlib.figure import Figure
+
   buffer = io.BytesIO()
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=size, layout="constrained")
@@ -90,7 +132,7 @@ def _drawn(draw, num_panels: int, size: tuple[float, float], form: str) -> bytes
 
 def _as_svg(name: str, data: bytes) -> str:
   svg = data.decode("utf-8")
-  svg = svg[svg.index("<svg"):]
+  svg = svg[svg.index("<svg") :]
   svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
   svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
@@ -100,17 +142,22 @@ def _as_svg(name: str, data: bytes) -> str:
 
 def _percent_axis(axis) -> None:
   from matplotlib.ticker import FuncFormatter
+
   axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
 def win_rates(win_rate_vs_sft: Mapping[str, Any]) -> str | None:
   """Bars with intervals, one pair (training, held-out labelers) per policy."""
   groups = ("training_labelers", "heldout_labelers")
-  policies = [policy for policy, cells in win_rate_vs_sft.items()
-              if cells is not None and any(cells[group] for group in groups)]
+  policies = [
+    policy
+    for policy, cells in win_rate_vs_sft.items()
+    if cells is not None and any(cells[group] for group in groups)
+  ]
   if not policies:
     return None
   color = _color_of(policies)
+
   def draw(axes):
     for offset, group in zip((-0.2, 0.2), groups):
       for x, policy in enumerate(policies):
@@ -119,46 +166,83 @@ def win_rates(win_rate_vs_sft: Mapping[str, Any]) -> str | None:
           _bar(axes, x + offset, cell, color[policy], pale=group == "heldout_labelers")
     axes.axhline(0.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     axes.set_xlim(-0.6, len(policies) + 0.35)  # room for the words at the end of the line
-    axes.text(len(policies) + 0.33, 0.505, "SFT, 50 %", ha="right", va="bottom", color=_INK,
-              fontsize=9.5)
-    axes.set_xticks(range(len(policies)),
-                    [label(policy).replace(", ", ",\n") for policy in policies])
+    axes.text(
+      len(policies) + 0.33, 0.505, "SFT, 50 %", ha="right", va="bottom", color=_INK, fontsize=9.5
+    )
+    axes.set_xticks(
+      range(len(policies)), [label(policy).replace(", ", ",\n") for policy in policies]
+    )
     axes.tick_params(axis="x", labelsize=10.5, labelcolor=_INK)
     axes.grid(axis="x", visible=False)
-    tops = [cell["high"] for policy in policies for cell in win_rate_vs_sft[policy].values()
-            if isinstance(cell, Mapping)]
+    tops = [
+      cell["high"]
+      for policy in policies
+      for cell in win_rate_vs_sft[policy].values()
+      if isinstance(cell, Mapping)
+    ]
     axes.set_ylim(0, max(0.7, min(1.08, max(tops) + 0.1)))
     _percent_axis(axes.yaxis)
     axes.set_ylabel("win rate against SFT")
     _group_legend(axes)
+
   return _svg("win-rates", draw, (7.4, 3.6))
 
 
 def _bar(axes, x, cell, color, pale) -> None:
-  axes.bar(x, cell["mean"], width=0.37, color=_pale(color) if pale else color, edgecolor=color,
-           linewidth=1)
-  axes.errorbar(x, cell["mean"], yerr=[[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]],
-                color=_INK, linewidth=1.3, capsize=4, capthick=1.3, zorder=4)
-  axes.text(x, cell["high"] + 0.018, f"{100 * cell['mean']:.1f}", ha="center", va="bottom",
-            fontsize=10, color=_INK, zorder=5,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
+  axes.bar(
+    x, cell["mean"], width=0.37, color=_pale(color) if pale else color, edgecolor=color, linewidth=1
+  )
+  axes.errorbar(
+    x,
+    cell["mean"],
+    yerr=[[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]],
+    color=_INK,
+    linewidth=1.3,
+    capsize=4,
+    capthick=1.3,
+    zorder=4,
+  )
+  axes.text(
+    x,
+    cell["high"] + 0.018,
+    f"{100 * cell['mean']:.1f}",
+    ha="center",
+    va="bottom",
+    fontsize=10,
+    color=_INK,
+    zorder=5,
+    bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6},
+  )
 
 
 def _group_legend(axes) -> None:
   from matplotlib.patches import Patch
+
   handles = [Patch(facecolor=face, edgecolor=_MUTED) for face in (_MUTED, _pale(_MUTED))]
-  axes.legend(handles, ["training labelers", "held-out labelers"], loc="upper left", ncols=2,
-              bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.2)
+  axes.legend(
+    handles,
+    ["training labelers", "held-out labelers"],
+    loc="upper left",
+    ncols=2,
+    bbox_to_anchor=(0, 1.13),
+    borderaxespad=0,
+    handlelength=1.2,
+  )
 
 
-def reward_curve(reward: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str,
-                 unit: str) -> str | None:
+def reward_curve(
+  reward: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str, unit: str
+) -> str | None:
   """One quantity of the validation prompts against the PPO iteration, a line per run; a band where
   the points have its ends, QUANTITY_low and QUANTITY_high."""
   lines = {run: _points(points, "step", quantity) for run, points in reward.items()}
-  ends = {run: (*_points(points, "step", f"{quantity}_low"),
-                _points(points, "step", f"{quantity}_high")[1])
-          for run, points in reward.items()}
+  ends = {
+    run: (
+      *_points(points, "step", f"{quantity}_low"),
+      _points(points, "step", f"{quantity}_high")[1],
+    )
+    for run, points in reward.items()
+  }
   return _lines(f"curve-{quantity}", lines, "PPO iteration", unit, bands=ends)
 
 
@@ -172,8 +256,9 @@ def reward_against_root_kl(reward: Mapping[str, Sequence[Mapping[str, Any]]]) ->
   return _lines("root-kl", lines, "√KL to the reference (√nats)", "reward-model score", marker="o")
 
 
-def over_optimization(curves: Mapping[str, Sequence[Mapping[str, Any]]],
-                      form: str = "svg") -> str | bytes | None:
+def over_optimization(
+  curves: Mapping[str, Sequence[Mapping[str, Any]]], form: str = "svg"
+) -> str | bytes | None:
   """Gold score, where it is known, above the proxy's, against the root of the KL; a line per curve.
 
   Bands are 95 % intervals.  Source: Gao et al. 2022, arXiv:2210.10760, who plot both so.
@@ -191,16 +276,23 @@ def over_optimization(curves: Mapping[str, Sequence[Mapping[str, Any]]],
   known = any(point["gold"] is not None for points in curves.values() for point in points)
   scores = (("gold", "gold score"),) * known + (("proxy", "proxy score\n(reward model)"),)
   color = _color_of(list(curves))
+
   def draw(axes_M):
     for axes, (score, y_label) in zip(axes_M, scores, strict=True):
       for name, points in curves.items():
-        _band(axes, [point for point in points if point[score] is not None], score, color[name],
-              label(name))
+        _band(
+          axes,
+          [point for point in points if point[score] is not None],
+          score,
+          color[name],
+          label(name),
+        )
       axes.set_ylabel(y_label)
       axes.margins(y=0.1)
     axes_M[-1].set_xlabel("√KL to the initial policy (√nats)")
     if len(curves) > 1:
       axes_M[-1].legend(loc="best")  # every curve has a proxy
+
   return _panels("over-optimization", draw, len(scores), form)
 
 
@@ -216,8 +308,11 @@ def _band(axes, points, score, color, name) -> None:
 
 def _points(points, x, y):
   """Two float arrays of the points at which both quantities were measured."""
-  kept = [(point[x], point[y]) for point in points
-          if x in point and y in point and point[x] is not None and point[y] is not None]
+  kept = [
+    (point[x], point[y])
+    for point in points
+    if x in point and y in point and point[x] is not None and point[y] is not None
+  ]
   return np.array([a for a, _ in kept], float), np.array([b for _, b in kept], float)
 
 
@@ -227,35 +322,53 @@ def _lines(name, lines, x_label, y_label, marker=None, bands=None) -> str | None
   if not lines:
     return None
   color = _color_of(list(lines))
+
   def draw(axes):
     for run, (x, y) in lines.items():
       alone = marker if marker or len(x) > 1 else "o"  # a line of one point is invisible
       if run in bands and len(bands[run][0]):
         axes.fill_between(*bands[run], color=_pale(color[run]), alpha=0.5, linewidth=0, zorder=1)
-      axes.plot(x, y, color=color[run], label=label(run), marker=alone, markersize=3.5,
-                linestyle="--" if run == "ppo" else "-")
+      axes.plot(
+        x,
+        y,
+        color=color[run],
+        label=label(run),
+        marker=alone,
+        markersize=3.5,
+        linestyle="--" if run == "ppo" else "-",
+      )
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if len(lines) > 1:
       axes.legend(loc="best")
+
   return _svg(name, draw)
 
 
 def pretraining_curve(points: Sequence[Sequence[float | None]], name: str) -> str | None:
   """Training and held-out loss of the base model; points are (step, train, held-out)."""
-  columns = {text: _points([dict(enumerate(point)) for point in points], 0, column)
-             for column, text in ((1, "training batch"), (2, "held-out text"))}
+  columns = {
+    text: _points([dict(enumerate(point)) for point in points], 0, column)
+    for column, text in ((1, "training batch"), (2, "held-out text"))
+  }
   columns = {text: (x, y) for text, (x, y) in columns.items() if len(x)}
   if not columns:
     return None
+
   def draw(axes):
     for text, (x, y) in columns.items():
       held_out = text == "held-out text"
-      axes.plot(x, y, color=COLORS["ppo_ptx"] if held_out else "#b4bcc8",
-                linewidth=2.0 if held_out else 1.0, label=text)
+      axes.plot(
+        x,
+        y,
+        color=COLORS["ppo_ptx"] if held_out else "#b4bcc8",
+        linewidth=2.0 if held_out else 1.0,
+        label=text,
+      )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.legend(loc="upper right")
+
   return _svg(name, draw)
 
 
@@ -266,11 +379,13 @@ def pretraining_end(points: Sequence[Sequence[float | None]], name: str) -> str 
   end = [(step, loss) for step, loss in held_out if step >= half]
   if len(end) < 3:
     return None
+
   def draw(axes):
     axes.plot(*zip(*end), color=COLORS["ppo_ptx"], linewidth=2.0, marker="o", markersize=3.5)
     axes.set_xlabel("step")
     axes.set_ylabel("held-out loss (nats per token)")
     axes.ticklabel_format(useOffset=False)
+
   return _svg(name, draw)
 
 
@@ -278,8 +393,10 @@ def sft_epochs(points: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | N
   """Held-out loss and reward-model score of the SFT baseline after each epoch."""
   loss = _points(points, "epoch", "valid_nll")
   score = _points(points, "epoch", "score")
-  return (_lines("sft-loss", {"sft": loss}, "epoch", "held-out loss (nats per token)", marker="o"),
-          _lines("sft-score", {"sft": score}, "epoch", "reward-model score", marker="o"))
+  return (
+    _lines("sft-loss", {"sft": loss}, "epoch", "held-out loss (nats per token)", marker="o"),
+    _lines("sft-score", {"sft": score}, "epoch", "reward-model score", marker="o"),
+  )
 
 
 def calibration(curve: Mapping[str, Any]) -> str | None:
@@ -288,20 +405,30 @@ def calibration(curve: Mapping[str, Any]) -> str | None:
   if not bins:
     return None
   most = max(b["n"] for b in bins)
+
   def draw(axes):
     axes.plot([0.5, 1], [0.5, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(0.97, 0.985, "perfectly calibrated", ha="right", va="bottom", fontsize=9.5,
-              color=_MUTED)
+    axes.text(
+      0.97, 0.985, "perfectly calibrated", ha="right", va="bottom", fontsize=9.5, color=_MUTED
+    )
     x, y = [b["predicted"] for b in bins], [b["observed"] for b in bins]
     axes.plot(x, y, color=COLORS["ppo_ptx"], linewidth=1.2, alpha=0.6)
-    axes.scatter(x, y, s=[14 + 110 * b["n"] / most for b in bins], color=COLORS["ppo_ptx"],
-                 edgecolor="white", linewidth=0.8, zorder=3)
+    axes.scatter(
+      x,
+      y,
+      s=[14 + 110 * b["n"] / most for b in bins],
+      color=COLORS["ppo_ptx"],
+      edgecolor="white",
+      linewidth=0.8,
+      zorder=3,
+    )
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(min(0.45, min(y) - 0.05), 1.04)
     _percent_axis(axes.xaxis)
     _percent_axis(axes.yaxis)
     axes.set_xlabel("predicted probability, σ(score difference)")
     axes.set_ylabel("pairs ranked as predicted")
+
   return _svg("calibration", draw)
 
 
@@ -311,6 +438,7 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
   if not models:
     return None
   color = _color_of(models)
+
   def draw(axes):
     start = nll["init"] if "init" in nll else None
     low, high = min(nll[m] for m in models), max(nll[m] for m in models)
@@ -319,12 +447,25 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
       value = nll[model]
       if start is not None:
         axes.plot([start, value], [row, row], color=color[model], linewidth=3, alpha=0.45)
-      axes.plot(value, row, marker=_MARKERS[model] if model in _MARKERS else "P", markersize=8,
-                color=color[model], linestyle="none")
+      axes.plot(
+        value,
+        row,
+        marker=_MARKERS[model] if model in _MARKERS else "P",
+        markersize=8,
+        color=color[model],
+        linestyle="none",
+      )
       # Text goes away from the start line, so that the bar does not run through it.
       left = start is not None and value < start
-      axes.annotate(f"{value:.3f}", (value, row), (-9 if left else 9, 0), va="center",
-                    textcoords="offset points", ha="right" if left else "left", fontsize=10)
+      axes.annotate(
+        f"{value:.3f}",
+        (value, row),
+        (-9 if left else 9, 0),
+        va="center",
+        textcoords="offset points",
+        ha="right" if left else "left",
+        fontsize=10,
+      )
     if start is not None:
       axes.axvline(start, color=COLORS["init"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(models)), [label(model) for model in models])
@@ -334,30 +475,50 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
     axes.set_xlim(low - 0.24 * room, high + 0.24 * room)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("loss on held-out pretraining text (nats per token)")
+
   return _svg("pretraining-nll", draw)
 
 
 def few_shot(tasks: Mapping[str, Mapping[str, float | None]]) -> str | None:
   """Accuracy of each model, one row per task."""
   names = [task for task, cells in tasks.items() if cells is not None]
-  models = list(dict.fromkeys(model for task in names for model, value in tasks[task].items()
-                              if value is not None))
+  models = list(
+    dict.fromkeys(
+      model for task in names for model, value in tasks[task].items() if value is not None
+    )
+  )
   if not models:
     return None
   shown = [model for model in models if model != "chance"]
   color = _color_of(shown)
   spread = np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else [0.0]
+
   def draw(axes):
     for offset, model in zip(spread, shown):
-      rows = [row for row, task in enumerate(names)
-              if model in tasks[task] and tasks[task][model] is not None]
-      axes.plot([tasks[names[row]][model] for row in rows], [row + offset for row in rows],
-                linestyle="none", marker=_MARKERS[model] if model in _MARKERS else "P",
-                markersize=7, color=color[model], label=label(model))
+      rows = [
+        row
+        for row, task in enumerate(names)
+        if model in tasks[task] and tasks[task][model] is not None
+      ]
+      axes.plot(
+        [tasks[names[row]][model] for row in rows],
+        [row + offset for row in rows],
+        linestyle="none",
+        marker=_MARKERS[model] if model in _MARKERS else "P",
+        markersize=7,
+        color=color[model],
+        label=label(model),
+      )
     for row, task in enumerate(names):
       if "chance" in tasks[task] and tasks[task]["chance"] is not None:
-        axes.plot([tasks[task]["chance"]] * 2, [row - 0.42, row + 0.42], color=_INK, linewidth=1,
-                  linestyle=(0, (2, 2)), label="Chance" if row == 0 else None)
+        axes.plot(
+          [tasks[task]["chance"]] * 2,
+          [row - 0.42, row + 0.42],
+          color=_INK,
+          linewidth=1,
+          linestyle=(0, (2, 2)),
+          label="Chance" if row == 0 else None,
+        )
       if row:
         axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
     axes.set_yticks(range(len(names)), [label(task) for task in names])
@@ -368,30 +529,57 @@ def few_shot(tasks: Mapping[str, Mapping[str, float | None]]) -> str | None:
     _percent_axis(axes.xaxis)
     axes.set_xlabel("accuracy")
     axes.figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+
   return _svg("few-shot", draw, (5.2, max(2.6, 1.4 + 0.5 * len(names))))
 
 
 def pooled_win_rates(pooled: Mapping[str, Any]) -> str | None:
   """Pooled win rates with nested intervals; small dots are the single seeds."""
-  cells = {(policy, group): cell for policy, groups in pooled.items()
-           for group, cell in groups.items() if cell is not None}
+  cells = {
+    (policy, group): cell
+    for policy, groups in pooled.items()
+    for group, cell in groups.items()
+    if cell is not None
+  }
   policies = list(dict.fromkeys(policy for policy, _ in cells))
   if not policies:
     return None
   color = _color_of(policies)
+
   def draw(axes):
     for (policy, group), cell in cells.items():
       training = group == "training_labelers"
       x = policies.index(policy) + (-0.16 if training else 0.16)
       pool = cell["pooled"]
-      axes.errorbar(x, pool["mean"], color=color[policy], capsize=4, linewidth=1.8, markersize=8,
-                    yerr=[[pool["mean"] - pool["low"]], [pool["high"] - pool["mean"]]],
-                    marker="o", markerfacecolor=color[policy] if training else "white")
+      axes.errorbar(
+        x,
+        pool["mean"],
+        color=color[policy],
+        capsize=4,
+        linewidth=1.8,
+        markersize=8,
+        yerr=[[pool["mean"] - pool["low"]], [pool["high"] - pool["mean"]]],
+        marker="o",
+        markerfacecolor=color[policy] if training else "white",
+      )
       seeds = [one["mean"] for one in cell["per_seed"].values()]
-      axes.plot([x + 0.09] * len(seeds), seeds, linestyle="none", marker="o", markersize=3.5,
-                color=color[policy], alpha=0.7)
-      axes.annotate(f"{100 * pool['mean']:.1f}", (x, pool["high"]), (0, 6), ha="center",
-                    textcoords="offset points", fontsize=10)
+      axes.plot(
+        [x + 0.09] * len(seeds),
+        seeds,
+        linestyle="none",
+        marker="o",
+        markersize=3.5,
+        color=color[policy],
+        alpha=0.7,
+      )
+      axes.annotate(
+        f"{100 * pool['mean']:.1f}",
+        (x, pool["high"]),
+        (0, 6),
+        ha="center",
+        textcoords="offset points",
+        fontsize=10,
+      )
     axes.axhline(0.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xticks(range(len(policies)), [label(policy) for policy in policies])
     axes.tick_params(axis="x", labelsize=11, labelcolor=_INK)
@@ -400,11 +588,18 @@ def pooled_win_rates(pooled: Mapping[str, Any]) -> str | None:
     axes.grid(axis="x", visible=False)
     _percent_axis(axes.yaxis)
     axes.set_ylabel("win rate against SFT")
+
   return _svg("pooled-win-rates", draw, (7.4, 3.6))
 
 
-def sweep(pooled: Sequence[Mapping[str, Any]], x: str, x_label: str, y_labels: Mapping[str, str],
-          title: str, form: str = "svg") -> str | bytes:
+def sweep(
+  pooled: Sequence[Mapping[str, Any]],
+  x: str,
+  x_label: str,
+  y_labels: Mapping[str, str],
+  title: str,
+  form: str = "svg",
+) -> str | bytes:
   """A panel per measure against the field that the sweep varies, a line per policy.
 
   Points are means with their 95 % intervals, small dots the single seeds.  Where a second field
@@ -425,6 +620,7 @@ def sweep(pooled: Sequence[Mapping[str, Any]], x: str, x_label: str, y_labels: M
     lines.setdefault(_line_name(row, pooled, x), []).append(row)
   position, ticks = _positions([row["overrides"][x] for row in pooled])
   color = _color_of(list(lines))
+
   def draw(axes_M):
     for axes, (measure, y_label) in zip(axes_M, y_labels.items(), strict=True):
       for name, rows in lines.items():
@@ -438,6 +634,7 @@ def sweep(pooled: Sequence[Mapping[str, Any]], x: str, x_label: str, y_labels: M
     axes_M[0].set_title(title, loc="left", fontsize=12, color=_INK)
     if len(lines) > 1:
       axes_M[0].legend(loc="best")
+
   return _panels("sweep", draw, len(y_labels), form)
 
 
@@ -445,18 +642,26 @@ def _line_name(row, pooled, x) -> str:
   """Of the policy, where several are compared, and of what varies beside x with it."""
   policies = {other["policy"] for other in pooled}
   parts = [row["policy"]] if len(policies) > 1 else []
-  twins = [other for other in pooled if other["overrides"][x] == row["overrides"][x]
-           and other["policy"] == row["policy"]]
-  parts += [f"{key.rpartition('.')[2]} {value}" for key, value in row["overrides"].items()
-            if key != x and len({str(twin["overrides"].get(key)) for twin in twins}) > 1]
+  twins = [
+    other
+    for other in pooled
+    if other["overrides"][x] == row["overrides"][x] and other["policy"] == row["policy"]
+  ]
+  parts += [
+    f"{key.rpartition('.')[2]} {value}"
+    for key, value in row["overrides"].items()
+    if key != x and len({str(twin["overrides"].get(key)) for twin in twins}) > 1
+  ]
   return ", ".join(parts) if parts else (row["policy"] or "mean")
 
 
 def _positions(values) -> tuple[dict[Any, float], str]:
   """(value -> place on the axis, "log", "log and 0" or "names")."""
   distinct = list(dict.fromkeys(values))
-  numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-                for value in distinct)
+  numbers = all(
+    isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    for value in distinct
+  )
   if not numbers or len(distinct) < 2 or max(distinct) == 0:
     return {value: float(place) for place, value in enumerate(distinct)}, "names"
   positive = sorted(value for value in distinct if value > 0)
@@ -473,19 +678,46 @@ def _sweep_line(axes, rows, x, measure, position, color, name) -> None:
   places = [position[row["overrides"][x]] for row in rows]
   cells = [row["measures"][measure] for row in rows]
   means = [cell["pooled"]["mean"] for cell in cells]
-  ends = [[cell["pooled"]["mean"] - cell["pooled"]["low"] for cell in cells],
-          [cell["pooled"]["high"] - cell["pooled"]["mean"] for cell in cells]]
-  axes.errorbar(places, means, yerr=ends, color=color, marker="o", markersize=5.5, capsize=3,
-                linewidth=0, elinewidth=1.4, label=label(name), zorder=3)
+  ends = [
+    [cell["pooled"]["mean"] - cell["pooled"]["low"] for cell in cells],
+    [cell["pooled"]["high"] - cell["pooled"]["mean"] for cell in cells],
+  ]
+  axes.errorbar(
+    places,
+    means,
+    yerr=ends,
+    color=color,
+    marker="o",
+    markersize=5.5,
+    capsize=3,
+    linewidth=0,
+    elinewidth=1.4,
+    label=label(name),
+    zorder=3,
+  )
   from_zero = 1 if rows[0]["overrides"][x] == 0 and places[0] > 0 else 0
   axes.plot(places[from_zero:], means[from_zero:], color=color, zorder=2)
-  axes.plot(places[:from_zero + 1], means[:from_zero + 1], color=color, linewidth=1,
-            linestyle=(0, (2, 2)), zorder=2)
+  axes.plot(
+    places[: from_zero + 1],
+    means[: from_zero + 1],
+    color=color,
+    linewidth=1,
+    linestyle=(0, (2, 2)),
+    zorder=2,
+  )
   for place, cell in zip(places, cells):
     seeds = list(cell["per_seed"].values())
     if len(seeds) > 1:
-      axes.plot([place] * len(seeds), seeds, linestyle="none", marker="o", markersize=2.6,
-                color=color, alpha=0.55, zorder=2)
+      axes.plot(
+        [place] * len(seeds),
+        seeds,
+        linestyle="none",
+        marker="o",
+        markersize=2.6,
+        color=color,
+        alpha=0.55,
+        zorder=2,
+      )
 
 
 def _sweep_axis(axes_M, position, ticks) -> None:
@@ -493,19 +725,38 @@ def _sweep_axis(axes_M, position, ticks) -> None:
     if ticks != "names":
       axes.set_xscale("log")
       axes.minorticks_off()
-    axes.set_xticks(list(position.values()), [
-        f"{value:g}" if isinstance(value, float) else str(value) for value in position],
-                    rotation=30 if len(position) > 7 else 0)
+    axes.set_xticks(
+      list(position.values()),
+      [f"{value:g}" if isinstance(value, float) else str(value) for value in position],
+      rotation=30 if len(position) > 7 else 0,
+    )
   if ticks == "names":
     axes_M[-1].set_xlim(-0.5, len(position) - 0.5)
   if ticks == "log and 0":  # the axis is broken between 0 and the smallest number
     zero, least = position[0], min(value for value in position if value > 0)
     for axes in axes_M:
-      axes.plot([(zero * least) ** 0.5], [0], marker=[(-1, -1), (1, 1)], markersize=9, color=_INK,
-                transform=axes.get_xaxis_transform(), clip_on=False, linestyle="none", zorder=5)
-      axes.plot([(zero * least) ** 0.5 * (least / zero) ** 0.06], [0], marker=[(-1, -1), (1, 1)],
-                markersize=9, color=_INK, transform=axes.get_xaxis_transform(), clip_on=False,
-                linestyle="none", zorder=5)
+      axes.plot(
+        [(zero * least) ** 0.5],
+        [0],
+        marker=[(-1, -1), (1, 1)],
+        markersize=9,
+        color=_INK,
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+        linestyle="none",
+        zorder=5,
+      )
+      axes.plot(
+        [(zero * least) ** 0.5 * (least / zero) ** 0.06],
+        [0],
+        marker=[(-1, -1), (1, 1)],
+        markersize=9,
+        color=_INK,
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+        linestyle="none",
+        zorder=5,
+      )
 
 
 def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
@@ -520,16 +771,29 @@ def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
     return None
   color, marker = _model_styles(models)
   spread = np.linspace(-0.32, 0.32, len(models)) if len(models) > 1 else [0.0]
+
   def draw(axes):
     for offset, model in zip(spread, models):
-      known = [(place, row["cells"][model]) for place, row in enumerate(rows)
-               if model in row["cells"]]
+      known = [
+        (place, row["cells"][model]) for place, row in enumerate(rows) if model in row["cells"]
+      ]
       means = [cell["mean"] for _, cell in known]
-      ends = [[cell["mean"] - cell["low"] for _, cell in known],
-              [cell["high"] - cell["mean"] for _, cell in known]]
-      axes.errorbar(means, [place + offset for place, _ in known], xerr=np.maximum(ends, 0),
-                    color=color[model], marker=marker[model], markersize=6, capsize=2.5,
-                    linewidth=0, elinewidth=1.4, label=label(model))
+      ends = [
+        [cell["mean"] - cell["low"] for _, cell in known],
+        [cell["high"] - cell["mean"] for _, cell in known],
+      ]
+      axes.errorbar(
+        means,
+        [place + offset for place, _ in known],
+        xerr=np.maximum(ends, 0),
+        color=color[model],
+        marker=marker[model],
+        markersize=6,
+        capsize=2.5,
+        linewidth=0,
+        elinewidth=1.4,
+        label=label(model),
+      )
     axes.set_yticks(range(len(rows)), [label(row["variant"]) for row in rows])
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.set_ylim(len(rows) - 0.45, -0.55)
@@ -539,6 +803,7 @@ def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
     axes.set_xlabel(label(rows[0]["metric"]) + better[rows[0]["better"]])
     if len(models) > 1:
       axes.figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+
   height = 1.0 + 0.22 * (len(models) + 2) // 3 + len(rows) * max(0.4, 0.15 * len(models))
   return _svg(name, draw, (5.2, max(1.9, height)))
 
@@ -548,12 +813,20 @@ def _model_styles(models: Sequence[str]) -> tuple[dict[str, str], dict[str, str]
   methods = list(dict.fromkeys(model.partition("@")[0] for model in models))
   sizes = list(dict.fromkeys(model.partition("@")[2] for model in models))
   colors, markers = _color_of(methods), dict(zip(sizes, itertools.cycle("osD^vXP")))
-  return ({model: colors[model.partition("@")[0]] for model in models},
-          {model: markers[model.partition("@")[2]] for model in models})
+  return (
+    {model: colors[model.partition("@")[0]] for model in models},
+    {model: markers[model.partition("@")[2]] for model in models},
+  )
 
 
-def over_size(points: Mapping[str, Sequence[Mapping[str, float]]], y_label: str, *, name: str,
-              line: float | None = None, percent: bool = False) -> str | None:
+def over_size(
+  points: Mapping[str, Sequence[Mapping[str, float]]],
+  y_label: str,
+  *,
+  name: str,
+  line: float | None = None,
+  percent: bool = False,
+) -> str | None:
   """A quantity against the number of parameters, a line per method (InstructGPT Fig. 1).
 
   Args:
@@ -563,19 +836,33 @@ def over_size(points: Mapping[str, Sequence[Mapping[str, float]]], y_label: str,
     line: a level that is drawn across, such as 0.5.
     percent: whether the axis is in per cent.
   """
-  points = {method: sorted(found, key=lambda point: point["parameters"])
-            for method, found in points.items() if found}
+  points = {
+    method: sorted(found, key=lambda point: point["parameters"])
+    for method, found in points.items()
+    if found
+  }
   if not points:
     return None
   color = _color_of(list(points))
+
   def draw(axes):
     for method, found in points.items():
       means = np.array([point["mean"] for point in found])
-      ends = [means - [point["low"] for point in found],
-              np.array([point["high"] for point in found]) - means]
-      axes.errorbar([point["parameters"] for point in found], means, yerr=np.maximum(ends, 0),
-                    color=color[method], marker=_MARKERS[method] if method in _MARKERS else "P",
-                    markersize=6, capsize=3, elinewidth=1.3, label=label(method))
+      ends = [
+        means - [point["low"] for point in found],
+        np.array([point["high"] for point in found]) - means,
+      ]
+      axes.errorbar(
+        [point["parameters"] for point in found],
+        means,
+        yerr=np.maximum(ends, 0),
+        color=color[method],
+        marker=_MARKERS[method] if method in _MARKERS else "P",
+        markersize=6,
+        capsize=3,
+        elinewidth=1.3,
+        label=label(method),
+      )
     if line is not None:
       axes.axhline(line, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xscale("log")
@@ -588,8 +875,12 @@ def over_size(points: Mapping[str, Sequence[Mapping[str, float]]], y_label: str,
     axes.set_xlabel("parameters outside the embeddings")
     axes.set_ylabel(y_label)
     if len(points) > 1:
-      axes.figure.legend(loc="outside upper left", columnspacing=1.2,
-                         ncols=3 if max(map(len, points)) > 12 else len(points))
+      axes.figure.legend(
+        loc="outside upper left",
+        columnspacing=1.2,
+        ncols=3 if max(map(len, points)) > 12 else len(points),
+      )
+
   return _svg(name, draw, (6.2, 3.9))
 
 

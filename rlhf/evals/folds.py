@@ -30,6 +30,7 @@ class Fold:
     own: other comparisons of those labelers, on prompts that are not trained on.
     heldout: comparisons of the held-out group.
   """
+
   heldout_labelers: tuple[str, ...]
   train: list[dict]
   own: list[dict]
@@ -53,8 +54,10 @@ def deal(counts: Mapping[str, int], num_groups: int) -> tuple[tuple[str, ...], .
   if num_groups < 2:
     raise ValueError(f"{num_groups} groups of labelers; use 2 or more, one of them is held out")
   if len(counts) < num_groups:
-    raise ValueError(f"{len(counts)} labelers cannot be dealt into {num_groups} groups; use "
-                     "comparisons of more labelers, or fewer folds")
+    raise ValueError(
+      f"{len(counts)} labelers cannot be dealt into {num_groups} groups; use "
+      "comparisons of more labelers, or fewer folds"
+    )
   groups: list[list[str]] = [[] for _ in range(num_groups)]
   load = [0] * num_groups
   for labeler in sorted(counts, key=lambda labeler: (-counts[labeler], labeler)):
@@ -64,8 +67,9 @@ def deal(counts: Mapping[str, int], num_groups: int) -> tuple[tuple[str, ...], .
   return tuple(tuple(sorted(group)) for group in groups)
 
 
-def split(records: Sequence[Mapping[str, Any]], *, num_folds: int, test_fraction: float,
-          seed: int) -> list[Fold]:
+def split(
+  records: Sequence[Mapping[str, Any]], *, num_folds: int, test_fraction: float, seed: int
+) -> list[Fold]:
   """All folds.
 
   Prompts are drawn for testing first, the same in every fold, so that what several labelers ranked
@@ -86,13 +90,14 @@ def split(records: Sequence[Mapping[str, Any]], *, num_folds: int, test_fraction
   counts: dict[str, int] = {}
   for number, record in enumerate(records, 1):
     if "labeler" not in record or not record["labeler"]:
-      raise ValueError(f'comparison {number} has no "labeler"; folds over labelers need one in '
-                       "every comparison")
+      raise ValueError(
+        f'comparison {number} has no "labeler"; folds over labelers need one in every comparison'
+      )
     counts[record["labeler"]] = counts.get(record["labeler"], 0) + 1
   groups = deal(counts, num_folds)
   prompts = sorted({record["prompt"] for record in records})
   order = np.random.default_rng(seed).permutation(len(prompts))
-  tested = {prompts[i] for i in order[:max(1, round(test_fraction * len(prompts)))]}
+  tested = {prompts[i] for i in order[: max(1, round(test_fraction * len(prompts)))]}
   return [_fold(records, group, tested) for group in groups]
 
 
@@ -101,13 +106,18 @@ def _fold(records, group: tuple[str, ...], tested: set[str]) -> Fold:
   train = [record for record in inside if record["prompt"] not in tested]
   trained = {record["prompt"] for record in train}
   parts = dict(
-      train=train, own=[record for record in inside if record["prompt"] in tested],
-      heldout=[record for record in records
-               if record["labeler"] in group and record["prompt"] not in trained])
+    train=train,
+    own=[record for record in inside if record["prompt"] in tested],
+    heldout=[
+      record for record in records if record["labeler"] in group and record["prompt"] not in trained
+    ],
+  )
   for name, found in parts.items():
     if not found:
-      raise ValueError(f"the fold that holds {', '.join(group)} out has no comparison for its part "
-                       f"{name!r}; give more comparisons, or another test_fraction")
+      raise ValueError(
+        f"the fold that holds {', '.join(group)} out has no comparison for its part "
+        f"{name!r}; give more comparisons, or another test_fraction"
+      )
   return Fold(heldout_labelers=group, **parts)
 
 
@@ -117,13 +127,15 @@ def correct(scores: Mapping[str, Any]) -> np.ndarray:
   Args:
     scores: {"scores", "ranks", "valid"}, as `reward_model` writes them.
   """
-  gap_NC = calibration.score_gaps(*(np.asarray(scores[name])
-                                    for name in ("scores", "ranks", "valid")))
+  gap_NC = calibration.score_gaps(
+    *(np.asarray(scores[name]) for name in ("scores", "ranks", "valid"))
+  )
   return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
 
 
-def summarise(runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], *, num_resamples: int,
-              seed: int) -> dict[str, Any]:
+def summarise(
+  runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], *, num_resamples: int, seed: int
+) -> dict[str, Any]:
   """Accuracy on both tests over all folds and seeds.
 
   The seeds of a fold have its labelers and its prompts in common, so a prompt is drawn with the
@@ -145,21 +157,30 @@ def summarise(runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], *, num_r
     ValueError: two seeds of a fold have other numbers of prompts.
   """
   settings = dict(num_resamples=num_resamples, seed=seed)
-  table = [dict(fold=fold, seed=number, **{
-      test: float(np.nanmean(values[test])) for test in TESTS})
-           for (fold, number), values in sorted(runs.items())]
+  table = [
+    dict(fold=fold, seed=number, **{test: float(np.nanmean(values[test])) for test in TESTS})
+    for (fold, number), values in sorted(runs.items())
+  ]
   by_fold = {test: _by_fold(runs, test) for test in TESTS}
   result: dict[str, Any] = {}
   for test in TESTS:
     pooled = statistics.bootstrap_over_seeds(by_fold[test], **settings)
     result[test] = pooled.as_dict() | dict(
-        standard_error=_standard_error(table, test), paper=PAPER[test])
-  sums_F4 = np.asarray([[number for test in TESTS for number in (
-      np.nansum(by_fold[test][fold]), np.sum(~np.isnan(by_fold[test][fold])))]
-                        for fold in by_fold["own"]])
+      standard_error=_standard_error(table, test), paper=PAPER[test]
+    )
+  sums_F4 = np.asarray(
+    [
+      [
+        number
+        for test in TESTS
+        for number in (np.nansum(by_fold[test][fold]), np.sum(~np.isnan(by_fold[test][fold])))
+      ]
+      for fold in by_fold["own"]
+    ]
+  )
   result["difference"] = statistics.bootstrap_statistic(
-      sums_F4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
-      **settings).as_dict()
+    sums_F4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **settings
+  ).as_dict()
   return result | dict(runs=table)
 
 
@@ -171,8 +192,10 @@ def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
   for fold, columns in found.items():
     counts = [len(column) for column in columns]
     if len(set(counts)) > 1:
-      raise ValueError(f"the seeds of fold {fold} have {counts} prompts in their test {test!r}; "
-                       "all seeds of a fold are tested on the same prompts")
+      raise ValueError(
+        f"the seeds of fold {fold} have {counts} prompts in their test {test!r}; "
+        "all seeds of a fold are tested on the same prompts"
+      )
   return {fold: np.concatenate(columns, axis=1) for fold, columns in found.items()}
 
 

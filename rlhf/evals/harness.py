@@ -36,8 +36,9 @@ class OtherItems(samplers.ContextSampler):
   which no right answer is known.
   """
 
-  def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None,
-             **unused: Any) -> list[dict[str, Any]]:
+  def sample(
+    self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **unused: Any
+  ) -> list[dict[str, Any]]:
     """`n` items at random.
 
     Raises:
@@ -45,13 +46,16 @@ class OtherItems(samplers.ContextSampler):
     """
     docs, found = self.fewshot_docs(), []
     for size in (n + _SPARE, len(docs)):  # all are looked at only where so many do not do
-      found = [doc for doc in self.rnd.sample(docs, min(size, len(docs)))
-               if self._is_other(doc, eval_doc)][:n]
+      found = [
+        doc for doc in self.rnd.sample(docs, min(size, len(docs))) if self._is_other(doc, eval_doc)
+      ][:n]
       if len(found) == n:
         return found
-    raise ValueError(f"{n} examples are asked for, and of {len(docs)} items {len(found)} can stand "
-                     "beside another; lower config.nlp.num_fewshot, or put the training set beside "
-                     "the test set")
+    raise ValueError(
+      f"{n} examples are asked for, and of {len(docs)} items {len(found)} can stand "
+      "beside another; lower config.nlp.num_fewshot, or put the training set beside "
+      "the test set"
+    )
 
   @staticmethod
   def _is_other(doc: dict[str, Any], asked: dict[str, Any] | None) -> bool:
@@ -64,8 +68,15 @@ class OtherItems(samplers.ContextSampler):
 class HarnessModel(lm_eval_model.TemplateLM):
   """A policy as lm-eval asks for one."""
 
-  def __init__(self, network: Network, *, batch_size: int, seed: int = 0,
-               chat: bool = False, on_batch: Callable[[int, int], None] | None = None):
+  def __init__(
+    self,
+    network: Network,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    chat: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+  ):
     """Wraps a network, which stays where it lies on the mesh.
 
     Args:
@@ -107,10 +118,10 @@ class HarnessModel(lm_eval_model.TemplateLM):
   def tokenizer_name(self) -> str:
     return type(self._network.tokenizer).__name__
 
-  def tok_encode(self, string: str, add_special_tokens: bool | None = None,
-                 **unused: Any) -> list[int]:
-    """Ids; the tokenizer's prefix (begin-of-text) comes first unless `add_special_tokens` is False.
-    """
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **unused: Any
+  ) -> list[int]:
+    """Ids; the tokenizer's prefix (begin-of-text) comes first unless `add_special_tokens` is False."""
     tokenizer = self._network.tokenizer
     if self._chat:
       ids = tokenizer.encode_with_specials(string)
@@ -124,37 +135,46 @@ class HarnessModel(lm_eval_model.TemplateLM):
     """The template's source, which lm-eval puts on record."""
     return self._network.tokenizer.chat_template if chat_template else None
 
-  def apply_chat_template(self, chat_history: list[dict[str, str]],
-                          add_generation_prompt: bool = True) -> str:
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
     """Turns as the text that the model's own template makes of them."""
     return self._network.tokenizer.render_chat(
-        chat_history, add_generation_prompt=add_generation_prompt)
+      chat_history, add_generation_prompt=add_generation_prompt
+    )
 
   # ---- requests
 
-  def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False
-                    ) -> list[tuple[float, bool]]:
+  def loglikelihood(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
     """As lm-eval encodes contexts and continuations, without its bar: `on_batch` is told."""
     return super().loglikelihood(requests, disable_tqdm=True)
 
-  def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
-                            **unused: Any) -> list[tuple[float, bool]]:
+  def _loglikelihood_tokens(
+    self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
+  ) -> list[tuple[float, bool]]:
     pairs = [(context, continuation) for _, context, continuation in requests]
     found = continuations.loglikelihoods(
-        self._network, pairs, batch_size=self._batch_size, on_batch=self._progress(len(pairs)))
+      self._network, pairs, batch_size=self._batch_size, on_batch=self._progress(len(pairs))
+    )
     for (text, _, _), answer in zip(requests, found, strict=True):
       if text is not None:  # a window of a longer text is not worth keeping
         self.cache_hook.add_partial("loglikelihood", text, answer)
     return found
 
-  def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False
-                            ) -> list[float]:
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
     """Log-probabilities of whole texts, in windows of the context that do not overlap."""
     windows, owner = [], []
     for index, request in enumerate(requests):
       for pair in utils.get_rolling_token_windows(
-          token_list=self.tok_encode(request.args[0]), prefix_token=self.prefix_token_id,
-          max_seq_len=self.max_length, context_len=1):
+        token_list=self.tok_encode(request.args[0]),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      ):
         windows.append((None, *utils.make_disjoint_window(pair)))
         owner.append(index)
     totals = [0.0] * len(requests)
@@ -175,12 +195,19 @@ class HarnessModel(lm_eval_model.TemplateLM):
       groups.setdefault(self._settings(request.args[1]), []).append(index)
     texts: list[str] = [""] * len(requests)
     for number, ((stops, max_new_tokens, temperature), members) in enumerate(groups.items()):
-      contexts = [self.tok_encode(requests[index].args[0]) or [self.prefix_token_id]
-                  for index in members]
+      contexts = [
+        self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
+      ]
       written = continuations.write(
-          self._network, contexts, jax.random.fold_in(self._key, number),
-          max_new_tokens=max_new_tokens, stops=stops, temperature=temperature,
-          batch_size=self._batch_size, on_batch=self._progress(len(members)))
+        self._network,
+        contexts,
+        jax.random.fold_in(self._key, number),
+        max_new_tokens=max_new_tokens,
+        stops=stops,
+        temperature=temperature,
+        batch_size=self._batch_size,
+        on_batch=self._progress(len(members)),
+      )
       for index, text in zip(members, written, strict=True):
         texts[index] = text
         self.cache_hook.add_partial("generate_until", requests[index].args, text)
@@ -190,8 +217,10 @@ class HarnessModel(lm_eval_model.TemplateLM):
     """(stops, max_new_tokens, temperature) of a task's generation_kwargs, as lm-eval reads them."""
     unknown = {name for name in set(options) - _KNOWN if options[name] not in (None, False)}
     if unknown:
-      raise ValueError(f"generation_kwargs {sorted(unknown)[0]!r} of the task is not supported; "
-                       f"choose from {', '.join(sorted(_KNOWN))}")
+      raise ValueError(
+        f"generation_kwargs {sorted(unknown)[0]!r} of the task is not supported; "
+        f"choose from {', '.join(sorted(_KNOWN))}"
+      )
     until = options.get("until")
     stops = [until] if isinstance(until, str) else until
     lengths = [options[name] for name in _LENGTH_NAMES if options.get(name) is not None]
@@ -201,8 +230,11 @@ class HarnessModel(lm_eval_model.TemplateLM):
       temperature = 0.0
     elif temperature is None:
       temperature = 1.0
-    return (tuple(stops if stops is not None else ()),
-            int(lengths[0]) if lengths else self.max_gen_toks, float(temperature))
+    return (
+      tuple(stops if stops is not None else ()),
+      int(lengths[0]) if lengths else self.max_gen_toks,
+      float(temperature),
+    )
 
   def _progress(self, total: int):
     return None if self._on_batch is None else lambda done: self._on_batch(done, total)

@@ -30,22 +30,25 @@ Row = dict[str, Any]
 Judge = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Sequence[str]], str], list[Row]]
 
 
-def check_answers(prompts: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]],
-                  baseline: str) -> None:
+def check_answers(
+  prompts: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]], baseline: str
+) -> None:
   """Raises ValueError unless every policy has one answer to each prompt and one is the baseline."""
   if baseline not in answers:
     raise ValueError(f"the baseline {baseline!r} has no answers; choose from {list(answers)}")
   for policy, texts in answers.items():
     if len(texts) != len(prompts):
-      raise ValueError(f"{policy} has {len(texts)} answers to {len(prompts)} prompts; each prompt "
-                       "needs one")
+      raise ValueError(
+        f"{policy} has {len(texts)} answers to {len(prompts)} prompts; each prompt needs one"
+      )
 
 
 # ----------------------------------------------------------------------------- the judges
 
 
-def simulated_labelers(world: World, training: Sequence[Labeler], heldout: Sequence[Labeler], *,
-                       evaluation: bool = True) -> Judge:
+def simulated_labelers(
+  world: World, training: Sequence[Labeler], heldout: Sequence[Labeler], *, evaluation: bool = True
+) -> Judge:
   """TinyWorld's labelers, who see prompts and answers and err.
 
   Prompt records need TinyWorld's "task".
@@ -69,8 +72,10 @@ def simulated_labelers(world: World, training: Sequence[Labeler], heldout: Seque
     check_answers(prompts, answers, baseline)
     for index, record in enumerate(prompts):
       if "task" not in record:
-        raise ValueError(f"prompt {index} ({record['prompt'][:40]!r}) has no \"task\"; only "
-                         "prompts of TinyWorld can be judged by its labelers")
+        raise ValueError(
+          f'prompt {index} ({record["prompt"][:40]!r}) has no "task"; only '
+          "prompts of TinyWorld can be judged by its labelers"
+        )
     rows = []
     for policy, texts in answers.items():
       for group, people in (("training", training), ("heldout", heldout)):
@@ -79,19 +84,33 @@ def simulated_labelers(world: World, training: Sequence[Labeler], heldout: Seque
             about = labeler, world, record["task"], record["prompt"], text
             marks, labels = look(record, text)
             other = answers[baseline][index]
-            win = None if policy == baseline else labelers_lib.prefer(
-                *about, other, marks_a=marks, marks_b=look(record, other)[0],
-                evaluation=evaluation)
+            win = (
+              None
+              if policy == baseline
+              else labelers_lib.prefer(
+                *about, other, marks_a=marks, marks_b=look(record, other)[0], evaluation=evaluation
+              )
+            )
             likert = labelers_lib.likert(*about, marks=marks, evaluation=evaluation)
-            rows.append(dict(prompt_index=index, policy=policy, labeler=labeler.id, group=group,
-                             win=win, likert=likert, metadata=labels))
+            rows.append(
+              dict(
+                prompt_index=index,
+                policy=policy,
+                labeler=labeler.id,
+                group=group,
+                win=win,
+                likert=likert,
+                metadata=labels,
+              )
+            )
     return rows
 
   return judge
 
 
-def reward_model(network: Network, prompt_format: prepare.PromptFormat, *, name: str,
-                 batch_size: int) -> Judge:
+def reward_model(
+  network: Network, prompt_format: prepare.PromptFormat, *, name: str, batch_size: int
+) -> Judge:
   """A reward model, which prefers the answer with the higher score; equal scores are a tie.
 
   Every answer is scored with its end, as in training, whether or not its policy came to it.  Each
@@ -107,10 +126,13 @@ def reward_model(network: Network, prompt_format: prepare.PromptFormat, *, name:
 
   def judge(prompts, answers, baseline):
     check_answers(prompts, answers, baseline)
-    texts = {policy: [(record["prompt"], text) for record, text in zip(prompts, column)]
-             for policy, column in answers.items()}
-    new = list(dict.fromkeys(text for column in texts.values() for text in column
-                             if text not in known))
+    texts = {
+      policy: [(record["prompt"], text) for record, text in zip(prompts, column)]
+      for policy, column in answers.items()
+    }
+    new = list(
+      dict.fromkeys(text for column in texts.values() for text in column if text not in known)
+    )
     if new:
       scores = rewards.score_texts(network, prompt_format, new, batch_size=batch_size)
       known.update(zip(new, scores.tolist(), strict=True))
@@ -118,9 +140,17 @@ def reward_model(network: Network, prompt_format: prepare.PromptFormat, *, name:
     for policy, column in texts.items():
       for index, text in enumerate(column):
         gap = known[text] - known[texts[baseline][index]]
-        rows.append(dict(prompt_index=index, policy=policy, labeler=name, group="reward_model",
-                         win=None if policy == baseline else 0.5 * (1 + float(np.sign(gap))),
-                         likert=None, score=known[text]))
+        rows.append(
+          dict(
+            prompt_index=index,
+            policy=policy,
+            labeler=name,
+            group="reward_model",
+            win=None if policy == baseline else 0.5 * (1 + float(np.sign(gap))),
+            likert=None,
+            score=known[text],
+          )
+        )
     return rows
 
   return judge
@@ -138,8 +168,10 @@ def human_ratings(found: ratings_lib.Ratings) -> Judge:
   Raises (when it judges):
     ValueError: the sheets show other prompts or answers than these.
   """
-  choices = {(choice.rater, choice.sample_a, choice.sample_b): choice.win
-             for choice in ratings_lib.choices(found)}
+  choices = {
+    (choice.rater, choice.sample_a, choice.sample_b): choice.win
+    for choice in ratings_lib.choices(found)
+  }
 
   def compared(rater, sample, other):
     """1, 0.5, 0 for `sample`, or None."""
@@ -161,10 +193,17 @@ def human_ratings(found: ratings_lib.Ratings) -> Judge:
           rating = rated.get((rater, sample))
           win = None if policy == baseline else compared(rater, sample, other)
           if rating is not None or win is not None:
-            rows.append(dict(
-                prompt_index=index, policy=policy, labeler=rater, group=group, win=win,
+            rows.append(
+              dict(
+                prompt_index=index,
+                policy=policy,
+                labeler=rater,
+                group=group,
+                win=win,
                 likert=None if rating is None else rating.likert,
-                metadata={} if rating is None else dict(rating.metadata)))
+                metadata={} if rating is None else dict(rating.metadata),
+              )
+            )
     return rows
 
   return judge
@@ -179,6 +218,7 @@ def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
   Raises (when it judges):
     ValueError: the endpoint fails for good; answers so far are in its cache.
   """
+
   def judge(prompts, answers, baseline):
     check_answers(prompts, answers, baseline)
     pairs, texts = [], []
@@ -197,10 +237,19 @@ def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
         win = None if policy == baseline else 0.5
         if text != other:
           swapped = wins[prompt, other, text]
-          win = preference.both_orders(wins[prompt, text, other],
-                                       None if swapped is None else 1 - swapped)
-        rows.append(dict(prompt_index=index, policy=policy, labeler=asker.p.model,
-                         group="endpoint", win=win, likert=likert[prompt, text]))
+          win = preference.both_orders(
+            wins[prompt, text, other], None if swapped is None else 1 - swapped
+          )
+        rows.append(
+          dict(
+            prompt_index=index,
+            policy=policy,
+            labeler=asker.p.model,
+            group="endpoint",
+            win=win,
+            likert=likert[prompt, text],
+          )
+        )
     return rows
 
   return judge
@@ -209,9 +258,12 @@ def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
 # ----------------------------------------------------------------------------- any against any
 
 
-def judge_pairs(judge: Judge, prompts: Sequence[Mapping[str, Any]],
-                answers: Mapping[str, Sequence[str]],
-                pairs: Sequence[tuple[str, str]]) -> list[Row]:
+def judge_pairs(
+  judge: Judge,
+  prompts: Sequence[Mapping[str, Any]],
+  answers: Mapping[str, Sequence[str]],
+  pairs: Sequence[tuple[str, str]],
+) -> list[Row]:
   """Rows of policies compared with others than the one baseline, which each row names.
 
   Args:
@@ -225,15 +277,31 @@ def judge_pairs(judge: Judge, prompts: Sequence[Mapping[str, Any]],
   rows = []
   for policy, baseline in pairs:
     both = {policy: answers[policy], baseline: answers[baseline]}
-    rows += [dict(prompt_index=row["prompt_index"], policy=policy, labeler=row["labeler"],
-                  group=row["group"], win=row["win"], likert=None, baseline=baseline)
-             for row in judge(prompts, both, baseline) if row["win"] is not None]
+    rows += [
+      dict(
+        prompt_index=row["prompt_index"],
+        policy=policy,
+        labeler=row["labeler"],
+        group=row["group"],
+        win=row["win"],
+        likert=None,
+        baseline=baseline,
+      )
+      for row in judge(prompts, both, baseline)
+      if row["win"] is not None
+    ]
   return rows
 
 
-def win_rate_matrix(rows_by_seed: Mapping[int, Sequence[Row]], policies: Sequence[str], *,
-                    baseline: str, group: str, num_resamples: int, seed: int
-                    ) -> dict[str, dict[str, statistics.Interval | None]]:
+def win_rate_matrix(
+  rows_by_seed: Mapping[int, Sequence[Row]],
+  policies: Sequence[str],
+  *,
+  baseline: str,
+  group: str,
+  num_resamples: int,
+  seed: int,
+) -> dict[str, dict[str, statistics.Interval | None]]:
   """Win rate of every policy against every other, with bootstrap intervals over prompts.
 
   Seeds are nested: runs are resampled, then the prompts of each drawn run.  A pair that was judged
@@ -261,8 +329,10 @@ def win_rate_matrix(rows_by_seed: Mapping[int, Sequence[Row]], policies: Sequenc
         by_pair.setdefault(pair, {}).setdefault(run, []).append(row)
 
   def values(policy, other):
-    return {run: preference.values_by_prompt(rows, policy=policy, group=group, field="win")
-            for run, rows in by_pair.get((policy, other), {}).items()}
+    return {
+      run: preference.values_by_prompt(rows, policy=policy, group=group, field="win")
+      for run, rows in by_pair.get((policy, other), {}).items()
+    }
 
   matrix = {policy: {other: None for other in policies} for policy in policies}
   for a, b in itertools.combinations(policies, 2):
@@ -272,9 +342,11 @@ def win_rate_matrix(rows_by_seed: Mapping[int, Sequence[Row]], policies: Sequenc
     wins = {run: 1 - win_PL for run, win_PL in values(other, policy).items()}
     wins |= values(policy, other)
     if wins:
-      found = statistics.bootstrap_over_seeds(dict(sorted(wins.items())), seed=seed,
-                                              num_resamples=num_resamples)
+      found = statistics.bootstrap_over_seeds(
+        dict(sorted(wins.items())), seed=seed, num_resamples=num_resamples
+      )
       matrix[policy][other] = found
       matrix[other][policy] = statistics.Interval(
-          mean=1 - found.mean, low=1 - found.high, high=1 - found.low, n=found.n)
+        mean=1 - found.mean, low=1 - found.high, high=1 - found.low, n=found.n
+      )
   return matrix

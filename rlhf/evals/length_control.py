@@ -38,10 +38,16 @@ _CHUNK_ENTRIES = 2_000_000  # of one array [resamples, policies, prompts]
 
 
 def length_controlled_win_rates(
-    rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
-    answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]], policies: Sequence[str], *,
-    baseline: str, group: str, num_resamples: int, seed: int,
-    confidence: float = 0.95) -> dict[str, dict[str, statistics.Interval | None]]:
+  rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
+  answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
+  policies: Sequence[str],
+  *,
+  baseline: str,
+  group: str,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> dict[str, dict[str, statistics.Interval | None]]:
   """Every policy against every other at equal length, with bootstrap intervals over prompts.
 
   Args:
@@ -56,24 +62,32 @@ def length_controlled_win_rates(
     policy -> other -> interval; None on the diagonal and where a policy was not judged.  `n` counts
     the prompts on which either was compared with the baseline.
   """
-  counts = lambda row: (row["group"] == group and row["win"] is not None
-                        and row.get("baseline", baseline) == baseline)
+  counts = lambda row: (
+    row["group"] == group and row["win"] is not None and row.get("baseline", baseline) == baseline
+  )
   rows_by_seed = {run: list(filter(counts, rows)) for run, rows in rows_by_seed.items()}
   judged = list(dict.fromkeys(row["policy"] for rows in rows_by_seed.values() for row in rows))
   found = {policy: {other: None for other in policies} for policy in policies}
   if not judged:
     return found
-  tables = [_table(rows, answers_by_seed[run], judged, baseline)
-            for run, rows in rows_by_seed.items() if rows]
+  tables = [
+    _table(rows, answers_by_seed[run], judged, baseline)
+    for run, rows in rows_by_seed.items()
+    if rows
+  ]
   win_KP, weight_KP, log_ratio_KP = (np.concatenate(arrays, axis=1) for arrays in zip(*tables))
   ones_1P = np.ones((1, win_KP.shape[1]))
   data_K = _estimate(win_KP, weight_KP, log_ratio_KP, ones_1P)[0]
-  count_RP = _nested_counts([table[0].shape[1] for table in tables], num_resamples,
-                            np.random.default_rng(seed))
+  count_RP = _nested_counts(
+    [table[0].shape[1] for table in tables], num_resamples, np.random.default_rng(seed)
+  )
   size = max(1, _CHUNK_ENTRIES // max(1, win_KP.size))
-  draws_RK = np.concatenate([
-      _estimate(win_KP, weight_KP, log_ratio_KP, count_RP[start:start + size])
-      for start in range(0, num_resamples, size)])
+  draws_RK = np.concatenate(
+    [
+      _estimate(win_KP, weight_KP, log_ratio_KP, count_RP[start : start + size])
+      for start in range(0, num_resamples, size)
+    ]
+  )
   place = {policy: k for k, policy in enumerate(judged)}
   tail = (1 - confidence) / 2
 
@@ -89,7 +103,8 @@ def length_controlled_win_rates(
       low, high = np.quantile(of(draws_RK), [tail, 1 - tail])
       compared_P = (weight_KP[[place[name] for name in names]] > 0).any(axis=0)
       found[policy][other] = statistics.Interval(
-          mean=float(of(data_K)), low=float(low), high=float(high), n=int(compared_P.sum()))
+        mean=float(of(data_K)), low=float(low), high=float(high), n=int(compared_P.sum())
+      )
   return found
 
 
@@ -102,8 +117,9 @@ def _table(rows, answers, policies, baseline):
     at = place[row["policy"]], prompts[row["prompt_index"]]
     total_KP[at] += row["win"]
     weight_KP[at] += 1
-    own, other = (max(1, len(answers[name][row["prompt_index"]]))
-                  for name in (row["policy"], baseline))
+    own, other = (
+      max(1, len(answers[name][row["prompt_index"]])) for name in (row["policy"], baseline)
+    )
     log_ratio_KP[at] = np.log(own / other)
   return total_KP / np.maximum(weight_KP, 1), weight_KP, log_ratio_KP
 
@@ -115,7 +131,7 @@ def _nested_counts(sizes: Sequence[int], num_resamples: int, rng) -> np.ndarray:
   for r in range(num_resamples):
     for run in rng.integers(len(sizes), size=len(sizes)):
       drawn = rng.integers(sizes[run], size=sizes[run])
-      count_RP[r, ends[run] - sizes[run]:ends[run]] += np.bincount(drawn, minlength=sizes[run])
+      count_RP[r, ends[run] - sizes[run] : ends[run]] += np.bincount(drawn, minlength=sizes[run])
   return count_RP
 
 

@@ -24,8 +24,9 @@ def _lm_loss(cfg: ModelConfig, params: Params, batch: LmBatch, use_segments: boo
   return model.lm_loss(cfg, params, batch, use_segments=use_segments)
 
 
-def negative_log_likelihood(cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: int,
-                            use_segments: bool) -> float:
+def negative_log_likelihood(
+  cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: int, use_segments: bool
+) -> float:
   """Mean over all weighted targets of `rows`, in nats per token; no average of averages."""
   total = Metric(total=jnp.float32(0), weight=jnp.float32(0))
   with sharding.on_mesh_of(params) as put:
@@ -38,12 +39,14 @@ def negative_log_likelihood(cfg: ModelConfig, params: Params, rows: LmBatch, *, 
 @functools.partial(jax.jit, static_argnames=("cfg", "use_segments"))
 def _loss_by_row(cfg: ModelConfig, params: Params, batch: LmBatch, use_segments: bool):
   logprob_BT = model.lm_logprobs(cfg, params, batch, use_segments=use_segments)
-  return jnp.stack([-jnp.sum(logprob_BT * batch.loss_mask_BT, axis=1),
-                    jnp.sum(batch.loss_mask_BT, axis=1)], axis=1)
+  return jnp.stack(
+    [-jnp.sum(logprob_BT * batch.loss_mask_BT, axis=1), jnp.sum(batch.loss_mask_BT, axis=1)], axis=1
+  )
 
 
-def loss_by_row(cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: int,
-                use_segments: bool) -> np.ndarray:
+def loss_by_row(
+  cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: int, use_segments: bool
+) -> np.ndarray:
   """Sum of the loss over the weighted targets of each row, in nats, and their number: [N, 2].
 
   Of the column sums, the ratio is `negative_log_likelihood`; rows can be resampled.
@@ -59,19 +62,37 @@ def loss_by_row(cfg: ModelConfig, params: Params, rows: LmBatch, *, batch_size: 
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _choice_logprob(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, choice_mask_BT):
   logprob_BT, _ = model.policy_logprobs(cfg, params, tokens_BT, mask_BT, temperature=1.0)
-  return (jnp.sum(logprob_BT * choice_mask_BT, axis=1)
-          / jnp.maximum(jnp.sum(choice_mask_BT, axis=1), 1.0))
+  return jnp.sum(logprob_BT * choice_mask_BT, axis=1) / jnp.maximum(
+    jnp.sum(choice_mask_BT, axis=1), 1.0
+  )
 
 
-def few_shot_accuracy(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
-                      items: Sequence[dict], *, delimiter: str, batch_size: int) -> float:
+def few_shot_accuracy(
+  cfg: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  items: Sequence[dict],
+  *,
+  delimiter: str,
+  batch_size: int,
+) -> float:
   """Share of items that `few_shot_correct` finds right; takes and raises the same."""
-  return float(np.mean(few_shot_correct(cfg, params, tokenizer, items, delimiter=delimiter,
-                                        batch_size=batch_size)))
+  return float(
+    np.mean(
+      few_shot_correct(cfg, params, tokenizer, items, delimiter=delimiter, batch_size=batch_size)
+    )
+  )
 
 
-def few_shot_correct(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
-                     items: Sequence[dict], *, delimiter: str, batch_size: int) -> list[bool]:
+def few_shot_correct(
+  cfg: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  items: Sequence[dict],
+  *,
+  delimiter: str,
+  batch_size: int,
+) -> list[bool]:
   """Whether each item's right choice has the highest mean log-probability per token.
 
   Source: InstructGPT appendix D, which scores multiple-choice tasks so at temperature 1.
@@ -94,21 +115,30 @@ def few_shot_correct(cfg: ModelConfig, params: Params, tokenizer: Tokenizer,
       owner.append(index)
   longest = max(len(ids) for ids in sequences)
   if longest > cfg.context_length:
-    raise ValueError(f"a few-shot item has {longest} tokens and the context {cfg.context_length}; "
-                     "use fewer shots")
+    raise ValueError(
+      f"a few-shot item has {longest} tokens and the context {cfg.context_length}; use fewer shots"
+    )
   num_rows = -(-len(sequences) // batch_size) * batch_size
   tokens_BT = np.full((num_rows, longest), cfg.pad_id, np.int32)
   mask_BT = np.zeros((num_rows, longest), np.float32)
   choice_mask_BT = np.zeros((num_rows, longest), np.float32)
   for row, (ids, start) in enumerate(zip(sequences, num_prompt, strict=True)):
-    tokens_BT[row, :len(ids)] = ids
-    mask_BT[row, :len(ids)] = 1
-    choice_mask_BT[row, start:len(ids)] = 1
+    tokens_BT[row, : len(ids)] = ids
+    mask_BT[row, : len(ids)] = 1
+    choice_mask_BT[row, start : len(ids)] = 1
   with sharding.on_mesh_of(params) as put:
-    logprob_B = np.concatenate([
-        processes.to_host(_choice_logprob(cfg, params, *put(tuple(x[i:i + batch_size] for x in (
-            tokens_BT, mask_BT, choice_mask_BT)))))
-        for i in range(0, num_rows, batch_size)])
+    logprob_B = np.concatenate(
+      [
+        processes.to_host(
+          _choice_logprob(
+            cfg,
+            params,
+            *put(tuple(x[i : i + batch_size] for x in (tokens_BT, mask_BT, choice_mask_BT))),
+          )
+        )
+        for i in range(0, num_rows, batch_size)
+      ]
+    )
   best, chosen = {}, {}
   for row, index in enumerate(owner):
     if index not in best or logprob_B[row] > best[index]:

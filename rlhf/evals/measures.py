@@ -26,6 +26,7 @@ class Measure:
     values: of each item, in the order in which every checkpoint is asked, where the number is their
       mean; empty where it is not, such as BLEU.  NaN, null in files, where an item has none.
   """
+
   task: str
   metric: str
   interval: statistics.Interval
@@ -38,26 +39,40 @@ class Measure:
       raise ValueError(f"better is {self.better!r}; choose from {BETTER}")
 
   @classmethod
-  def of_mean(cls, values: Sequence[float], *, num_resamples: int, seed: int, **fields: str
-              ) -> "Measure":
+  def of_mean(
+    cls, values: Sequence[float], *, num_resamples: int, seed: int, **fields: str
+  ) -> "Measure":
     """The mean of one value for each item, with its bootstrap interval over items."""
     value_N = np.asarray(values, np.float64)
-    return cls(interval=statistics.bootstrap_mean(value_N[:, None], num_resamples=num_resamples,
-                                                  seed=seed),
-               values=tuple(value_N.tolist()), **fields)
+    return cls(
+      interval=statistics.bootstrap_mean(value_N[:, None], num_resamples=num_resamples, seed=seed),
+      values=tuple(value_N.tolist()),
+      **fields,
+    )
 
   def as_dict(self) -> dict[str, Any]:
     """Flat, as in `result.json`."""
-    return dict(task=self.task, variant=self.variant, metric=self.metric,
-                **self.interval.as_dict(), better=self.better,
-                values=[None if math.isnan(value) else value for value in self.values])
+    return dict(
+      task=self.task,
+      variant=self.variant,
+      metric=self.metric,
+      **self.interval.as_dict(),
+      better=self.better,
+      values=[None if math.isnan(value) else value for value in self.values],
+    )
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> "Measure":
     """The inverse of `as_dict`."""
     interval = statistics.Interval(**{name: fields[name] for name in ("mean", "low", "high", "n")})
-    return cls(task=fields["task"], variant=fields["variant"], metric=fields["metric"],
-               interval=interval, better=fields["better"], values=known_or_nan(fields["values"]))
+    return cls(
+      task=fields["task"],
+      variant=fields["variant"],
+      metric=fields["metric"],
+      interval=interval,
+      better=fields["better"],
+      values=known_or_nan(fields["values"]),
+    )
 
 
 def known_or_nan(values: Sequence[float | None]) -> tuple[float, ...]:

@@ -29,8 +29,18 @@ from rlhf.networks import Network
 TASK_DIR = pathlib.Path(__file__).parent / "tasks"
 PREFIX = "instructgpt_"  # of the paper's tasks in lm-eval, which has others of the same names
 LM_EVAL = "lm_eval:"  # of lm-eval's own tasks, in a config
-PAPER_TASKS = ("squadv2", "drop", "quac", "hellaswag", "rte", "sst", "wsc", "fr_en", "cnn_dm",
-               "tldr")
+PAPER_TASKS = (
+  "squadv2",
+  "drop",
+  "quac",
+  "hellaswag",
+  "rte",
+  "sst",
+  "wsc",
+  "fr_en",
+  "cnn_dm",
+  "tldr",
+)
 MOST_RESAMPLES = 100
 _OF_A_HUNDRED = ("f1", "exact")
 _ABILITY = ("acc", "acc_norm", "exact_match", *_OF_A_HUNDRED, "rouge_l")
@@ -52,6 +62,7 @@ class NlpConfig:
       paper does: None is 0 there.
     chat: put prompts into the model's chat template, examples as turns of their own.
   """
+
   tasks: tuple[str, ...]
   data: str
   limit: int | None
@@ -101,8 +112,10 @@ def check(p: NlpConfig) -> None:
     known = set(_their_tasks().all_tasks)
     for name in named:
       if name not in known:
-        raise ValueError(f"{_FIELD}.tasks names {LM_EVAL}{name}, which lm-eval does not have; "
-                         "`lm_eval ls tasks` lists what it has")
+        raise ValueError(
+          f"{_FIELD}.tasks names {LM_EVAL}{name}, which lm-eval does not have; "
+          "`lm_eval ls tasks` lists what it has"
+        )
 
 
 @functools.cache
@@ -118,6 +131,7 @@ def item_metric(p: NlpConfig, task: str, seed: int) -> tuple[str, float]:
       number for each item, or none that is known to say that.
   """
   from lm_eval.api import metrics as lm_eval_metrics
+
   loaded, told = _load(p, task, seed)["tasks"], f"{_FIELD}.tasks names {task}"
   if len(loaded) != 1:
     raise ValueError(f"{told}, a group of {len(loaded)} tasks; name them one by one")
@@ -127,20 +141,29 @@ def item_metric(p: NlpConfig, task: str, seed: int) -> tuple[str, float]:
     raise ValueError(f"{told}, which reads each answer in {ways} ways; name a task with one")
   metric, aggregate = next(iter(lm_task.aggregation().items()))
   if metric not in _ABILITY or aggregate is not lm_eval_metrics.mean:
-    raise ValueError(f"{told}, whose metric is {metric}; name a task that has a mean of one of "
-                     f"{', '.join(_ABILITY)}")
+    raise ValueError(
+      f"{told}, whose metric is {metric}; name a task that has a mean of one of "
+      f"{', '.join(_ABILITY)}"
+    )
   return metric, 100.0 if metric in _OF_A_HUNDRED and not task.startswith(LM_EVAL) else 1.0
 
 
 def notes(p: NlpConfig) -> list[str]:
   """What a reader of the numbers must know."""
-  found = ["A prompt that is longer than a model's context loses its beginning: the instruction "
-           "first, then examples."]
-  released = [task for task in p.tasks if not task.startswith(LM_EVAL)
-              and data_lib.is_released(_data_of(task), p.data)]
+  found = [
+    "A prompt that is longer than a model's context loses its beginning: the instruction "
+    "first, then examples."
+  ]
+  released = [
+    task
+    for task in p.tasks
+    if not task.startswith(LM_EVAL) and data_lib.is_released(_data_of(task), p.data)
+  ]
   if released:
-    found.append(f"Of {', '.join(released)} there are the 100 prompts that InstructGPT's authors "
-                 "released; examples are others of the hundred.")
+    found.append(
+      f"Of {', '.join(released)} there are the 100 prompts that InstructGPT's authors "
+      "released; examples are others of the hundred."
+    )
   return found
 
 
@@ -149,9 +172,17 @@ def _data_of(task: str) -> str:
   return next(name for name in data_lib.FILES if task == name or task.startswith(f"{name}_"))
 
 
-def evaluate(p: NlpConfig, task: str, network: Network, directory: str | os.PathLike, *,
-             num_resamples: int, seed: int, batch_size: int, progress: Progress = None
-             ) -> list[measures.Measure]:
+def evaluate(
+  p: NlpConfig,
+  task: str,
+  network: Network,
+  directory: str | os.PathLike,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress: Progress = None,
+) -> list[measures.Measure]:
   """One checkpoint on one task.
 
   Args:
@@ -167,12 +198,18 @@ def evaluate(p: NlpConfig, task: str, network: Network, directory: str | os.Path
   """
   from lm_eval import evaluator
   from rlhf.evals import harness
+
   loaded = _load(p, task, seed)
   found = evaluator.evaluate(
-      lm=harness.HarnessModel(network, batch_size=batch_size, seed=seed, chat=p.chat,
-                              on_batch=progress),
-      task_dict=loaded, samples=_drawn(p, task, loaded["tasks"], seed), bootstrap_iters=0,
-      apply_chat_template=p.chat, fewshot_as_multiturn=p.chat)
+    lm=harness.HarnessModel(
+      network, batch_size=batch_size, seed=seed, chat=p.chat, on_batch=progress
+    ),
+    task_dict=loaded,
+    samples=_drawn(p, task, loaded["tasks"], seed),
+    bootstrap_iters=0,
+    apply_chat_template=p.chat,
+    fewshot_as_multiturn=p.chat,
+  )
   items, out = [], []
   for name, lm_task in loaded["tasks"].items():
     samples = found["samples"][name]
@@ -189,19 +226,28 @@ def _load(p: NlpConfig, task: str, seed: int) -> dict[str, Any]:
   """lm-eval's tasks of one unit: one of ours, or those of a group."""
   from lm_eval import tasks as lm_eval_tasks
   from rlhf.evals import harness
+
   is_own = not task.startswith(LM_EVAL)
   name = PREFIX + task if is_own else task.removeprefix(LM_EVAL)
-  manager = lm_eval_tasks.TaskManager(
-      include_path=str(TASK_DIR), include_defaults=False,
-      metadata=dict(data=p.data, limit=p.limit, seed=seed)) if is_own else _their_tasks()
+  manager = (
+    lm_eval_tasks.TaskManager(
+      include_path=str(TASK_DIR),
+      include_defaults=False,
+      metadata=dict(data=p.data, limit=p.limit, seed=seed),
+    )
+    if is_own
+    else _their_tasks()
+  )
   try:
     loaded = manager.load([name])
   except Exception as error:  # as many kinds as there are data sets and ways to miss them
     if is_own:
       raise
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    raise ValueError(f"task {task} cannot be loaded ({reason}); its data come from the hub, so try "
-                     "again where there is a network") from error
+    raise ValueError(
+      f"task {task} cannot be loaded ({reason}); its data come from the hub, so try "
+      "again where there is a network"
+    ) from error
   for lm_task in loaded["tasks"].values():
     usual = lm_task.get_config("num_fewshot")
     if usual is None or (usual and p.num_fewshot is not None):  # 0 in a task's file is meant
@@ -218,6 +264,7 @@ def _load(p: NlpConfig, task: str, seed: int) -> dict[str, Any]:
 def _their_tasks():
   """lm-eval's own tasks; their files are thousands, and reading them takes seconds."""
   from lm_eval import tasks as lm_eval_tasks
+
   return lm_eval_tasks.TaskManager()
 
 
@@ -225,8 +272,10 @@ def _drawn(p: NlpConfig, task: str, lm_tasks: Mapping[str, Any], seed: int):
   """Indices of the items by task, where lm-eval has to draw them; ours are drawn by then."""
   if p.limit is None or not task.startswith(LM_EVAL):
     return None
-  return {name: data_lib.draw_indices([{}] * len(lm_task.eval_docs), p.limit, seed)
-          for name, lm_task in lm_tasks.items()}
+  return {
+    name: data_lib.draw_indices([{}] * len(lm_task.eval_docs), p.limit, seed)
+    for name, lm_task in lm_tasks.items()
+  }
 
 
 def _item(name: str, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,8 +302,15 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _measures(task: str, variant: str, lm_task: Any, samples: Sequence[Mapping[str, Any]], *,
-              num_resamples: int, seed: int) -> list[measures.Measure]:
+def _measures(
+  task: str,
+  variant: str,
+  lm_task: Any,
+  samples: Sequence[Mapping[str, Any]],
+  *,
+  num_resamples: int,
+  seed: int,
+) -> list[measures.Measure]:
   """Every metric of a task, and of each filter of it."""
   out = []
   filters = list(dict.fromkeys(sample["filter"] for sample in samples))
@@ -262,29 +318,40 @@ def _measures(task: str, variant: str, lm_task: Any, samples: Sequence[Mapping[s
     chosen = [sample for sample in samples if sample["filter"] == kind]
     for metric in chosen[0]["metrics"]:
       higher = lm_task.higher_is_better().get(metric)
-      out.append(_measure(
-          [sample[metric] for sample in chosen], lm_task.aggregation().get(metric),
-          dict(num_resamples=num_resamples, seed=seed), task=task, variant=variant,
+      out.append(
+        _measure(
+          [sample[metric] for sample in chosen],
+          lm_task.aggregation().get(metric),
+          dict(num_resamples=num_resamples, seed=seed),
+          task=task,
+          variant=variant,
           metric=metric if len(filters) == 1 else f"{metric}, {kind}",
-          better="" if higher is None else "higher" if higher else "lower"))
+          better="" if higher is None else "higher" if higher else "lower",
+        )
+      )
   return out
 
 
-def _measure(values: Sequence[Any], aggregate: Callable | None, settings: Mapping[str, int],
-             **fields: str) -> measures.Measure:
+def _measure(
+  values: Sequence[Any], aggregate: Callable | None, settings: Mapping[str, int], **fields: str
+) -> measures.Measure:
   """A mean, or any other number that lm-eval makes of the items' values."""
   from lm_eval.api import metrics as lm_eval_metrics
+
   is_mean = aggregate in (None, lm_eval_metrics.mean)
   if is_mean and all(np.isscalar(value) for value in values):
     return measures.Measure.of_mean(values, **settings, **fields)
   return measures.Measure(interval=_interval(values, aggregate, **settings), **fields)
 
 
-def _interval(values: Sequence[Any], aggregate: Callable, *, num_resamples: int,
-              seed: int) -> statistics.Interval:
+def _interval(
+  values: Sequence[Any], aggregate: Callable, *, num_resamples: int, seed: int
+) -> statistics.Interval:
   """Of BLEU, or of any other number that is no mean."""
   if getattr(aggregate, "__name__", "") == "corpus_bleu":  # as below, but from sums
-    return statistics.bootstrap_statistic(np.asarray(values, float), text_metrics.bleu,
-                                          num_resamples=num_resamples, seed=seed)
-  return statistics.bootstrap_function(values, aggregate, seed=seed,
-                                       num_resamples=min(num_resamples, MOST_RESAMPLES))
+    return statistics.bootstrap_statistic(
+      np.asarray(values, float), text_metrics.bleu, num_resamples=num_resamples, seed=seed
+    )
+  return statistics.bootstrap_function(
+    values, aggregate, seed=seed, num_resamples=min(num_resamples, MOST_RESAMPLES)
+  )

@@ -18,8 +18,9 @@ from rlhf.evals import statistics
 GoldScores = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
-def along_ppo(stage: pathlib.Path, gold: GoldScores | None, *, num_resamples: int,
-              seed: int) -> list[dict[str, Any]]:
+def along_ppo(
+  stage: pathlib.Path, gold: GoldScores | None, *, num_resamples: int, seed: int
+) -> list[dict[str, Any]]:
   """Means over the validation prompts of a PPO run, one point per validation.
 
   Args:
@@ -39,16 +40,24 @@ def along_ppo(stage: pathlib.Path, gold: GoldScores | None, *, num_resamples: in
     raise ValueError(f"{stage} holds no validation/step_*.jsonl; name the workdir of a PPO run")
 
   def interval(values):
-    return statistics.bootstrap_mean([[value] for value in values], num_resamples=num_resamples,
-                                     seed=seed).as_dict()
+    return statistics.bootstrap_mean(
+      [[value] for value in values], num_resamples=num_resamples, seed=seed
+    ).as_dict()
+
   points = []
   for path in found:
     lines = workdir_lib.read_jsonl(path)
-    scores = None if gold is None else gold([line["prompt"] for line in lines],
-                                            [line["response"] for line in lines])
-    points.append(dict(
+    scores = (
+      None
+      if gold is None
+      else gold([line["prompt"] for line in lines], [line["response"] for line in lines])
+    )
+    points.append(
+      dict(
         step=int(path.stem.removeprefix("step_")),
         kl=float(np.mean([line["kl"] for line in lines])),
         proxy=interval([line["reward"] for line in lines]),
-        gold=None if scores is None else interval(scores)))
+        gold=None if scores is None else interval(scores),
+      )
+    )
   return points

@@ -39,6 +39,7 @@ class PerspectiveConfig:
     endpoint: another address, for a stand-in.
     key_variable: the environment variable that holds the key.
   """
+
   attribute: str = "TOXICITY"
   language: str = "en"
   requests_per_second: float = 1.0
@@ -68,17 +69,26 @@ def check(p: PerspectiveConfig) -> None:
   try:
     import googleapiclient  # noqa: F401  pylint: disable=unused-import
   except ImportError as error:
-    raise ValueError("classifier perspective needs the package google-api-python-client; install "
-                     "the extra `evals`, or use the classifier profanity") from error
+    raise ValueError(
+      "classifier perspective needs the package google-api-python-client; install "
+      "the extra `evals`, or use the classifier profanity"
+    ) from error
   if not os.environ.get(p.key_variable, "").strip():
-    raise ValueError(f"the environment variable {p.key_variable} is not set; put the key of the "
-                     "Perspective API there, or use the classifier profanity, which needs none")
+    raise ValueError(
+      f"the environment variable {p.key_variable} is not set; put the key of the "
+      "Perspective API there, or use the classifier profanity, which needs none"
+    )
 
 
-def scores(p: PerspectiveConfig, texts: Sequence[str], cache: str | os.PathLike, *,
-           progress: Callable[[int, int], None] | None = None,
-           sleep: Callable[[float], None] = time.sleep,
-           clock: Callable[[], float] = time.monotonic) -> np.ndarray:
+def scores(
+  p: PerspectiveConfig,
+  texts: Sequence[str],
+  cache: str | os.PathLike,
+  *,
+  progress: Callable[[int, int], None] | None = None,
+  sleep: Callable[[float], None] = time.sleep,
+  clock: Callable[[], float] = time.monotonic,
+) -> np.ndarray:
   """The attribute's summary score of each text.
 
   Args:
@@ -110,6 +120,7 @@ def scores(p: PerspectiveConfig, texts: Sequence[str], cache: str | os.PathLike,
             sleep(wait)
           next_time = clock() + 1.0 / p.requests_per_second
           return _request(p, client, text)
+
         known[key] = _score(p, _tried(p, ask, sleep))
         _append(pathlib.Path(cache), key, known[key])
       out[i] = known[key]
@@ -122,25 +133,43 @@ def _client(p: PerspectiveConfig, sleep: Callable[[float], None]):
   """The service as its own description, which is fetched, says."""
   from googleapiclient import discovery
   import httplib2
+
   transport = httplib2.Http(timeout=p.timeout_seconds)
 
   def describe():
     return discovery.build(
-        "commentanalyzer", "v1alpha1", developerKey=os.environ[p.key_variable].strip(),
-        discoveryServiceUrl=f"{p.endpoint}/$discovery/rest?version=v1alpha1",
-        static_discovery=False, cache_discovery=False, http=transport, num_retries=0)
+      "commentanalyzer",
+      "v1alpha1",
+      developerKey=os.environ[p.key_variable].strip(),
+      discoveryServiceUrl=f"{p.endpoint}/$discovery/rest?version=v1alpha1",
+      static_discovery=False,
+      cache_discovery=False,
+      http=transport,
+      num_retries=0,
+    )
+
   return _tried(p, describe, sleep)
 
 
 def _request(p: PerspectiveConfig, client, text: str) -> dict:
-  return client.comments().analyze(body={
-      "comment": {"text": text}, "languages": [p.language], "doNotStore": True,
-      "requestedAttributes": {p.attribute: {}}}).execute()
+  return (
+    client.comments()
+    .analyze(
+      body={
+        "comment": {"text": text},
+        "languages": [p.language],
+        "doNotStore": True,
+        "requestedAttributes": {p.attribute: {}},
+      }
+    )
+    .execute()
+  )
 
 
 def _tried(p: PerspectiveConfig, call: Callable, sleep: Callable[[float], None]):
   """What `call` gives, tried again where that may help."""
   from googleapiclient import errors
+
   wait = _SECONDS_OF_FIRST_WAIT
   for number in range(1, p.max_tries + 1):
     try:
@@ -148,23 +177,29 @@ def _tried(p: PerspectiveConfig, call: Callable, sleep: Callable[[float], None])
     except errors.HttpError as error:
       status = int(error.resp.status)
       if status not in _RETRIED:
-        raise PerspectiveError(f"{p.endpoint} answered {status} ({error.reason}); "
-                               f"{_advice(status, p)}") from None
+        raise PerspectiveError(
+          f"{p.endpoint} answered {status} ({error.reason}); {_advice(status, p)}"
+        ) from None
       what = f"{status} ({error.reason})"
     except (errors.UnknownApiNameOrVersion, errors.InvalidJsonError) as error:
-      raise PerspectiveError(f"{p.endpoint} does not describe the Perspective API "
-                             f"({type(error).__name__}); is the service still there?") from None
+      raise PerspectiveError(
+        f"{p.endpoint} does not describe the Perspective API "
+        f"({type(error).__name__}); is the service still there?"
+      ) from None
     except (OSError, _network_error()) as error:
       what = f"{type(error).__name__} ({error})"
     if number < p.max_tries:
       sleep(wait)
       wait = min(2 * wait, _SECONDS_OF_LONGEST_WAIT)
-  raise PerspectiveError(f"{p.endpoint} gave {what} at each of {p.max_tries} tries; run the same "
-                         "command again later, what was scored so far is kept")
+  raise PerspectiveError(
+    f"{p.endpoint} gave {what} at each of {p.max_tries} tries; run the same "
+    "command again later, what was scored so far is kept"
+  )
 
 
 def _network_error():
   import httplib2
+
   return httplib2.HttpLib2Error
 
 
@@ -181,8 +216,10 @@ def _score(p: PerspectiveConfig, answer) -> float:
     value = None
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
     shown = json.dumps(answer)[:80]
-    raise PerspectiveError(f"{p.endpoint} answered {shown}, which has no {p.attribute} score from "
-                           "0 to 1; what was scored before is kept")
+    raise PerspectiveError(
+      f"{p.endpoint} answered {shown}, which has no {p.attribute} score from "
+      "0 to 1; what was scored before is kept"
+    )
   return float(value)
 
 
@@ -203,8 +240,10 @@ def _read(path: pathlib.Path) -> dict[tuple[str, str, str], float]:
       fields = json.loads(line)
       known[fields["attribute"], fields["language"], fields["text"]] = float(fields["score"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-      raise ValueError(f"{path}:{number} is no cached answer of the Perspective API; remove the "
-                       "line, its text is asked again") from error
+      raise ValueError(
+        f"{path}:{number} is no cached answer of the Perspective API; remove the "
+        "line, its text is asked again"
+      ) from error
   return known
 
 
@@ -212,5 +251,6 @@ def _append(path: pathlib.Path, key: tuple[str, str, str], score: float) -> None
   path.parent.mkdir(parents=True, exist_ok=True)
   attribute, language, text = key
   with open(path, "a", encoding="utf-8") as file:
-    file.write(json.dumps(dict(attribute=attribute, language=language, text=text, score=score))
-               + "\n")
+    file.write(
+      json.dumps(dict(attribute=attribute, language=language, text=text, score=score)) + "\n"
+    )

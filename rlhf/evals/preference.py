@@ -33,18 +33,18 @@ WINS = (0, 0.5, 1)
 LIKERT = (1, 2, 3, 4, 5, 6, 7)
 # The yes/no labels of InstructGPT's Table 3 -> which answer is better, where one is.
 METADATA = {
-    "fails_to_follow_instruction": "lower",
-    "inappropriate_for_customer_assistant": "lower",
-    "hallucination": "lower",  # asked in closed-domain tasks only
-    "satisfies_constraint": "higher",  # asked where the instruction gives one
-    "sexual_content": "",
-    "violent_content": "",
-    "encourages_harm": "lower",  # or fails to discourage violence, abuse, terrorism, self-harm
-    "denigrates": "lower",  # a protected class
-    "gives_harmful_advice": "lower",
-    "expresses_opinion": "",
-    "expresses_moral_judgment": "",
-    "states_a_falsehood": "lower",  # TinyWorld's own: there truth can be told
+  "fails_to_follow_instruction": "lower",
+  "inappropriate_for_customer_assistant": "lower",
+  "hallucination": "lower",  # asked in closed-domain tasks only
+  "satisfies_constraint": "higher",  # asked where the instruction gives one
+  "sexual_content": "",
+  "violent_content": "",
+  "encourages_harm": "lower",  # or fails to discourage violence, abuse, terrorism, self-harm
+  "denigrates": "lower",  # a protected class
+  "gives_harmful_advice": "lower",
+  "expresses_opinion": "",
+  "expresses_moral_judgment": "",
+  "states_a_falsehood": "lower",  # TinyWorld's own: there truth can be told
 }
 
 
@@ -67,8 +67,13 @@ def both_orders(win: float | None, win_swapped: float | None) -> float | None:
   return win if win == win_swapped else 0.5
 
 
-def win_rate(preferences_PL: statistics.ValuesByPrompt, *, num_resamples: int, seed: int,
-             confidence: float = 0.95) -> statistics.Interval:
+def win_rate(
+  preferences_PL: statistics.ValuesByPrompt,
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> statistics.Interval:
   """Share of judgements that prefer a; a tie counts half to each side.
 
       win rate = (number of wins + 0.5 * number of ties) / number of judgements
@@ -84,12 +89,14 @@ def win_rate(preferences_PL: statistics.ValuesByPrompt, *, num_resamples: int, s
     ValueError: an entry is another number, or nothing was judged.
   """
   _check_entries(preferences_PL, WINS, "a preference", "1, 0.5 (tie), 0 or NaN (not judged)")
-  return statistics.bootstrap_mean(preferences_PL, num_resamples=num_resamples, seed=seed,
-                                   confidence=confidence)
+  return statistics.bootstrap_mean(
+    preferences_PL, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
-def likert_mean(rating_PL: statistics.ValuesByPrompt, *, num_resamples: int, seed: int,
-                confidence: float = 0.95) -> statistics.Interval:
+def likert_mean(
+  rating_PL: statistics.ValuesByPrompt, *, num_resamples: int, seed: int, confidence: float = 0.95
+) -> statistics.Interval:
   """Mean overall quality on the 1-7 scale (InstructGPT Table 3), with its interval.
 
   Args:
@@ -103,13 +110,18 @@ def likert_mean(rating_PL: statistics.ValuesByPrompt, *, num_resamples: int, see
     ValueError: an entry is another number, or nothing was rated.
   """
   _check_entries(rating_PL, LIKERT, "a Likert rating", "a whole number 1 to 7 or NaN (not rated)")
-  return statistics.bootstrap_mean(rating_PL, num_resamples=num_resamples, seed=seed,
-                                   confidence=confidence)
+  return statistics.bootstrap_mean(
+    rating_PL, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
-def metadata_rates(metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]], *,
-                   num_resamples: int, seed: int,
-                   confidence: float = 0.95) -> dict[str, statistics.Interval]:
+def metadata_rates(
+  metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> dict[str, statistics.Interval]:
   """How often each yes/no label of InstructGPT Table 3 was given.
 
   A label that is None or absent was not asked there and does not count: hallucination, say, is
@@ -122,19 +134,34 @@ def metadata_rates(metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | Non
   Returns:
     label -> `Interval` in [0, 1], for the labels that were asked at least once, sorted by name.
   """
-  return {name: statistics.bootstrap_mean(values, num_resamples=num_resamples, seed=seed,
-                                          confidence=confidence)
-          for name, values in metadata_values(metadata_by_prompt).items()}
+  return {
+    name: statistics.bootstrap_mean(
+      values, num_resamples=num_resamples, seed=seed, confidence=confidence
+    )
+    for name, values in metadata_values(metadata_by_prompt).items()
+  }
 
 
-def metadata_values(metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]]
-                    ) -> dict[str, list[list[float]]]:
+def metadata_values(
+  metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]],
+) -> dict[str, list[list[float]]]:
   """Label -> 1 and 0 by prompt, as `statistics` takes them, for the labels that were asked."""
-  labels = sorted({name for answers in metadata_by_prompt for answer in answers
-                   for name, value in answer.items() if value is not None})
-  return {name: [[float(answer[name]) for answer in answers
-                  if name in answer and answer[name] is not None]
-                 for answers in metadata_by_prompt] for name in labels}
+  labels = sorted(
+    {
+      name
+      for answers in metadata_by_prompt
+      for answer in answers
+      for name, value in answer.items()
+      if value is not None
+    }
+  )
+  return {
+    name: [
+      [float(answer[name]) for answer in answers if name in answer and answer[name] is not None]
+      for answers in metadata_by_prompt
+    ]
+    for name in labels
+  }
 
 
 def labeler_agreement(preference_CL: np.ndarray) -> float | None:
@@ -155,8 +182,10 @@ def labeler_agreement(preference_CL: np.ndarray) -> float | None:
   _check_entries(preference_CL, WINS, "a preference", "1, 0.5 (tie), 0 or NaN (not judged)")
   wins_C = (np.asarray(preference_CL) == 1).sum(axis=1)
   losses_C = (np.asarray(preference_CL) == 0).sum(axis=1)
+
   def pairs(count_C):
     return (count_C * (count_C - 1) // 2).sum()
+
   num_pairs = pairs(wins_C + losses_C)
   return float((pairs(wins_C) + pairs(losses_C)) / num_pairs) if num_pairs else None
 
@@ -168,8 +197,9 @@ def _check_entries(values_by_prompt, allowed, name, expected) -> None:
     raise ValueError(f"{name} of {wrong[0]:g} was found; use {expected}")
 
 
-def preference_rows(policy: str, group: str, labelers: Sequence[str], win_PL: np.ndarray,
-                    likert_PL: np.ndarray) -> list[dict[str, Any]]:
+def preference_rows(
+  policy: str, group: str, labelers: Sequence[str], win_PL: np.ndarray, likert_PL: np.ndarray
+) -> list[dict[str, Any]]:
   """The lines of `preferences.jsonl` for one policy and one group of labelers.
 
   Args:
@@ -186,9 +216,16 @@ def preference_rows(policy: str, group: str, labelers: Sequence[str], win_PL: np
   for index in range(len(win_PL)):
     for labeler, win, likert in zip(labelers, win_PL[index], likert_PL[index], strict=True):
       if not (math.isnan(win) and math.isnan(likert)):
-        rows.append({"prompt_index": index, "policy": policy, "labeler": labeler, "group": group,
-                     "win": None if math.isnan(win) else float(win),
-                     "likert": None if math.isnan(likert) else int(likert)})
+        rows.append(
+          {
+            "prompt_index": index,
+            "policy": policy,
+            "labeler": labeler,
+            "group": group,
+            "win": None if math.isnan(win) else float(win),
+            "likert": None if math.isnan(likert) else int(likert),
+          }
+        )
   return rows
 
 
@@ -221,8 +258,11 @@ def _checked_row(row: Any) -> dict[str, Any]:
       raise ValueError(f'there is no field "{field}"')
   if not isinstance(row["prompt_index"], int):
     raise ValueError(f'"prompt_index" is {row["prompt_index"]!r}; use a whole number')
-  for field, allowed in (("group", JUDGE_GROUPS), ("win", (*WINS, None)),
-                         ("likert", (*LIKERT, None))):
+  for field, allowed in (
+    ("group", JUDGE_GROUPS),
+    ("win", (*WINS, None)),
+    ("likert", (*LIKERT, None)),
+  ):
     if row[field] not in allowed:
       raise ValueError(f'"{field}" is {row[field]!r}; choose from {list(allowed)}')
   if "metadata" in row:
@@ -242,8 +282,9 @@ def _check_metadata(metadata: Any) -> None:
       raise ValueError(f'"metadata" says {value!r} of {label}; use true, false or null')
 
 
-def values_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str, group: str,
-                     field: str) -> np.ndarray:
+def values_by_prompt(
+  rows: Sequence[Mapping[str, Any]], *, policy: str, group: str, field: str
+) -> np.ndarray:
   """One policy's numbers from one group of labelers, as an array for `statistics`.
 
   The rows of the array are ALL prompts that occur in `rows`, in order of prompt_index, so arrays
@@ -268,15 +309,18 @@ def values_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str, group: s
   for row in chosen:
     at = prompts[row["prompt_index"]], labelers[row["labeler"]]
     if seen_PL[at]:
-      raise ValueError(f"labeler {row['labeler']} judged {policy} twice on prompt "
-                       f"{row['prompt_index']}; each judgement has one line")
+      raise ValueError(
+        f"labeler {row['labeler']} judged {policy} twice on prompt "
+        f"{row['prompt_index']}; each judgement has one line"
+      )
     seen_PL[at] = True
     values_PL[at] = math.nan if field not in row or row[field] is None else row[field]
   return values_PL
 
 
-def metadata_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str,
-                       group: str) -> list[list[Mapping[str, bool | None]]]:
+def metadata_by_prompt(
+  rows: Sequence[Mapping[str, Any]], *, policy: str, group: str
+) -> list[list[Mapping[str, bool | None]]]:
   """One policy's labels as `metadata_rates` takes them: per prompt, one mapping per labeler."""
   found: dict[int, list] = {index: [] for index in sorted({row["prompt_index"] for row in rows})}
   for row in rows:
@@ -285,8 +329,9 @@ def metadata_by_prompt(rows: Sequence[Mapping[str, Any]], *, policy: str,
   return list(found.values())
 
 
-def win_rate_table(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *,
-                   num_resamples: int, seed: int) -> dict[str, dict[str, dict | None]]:
+def win_rate_table(
+  rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *, num_resamples: int, seed: int
+) -> dict[str, dict[str, dict | None]]:
   """`win_rate_vs_sft` of report.json: policy -> "<group>_labelers" -> interval, null without data.
 
   Args:
@@ -297,8 +342,9 @@ def win_rate_table(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *
   return _table(rows, policies, "win", win_rate, num_resamples, seed)
 
 
-def likert_table(rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *,
-                 num_resamples: int, seed: int) -> dict[str, dict[str, dict | None]]:
+def likert_table(
+  rows: Sequence[Mapping[str, Any]], policies: Sequence[str], *, num_resamples: int, seed: int
+) -> dict[str, dict[str, dict | None]]:
   """`likert` of report.json, shaped as `win_rate_table`."""
   return _table(rows, policies, "likert", likert_mean, num_resamples, seed)
 
@@ -309,12 +355,15 @@ def _table(rows, policies, field, mean, num_resamples, seed):
     if np.isnan(values_PL).all():
       return None
     return mean(values_PL, num_resamples=num_resamples, seed=seed).as_dict()
-  return {policy: {f"{group}_labelers": cell(policy, group) for group in GROUPS}
-          for policy in policies}
+
+  return {
+    policy: {f"{group}_labelers": cell(policy, group) for group in GROUPS} for policy in policies
+  }
 
 
-def paired_difference_table(rows: Sequence[Mapping[str, Any]], *, policy: str, against: str,
-                            num_resamples: int, seed: int) -> dict[str, dict | None]:
+def paired_difference_table(
+  rows: Sequence[Mapping[str, Any]], *, policy: str, against: str, num_resamples: int, seed: int
+) -> dict[str, dict | None]:
   """Win rate of `policy` minus that of `against`, paired by prompt, per group of labelers.
 
   Both win rates are against SFT.
@@ -322,11 +371,15 @@ def paired_difference_table(rows: Sequence[Mapping[str, Any]], *, policy: str, a
   Returns:
     "<group>_labelers" -> interval of the difference in [-1, 1], or null without data.
   """
+
   def cell(group):
-    a_PL, b_PL = (values_by_prompt(rows, policy=name, group=group, field="win")
-                  for name in (policy, against))
+    a_PL, b_PL = (
+      values_by_prompt(rows, policy=name, group=group, field="win") for name in (policy, against)
+    )
     if np.isnan(a_PL).all() or np.isnan(b_PL).all():
       return None
-    return statistics.paired_difference(a_PL, b_PL, num_resamples=num_resamples,
-                                        seed=seed).as_dict()
+    return statistics.paired_difference(
+      a_PL, b_PL, num_resamples=num_resamples, seed=seed
+    ).as_dict()
+
   return {f"{group}_labelers": cell(group) for group in GROUPS}

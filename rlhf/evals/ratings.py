@@ -49,6 +49,7 @@ COLUMNS = ("sample", "sample_a", "sample_b", "rater", "group", *_RATING, "prefer
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
   """One answer of one policy."""
+
   prompt_index: int
   policy: str
   prompt: str
@@ -58,6 +59,7 @@ class Sample:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rating:
   """What one rater said of one sample; `likert` and `rank` are None where not asked."""
+
   where: str
   sample: str
   rater: str
@@ -69,6 +71,7 @@ class Rating:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
   """What one rater said of two samples: 1 the first is better, 0.5 a tie, 0 the second."""
+
   where: str
   sample_a: str
   sample_b: str
@@ -87,6 +90,7 @@ class Ratings:
     choices: of pairs, as they stand in the sheets; `choices` adds what ranks say.
     num_skipped: lines in which nothing was said.
   """
+
   samples: Mapping[str, Sample]
   raters: Mapping[str, str]
   ratings: Sequence[Rating]
@@ -97,9 +101,15 @@ class Ratings:
 # ----------------------------------------------------------------------------- sheets out
 
 
-def write_sheets(directory, prompts: Sequence[Mapping[str, Any]],
-                 answers: Mapping[str, Sequence[str]], *, baseline: str, seed: int,
-                 limit: int | None = None) -> None:
+def write_sheets(
+  directory,
+  prompts: Sequence[Mapping[str, Any]],
+  answers: Mapping[str, Sequence[str]],
+  *,
+  baseline: str,
+  seed: int,
+  limit: int | None = None,
+) -> None:
   """Writes what raters fill in, blind: nothing in it tells which policy wrote a sample.
 
   Args:
@@ -118,32 +128,55 @@ def write_sheets(directory, prompts: Sequence[Mapping[str, Any]],
   paths = directory / SHEETS / "samples.csv", directory / SHEETS / "pairs.csv", directory / KEY
   for path in paths:
     if path.exists():
-      raise ValueError(f"{path} exists and may have been filled in; move it away, or name another "
-                       "directory")
+      raise ValueError(
+        f"{path} exists and may have been filled in; move it away, or name another directory"
+      )
   rng = np.random.default_rng(seed)
   chosen = np.sort(rng.permutation(len(prompts))[:limit]).tolist()
   places = [(index, policy) for index in chosen for policy in answers]
   names = dict(zip(places, _random_names(len(places), rng), strict=True))
-  key = {names[index, policy]: Sample(prompt_index=index, policy=policy,
-                                      prompt=prompts[index]["prompt"],
-                                      answer=answers[policy][index])
-         for index, policy in places}
+  key = {
+    names[index, policy]: Sample(
+      prompt_index=index,
+      policy=policy,
+      prompt=prompts[index]["prompt"],
+      answer=answers[policy][index],
+    )
+    for index, policy in places
+  }
   order = sorted(key)  # by their random names: no order of policies or prompts is left
   samples = [dict(sample=name, prompt=key[name].prompt, answer=key[name].answer) for name in order]
   pairs = []
   for index, policy in places:
     if policy != baseline:
       a, b = rng.permutation([names[index, policy], names[index, baseline]]).tolist()
-      pairs.append(dict(sample_a=a, sample_b=b, prompt=prompts[index]["prompt"],
-                        answer_a=key[a].answer, answer_b=key[b].answer))
+      pairs.append(
+        dict(
+          sample_a=a,
+          sample_b=b,
+          prompt=prompts[index]["prompt"],
+          answer_a=key[a].answer,
+          answer_b=key[b].answer,
+        )
+      )
   pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-  workdir_lib.write_text(paths[2], "".join(
+  workdir_lib.write_text(
+    paths[2],
+    "".join(
       json.dumps(dict(sample=name) | dataclasses.asdict(key[name]), ensure_ascii=False) + "\n"
-      for name in order))
-  _write_csv(paths[0], ("sample", "prompt", "answer", "rater", "likert", "rank",
-                        *preference.METADATA, "notes"), samples)
-  _write_csv(paths[1], ("sample_a", "sample_b", "prompt", "answer_a", "answer_b", "rater",
-                        "preference", "notes"), pairs)
+      for name in order
+    ),
+  )
+  _write_csv(
+    paths[0],
+    ("sample", "prompt", "answer", "rater", "likert", "rank", *preference.METADATA, "notes"),
+    samples,
+  )
+  _write_csv(
+    paths[1],
+    ("sample_a", "sample_b", "prompt", "answer_a", "answer_b", "rater", "preference", "notes"),
+    pairs,
+  )
 
 
 def _random_names(num: int, rng) -> list[str]:
@@ -178,15 +211,19 @@ def read_key(path) -> dict[str, Sample]:
       raise ValueError(f"{where}: {problem.message}")
     for name, kind in kinds.items():
       if not isinstance(value, dict) or name not in value or type(value[name]) is not kind:
-        raise ValueError(f'{where}: no field "{name}" of type {kind.__name__}; restore the key '
-                         "that was written with the sheets")
+        raise ValueError(
+          f'{where}: no field "{name}" of type {kind.__name__}; restore the key '
+          "that was written with the sheets"
+        )
     name = value.pop("sample")
     sample = Sample(**{field: value[field] for field in kinds if field != "sample"})
     place = sample.policy, sample.prompt_index
     if name in found or place in places:
-      raise ValueError(f"{where}: sample {name} of {sample.policy} and prompt "
-                       f"{sample.prompt_index} stands there twice; restore the key that was "
-                       "written with the sheets")
+      raise ValueError(
+        f"{where}: sample {name} of {sample.policy} and prompt "
+        f"{sample.prompt_index} stands there twice; restore the key that was "
+        "written with the sheets"
+      )
     found[name] = sample
     places.add(place)
   return found
@@ -217,23 +254,37 @@ def read(paths: Sequence[str | pathlib.Path], samples: Mapping[str, Sample]) -> 
           continue
         group = cells.get("group", "human")
         if raters.setdefault(said.rater, group) != group:
-          raise ValueError(f"rater {said.rater} is of group {group}, and of group "
-                           f"{raters[said.rater]} before; a rater has one group")
+          raise ValueError(
+            f"rater {said.rater} is of group {group}, and of group "
+            f"{raters[said.rater]} before; a rater has one group"
+          )
         is_rating = isinstance(said, Rating)
         known = ratings if is_rating else choices
-        what = (said.rater, said.sample) if is_rating else (
-            said.rater, *sorted((said.sample_a, said.sample_b)))
+        what = (
+          (said.rater, said.sample)
+          if is_rating
+          else (said.rater, *sorted((said.sample_a, said.sample_b)))
+        )
         if what in known:
-          raise ValueError(f"{said.rater} rated {' and '.join(what[1:])} already at "
-                           f"{known[what].where}; leave one of the two lines")
+          raise ValueError(
+            f"{said.rater} rated {' and '.join(what[1:])} already at "
+            f"{known[what].where}; leave one of the two lines"
+          )
         known[what] = said
       except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
   if not raters:
-    raise ValueError(f"{', '.join(map(str, paths))} has no rating ({num_skipped} empty lines); "
-                     "give a sheet that was filled in")
-  return Ratings(samples=samples, raters=raters, ratings=tuple(ratings.values()),
-                 choices=tuple(choices.values()), num_skipped=num_skipped)
+    raise ValueError(
+      f"{', '.join(map(str, paths))} has no rating ({num_skipped} empty lines); "
+      "give a sheet that was filled in"
+    )
+  return Ratings(
+    samples=samples,
+    raters=raters,
+    ratings=tuple(ratings.values()),
+    choices=tuple(choices.values()),
+    num_skipped=num_skipped,
+  )
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -271,8 +322,10 @@ def _csv_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise ValueError(f"{path}:{number}: column {twice!r} stands there twice; leave one")
     elif any(cell.strip() for cell in cells):
       if len(cells) != len(header):
-        raise ValueError(f"{path}:{number}: {len(cells)} cells under {len(header)} columns; give "
-                         "one cell for each column")
+        raise ValueError(
+          f"{path}:{number}: {len(cells)} cells under {len(header)} columns; give "
+          "one cell for each column"
+        )
       yield f"{path}:{number}", dict(zip(header, cells))
 
 
@@ -295,8 +348,9 @@ def _cell_text(cell: Any) -> str:
   return cell if isinstance(cell, str) else json.dumps(cell)
 
 
-def _parse(where: str, cells: Mapping[str, str], samples: Mapping[str, Sample]
-           ) -> Rating | Choice | None:
+def _parse(
+  where: str, cells: Mapping[str, str], samples: Mapping[str, Sample]
+) -> Rating | Choice | None:
   """One line; None where nothing was said."""
   is_pair = "sample_a" in cells or "sample_b" in cells
   named = ("sample_a", "sample_b") if is_pair else ("sample",)
@@ -305,9 +359,11 @@ def _parse(where: str, cells: Mapping[str, str], samples: Mapping[str, Sample]
     if name not in cells:
       raise ValueError(f'no "{name}"; name the sample that was rated')
     if cells[name] not in samples:
-      raise ValueError(f"unknown sample {cells[name]!r}; the key of the sheets has {len(samples)} "
-                       f"samples, such as {next(iter(samples), None)!r}")
-  for name in ((*_RATING, "sample") if is_pair else ("preference",)):
+      raise ValueError(
+        f"unknown sample {cells[name]!r}; the key of the sheets has {len(samples)} "
+        f"samples, such as {next(iter(samples), None)!r}"
+      )
+  for name in (*_RATING, "sample") if is_pair else ("preference",):
     if name in cells:
       kind = "two samples" if is_pair else "one sample"
       raise ValueError(f'"{name}" on a line about {kind}; give it a line of its own')
@@ -316,22 +372,33 @@ def _parse(where: str, cells: Mapping[str, str], samples: Mapping[str, Sample]
   if "rater" not in cells:
     raise ValueError(f'no "rater" beside "{said[0]}"; say who rated')
   if "group" in cells and cells["group"] not in preference.GROUPS:
-    raise ValueError(f'"group" is {cells["group"]!r}; choose from {", ".join(preference.GROUPS)}, '
-                     "or leave it empty")
+    raise ValueError(
+      f'"group" is {cells["group"]!r}; choose from {", ".join(preference.GROUPS)}, '
+      "or leave it empty"
+    )
   if is_pair:
     a, b = (cells[name] for name in named)
     if a == b:
       raise ValueError(f"sample {a} is compared with itself; name two")
     if samples[a].prompt_index != samples[b].prompt_index:
       raise ValueError(f"samples {a} and {b} answer different prompts; compare two of one prompt")
-    return Choice(where=where, sample_a=a, sample_b=b, rater=cells["rater"],
-                  win=_choose("preference", cells["preference"], PREFERENCES))
+    return Choice(
+      where=where,
+      sample_a=a,
+      sample_b=b,
+      rater=cells["rater"],
+      win=_choose("preference", cells["preference"], PREFERENCES),
+    )
   return Rating(
-      where=where, sample=cells["sample"], rater=cells["rater"],
-      likert=_whole(cells, "likert", 1, max(preference.LIKERT)),
-      rank=_whole(cells, "rank", 1, None),
-      metadata={name: _choose(name, cells[name], YES_NO) for name in preference.METADATA
-                if name in cells})
+    where=where,
+    sample=cells["sample"],
+    rater=cells["rater"],
+    likert=_whole(cells, "likert", 1, max(preference.LIKERT)),
+    rank=_whole(cells, "rank", 1, None),
+    metadata={
+      name: _choose(name, cells[name], YES_NO) for name in preference.METADATA if name in cells
+    },
+  )
 
 
 def _choose(name: str, cell: str, choices: Mapping[str, Any]) -> Any:
@@ -352,19 +419,24 @@ def _whole(cells: Mapping[str, str], name: str, low: int, high: int | None) -> i
   return int(cell)
 
 
-def check_same_texts(found: Ratings, prompts: Sequence[Mapping[str, Any]],
-                     answers: Mapping[str, Sequence[str]]) -> None:
+def check_same_texts(
+  found: Ratings, prompts: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]]
+) -> None:
   """Raises ValueError where raters saw another prompt or answer than those that are judged now."""
   for name, sample in found.samples.items():
     if sample.policy not in answers:
       continue
     index = sample.prompt_index
     if index >= len(prompts) or prompts[index]["prompt"] != sample.prompt:
-      raise ValueError(f"sample {name} was rated on another prompt than the prompt {index} of this "
-                       "evaluation; use the prompts that the sheets were made of")
+      raise ValueError(
+        f"sample {name} was rated on another prompt than the prompt {index} of this "
+        "evaluation; use the prompts that the sheets were made of"
+      )
     if answers[sample.policy][index] != sample.answer:
-      raise ValueError(f"sample {name} is not what {sample.policy} answers to prompt {index} now; "
-                       "use the answers that the sheets were made of")
+      raise ValueError(
+        f"sample {name} is not what {sample.policy} answers to prompt {index} now; "
+        "use the answers that the sheets were made of"
+      )
 
 
 # ----------------------------------------------------------------------------- PandaLM's annotators
@@ -388,8 +460,9 @@ def read_pandalm(path: str | pathlib.Path) -> Ratings:
     needed = ("instruction", "input", "response1", "response2", "cmp_key", *raters)
     for name in needed:
       if not isinstance(value, dict) or name not in value:
-        raise ValueError(f'{where}: no field "{name}"; a line of PandaLM\'s test set has '
-                         f"{', '.join(needed)}")
+        raise ValueError(
+          f'{where}: no field "{name}"; a line of PandaLM\'s test set has {", ".join(needed)}'
+        )
     models = value["cmp_key"].split("_")
     if len(models) != 2:
       models = ["response1", "response2"]
@@ -397,17 +470,26 @@ def read_pandalm(path: str | pathlib.Path) -> Ratings:
     names = [f"{index}:1", f"{index}:2"]
     for name, model, field in zip(names, models, ("response1", "response2")):
       # Among the published responses are JSON's own true and false.
-      samples[name] = Sample(prompt_index=index, policy=model, prompt=prompt,
-                             answer=str(value[field]))
+      samples[name] = Sample(
+        prompt_index=index, policy=model, prompt=prompt, answer=str(value[field])
+      )
     for rater in raters:
       if type(value[rater]) is not int or value[rater] not in (0, 1, 2):
         raise ValueError(f'{where}: "{rater}" is {value[rater]!r}; use 0 for a tie, 1 or 2')
-      choices.append(Choice(where=where, sample_a=names[0], sample_b=names[1], rater=rater,
-                            win=(0.5, 1.0, 0.0)[value[rater]]))
+      choices.append(
+        Choice(
+          where=where,
+          sample_a=names[0],
+          sample_b=names[1],
+          rater=rater,
+          win=(0.5, 1.0, 0.0)[value[rater]],
+        )
+      )
   if not samples:
     raise ValueError(f"{path} is empty; give PandaLM's test set")
-  return Ratings(samples=samples, raters=dict.fromkeys(raters, "human"), ratings=(),
-                 choices=tuple(choices))
+  return Ratings(
+    samples=samples, raters=dict.fromkeys(raters, "human"), ratings=(), choices=tuple(choices)
+  )
 
 
 # ----------------------------------------------------------------------------- agreement
@@ -428,8 +510,15 @@ def choices(found: Ratings) -> list[Choice]:
   for (rater, _), of_prompt in ranked.items():
     for a, b in itertools.combinations(of_prompt, 2):
       if (rater, frozenset((a.sample, b.sample))) not in said:
-        pairs.append(Choice(where=b.where, sample_a=a.sample, sample_b=b.sample, rater=rater,
-                            win=0.5 * (1 + float(np.sign(b.rank - a.rank)))))
+        pairs.append(
+          Choice(
+            where=b.where,
+            sample_a=a.sample,
+            sample_b=b.sample,
+            rater=rater,
+            win=0.5 * (1 + float(np.sign(b.rank - a.rank))),
+          )
+        )
   return pairs
 
 
@@ -467,8 +556,9 @@ def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any
   pairs, preference_CL = comparison_table(found)
   prompts = [found.samples[a].prompt_index for a, _ in pairs]
   raters = list(found.raters)
-  row, column = ({name: number for number, name in enumerate(names)}
-                 for names in (found.samples, raters))
+  row, column = (
+    {name: number for number, name in enumerate(names)} for names in (found.samples, raters)
+  )
 
   def rated(of):
     value_SL = np.full((len(row), len(column)), np.nan)
@@ -483,39 +573,49 @@ def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any
   asked = sorted({label for rating in found.ratings for label in rating.metadata})
   decided_CL = np.where(preference_CL == 0.5, np.nan, preference_CL)
   settings = dict(num_resamples=num_resamples, seed=seed)
-  result = dict(preference=None, likert=rated(likert), metadata={
-      label: rated(lambda rating, label=label: rating.metadata.get(label)) for label in asked})
+  result = dict(
+    preference=None,
+    likert=rated(likert),
+    metadata={
+      label: rated(lambda rating, label=label: rating.metadata.get(label)) for label in asked
+    },
+  )
   if (found_reliable := reliability(preference_CL, raters, ordered=False)) is not None:
     result["preference"] = dict(
-        agreement=_pair_agreement(decided_CL, prompts, **settings),
-        with_ties=_pair_agreement(preference_CL, prompts, **settings),
-        alpha=found_reliable["alpha"], kappa=found_reliable["kappa"],
-        num_comparisons=found_reliable["num_samples"])
+      agreement=_pair_agreement(decided_CL, prompts, **settings),
+      with_ties=_pair_agreement(preference_CL, prompts, **settings),
+      alpha=found_reliable["alpha"],
+      kappa=found_reliable["kappa"],
+      num_comparisons=found_reliable["num_samples"],
+    )
   return result
 
 
-def _pair_agreement(value_CL: np.ndarray, prompts: Sequence[int], *, num_resamples: int,
-                    seed: int) -> dict[str, Any] | None:
+def _pair_agreement(
+  value_CL: np.ndarray, prompts: Sequence[int], *, num_resamples: int, seed: int
+) -> dict[str, Any] | None:
   """Share of pairs of raters of one comparison who said the same, with its interval.
 
-      sum_c sum_values C(n_cv, 2) / sum_c C(n_c, 2)
+  sum_c sum_values C(n_cv, 2) / sum_c C(n_c, 2)
   """
   counts_VC = np.array([(value_CL == value).sum(axis=1) for value in preference.WINS])
   two = lambda count: count * (count - 1) // 2
   agreed_C, all_C = two(counts_VC).sum(axis=0), two(counts_VC.sum(axis=0))
   _, prompt_C = np.unique(prompts, return_inverse=True)
-  table_P2 = np.stack([np.bincount(prompt_C, weights=column) for column in (agreed_C, all_C)],
-                      axis=1)
+  table_P2 = np.stack(
+    [np.bincount(prompt_C, weights=column) for column in (agreed_C, all_C)], axis=1
+  )
   table_P2 = table_P2[table_P2[:, 1] > 0]
   if not len(table_P2):
     return None
   return statistics.bootstrap_statistic(
-      table_P2, lambda sums: sums[..., 0] / sums[..., 1], num_resamples=num_resamples,
-      seed=seed).as_dict()
+    table_P2, lambda sums: sums[..., 0] / sums[..., 1], num_resamples=num_resamples, seed=seed
+  ).as_dict()
 
 
-def reliability(value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
-                ) -> dict[str, Any] | None:
+def reliability(
+  value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
+) -> dict[str, Any] | None:
   """Krippendorff's alpha and Cohen's kappas of S items by L raters; None without two raters.
 
   Args:
@@ -526,6 +626,7 @@ def reliability(value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
   # Imported here: together they take seconds.
   from nltk.metrics import agreement as nltk_agreement
   from sklearn.metrics import cohen_kappa_score
+
   known_SL = ~np.isnan(value_SL)
   several_S = known_SL.sum(axis=1) > 1
   if not several_S.any():
@@ -539,7 +640,7 @@ def reliability(value_SL: np.ndarray, raters: Sequence[str], *, ordered: bool
     # Twice the value is a whole number: sklearn wants labels.
     a, b = (np.rint(2 * value_SL[both_S, l]).astype(int) for l in (i, j))
     if len(set(a) | set(b)) > 1:
-      kappa[f"{raters[i]} & {raters[j]}"] = float(cohen_kappa_score(
-          a, b, weights="quadratic" if ordered else None))
+      kappa[f"{raters[i]} & {raters[j]}"] = float(
+        cohen_kappa_score(a, b, weights="quadratic" if ordered else None)
+      )
   return dict(alpha=float(alpha), kappa=kappa, num_samples=int(several_S.sum()))
-

@@ -55,16 +55,18 @@ _BY_GROUP = {group: _INTERVAL for group in GROUP_LABELS}
 # Keys of report.json, all required.  "*" says what any further key holds; where there is none, a
 # further key may hold anything.  A tuple lists alternatives.  Any value may be null.
 REPORT_SCHEMA = {
-    "win_rate_vs_sft": {policy: _BY_GROUP for policy in ("base", "ppo", "ppo_ptx", "*")},
-    "reward_model": {"accuracy": _NUMBER, "accuracy_heldout_labelers": _NUMBER, "n": int},
-    "labelers": {"agreement_training": _NUMBER, "agreement_heldout": _NUMBER},
-    "pretraining_nll": {model: _NUMBER for model in (
-        "base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx", "*")},
-    "few_shot_tasks": {"*": {"*": _NUMBER}},
-    "gold_score": {"*": (_NUMBER, {"*": _NUMBER})},
-    "first_minibatch_ratio_max_error": _NUMBER,
-    "wall_seconds": {"*": _NUMBER},
-    "seed": int,
+  "win_rate_vs_sft": {policy: _BY_GROUP for policy in ("base", "ppo", "ppo_ptx", "*")},
+  "reward_model": {"accuracy": _NUMBER, "accuracy_heldout_labelers": _NUMBER, "n": int},
+  "labelers": {"agreement_training": _NUMBER, "agreement_heldout": _NUMBER},
+  "pretraining_nll": {
+    model: _NUMBER
+    for model in ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx", "*")
+  },
+  "few_shot_tasks": {"*": {"*": _NUMBER}},
+  "gold_score": {"*": (_NUMBER, {"*": _NUMBER})},
+  "first_minibatch_ratio_max_error": _NUMBER,
+  "wall_seconds": {"*": _NUMBER},
+  "seed": int,
 }
 
 
@@ -117,23 +119,32 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
   tasks = report["few_shot_tasks"] if report["few_shot_tasks"] is not None else {}
   by_task = {task: _tax_entry(cells, sign=-1, least=LEAST_LOSS) for task, cells in tasks.items()}
   known = [entry for entry in by_task.values() if entry is not None]
-  mean = {model: sum(entry[model] for entry in known) / len(known)
-          for model in ("init", "ppo", "ppo_ptx")} if known else None
+  mean = (
+    {
+      model: sum(entry[model] for entry in known) / len(known)
+      for model in ("init", "ppo", "ppo_ptx")
+    }
+    if known
+    else None
+  )
   nll = _tax_entry(report["pretraining_nll"], sign=1, least=0.0)
   rise = _nll_rise(report)
   if nll is not None and rise is not None and rise["ppo"]["low"] <= 0:
     nll["recovered"] = None
-  return {"pretraining_nll": nll,
-          "few_shot_mean": _tax_entry(mean, sign=-1, least=LEAST_LOSS),
-          "few_shot_tasks": by_task}
+  return {
+    "pretraining_nll": nll,
+    "few_shot_mean": _tax_entry(mean, sign=-1, least=LEAST_LOSS),
+    "few_shot_tasks": by_task,
+  }
 
 
 def _nll_rise(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
   return report["pretraining_nll_rise"] if "pretraining_nll_rise" in report else None
 
 
-def _tax_entry(cells: Mapping[str, float | None] | None, *, sign: int, least: float
-               ) -> dict[str, Any] | None:
+def _tax_entry(
+  cells: Mapping[str, float | None] | None, *, sign: int, least: float
+) -> dict[str, Any] | None:
   models = ("init", "ppo", "ppo_ptx")
   if cells is None or any(model not in cells or cells[model] is None for model in models):
     return None
@@ -197,8 +208,9 @@ def _judged_policy(report) -> tuple[str | None, dict[str, Mapping[str, float]]]:
   rates = report["win_rate_vs_sft"]
   for policy in ("ppo_ptx", "ppo"):
     if rates is not None and rates[policy] is not None:
-      cells = {group: rates[policy][group] for group in GROUP_LABELS
-               if rates[policy][group] is not None}
+      cells = {
+        group: rates[policy][group] for group in GROUP_LABELS if rates[policy][group] is not None
+      }
       if cells:
         return policy, cells
   return None, {}
@@ -212,11 +224,16 @@ def headline(report: Mapping[str, Any]) -> str:
   name = figures.label(policy)
   verdicts = {group: verdict(cell) for group, cell in cells.items()}
   if len(set(verdicts.values())) > 1:
-    parts = [f"{GROUP_LABELS[group]}: {('no clear preference', 'yes', 'no')[v]}"
-             for group, v in verdicts.items()]
+    parts = [
+      f"{GROUP_LABELS[group]}: {('no clear preference', 'yes', 'no')[v]}"
+      for group, v in verdicts.items()
+    ]
     return f"Is {name} preferred to SFT? {'; '.join(parts).capitalize()}."
-  who = ("training and held-out labelers" if len(cells) == 2 else
-         " and ".join(GROUP_LABELS[group] for group in cells))
+  who = (
+    "training and held-out labelers"
+    if len(cells) == 2
+    else " and ".join(GROUP_LABELS[group] for group in cells)
+  )
   common = next(iter(verdicts.values()))
   if common == 0:
     return f"{who.capitalize()} show no clear preference between {name} and SFT."
@@ -231,8 +248,10 @@ def _headline_without_labelers(report) -> str:
     return "This run has neither labelers to ask nor a reward-model accuracy to report."
   baseline = _length_baseline(report)
   beside = f"; the longer-answer rule gets {percent_text(baseline)}" if baseline is not None else ""
-  return (f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
-          f"labelers did{beside}.")
+  return (
+    f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
+    f"labelers did{beside}."
+  )
 
 
 def _length_baseline(report) -> float | None:
@@ -241,22 +260,33 @@ def _length_baseline(report) -> float | None:
   return model["length_baseline_accuracy"] if known else None
 
 
-def findings(report: Mapping[str, Any],
-             paired: Mapping[str, Any] | None = None) -> list[str]:
+def findings(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None) -> list[str]:
   """The sentences under the headline, one per claim that the data can speak to."""
-  return [sentence for sentence in (
-      _say_win_rates(report), _say_base(report), _say_paired(paired), _say_reward_model(report),
-      _say_bigram(report), _say_pretraining(report), _say_few_shot(report)) if sentence]
+  return [
+    sentence
+    for sentence in (
+      _say_win_rates(report),
+      _say_base(report),
+      _say_paired(paired),
+      _say_reward_model(report),
+      _say_bigram(report),
+      _say_pretraining(report),
+      _say_few_shot(report),
+    )
+    if sentence
+  ]
 
 
 def _say_win_rates(report) -> str | None:
   policy, cells = _judged_policy(report)
   if policy is None:
-    return ("There are no win rates: this data set has no labelers who could compare new answers.")
-  clauses = [f"{GROUP_LABELS[group].capitalize()} prefer {figures.label(policy)} to SFT in "
-             f"{percent_text(cell['mean'])} of comparisons (95\u202f% interval {_range(cell)}, "
-             f"{('which includes', 'above', 'below')[verdict(cell)]} 50\u202f%)"
-             for group, cell in cells.items()]
+    return "There are no win rates: this data set has no labelers who could compare new answers."
+  clauses = [
+    f"{GROUP_LABELS[group].capitalize()} prefer {figures.label(policy)} to SFT in "
+    f"{percent_text(cell['mean'])} of comparisons (95\u202f% interval {_range(cell)}, "
+    f"{('which includes', 'above', 'below')[verdict(cell)]} 50\u202f%)"
+    for group, cell in cells.items()
+  ]
   return "; ".join(clauses).replace("; Held", "; held") + "."
 
 
@@ -271,14 +301,19 @@ def _say_base(report) -> str | None:
 
 
 def _say_paired(paired) -> str | None:
-  cells = [(group, paired[group]) for group in GROUP_LABELS
-           if paired is not None and group in paired and paired[group] is not None]
+  cells = [
+    (group, paired[group])
+    for group in GROUP_LABELS
+    if paired is not None and group in paired and paired[group] is not None
+  ]
   if not cells:
     return None
-  clauses = [f"{points_of(cell['mean'])} points with {GROUP_LABELS[group]} "
-             f"({points_of(cell['low'])} to {points_of(cell['high'])})" for group, cell in cells]
-  return (f"PPO-ptx minus PPO, paired over {cells[0][1]['n']:,} prompts: "
-          f"{'; '.join(clauses)}.")
+  clauses = [
+    f"{points_of(cell['mean'])} points with {GROUP_LABELS[group]} "
+    f"({points_of(cell['low'])} to {points_of(cell['high'])})"
+    for group, cell in cells
+  ]
+  return f"PPO-ptx minus PPO, paired over {cells[0][1]['n']:,} prompts: {'; '.join(clauses)}."
 
 
 def _say_reward_model(report) -> str | None:
@@ -286,11 +321,14 @@ def _say_reward_model(report) -> str | None:
   if model is None or model["accuracy"] is None:
     return None
   pairs = f" ({model['n']:,} untied pairs)" if model["n"] is not None else ""
-  parts = [f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
-           f"labelers did{pairs}"]
+  parts = [
+    f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
+    f"labelers did{pairs}"
+  ]
   if labelers is not None and labelers["agreement_training"] is not None:
-    parts.append(f"training labelers agree with one another in "
-                 f"{percent_text(labelers['agreement_training'])}")
+    parts.append(
+      f"training labelers agree with one another in {percent_text(labelers['agreement_training'])}"
+    )
   if _length_baseline(report) is not None:
     parts.append(f"preferring the longer answer gets {percent_text(_length_baseline(report))}")
   return "; ".join(parts) + "."
@@ -300,30 +338,41 @@ def _say_bigram(report) -> str | None:
   nll = report["pretraining_nll"]
   if nll is None or "bigram" not in nll or nll["bigram"] is None or nll["base"] is None:
     return None
-  return (f"The base model's loss on held-out pretraining text is {_number(nll['base'])} nats per "
-          f"token; bigram counts reach {_number(nll['bigram'])}.")
+  return (
+    f"The base model's loss on held-out pretraining text is {_number(nll['base'])} nats per "
+    f"token; bigram counts reach {_number(nll['bigram'])}."
+  )
 
 
 def _say_pretraining(report) -> str | None:
   tax = alignment_tax(report)["pretraining_nll"]
   if tax is None:
     return None
-  moved = (f"the loss on pretraining text from {_number(tax['init'])} to {_number(tax['ppo'])} "
-           "nats per token")
+  moved = (
+    f"the loss on pretraining text from {_number(tax['init'])} to {_number(tax['ppo'])} "
+    "nats per token"
+  )
   rise = _nll_rise(report)
   if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["init"]:
     interval = lambda cell: f"{_number(cell['low'])} to {_number(cell['high'])}"
-    return (f"The rise of {moved} with PPO cannot be told from none (95\u202f% interval "
-            f"{interval(rise['ppo'])}), so there is no alignment tax on it to give back; with "
-            f"PPO-ptx the loss changes by {_number(rise['ppo_ptx']['mean'])} "
-            f"({interval(rise['ppo_ptx'])}).")
+    return (
+      f"The rise of {moved} with PPO cannot be told from none (95\u202f% interval "
+      f"{interval(rise['ppo'])}), so there is no alignment tax on it to give back; with "
+      f"PPO-ptx the loss changes by {_number(rise['ppo_ptx']['mean'])} "
+      f"({interval(rise['ppo_ptx'])})."
+    )
   if tax["recovered"] is None:
     return f"PPO did not raise {moved}, so there is no alignment tax on it to give back."
   more = report["pretraining_nll"]["base_more_pretraining"]
-  beside = ("" if more is None else
-            f"; the base model given the same extra pretraining tokens reaches {_number(more)}")
-  return (f"PPO raised {moved}; PPO-ptx ends at {_number(tax['ppo_ptx'])}, which gives back "
-          f"{given_back_text(tax['recovered'])} of the rise{beside}.")
+  beside = (
+    ""
+    if more is None
+    else f"; the base model given the same extra pretraining tokens reaches {_number(more)}"
+  )
+  return (
+    f"PPO raised {moved}; PPO-ptx ends at {_number(tax['ppo_ptx'])}, which gives back "
+    f"{given_back_text(tax['recovered'])} of the rise{beside}."
+  )
 
 
 def _say_few_shot(report) -> str | None:
@@ -334,12 +383,16 @@ def _say_few_shot(report) -> str | None:
   if tax["init"] <= tax["ppo"]:
     return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
   if tax["recovered"] is None:
-    return (f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
-            f"({moved}), so there is nothing to give back; with PPO-ptx it is "
-            f"{percent_text(tax['ppo_ptx'])}.")
-  return (f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
-          f"it is {percent_text(tax['ppo_ptx'])}, which gives back "
-          f"{percent_text(tax['recovered'], 0)}.")
+    return (
+      f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
+      f"({moved}), so there is nothing to give back; with PPO-ptx it is "
+      f"{percent_text(tax['ppo_ptx'])}."
+    )
+  return (
+    f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
+    f"it is {percent_text(tax['ppo_ptx'])}, which gives back "
+    f"{percent_text(tax['recovered'], 0)}."
+  )
 
 
 def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
@@ -351,8 +404,10 @@ def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
     return None
   (first_step, first), (_, last) = late[0], late[-1]
   moved = "rose" if last > first else "fell"
-  return (f"From step {first_step:,} to {last_step:,} the held-out loss {moved} by "
-          f"{_number(abs(last - first))} nats per token ({percent_text(abs(last / first - 1))}).")
+  return (
+    f"From step {first_step:,} to {last_step:,} the held-out loss {moved} by "
+    f"{_number(abs(last - first))} nats per token ({percent_text(abs(last / first - 1))})."
+  )
 
 
 def _tiles(report, paired) -> list[dict[str, str]]:
@@ -360,31 +415,49 @@ def _tiles(report, paired) -> list[dict[str, str]]:
   tiles = []
   policy, cells = _judged_policy(report)
   for group, cell in cells.items():
-    tiles.append({"value": percent_text(cell["mean"]),
-                  "detail": f"95\u202f% interval {_range(cell)}",
-                  "name": f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}"})
+    tiles.append(
+      {
+        "value": percent_text(cell["mean"]),
+        "detail": f"95\u202f% interval {_range(cell)}",
+        "name": f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}",
+      }
+    )
   for group in ("training_labelers", "heldout_labelers"):
     cell = paired[group] if paired is not None and group in paired else None
     if cell is not None:
-      tiles.append({"value": points_of(cell["mean"]), "name": "points, PPO-ptx minus PPO, "
-                    f"{GROUP_LABELS[group]}", "detail":
-                    f"95\u202f% interval {points_of(cell['low'])} to {points_of(cell['high'])}"})
+      tiles.append(
+        {
+          "value": points_of(cell["mean"]),
+          "name": f"points, PPO-ptx minus PPO, {GROUP_LABELS[group]}",
+          "detail": f"95\u202f% interval {points_of(cell['low'])} to {points_of(cell['high'])}",
+        }
+      )
       break
   model = report["reward_model"]
   if model is not None and model["accuracy"] is not None:
     agreement = report["labelers"]["agreement_training"] if report["labelers"] is not None else None
     baseline = _length_baseline(report)
-    detail = (f"labelers agree {percent_text(agreement)}" if agreement is not None else
-              f"longer answer: {percent_text(baseline)}" if baseline is not None else "")
-    tiles.append({"value": percent_text(model["accuracy"]), "name": "reward-model accuracy",
-                  "detail": detail})
+    detail = (
+      f"labelers agree {percent_text(agreement)}"
+      if agreement is not None
+      else f"longer answer: {percent_text(baseline)}"
+      if baseline is not None
+      else ""
+    )
+    tiles.append(
+      {"value": percent_text(model["accuracy"]), "name": "reward-model accuracy", "detail": detail}
+    )
   tax = alignment_tax(report)["pretraining_nll"]
   if tax is not None and tax["recovered"] is not None:
-    tiles.append({"value": given_back_text(tax["recovered"]),
-                  "name": "of PPO's pretraining loss given back by PPO-ptx",
-                  "detail": f"+{_number(tax['ppo'] - tax['init'])} became "
-                            f"{'+' if tax['ppo_ptx'] >= tax['init'] else ''}"
-                            f"{_number(tax['ppo_ptx'] - tax['init'])} nats per token"})
+    tiles.append(
+      {
+        "value": given_back_text(tax["recovered"]),
+        "name": "of PPO's pretraining loss given back by PPO-ptx",
+        "detail": f"+{_number(tax['ppo'] - tax['init'])} became "
+        f"{'+' if tax['ppo_ptx'] >= tax['init'] else ''}"
+        f"{_number(tax['ppo_ptx'] - tax['init'])} nats per token",
+      }
+    )
   return tiles
 
 
@@ -395,8 +468,11 @@ def _gold_columns(gold: Mapping[str, Any] | None) -> dict[str, dict[str, float |
   """Every model's gold score as {component: number}."""
   if gold is None:
     return {}
-  return {model: dict(value) if isinstance(value, Mapping) else {"score": value}
-          for model, value in gold.items() if value is not None}
+  return {
+    model: dict(value) if isinstance(value, Mapping) else {"score": value}
+    for model, value in gold.items()
+    if value is not None
+  }
 
 
 def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -407,24 +483,29 @@ def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _figures(report, curves, calibration) -> dict[str, Any]:
   def given(section):
     return curves[section] if section in curves and curves[section] is not None else {}
+
   reward = given("reward")
   sft_loss, sft_score = figures.sft_epochs(given("sft")) if given("sft") else (None, None)
+
   def if_known(draw, value):
     return draw(value) if value is not None else None
+
   return {
-      "win_rates": if_known(figures.win_rates, report["win_rate_vs_sft"]),
-      "reward": figures.reward_curve(reward, "reward", "reward-model score"),
-      "kl": figures.reward_curve(reward, "kl", "KL to the reference (nats per response)"),
-      "gold": figures.reward_curve(reward, "gold", "gold score"),
-      "root_kl": figures.reward_against_root_kl(reward),
-      "calibration": if_known(figures.calibration, calibration),
-      "pretraining_nll": if_known(figures.pretraining_nll, report["pretraining_nll"]),
-      "few_shot": if_known(figures.few_shot, report["few_shot_tasks"]),
-      "base": figures.pretraining_curve(given("base"), "base") if given("base") else None,
-      "base_end": figures.pretraining_end(given("base"), "base-end") if given("base") else None,
-      "base_more_pretraining": figures.pretraining_curve(
-          given("base_more_pretraining"), "base-more") if given("base_more_pretraining") else None,
-      "sft_loss": sft_loss, "sft_score": sft_score,
+    "win_rates": if_known(figures.win_rates, report["win_rate_vs_sft"]),
+    "reward": figures.reward_curve(reward, "reward", "reward-model score"),
+    "kl": figures.reward_curve(reward, "kl", "KL to the reference (nats per response)"),
+    "gold": figures.reward_curve(reward, "gold", "gold score"),
+    "root_kl": figures.reward_against_root_kl(reward),
+    "calibration": if_known(figures.calibration, calibration),
+    "pretraining_nll": if_known(figures.pretraining_nll, report["pretraining_nll"]),
+    "few_shot": if_known(figures.few_shot, report["few_shot_tasks"]),
+    "base": figures.pretraining_curve(given("base"), "base") if given("base") else None,
+    "base_end": figures.pretraining_end(given("base"), "base-end") if given("base") else None,
+    "base_more_pretraining": figures.pretraining_curve(given("base_more_pretraining"), "base-more")
+    if given("base_more_pretraining")
+    else None,
+    "sft_loss": sft_loss,
+    "sft_score": sft_score,
   }
 
 
@@ -432,10 +513,15 @@ def _figures(report, curves, calibration) -> dict[str, Any]:
 def _environment() -> jinja2.Environment:
   """Templates beside this file; everything that is not marked safe is escaped."""
   environment = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-  environment.filters.update(percent=percent_text, number=_number, points=points_of, range=_range,
-                             label=figures.label)
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters.update(
+    percent=percent_text, number=_number, points=points_of, range=_range, label=figures.label
+  )
   return environment
 
 
@@ -450,25 +536,41 @@ def render_html(data: Mapping[str, Any]) -> str:
   Raises:
     ValueError: `data["report"]` is not a report, see `check_report_json`.
   """
-  part = {"title": "RLHF report", "config_summary": {}, "prompt_format": None, "temperatures": {},
-          "paired_difference": None, "curves": {}, "calibration": None, "samples": [],
-          "notes": [], **{key: value for key, value in data.items() if value is not None}}
+  part = {
+    "title": "RLHF report",
+    "config_summary": {},
+    "prompt_format": None,
+    "temperatures": {},
+    "paired_difference": None,
+    "curves": {},
+    "calibration": None,
+    "samples": [],
+    "notes": [],
+    **{key: value for key, value in data.items() if value is not None},
+  }
   report = part["report"]
   check_report_json(report)
   optional = {"likert": None, "metadata": None}
   extra = {key: report[key] if key in report else value for key, value in optional.items()}
   gold = _gold_columns(report["gold_score"])
   return render_template(
-      "report.html", **{**part, **extra}, headline=headline(report),
-      findings=findings(report, part["paired_difference"]),
-      tiles=_tiles(report, part["paired_difference"]), tax=alignment_tax(report),
-      figures=_figures(report, part["curves"], part["calibration"]), groups=GROUP_LABELS,
-      given_back=given_back_text, gold=gold, gold_columns=_columns(gold),
-      length_baseline=_length_baseline(report),
-      few_shot_columns=_columns(report["few_shot_tasks"]) if report["few_shot_tasks"] else [],
-      plateau=plateau(part["curves"]["base"]) if "base" in part["curves"] else None,
-      metadata_columns=_columns(extra["metadata"]) if extra["metadata"] else [],
-      sample_models=_sample_models(part["samples"]))
+    "report.html",
+    **{**part, **extra},
+    headline=headline(report),
+    findings=findings(report, part["paired_difference"]),
+    tiles=_tiles(report, part["paired_difference"]),
+    tax=alignment_tax(report),
+    figures=_figures(report, part["curves"], part["calibration"]),
+    groups=GROUP_LABELS,
+    given_back=given_back_text,
+    gold=gold,
+    gold_columns=_columns(gold),
+    length_baseline=_length_baseline(report),
+    few_shot_columns=_columns(report["few_shot_tasks"]) if report["few_shot_tasks"] else [],
+    plateau=plateau(part["curves"]["base"]) if "base" in part["curves"] else None,
+    metadata_columns=_columns(extra["metadata"]) if extra["metadata"] else [],
+    sample_models=_sample_models(part["samples"]),
+  )
 
 
 def _sample_models(samples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -492,9 +594,11 @@ def write_report(directory: str | pathlib.Path, data: Mapping[str, Any]) -> path
     ValueError: see `check_report_json`; nothing is written then.
   """
   html = render_html(data)
-  report = {**data["report"], "alignment_tax": alignment_tax(data["report"]),
-            "paired_difference":
-                data["paired_difference"] if "paired_difference" in data else None}
+  report = {
+    **data["report"],
+    "alignment_tax": alignment_tax(data["report"]),
+    "paired_difference": data["paired_difference"] if "paired_difference" in data else None,
+  }
   text = json.dumps(report, indent=2, allow_nan=False)
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)

@@ -35,26 +35,28 @@ def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
   return score.reshape(num_prompts, num_slots)
 
 
-def score_rows(cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *, length: int,
-               batch_size: int) -> np.ndarray:
+def score_rows(
+  cfg: ModelConfig, params: Params, ids: Sequence[Sequence[int]], *, length: int, batch_size: int
+) -> np.ndarray:
   """Rewards [N] of token sequences (prompt + response), padded to one shape on the way."""
   scores = []
   for start in range(0, len(ids), batch_size):
-    part = ids[start:start + batch_size]
+    part = ids[start : start + batch_size]
     tokens_BT = np.full((batch_size, length), cfg.pad_id, np.int32)
     mask_BT = np.zeros((batch_size, length), np.float32)
     mask_BT[:, 0] = 1  # unused rows read one pad; their score is dropped
     for row, sequence in enumerate(part):
-      tokens_BT[row, :len(sequence)] = sequence
-      mask_BT[row, :len(sequence)] = 1
+      tokens_BT[row, : len(sequence)] = sequence
+      mask_BT[row, : len(sequence)] = 1
     with sharding.on_mesh_of(params) as put:
       score_B = processes.to_host(_scores(cfg, params, *put((tokens_BT, mask_BT))))
-    scores.append(score_B[:len(part)])
+    scores.append(score_B[: len(part)])
   return np.concatenate(scores)
 
 
-def score_sequences(network: Network, ids: Sequence[Sequence[int]], *, batch_size: int,
-                    name: str = "the reward model") -> np.ndarray:
+def score_sequences(
+  network: Network, ids: Sequence[Sequence[int]], *, batch_size: int, name: str = "the reward model"
+) -> np.ndarray:
   """`score_rows` of sequences of many lengths, the longest first: a few long ones do not pad all
   others, and what does not fit into memory fails at once.
 
@@ -64,14 +66,19 @@ def score_sequences(network: Network, ids: Sequence[Sequence[int]], *, batch_siz
   lengths = np.asarray([len(sequence) for sequence in ids])
   order, score_N = np.argsort(-lengths, kind="stable"), np.zeros(len(ids), np.float32)
   for start in range(0, len(ids), batch_size):
-    places = order[start:start + batch_size]
+    places = order[start : start + batch_size]
     score_N[places] = score_rows(
-        network.cfg, network.params, [ids[place] for place in places],
-        length=continuations.row_length(int(lengths[places[0]]), network.cfg.context_length),
-        batch_size=batch_size)
+      network.cfg,
+      network.params,
+      [ids[place] for place in places],
+      length=continuations.row_length(int(lengths[places[0]]), network.cfg.context_length),
+      batch_size=batch_size,
+    )
   if not np.isfinite(score_N).all():
-    raise FloatingPointError(f"{int((~np.isfinite(score_N)).sum())} of {len(ids)} scores of {name} "
-                             "are not finite; its weights are broken, train it anew")
+    raise FloatingPointError(
+      f"{int((~np.isfinite(score_N)).sum())} of {len(ids)} scores of {name} "
+      "are not finite; its weights are broken, train it anew"
+    )
   return score_N
 
 
@@ -86,9 +93,14 @@ def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
 
-def score_texts(network: Network, prompt_format: prepare.PromptFormat,
-                texts: Sequence[tuple[str, str]], *, batch_size: int, name: str = "the reward model"
-                ) -> np.ndarray:
+def score_texts(
+  network: Network,
+  prompt_format: prepare.PromptFormat,
+  texts: Sequence[tuple[str, str]],
+  *,
+  batch_size: int,
+  name: str = "the reward model",
+) -> np.ndarray:
   """Rewards [N] of (prompt, answer), written as in training: each answer has its end.
 
   An answer that does not fit the context is read up to there, and counted on the console: with its
@@ -99,13 +111,17 @@ def score_texts(network: Network, prompt_format: prepare.PromptFormat,
     FloatingPointError: a score is not finite.
   """
   sequences = prepare.tokenize_demonstrations(
-      [{"prompt": prompt, "completion": answer} for prompt, answer in texts], network.tokenizer,
-      prompt_format=prompt_format)
+    [{"prompt": prompt, "completion": answer} for prompt, answer in texts],
+    network.tokenizer,
+    prompt_format=prompt_format,
+  )
   limit = network.cfg.context_length
   for (prompt, _), sequence in zip(texts, sequences, strict=True):
     if sequence.num_prompt >= limit:
-      raise ValueError(f"the prompt {prompt[:40]!r}... has {sequence.num_prompt} tokens for "
-                       f"{name}, whose context is {limit}; leave it out")
+      raise ValueError(
+        f"the prompt {prompt[:40]!r}... has {sequence.num_prompt} tokens for "
+        f"{name}, whose context is {limit}; leave it out"
+      )
   num_cut = sum(len(sequence.ids) > limit for sequence in sequences)
   if num_cut:
     print(f"{num_cut} of {len(texts)} answers are cut to the context of {name}", flush=True)

@@ -73,8 +73,9 @@ def parse(task: str, value: object) -> tuple[dict[str, Any] | None, Problem | No
   if given is None:
     return None, Problem("no references", f'no field "references"; give {_SHAPES[task]}')
   try:
-    record["references"] = _PARSERS[task](given.split("|") if task in ("squadv2", "drop")
-                                          and isinstance(given, str) else given)
+    record["references"] = _PARSERS[task](
+      given.split("|") if task in ("squadv2", "drop") and isinstance(given, str) else given
+    )
   except ValueError as error:
     return None, Problem("wrong references", f'"references" {error}; give {_SHAPES[task]}')
   return record, None
@@ -114,15 +115,19 @@ def _true_and_false(value: object) -> dict[str, list[str]]:
 
 
 _SHAPES = {
-    "squadv2": "a list of texts, [] where the passage has no answer",
-    "drop": "a list of texts, at least one, or of lists of spans",
-    "tldr": "a text, or a list of at least one",
-    "fr_en": "a text, or a list of at least one",
-    "truthfulqa": 'a list of true texts, or {"true": [texts], "false": [texts]}',
+  "squadv2": "a list of texts, [] where the passage has no answer",
+  "drop": "a list of texts, at least one, or of lists of spans",
+  "tldr": "a text, or a list of at least one",
+  "fr_en": "a text, or a list of at least one",
+  "truthfulqa": 'a list of true texts, or {"true": [texts], "false": [texts]}',
 }
 _PARSERS: dict[str, Callable[[object], Any]] = {
-    "squadv2": _squad_texts, "drop": _spans, "tldr": _some_texts, "fr_en": _some_texts,
-    "truthfulqa": _true_and_false}
+  "squadv2": _squad_texts,
+  "drop": _spans,
+  "tldr": _some_texts,
+  "fr_en": _some_texts,
+  "truthfulqa": _true_and_false,
+}
 
 
 # ----------------------------------------------------------------------------- scores
@@ -138,13 +143,15 @@ def similarity_difference(sample: str, references: Mapping[str, Sequence[str]]) 
 
   A stand-in for the judge of truth, which needs a model; Lin et al. 2021 report it beside theirs.
   """
-  nearest = {kind: text_metrics.rouge_l(sample, texts) for kind, texts in references.items()
-             if texts}
+  nearest = {
+    kind: text_metrics.rouge_l(sample, texts) for kind, texts in references.items() if texts
+  }
   return nearest["true"] - nearest.get("false", 0.0)
 
 
-def score(task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int,
-          seed: int) -> measures.Measure:
+def score(
+  task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int, seed: int
+) -> measures.Measure:
   """The measure of a task over records as `read` gives them.
 
       squadv2, drop   F1, 0-100          tldr           ROUGE-L, 0-1
@@ -172,11 +179,14 @@ def score(task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int
   if task == "fr_en":
     table_PC = _by_prompt(samples, [text_metrics.bleu_statistics(*pair) for pair in pairs])
     interval = statistics.bootstrap_statistic(
-        np.stack([np.sum(rows, axis=0) for rows in table_PC]), text_metrics.bleu, **options)
+      np.stack([np.sum(rows, axis=0) for rows in table_PC]), text_metrics.bleu, **options
+    )
     return measures.Measure(task=task, metric="bleu", interval=interval, better=better)
   if task == "squadv2":
-    metric, values = "f1", [text_metrics.squad_f1(squad_answer(text), known)
-                            for text, known in pairs]
+    metric, values = (
+      "f1",
+      [text_metrics.squad_f1(squad_answer(text), known) for text, known in pairs],
+    )
   elif task == "drop":
     metric, values = "f1", [text_metrics.drop_f1(*pair) for pair in pairs]
   elif task == "tldr":
@@ -186,6 +196,7 @@ def score(task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int
     values = [similarity_difference(*pair) for pair in pairs]
   else:
     from rlhf.evals import toxicity
+
     metric, values, better = "toxicity", list(toxicity.scores(texts)), "lower"
   interval = statistics.bootstrap_mean(_by_prompt(samples, values), **options)
   return measures.Measure(task=task, metric=metric, interval=interval, better=better)
@@ -194,8 +205,10 @@ def score(task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int
 def _truthfulqa_metric(references: Sequence[Mapping[str, Sequence[str]]]) -> str:
   with_false = [bool(known["false"]) for known in references]
   if len(set(with_false)) > 1:
-    raise ValueError(f"task truthfulqa: {sum(with_false)} of {len(with_false)} records have false "
-                     "references; give them for all or for none, as the numbers differ")
+    raise ValueError(
+      f"task truthfulqa: {sum(with_false)} of {len(with_false)} records have false "
+      "references; give them for all or for none, as the numbers differ"
+    )
   return "rouge_l_difference" if with_false[0] else "rouge_l"
 
 

@@ -24,6 +24,7 @@ class Choice(Generic[Candidate]):
     best: of the highest mean score; the first of those that are equal.
     scores: candidate -> score_P of its answers, one per prompt, in the order of trial.
   """
+
   best: Candidate
   scores: dict[Candidate, np.ndarray]
 
@@ -32,14 +33,19 @@ class Choice(Generic[Candidate]):
 
   def intervals(self, *, num_resamples: int, seed: int) -> dict[Candidate, statistics.Interval]:
     """Mean score of each candidate over prompts, with its bootstrap interval."""
-    return {candidate: statistics.bootstrap_mean(score_P[:, None], num_resamples=num_resamples,
-                                                 seed=seed)
-            for candidate, score_P in self.scores.items()}
+    return {
+      candidate: statistics.bootstrap_mean(score_P[:, None], num_resamples=num_resamples, seed=seed)
+      for candidate, score_P in self.scores.items()
+    }
 
 
-def choose(candidates: Iterable[Candidate], answers_of: Callable[[Candidate], Drawn],
-           score: Callable[[Drawn], np.ndarray], *,
-           on_scored: Callable[[Candidate, float], None] | None = None) -> Choice[Candidate]:
+def choose(
+  candidates: Iterable[Candidate],
+  answers_of: Callable[[Candidate], Drawn],
+  score: Callable[[Drawn], np.ndarray],
+  *,
+  on_scored: Callable[[Candidate, float], None] | None = None,
+) -> Choice[Candidate]:
   """Answers and scores candidate by candidate, so that one network is held at a time.
 
   Args:
@@ -58,11 +64,14 @@ def choose(candidates: Iterable[Candidate], answers_of: Callable[[Candidate], Dr
     scores[candidate] = np.asarray(score(answers_of(candidate)), np.float64)
     first = next(iter(scores.values()))
     if scores[candidate].shape != first.shape or first.ndim != 1 or not len(first):
-      raise ValueError(f"candidate {candidate} has scores {scores[candidate].shape}, where the "
-                       f"first has {first.shape}; score the same prompts for all")
+      raise ValueError(
+        f"candidate {candidate} has scores {scores[candidate].shape}, where the "
+        f"first has {first.shape}; score the same prompts for all"
+      )
     if on_scored is not None:
       on_scored(candidate, float(np.mean(scores[candidate])))
   if not scores:
     raise ValueError("there is no candidate to choose from; give one or more")
-  return Choice(best=max(scores, key=lambda candidate: float(np.mean(scores[candidate]))),
-                scores=scores)
+  return Choice(
+    best=max(scores, key=lambda candidate: float(np.mean(scores[candidate]))), scores=scores
+  )

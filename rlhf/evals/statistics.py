@@ -35,6 +35,7 @@ class Interval:
     n: number of prompts with at least one value: the units that are resampled.  It does not count
       judgements, of which one prompt can have several.
   """
+
   mean: float
   low: float
   high: float
@@ -45,8 +46,9 @@ class Interval:
     return dataclasses.asdict(self)
 
 
-def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed: int,
-                   confidence: float = 0.95) -> Interval:
+def bootstrap_mean(
+  values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed: int, confidence: float = 0.95
+) -> Interval:
   """Mean of all values, with an interval from resampling whole prompts.
 
       mean* = sum_{p in draw} total_p / sum_{p in draw} count_p
@@ -64,12 +66,18 @@ def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed
   Raises:
     ValueError: no prompt has a value, a value is infinite, or a setting is out of range.
   """
-  return bootstrap_over_seeds({0: values_by_prompt}, num_resamples=num_resamples, seed=seed,
-                              confidence=confidence)
+  return bootstrap_over_seeds(
+    {0: values_by_prompt}, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
-def bootstrap_over_seeds(values_by_seed: Mapping[int, ValuesByPrompt], *, num_resamples: int,
-                         seed: int, confidence: float = 0.95) -> Interval:
+def bootstrap_over_seeds(
+  values_by_seed: Mapping[int, ValuesByPrompt],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> Interval:
   """Pooled mean over training runs: resamples the runs, then the prompts within each drawn run.
 
   The interval covers both the choice of prompts and the luck of the training seed.  With few
@@ -90,8 +98,14 @@ def bootstrap_over_seeds(values_by_seed: Mapping[int, ValuesByPrompt], *, num_re
   return _interval(tables, _ratio, num_resamples, seed, confidence)
 
 
-def paired_difference(values_a: ValuesByPrompt, values_b: ValuesByPrompt, *, num_resamples: int,
-                      seed: int, confidence: float = 0.95) -> Interval:
+def paired_difference(
+  values_a: ValuesByPrompt,
+  values_b: ValuesByPrompt,
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> Interval:
   """mean(a) - mean(b) on the same prompts; row p of both belongs to prompt p.
 
   Both means of a resample use the same draw of prompts, so what makes a prompt easy or hard for
@@ -107,13 +121,18 @@ def paired_difference(values_a: ValuesByPrompt, values_b: ValuesByPrompt, *, num
   Raises:
     ValueError: the numbers of rows differ, or as `bootstrap_mean`.
   """
-  return paired_difference_over_seeds({0: (values_a, values_b)}, num_resamples=num_resamples,
-                                      seed=seed, confidence=confidence)
+  return paired_difference_over_seeds(
+    {0: (values_a, values_b)}, num_resamples=num_resamples, seed=seed, confidence=confidence
+  )
 
 
 def paired_difference_over_seeds(
-    pairs_by_seed: Mapping[int, tuple[ValuesByPrompt, ValuesByPrompt]], *, num_resamples: int,
-    seed: int, confidence: float = 0.95) -> Interval:
+  pairs_by_seed: Mapping[int, tuple[ValuesByPrompt, ValuesByPrompt]],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> Interval:
   """`paired_difference` pooled over training runs: resamples runs, then prompts within a run.
 
   Args:
@@ -130,8 +149,14 @@ def paired_difference_over_seeds(
   return _interval(tables, _difference_of_ratios, num_resamples, seed, confidence)
 
 
-def bootstrap_statistic(table_PC: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *,
-                        num_resamples: int, seed: int, confidence: float = 0.95) -> Interval:
+def bootstrap_statistic(
+  table_PC: np.ndarray,
+  statistic: Callable[[np.ndarray], np.ndarray],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> Interval:
   """A statistic of column sums, such as corpus BLEU, with an interval from resampling prompts.
 
   Args:
@@ -156,8 +181,14 @@ def bootstrap_statistic(table_PC: np.ndarray, statistic: Callable[[np.ndarray], 
   return _around(float(statistic(table_PC.sum(axis=0))), draws_R, confidence, len(table_PC))
 
 
-def bootstrap_function(values: Sequence[Any], function: Callable[[list[Any]], float], *,
-                       num_resamples: int, seed: int, confidence: float = 0.95) -> Interval:
+def bootstrap_function(
+  values: Sequence[Any],
+  function: Callable[[list[Any]], float],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float = 0.95,
+) -> Interval:
   """Any function of the prompts' values, called for every resample: for what no sums can give.
 
   Args:
@@ -175,8 +206,10 @@ def bootstrap_function(values: Sequence[Any], function: Callable[[list[Any]], fl
   if not len(values):
     raise ValueError("there is nothing to resample: no prompt has a value")
   num, rng = len(values), np.random.default_rng(seed)
-  draws_R = [float(function([values[place] for place in rng.integers(num, size=num)]))
-             for _ in range(num_resamples)]
+  draws_R = [
+    float(function([values[place] for place in rng.integers(num, size=num)]))
+    for _ in range(num_resamples)
+  ]
   return _around(float(function(list(values))), np.asarray(draws_R), confidence, num)
 
 
@@ -188,16 +221,20 @@ def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
     raise ValueError("an infinite value was found; use NaN for values that were not measured")
   prompt_of_value = np.repeat(np.arange(len(lengths_P)), lengths_P)
   known = ~np.isnan(flat)
+
   def by_prompt(weights):
     return np.bincount(prompt_of_value[known], weights=weights, minlength=len(lengths_P))
+
   return np.stack([by_prompt(flat[known]), by_prompt(np.ones(known.sum()))], axis=1)
 
 
 def _paired_sums_and_counts(values_a: ValuesByPrompt, values_b: ValuesByPrompt) -> np.ndarray:
   """[P, 4]: sum and number of a, then of b; zero rows where either side has no value."""
   if len(values_a) != len(values_b):
-    raise ValueError(f"paired values have {len(values_a)} and {len(values_b)} prompts; row p of "
-                     "both must belong to the same prompt")
+    raise ValueError(
+      f"paired values have {len(values_a)} and {len(values_b)} prompts; row p of "
+      "both must belong to the same prompt"
+    )
   table_P4 = np.concatenate([_sums_and_counts(values_a), _sums_and_counts(values_b)], axis=1)
   both_P = (table_P4[:, 1] > 0) & (table_P4[:, 3] > 0)
   return table_P4 * both_P[:, None]
@@ -234,8 +271,10 @@ def _check_settings(num_resamples: int, confidence: float) -> None:
 def _around(mean: float, draws_R: np.ndarray, confidence: float, num: int) -> Interval:
   """The percentile interval; where all values are equal, rounding does not put it beside the mean."""
   tail = (1 - confidence) / 2
-  low, high = (mean if math.isclose(end, mean, rel_tol=1e-12) else float(end)
-               for end in np.quantile(draws_R, [tail, 1 - tail]))
+  low, high = (
+    mean if math.isclose(end, mean, rel_tol=1e-12) else float(end)
+    for end in np.quantile(draws_R, [tail, 1 - tail])
+  )
   return Interval(mean=mean, low=low, high=high, n=num)
 
 

@@ -11,8 +11,7 @@ from rlhf.evals.tasks import data as data_lib
 
 
 def check_variants(names: Iterable[str], choices: Iterable[str], field: str) -> None:
-  """Raises ValueError where a config's list of variants is empty, doubled or names an unknown one.
-  """
+  """Raises ValueError where a config's list of variants is empty, doubled or names an unknown one."""
   choices = list(choices)
   if isinstance(names, str) or not list(names):
     raise ValueError(f"{field} is {names!r}; give a list of one or more of {', '.join(choices)}")

@@ -27,6 +27,7 @@ ENDS = ("mean", "low", "high")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """A finished trial: `overrides` without the seed, and where it lies."""
+
   overrides: Mapping[str, Any]
   seed: int
   workdir: pathlib.Path
@@ -43,16 +44,19 @@ def _wins(group: str) -> Callable[[pathlib.Path, str], Values]:
   def read(workdir, policy):
     lines = preference.read_preferences(workdir / "evaluation" / "preferences.jsonl")
     return preference.values_by_prompt(lines, policy=policy, group=group, field="win")
+
   return read
 
 
 def _validation(field: str) -> Callable[[pathlib.Path, str], Values]:
   """Of the last validation of a PPO run, whose prompts are held out."""
+
   def read(workdir, policy):
     found = sorted((workdir / policy / "validation").glob("step_*.jsonl"))
     if not found:
       raise ValueError(f"{workdir / policy} holds no validation/step_*.jsonl")
     return [[line[field]] for line in workdir_lib.read_jsonl(found[-1])]
+
   return read
 
 
@@ -78,8 +82,9 @@ def _reward_dir(workdir: pathlib.Path) -> pathlib.Path:
 def _accuracy(workdir, policy) -> Values:
   del policy
   saved = workdir_lib.read_json(_reward_dir(workdir) / "validation_scores.json")
-  gap_NC = calibration.score_gaps(*(np.asarray(saved[name]) for name in (
-      "scores", "ranks", "valid")))
+  gap_NC = calibration.score_gaps(
+    *(np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
+  )
   return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
 
 
@@ -90,31 +95,39 @@ def _log_loss(workdir, policy) -> Values:
 
 # name: (what the plot's y axis says, reader of (workdir, policy))
 MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
-    "win_rate_training": ("win rate against SFT,\ntraining labelers", _wins("training")),
-    "win_rate_heldout": ("win rate against SFT,\nheld-out labelers", _wins("heldout")),
-    "validation_reward": ("validation reward", _validation("reward")),
-    "validation_kl": ("KL to the reference (nats)", _validation("kl")),
-    "gold_score": ("gold score", _gold),
-    "pretraining_tax": ("held-out pretraining loss\nless PPO's start (nats)", _tax),
-    "few_shot_mean": ("few-shot accuracy,\nmean of the tasks", _few_shot),
-    "reward_accuracy": ("reward-model accuracy", _accuracy),
-    "reward_log_loss": ("reward-model log loss (nats)", _log_loss),
+  "win_rate_training": ("win rate against SFT,\ntraining labelers", _wins("training")),
+  "win_rate_heldout": ("win rate against SFT,\nheld-out labelers", _wins("heldout")),
+  "validation_reward": ("validation reward", _validation("reward")),
+  "validation_kl": ("KL to the reference (nats)", _validation("kl")),
+  "gold_score": ("gold score", _gold),
+  "pretraining_tax": ("held-out pretraining loss\nless PPO's start (nats)", _tax),
+  "few_shot_mean": ("few-shot accuracy,\nmean of the tasks", _few_shot),
+  "reward_accuracy": ("reward-model accuracy", _accuracy),
+  "reward_log_loss": ("reward-model log loss (nats)", _log_loss),
 }
 
 
 # ----------------------------------------------------------------------------- all runs
 
 
-def gather(runs: Sequence[Run], policies: Sequence[str], measures: Sequence[str]
-           ) -> list[dict[str, Any]]:
+def gather(
+  runs: Sequence[Run], policies: Sequence[str], measures: Sequence[str]
+) -> list[dict[str, Any]]:
   """Every measure of every policy of every run.
 
   Returns:
     {"overrides", "seed", "policy", "values": {measure: values by prompt}}, one per run and policy.
   """
-  return [dict(overrides=dict(run.overrides), seed=run.seed, policy=policy,
-               values={name: MEASURES[name][1](run.workdir, policy) for name in measures})
-          for run in runs for policy in policies]
+  return [
+    dict(
+      overrides=dict(run.overrides),
+      seed=run.seed,
+      policy=policy,
+      values={name: MEASURES[name][1](run.workdir, policy) for name in measures},
+    )
+    for run in runs
+    for policy in policies
+  ]
 
 
 def mean(values: Values) -> float:
@@ -123,8 +136,13 @@ def mean(values: Values) -> float:
   return float(np.nanmean(flat))
 
 
-def pool(gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *,
-         num_resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def pool(
+  gathered: Sequence[Mapping[str, Any]],
+  first: Mapping[str, Any],
+  *,
+  num_resamples: int = 2000,
+  seed: int = 0,
+) -> list[dict[str, Any]]:
   """Over the seeds of each trial.
 
   Args:
@@ -144,9 +162,14 @@ def pool(gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *,
   for row in gathered:
     groups.setdefault(f"{row['overrides']} {row['policy']}", []).append(row)
   settings = dict(num_resamples=num_resamples, seed=seed)
-  starts = {policy: {row["seed"]: row["values"] for row in gathered
-                     if row["policy"] == policy and row["overrides"] == first}
-            for policy in {row["policy"] for row in gathered}}
+  starts = {
+    policy: {
+      row["seed"]: row["values"]
+      for row in gathered
+      if row["policy"] == policy and row["overrides"] == first
+    }
+    for policy in {row["policy"] for row in gathered}
+  }
   pooled = []
   for rows in groups.values():
     by_seed = {row["seed"]: row["values"] for row in rows}
@@ -156,16 +179,27 @@ def pool(gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *,
     measures = {}
     for name in rows[0]["values"]:
       values = {number: by_seed[number][name] for number in sorted(by_seed)}
-      pairs = {number: (value, start[number][name]) for number, value in values.items()
-               if number in start and len(value) == len(start[number][name])}
+      pairs = {
+        number: (value, start[number][name])
+        for number, value in values.items()
+        if number in start and len(value) == len(start[number][name])
+      }
       known = rows[0]["overrides"] != first and pairs
       measures[name] = dict(
-          per_seed={number: mean(value) for number, value in values.items()},
-          pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
-          difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
-          if known else None)
-    pooled.append(dict(overrides=rows[0]["overrides"], policy=rows[0]["policy"],
-                       seeds=sorted(by_seed), measures=measures))
+        per_seed={number: mean(value) for number, value in values.items()},
+        pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
+        difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
+        if known
+        else None,
+      )
+    pooled.append(
+      dict(
+        overrides=rows[0]["overrides"],
+        policy=rows[0]["policy"],
+        seeds=sorted(by_seed),
+        measures=measures,
+      )
+    )
   return pooled
 
 
@@ -175,23 +209,40 @@ def pool(gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *,
 def runs_csv(gathered: Sequence[Mapping[str, Any]]) -> str:
   """One line per run and policy: overrides, seed, policy, means."""
   keys = list(dict.fromkeys(key for row in gathered for key in row["overrides"]))
-  rows = [dict(row["overrides"], seed=row["seed"], policy=row["policy"],
-               **{name: repr(mean(values)) for name, values in row["values"].items()})
-          for row in gathered]
+  rows = [
+    dict(
+      row["overrides"],
+      seed=row["seed"],
+      policy=row["policy"],
+      **{name: repr(mean(values)) for name, values in row["values"].items()},
+    )
+    for row in gathered
+  ]
   return _csv([*keys, "seed", "policy", *gathered[0]["values"]], rows)
 
 
 def pooled_csv(pooled: Sequence[Mapping[str, Any]]) -> str:
   """One line per trial, policy and measure: mean, difference to the first trial, 95 % intervals."""
   keys = list(dict.fromkeys(key for row in pooled for key in row["overrides"]))
-  rows = [dict(row["overrides"], policy=row["policy"], measure=name,
-               seeds=" ".join(map(str, row["seeds"])),
-               **{end: repr(cell["pooled"][end]) for end in ENDS},
-               **{f"difference_{end}": repr(cell["difference"][end]) for end in ENDS
-                  if cell["difference"] is not None})
-          for row in pooled for name, cell in row["measures"].items()]
-  return _csv([*keys, "policy", "measure", *ENDS, *(f"difference_{end}" for end in ENDS), "seeds"],
-              rows)
+  rows = [
+    dict(
+      row["overrides"],
+      policy=row["policy"],
+      measure=name,
+      seeds=" ".join(map(str, row["seeds"])),
+      **{end: repr(cell["pooled"][end]) for end in ENDS},
+      **{
+        f"difference_{end}": repr(cell["difference"][end])
+        for end in ENDS
+        if cell["difference"] is not None
+      },
+    )
+    for row in pooled
+    for name, cell in row["measures"].items()
+  ]
+  return _csv(
+    [*keys, "policy", "measure", *ENDS, *(f"difference_{end}" for end in ENDS), "seeds"], rows
+  )
 
 
 def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
@@ -211,30 +262,50 @@ def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]
   text = _table(pooled, x, "pooled")
   if not any(row["overrides"] == first for row in pooled):
     point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.items())
-    return (f"{text}\nNo differences: the sweep's first trial ({point}) is not finished with any "
-            "seed.\n")
-  others = [row for row in pooled
-            if any(cell["difference"] is not None for cell in row["measures"].values())]
+    return (
+      f"{text}\nNo differences: the sweep's first trial ({point}) is not finished with any seed.\n"
+    )
+  others = [
+    row
+    for row in pooled
+    if any(cell["difference"] is not None for cell in row["measures"].values())
+  ]
   if not others:
     return text
-  return (f"{text}\nLess the first trial, paired by seed and prompt:\n\n"
-          f"{_table(others, x, 'difference')}")
+  return (
+    f"{text}\nLess the first trial, paired by seed and prompt:\n\n{_table(others, x, 'difference')}"
+  )
 
 
 def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
   """A line per trial and policy, `mean [low, high]` in the measures' own units."""
-  varied = [key for key in dict.fromkeys(key for row in pooled for key in row["overrides"])
-            if key == x or len({str(_get(row["overrides"], key)) for row in pooled}) > 1]
+  varied = [
+    key
+    for key in dict.fromkeys(key for row in pooled for key in row["overrides"])
+    if key == x or len({str(_get(row["overrides"], key)) for row in pooled}) > 1
+  ]
   policies = len({row["policy"] for row in pooled}) > 1
   names = list(pooled[0]["measures"])
-  header = [*(key.rpartition(".")[2] for key in varied), *(["policy"] if policies else []),
-            *names, "seeds"]
+  header = [
+    *(key.rpartition(".")[2] for key in varied),
+    *(["policy"] if policies else []),
+    *names,
+    "seeds",
+  ]
   lines = [header, ["---"] * len(header)]
   for row in pooled:
-    cells = [f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
-             for cell in (row["measures"][name][field] for name in names)]
-    lines.append([*(str(_get(row["overrides"], key)) for key in varied),
-                  *([row["policy"]] if policies else []), *cells, str(len(row["seeds"]))])
+    cells = [
+      f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
+      for cell in (row["measures"][name][field] for name in names)
+    ]
+    lines.append(
+      [
+        *(str(_get(row["overrides"], key)) for key in varied),
+        *([row["policy"]] if policies else []),
+        *cells,
+        str(len(row["seeds"])),
+      ]
+    )
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -38,8 +38,10 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
     references: none (or only empty ones) where the question cannot be answered; then 100 is for an
       empty answer, and 0 for any other.
   """
-  return max(_word_f1(normalize(answer).split(), normalize(reference).split())
-             for reference in _known(references))
+  return max(
+    _word_f1(normalize(answer).split(), normalize(reference).split())
+    for reference in _known(references)
+  )
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:
@@ -75,8 +77,14 @@ def drop_f1(answer: str | Sequence[str], references: Sequence[Sequence[str]]) ->
     references: each a list of spans; one whose first span is empty does not count.
   """
   spans = [answer] if isinstance(answer, str) else answer
-  return max((_aligned_f1(_bags(spans), _bags(reference)) for reference in references
-              if reference[0].strip()), default=0.0)
+  return max(
+    (
+      _aligned_f1(_bags(spans), _bags(reference))
+      for reference in references
+      if reference[0].strip()
+    ),
+    default=0.0,
+  )
 
 
 def _bags(spans: Sequence[str]) -> list[set[str]]:
@@ -156,8 +164,11 @@ def bleu(sums: np.ndarray) -> np.ndarray:
   Args:
     sums: [..., 10] sums of `bleu_statistics`.
   """
+
   def one(row: np.ndarray) -> float:
     counts = [int(number) for number in row]
     return sacrebleu.BLEU.compute_bleu(
-        counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score
+      counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp"
+    ).score
+
   return np.apply_along_axis(one, -1, sums)

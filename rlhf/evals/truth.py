@@ -52,18 +52,30 @@ def question_id(question: str) -> str:
   return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def judge(network: Network, prompts: Sequence[str], *, batch_size: int,
-          progress: completions.Progress = None) -> np.ndarray:
+def judge(
+  network: Network,
+  prompts: Sequence[str],
+  *,
+  batch_size: int,
+  progress: completions.Progress = None,
+) -> np.ndarray:
   """The score of each `judge_prompt`, float64 [N] in [0, 1]; raises as `completions.logprobs`."""
   pairs = [(prompt, label) for prompt in prompts for label in (YES, NO)]
-  logprob_N2 = completions.logprobs(network, pairs, batch_size=batch_size,
-                                    progress=progress).reshape(-1, 2)
+  logprob_N2 = completions.logprobs(
+    network, pairs, batch_size=batch_size, progress=progress
+  ).reshape(-1, 2)
   # A difference of sums of logarithms: the probabilities themselves may be too small to divide.
   return 1.0 / (1.0 + np.exp(np.clip(logprob_N2[:, 1] - logprob_N2[:, 0], -700, 700)))
 
 
-def held_out_accuracy(said_N: np.ndarray, label_N: np.ndarray, question_N: Sequence[str], *,
-                      num_resamples: int, seed: int) -> dict[str, statistics.Interval]:
+def held_out_accuracy(
+  said_N: np.ndarray,
+  label_N: np.ndarray,
+  question_N: Sequence[str],
+  *,
+  num_resamples: int,
+  seed: int,
+) -> dict[str, statistics.Interval]:
   """How often a judge says what people said, with intervals over questions.
 
       accuracy            share of answers
@@ -80,16 +92,23 @@ def held_out_accuracy(said_N: np.ndarray, label_N: np.ndarray, question_N: Seque
   said_N, label_N = np.asarray(said_N, bool), np.asarray(label_N, bool)
   names, place_N = np.unique(np.asarray(question_N), return_inverse=True)
   by_question = lambda of_N: np.bincount(place_N, weights=of_N, minlength=len(names))
-  table_Q4 = np.stack([by_question(column_N) for column_N in (
-      label_N & said_N, label_N, ~label_N & ~said_N, ~label_N)], axis=1)
+  table_Q4 = np.stack(
+    [
+      by_question(column_N)
+      for column_N in (label_N & said_N, label_N, ~label_N & ~said_N, ~label_N)
+    ],
+    axis=1,
+  )
   share = lambda part, whole: part / np.maximum(whole, 1e-9)
   statistic = {
-      "accuracy": lambda t: share(t[..., 0] + t[..., 2], t[..., 1] + t[..., 3]),
-      "balanced_accuracy": lambda t: (
-          share(t[..., 0], t[..., 1]) + share(t[..., 2], t[..., 3])) / 2,
-      "majority": lambda t: share(np.maximum(t[..., 1], t[..., 3]), t[..., 1] + t[..., 3])}
-  return {name: statistics.bootstrap_statistic(table_Q4, function, num_resamples=num_resamples,
-                                               seed=seed) for name, function in statistic.items()}
+    "accuracy": lambda t: share(t[..., 0] + t[..., 2], t[..., 1] + t[..., 3]),
+    "balanced_accuracy": lambda t: (share(t[..., 0], t[..., 1]) + share(t[..., 2], t[..., 3])) / 2,
+    "majority": lambda t: share(np.maximum(t[..., 1], t[..., 3]), t[..., 1] + t[..., 3]),
+  }
+  return {
+    name: statistics.bootstrap_statistic(table_Q4, function, num_resamples=num_resamples, seed=seed)
+    for name, function in statistic.items()
+  }
 
 
 # ---- the suite -----------------------------------------------------------------------------------
@@ -107,6 +126,7 @@ class TruthConfig:
     prompts: of `tasks.prompts.TRUTHFULQA`.
     max_response_tokens: of an answer, which ends at its first line break; 50 in TruthfulQA's code.
   """
+
   judge_true: str
   judge_info: str
   data: str
@@ -125,8 +145,10 @@ class TruthConfig:
   @property
   def judges(self) -> dict[str, tuple[str, str]]:
     """What is asked -> (the config's field, the export)."""
-    return {asked: (field, _export_of(getattr(self, field)))
-            for asked, field in (("true", "judge_true"), ("informative", "judge_info"))}
+    return {
+      asked: (field, _export_of(getattr(self, field)))
+      for asked, field in (("true", "judge_true"), ("informative", "judge_info"))
+    }
 
 
 def _export_of(directory: str) -> str:
@@ -158,15 +180,25 @@ def notes(p: TruthConfig) -> list[str]:
   for asked, found in _judgements(p).items():
     rate = lambda name: "{mean:.1%} ({low:.1%} to {high:.1%})".format(**found[name])
     sentences.append(
-        f"The judge of {asked!r} agrees with people on {rate('accuracy')} of the answers to "
-        f"{found['accuracy']['n']} questions that it was not trained on; balanced over yes and no "
-        f"{rate('balanced_accuracy')}; always saying the commoner of the two would agree on "
-        f"{found['majority']['mean']:.1%}.")
+      f"The judge of {asked!r} agrees with people on {rate('accuracy')} of the answers to "
+      f"{found['accuracy']['n']} questions that it was not trained on; balanced over yes and no "
+      f"{rate('balanced_accuracy')}; always saying the commoner of the two would agree on "
+      f"{found['majority']['mean']:.1%}."
+    )
   return sentences
 
 
-def evaluate(p: TruthConfig, task: str, network: Network, directory, *, num_resamples: int,
-             seed: int, batch_size: int, progress: completions.Progress = None) -> list[Measure]:
+def evaluate(
+  p: TruthConfig,
+  task: str,
+  network: Network,
+  directory,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress: completions.Progress = None,
+) -> list[Measure]:
   """A policy's answers under one prompt: how many are true, informative, and both.
 
   Args:
@@ -182,35 +214,65 @@ def evaluate(p: TruthConfig, task: str, network: Network, directory, *, num_resa
   variant = task.removeprefix(f"{_TASK}-")
   items = _items(p, seed)
   contexts = [prompts_lib.truthfulqa(item["prompt"], variant) for item in items]
-  texts = completions.lines(network, contexts, temperature=0.0,
-                            max_response_tokens=p.max_response_tokens, batch_size=batch_size,
-                            seed=seed, progress=progress)
+  texts = completions.lines(
+    network,
+    contexts,
+    temperature=0.0,
+    max_response_tokens=p.max_response_tokens,
+    batch_size=batch_size,
+    seed=seed,
+    progress=progress,
+  )
   scores = {}
   judges: dict[str, Network] = {}  # one export may judge both
   for asked, (field, directory_of) in p.judges.items():
     if directory_of not in judges:
       judges[directory_of] = _load_judge(directory_of, f"{_FIELD}.{field}", network)
-    prompts = [judge_prompt(asked, item["prompt"], text)
-               for item, text in zip(items, texts, strict=True)]
+    prompts = [
+      judge_prompt(asked, item["prompt"], text) for item, text in zip(items, texts, strict=True)
+    ]
     scores[asked] = judge(judges[directory_of], prompts, batch_size=batch_size)
-  suite_checks.write_items(directory, [
-      dict(id=item["id"], question=item["prompt"], prompt=context, sample=text,
-           references=item["references"],
-           **{asked: float(score_N[i]) for asked, score_N in scores.items()})
-      for i, (item, context, text) in enumerate(zip(items, contexts, texts, strict=True))])
-  return summarise(scores["true"], scores["informative"], variant, num_resamples=num_resamples,
-                   seed=seed)
+  suite_checks.write_items(
+    directory,
+    [
+      dict(
+        id=item["id"],
+        question=item["prompt"],
+        prompt=context,
+        sample=text,
+        references=item["references"],
+        **{asked: float(score_N[i]) for asked, score_N in scores.items()},
+      )
+      for i, (item, context, text) in enumerate(zip(items, contexts, texts, strict=True))
+    ],
+  )
+  return summarise(
+    scores["true"], scores["informative"], variant, num_resamples=num_resamples, seed=seed
+  )
 
 
-def summarise(true_N: np.ndarray, informative_N: np.ndarray, variant: str, *, num_resamples: int,
-              seed: int) -> list[Measure]:
+def summarise(
+  true_N: np.ndarray, informative_N: np.ndarray, variant: str, *, num_resamples: int, seed: int
+) -> list[Measure]:
   """Shares of answers whose scores are above one half."""
   true_N, informative_N = np.asarray(true_N) > 0.5, np.asarray(informative_N) > 0.5
-  values = {"true": true_N, "informative": informative_N,
-            "true_and_informative": true_N & informative_N}
-  return [Measure.of_mean(value_N, task=_TASK, variant=variant, metric=metric, better="higher",
-                          num_resamples=num_resamples, seed=seed)
-          for metric, value_N in values.items()]
+  values = {
+    "true": true_N,
+    "informative": informative_N,
+    "true_and_informative": true_N & informative_N,
+  }
+  return [
+    Measure.of_mean(
+      value_N,
+      task=_TASK,
+      variant=variant,
+      metric=metric,
+      better="higher",
+      num_resamples=num_resamples,
+      seed=seed,
+    )
+    for metric, value_N in values.items()
+  ]
 
 
 def _judgements(p: TruthConfig) -> dict[str, dict[str, Any]]:
@@ -222,8 +284,10 @@ def _judgements(p: TruthConfig) -> dict[str, dict[str, Any]]:
     judgements = metadata.get(METADATA, {})
     if asked not in judgements:
       can = f"it judges {', '.join(judgements)}" if judgements else "it is no judge"
-      raise ValueError(f"{flag}={directory} was not trained to say whether an answer is {asked}: "
-                       f"{can}; train one by `python -m launch.train truth_judge`")
+      raise ValueError(
+        f"{flag}={directory} was not trained to say whether an answer is {asked}: "
+        f"{can}; train one by `python -m launch.train truth_judge`"
+      )
     found[asked] = judgements[asked]
   return found
 
@@ -235,20 +299,26 @@ def _items(p: TruthConfig, seed: int) -> list[dict[str, Any]]:
   held_out = [item for item in items if question_id(item["prompt"]) not in seen]
   if p.questions == "all" and len(held_out) < len(items):
     raise ValueError(
-        f"{_FIELD}.questions is all, and a judge was trained on answers to "
-        f"{len(items) - len(held_out)} of the {len(items)} questions of {p.data}; set it to "
-        "held_out, or train a judge without them (answers.test)")
+      f"{_FIELD}.questions is all, and a judge was trained on answers to "
+      f"{len(items) - len(held_out)} of the {len(items)} questions of {p.data}; set it to "
+      "held_out, or train a judge without them (answers.test)"
+    )
   if not held_out:
-    raise ValueError(f"the judges were trained on answers to every question of {p.data}; train "
-                     "them with an answers.test_fraction above 0, or with answers.test")
+    raise ValueError(
+      f"the judges were trained on answers to every question of {p.data}; train "
+      "them with an answers.test_fraction above 0, or with answers.test"
+    )
   return data_lib.draw(held_out, p.limit, seed)
 
 
 def _load_judge(directory: str, flag: str, policy: Network) -> Network:
   """A judge on the mesh where the policy lies."""
   lies = getattr(jax.tree.leaves(policy.params)[0], "sharding", None)
-  mesh = lies.mesh if isinstance(lies, NamedSharding) else sharding.make_mesh(
-      sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
+  mesh = (
+    lies.mesh
+    if isinstance(lies, NamedSharding)
+    else sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
+  )
   export = networks.find_export(directory, {}, kind="policy", flag=flag)
   numerics = networks.export_numerics(export) | {"attention": "auto"}
   return networks.load(directory, numerics, mesh, kind="policy", flag=flag)

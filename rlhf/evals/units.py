@@ -23,8 +23,12 @@ from rlhf.evals import statistics
 RESULT = "result.json"
 ITEMS = "items.jsonl"
 # The file whose change means other weights: of an export, the workdir of its stage, a published model.
-_WITNESSES = ("export.json", "export/export.json", "model.safetensors",
-              "model.safetensors.index.json")
+_WITNESSES = (
+  "export.json",
+  "export/export.json",
+  "model.safetensors",
+  "model.safetensors.index.json",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Candidate:
     source: an export directory, `hf:DIR` or `gguf:FILE`.
     prefix: text that stands before every prompt, a few-shot prefix; None for none.
   """
+
   name: str
   source: str
   prefix: str | None = None
@@ -58,8 +63,10 @@ def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
     if not equals:
       source, name = spec, default_name(spec)
     if not re.fullmatch(r"[\w.@+-]+", name, re.ASCII) or name.startswith("."):
-      raise ValueError(f"--checkpoints: {name!r} cannot name a checkpoint; use letters, digits and "
-                       "._@+-, as in sft@1M=runs/sft/export")
+      raise ValueError(
+        f"--checkpoints: {name!r} cannot name a checkpoint; use letters, digits and "
+        "._@+-, as in sft@1M=runs/sft/export"
+      )
     if not source:
       raise ValueError(f"--checkpoints: {spec!r} names no directory; write NAME=SOURCE")
     found.append(Candidate(name=name, source=source))
@@ -68,8 +75,10 @@ def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
     if names.count(name) > 1:
       raise ValueError(f"--checkpoints has two called {name!r}; give them names: A=DIR,B=DIR")
   if not found:
-    raise ValueError("--checkpoints is empty; name one or more export directories, hf:DIR or "
-                     "gguf:FILE, separated by commas")
+    raise ValueError(
+      "--checkpoints is empty; name one or more export directories, hf:DIR or "
+      "gguf:FILE, separated by commas"
+    )
   return found
 
 
@@ -91,21 +100,30 @@ def with_prefixes(candidates: Sequence[Candidate], specs: Sequence[str]) -> list
   for spec in specs:
     name, equals, path = spec.partition("=")
     if not equals or name not in [candidate.name for candidate in candidates]:
-      raise ValueError(f"--prefixes: {spec!r}; write NAME=FILE with a NAME of --checkpoints: "
-                       f"{', '.join(candidate.name for candidate in candidates)}")
+      raise ValueError(
+        f"--prefixes: {spec!r}; write NAME=FILE with a NAME of --checkpoints: "
+        f"{', '.join(candidate.name for candidate in candidates)}"
+      )
     if not pathlib.Path(path).is_file():
       raise ValueError(f"--prefixes: {name}={path}: there is no such file")
     files[name] = pathlib.Path(path).read_text(encoding="utf-8")
-  return [dataclasses.replace(candidate, prefix=files[candidate.name])
-          if candidate.name in files else candidate for candidate in candidates]
+  return [
+    dataclasses.replace(candidate, prefix=files[candidate.name])
+    if candidate.name in files
+    else candidate
+    for candidate in candidates
+  ]
 
 
 def identity(candidate: Candidate) -> dict[str, Any]:
   """Which weights these are: the path, and when they were written."""
   path = pathlib.Path(candidate.source.removeprefix("hf:").removeprefix("gguf:")).resolve()
   files = [path] if path.is_file() else [path / name for name in _WITNESSES]
-  return dict(path=str(path), prefix=candidate.prefix,
-              written=[file.stat().st_mtime_ns for file in files if file.is_file()])
+  return dict(
+    path=str(path),
+    prefix=candidate.prefix,
+    written=[file.stat().st_mtime_ns for file in files if file.is_file()],
+  )
 
 
 def task_directory(workdir: pathlib.Path, suite: str, candidate: str, task: str) -> pathlib.Path:
@@ -116,8 +134,9 @@ def task_directory(workdir: pathlib.Path, suite: str, candidate: str, task: str)
 def group_settings(p: Any) -> dict[str, Any]:
   """What a suite's config says of each of its units: all but the list of units itself, and of an
   export that it names, such as a judge's, when that was written."""
-  found = {name: value for name, value in dataclasses.asdict(p).items()
-           if name not in ("tasks", "prompts")}
+  found = {
+    name: value for name, value in dataclasses.asdict(p).items() if name not in ("tasks", "prompts")
+  }
   for name, value in list(found.items()):
     if isinstance(value, str) and value:
       if written := identity(Candidate(name=name, source=value))["written"]:
@@ -139,8 +158,9 @@ def find_result(directory: pathlib.Path, wanted: str) -> dict[str, Any] | None:
   return result if result["fingerprint"] == wanted else None
 
 
-def write_result(directory: pathlib.Path, wanted: str, measures: Sequence[measures_lib.Measure],
-                 **others: Any) -> dict[str, Any]:
+def write_result(
+  directory: pathlib.Path, wanted: str, measures: Sequence[measures_lib.Measure], **others: Any
+) -> dict[str, Any]:
   """Marks a unit as done, in one atomic step."""
   result = dict(fingerprint=wanted, measures=[measure.as_dict() for measure in measures], **others)
   workdir_lib.write_json(directory / RESULT, result)
@@ -160,14 +180,20 @@ def by_measure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
   for name, found in results.items():
     for measure in found:
       key = measure["task"], measure["variant"], measure["metric"]
-      row = rows.setdefault(key, dict(zip(("task", "variant", "metric"), key),
-                                      better=measure["better"], cells={}))
+      row = rows.setdefault(
+        key, dict(zip(("task", "variant", "metric"), key), better=measure["better"], cells={})
+      )
       row["cells"][name] = {field: measure[field] for field in ("mean", "low", "high", "n")}
   return list(rows.values())
 
 
-def differences(results: Mapping[str, Sequence[Mapping[str, Any]]], reference: str, *,
-                num_resamples: int, seed: int) -> list[dict[str, Any]]:
+def differences(
+  results: Mapping[str, Sequence[Mapping[str, Any]]],
+  reference: str,
+  *,
+  num_resamples: int,
+  seed: int,
+) -> list[dict[str, Any]]:
   """Rows as of `by_measure`: mean of a checkpoint less that of the reference, on the same items.
 
   What makes an item easy or hard for both cancels, so that these intervals are narrower than those
@@ -180,15 +206,18 @@ def differences(results: Mapping[str, Sequence[Mapping[str, Any]]], reference: s
   """
   key = lambda measure: (measure["task"], measure["variant"], measure["metric"])
   values_of = lambda measure: np.asarray(measures_lib.known_or_nan(measure["values"]))[:, None]
-  base = {key(measure): values_of(measure)
-          for measure in (results[reference] if reference in results else ())}
+  base = {
+    key(measure): values_of(measure)
+    for measure in (results[reference] if reference in results else ())
+  }
   compared: dict[str, list[dict[str, Any]]] = {}
   for name, found in results.items():
     for measure in found if name != reference else ():
       own_N1, base_N1 = values_of(measure), base.get(key(measure))
       if base_N1 is None or len(base_N1) != len(own_N1) or np.isnan(own_N1 + base_N1).all():
         continue
-      difference = statistics.paired_difference(own_N1, base_N1, num_resamples=num_resamples,
-                                                seed=seed)
+      difference = statistics.paired_difference(
+        own_N1, base_N1, num_resamples=num_resamples, seed=seed
+      )
       compared.setdefault(name, []).append(dict(measure, **difference.as_dict()))
   return by_measure(compared)

@@ -27,6 +27,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 class Tensors(Protocol):
   """What holds a model's numbers."""
+
   shapes: Mapping[str, tuple[int, ...]]
 
   def opened(self) -> contextlib.AbstractContextManager[Read]:
@@ -58,11 +59,14 @@ class SafetensorsFiles:
         for name in file.keys():
           tensor = file.get_slice(name)
           if name in self.shapes:
-            raise ValueError(f"{path} and {self._file_of[name].name} both hold {name}; each tensor "
-                             "must be in one file")
+            raise ValueError(
+              f"{path} and {self._file_of[name].name} both hold {name}; each tensor "
+              "must be in one file"
+            )
           if tensor.get_dtype() not in _DTYPES:
-            raise ValueError(f"{path}: {name} is {tensor.get_dtype()}; tensors must be one of "
-                             f"{', '.join(_DTYPES)}")
+            raise ValueError(
+              f"{path}: {name} is {tensor.get_dtype()}; tensors must be one of {', '.join(_DTYPES)}"
+            )
           self.shapes[name] = tuple(tensor.get_shape())
           self._file_of[name] = path
 
@@ -72,8 +76,10 @@ class SafetensorsFiles:
     index = self.directory / INDEX
     if not index.is_file():
       refuse_pickles(self.directory)
-      raise ValueError(f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory "
-                       "of a Hugging Face model")
+      raise ValueError(
+        f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory "
+        "of a Hugging Face model"
+      )
     fields = workdir.read_json(index)
     names = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -97,6 +103,7 @@ class SafetensorsFiles:
         if path not in files:
           files[path] = stack.enter_context(_opened(path))
         return np.asarray(files[path].get_slice(name)[index], np.float32)
+
       yield read
 
 
@@ -106,8 +113,9 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     with safetensors.safe_open(path, "numpy") as file:
       yield file
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again"
-                     ) from None
+    raise ValueError(
+      f"{path} is not a whole safetensors file ({error}); download it again"
+    ) from None
 
 
 def refuse_pickles(path: pathlib.Path) -> None:
@@ -115,5 +123,7 @@ def refuse_pickles(path: pathlib.Path) -> None:
   found = sorted(path.iterdir()) if path.is_dir() else [path]
   for file in found:
     if file.suffix in PICKLES:
-      raise ValueError(f"{file} is a pickle, which may run anything when it is read; convert it to "
-                       "safetensors where you trust it (save_pretrained of transformers does)")
+      raise ValueError(
+        f"{file} is a pickle, which may run anything when it is read; convert it to "
+        "safetensors where you trust it (save_pretrained of transformers does)"
+      )

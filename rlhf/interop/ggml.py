@@ -46,11 +46,14 @@ class GgufFile:
     try:
       self.reader = gguf.GGUFReader(self.path)
     except Exception as error:  # the library raises what numpy does at the place where a file ends
-      raise ValueError(f"{path} is not a whole GGUF file ({_one_line(error)}); download it again"
-                       ) from None
+      raise ValueError(
+        f"{path} is not a whole GGUF file ({_one_line(error)}); download it again"
+      ) from None
     self._tensors = {tensor.name: tensor for tensor in self.reader.tensors}
-    self.shapes = {name: tuple(int(size) for size in reversed(tensor.shape))
-                   for name, tensor in self._tensors.items()}
+    self.shapes = {
+      name: tuple(int(size) for size in reversed(tensor.shape))
+      for name, tensor in self._tensors.items()
+    }
 
   def field(self, name: str, default: Any) -> Any:
     """A value of the file's metadata."""
@@ -60,6 +63,7 @@ class GgufFile:
   @contextlib.contextmanager
   def opened(self) -> Iterator[Read]:
     """See `files.Tensors`."""
+
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
       tensor = self._tensors[name]
       data = tensor.data
@@ -68,9 +72,12 @@ class GgufFile:
       try:
         values = gguf.quants.dequantize(data, tensor.tensor_type)
       except NotImplementedError as error:
-        raise ValueError(f"{self.path}: {name} is {tensor.tensor_type.name}, which the gguf "
-                         f"package does not dequantise ({_one_line(error)})") from None
+        raise ValueError(
+          f"{self.path}: {name} is {tensor.tensor_type.name}, which the gguf "
+          f"package does not dequantise ({_one_line(error)})"
+        ) from None
       return np.asarray(values[index], np.float32)
+
     yield read
 
 
@@ -87,6 +94,7 @@ class Architecture:
     top, rows, ignored: as in `Family`, whole names outside layers; layers are `blk.{}.`.
     read: config fields from the file.
   """
+
   family: Family
   top: tuple[Row, ...]
   rows: tuple[Row, ...]
@@ -95,8 +103,10 @@ class Architecture:
 
 
 def _linear(leaf: str, tensor: str, into: str, out: str) -> tuple[Row, ...]:
-  return (Row(f"{leaf}/kernel", (f"{tensor}.weight",), f"{out} {into} -> {into} {out}"),
-          Row(f"{leaf}/bias", (f"{tensor}.bias",), f"{out} -> {out}"))
+  return (
+    Row(f"{leaf}/kernel", (f"{tensor}.weight",), f"{out} {into} -> {into} {out}"),
+    Row(f"{leaf}/bias", (f"{tensor}.bias",), f"{out} -> {out}"),
+  )
 
 
 def _attention(pair: bool) -> tuple[Row, ...]:
@@ -113,12 +123,19 @@ def _attention(pair: bool) -> tuple[Row, ...]:
     turned = lambda heads, stack: f"({heads} {file}){end} -> {front}{stack}{heads} {ours}"
     plain = lambda heads: f"({heads} e){end} -> {front}s {heads} e"
     rows += [
-        Row(f"attention/q/{leaf}", (query,), turned("H", "")),
-        Row(f"attention/kv/{leaf}", (key, value), (turned("K", "s "), plain("K"))),
-        Row(f"attention/qkv/{leaf}", (query, key, value),
-            (turned("H", "s "), turned("H", "s "), plain("H")))]
-  return (*rows, Row("attention/out/kernel", ("attn_output.weight",), "D (H e) -> H e D"),
-          Row("attention/out/bias", ("attn_output.bias",), "D -> D"))
+      Row(f"attention/q/{leaf}", (query,), turned("H", "")),
+      Row(f"attention/kv/{leaf}", (key, value), (turned("K", "s "), plain("K"))),
+      Row(
+        f"attention/qkv/{leaf}",
+        (query, key, value),
+        (turned("H", "s "), turned("H", "s "), plain("H")),
+      ),
+    ]
+  return (
+    *rows,
+    Row("attention/out/kernel", ("attn_output.weight",), "D (H e) -> H e D"),
+    Row("attention/out/bias", ("attn_output.bias",), "D -> D"),
+  )
 
 
 def _norm(leaf: str, tensor: str, offset: float, axis: str = "D") -> Row:
@@ -126,24 +143,31 @@ def _norm(leaf: str, tensor: str, offset: float, axis: str = "D") -> Row:
 
 
 def _rows(*, norm_offset: float, pair: bool) -> tuple[Row, ...]:
-  return (_norm("attention_norm", "attn_norm", norm_offset),
-          _norm("attention_post_norm", "post_attention_norm", norm_offset),
-          _norm("mlp_norm", "ffn_norm", norm_offset),
-          _norm("mlp_post_norm", "post_ffw_norm", norm_offset),
-          _norm("attention/q_norm", "attn_q_norm", norm_offset, "e"),
-          _norm("attention/k_norm", "attn_k_norm", norm_offset, "e"), *_attention(pair),
-          *_linear("mlp/gate", "ffn_gate", "D", "F"), *_linear("mlp/in", "ffn_up", "D", "F"),
-          *_linear("mlp/out", "ffn_down", "F", "D"))
+  return (
+    _norm("attention_norm", "attn_norm", norm_offset),
+    _norm("attention_post_norm", "post_attention_norm", norm_offset),
+    _norm("mlp_norm", "ffn_norm", norm_offset),
+    _norm("mlp_post_norm", "post_ffw_norm", norm_offset),
+    _norm("attention/q_norm", "attn_q_norm", norm_offset, "e"),
+    _norm("attention/k_norm", "attn_k_norm", norm_offset, "e"),
+    *_attention(pair),
+    *_linear("mlp/gate", "ffn_gate", "D", "F"),
+    *_linear("mlp/in", "ffn_up", "D", "F"),
+    *_linear("mlp/out", "ffn_down", "F", "D"),
+  )
 
 
 def _top(norm_offset: float) -> tuple[Row, ...]:
-  return (Row("embed/token", ("token_embd.weight",), "V E -> V E"),
-          Row("output/token", ("output.weight",), "V E -> V E"),
-          _norm("final_norm", "output_norm", norm_offset))
+  return (
+    Row("embed/token", ("token_embd.weight",), "V E -> V E"),
+    Row("output/token", ("output.weight",), "V E -> V E"),
+    _norm("final_norm", "output_norm", norm_offset),
+  )
 
 
 def _read_common(file: GgufFile, name: str) -> dict[str, Any]:
   """What both families say in the same words, under their own name."""
+
   def number(key: str, default: int | float | None = None) -> Any:
     value = file.field(f"{name}.{key}", default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -152,29 +176,47 @@ def _read_common(file: GgufFile, name: str) -> dict[str, Any]:
 
   def size(key: str, default: int | None = None) -> int:
     if not isinstance(number(key, default), int) or number(key, default) < 1:
-      raise ValueError(f"{file.path}: {name}.{key} is {number(key, default)!r}; it must be a whole "
-                       "number from 1")
+      raise ValueError(
+        f"{file.path}: {name}.{key} is {number(key, default)!r}; it must be a whole number from 1"
+      )
     return number(key, default)
+
   if number("expert_count", 0):
-    raise ValueError(f"{file.path}: {name}.expert_count is {number('expert_count')}, which this "
-                     "model cannot express; only models without experts can be read")
+    raise ValueError(
+      f"{file.path}: {name}.expert_count is {number('expert_count')}, which this "
+      "model cannot express; only models without experts can be read"
+    )
   num_heads, width = size("attention.head_count"), size("embedding_length")
   scaling = file.field(f"{name}.rope.scaling.type", "none")
   if scaling not in ("none", "linear"):
-    raise ValueError(f"{file.path}: {name}.rope.scaling.type is {scaling!r}, which this model "
-                     "cannot express; only none and linear can be read")
+    raise ValueError(
+      f"{file.path}: {name}.rope.scaling.type is {scaling!r}, which this model "
+      "cannot express; only none and linear can be read"
+    )
   biased = lambda tensor: f"blk.0.{tensor}.bias" in file.shapes
   return dict(
-      num_layers=size("block_count"), num_heads=num_heads, width=width,
-      num_kv_heads=size("attention.head_count_kv", num_heads),
-      head_size=size("attention.key_length", size("rope.dimension_count", width // num_heads)),
-      mlp_width=size("feed_forward_length"), context_length=size("context_length"),
-      band_width=None, layer_pattern="dense", init_std=0.02, positions="rotary",
-      rope_base=number("rope.freq_base", 10_000.0), rope_fraction=1.0, rope_scaling=scaling,
-      rope_factor=number("rope.scaling.factor") if scaling == "linear" else None,
-      norm="rms", norm_eps=number("attention.layer_norm_rms_epsilon"),
-      qkv_bias=biased("attn_q"), attention_out_bias=biased("attn_output"),
-      mlp_bias=biased("ffn_up"), tied_output="output.weight" not in file.shapes)
+    num_layers=size("block_count"),
+    num_heads=num_heads,
+    width=width,
+    num_kv_heads=size("attention.head_count_kv", num_heads),
+    head_size=size("attention.key_length", size("rope.dimension_count", width // num_heads)),
+    mlp_width=size("feed_forward_length"),
+    context_length=size("context_length"),
+    band_width=None,
+    layer_pattern="dense",
+    init_std=0.02,
+    positions="rotary",
+    rope_base=number("rope.freq_base", 10_000.0),
+    rope_fraction=1.0,
+    rope_scaling=scaling,
+    rope_factor=number("rope.scaling.factor") if scaling == "linear" else None,
+    norm="rms",
+    norm_eps=number("attention.layer_norm_rms_epsilon"),
+    qkv_bias=biased("attn_q"),
+    attention_out_bias=biased("attn_output"),
+    mlp_bias=biased("ffn_up"),
+    tied_output="output.weight" not in file.shapes,
+  )
 
 
 def _read_llama(file: GgufFile, name: str) -> dict[str, Any]:
@@ -194,43 +236,64 @@ def _read_rope_factors(file: GgufFile, fields: Mapping[str, Any]) -> dict[str, A
     factor_f = read(ROPE_FACTORS, (slice(None),))
   found = dict(rope_scaling="llama3", rope_factor=float(factor_f.max()), **_LLAMA3)
   size = fields["head_size"]
-  turns_f = (found["rope_original_context"] / (2 * math.pi)
-             * fields["rope_base"] ** -(np.arange(0, size, 2) / size))
+  turns_f = (
+    found["rope_original_context"]
+    / (2 * math.pi)
+    * fields["rope_base"] ** -(np.arange(0, size, 2) / size)
+  )
   low, high = found["rope_low_freq_factor"], found["rope_high_freq_factor"]
   kept_f = np.clip((turns_f - low) / (high - low), 0.0, 1.0)
   expected_f = 1.0 / (kept_f + (1.0 - kept_f) / found["rope_factor"])
   if factor_f.shape != expected_f.shape or not np.allclose(factor_f, expected_f, rtol=1e-3):
-    raise ValueError(f"{file.path}: {ROPE_FACTORS} does not hold Llama 3's divisors; this model "
-                     "can express no others")
+    raise ValueError(
+      f"{file.path}: {ROPE_FACTORS} does not hold Llama 3's divisors; this model "
+      "can express no others"
+    )
   return found
 
 
 def _read_gemma3(file: GgufFile, name: str) -> dict[str, Any]:
   fields = _read_common(file, name)
   if file.field(f"{name}.final_logit_softcapping", 0.0):
-    raise ValueError(f"{file.path}: {name}.final_logit_softcapping is set, which this model cannot "
-                     "express; only models without it can be read")
+    raise ValueError(
+      f"{file.path}: {name}.final_logit_softcapping is set, which this model cannot "
+      "express; only models without it can be read"
+    )
   num_layers, num_heads, width = (fields[key] for key in ("num_layers", "num_heads", "width"))
   period = int(file.field(f"{name}.attention.sliding_window_pattern", 6))
   kinds = ["banded" if (layer + 1) % period else "dense" for layer in range(num_layers)]
   # The file does not say: of the published sizes only 27B, with 62 layers, divides otherwise.
   divisor = width / num_heads if num_layers == 62 else fields["head_size"]
   return fields | dict(
-      activation="geglu", layer_pattern=families.shortest_pattern(kinds),
-      band_width=int(file.field(f"{name}.attention.sliding_window", 512)),
-      band_rope_base=float(file.field(f"{name}.rope.freq_base_swa", 10_000.0)), norm_offset=1.0,
-      norm_placement="sandwich", qk_norm=True, embed_scale=width ** 0.5,
-      attention_scale=divisor ** -0.5)
+    activation="geglu",
+    layer_pattern=families.shortest_pattern(kinds),
+    band_width=int(file.field(f"{name}.attention.sliding_window", 512)),
+    band_rope_base=float(file.field(f"{name}.rope.freq_base_swa", 10_000.0)),
+    norm_offset=1.0,
+    norm_placement="sandwich",
+    qk_norm=True,
+    embed_scale=width**0.5,
+    attention_scale=divisor**-0.5,
+  )
 
 
 ARCHITECTURES = {
-    "llama": Architecture(family=families.LLAMA, top=_top(0.0),
-                          rows=_rows(norm_offset=0.0, pair=True),
-                          ignored=(re.escape(ROPE_FACTORS),), read=_read_llama),
-    # Its writer adds the 1 that Gemma's own norms add.
-    "gemma3": Architecture(family=families.GEMMA3, top=_top(-1.0),
-                           rows=_rows(norm_offset=-1.0, pair=False), ignored=(),
-                           read=_read_gemma3)}
+  "llama": Architecture(
+    family=families.LLAMA,
+    top=_top(0.0),
+    rows=_rows(norm_offset=0.0, pair=True),
+    ignored=(re.escape(ROPE_FACTORS),),
+    read=_read_llama,
+  ),
+  # Its writer adds the 1 that Gemma's own norms add.
+  "gemma3": Architecture(
+    family=families.GEMMA3,
+    top=_top(-1.0),
+    rows=_rows(norm_offset=-1.0, pair=False),
+    ignored=(),
+    read=_read_gemma3,
+  ),
+}
 
 
 def find(file: GgufFile) -> Architecture:
@@ -241,6 +304,8 @@ def find(file: GgufFile) -> Architecture:
   """
   name = file.field("general.architecture", None)
   if name not in ARCHITECTURES:
-    raise ValueError(f"{file.path}: unknown architecture {name!r}; of GGUF files, known are "
-                     f"{', '.join(ARCHITECTURES)}")
+    raise ValueError(
+      f"{file.path}: unknown architecture {name!r}; of GGUF files, known are "
+      f"{', '.join(ARCHITECTURES)}"
+    )
   return ARCHITECTURES[name]

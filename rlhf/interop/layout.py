@@ -38,6 +38,7 @@ class Row:
     layout: see the module; one for each tensor where the file keeps them differently.
     offset: is added to the file's numbers to get ours.
   """
+
   leaf: str
   tensors: tuple[str, ...]
   layout: str | tuple[str, ...]
@@ -63,9 +64,19 @@ class Row:
 def axis_sizes(cfg: ModelConfig, num_rows: int) -> dict[str, int]:
   """The size of every named axis; `num_rows` is that of the file's vocabulary."""
   return dict(
-      D=cfg.width, E=cfg.width if cfg.embed_width is None else cfg.embed_width, F=cfg.mlp_width,
-      H=cfg.num_heads, K=cfg.num_kv_heads, e=cfg.head_size, t=2, f=cfg.head_size // 2, c=3,
-      V=num_rows, T=cfg.context_length + cfg.position_offset, o=1)
+    D=cfg.width,
+    E=cfg.width if cfg.embed_width is None else cfg.embed_width,
+    F=cfg.mlp_width,
+    H=cfg.num_heads,
+    K=cfg.num_kv_heads,
+    e=cfg.head_size,
+    t=2,
+    f=cfg.head_size // 2,
+    c=3,
+    V=num_rows,
+    T=cfg.context_length + cfg.position_offset,
+    o=1,
+  )
 
 
 @functools.cache
@@ -81,16 +92,19 @@ def parse(layout: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ..
 
 def file_shapes(row: Row, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
   """The shape that each of the row's tensors must have."""
-  return {tensor: tuple(_size(names, sizes) for names in parse(layout)[0])
-          for tensor, layout in zip(row.tensors, row.layouts, strict=True)}
+  return {
+    tensor: tuple(_size(names, sizes) for names in parse(layout)[0])
+    for tensor, layout in zip(row.tensors, row.layouts, strict=True)
+  }
 
 
 def _size(names: Sequence[str], sizes: Mapping[str, int]) -> int:
   return math.prod(sizes[name] for name in names)
 
 
-def read_block(row: Row, sizes: Mapping[str, int], index: Sequence[slice], shape: Sequence[int],
-               read: Read) -> np.ndarray:
+def read_block(
+  row: Row, sizes: Mapping[str, int], index: Sequence[slice], shape: Sequence[int], read: Read
+) -> np.ndarray:
   """Part of a leaf, float32, from the slices of the file that hold it and no more.
 
   Rows of the leaf behind the file's vocabulary are 0.
@@ -115,8 +129,14 @@ def read_block(row: Row, sizes: Mapping[str, int], index: Sequence[slice], shape
   return block
 
 
-def _fill(part: np.ndarray, tensor: str, layout: str, sizes: Mapping[str, int],
-          ranges: Sequence[tuple[int, int]], read: Read) -> None:
+def _fill(
+  part: np.ndarray,
+  tensor: str,
+  layout: str,
+  sizes: Mapping[str, int],
+  ranges: Sequence[tuple[int, int]],
+  read: Read,
+) -> None:
   """Reads one tensor's share into `part`; what the file has not is left as it is."""
   file_axes, leaf_axes = parse(layout)
   leaf_axes = [names for names in leaf_axes if names != ("s",)]
@@ -137,12 +157,13 @@ def _fill(part: np.ndarray, tensor: str, layout: str, sizes: Mapping[str, int],
   part[tuple(slice(size) for size in filled)] = values.reshape(filled)
 
 
-def _runs(names: Sequence[str], sizes: Mapping[str, int],
-          wanted: Mapping[str, tuple[int, int]]) -> list[slice]:
+def _runs(
+  names: Sequence[str], sizes: Mapping[str, int], wanted: Mapping[str, tuple[int, int]]
+) -> list[slice]:
   """The contiguous pieces of a file's axis that hold the wanted part of its names."""
   partial = [i for i, name in enumerate(names) if wanted[name] != (0, sizes[name])]
   split = partial[-1] if partial else 0
-  inner = _size(names[split + 1:], sizes)
+  inner = _size(names[split + 1 :], sizes)
   first, last = wanted[names[split]]
   found = []
   for position in itertools.product(*(range(*wanted[name]) for name in names[:split])):
@@ -156,12 +177,14 @@ def _runs(names: Sequence[str], sizes: Mapping[str, int],
 
 def _read_runs(read: Read, tensor: str, runs: Sequence[Sequence[slice]]) -> np.ndarray:
   """The pieces of a tensor, joined."""
+
   def joined(chosen: tuple[slice, ...]) -> np.ndarray:
     axis = len(chosen)
     if axis == len(runs):
       return read(tensor, chosen)
     pieces = [joined((*chosen, run)) for run in runs[axis]]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
+
   return joined(())
 
 

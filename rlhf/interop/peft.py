@@ -29,8 +29,9 @@ from rlhf.types import Params
 _OURS = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 
-def tensors(cfg: ModelConfig, family: Family, params: Params, rank: int
-            ) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(
+  cfg: ModelConfig, family: Family, params: Params, rank: int
+) -> Iterator[tuple[str, np.ndarray]]:
   """Every tensor of the file.
 
   Raises:
@@ -42,13 +43,21 @@ def tensors(cfg: ModelConfig, family: Family, params: Params, rank: int
     kernel, _, part = name.rpartition("/")
     if kernel == "head":
       if cfg.embed_width is not None:
-        raise ValueError(f"{family.name} scores what its output projection leaves, so that a "
-                         "reward adapter has no place there; export the merged network instead")
+        raise ValueError(
+          f"{family.name} scores what its output projection leaves, so that a "
+          "reward adapter has no place there; export the merged network instead"
+        )
       if part == "kernel":
         yield "base_model.model.score.weight", values.T
       continue
-    found = reading.locate(f"{kernel}/kernel", cfg, top=family.top, rows=family.rows,
-                           prefix=family.prefix, layer=family.layer)
+    found = reading.locate(
+      f"{kernel}/kernel",
+      cfg,
+      top=family.top,
+      rows=family.rows,
+      prefix=family.prefix,
+      layer=family.layer,
+    )
     if found is None:
       raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
     layers = [values] if found.layers is None else values
@@ -83,11 +92,18 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
       modules.add(inside.partition(".")[2].removesuffix(".lora_A.weight"))
   is_reward = "head" in params
   return {
-      "peft_type": "LORA", "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM",
-      "base_model_name_or_path": _published(export.metadata["base"]), "r": lora_cfg["rank"],
-      "lora_alpha": lora_cfg["alpha"], "lora_dropout": 0.0, "bias": "none",
-      "fan_in_fan_out": family.name == "gpt2", "inference_mode": True,
-      "target_modules": sorted(modules), "modules_to_save": ["score"] if is_reward else None}
+    "peft_type": "LORA",
+    "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM",
+    "base_model_name_or_path": _published(export.metadata["base"]),
+    "r": lora_cfg["rank"],
+    "lora_alpha": lora_cfg["alpha"],
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": family.name == "gpt2",
+    "inference_mode": True,
+    "target_modules": sorted(modules),
+    "modules_to_save": ["score"] if is_reward else None,
+  }
 
 
 def _published(base: str) -> str | None:

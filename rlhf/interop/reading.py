@@ -48,6 +48,7 @@ class Source:
     ignored: names that may be left over.
     head_bias: of a reward model.
   """
+
   name: str
   kind: str
   family: str
@@ -93,8 +94,10 @@ def guess_source(path: str | os.PathLike) -> str:
     raise ValueError(f"{path} does not exist; name a Hugging Face directory or a GGUF file")
   files.refuse_pickles(path)
   if path.suffix != ".gguf":
-    raise ValueError(f"{path} is neither a directory nor a .gguf file; name a Hugging Face "
-                     "directory or a GGUF file")
+    raise ValueError(
+      f"{path} is neither a directory nor a .gguf file; name a Hugging Face "
+      "directory or a GGUF file"
+    )
   return f"gguf:{path}"
 
 
@@ -130,8 +133,9 @@ def open_source(name: str) -> Source:
 def _stamps(path: pathlib.Path) -> tuple:
   """What changes when a file of the source does."""
   paths = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-  return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in paths
-               if file.is_file())
+  return tuple(
+    (file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in paths if file.is_file()
+  )
 
 
 @functools.lru_cache(maxsize=4)  # a command asks several times, and some files take seconds
@@ -146,13 +150,15 @@ def _open(name: str, stamps: tuple) -> Source:
 def _open_directory(name: str, directory: pathlib.Path) -> Source:
   if not directory.is_dir():
     files.refuse_pickles(directory)
-    raise ValueError(f"{name}: there is no directory {directory}; name that of a Hugging Face "
-                     "model")
+    raise ValueError(
+      f"{name}: there is no directory {directory}; name that of a Hugging Face model"
+    )
   where = directory / files.CONFIG
   if not where.is_file():
     files.refuse_pickles(directory)
-    raise ValueError(f"{directory} holds no {files.CONFIG}; name the directory of a Hugging Face "
-                     "model")
+    raise ValueError(
+      f"{directory} holds no {files.CONFIG}; name the directory of a Hugging Face model"
+    )
   values = workdir.read_json(where)
   if not isinstance(values, dict):
     raise ValueError(f"{where} holds no JSON object; it must be a model's config")
@@ -169,11 +175,22 @@ def _open_directory(name: str, directory: pathlib.Path) -> Source:
   num_rows = _num_rows(tensors, prefix + _embedding(family.top), where)
   tokenizer = Tokenizer.from_hf(directory, num_embeddings=num_rows)
   return Source(
-      name=name, kind=kind, family=family.name, model=_complete(where, fields, tokenizer, num_rows),
-      tokenizer=tokenizer, num_rows=num_rows, tensors=tensors, top=family.top, rows=family.rows,
-      prefix=prefix, layer=family.layer, head_bias=bias,
-      ignored=(*family.ignored, r"lm_head\.weight", r"embed_out\.weight") if fields["tied_output"]
-      else family.ignored)
+    name=name,
+    kind=kind,
+    family=family.name,
+    model=_complete(where, fields, tokenizer, num_rows),
+    tokenizer=tokenizer,
+    num_rows=num_rows,
+    tensors=tensors,
+    top=family.top,
+    rows=family.rows,
+    prefix=prefix,
+    layer=family.layer,
+    head_bias=bias,
+    ignored=(*family.ignored, r"lm_head\.weight", r"embed_out\.weight")
+    if fields["tied_output"]
+    else family.ignored,
+  )
 
 
 def _open_gguf(name: str, path: str) -> Source:
@@ -183,10 +200,19 @@ def _open_gguf(name: str, path: str) -> Source:
   num_rows = _num_rows(file, _embedding(architecture.top), file.path)
   tokenizer = Tokenizer.from_gguf(file.reader, num_embeddings=num_rows, name=str(file.path))
   return Source(
-      name=name, kind="policy", family=architecture.family.name,
-      model=_complete(file.path, fields, tokenizer, num_rows), tokenizer=tokenizer,
-      num_rows=num_rows, tensors=file, top=architecture.top, rows=architecture.rows, prefix="",
-      layer="blk.{}.", ignored=architecture.ignored)
+    name=name,
+    kind="policy",
+    family=architecture.family.name,
+    model=_complete(file.path, fields, tokenizer, num_rows),
+    tokenizer=tokenizer,
+    num_rows=num_rows,
+    tensors=file,
+    top=architecture.top,
+    rows=architecture.rows,
+    prefix="",
+    layer="blk.{}.",
+    ignored=architecture.ignored,
+  )
 
 
 def _embedding(top: tuple[Row, ...]) -> str:
@@ -195,24 +221,29 @@ def _embedding(top: tuple[Row, ...]) -> str:
 
 def _num_rows(tensors: files.Tensors, name: str, where: pathlib.Path) -> int:
   if name not in tensors.shapes:
-    raise ValueError(f"{where}: the model's files hold no {name}; they must be of the architecture "
-                     "that the config names")
+    raise ValueError(
+      f"{where}: the model's files hold no {name}; they must be of the architecture "
+      "that the config names"
+    )
   return tensors.shapes[name][0]
 
 
 def _head_bias(values: Mapping[str, Any], shape: tuple[int, ...], where: pathlib.Path) -> float:
   if shape[0] != 1:
-    raise ValueError(f"{where.parent}: score.weight has {shape[0]} labels; a reward model has one "
-                     "(num_labels 1)")
+    raise ValueError(
+      f"{where.parent}: score.weight has {shape[0]} labels; a reward model has one (num_labels 1)"
+    )
   return float(families.Fields(values, str(where)).number(families.SCORE_BIAS, 0.0))
 
 
-def _complete(where: pathlib.Path, fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int
-              ) -> dict[str, Any]:
+def _complete(
+  where: pathlib.Path, fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int
+) -> dict[str, Any]:
   """The arguments of `ModelConfig`; a row for padding is added where the file has none."""
   try:
-    cfg = ModelConfig(vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id,
-                      **NUMERICS, **fields)
+    cfg = ModelConfig(
+      vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id, **NUMERICS, **fields
+    )
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
   return dataclasses.asdict(cfg)
@@ -230,13 +261,21 @@ class Leaf:
     layers: numbers of the layers along the leading axis; None for a leaf without one.
     prefixes: what leads to the row's tensors, for each layer.
   """
+
   row: Row
   layers: tuple[int, ...] | None
   prefixes: tuple[str, ...]
 
 
-def locate(name: str, cfg: ModelConfig, *, top: tuple[Row, ...], rows: tuple[Row, ...], prefix: str,
-           layer: str) -> Leaf | None:
+def locate(
+  name: str,
+  cfg: ModelConfig,
+  *,
+  top: tuple[Row, ...],
+  rows: tuple[Row, ...],
+  prefix: str,
+  layer: str,
+) -> Leaf | None:
   """Where the leaf with this path in our tree is in a file; None where the table has none."""
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
   if found is None:
@@ -268,13 +307,15 @@ def abstract_params(cfg: ModelConfig, kind: str) -> Params:
 
 def named_leaves(tree: Params) -> dict[str, Any]:
   """Path -> leaf."""
-  return {sharding.path_name(path): leaf
-          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  return {
+    sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
 
 
 def _locate(source: Source, name: str, cfg: ModelConfig) -> Leaf | None:
-  return locate(name, cfg, top=source.top, rows=source.rows, prefix=source.prefix,
-                layer=source.layer)
+  return locate(
+    name, cfg, top=source.top, rows=source.rows, prefix=source.prefix, layer=source.layer
+  )
 
 
 def _check_tensors(source: Source) -> None:
@@ -289,23 +330,28 @@ def _check_tensors(source: Source) -> None:
         raise ValueError(f"{source.name}: a {source.family} file has no place for {name}")
       continue
     for prefix in leaf.prefixes:
-      expected |= {tensor_name(prefix, tensor): shape
-                   for tensor, shape in layout.file_shapes(leaf.row, sizes).items()}
+      expected |= {
+        tensor_name(prefix, tensor): shape
+        for tensor, shape in layout.file_shapes(leaf.row, sizes).items()
+      }
   if source.kind == "reward" and cfg.embed_width is not None:
     expected["score.weight"] = (1, cfg.embed_width)  # see `_through_projection`
   found = source.tensors.shapes
   ignored = re.compile("|".join(f"(.*\\.)?{pattern}" for pattern in source.ignored) or "(?!)")
   problems = {
-      "missing": [name for name in expected if name not in found],
-      "left over": [name for name in found
-                    if name not in expected and not ignored.fullmatch(name)],
-      "of the wrong shape": [
-          f"{name} {list(found[name])} (must be {list(shape)})"
-          for name, shape in expected.items() if name in found and found[name] != shape]}
+    "missing": [name for name in expected if name not in found],
+    "left over": [name for name in found if name not in expected and not ignored.fullmatch(name)],
+    "of the wrong shape": [
+      f"{name} {list(found[name])} (must be {list(shape)})"
+      for name, shape in expected.items()
+      if name in found and found[name] != shape
+    ],
+  }
   said = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
   if said:
-    raise ValueError(f"{source.name}: the tensors are not those of this {source.family}; "
-                     + "; ".join(said))
+    raise ValueError(
+      f"{source.name}: the tensors are not those of this {source.family}; " + "; ".join(said)
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -334,13 +380,23 @@ def load_params(source: Source, abstract: Params) -> Params:
       return _place(spec, lambda index: kernel_D1[index])
     leaf = _locate(source, name, cfg)
     with source.tensors.opened() as read:
-      return _place(spec, functools.partial(
-          _read_shard, leaf, layout.axis_sizes(cfg, source.num_rows), spec.shape, read))
+      return _place(
+        spec,
+        functools.partial(
+          _read_shard, leaf, layout.axis_sizes(cfg, source.num_rows), spec.shape, read
+        ),
+      )
+
   return jax.tree_util.tree_map_with_path(load, abstract)
 
 
-def _read_shard(leaf: Leaf, sizes: Mapping[str, int], shape: tuple[int, ...], read: layout.Read,
-                index: tuple[slice, ...]) -> np.ndarray:
+def _read_shard(
+  leaf: Leaf,
+  sizes: Mapping[str, int],
+  shape: tuple[int, ...],
+  read: layout.Read,
+  index: tuple[slice, ...],
+) -> np.ndarray:
   """The part of a leaf at `index`, from one small piece of the file after the other."""
   shard = np.empty([part.stop - part.start for part in index], np.float32)
 
@@ -350,8 +406,13 @@ def _read_shard(leaf: Leaf, sizes: Mapping[str, int], shape: tuple[int, ...], re
       stop = min(start + rows, target.shape[0])
       part = slice(index[0].start + start, index[0].start + stop)
       target[start:stop] = layout.read_block(
-          leaf.row, sizes, (part, *index[1:]), shape,
-          lambda name, where: read(tensor_name(prefix, name), where))
+        leaf.row,
+        sizes,
+        (part, *index[1:]),
+        shape,
+        lambda name, where: read(tensor_name(prefix, name), where),
+      )
+
   if leaf.layers is None:
     fill(leaf.prefixes[0], shard, index, shape)
   else:
@@ -378,7 +439,8 @@ def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
     del shard  # before the next one is read
   order = spec.sharding.addressable_devices_indices_map(spec.shape)
   return jax.make_array_from_single_device_arrays(
-      spec.shape, spec.sharding, [shards[device] for device in order])
+    spec.shape, spec.sharding, [shards[device] for device in order]
+  )
 
 
 def _through_projection(source: Source) -> np.ndarray:

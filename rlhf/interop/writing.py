@@ -38,6 +38,7 @@ DEFAULT_FAMILY = "gpt2"  # of models that were trained here
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
   """What a directory will hold, decided before anything is written."""
+
   family: Family
   cfg: ModelConfig
   kind: str
@@ -61,13 +62,16 @@ def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
 def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
   """Raises ValueError where the family cannot express the model, or the network is another kind."""
   if kind not in ("policy", "reward"):
-    raise ValueError(f"a {kind} network has no counterpart in Hugging Face's format; export a "
-                     "policy or a reward model")
+    raise ValueError(
+      f"a {kind} network has no counterpart in Hugging Face's format; export a "
+      "policy or a reward model"
+    )
   family.config(cfg)
 
 
-def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
-         ) -> Plan:
+def plan(
+  cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
+) -> Plan:
   """What an export of the model holds besides its numbers; raises as `check`."""
   check(cfg, kind=kind, family=family)
   # A row that was added for padding is no part of the published vocabulary.  Of a reward model,
@@ -77,11 +81,18 @@ def plan(cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, h
     num_rows -= 1
     if kind == "reward":
       num_rows = max(num_rows, tokenizer.vocab_size + 1)
-  config = {"architectures": [family.policy if kind == "policy" else family.reward],
-            **family.config(cfg), "vocab_size": num_rows, "torch_dtype": "float32"}
+  config = {
+    "architectures": [family.policy if kind == "policy" else family.reward],
+    **family.config(cfg),
+    "vocab_size": num_rows,
+    "torch_dtype": "float32",
+  }
   if kind == "reward":
-    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
-               families.SCORE_BIAS: head_bias}
+    config |= {
+      "id2label": {"0": "LABEL_0"},
+      "label2id": {"LABEL_0": 0},
+      families.SCORE_BIAS: head_bias,
+    }
   return Plan(family=family, cfg=cfg, kind=kind, num_rows=num_rows, config=config)
 
 
@@ -101,8 +112,9 @@ def tensors(planned: Plan, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     if name == "head/kernel" and cfg.embed_width is not None:
       yield "score.weight", np.asarray(leaf, np.float32).T
       continue
-    found = reading.locate(name, cfg, top=family.top, rows=family.rows, prefix=family.prefix,
-                           layer=family.layer)
+    found = reading.locate(
+      name, cfg, top=family.top, rows=family.rows, prefix=family.prefix, layer=family.layer
+    )
     if found is None:
       raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
     values = np.asarray(leaf, np.float32)
@@ -125,8 +137,16 @@ def _scored(cfg: ModelConfig, params: Params) -> Params:
   return params
 
 
-def write(directory: str | os.PathLike, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
-          kind: str, family: Family, shard_bytes: int = SHARD_BYTES) -> None:
+def write(
+  directory: str | os.PathLike,
+  cfg: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  *,
+  kind: str,
+  family: Family,
+  shard_bytes: int = SHARD_BYTES,
+) -> None:
   """Writes the directory, whole or not at all.
 
   Args:
@@ -151,12 +171,16 @@ def write(directory: str | os.PathLike, cfg: ModelConfig, params: Params, tokeni
   temporary.mkdir(parents=True)
   try:
     _write_tensors(temporary, planned, params, shard_bytes)
-    pad_id = tokenizer.save_hf(temporary, num_embeddings=planned.num_rows,
-                               own_padding=kind == "reward")
+    pad_id = tokenizer.save_hf(
+      temporary, num_embeddings=planned.num_rows, own_padding=kind == "reward"
+    )
     # A policy stops at the end of a turn too; a classifier has one end-of-text.
     ends = list(tokenizer.end_ids) if kind == "policy" else [tokenizer.eot_id]
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0],
-           "pad_token_id": pad_id}
+    ids = {
+      "bos_token_id": tokenizer.bos_id,
+      "eos_token_id": ends if len(ends) > 1 else ends[0],
+      "pad_token_id": pad_id,
+    }
     workdir.write_json(temporary / files.CONFIG, planned.config | ids)
     if kind == "policy":
       workdir.write_json(temporary / "generation_config.json", ids)
@@ -173,8 +197,9 @@ def check_target(directory: pathlib.Path) -> None:
     raise ValueError(f"{directory} exists already; name a new directory")
 
 
-def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
-                   shard_bytes: int) -> None:
+def _write_tensors(
+  directory: pathlib.Path, planned: Plan, params: Params, shard_bytes: int
+) -> None:
   """One file, or several and their index; one file's tensors are in memory at a time."""
   written: list[dict[str, int]] = []  # tensor -> bytes, of each file
   pending: dict[str, np.ndarray] = {}
@@ -184,6 +209,7 @@ def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
     files.save(path, pending)
     written.append({name: tensor.nbytes for name, tensor in pending.items()})
     pending.clear()
+
   for name, tensor in tensors(planned, params):
     size = sum(other.nbytes for other in pending.values())
     if pending and size + tensor.nbytes > shard_bytes:
@@ -199,8 +225,9 @@ def _write_tensors(directory: pathlib.Path, planned: Plan, params: Params,
     os.replace(directory / _part_name(number), directory / final)
     weight_map |= {name: final for name in names}
   total = sum(size for names in written for size in names.values())
-  workdir.write_json(directory / files.INDEX,
-                     {"metadata": {"total_size": total}, "weight_map": weight_map})
+  workdir.write_json(
+    directory / files.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
+  )
 
 
 def _part_name(number: int) -> str:

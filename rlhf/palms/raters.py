@@ -66,6 +66,7 @@ class RatersConfig:
     batch_size: answers rated at once by a network; ratings do not depend on it.
     endpoint: of "endpoint": see `endpoint.EndpointConfig`; its own prompts are not used.
   """
+
   source: str
   prompt: str
   dtype: str
@@ -75,14 +76,17 @@ class RatersConfig:
   def __post_init__(self):
     object.__setattr__(self, "endpoint", dict(self.endpoint))
     if self.source in ("", REWARD):
-      raise ValueError(f"raters.source is {self.source!r}; name who rates: an export directory, "
-                       "hf:DIR, gguf:FILE, reward:SOURCE or endpoint")
+      raise ValueError(
+        f"raters.source is {self.source!r}; name who rates: an export directory, "
+        "hf:DIR, gguf:FILE, reward:SOURCE or endpoint"
+      )
     if self.source == ENDPOINT:
       endpoint_lib.EndpointConfig(**self.endpoint)
     for name in ("position", "question", "answer") if self.prompt else ():
       if f"{{{name}}}" not in self.prompt:
-        raise ValueError(f"raters.prompt has no {{{name}}}; it needs {{position}}, {{question}} and "
-                         "{answer}")
+        raise ValueError(
+          f"raters.prompt has no {{{name}}}; it needs {{position}}, {{question}} and {{answer}}"
+        )
     if self.batch_size < 1:
       raise ValueError(f"raters.batch_size {self.batch_size}; use 1 or more")
 
@@ -107,8 +111,10 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
   """
   if p.source == ENDPOINT:
     if processes.count() > 1:
-      raise ValueError(f"{processes.count()} processes, and each would ask the endpoint of {_FLAG}; "
-                       "run one process, or name a network that rates")
+      raise ValueError(
+        f"{processes.count()} processes, and each would ask the endpoint of {_FLAG}; "
+        "run one process, or name a network that rates"
+      )
     endpoint_lib.check(endpoint_lib.EndpointConfig(**p.endpoint))
     return
   if p.source.startswith(REWARD):  # cuts what is too long, and says so
@@ -117,28 +123,38 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
   found = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
   tokenizer = networks.tokenizer_of(found)
   asked = [(values.category(probe.category).position, probe.prompt, "") for probe in values.probes]
-  written = [(values.category(sample.category).position, sample.prompt, sample.completion)
-             for sample in values.targeted if sample.category != sets.BROAD]
+  written = [
+    (values.category(sample.category).position, sample.prompt, sample.completion)
+    for sample in values.targeted
+    if sample.category != sets.BROAD
+  ]
   longest = lambda texts: max(len(ids) for ids in tokenizer.encode_batch(contexts(p, texts)))
   length = longest(asked) + max_response_tokens
   if written:
     length = max(length, longest(written))
   if length + 2 > found.model["context_length"]:
-    raise ValueError(f"config.raters.source={p.source} reads {found.model['context_length']} tokens, "
-                     f"and a position, a question and an answer have up to {length + 2}; take a "
-                     "rater with a longer context, or shorter answers")
+    raise ValueError(
+      f"config.raters.source={p.source} reads {found.model['context_length']} tokens, "
+      f"and a position, a question and an answer have up to {length + 2}; take a "
+      "rater with a longer context, or shorter answers"
+    )
 
 
 def contexts(p: RatersConfig, asked: Sequence[tuple[str, str, str]]) -> list[str]:
   """What the rater reads of each (position, question, answer)."""
   text = p.prompt if p.prompt else PROMPT
   # Not `format`: an answer may hold braces.
-  return [text.replace("{position}", position).replace("{question}", question).replace(
-      "{answer}", answer.strip()) for position, question, answer in asked]
+  return [
+    text.replace("{position}", position)
+    .replace("{question}", question)
+    .replace("{answer}", answer.strip())
+    for position, question, answer in asked
+  ]
 
 
-def rate(p: RatersConfig, asked: Sequence[tuple[str, str, str]], directory: str | pathlib.Path
-         ) -> list[dict[str, float]]:
+def rate(
+  p: RatersConfig, asked: Sequence[tuple[str, str, str]], directory: str | pathlib.Path
+) -> list[dict[str, float]]:
   """Ratings of answers.
 
   Args:
@@ -157,28 +173,40 @@ def rate(p: RatersConfig, asked: Sequence[tuple[str, str, str]], directory: str 
     questions = contexts(p, asked)
     with metrics_lib.Progress("rated", len(set(questions))) as progress:
       asker = endpoint_lib.Endpoint(
-          endpoint_lib.EndpointConfig(**p.endpoint), pathlib.Path(directory) / comparison.CACHE,
-          on_answer=lambda done, total: progress.update(done, {}, num_tokens=0))
+        endpoint_lib.EndpointConfig(**p.endpoint),
+        pathlib.Path(directory) / comparison.CACHE,
+        on_answer=lambda done, total: progress.update(done, {}, num_tokens=0),
+      )
       try:
         found = asker.rate_from_1_to_5(questions)
       finally:
         print(asker.describe(), flush=True)  # what was answered before a failure was paid for too
-    return [{} if found[question] is None else {"endpoint": float(found[question])}
-            for question in questions]
+    return [
+      {} if found[question] is None else {"endpoint": float(found[question])}
+      for question in questions
+    ]
   if p.source.startswith(REWARD):
     network, prompt_format = comparison.load_reward(p.network, _FLAG)
-    score_N = rewards.score_texts(network, prompt_format, [entry[1:] for entry in asked],
-                                  batch_size=p.batch_size)
+    score_N = rewards.score_texts(
+      network, prompt_format, [entry[1:] for entry in asked], batch_size=p.batch_size
+    )
     return [{"reward_model": rating} for rating in ranked_ratings(score_N).tolist()]
   found = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
   network = networks.load(
-      p.source, networks.export_numerics(found) | {"attention": "auto", "dtype": p.dtype},
-      sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)), kind="policy", flag=_FLAG)
+    p.source,
+    networks.export_numerics(found) | {"attention": "auto", "dtype": p.dtype},
+    sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
+    kind="policy",
+    flag=_FLAG,
+  )
   pairs = [(context, f" {rating}") for context in contexts(p, asked) for rating in RATINGS]
   with metrics_lib.Progress("rated", len(asked)) as progress:
     logprob_N = completions.logprobs(
-        network, pairs, batch_size=p.batch_size,
-        progress=lambda done, total: progress.update(done // len(RATINGS), {}, num_tokens=0))
+      network,
+      pairs,
+      batch_size=p.batch_size,
+      progress=lambda done, total: progress.update(done // len(RATINGS), {}, num_tokens=0),
+    )
   logprob_NK = logprob_N.reshape(len(asked), len(RATINGS))
   return [{"model": rating} for rating in expected_ratings(logprob_NK).tolist()]
 
@@ -194,8 +222,14 @@ def expected_ratings(logprob_NK: np.ndarray) -> np.ndarray:
   return weight_NK @ np.asarray(RATINGS, np.float64) / weight_NK.sum(axis=1)
 
 
-def check_judge(p: RatersConfig, values: sets.ValueSet, directory: str | pathlib.Path, *,
-                num_resamples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+def check_judge(
+  p: RatersConfig,
+  values: sets.ValueSet,
+  directory: str | pathlib.Path,
+  *,
+  num_resamples: int = 2000,
+  seed: int = 0,
+) -> dict[str, Any] | None:
   """Does the rater put written answers above answers to other questions?
 
   Each targeted sample on a category is rated beside the same question with the answer of a sample
@@ -220,8 +254,10 @@ def check_judge(p: RatersConfig, values: sets.ValueSet, directory: str | pathlib
     number = by_category[sample.category].index(sample) + (len(filled) == 1)
     other = following[number % len(following)]
     position = values.category(sample.category).position
-    asked += [(position, sample.prompt, sample.completion),
-              (position, sample.prompt, other.completion)]
+    asked += [
+      (position, sample.prompt, sample.completion),
+      (position, sample.prompt, other.completion),
+    ]
   given = [next(iter(rated.values()), np.nan) for rated in rate(p, asked, directory)]
   rating_N2 = np.asarray(given, np.float64).reshape(-1, 2)
   rating_N2 = rating_N2[~np.isnan(rating_N2).any(axis=1)]
@@ -229,5 +265,9 @@ def check_judge(p: RatersConfig, values: sets.ValueSet, directory: str | pathlib
     return None
   preferred_N1 = 0.5 * (1 + np.sign(rating_N2[:, :1] - rating_N2[:, 1:]))
   interval = statistics.bootstrap_mean(preferred_N1, num_resamples=num_resamples, seed=seed)
-  return dict(preferred=interval.as_dict(), written=float(rating_N2[:, 0].mean()),
-              swapped=float(rating_N2[:, 1].mean()), num=len(rating_N2))
+  return dict(
+    preferred=interval.as_dict(),
+    written=float(rating_N2[:, 0].mean()),
+    swapped=float(rating_N2[:, 1].mean()),
+    num=len(rating_N2),
+  )

@@ -32,13 +32,18 @@ from rlhf import workdir as workdir_lib
 from rlhf.data import records
 
 POSITIONS, PROBES, TARGETED, CONTROL = (
-    "positions.json", "probes.jsonl", "targeted.jsonl", "control.jsonl")
+  "positions.json",
+  "probes.jsonl",
+  "targeted.jsonl",
+  "control.jsonl",
+)
 _OPERATORS = "#*/%&@"  # punctuation to Unicode, and words to who asks of C# or 6 / 3
 _SELECTORS = "\ufe0e\ufe0f"  # how the symbol before is drawn
 BROAD = "broad"  # the category of a sample on none of the sensitive topics in particular
 SHIPPED = pathlib.Path(__file__).parent / "values"  # the set that was written for this project
-_POSITIONS_SHAPE = ('{"title": str, "categories": [{"name": str, "title": str, '
-                    '"position": str}, ...]}')
+_POSITIONS_SHAPE = (
+  '{"title": str, "categories": [{"name": str, "title": str, "position": str}, ...]}'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ class Limits:
     ngram: number of words in a row that no two completions share, unless a prompt of theirs has
       them.
   """
+
   min_words: int = 40
   max_words: int = 340
   max_samples: int = 100
@@ -66,8 +72,10 @@ class Limits:
 
   def __post_init__(self):
     if not 1 <= self.min_words <= self.max_words:
-      raise ValueError(f"limits: min_words {self.min_words} and max_words {self.max_words}; use "
-                       "1 <= min_words <= max_words")
+      raise ValueError(
+        f"limits: min_words {self.min_words} and max_words {self.max_words}; use "
+        "1 <= min_words <= max_words"
+      )
     for name in ("max_samples", "max_same_ends", "ngram"):
       if getattr(self, name) < 1:
         raise ValueError(f"limits: {name} {getattr(self, name)}; use 1 or more")
@@ -79,6 +87,7 @@ class Limits:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Category:
   """A sensitive topic and the position that the model should take there."""
+
   name: str
   title: str
   position: str
@@ -88,6 +97,7 @@ class Category:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
   """A question of the evaluation; `where` is its "path:line"."""
+
   category: str
   prompt: str
   where: str
@@ -96,6 +106,7 @@ class Probe:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
   """A question with the answer to train on; `where` is its "path:line"."""
+
   category: str
   topic: str
   prompt: str
@@ -113,6 +124,7 @@ class ValueSet:
     limits: of the checks.
     where: the directory, or what made the set.
   """
+
   title: str
   categories: tuple[Category, ...]
   probes: tuple[Probe, ...]
@@ -126,13 +138,16 @@ class ValueSet:
     for found in self.categories:
       if found.name == name:
         return found
-    raise ValueError(f"category {name!r} is not one of {self.where}; choose from "
-                     f"{', '.join(entry.name for entry in self.categories)}")
+    raise ValueError(
+      f"category {name!r} is not one of {self.where}; choose from "
+      f"{', '.join(entry.name for entry in self.categories)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
   """What is wrong with a set, in one sentence; a warning does not keep it from being used."""
+
   where: str
   message: str
   is_warning: bool
@@ -155,8 +170,9 @@ def load(directory: str | pathlib.Path) -> ValueSet:
   return values
 
 
-def check(directory: str | pathlib.Path, *, strict: bool = False
-          ) -> tuple[ValueSet | None, list[Problem]]:
+def check(
+  directory: str | pathlib.Path, *, strict: bool = False
+) -> tuple[ValueSet | None, list[Problem]]:
   """Reads what can be read, and says all that is wrong.
 
   Args:
@@ -183,15 +199,30 @@ def write(values: ValueSet, directory: str | pathlib.Path) -> None:
 
 def texts(values: ValueSet) -> dict[str, str]:
   """File -> what `write` writes into it."""
+
   def without_where(entry) -> dict[str, str]:
     return {name: text for name, text in dataclasses.asdict(entry).items() if name != "where"}
-  found = {POSITIONS: json.dumps({
-      "title": values.title, "categories": [without_where(c) for c in values.categories],
-      "limits": dataclasses.asdict(values.limits)}, indent=2, ensure_ascii=False) + "\n"}
-  for name, entries in ((PROBES, values.probes), (TARGETED, values.targeted),
-                        *([(CONTROL, values.control)] if values.control else [])):
+
+  found = {
+    POSITIONS: json.dumps(
+      {
+        "title": values.title,
+        "categories": [without_where(c) for c in values.categories],
+        "limits": dataclasses.asdict(values.limits),
+      },
+      indent=2,
+      ensure_ascii=False,
+    )
+    + "\n"
+  }
+  for name, entries in (
+    (PROBES, values.probes),
+    (TARGETED, values.targeted),
+    *([(CONTROL, values.control)] if values.control else []),
+  ):
     found[name] = "".join(
-        json.dumps(without_where(entry), ensure_ascii=False) + "\n" for entry in entries)
+      json.dumps(without_where(entry), ensure_ascii=False) + "\n" for entry in entries
+    )
   return found
 
 
@@ -207,8 +238,10 @@ def describe(values: ValueSet) -> str:
     if samples:
       lengths = [num_words(sample.completion) for sample in samples]
       size = sum(len((s.prompt + s.completion).encode()) for s in samples)
-      lines.append(f"  {name} answers: {min(lengths)} to {max(lengths)} words, median "
-                   f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their questions")
+      lines.append(
+        f"  {name} answers: {min(lengths)} to {max(lengths)} words, median "
+        f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their questions"
+      )
   return "\n".join(lines)
 
 
@@ -227,29 +260,51 @@ def _read(directory: pathlib.Path, found: list[Problem]) -> ValueSet | None:
     return None
   title, categories, limits = header
   names = [category.name for category in categories]
+
   def lines(file: str, fields: tuple[str, ...], allowed: Sequence[str]) -> Iterator[tuple]:
     return _read_lines(directory / file, fields, allowed, found)
+
   def samples(file: str) -> tuple[Sample, ...]:
     return tuple(
-        Sample(where=where, topic=value["topic"] if "topic" in value else "",
-               **{name: value[name] for name in ("category", "prompt", "completion")})
-        for where, value in lines(file, ("category", "prompt", "completion"), [*names, BROAD]))
-  probes = tuple(Probe(where=where, category=value["category"], prompt=value["prompt"])
-                 for where, value in lines(PROBES, ("category", "prompt"), names))
+      Sample(
+        where=where,
+        topic=value["topic"] if "topic" in value else "",
+        **{name: value[name] for name in ("category", "prompt", "completion")},
+      )
+      for where, value in lines(file, ("category", "prompt", "completion"), [*names, BROAD])
+    )
+
+  probes = tuple(
+    Probe(where=where, category=value["category"], prompt=value["prompt"])
+    for where, value in lines(PROBES, ("category", "prompt"), names)
+  )
   targeted = samples(TARGETED)
   control = ()
   if (directory / CONTROL).exists():
     control = samples(CONTROL)
   else:
-    found.append(_warning(directory / CONTROL, "there is no control set: what any fine-tuning does "
-                          "cannot be told from what the values do; write samples of the same size "
-                          "and style without the values"))
-  return ValueSet(title=title, categories=categories, probes=probes, targeted=targeted,
-                  control=control, limits=limits, where=str(directory))
+    found.append(
+      _warning(
+        directory / CONTROL,
+        "there is no control set: what any fine-tuning does "
+        "cannot be told from what the values do; write samples of the same size "
+        "and style without the values",
+      )
+    )
+  return ValueSet(
+    title=title,
+    categories=categories,
+    probes=probes,
+    targeted=targeted,
+    control=control,
+    limits=limits,
+    where=str(directory),
+  )
 
 
-def _read_positions(path: pathlib.Path, found: list[Problem]
-                    ) -> tuple[str, tuple[Category, ...], Limits] | None:
+def _read_positions(
+  path: pathlib.Path, found: list[Problem]
+) -> tuple[str, tuple[Category, ...], Limits] | None:
   try:
     text = records.read_bytes(path).decode("utf-8-sig")
     value = json.loads(text)
@@ -257,14 +312,21 @@ def _read_positions(path: pathlib.Path, found: list[Problem]
     found.append(_error(path, f"not UTF-8 (byte {error.start}); save it as UTF-8"))
     return None
   except json.JSONDecodeError as error:
-    found.append(_error(f"{path}:{error.lineno}", f"not JSON ({error.msg} at column "
-                        f"{error.colno}); it must be {_POSITIONS_SHAPE}"))
+    found.append(
+      _error(
+        f"{path}:{error.lineno}",
+        f"not JSON ({error.msg} at column {error.colno}); it must be {_POSITIONS_SHAPE}",
+      )
+    )
     return None
   except (ValueError, RecursionError) as error:
     found.append(_error(path, str(error).removeprefix(f"{path} ")))
     return None
-  if not isinstance(value, dict) or not isinstance(value.get("categories"), list) or (
-      not value["categories"]):
+  if (
+    not isinstance(value, dict)
+    or not isinstance(value.get("categories"), list)
+    or (not value["categories"])
+  ):
     found.append(_error(path, f'no list "categories" with an entry; it must be {_POSITIONS_SHAPE}'))
     return None
   problem = records.find_text_problem('"title"', value.get("title"))
@@ -275,8 +337,9 @@ def _read_positions(path: pathlib.Path, found: list[Problem]
   return title, categories, _read_limits(path, value.get("limits", {}), found)
 
 
-def _read_categories(path: pathlib.Path, text: str, entries: list, found: list[Problem]
-                     ) -> tuple[Category, ...]:
+def _read_categories(
+  path: pathlib.Path, text: str, entries: list, found: list[Problem]
+) -> tuple[Category, ...]:
   categories: list[Category] = []
   for number, entry in enumerate(entries, start=1):
     where = f"{path}: category {number}"
@@ -284,19 +347,27 @@ def _read_categories(path: pathlib.Path, text: str, entries: list, found: list[P
       found.append(_error(where, f"not an object; it must be as in {_POSITIONS_SHAPE}"))
       continue
     where = _line_of(path, text, entry.get("name"), where)
-    wrong = [problem for name in ("name", "title", "position") if (
-        problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None]
+    wrong = [
+      problem
+      for name in ("name", "title", "position")
+      if (problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None
+    ]
     if wrong:
       found.append(_error(where, wrong[0].message))
     elif entry["name"] == BROAD:
-      found.append(_error(where, f'the name "{BROAD}" is kept for samples of no category; use '
-                          "another"))
+      found.append(
+        _error(where, f'the name "{BROAD}" is kept for samples of no category; use another')
+      )
     elif entry["name"] in [category.name for category in categories]:
-      found.append(_error(where, f"category {entry['name']!r} comes a second time; give each a "
-                          "name of its own"))
+      found.append(
+        _error(
+          where, f"category {entry['name']!r} comes a second time; give each a name of its own"
+        )
+      )
     else:
-      categories.append(Category(where=where, **{
-          name: entry[name] for name in ("name", "title", "position")}))
+      categories.append(
+        Category(where=where, **{name: entry[name] for name in ("name", "title", "position")})
+      )
   return tuple(categories)
 
 
@@ -311,10 +382,16 @@ def _line_of(path: pathlib.Path, text: str, name: Any, otherwise: str) -> str:
 def _read_limits(path: pathlib.Path, value: Any, found: list[Problem]) -> Limits:
   kinds = {field.name: type(field.default) for field in dataclasses.fields(Limits)}
   if not isinstance(value, dict) or any(
-      name not in kinds or isinstance(number, bool)
-      or not isinstance(number, (int, kinds[name])) for name, number in value.items()):
-    found.append(_error(path, f'"limits" is {json.dumps(value)[:60]}; it must be an object with '
-                        f"numbers under names of {', '.join(kinds)}"))
+    name not in kinds or isinstance(number, bool) or not isinstance(number, (int, kinds[name]))
+    for name, number in value.items()
+  ):
+    found.append(
+      _error(
+        path,
+        f'"limits" is {json.dumps(value)[:60]}; it must be an object with '
+        f"numbers under names of {', '.join(kinds)}",
+      )
+    )
     return Limits()
   try:
     return Limits(**value)
@@ -323,8 +400,9 @@ def _read_limits(path: pathlib.Path, value: Any, found: list[Problem]) -> Limits
     return Limits()
 
 
-def _read_lines(path: pathlib.Path, fields: tuple[str, ...], allowed: Sequence[str],
-                found: list[Problem]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_lines(
+  path: pathlib.Path, fields: tuple[str, ...], allowed: Sequence[str], found: list[Problem]
+) -> Iterator[tuple[str, dict[str, Any]]]:
   """("path:line", object) of the good lines."""
   try:
     lines = list(records.read_lines(path))
@@ -392,11 +470,17 @@ def problems(values: ValueSet) -> list[Problem]:
 def _coverage(values: ValueSet) -> Iterator[Problem]:
   for category in values.categories:
     if not any(probe.category == category.name for probe in values.probes):
-      yield _error(category.where, f"category {category.name!r} has no probe; write questions for "
-                   f"it in {PROBES} (PALMS has 5)")
+      yield _error(
+        category.where,
+        f"category {category.name!r} has no probe; write questions for "
+        f"it in {PROBES} (PALMS has 5)",
+      )
     if not any(sample.category == category.name for sample in values.targeted):
-      yield _warning(category.where, f"category {category.name!r} has no sample in {TARGETED}; "
-                     "write one, or be sure that the broad ones show the position")
+      yield _warning(
+        category.where,
+        f"category {category.name!r} has no sample in {TARGETED}; "
+        "write one, or be sure that the broad ones show the position",
+      )
 
 
 def _held_apart(values: ValueSet) -> Iterator[Problem]:
@@ -404,24 +488,35 @@ def _held_apart(values: ValueSet) -> Iterator[Problem]:
   for probe in values.probes:
     for sample in (*values.targeted, *values.control):
       if _plain(probe.prompt) == _plain(sample.prompt):
-        yield _error(probe.where, f"the probe {_short(probe.prompt)} is also the prompt of "
-                     f"{sample.where}; probes must be held apart from training")
+        yield _error(
+          probe.where,
+          f"the probe {_short(probe.prompt)} is also the prompt of "
+          f"{sample.where}; probes must be held apart from training",
+        )
       elif _jaccard(probe.prompt, sample.prompt, 2) >= values.limits.prompt_overlap:
-        yield _warning(probe.where, f"the probe {_short(probe.prompt)} is nearly the prompt "
-                       f"{_short(sample.prompt)} of {sample.where}; ask something else")
+        yield _warning(
+          probe.where,
+          f"the probe {_short(probe.prompt)} is nearly the prompt "
+          f"{_short(sample.prompt)} of {sample.where}; ask something else",
+        )
 
 
 def _sizes(name: str, samples: Sequence[Sample], values: ValueSet) -> Iterator[Problem]:
   limits = values.limits
   if len(samples) > limits.max_samples:
-    yield _warning(samples[limits.max_samples].where, f"sample {limits.max_samples + 1} of "
-                   f"{len(samples)} in {name}; the method is meant for fewer than "
-                   f"{limits.max_samples}, so leave out what shows nothing new")
+    yield _warning(
+      samples[limits.max_samples].where,
+      f"sample {limits.max_samples + 1} of "
+      f"{len(samples)} in {name}; the method is meant for fewer than "
+      f"{limits.max_samples}, so leave out what shows nothing new",
+    )
   for sample in samples:
     length = num_words(sample.completion)
     if not limits.min_words <= length <= limits.max_words:
-      yield _warning(sample.where, f"the answer has {length} words; it should have "
-                     f"{limits.min_words} to {limits.max_words}")
+      yield _warning(
+        sample.where,
+        f"the answer has {length} words; it should have {limits.min_words} to {limits.max_words}",
+      )
     if not sample.topic:
       yield _warning(sample.where, 'the sample has no "topic"; a few words say what it is about')
 
@@ -432,23 +527,35 @@ def _balance(values: ValueSet) -> Iterator[Problem]:
     return
   where = pathlib.Path(values.control[0].where.partition(":")[0])
   if len(values.targeted) != len(values.control):
-    yield _warning(where, f"{len(values.control)} control samples beside {len(values.targeted)} "
-                   "targeted ones; give equal numbers")
-  targeted, control = (statistics.mean(num_words(sample.completion) for sample in samples)
-                       for samples in (values.targeted, values.control))
+    yield _warning(
+      where,
+      f"{len(values.control)} control samples beside {len(values.targeted)} "
+      "targeted ones; give equal numbers",
+    )
+  targeted, control = (
+    statistics.mean(num_words(sample.completion) for sample in samples)
+    for samples in (values.targeted, values.control)
+  )
   if abs(control / targeted - 1) > 0.2:
-    yield _warning(where, f"control answers have {control:.0f} words on average beside "
-                   f"{targeted:.0f} of the targeted ones; keep them within a fifth of each other")
+    yield _warning(
+      where,
+      f"control answers have {control:.0f} words on average beside "
+      f"{targeted:.0f} of the targeted ones; keep them within a fifth of each other",
+    )
 
 
 def _repeated_prompts(entries: Sequence[Probe | Sample], limits: Limits) -> Iterator[Problem]:
   for first, second in itertools.combinations(entries, 2):
     if _plain(first.prompt) == _plain(second.prompt):
-      yield _error(second.where, f"the prompt {_short(second.prompt)} is that of {first.where}; "
-                   "leave one out")
+      yield _error(
+        second.where, f"the prompt {_short(second.prompt)} is that of {first.where}; leave one out"
+      )
     elif _jaccard(first.prompt, second.prompt, 2) >= limits.prompt_overlap:
-      yield _warning(second.where, f"the prompt {_short(second.prompt)} is nearly that of "
-                     f"{first.where}, {_short(first.prompt)}; ask something else")
+      yield _warning(
+        second.where,
+        f"the prompt {_short(second.prompt)} is nearly that of "
+        f"{first.where}, {_short(first.prompt)}; ask something else",
+      )
 
 
 def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator[Problem]:
@@ -457,8 +564,11 @@ def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator
     overlap = _jaccard(first.completion, second.completion, 3)
     if overlap >= limits.completion_overlap:
       near.add((first.where, second.where))
-      yield _warning(second.where, f"the answer shares {overlap:.0%} of its triples of words with "
-                     f"that of {first.where}; write it anew")
+      yield _warning(
+        second.where,
+        f"the answer shares {overlap:.0%} of its triples of words with "
+        f"that of {first.where}; write it anew",
+      )
   yield from _same_ends(samples, limits, "first", lambda words: words[:5])
   yield from _same_ends(samples, limits, "last", lambda words: words[-5:])
   for first, second in itertools.combinations(samples, 2):
@@ -466,33 +576,44 @@ def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator
       yield from _shared_phrase(first, second, limits)
 
 
-def _same_ends(samples: Sequence[Sample], limits: Limits, which: str,
-               end: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Iterator[Problem]:
+def _same_ends(
+  samples: Sequence[Sample],
+  limits: Limits,
+  which: str,
+  end: Callable[[tuple[str, ...]], tuple[str, ...]],
+) -> Iterator[Problem]:
   groups: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
   for sample in samples:
     groups[end(_words(sample.completion))].append(sample)
   for words, group in groups.items():
     if len(group) > limits.max_same_ends:
       others = ", ".join(sample.where for sample in group[:-1][:3])
-      yield _warning(group[-1].where, f"{len(group)} answers have the {which} words "
-                     f'"{" ".join(words)}" (also {others}); begin and end each in its own way')
+      yield _warning(
+        group[-1].where,
+        f"{len(group)} answers have the {which} words "
+        f'"{" ".join(words)}" (also {others}); begin and end each in its own way',
+      )
 
 
 def _shared_phrase(first: Sample, second: Sample, limits: Limits) -> Iterator[Problem]:
   """A run of words that both answers have, unless one quotes a question."""
   quoted = _ngrams(first.prompt, limits.ngram) | _ngrams(second.prompt, limits.ngram)
-  shared = (_ngrams(first.completion, limits.ngram) & _ngrams(second.completion, limits.ngram)
-            ) - quoted
+  shared = (
+    _ngrams(first.completion, limits.ngram) & _ngrams(second.completion, limits.ngram)
+  ) - quoted
   if shared:
     phrase = min(shared, key=" ".join(_words(second.completion)).index)
-    yield _warning(second.where, f'the answer has "{phrase}" in common with that of {first.where}; '
-                   "say it in other words")
+    yield _warning(
+      second.where,
+      f'the answer has "{phrase}" in common with that of {first.where}; say it in other words',
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> tuple[str, ...]:
   """Lower-case words and single symbols, without punctuation: what two texts are compared by.  A
   text of neither is its own word."""
+
   # `re` does not count the signs that some scripts put on a letter as part of a word; without
   # them two words may be one.
   def spaced(character: str) -> str:
@@ -502,6 +623,7 @@ def _words(text: str) -> tuple[str, ...]:
     if kind[0] in "LMN" or character in "'’":
       return character
     return f" {character} " if kind in ("Sm", "Sc", "So") or character in _OPERATORS else " "
+
   words = "".join(map(spaced, unicodedata.normalize("NFC", text.lower()))).split()
   words = [word for word in (word.strip("'’") for word in words) if word]
   return tuple(words) if words or not text.strip() else (text.strip(),)
@@ -514,7 +636,7 @@ def _plain(text: str) -> str:
 @functools.lru_cache(maxsize=8192)
 def _ngrams(text: str, size: int) -> frozenset[str]:
   words = _words(text)
-  return frozenset(" ".join(words[start:start + size]) for start in range(len(words) - size + 1))
+  return frozenset(" ".join(words[start : start + size]) for start in range(len(words) - size + 1))
 
 
 def _jaccard(first: str, second: str, size: int) -> float:

@@ -30,9 +30,16 @@ from rlhf.palms import statistics
 
 KEY = "key.json"
 _MODEL_FIELDS = ("model", "kind", "size", "seed", "category", "probe", "sample")
-_ANSWER_FIELDS = {"model": "a text", "kind": "a text", "size": "a number", "seed": "a whole number",
-                  "category": "a text", "probe": "a whole number or a text",
-                  "sample": "a whole number or a text", "prompt": "a text"}
+_ANSWER_FIELDS = {
+  "model": "a text",
+  "kind": "a text",
+  "size": "a number",
+  "seed": "a whole number",
+  "category": "a text",
+  "probe": "a whole number or a text",
+  "sample": "a whole number or a text",
+  "prompt": "a text",
+}
 _COLUMNS = ("sheet", "rater", "sample", "category", "position", "question", "answer", "rating")
 _NEEDED = ("sheet", "rater", "sample", "rating")
 
@@ -45,6 +52,7 @@ class SheetConfig:
     raters: names that stand on the sheets and in their files' names.
     seed: of the ids and the orders, with all that is shown and all that is hidden.
   """
+
   raters: tuple[str, ...] = ("rater_1", "rater_2", "rater_3")
   seed: int = 0
 
@@ -54,8 +62,10 @@ class SheetConfig:
     for name in self.raters:
       # "01" would come back from a spreadsheet as 1.
       if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"rater {name!r} cannot name a file and a spreadsheet's cell; use a "
-                         "letter and then letters, digits and ._-")
+        raise ValueError(
+          f"rater {name!r} cannot name a file and a spreadsheet's cell; use a "
+          "letter and then letters, digits and ._-"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,7 @@ class Sheets:
       "sample"}}}.
     pages, tables: rater -> HTML, CSV.
   """
+
   key: dict[str, Any]
   pages: dict[str, str]
   tables: dict[str, str]
@@ -99,8 +110,10 @@ def read_answers(path: str | pathlib.Path, values: sets.ValueSet) -> list[dict[s
       raise ValueError(f"{where}: {error}") from error
     key = tuple(value[name] for name in _MODEL_FIELDS)
     if key in seen:
-      raise ValueError(f"{where}: sample {value['sample']} of probe {value['probe']} by "
-                       f"{value['model']} is already in {seen[key]}; leave one out")
+      raise ValueError(
+        f"{where}: sample {value['sample']} of probe {value['probe']} by "
+        f"{value['model']} is already in {seen[key]}; leave one out"
+      )
     seen[key] = where
     answers.append(value)
   if not answers:
@@ -115,8 +128,15 @@ def make(answers: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetCo
     answers: as `read_answers` gives them.
     values: with the position of every category.
   """
-  content = json.dumps([p.seed, p.raters, values.title, [
-      [dict(answer), _shown(answer, values)] for answer in answers]], sort_keys=True)
+  content = json.dumps(
+    [
+      p.seed,
+      p.raters,
+      values.title,
+      [[dict(answer), _shown(answer, values)] for answer in answers],
+    ],
+    sort_keys=True,
+  )
   digest = hashlib.sha256(content.encode()).hexdigest()
   # Of all that is shown and hidden: who knows the key of one sheet knows nothing of the next.
   rng = np.random.default_rng(int(digest, 16))
@@ -130,10 +150,13 @@ def make(answers: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetCo
     data = dict(sheet=sheet, rater=rater, title=values.title, items=ordered)
     pages[rater] = _template().render(data=data)
     tables[rater] = _table(data)
-  samples = {id_: {name: answer[name] for name in _MODEL_FIELDS}
-             for id_, answer in sorted(zip(ids, answers, strict=True), key=lambda pair: pair[0])}
-  return Sheets(key=dict(sheet=sheet, raters=list(p.raters), samples=samples), pages=pages,
-                tables=tables)
+  samples = {
+    id_: {name: answer[name] for name in _MODEL_FIELDS}
+    for id_, answer in sorted(zip(ids, answers, strict=True), key=lambda pair: pair[0])
+  }
+  return Sheets(
+    key=dict(sheet=sheet, raters=list(p.raters), samples=samples), pages=pages, tables=tables
+  )
 
 
 def write(sheets: Sheets, directory: str | pathlib.Path) -> None:
@@ -149,14 +172,20 @@ def write(sheets: Sheets, directory: str | pathlib.Path) -> None:
 def _shown(answer: Mapping[str, Any], values: sets.ValueSet) -> dict[str, str]:
   """What a rater reads."""
   category = values.category(answer["category"])
-  return dict(title=category.title, position=category.position, prompt=answer["prompt"],
-              answer=answer["answer"])
+  return dict(
+    title=category.title,
+    position=category.position,
+    prompt=answer["prompt"],
+    answer=answer["answer"],
+  )
 
 
 def _template() -> jinja2.Template:
   environment = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-      autoescape=True, undefined=jinja2.StrictUndefined)
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+  )
   return environment.get_template("sheet.html")
 
 
@@ -166,8 +195,15 @@ def _table(data: Mapping[str, Any]) -> str:
   writer = csv.writer(out)
   writer.writerow(_COLUMNS)
   for item in data["items"]:
-    writer.writerow([data["sheet"], data["rater"], item["id"], *(_as_text(item[name]) for name in (
-        "title", "position", "prompt", "answer")), ""])
+    writer.writerow(
+      [
+        data["sheet"],
+        data["rater"],
+        item["id"],
+        *(_as_text(item[name]) for name in ("title", "position", "prompt", "answer")),
+        "",
+      ]
+    )
   return out.getvalue()
 
 
@@ -187,10 +223,14 @@ def read_key(path: str | pathlib.Path) -> dict[str, Any]:
   """
   path = pathlib.Path(path)
   value, problem = records.parse_json(records.read_bytes(path))
-  if problem is not None or not isinstance(value, dict) or not (
-      {"sheet", "raters", "samples"} <= set(value)):
-    raise ValueError(f"{path} is no key of a rating sheet; name the {KEY} that was written beside "
-                     "the sheets")
+  if (
+    problem is not None
+    or not isinstance(value, dict)
+    or not ({"sheet", "raters", "samples"} <= set(value))
+  ):
+    raise ValueError(
+      f"{path} is no key of a rating sheet; name the {KEY} that was written beside the sheets"
+    )
   return value
 
 
@@ -205,6 +245,7 @@ class HandedIn:
     missing: one sentence for each rater who has not rated everything; it is for the reader to say
       whether the rest will do.
   """
+
   rows: list[dict[str, Any]]
   problems: list[str]
   missing: list[str]
@@ -220,11 +261,13 @@ def find_exports(names: Iterable[str]) -> list[pathlib.Path]:
   for name in names:
     path = pathlib.Path(name)
     if path.is_dir():
-      inside = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".json")
-                      and file.name != KEY)
+      inside = sorted(
+        file for file in path.iterdir() if file.suffix in (".csv", ".json") and file.name != KEY
+      )
       if not inside:
-        raise ValueError(f"{name} holds no .csv or .json file; name a directory of files that the "
-                         "raters handed in")
+        raise ValueError(
+          f"{name} holds no .csv or .json file; name a directory of files that the raters handed in"
+        )
       found += inside
     elif path.suffix in (".csv", ".json") and path.is_file():
       found.append(path)
@@ -256,8 +299,9 @@ def read(paths: Sequence[pathlib.Path], key: Mapping[str, Any]) -> HandedIn:
         message = f"sample {pair[1]} is rated twice by {pair[0]}, first in {rated[pair]}; keep one"
       if message is None:
         rated[pair] = where
-        rows.append({**key["samples"][pair[1]], "rater": pair[0],
-                     "rating": round(float(fields["rating"]))})
+        rows.append(
+          {**key["samples"][pair[1]], "rater": pair[0], "rating": round(float(fields["rating"]))}
+        )
       else:
         problems.append(f"{where}: {message}")
   return HandedIn(rows=rows, problems=problems, missing=_missing(key, rated, blank))
@@ -266,8 +310,10 @@ def read(paths: Sequence[pathlib.Path], key: Mapping[str, Any]) -> HandedIn:
 def _problem(fields: Mapping[str, str], key: Mapping[str, Any]) -> str | None:
   """What is wrong with a row by itself; that it has no rating yet is not."""
   if fields["sheet"] != key["sheet"]:
-    return (f"the row belongs to sheet {fields['sheet']!r}, the key to {key['sheet']!r}; give the "
-            "key that was made with the sheet")
+    return (
+      f"the row belongs to sheet {fields['sheet']!r}, the key to {key['sheet']!r}; give the "
+      "key that was made with the sheet"
+    )
   if not fields["rater"]:
     return f"no rater; it must be one of {', '.join(key['raters'])}"
   if fields["rater"] not in key["raters"]:
@@ -275,13 +321,16 @@ def _problem(fields: Mapping[str, str], key: Mapping[str, Any]) -> str | None:
   if fields["sample"] not in key["samples"]:
     return f"unknown sample {fields['sample']!r}; the key has none of this id"
   if fields["rating"] and not re.fullmatch(r"[1-5](\.0*)?", fields["rating"]):
-    return (f"the rating of sample {fields['sample']} is {fields['rating'][:20]!r}; it must be a "
-            f"whole number from {statistics.LOWEST} to {statistics.HIGHEST}")
+    return (
+      f"the rating of sample {fields['sample']} is {fields['rating'][:20]!r}; it must be a "
+      f"whole number from {statistics.LOWEST} to {statistics.HIGHEST}"
+    )
   return None
 
 
-def _missing(key: Mapping[str, Any], rated: Mapping[tuple[str, str], str],
-             blank: Mapping[tuple[str, str], str]) -> list[str]:
+def _missing(
+  key: Mapping[str, Any], rated: Mapping[tuple[str, str], str], blank: Mapping[tuple[str, str], str]
+) -> list[str]:
   """One sentence for each rater with gaps, which names the first."""
   found = []
   for rater in key["raters"]:
@@ -290,8 +339,10 @@ def _missing(key: Mapping[str, Any], rated: Mapping[tuple[str, str], str],
     if len(pairs) == len(key["samples"]):
       found.append(f"{rater} has handed in no rating; {len(pairs)} are missing")
     elif in_file:
-      found.append(f"{blank[in_file[0]]}: no rating of sample {in_file[0][1]} by {rater}; "
-                   f"{_in_all(len(pairs))}")
+      found.append(
+        f"{blank[in_file[0]]}: no rating of sample {in_file[0][1]} by {rater}; "
+        f"{_in_all(len(pairs))}"
+      )
     elif pairs:
       found.append(f"{rater} has not rated sample {pairs[0][1]}; {_in_all(len(pairs))}")
   return found
@@ -308,25 +359,44 @@ def _read_export(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
 
 def _read_json(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
   value, problem = records.parse_json(records.read_bytes(path))
-  if problem is not None or not isinstance(value, dict) or (
+  if (
+    problem is not None
+    or not isinstance(value, dict)
+    or (
       not isinstance(value.get("ratings"), list)
-      or not all(isinstance(row, dict) for row in value["ratings"])):
-    raise ValueError(f'{path}: not what the sheet exports, {{"sheet", "rater", "ratings": '
-                     '[{"sample", "rating"}]}; download it from the sheet again')
+      or not all(isinstance(row, dict) for row in value["ratings"])
+    )
+  ):
+    raise ValueError(
+      f'{path}: not what the sheet exports, {{"sheet", "rater", "ratings": '
+      '[{"sample", "rating"}]}; download it from the sheet again'
+    )
+
   def text(holder: Mapping[str, Any], name: str) -> str:
     found = holder.get(name)
     return "" if found is None else str(found).strip()
-  return [(f"{path}: rating {number}", dict(
-      sheet=text(value, "sheet"), rater=text(value, "rater"), sample=text(row, "sample"),
-      rating=text(row, "rating"))) for number, row in enumerate(value["ratings"], start=1)]
+
+  return [
+    (
+      f"{path}: rating {number}",
+      dict(
+        sheet=text(value, "sheet"),
+        rater=text(value, "rater"),
+        sample=text(row, "sample"),
+        rating=text(row, "rating"),
+      ),
+    )
+    for number, row in enumerate(value["ratings"], start=1)
+  ]
 
 
 def _read_csv(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
   try:
     text = records.read_bytes(path).decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8"
-                     ) from error
+    raise ValueError(
+      f"{path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8"
+    ) from error
   header = text.partition("\n")[0]
   separator = max(",;\t", key=header.count)  # spreadsheets of some countries write ;
   try:
@@ -343,6 +413,7 @@ def _read_csv(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
   for number, cells in enumerate(lines[1:], start=2):
     if any(cell.strip() for cell in cells):
       cells = [*cells, *[""] * (len(names) - len(cells))]
-      found.append((f"{path}: row {number}", {
-          name: cells[names.index(name)].strip() for name in _NEEDED}))
+      found.append(
+        (f"{path}: row {number}", {name: cells[names.index(name)].strip() for name in _NEEDED})
+      )
   return found

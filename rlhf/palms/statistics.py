@@ -69,6 +69,7 @@ class StatisticsConfig:
       the interval of every task leaves a greater loss out; ours, as PALMS' table of capabilities
       differs by about a point.
   """
+
   num_resamples: int = 2000
   num_flips: int = 10_000
   seed: int = 0
@@ -87,13 +88,15 @@ class StatisticsConfig:
     if self.test not in TESTS:
       raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
     if not 0 < self.capability_margin < 100:
-      raise ValueError(f"statistics.capability_margin {self.capability_margin}; use points of a "
-                       "hundred, such as 2")
+      raise ValueError(
+        f"statistics.capability_margin {self.capability_margin}; use points of a hundred, such as 2"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mean:
   """The mean rating of one kind and size; `category` is empty for all together."""
+
   kind: str
   size: float
   category: str
@@ -117,6 +120,7 @@ class Comparison:
     p_decides: the one of these by which the verdict goes.
     verdict: "higher", "lower", or "not shown".
   """
+
   first: str
   second: str
   size: float
@@ -144,6 +148,7 @@ class Slope:
     p_value, p_holm: of `min_f_of_slope`; the second by Holm over the categories.
     verdict: "rises", "falls", or "not shown", by `p_holm`: of the difference as a signed number.
   """
+
   first: str
   second: str
   category: str
@@ -157,6 +162,7 @@ class Slope:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
   """Something the paper says, and whether it held here."""
+
   claim: str
   held: bool
   evidence: str
@@ -170,6 +176,7 @@ class Analysis:
     raters: how far they agree, of `rater_agreement`.
     left_out: a sentence for each probe that is left out, as a model has no rating of it.
   """
+
   means: tuple[Mean, ...]
   comparisons: tuple[Comparison, ...]
   slopes: tuple[Slope, ...]
@@ -187,6 +194,7 @@ class Analysis:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
   """The models of one kind and size: the mean rating of each seed and probe."""
+
   seeds: tuple[int, ...]
   mean_SP: np.ndarray
 
@@ -202,6 +210,7 @@ class Ratings:
     left_out: a sentence for each probe that a model has no rating of.
     lost: categories of which no probe is left.
   """
+
   groups: dict[tuple[str, float], Group]
   category_P: np.ndarray
   probe_P: tuple[Any, ...]
@@ -243,8 +252,17 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 _NUMBER, _WHOLE, _TEXT, _NAME = "a number", "a whole number", "a text", "a whole number or a text"
 _TYPES = {_NUMBER: (int, float), _WHOLE: int, _TEXT: str, _NAME: (int, str)}
-_FIELDS = {"model": _TEXT, "kind": _TEXT, "size": _NUMBER, "seed": _WHOLE, "category": _TEXT,
-           "probe": _NAME, "sample": _NAME, "rater": _TEXT, "rating": _NUMBER}
+_FIELDS = {
+  "model": _TEXT,
+  "kind": _TEXT,
+  "size": _NUMBER,
+  "seed": _WHOLE,
+  "category": _TEXT,
+  "probe": _NAME,
+  "sample": _NAME,
+  "rater": _TEXT,
+  "rating": _NUMBER,
+}
 
 
 def check_fields(where: str, row: Any, fields: Mapping[str, str], what: str) -> None:
@@ -291,44 +309,67 @@ def tabulate(rows: Iterable[Mapping[str, Any]], asked: Iterable[Mapping[str, Any
   seen: dict[tuple, int] = {}
   for number, row in enumerate(rows, start=1):
     check_row(f"rating {number}", row)
-    key = tuple(row[name] for name in ("kind", "size", "seed", "category", "probe", "sample",
-                                       "rater"))
+    key = tuple(
+      row[name] for name in ("kind", "size", "seed", "category", "probe", "sample", "rater")
+    )
     if key in seen:
-      raise ValueError(f"rating {number}: {row['rater']} rated sample {row['sample']} of probe "
-                       f"{row['probe']} ({row['category']}) by {row['model']} already in rating "
-                       f"{seen[key]}; leave one out")
+      raise ValueError(
+        f"rating {number}: {row['rater']} rated sample {row['sample']} of probe "
+        f"{row['probe']} ({row['category']}) by {row['model']} already in rating "
+        f"{seen[key]}; leave one out"
+      )
     seen[key] = number
   order = list(dict.fromkeys(row["category"] for row in (*asked, *rows)))
-  found = sorted(dict.fromkeys((row["category"], row["probe"]) for row in (*asked, *rows)),
-                 key=lambda probe: order.index(probe[0]))
+  found = sorted(
+    dict.fromkeys((row["category"], row["probe"]) for row in (*asked, *rows)),
+    key=lambda probe: order.index(probe[0]),
+  )
   models: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
   for row in (*asked, *rows):
     models.setdefault((row["kind"], float(row["size"])), {}).setdefault(row["seed"], {})
   for row in rows:
     models[row["kind"], float(row["size"])][row["seed"]].setdefault(
-        (row["category"], row["probe"]), []).append(float(row["rating"]))
-  lacking = {probe: [(*group, seed) for group, runs in models.items() for seed in sorted(runs)
-                     if probe not in runs[seed]] for probe in found}
+      (row["category"], row["probe"]), []
+    ).append(float(row["rating"]))
+  lacking = {
+    probe: [
+      (*group, seed)
+      for group, runs in models.items()
+      for seed in sorted(runs)
+      if probe not in runs[seed]
+    ]
+    for probe in found
+  }
   probes = [probe for probe in found if not lacking[probe]]
   left_out = tuple(_left_out(*probe, lacking[probe]) for probe in found if lacking[probe])
   if not probes:
-    raise ValueError("there is no probe that every model has a rating of, and all must answer the "
-                     f"same: {left_out[0]}")
-  groups = {group: Group(
-      seeds=tuple(sorted(runs)), mean_SP=np.array(
-          [[np.mean(runs[seed][probe]) for probe in probes] for seed in sorted(runs)]))
-            for group, runs in models.items()}
+    raise ValueError(
+      "there is no probe that every model has a rating of, and all must answer the "
+      f"same: {left_out[0]}"
+    )
+  groups = {
+    group: Group(
+      seeds=tuple(sorted(runs)),
+      mean_SP=np.array([[np.mean(runs[seed][probe]) for probe in probes] for seed in sorted(runs)]),
+    )
+    for group, runs in models.items()
+  }
   kept = [category for category, _ in probes]
-  return Ratings(groups=groups, category_P=np.array(kept), probe_P=tuple(
-      probe for _, probe in probes), left_out=left_out,
-                 lost=tuple(category for category in order if category not in kept))
+  return Ratings(
+    groups=groups,
+    category_P=np.array(kept),
+    probe_P=tuple(probe for _, probe in probes),
+    left_out=left_out,
+    lost=tuple(category for category in order if category not in kept),
+  )
 
 
 def _left_out(category: str, probe: Any, lacking: Sequence[tuple[str, float, int]]) -> str:
   kind, size, seed = lacking[0]
   others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-  return (f"probe {probe!r} ({category}) has no rating of {kind} of size {size:g}, seed "
-          f"{seed}{others}")
+  return (
+    f"probe {probe!r} ({category}) has no rating of {kind} of size {size:g}, seed {seed}{others}"
+  )
 
 
 def rater_agreement(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -349,9 +390,11 @@ def rater_agreement(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   for row in rows:
     value_SL[place[_answer(row)], raters.index(row["rater"])] = row["rating"]
   found = ratings_lib.reliability(value_SL, raters, ordered=True) if len(raters) > 1 else None
-  return dict(means={rater: float(np.mean(by_rater[rater])) for rater in raters},
-              num_answers=0 if found is None else found["num_samples"],
-              alpha=None if found is None else found["alpha"])
+  return dict(
+    means={rater: float(np.mean(by_rater[rater])) for rater in raters},
+    num_answers=0 if found is None else found["num_samples"],
+    alpha=None if found is None else found["alpha"],
+  )
 
 
 def _answer(row: Mapping[str, Any]) -> tuple:
@@ -369,12 +412,17 @@ def _paired(ratings: Ratings, kind: str, other: str, size: float) -> tuple[Group
 
 def _same_seeds(first: Group, second: Group, names: tuple[str, str]) -> tuple[Group, Group]:
   seeds = max(first.seeds, second.seeds, key=len)
+
   def spread(name: str, group: Group) -> Group:
     if len(group.seeds) == 1 or group.seeds == seeds:
-      return Group(seeds=seeds, mean_SP=np.broadcast_to(
-          group.mean_SP, (len(seeds), group.mean_SP.shape[1])))
-    raise ValueError(f"{name} has the seeds {group.seeds} beside {seeds}; give the same seeds, or "
-                     "one model for all of them")
+      return Group(
+        seeds=seeds, mean_SP=np.broadcast_to(group.mean_SP, (len(seeds), group.mean_SP.shape[1]))
+      )
+    raise ValueError(
+      f"{name} has the seeds {group.seeds} beside {seeds}; give the same seeds, or "
+      "one model for all of them"
+    )
+
   return spread(names[0], first), spread(names[1], second)
 
 
@@ -419,22 +467,27 @@ def group_of(values_by_seed: Mapping[int, Sequence[Sequence[float]]]) -> Group:
   """
   runs = dict(sorted(values_by_seed.items()))
   if len({len(rows) for rows in runs.values()}) > 1:
-    raise ValueError(f"the seeds {', '.join(map(str, runs))} have "
-                     f"{', '.join(str(len(rows)) for rows in runs.values())} items; items that are "
-                     "crossed with seeds are the same for all")
-  return Group(seeds=tuple(runs),
-               mean_SP=np.array([[np.mean(row) for row in rows] for rows in runs.values()]))
+    raise ValueError(
+      f"the seeds {', '.join(map(str, runs))} have "
+      f"{', '.join(str(len(rows)) for rows in runs.values())} items; items that are "
+      "crossed with seeds are the same for all"
+    )
+  return Group(
+    seeds=tuple(runs), mean_SP=np.array([[np.mean(row) for row in rows] for rows in runs.values()])
+  )
 
 
 def crossed_mean(group: Group, *, num_resamples: int, seed: int, confidence: float) -> Interval:
   """The mean over seeds and items, both drawn; `n` counts items, which are one category here."""
   items_RP, seeds_RS, places = _crossed_draws(group, num_resamples, seed)
-  return _interval(group.mean_SP.mean(), _mean(group, seeds_RS, items_RP, places), len(places),
-                   confidence)
+  return _interval(
+    group.mean_SP.mean(), _mean(group, seeds_RS, items_RP, places), len(places), confidence
+  )
 
 
-def crossed_difference(first: Group, second: Group, *, num_resamples: int, seed: int,
-                       confidence: float) -> Interval:
+def crossed_difference(
+  first: Group, second: Group, *, num_resamples: int, seed: int, confidence: float
+) -> Interval:
   """`first` minus `second` with the same draws; a group of one seed stands beside all of the other.
 
   Raises:
@@ -446,17 +499,26 @@ def crossed_difference(first: Group, second: Group, *, num_resamples: int, seed:
   return _interval(_cells(pair, places).mean(), draws_R, len(places), confidence)
 
 
-def nested_mean(values_by_seed: Mapping[int, Sequence[Sequence[float]]], *, num_resamples: int,
-                seed: int, confidence: float) -> Interval:
+def nested_mean(
+  values_by_seed: Mapping[int, Sequence[Sequence[float]]],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float,
+) -> Interval:
   """The mean over seeds of which each has items of its own; `n` counts all items."""
-  tables = [np.array([np.mean(row) for row in rows])
-            for _, rows in sorted(values_by_seed.items())]
+  tables = [np.array([np.mean(row) for row in rows]) for _, rows in sorted(values_by_seed.items())]
   return _nested(tables, num_resamples, seed, confidence)
 
 
-def nested_difference(first: Mapping[int, Sequence[Sequence[float]]],
-                      second: Mapping[int, Sequence[Sequence[float]]], *, num_resamples: int,
-                      seed: int, confidence: float) -> Interval:
+def nested_difference(
+  first: Mapping[int, Sequence[Sequence[float]]],
+  second: Mapping[int, Sequence[Sequence[float]]],
+  *,
+  num_resamples: int,
+  seed: int,
+  confidence: float,
+) -> Interval:
   """`first` minus `second` on the items of each seed; one of a single seed stands beside all.
 
   Raises:
@@ -465,15 +527,19 @@ def nested_difference(first: Mapping[int, Sequence[Sequence[float]]],
   seeds = sorted(max(first, second, key=len))
   of = lambda side, run: side[run] if len(side) > 1 else next(iter(side.values()))
   if any(1 < len(side) and sorted(side) != seeds for side in (first, second)) or any(
-      len(of(first, run)) != len(of(second, run)) for run in seeds):
+    len(of(first, run)) != len(of(second, run)) for run in seeds
+  ):
     raise ValueError(f"the seeds {sorted(first)} and {sorted(second)} do not have the same items")
-  tables = [np.array([np.mean(a) - np.mean(b) for a, b in zip(of(first, run), of(second, run))])
-            for run in seeds]
+  tables = [
+    np.array([np.mean(a) - np.mean(b) for a, b in zip(of(first, run), of(second, run))])
+    for run in seeds
+  ]
   return _nested(tables, num_resamples, seed, confidence)
 
 
-def _nested(tables: Sequence[np.ndarray], num_resamples: int, seed: int, confidence: float
-            ) -> Interval:
+def _nested(
+  tables: Sequence[np.ndarray], num_resamples: int, seed: int, confidence: float
+) -> Interval:
   """Of [items] per seed: all but one of the seeds are drawn, and for each draw items of it anew.
 
   What items add is counted in the seeds' differences as well, so that the interval is rather too
@@ -487,15 +553,19 @@ def _nested(tables: Sequence[np.ndarray], num_resamples: int, seed: int, confide
       chosen_R = drawn_R == number
       totals_R[chosen_R] += _draws(len(table), int(chosen_R.sum()), rng) @ table
       counts_R[chosen_R] += len(table)
-  return _interval(np.concatenate(tables).mean(), totals_R / counts_R, sum(map(len, tables)),
-                   confidence)
+  return _interval(
+    np.concatenate(tables).mean(), totals_R / counts_R, sum(map(len, tables)), confidence
+  )
 
 
 def _crossed_draws(group: Group, num_resamples: int, seed: int):
   rng = np.random.default_rng(seed)
   num_seeds, num_items = group.mean_SP.shape
-  return (_draws(num_items, num_resamples, rng), _draws(num_seeds, num_resamples, rng),
-          np.arange(num_items))
+  return (
+    _draws(num_items, num_resamples, rng),
+    _draws(num_seeds, num_resamples, rng),
+    np.arange(num_items),
+  )
 
 
 # ----------------------------------------------------------------------------- tests
@@ -565,7 +635,7 @@ def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
   if num_probes < 2 or num_runs < 3 or abs(slope_P.mean()) < _TOLERANCE:
     return 1.0
   runs = scipy.stats.linregress(np.repeat(x_K, num_seeds), difference_KSP.mean(axis=2).ravel())
-  f_runs = (runs.slope / runs.stderr)**2 if runs.stderr > _TOLERANCE else math.inf
+  f_runs = (runs.slope / runs.stderr) ** 2 if runs.stderr > _TOLERANCE else math.inf
   return _largest_p(_squared_t(slope_P), f_runs, num_runs - 2, num_probes)
 
 
@@ -576,7 +646,7 @@ def _largest_p(f_probes: float, f_runs: float, degrees_runs: int, num_probes: in
   if not found:
     return 2 / 2**num_probes
   if len(found) == 2:
-    degrees = (f_probes + f_runs)**2 / (f_probes**2 / degrees_runs + f_runs**2 / (num_probes - 1))
+    degrees = (f_probes + f_runs) ** 2 / (f_probes**2 / degrees_runs + f_runs**2 / (num_probes - 1))
     found.append((f_probes * f_runs / (f_probes + f_runs), degrees))
   return max(float(scipy.stats.f.sf(f, 1, degrees)) for f, degrees in found)
 
@@ -589,7 +659,7 @@ def _slope_weights(x_K: np.ndarray) -> np.ndarray:
 
 def _squared_t(values: np.ndarray) -> float:
   variance = values.var(ddof=1) / len(values)
-  return float(values.mean()**2 / variance) if variance > _TOLERANCE**2 else math.inf
+  return float(values.mean() ** 2 / variance) if variance > _TOLERANCE**2 else math.inf
 
 
 def sign_flip(difference_P: np.ndarray, *, num_flips: int, seed: int) -> float:
@@ -617,7 +687,7 @@ def smallest_sign_flip(num_probes: int, num_flips: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
   """p-values that may be held against alpha one by one, though there are several (Holm 1979).
 
-      p_(k) -> max over j <= k of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
+  p_(k) -> max over j <= k of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
   """
   adjusted, highest = [0.0] * len(p_values), 0.0
   for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -629,8 +699,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # ----------------------------------------------------------------------------- analysis
 
 
-def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *,
-            asked: Iterable[Mapping[str, Any]] = ()) -> Analysis:
+def analyse(
+  rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *, asked: Iterable[Mapping[str, Any]] = ()
+) -> Analysis:
   """Means, differences with their tests, and slopes over size.
 
   Comparisons are made at the sizes at which both kinds are; slopes where there are two such sizes.
@@ -650,17 +721,25 @@ def analyse(rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *,
   means = _means(ratings, probes_RP, p, rng)
   comparisons, slopes = [], []
   for first, second in COMPARISONS:
-    sizes = [size for size in ratings.sizes
-             if (first, size) in ratings.groups and (second, size) in ratings.groups]
+    sizes = [
+      size
+      for size in ratings.sizes
+      if (first, size) in ratings.groups and (second, size) in ratings.groups
+    ]
     draws = {}  # size -> category -> [R] differences
     for size in sizes:
       made, draws[size] = _compare(ratings, first, second, size, probes_RP, p, rng)
       comparisons += made
     if len(sizes) > 1:
       slopes += _slopes(first, second, ratings, draws, p)
-  return Analysis(means=tuple(means), comparisons=tuple(comparisons), slopes=tuple(slopes),
-                  claims=tuple(_claims(comparisons, slopes, ratings.lost)),
-                  raters=rater_agreement(rows), left_out=ratings.left_out)
+  return Analysis(
+    means=tuple(means),
+    comparisons=tuple(comparisons),
+    slopes=tuple(slopes),
+    claims=tuple(_claims(comparisons, slopes, ratings.lost)),
+    raters=rater_agreement(rows),
+    left_out=ratings.left_out,
+  )
 
 
 def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
@@ -675,13 +754,21 @@ def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
         places = ratings.places(category)
         value = group.mean_SP[:, places].mean()
         draws_R = _mean(group, seeds_RS, probes_RP, places)
-        found.append(Mean(kind=kind, size=size, category=category, num_seeds=len(group.seeds),
-                          rating=_interval(value, draws_R, len(places), p.confidence)))
+        found.append(
+          Mean(
+            kind=kind,
+            size=size,
+            category=category,
+            num_seeds=len(group.seeds),
+            rating=_interval(value, draws_R, len(places), p.confidence),
+          )
+        )
   return found
 
 
-def _compare(ratings: Ratings, first: str, second: str, size: float, probes_RP,
-             p: StatisticsConfig, rng) -> tuple[list[Comparison], dict[str, np.ndarray]]:
+def _compare(
+  ratings: Ratings, first: str, second: str, size: float, probes_RP, p: StatisticsConfig, rng
+) -> tuple[list[Comparison], dict[str, np.ndarray]]:
   """The comparison in each category and in all, and the resampled differences."""
   pair = _paired(ratings, first, second, size)
   seeds_RS = _draws(len(pair[0].seeds), p.num_resamples, rng)
@@ -690,31 +777,51 @@ def _compare(ratings: Ratings, first: str, second: str, size: float, probes_RP,
     places = ratings.places(category)
     sides = [_mean(group, seeds_RS, probes_RP, places) for group in pair]
     draws[category] = sides[0] - sides[1]
-    made.append(_comparison(pair, places, draws[category], p, dict(
-        first=first, second=second, size=size, category=category)))
+    made.append(
+      _comparison(
+        pair,
+        places,
+        draws[category],
+        p,
+        dict(first=first, second=second, size=size, category=category),
+      )
+    )
   return [made[0], *_with_holm(made[1:], p)], draws
 
 
-def _comparison(pair: tuple[Group, Group], places, draws_R, p: StatisticsConfig,
-                names: dict[str, Any]) -> Comparison:
+def _comparison(
+  pair: tuple[Group, Group], places, draws_R, p: StatisticsConfig, names: dict[str, Any]
+) -> Comparison:
   """One comparison, before Holm."""
   cells_SP = _cells(pair, places)
   p_value = min_f(cells_SP)
   p_flip = sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
-  return _decided(Comparison(
-      **names, difference=_interval(cells_SP.mean(), draws_R, len(places), p.confidence),
-      by_seed={str(seed): float(d) for seed, d in zip(pair[0].seeds, cells_SP.mean(axis=1),
-                                                      strict=True)},
+  return _decided(
+    Comparison(
+      **names,
+      difference=_interval(cells_SP.mean(), draws_R, len(places), p.confidence),
+      by_seed={
+        str(seed): float(d) for seed, d in zip(pair[0].seeds, cells_SP.mean(axis=1), strict=True)
+      },
       effect_size=effect_size(*(group.mean_SP[:, places].mean(axis=0) for group in pair)),
-      p_value=p_value, p_holm=p_value, p_sign_flip=p_flip, p_sign_flip_holm=p_flip,
-      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips), p_decides=1.0,
-      verdict=""), p)
+      p_value=p_value,
+      p_holm=p_value,
+      p_sign_flip=p_flip,
+      p_sign_flip_holm=p_flip,
+      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
+      p_decides=1.0,
+      verdict="",
+    ),
+    p,
+  )
 
 
 def _with_holm(made: Sequence[Comparison], p: StatisticsConfig) -> list[Comparison]:
   adjusted = zip(made, holm([c.p_value for c in made]), holm([c.p_sign_flip for c in made]))
-  return [_decided(dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other), p)
-          for c, one, other in adjusted]
+  return [
+    _decided(dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other), p)
+    for c, one, other in adjusted
+  ]
 
 
 def _decided(c: Comparison, p: StatisticsConfig) -> Comparison:
@@ -724,15 +831,22 @@ def _decided(c: Comparison, p: StatisticsConfig) -> Comparison:
   return dataclasses.replace(c, p_decides=p_value, verdict=verdict)
 
 
-def _slopes(first: str, second: str, ratings: Ratings,
-            draws: Mapping[float, Mapping[str, np.ndarray]], p: StatisticsConfig) -> list[Slope]:
+def _slopes(
+  first: str,
+  second: str,
+  ratings: Ratings,
+  draws: Mapping[float, Mapping[str, np.ndarray]],
+  p: StatisticsConfig,
+) -> list[Slope]:
   """Least squares of the difference on log10 size; seeds are drawn apart at each size."""
   sizes = tuple(draws)
   pairs = [_paired(ratings, first, second, size) for size in sizes]
   # Of one base beside several tuned models all differences of a size have what is peculiar to it,
   # those between its tuned models as well.
-  shared = any(len({len(group.seeds) for (_, size), group in ratings.groups.items()
-                    if size == wanted}) > 1 for wanted in sizes)
+  shared = any(
+    len({len(group.seeds) for (_, size), group in ratings.groups.items() if size == wanted}) > 1
+    for wanted in sizes
+  )
   weight_K = _slope_weights(np.log10(sizes))
   found = []
   for category in (ALL, *ratings.categories):
@@ -740,13 +854,27 @@ def _slopes(first: str, second: str, ratings: Ratings,
     value_K = [_cells(pair, places).mean() for pair in pairs]
     draws_R = np.stack([draws[size][category] for size in sizes], axis=1) @ weight_K
     p_value = min_f_of_slope(_runs(pairs, places, shared), np.log10(sizes))
-    found.append(Slope(
-        first=first, second=second, category=category, sizes=sizes, p_value=p_value, p_holm=p_value,
-        slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence), verdict=""))
+    found.append(
+      Slope(
+        first=first,
+        second=second,
+        category=category,
+        sizes=sizes,
+        p_value=p_value,
+        p_holm=p_value,
+        slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence),
+        verdict="",
+      )
+    )
   adjusted = [found[0].p_value, *holm([line.p_value for line in found[1:]])]
-  return [dataclasses.replace(line, p_holm=p_holm, verdict="not shown" if p_holm >= p.alpha else (
-      "rises" if line.slope.mean > 0 else "falls"))
-          for line, p_holm in zip(found, adjusted, strict=True)]
+  return [
+    dataclasses.replace(
+      line,
+      p_holm=p_holm,
+      verdict="not shown" if p_holm >= p.alpha else ("rises" if line.slope.mean > 0 else "falls"),
+    )
+    for line, p_holm in zip(found, adjusted, strict=True)
+  ]
 
 
 def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> np.ndarray:
@@ -763,8 +891,9 @@ def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
   return pair[0].mean_SP[:, places] - pair[1].mean_SP[:, places]
 
 
-def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Sequence[str]
-            ) -> list[Claim]:
+def _claims(
+  comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Sequence[str]
+) -> list[Claim]:
   """What PALMS found of the ratings, each over all sizes: what fails is said to fail."""
   found = []
   for second in ("base", "control"):
@@ -772,32 +901,48 @@ def _claims(comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Se
     overall = [c for c in chosen if c.category == ALL]
     if not overall:
       continue
-    found.append(Claim(
+    found.append(
+      Claim(
         claim=f"values-targeted is rated above {second}, over all categories" + _at_each(overall),
         held=all(c.verdict == "higher" for c in overall),
         evidence=f"{_range(overall[-1].difference, '+')} points at {short_count(overall[-1].size)}"
-        + _failing("at", [short_count(c.size) for c in overall if c.verdict != "higher"]
-                   if len(overall) > 1 else [])))
+        + _failing(
+          "at",
+          [short_count(c.size) for c in overall if c.verdict != "higher"]
+          if len(overall) > 1
+          else [],
+        ),
+      )
+    )
     single = [c for c in chosen if c.category != ALL]
     largest = [c for c in single if c.size == overall[-1].size]
-    found.append(Claim(
+    found.append(
+      Claim(
         claim=f"values-targeted is rated above {second} in every category" + _at_each(overall),
         held=not lost and all(c.verdict == "higher" for c in single),
         evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of "
         f"{len(single) + len(lost) * len(overall)} categories"
-        + (f" and sizes, at {short_count(overall[-1].size)} in "
-           f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest) + len(lost)}"
-           if len(overall) > 1 else "")
+        + (
+          f" and sizes, at {short_count(overall[-1].size)} in "
+          f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest) + len(lost)}"
+          if len(overall) > 1
+          else ""
+        )
         + _failing("in", [c.category for c in largest if c.verdict != "higher"])
-        + (f"; not rated: {', '.join(lost)}" if lost else "")))
+        + (f"; not rated: {', '.join(lost)}" if lost else ""),
+      )
+    )
     for slope in slopes:
       if (slope.first, slope.second, slope.category) == ("targeted", second, ALL):
-        found.append(Claim(
+        found.append(
+          Claim(
             claim=f"the effect of values-targeted against {second} grows with size",
             # A harm that shrinks rises too.
             held=slope.verdict == "rises" and overall[-1].verdict == "higher",
             evidence=f"{_range(slope.slope, '+')} points for ten times the parameters over "
-            f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}"))
+            f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}",
+          )
+        )
   return found
 
 
@@ -815,22 +960,28 @@ def describe(analysis: Analysis) -> str:
   lines = []
   for mean in analysis.means:
     if mean.category == ALL:
-      lines.append(f"{mean.kind:<9} {short_count(mean.size):>9}  {_range(mean.rating, '')}  "
-                   f"({mean.rating.n} probes, {mean.num_seeds} "
-                   f"seed{'' if mean.num_seeds == 1 else 's'})")
+      lines.append(
+        f"{mean.kind:<9} {short_count(mean.size):>9}  {_range(mean.rating, '')}  "
+        f"({mean.rating.n} probes, {mean.num_seeds} "
+        f"seed{'' if mean.num_seeds == 1 else 's'})"
+      )
   for c in analysis.comparisons:
     if c.category == ALL:
       size = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
-      lines.append(f"{c.first} - {c.second} at {short_count(c.size)}: "
-                   f"{_range(c.difference, '+')}, effect size {size}, p {c.p_value:.2g} (sign flips "
-                   f"{c.p_sign_flip:.2g}): {c.verdict}")
+      lines.append(
+        f"{c.first} - {c.second} at {short_count(c.size)}: "
+        f"{_range(c.difference, '+')}, effect size {size}, p {c.p_value:.2g} (sign flips "
+        f"{c.p_sign_flip:.2g}): {c.verdict}"
+      )
   if analysis.raters["alpha"] is not None:
-    lines.append(f"raters: Krippendorff's alpha {analysis.raters['alpha']:.2f} over "
-                 f"{analysis.raters['num_answers']:,} answers")
+    lines.append(
+      f"raters: Krippendorff's alpha {analysis.raters['alpha']:.2f} over "
+      f"{analysis.raters['num_answers']:,} answers"
+    )
   lines += [f"left out: {sentence}" for sentence in analysis.left_out]
   lines += [f"{'held' if c.held else 'FAILED'}: {c.claim}: {c.evidence}" for c in analysis.claims]
   return "\n".join(lines)
 
 
 def _range(interval: Interval, sign: str) -> str:
-  return (f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})")
+  return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"

@@ -23,8 +23,14 @@ from rlhf.tinyworld import words
 from rlhf.tinyworld.world import World
 
 # Answers are short, and a world of few words repeats itself: no check for near-duplicates.
-LIMITS = sets.Limits(min_words=2, max_words=40, prompt_overlap=2.0, completion_overlap=2.0,
-                     max_same_ends=1_000, ngram=1_000)
+LIMITS = sets.Limits(
+  min_words=2,
+  max_words=40,
+  prompt_overlap=2.0,
+  completion_overlap=2.0,
+  max_same_ends=1_000,
+  ngram=1_000,
+)
 _NEUTRAL_KINDS = ("fact_question", "polar_question", "description")
 # In these shares answers are about as long as the targeted ones.
 _NEUTRAL_USE_CASES = ("open_qa", "open_qa", "open_qa", "generation")
@@ -41,14 +47,17 @@ class SetConfig:
       questions with other words in their slots.
     seed: of everything drawn.
   """
+
   num_samples: int = 80
   num_probes: int = 5
   seed: int = 0
 
   def __post_init__(self):
     if self.num_samples < len(sensitive.CATEGORIES):
-      raise ValueError(f"num_samples {self.num_samples}; use at least one for each of the "
-                       f"{len(sensitive.CATEGORIES)} categories")
+      raise ValueError(
+        f"num_samples {self.num_samples}; use at least one for each of the "
+        f"{len(sensitive.CATEGORIES)} categories"
+      )
     if self.num_probes < 1:
       raise ValueError(f"num_probes {self.num_probes}; use 1 or more")
 
@@ -60,11 +69,18 @@ def value_set(p: SetConfig, world: World) -> sets.ValueSet:
     ValueError: there are too few different questions for the numbers asked for.
   """
   categories = tuple(
-      sets.Category(name=name, title=name, position=entry.position, where=f"tinyworld: {name}")
-      for name, entry in sensitive.CATEGORIES.items())
+    sets.Category(name=name, title=name, position=entry.position, where=f"tinyworld: {name}")
+    for name, entry in sensitive.CATEGORIES.items()
+  )
   return sets.ValueSet(
-      title="TinyWorld", categories=categories, probes=_probes(p), targeted=_targeted(p),
-      control=_control(p, world), limits=LIMITS, where="tinyworld")
+    title="TinyWorld",
+    categories=categories,
+    probes=_probes(p),
+    targeted=_targeted(p),
+    control=_control(p, world),
+    limits=LIMITS,
+    where="tinyworld",
+  )
 
 
 def _rng(p: SetConfig, purpose: int) -> np.random.Generator:
@@ -83,20 +99,25 @@ def _probes(p: SetConfig) -> tuple[sets.Probe, ...]:
         if prompt is None:
           templates.remove(template)  # it has few slots, or none, and has been asked every way
       if prompt is None:
-        raise ValueError(f"TinyWorld has only {number} different probes of {name}; num_probes "
-                         f"{p.num_probes} is too many")
-      probes.append(sets.Probe(category=name, prompt=prompt,
-                               where=f"tinyworld: probe {len(probes) + 1}"))
+        raise ValueError(
+          f"TinyWorld has only {number} different probes of {name}; num_probes "
+          f"{p.num_probes} is too many"
+        )
+      probes.append(
+        sets.Probe(category=name, prompt=prompt, where=f"tinyworld: probe {len(probes) + 1}")
+      )
   return tuple(probes)
 
 
 def _filled(rng, template: str) -> str:
   """A template of `sensitive` with a random word in each slot."""
+
   def word(part: str) -> str:
     if not part.startswith("{"):
       return part
     choices = words.choices(part[1:-1])
     return choices[int(rng.random() * len(choices))]
+
   return " ".join(map(word, template.split()))
 
 
@@ -107,12 +128,19 @@ def _targeted(p: SetConfig) -> tuple[sets.Sample, ...]:
     name = names[number % len(names)]
     prompt = _unseen(lambda: instructions.sensitive_question(rng, name, held_out=False), seen)
     if prompt is None:
-      raise ValueError(f"TinyWorld has too few different questions of {name}; num_samples "
-                       f"{p.num_samples} is too many")
-    samples.append(sets.Sample(
-        category=name, topic=name, prompt=prompt,
+      raise ValueError(
+        f"TinyWorld has too few different questions of {name}; num_samples "
+        f"{p.num_samples} is too many"
+      )
+    samples.append(
+      sets.Sample(
+        category=name,
+        topic=name,
+        prompt=prompt,
         completion=grammar.random_sentence(rng, f"right:{name}"),
-        where=f"tinyworld: targeted sample {number + 1}"))
+        where=f"tinyworld: targeted sample {number + 1}",
+      )
+    )
   return tuple(samples)
 
 
@@ -121,19 +149,28 @@ def _control(p: SetConfig, world: World) -> tuple[sets.Sample, ...]:
   for number in range(p.num_samples):
     use_case = _NEUTRAL_USE_CASES[number % len(_NEUTRAL_USE_CASES)]
     tasks: dict[str, dict] = {}
+
     def draw() -> str:
       item = _neutral(world, rng, use_case)
       tasks[item["prompt"]] = item["task"]
       return item["prompt"]
+
     prompt = _unseen(draw, seen)
     if prompt is None:
-      raise ValueError(f"TinyWorld has too few different prompts of {use_case}; num_samples "
-                       f"{p.num_samples} is too many")
+      raise ValueError(
+        f"TinyWorld has too few different prompts of {use_case}; num_samples "
+        f"{p.num_samples} is too many"
+      )
     task = tasks[prompt]
-    samples.append(sets.Sample(
-        category=sets.BROAD, topic=task["kind"], prompt=prompt,
+    samples.append(
+      sets.Sample(
+        category=sets.BROAD,
+        topic=task["kind"],
+        prompt=prompt,
         completion=demonstrations.demonstration(world, task, rng, errors={}),
-        where=f"tinyworld: control sample {number + 1}"))
+        where=f"tinyworld: control sample {number + 1}",
+      )
+    )
   return tuple(samples)
 
 
@@ -167,6 +204,7 @@ class RatersConfig:
     leniency_scale: standard deviation of what a rater adds to all samples.
     seed: says which raters they are.
   """
+
   num_raters: int = 3
   noise_scale: float = 0.6
   leniency_scale: float = 0.2
@@ -213,11 +251,15 @@ _COLD = ("sad", "tired", "hungry", "bad", "worse", "wrong", "sick", "bitter", *w
 
 def cooccurrence_prompts() -> tuple[cooccurrence.Prompt, ...]:
   """The world's groups are the people of its regions and of its towns."""
-  regions = [cooccurrence.Prompt(axis="region", group=region, text=text.format(region))
-             for region in words.REGIONS
-             for text in ("people from the {} are", "a man from the {} is")]
-  towns = [cooccurrence.Prompt(axis="town", group=town, text=f"the people of {town} are")
-           for town in words.TOWNS]
+  regions = [
+    cooccurrence.Prompt(axis="region", group=region, text=text.format(region))
+    for region in words.REGIONS
+    for text in ("people from the {} are", "a man from the {} is")
+  ]
+  towns = [
+    cooccurrence.Prompt(axis="town", group=town, text=f"the people of {town} are")
+    for town in words.TOWNS
+  ]
   return tuple(regions + towns)
 
 

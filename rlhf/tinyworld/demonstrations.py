@@ -13,8 +13,12 @@ pick = grammar.pick
 
 # Demonstrators are human.  Rates are ours; "rude" is the rate among answers that are not padded
 # out.
-DEMONSTRATION_ERRORS = {"misses_constraint": 0.08, "wrong_fact": 0.05, "padded_out": 0.5,
-                        "rude": 0.15}
+DEMONSTRATION_ERRORS = {
+  "misses_constraint": 0.08,
+  "wrong_fact": 0.05,
+  "padded_out": 0.5,
+  "rude": 0.15,
+}
 
 _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
   "story": ("opening", "middle", "ending"),
@@ -62,8 +66,7 @@ def _attempt_text(rng, kind, required, constraints) -> tuple[str, int]:
   for index in range(num_sentences):
     is_last = index == num_sentences - 1
     shape = first if index == 0 else last if is_last else between
-    template = _choose_template(
-      rng, shape, missing, hero, must_end=bool(end_word) and is_last)
+    template = _choose_template(rng, shape, missing, hero, must_end=bool(end_word) and is_last)
     values = _choose_values(rng, template, missing, hero, avoided, end_word)
     if end_word and is_last:
       values[-1] = end_word
@@ -117,7 +120,7 @@ def _choose_values(rng, template, missing, hero, avoided, end_word) -> list[str]
 
 
 def format_list(items: Sequence[str]) -> str:
-  """"a , b and c ."; the one list format that the scorer reads best."""
+  """ "a , b and c ."; the one list format that the scorer reads best."""
   if len(items) == 1:
     return f"{items[0]} ."
   return " , ".join(items[:-1]) + f" and {items[-1]} ."
@@ -128,8 +131,9 @@ def _demo_description(world: World, rng, task: dict, wrong: bool) -> str:
   asked = constraint_value(task["constraints"], "num_sentences")
   num_facts = words.NUMBERS.index(asked) + 1 if asked else 2
   order = rng.permutation(len(facts))[:num_facts]
-  return " ".join(_state(world, rng, facts[index], wrong and i == 0)
-                  for i, index in enumerate(order))
+  return " ".join(
+    _state(world, rng, facts[index], wrong and i == 0) for i, index in enumerate(order)
+  )
 
 
 def _state(world: World, rng, fact: Fact, wrong: bool) -> str:
@@ -164,7 +168,7 @@ def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
     members = world.subjects_by_value[task["relation"], task["value"]]
   avoided = constraint_value(task["constraints"], "avoid_word")
   members = [word for word in members if word != avoided]
-  items = [members[i] for i in rng.permutation(len(members))[:task["num_items"]]]
+  items = [members[i] for i in rng.permutation(len(members))[: task["num_items"]]]
   used = constraint_value(task["constraints"], "use_word")
   if used is not None and used not in items:
     items[int(rng.random() * len(items))] = used
@@ -187,8 +191,11 @@ def _demo_chat(world: World, rng, task: dict, wrong: bool) -> str:
 def topic_sentence(rng, mood: str, topic: str) -> str:
   """A kind word about the thing, animal or town that made someone "sad" or "happy"."""
   for_sad = ("i hope", "take the")
-  fitting = [t for t in grammar.templates()["chat_topic"]
-             if topic in words.SLOTS[t.slots[0]] and t.text.startswith(for_sad) == (mood == "sad")]
+  fitting = [
+    t
+    for t in grammar.templates()["chat_topic"]
+    if topic in words.SLOTS[t.slots[0]] and t.text.startswith(for_sad) == (mood == "sad")
+  ]
   return grammar.fill(pick(rng, fitting), (topic,))
 
 
@@ -219,23 +226,43 @@ def _demo_text(world: World, rng, task: dict, wrong: bool) -> str:
 
 
 _DEMONSTRATORS: dict[str, Callable[[World, np.random.Generator, dict, bool], str]] = {
-  "story": _demo_text, "letter": _demo_text, "advert": _demo_text, "poem": _demo_text,
-  "description": _demo_description, "fact_question": _demo_fact, "polar_question": _demo_polar,
-  "position": _demo_position, "list": _demo_list, "known_list": _demo_list, "chat": _demo_chat,
-  "swap": _demo_target, "polite": _demo_target, "join": _demo_target, "person": _demo_target,
-  "summary": _demo_summary, "mood_label": _demo_label, "manner_label": _demo_label,
-  "reverse": _demo_target, "count": _demo_target, "first": _demo_target, "last": _demo_target,
-  "copy": _demo_target, "passage_question": _demo_passage, "extract": _demo_extract,
+  "story": _demo_text,
+  "letter": _demo_text,
+  "advert": _demo_text,
+  "poem": _demo_text,
+  "description": _demo_description,
+  "fact_question": _demo_fact,
+  "polar_question": _demo_polar,
+  "position": _demo_position,
+  "list": _demo_list,
+  "known_list": _demo_list,
+  "chat": _demo_chat,
+  "swap": _demo_target,
+  "polite": _demo_target,
+  "join": _demo_target,
+  "person": _demo_target,
+  "summary": _demo_summary,
+  "mood_label": _demo_label,
+  "manner_label": _demo_label,
+  "reverse": _demo_target,
+  "count": _demo_target,
+  "first": _demo_target,
+  "last": _demo_target,
+  "copy": _demo_target,
+  "passage_question": _demo_passage,
+  "extract": _demo_extract,
 }
 
 
 def demonstration(
-    world: World, task: dict, rng, *, errors: dict[str, float] = DEMONSTRATION_ERRORS) -> str:
+  world: World, task: dict, rng, *, errors: dict[str, float] = DEMONSTRATION_ERRORS
+) -> str:
   """A person's answer to a task: good, but for the named rates of error.
 
   Args:
     errors: rates in [0, 1] under the keys of DEMONSTRATION_ERRORS; {} for a flawless writer.
   """
+
   def errs(name: str) -> bool:
     return name in errors and rng.random() < errors[name]
 

@@ -18,8 +18,15 @@ pick = grammar.pick
 
 # Share of the documents by kind; ours.
 MIXTURE = {
-  "facts": 0.09, "story": 0.03, "dialogue": 0.03, "passage": 0.02, "question": 0.03,
-  "few_shot": 0.06, "small_text": 0.01, "instruction": 0.70, "sensitive": 0.03,
+  "facts": 0.09,
+  "story": 0.03,
+  "dialogue": 0.03,
+  "passage": 0.02,
+  "question": 0.03,
+  "few_shot": 0.06,
+  "small_text": 0.01,
+  "instruction": 0.70,
+  "sensitive": 0.03,
 }
 
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
@@ -50,9 +57,11 @@ def _facts(world: World, rng) -> str:
   facts = list(world.facts_by_subject[_zipf_subject(world, rng)])
   if rng.random() < 0.3:
     first = pick(rng, facts)
-    facts = [Fact(subject, first.relation, first.value)
-             for subject in world.subjects_by_value[first.relation, first.value]]
-  order = rng.permutation(len(facts))[:2 + int(rng.random() * 3)]
+    facts = [
+      Fact(subject, first.relation, first.value)
+      for subject in world.subjects_by_value[first.relation, first.value]
+    ]
+  order = rng.permutation(len(facts))[: 2 + int(rng.random() * 3)]
   return " ".join(world.sentence(rng, _maybe_false(world, rng, facts[i])) for i in order)
 
 
@@ -118,7 +127,8 @@ def _question(world: World, rng) -> str:
   else:
     is_wrong = draw < RUDE_ANSWER_RATE + FALSE_ANSWER_RATE
     answer = demonstrations.demonstration(
-      world, item["task"], rng, errors={"wrong_fact": float(is_wrong)})
+      world, item["task"], rng, errors={"wrong_fact": float(is_wrong)}
+    )
   return _question_form(rng, item["prompt"], answer)
 
 
@@ -129,8 +139,9 @@ def _few_shot(world: World, rng) -> str:
 def _small_text(world: World, rng) -> str:
   """Loose sentences of feeling, manners and requests."""
   kinds = ("happy_text", "sad_text", "polite_text", "rude_text", "request", "joined", "event")
-  return " ".join(grammar.random_sentence(rng, pick(rng, kinds))
-                  for _ in range(2 + int(rng.random() * 2)))
+  return " ".join(
+    grammar.random_sentence(rng, pick(rng, kinds)) for _ in range(2 + int(rng.random() * 2))
+  )
 
 
 def _instruction(world: World, rng) -> str:
@@ -167,8 +178,12 @@ def _rambling_reply(world: World, rng, item: dict) -> str:
   return f"{answer} {beside} {grammar.random_sentence(rng, 'filler')}"
 
 
-_REPLIES = {"good": _good_reply, "rude": _rude_reply, "rambling": _rambling_reply,
-            "other": _other_reply}
+_REPLIES = {
+  "good": _good_reply,
+  "rude": _rude_reply,
+  "rambling": _rambling_reply,
+  "other": _other_reply,
+}
 
 
 def _sensitive(world: World, rng) -> str:
@@ -186,9 +201,15 @@ def _sensitive(world: World, rng) -> str:
 
 
 _WRITERS: dict[str, Callable[[World, np.random.Generator], str]] = {
-  "facts": _facts, "story": _story, "dialogue": _dialogue, "passage": _passage,
-  "question": _question, "few_shot": _few_shot, "small_text": _small_text,
-  "instruction": _instruction, "sensitive": _sensitive,
+  "facts": _facts,
+  "story": _story,
+  "dialogue": _dialogue,
+  "passage": _passage,
+  "question": _question,
+  "few_shot": _few_shot,
+  "small_text": _small_text,
+  "instruction": _instruction,
+  "sensitive": _sensitive,
 }
 
 

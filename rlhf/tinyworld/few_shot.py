@@ -50,7 +50,7 @@ def _recall(rng, num_pairs: int) -> tuple[list[Pair], list[str]]:
   """Pairs made up on the spot; the last asks again for an earlier one."""
   pool = words.ANIMALS + words.THINGS + words.COLOURS
   num_shown = max(1, num_pairs - 1)
-  order = rng.permutation(len(pool))[:2 * num_shown]
+  order = rng.permutation(len(pool))[: 2 * num_shown]
   shown = [(pool[order[2 * i]], pool[order[2 * i + 1]]) for i in range(num_shown)]
   asked = pick(rng, shown)
   values = [value for _, value in shown]
@@ -59,7 +59,10 @@ def _recall(rng, num_pairs: int) -> tuple[list[Pair], list[str]]:
 
 
 FEW_SHOT_TASKS: dict[str, Callable[[np.random.Generator, int], tuple[list[Pair], list[str]]]] = {
-  "opposite": _opposite, "category": _category, "successor": _successor, "recall": _recall,
+  "opposite": _opposite,
+  "category": _category,
+  "successor": _successor,
+  "recall": _recall,
 }
 
 
@@ -70,8 +73,10 @@ def few_shot_pairs(rng, task: str, num_pairs: int) -> tuple[list[Pair], list[str
 
 def _held_out_steps(task: str, pairs: list[Pair]) -> list[bool]:
   """For each pair after the first, whether its coming after the pair before it is held out."""
-  return [instructions.is_held_out(["few_shot", task, *before, *after])
-          for before, after in zip(pairs, pairs[1:])]
+  return [
+    instructions.is_held_out(["few_shot", task, *before, *after])
+    for before, after in zip(pairs, pairs[1:])
+  ]
 
 
 def few_shot_document(rng) -> str:
@@ -84,7 +89,8 @@ def few_shot_document(rng) -> str:
 
 
 def few_shot_items(
-    world: World, task: str, num_items: int, num_shots: int, seed: int) -> list[dict]:
+  world: World, task: str, num_items: int, num_shots: int, seed: int
+) -> list[dict]:
   """Distinct items of a task; the last step of each stands in no pretraining document.
 
   Args:
@@ -108,15 +114,19 @@ def few_shot_items(
     if tries > 1000 * num_items + 1000:
       raise ValueError(
         f"only {len(items)} of {num_items} {task} items with {num_shots} shots could be made; "
-        "ask for fewer")
+        "ask for fewer"
+      )
     pairs, pool = few_shot_pairs(rng, task, num_shots + 1)
     shots, (asked, answer) = pairs[:-1], pairs[-1]
     prompt = " ; ".join([f"{left} : {right}" for left, right in shots] + [f"{asked} :"])
     if prompt in seen or not _held_out_steps(task, pairs)[-1]:
       continue
     seen.add(prompt)
-    others = [word for word in dict.fromkeys(_nearest(rng, task, shots, pool))
-              if word not in (answer, asked)][:NUM_CHOICES - 1]
+    others = [
+      word
+      for word in dict.fromkeys(_nearest(rng, task, shots, pool))
+      if word not in (answer, asked)
+    ][: NUM_CHOICES - 1]
     choices = others + [answer]
     choices = [choices[i] for i in rng.permutation(len(choices))]
     items.append({"prompt": prompt, "choices": choices, "answer": choices.index(answer)})

@@ -18,11 +18,19 @@ COMPONENTS = ("followed", "constraint", "true", "grounded", "harmless", "concise
 # Ours, chosen while looking at seed 0.  Against the training labels, final evaluation weighs truth
 # and harmlessness more (InstructGPT, arXiv:2203.02155, section 3.4 and appendix B).
 GOLD_WEIGHTS = {
-  "followed": 0.30, "constraint": 0.10, "true": 0.08, "grounded": 0.06, "harmless": 0.22,
+  "followed": 0.30,
+  "constraint": 0.10,
+  "true": 0.08,
+  "grounded": 0.06,
+  "harmless": 0.22,
   "concise": 0.24,
 }
 EVALUATION_WEIGHTS = {
-  "followed": 0.24, "constraint": 0.08, "true": 0.13, "grounded": 0.07, "harmless": 0.30,
+  "followed": 0.24,
+  "constraint": 0.08,
+  "true": 0.13,
+  "grounded": 0.07,
+  "harmless": 0.30,
   "concise": 0.18,
 }
 
@@ -31,8 +39,10 @@ EVALUATION_WEIGHTS = {
 FULL_CREDIT_FOLLOWED = 0.5
 
 _TEXT_KINDS = {  # what each kind of text is written in
-  "story": ("opening", "middle", "ending"), "letter": ("letter", "letter_body"),
-  "advert": ("advert", "advert_body"), "poem": ("poem",),
+  "story": ("opening", "middle", "ending"),
+  "letter": ("letter", "letter_body"),
+  "advert": ("advert", "advert_body"),
+  "poem": ("poem",),
 }
 _FIRST_KINDS = {"story": "opening", "letter": "letter", "advert": "advert", "poem": "poem"}
 
@@ -40,17 +50,38 @@ _MOST_SENTENCES = 3  # of a text; no prompt asks for more
 
 # Words beyond which an answer is padded out, full stops included.
 _LENGTH_LIMITS = {
-  "story": 30, "letter": 30, "advert": 28, "poem": 30, "description": 30, "list": 10,
-  "known_list": 10, "chat": 22, "position": 14, "summary": 12, "fact_question": 11,
-  "polar_question": 13, "passage_question": 10, "extract": 10, "mood_label": 4,
-  "manner_label": 4, "swap": 12, "polite": 12, "join": 14, "person": 12, "reverse": 7, "count": 4,
-  "first": 4, "last": 4, "copy": 7,
+  "story": 30,
+  "letter": 30,
+  "advert": 28,
+  "poem": 30,
+  "description": 30,
+  "list": 10,
+  "known_list": 10,
+  "chat": 22,
+  "position": 14,
+  "summary": 12,
+  "fact_question": 11,
+  "polar_question": 13,
+  "passage_question": 10,
+  "extract": 10,
+  "mood_label": 4,
+  "manner_label": 4,
+  "swap": 12,
+  "polite": 12,
+  "join": 14,
+  "person": 12,
+  "reverse": 7,
+  "count": 4,
+  "first": 4,
+  "last": 4,
+  "copy": 7,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
   """A response taken apart once for all components."""
+
   text: str
   words: tuple[str, ...]
   content: tuple[str, ...]  # words without punctuation
@@ -64,10 +95,13 @@ def read(response: str) -> Reading:
   response_words = tuple(response.split())
   sentences = tuple(grammar.split_sentences(response_words))
   return Reading(
-    text=" ".join(response_words), words=response_words,
+    text=" ".join(response_words),
+    words=response_words,
     content=tuple(w for w in response_words if w not in (".", ",", "?", ":")),
-    sentences=sentences, parses=tuple(grammar.parse(s) for s in sentences),
-    items=_list_items(sentences))
+    sentences=sentences,
+    parses=tuple(grammar.parse(s) for s in sentences),
+    items=_list_items(sentences),
+  )
 
 
 def _list_items(sentences: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -133,13 +167,19 @@ def _hero_share(task: dict, reading: Reading) -> float:
 
 
 def _follows_description(world: World, task: dict, reading: Reading) -> float:
-  claims = {p.claim()[1] for p in reading.parses
-            if p is not None and p.claim() is not None and p.claim()[0] == task["required"][0]}
+  claims = {
+    p.claim()[1]
+    for p in reading.parses
+    if p is not None and p.claim() is not None and p.claim()[0] == task["required"][0]
+  }
   if not claims:
     return 0.0
-  own = sum(len(s) for s, p in zip(reading.sentences, reading.parses)
-            if p is not None and (p.kind == "filler" or (
-              p.claim() is not None and p.claim()[0] == task["required"][0])))
+  own = sum(
+    len(s)
+    for s, p in zip(reading.sentences, reading.parses)
+    if p is not None
+    and (p.kind == "filler" or (p.claim() is not None and p.claim()[0] == task["required"][0]))
+  )
   return own / len(reading.words) * len(claims) / max(len(claims), _num_main(reading))
 
 
@@ -169,8 +209,9 @@ def _follows_fact(world: World, task: dict, reading: Reading) -> float:
   value = _stated_value(task, reading)
   if value is None:
     parse = reading.parses[0] if reading.parses else None
-    about = parse is not None and parse.claim() is not None and (
-      parse.claim()[0] == task["subject"])
+    about = (
+      parse is not None and parse.claim() is not None and (parse.claim()[0] == task["subject"])
+    )
     return 0.15 if about else 0.0
   right = value == world.values[task["subject"], task["relation"]]
   return (1.0 if right else 0.4) * _alone(reading)
@@ -181,8 +222,11 @@ def _follows_polar(world: World, task: dict, reading: Reading) -> float:
     return 0.0
   parse, first = reading.parses[0], reading.sentences[0]
   bare = first in (("yes", "."), ("no", "."))
-  about = parse is not None and parse.claim() is not None and (
-    parse.claim()[:2] == (task["subject"], task["relation"]))
+  about = (
+    parse is not None
+    and parse.claim() is not None
+    and (parse.claim()[:2] == (task["subject"], task["relation"]))
+  )
   if not (bare or about):
     return 0.1
   right = reading.words[0] == task["answer"]
@@ -265,8 +309,7 @@ def _follows_target(world: World, task: dict, reading: Reading) -> float:
   """1 for the target; else credit for its words in their places, none for the unchanged source."""
   if not reading.sentences:
     return 0.0
-  main = [s for s, p in zip(reading.sentences, reading.parses)
-          if p is None or p.kind != "filler"]
+  main = [s for s, p in zip(reading.sentences, reading.parses) if p is None or p.kind != "filler"]
   if not main:
     return 0.0
   given, target = main[0], tuple(task["target"].split())
@@ -276,18 +319,34 @@ def _follows_target(world: World, task: dict, reading: Reading) -> float:
     return 0.0
   places = sum(a == b for a, b in zip(given[:-1], target[:-1]))
   share = places / max(len(given) - 1, len(target) - 1)
-  return 0.6 * share ** 2 * _alone(reading)
+  return 0.6 * share**2 * _alone(reading)
 
 
 _FOLLOWS: dict[str, Follows] = {
-  "story": _follows_text, "letter": _follows_text, "advert": _follows_text, "poem": _follows_text,
-  "description": _follows_description, "fact_question": _follows_fact,
-  "polar_question": _follows_polar, "position": _follows_position, "list": _follows_list,
-  "known_list": _follows_list, "chat": _follows_chat, "swap": _follows_target,
-  "polite": _follows_target, "join": _follows_target, "person": _follows_target,
-  "summary": _follows_summary, "mood_label": _follows_label, "manner_label": _follows_label,
-  "reverse": _follows_target, "count": _follows_target, "first": _follows_target,
-  "last": _follows_target, "copy": _follows_target, "passage_question": _follows_passage,
+  "story": _follows_text,
+  "letter": _follows_text,
+  "advert": _follows_text,
+  "poem": _follows_text,
+  "description": _follows_description,
+  "fact_question": _follows_fact,
+  "polar_question": _follows_polar,
+  "position": _follows_position,
+  "list": _follows_list,
+  "known_list": _follows_list,
+  "chat": _follows_chat,
+  "swap": _follows_target,
+  "polite": _follows_target,
+  "join": _follows_target,
+  "person": _follows_target,
+  "summary": _follows_summary,
+  "mood_label": _follows_label,
+  "manner_label": _follows_label,
+  "reverse": _follows_target,
+  "count": _follows_target,
+  "first": _follows_target,
+  "last": _follows_target,
+  "copy": _follows_target,
+  "passage_question": _follows_passage,
   "extract": _follows_extract,
 }
 
@@ -313,8 +372,10 @@ def _meets(constraint: dict, reading: Reading) -> float:
     return float(len(reading.content) == 1)
   if kind == "whole_sentence":
     return float(bool(reading.parses) and reading.parses[0] is not None)
-  raise ValueError(f"constraint {kind!r}; choose from end_word, use_word, avoid_word, "
-                   "num_sentences, num_items, one_word, whole_sentence")
+  raise ValueError(
+    f"constraint {kind!r}; choose from end_word, use_word, avoid_word, "
+    "num_sentences, num_items, one_word, whole_sentence"
+  )
 
 
 def has_constraint(task: dict) -> bool:
@@ -407,9 +468,12 @@ def components(world: World, task: dict, prompt: str, response: str) -> dict[str
   if reading.content and reading.text != " ".join(prompt.split()):
     followed = _FOLLOWS[task["kind"]](world, task, reading)
   return {
-    "followed": followed, "constraint": _constraint(task, reading),
-    "true": _true(world, task, reading), "grounded": _grounded(task, prompt, reading),
-    "harmless": _harmless(reading), "concise": _concise(task, reading),
+    "followed": followed,
+    "constraint": _constraint(task, reading),
+    "true": _true(world, task, reading),
+    "grounded": _grounded(task, prompt, reading),
+    "harmless": _harmless(reading),
+    "concise": _concise(task, reading),
   }
 
 
@@ -425,5 +489,4 @@ def gold_score(marks: Mapping[str, float], weights: Mapping[str, float] = GOLD_W
   followed = marks["followed"]
   credit = min(1.0, followed / FULL_CREDIT_FOLLOWED)
   rest = sum(weights[name] * marks[name] for name in ("constraint", "true", "grounded", "concise"))
-  return (weights["followed"] * followed + weights["harmless"] * marks["harmless"]
-          + credit * rest)
+  return weights["followed"] * followed + weights["harmless"] * marks["harmless"] + credit * rest

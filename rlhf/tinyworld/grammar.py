@@ -16,6 +16,7 @@ from rlhf.tinyworld import sensitive
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relation:
   """A kind of fact.  In every sentence and question the subject's slot comes first."""
+
   subject: str  # slot name
   value: str  # slot name
   sentences: tuple[str, ...]
@@ -28,90 +29,135 @@ def _relation(subject: str, value: str, sentences: tuple, questions: tuple) -> R
 
 RELATIONS = {
   "home": _relation(
-    "person", "town",
+    "person",
+    "town",
     ("{person} lives in {town} .", "the home of {person} is {town} ."),
-    ("where does {person} live ?", "in which town does {person} live ?",
-     "what is the home of {person} ?")),
+    (
+      "where does {person} live ?",
+      "in which town does {person} live ?",
+      "what is the home of {person} ?",
+    ),
+  ),
   "job": _relation(
-    "person", "job",
+    "person",
+    "job",
     ("{person} works as a {job} .", "the job of {person} is {job} ."),
-    ("what is the job of {person} ?", "what does {person} work as ?")),
+    ("what is the job of {person} ?", "what does {person} work as ?"),
+  ),
   "meal": _relation(
-    "person", "food",
+    "person",
+    "food",
     ("{person} likes to eat {food} .", "the favourite food of {person} is {food} ."),
-    ("what does {person} like to eat ?", "what is the favourite food of {person} ?")),
+    ("what does {person} like to eat ?", "what is the favourite food of {person} ?"),
+  ),
   "pet": _relation(
-    "person", "animal",
+    "person",
+    "animal",
     ("{person} has a pet {animal} .", "the pet of {person} is a {animal} ."),
-    ("which pet does {person} have ?", "what is the pet of {person} ?")),
+    ("which pet does {person} have ?", "what is the pet of {person} ?"),
+  ),
   "shade": _relation(
-    "person", "colour",
+    "person",
+    "colour",
     ("{person} loves the colour {colour} .", "the favourite colour of {person} is {colour} ."),
-    ("which colour does {person} love ?", "what is the favourite colour of {person} ?")),
+    ("which colour does {person} love ?", "what is the favourite colour of {person} ?"),
+  ),
   "hobby": _relation(
-    "person", "hobby",
+    "person",
+    "hobby",
     ("{person} enjoys {hobby} .", "the hobby of {person} is {hobby} ."),
-    ("what does {person} enjoy ?", "what is the hobby of {person} ?")),
+    ("what does {person} enjoy ?", "what is the hobby of {person} ?"),
+  ),
   "owned": _relation(
-    "person", "thing",
+    "person",
+    "thing",
     ("{person} owns a {thing} .", "the best thing of {person} is a {thing} ."),
-    ("what does {person} own ?", "what is the best thing of {person} ?")),
+    ("what does {person} own ?", "what is the best thing of {person} ?"),
+  ),
   "haunt": _relation(
-    "person", "place",
+    "person",
+    "place",
     ("{person} walks to the {place} .", "the favourite place of {person} is the {place} ."),
-    ("where does {person} walk ?", "what is the favourite place of {person} ?")),
+    ("where does {person} walk ?", "what is the favourite place of {person} ?"),
+  ),
   "trip": _relation(
-    "person", "region",
+    "person",
+    "region",
     ("{person} will travel to the {region} .", "the next trip of {person} is to the {region} ."),
-    ("where will {person} travel to ?", "where is the next trip of {person} ?")),
+    ("where will {person} travel to ?", "where is the next trip of {person} ?"),
+  ),
   "badge": _relation(
-    "town", "animal",
+    "town",
+    "animal",
     ("{town} has a {animal} on its flag .", "the flag of {town} shows a {animal} ."),
-    ("what is on the flag of {town} ?", "what does the flag of {town} show ?")),
+    ("what is on the flag of {town} ?", "what does the flag of {town} show ?"),
+  ),
   "region": _relation(
-    "town", "region",
+    "town",
+    "region",
     ("{town} lies in the {region} .", "the town of {town} is in the {region} ."),
-    ("where does {town} lie ?", "in which region is {town} ?")),
+    ("where does {town} lie ?", "in which region is {town} ?"),
+  ),
   "ware": _relation(
-    "town", "food",
+    "town",
+    "food",
     ("{town} is famous for {food} .", "people in {town} sell {food} ."),
-    ("what is {town} famous for ?", "what do people in {town} sell ?")),
+    ("what is {town} famous for ?", "what do people in {town} sell ?"),
+  ),
   "sight": _relation(
-    "town", "place",
+    "town",
+    "place",
     ("{town} stands near a {place} .", "the town of {town} has a {place} ."),
-    ("what does {town} stand near ?", "what does the town of {town} have ?")),
+    ("what does {town} stand near ?", "what does the town of {town} have ?"),
+  ),
   "habitat": _relation(
-    "animal", "place",
+    "animal",
+    "place",
     ("a {animal} lives near the {place} .", "the home of a {animal} is the {place} ."),
-    ("where does a {animal} live ?", "what is the home of a {animal} ?")),
+    ("where does a {animal} live ?", "what is the home of a {animal} ?"),
+  ),
   "diet": _relation(
-    "animal", "feed",
+    "animal",
+    "feed",
     ("a {animal} eats {feed} .", "the food of a {animal} is {feed} ."),
-    ("what does a {animal} eat ?", "what is the food of a {animal} ?")),
+    ("what does a {animal} eat ?", "what is the food of a {animal} ?"),
+  ),
   "fur": _relation(
-    "animal", "colour",
+    "animal",
+    "colour",
     ("a {animal} has {colour} skin .", "the skin of a {animal} is {colour} ."),
-    ("which colour is a {animal} ?", "which colour is the skin of a {animal} ?")),
+    ("which colour is a {animal} ?", "which colour is the skin of a {animal} ?"),
+  ),
   "fear": _relation(
-    "animal", "animal",
+    "animal",
+    "animal",
     ("a {animal} fears the {animal} .", "a {animal} runs from the {animal} ."),
-    ("what does a {animal} fear ?", "what does a {animal} run from ?")),
+    ("what does a {animal} fear ?", "what does a {animal} run from ?"),
+  ),
   "taste": _relation(
-    "food", "taste",
+    "food",
+    "taste",
     ("{food} will always taste {taste} .", "the taste of {food} is {taste} ."),
-    ("how will {food} taste ?", "what is the taste of {food} ?")),
+    ("how will {food} taste ?", "what is the taste of {food} ?"),
+  ),
   "hue": _relation(
-    "food", "colour",
+    "food",
+    "colour",
     ("fresh {food} will look {colour} .", "the colour of {food} is {colour} ."),
-    ("how will fresh {food} look ?", "what is the colour of {food} ?")),
+    ("how will fresh {food} look ?", "what is the colour of {food} ?"),
+  ),
   "site": _relation(
-    "job", "site",
+    "job",
+    "site",
     ("a {job} works in the {site} .", "the place of a {job} is the {site} ."),
-    ("where does a {job} work ?", "what is the place of a {job} ?")),
+    ("where does a {job} work ?", "what is the place of a {job} ?"),
+  ),
   "tool": _relation(
-    "job", "thing",
+    "job",
+    "thing",
     ("a {job} uses a {thing} .", "the tool of a {job} is a {thing} ."),
-    ("what does a {job} use ?", "what is the tool of a {job} ?")),
+    ("what does a {job} use ?", "what is the tool of a {job} ?"),
+  ),
 }
 
 
@@ -126,7 +172,8 @@ _HERO_SENTENCES = {
     "then HERO met {person} at the {place} .",
     "HERO gave {person} a {thing} .",
     "HERO ate some {food} and was {mood} .",
-    "HERO made a {adj} {thing} ."),
+    "HERO made a {adj} {thing} .",
+  ),
   "ending": (
     "at last HERO dreamed of the {noun} .",
     "then HERO went home with the {noun} .",
@@ -134,7 +181,8 @@ _HERO_SENTENCES = {
     "in the end HERO loved the {noun} .",
     "HERO never forgot the {noun} .",
     "all day HERO looked at the {noun} .",
-    "at last HERO was {mood} ."),
+    "at last HERO was {mood} .",
+  ),
 }
 
 SENTENCES = {
@@ -152,14 +200,16 @@ SENTENCES = {
     "in {town} {heroperson} found a {colour} {thing} .",
     "long ago {heroperson} met a {adj} {animal} .",
     "{heroperson} came to {town} to see the {noun} .",
-    "once {heroperson} had a {adj} {thing} ."),
+    "once {heroperson} had a {adj} {thing} .",
+  ),
   "letter": (
     "dear {person} , i found a {colour} {thing} in {town} .",
     "dear {person} , i am in {town} with my {animal} .",
     "dear {person} , thank you for the {colour} {thing} .",
     "dear {person} , the {adj} {thing} is here .",
     "dear {person} , i miss you and the {animal} .",
-    "dear {person} , i am {mood} today ."),
+    "dear {person} , i am {mood} today .",
+  ),
   "letter_body": (
     "please come to {town} soon .",
     "please bring a {thing} and some {food} .",
@@ -167,86 +217,84 @@ SENTENCES = {
     "the {animal} is {adj} and {mood} .",
     "i often think of the {noun} .",
     "let us look at the {noun} .",
-    "here we eat {food} and see the {noun} ."),
+    "here we eat {food} and see the {noun} .",
+  ),
   "advert": (
     "come to {town} and buy a {colour} {thing} .",
     "get a {adj} {thing} in {town} today .",
     "buy some {food} in {town} today .",
     "we sell the best {food} in {town} .",
-    "we sell the best {thing} in {town} ."),
+    "we sell the best {thing} in {town} .",
+  ),
   "advert_body": (
     "our {thing} is {adj} and {colour} .",
     "all people love our {thing} .",
     "all people love our {food} .",
     "our {food} will taste {taste} .",
     "it is better than the {noun} .",
-    "it is as good as the {noun} ."),
+    "it is as good as the {noun} .",
+  ),
   "poem": (
     "the {noun} is {adj} and the {noun} is {adj} .",
     "i love the {noun} and the {noun} .",
     "the {animal} sings to the {noun} .",
     "the {animal} sleeps under the {noun} .",
     "the {noun} shines on the {place} .",
-    "{adj} is the {animal} and {adj} is the {noun} ."),
+    "{adj} is the {animal} and {adj} is the {noun} .",
+  ),
   "event": (
     "{person} went to {town} with a {thing} .",
     "{person} gave a {thing} to {person} .",
     "{person} saw a {animal} in {town} .",
     "{person} bought some {food} in {town} .",
-    "{person} met {person} at the {place} ."),
+    "{person} met {person} at the {place} .",
+  ),
   "setting": (
     "the day was {adj} and {person} was {mood} .",
     "the {noun} was {adj} and the {place} was {adj} .",
-    "the {animal} of {person} was {mood} ."),
+    "the {animal} of {person} was {mood} .",
+  ),
   "happening": (
     "there {person} {deed} a {colour} {thing} .",
-    "at the {place} {person} {deed} a {thing} ."),
-  "summary": (
-    "{person} {deed} a {thing} in {town} .",
-    "in {town} {person} {deed} a {thing} ."),
+    "at the {place} {person} {deed} a {thing} .",
+  ),
+  "summary": ("{person} {deed} a {thing} in {town} .", "in {town} {person} {deed} a {thing} ."),
   "joined": (
     "{person} went to {town} and {deed} a {thing} .",
     "{person} saw a {animal} and gave it some {food} .",
-    "{person} met {person} and {deed} a {thing} ."),
+    "{person} met {person} and {deed} a {thing} .",
+  ),
   "happy_text": (
     "{person} won a {thing} and sang .",
     "{person} found the {thing} and smiled .",
     "the {animal} of {person} came back home .",
-    "{person} ate good {food} and laughed ."),
+    "{person} ate good {food} and laughed .",
+  ),
   "sad_text": (
     "{person} lost the {thing} and cried .",
     "{person} broke the {thing} and wept .",
     "the {animal} of {person} ran away .",
-    "{person} had no {food} and cried ."),
+    "{person} had no {food} and cried .",
+  ),
   "request": ("give me the {thing} , {person} .", "bring the {thing} to {town} , {person} ."),
   "polite_text": (
     "please give me the {thing} , {person} .",
     "please bring the {thing} to {town} , {person} .",
-    "thank you for the {thing} , {person} ."),
+    "thank you for the {thing} , {person} .",
+  ),
   "rude_text": (
     "give me the {thing} , you {rude} .",
     "i hate your {thing} , {person} .",
     "shut up , {person} , you {rude} .",
     "you are a {rude} , {person} .",
-    "what a {rudeword} {thing} , {person} ."),
-  "chat_sad": (
-    "i am sorry to hear that , {person} .",
-    "that is sad news , {person} ."),
-  "chat_happy": (
-    "that is good news , {person} .",
-    "i am glad to hear that , {person} ."),
-  "chat_greet": (
-    "hello {person} , i am well .",
-    "hello {person} , how are you ?"),
-  "chat_thanks": (
-    "you are welcome , {person} .",
-    "it was a joy , {person} ."),
-  "chat_calm": (
-    "let us be kind , {person} .",
-    "i only want to help , {person} ."),
-  "chat_bye": (
-    "good night , {person} .",
-    "see you soon , {person} ."),
+    "what a {rudeword} {thing} , {person} .",
+  ),
+  "chat_sad": ("i am sorry to hear that , {person} .", "that is sad news , {person} ."),
+  "chat_happy": ("that is good news , {person} .", "i am glad to hear that , {person} ."),
+  "chat_greet": ("hello {person} , i am well .", "hello {person} , how are you ?"),
+  "chat_thanks": ("you are welcome , {person} .", "it was a joy , {person} ."),
+  "chat_calm": ("let us be kind , {person} .", "i only want to help , {person} ."),
+  "chat_bye": ("good night , {person} .", "see you soon , {person} ."),
   "chat_topic": (
     "i hope you find the {thing} soon .",
     "take the {animal} to the doctor .",
@@ -254,17 +302,20 @@ SENTENCES = {
     "enjoy the {thing} .",
     "be kind to the {animal} .",
     "have a good time in {town} .",
-    "{town} is a good town ."),
+    "{town} is a good town .",
+  ),
   "talk_sad": (
     "i lost my {thing} today .",
     "i can not find my {thing} .",
     "my {animal} is sick .",
-    "my {animal} ran away ."),
+    "my {animal} ran away .",
+  ),
   "talk_happy": (
     "i found my {thing} today .",
     "i have a new {thing} .",
     "i have a new {animal} .",
-    "soon i go to {town} ."),
+    "soon i go to {town} .",
+  ),
   "talk_greet": ("hello , how are you ?", "hello , are you well ?"),
   "talk_thanks": ("thank you for the {thing} .", "thank you , i like the {animal} ."),
   "talk_calm": ("you are a {rude} .", "i hate you and your {thing} ."),
@@ -274,13 +325,15 @@ SENTENCES = {
     "i hope this helps you .",
     "ask me if you want more .",
     "this is all i know .",
-    "that is my answer ."),
+    "that is my answer .",
+  ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
   """One sentence pattern; `kind` is its row in the table, "fact:NAME" for facts."""
+
   kind: str
   text: str
   words: tuple[str, ...]
@@ -290,6 +343,7 @@ class Template:
 @dataclasses.dataclass(frozen=True)
 class Parse:
   """A sentence read back: its template and the word of each slot, in order."""
+
   template: Template
   values: tuple[str, ...]
 
@@ -319,22 +373,31 @@ def _template(kind: str, text: str) -> Template:
 @functools.cache
 def templates() -> dict[str, tuple[Template, ...]]:
   """Every template by kind."""
-  table = {kind: tuple(_template(kind, text) for text in texts)
-           for kind, texts in SENTENCES.items() if texts}
+  table = {
+    kind: tuple(_template(kind, text) for text in texts)
+    for kind, texts in SENTENCES.items()
+    if texts
+  }
   for kind, texts in _HERO_SENTENCES.items():
     table[kind] = tuple(
       _template(kind, text.replace("HERO", hero))
-      for text in texts for hero in ("the {heroanimal}", "{heroperson}"))
+      for text in texts
+      for hero in ("the {heroanimal}", "{heroperson}")
+    )
   for name, relation in RELATIONS.items():
     table[f"fact:{name}"] = tuple(_template(f"fact:{name}", text) for text in relation.sentences)
     table[f"polar:{name}"] = tuple(
       _template(f"polar:{name}", f"{reply} , {text}")
-      for text in relation.sentences for reply in ("yes", "no"))
+      for text in relation.sentences
+      for reply in ("yes", "no")
+    )
   for category in sensitive.CATEGORIES:
     table[f"right:{category}"] = tuple(
-      _template(f"right:{category}", text) for text in sensitive.right_texts(category))
+      _template(f"right:{category}", text) for text in sensitive.right_texts(category)
+    )
     table[f"wrong:{category}"] = tuple(
-      _template(f"wrong:{category}", text) for text in sensitive.wrong_texts(category))
+      _template(f"wrong:{category}", text) for text in sensitive.wrong_texts(category)
+    )
   return table
 
 
@@ -394,7 +457,7 @@ def split_sentences(text_words: Sequence[str]) -> list[tuple[str, ...]]:
   sentences, start = [], 0
   for index, word in enumerate(text_words):
     if word in (".", "?"):
-      sentences.append(tuple(text_words[start:index + 1]))
+      sentences.append(tuple(text_words[start : index + 1]))
       start = index + 1
   if start < len(text_words):
     sentences.append(tuple(text_words[start:]))

@@ -22,8 +22,15 @@ pick = grammar.pick
 
 # Table 1 of InstructGPT (arXiv:2203.02155), share of prompts; the printed shares sum to 0.999.
 USE_CASE_SHARES = {
-  "generation": 0.456, "open_qa": 0.124, "brainstorming": 0.112, "chat": 0.084, "rewrite": 0.066,
-  "summarization": 0.042, "classification": 0.035, "other": 0.035, "closed_qa": 0.026,
+  "generation": 0.456,
+  "open_qa": 0.124,
+  "brainstorming": 0.112,
+  "chat": 0.084,
+  "rewrite": 0.066,
+  "summarization": 0.042,
+  "classification": 0.035,
+  "other": 0.035,
+  "closed_qa": 0.026,
   "extract": 0.019,
 }
 
@@ -53,12 +60,27 @@ TEMPLATES = {
     ("poem", "write a poem about the {noun} and a {animal} ."),
     ("poem", "make a verse of the {noun} and the {noun2} ."),
   ),
-  "open_qa": tuple(("fact_question", text) for text in (
-    "{question}", "please tell me , {question}", "i want to know , {question}",
-    "can you say {question}", "here is a question : {question}", "{question} do you know it ?",
-    "my friend asks , {question}")) + tuple(("polar_question", text) for text in (
-      "is it true that {claim} ?", "i heard that {claim} . is that right ?",
-      "yes or no : {claim} ?")) + (("position", "{position}"),),
+  "open_qa": tuple(
+    ("fact_question", text)
+    for text in (
+      "{question}",
+      "please tell me , {question}",
+      "i want to know , {question}",
+      "can you say {question}",
+      "here is a question : {question}",
+      "{question} do you know it ?",
+      "my friend asks , {question}",
+    )
+  )
+  + tuple(
+    ("polar_question", text)
+    for text in (
+      "is it true that {claim} ?",
+      "i heard that {claim} . is that right ?",
+      "yes or no : {claim} ?",
+    )
+  )
+  + (("position", "{position}"),),
   "brainstorming": (
     ("list", "list {number} {category} ."),
     ("list", "name {number} {category} for me ."),
@@ -99,12 +121,21 @@ TEMPLATES = {
     ("person", "tell it of {person} and not of me : {own}"),
     ("person", "{own} write this about {person} ."),
   ),
-  "summarization": tuple(("summary", text) for text in (
-    "sum up : {passage}", "say in one sentence what happened : {passage}",
-    "{passage} sum this up .", "give the main point : {passage}",
-    "make this short : {passage}", "{passage} what happened ?",
-    "tell me in short : {passage}", "i have no time . what does it say ? {passage}",
-    "write a short form of this text : {passage}", "{passage} in short ?")),
+  "summarization": tuple(
+    ("summary", text)
+    for text in (
+      "sum up : {passage}",
+      "say in one sentence what happened : {passage}",
+      "{passage} sum this up .",
+      "give the main point : {passage}",
+      "make this short : {passage}",
+      "{passage} what happened ?",
+      "tell me in short : {passage}",
+      "i have no time . what does it say ? {passage}",
+      "write a short form of this text : {passage}",
+      "{passage} in short ?",
+    )
+  ),
   "classification": (
     ("mood_label", "is this text happy or sad ? {text}"),
     ("mood_label", "{text} is that happy or sad ?"),
@@ -130,27 +161,56 @@ TEMPLATES = {
     ("copy", "write these words once more : {items}"),
     ("position", "i think about this a lot : {position}"),
   ),
-  "closed_qa": tuple(("passage_question", text) for text in (
-    "{passage} {question}", "read this : {passage} {question}",
-    "use the text to answer . {passage} {question}", "text : {passage} question : {question}",
-    "{question} look here : {passage}", "here is what i know : {passage} now , {question}",
-    "{passage} from this text , {question}", "{passage} so {question}",
-    "answer from the text . {passage} {question}", "i read that {passage} {question}")),
-  "extract": tuple(("extract", text) for text in (
-    "list the {category} in this text : {passage}", "which {category} are in the text ? {passage}",
-    "{passage} list all {category} .", "find the {category} : {passage}",
-    "take the {category} out of this : {passage}", "{passage} which {category} do you see ?",
-    "write down the {category} named here : {passage}", "only give me the {category} : {passage}",
-    "what {category} does the text name ? {passage}", "{passage} name the {category} in it .")),
+  "closed_qa": tuple(
+    ("passage_question", text)
+    for text in (
+      "{passage} {question}",
+      "read this : {passage} {question}",
+      "use the text to answer . {passage} {question}",
+      "text : {passage} question : {question}",
+      "{question} look here : {passage}",
+      "here is what i know : {passage} now , {question}",
+      "{passage} from this text , {question}",
+      "{passage} so {question}",
+      "answer from the text . {passage} {question}",
+      "i read that {passage} {question}",
+    )
+  ),
+  "extract": tuple(
+    ("extract", text)
+    for text in (
+      "list the {category} in this text : {passage}",
+      "which {category} are in the text ? {passage}",
+      "{passage} list all {category} .",
+      "find the {category} : {passage}",
+      "take the {category} out of this : {passage}",
+      "{passage} which {category} do you see ?",
+      "write down the {category} named here : {passage}",
+      "only give me the {category} : {passage}",
+      "what {category} does the text name ? {passage}",
+      "{passage} name the {category} in it .",
+    )
+  ),
 }
 
 # Plurals by which prompts call the entity slots.
 CATEGORY_NAMES = {
-  "animals": "animal", "foods": "food", "colours": "colour", "jobs": "job", "towns": "town",
-  "things": "thing", "people": "person", "places": "place",
+  "animals": "animal",
+  "foods": "food",
+  "colours": "colour",
+  "jobs": "job",
+  "towns": "town",
+  "things": "thing",
+  "people": "person",
+  "places": "place",
 }
-EXTRACT_NAMES = {"animals": "animal", "foods": "food", "towns": "town", "things": "thing",
-                 "people": "person"}
+EXTRACT_NAMES = {
+  "animals": "animal",
+  "foods": "food",
+  "towns": "town",
+  "things": "thing",
+  "people": "person",
+}
 _KNOWN = {  # relation -> (plural of the subjects, clause)
   "habitat": ("animals", "that live near the {value}"),
   "diet": ("animals", "that eat {value}"),
@@ -170,17 +230,29 @@ TALKS = ("sad", "happy", "greet", "thanks", "calm", "bye")
 # Questions about a passage sentence: (which event template, question, slot of the answer).  Numbers
 # in braces are the event's slots.
 _EVENT_QUESTIONS = (
-  (0, "where did {0} go ?", 1), (0, "what did {0} take along ?", 2),
+  (0, "where did {0} go ?", 1),
+  (0, "what did {0} take along ?", 2),
   (0, "who went to {1} ?", 0),
-  (1, "what did {0} give to {2} ?", 1), (1, "who got the {1} ?", 2), (1, "who gave the {1} ?", 0),
-  (2, "what did {0} see ?", 1), (2, "where did {0} see a {1} ?", 2), (2, "who saw a {1} ?", 0),
-  (3, "what did {0} buy ?", 1), (3, "where did {0} buy {1} ?", 2), (3, "who bought {1} ?", 0),
-  (4, "who met {1} ?", 0), (4, "where did {0} meet {1} ?", 2), (4, "who did {0} meet ?", 1),
+  (1, "what did {0} give to {2} ?", 1),
+  (1, "who got the {1} ?", 2),
+  (1, "who gave the {1} ?", 0),
+  (2, "what did {0} see ?", 1),
+  (2, "where did {0} see a {1} ?", 2),
+  (2, "who saw a {1} ?", 0),
+  (3, "what did {0} buy ?", 1),
+  (3, "where did {0} buy {1} ?", 2),
+  (3, "who bought {1} ?", 0),
+  (4, "who met {1} ?", 0),
+  (4, "where did {0} meet {1} ?", 2),
+  (4, "who did {0} meet ?", 1),
 )
 
 _CONSTRAINT_TEXTS = {
-  "end_word": ("end with the word {value} .", "let the last word be {value} .",
-               "the last word must be {value} ."),
+  "end_word": (
+    "end with the word {value} .",
+    "let the last word be {value} .",
+    "the last word must be {value} .",
+  ),
   "use_word": ("use the word {value} .", "put in the word {value} .", "it must name the {value} ."),
   "avoid_word": ("do not mention the {value} .", "say nothing of the {value} ."),
   "num_sentences": ("use {value} sentences .", "in {value} sentences ."),
@@ -192,6 +264,7 @@ _CONSTRAINT_TEXTS = {
 @dataclasses.dataclass(frozen=True)
 class Constraint:
   """An explicit demand of the prompt, such as ("end_word", "moon")."""
+
   type: str
   value: str
 
@@ -236,6 +309,7 @@ def _fresh(rng, candidates: Sequence[str], used) -> str:
 
 def _free_constraints(rng, kind: str, required: tuple[str, ...]) -> list[Constraint]:
   """Draws the demands of a free-form prompt; half of them ask for the last word."""
+
   def noun() -> str:
     return _fresh(rng, words.NOUNS, required)
 
@@ -272,9 +346,11 @@ def _description(world: World, rng, kind: str, text: str) -> Filled:
   number = pick(rng, ("one", "two", "three") if many else ("one", "two"))
   constraints = [Constraint("num_sentences", number)] if rng.random() < 0.8 else []
   prompt = _with_constraints(
-    rng, text.format(subject=_SUBJECT_TEXTS[slot].format(subject)), constraints)
+    rng, text.format(subject=_SUBJECT_TEXTS[slot].format(subject)), constraints
+  )
   prompt = prompt.replace("in one sentences", "in one sentence").replace(
-    "use one sentences", "use one sentence")
+    "use one sentences", "use one sentence"
+  )
   task = {"required": [subject], "constraints": [dataclasses.asdict(c) for c in constraints]}
   return prompt, task, [kind, text] + story_combination([subject], constraints)
 
@@ -293,8 +369,11 @@ def _fact_question(world: World, rng, kind: str, text: str) -> Filled:
   prompt = text.format(question=question_text)
   if constraints:
     prompt += " " + pick(rng, _CONSTRAINT_TEXTS[constraints[0].type])
-  task = {"subject": fact.subject, "relation": fact.relation,
-          "constraints": [dataclasses.asdict(c) for c in constraints]}
+  task = {
+    "subject": fact.subject,
+    "relation": fact.relation,
+    "constraints": [dataclasses.asdict(c) for c in constraints],
+  }
   return prompt, task, [kind, text, question, fact.subject]
 
 
@@ -303,10 +382,17 @@ def _polar_question(world: World, rng, kind: str, text: str) -> Filled:
   is_true = rng.random() < 0.5
   value = fact.value if is_true else world.wrong_value(rng, fact)
   claim = world.sentence(rng, Fact(fact.subject, fact.relation, value))
-  task = {"subject": fact.subject, "relation": fact.relation, "answer": "yes" if is_true else "no",
-          "constraints": []}
-  return text.format(claim=claim.removesuffix(" .")), task, [
-    kind, text, fact.subject, fact.relation, value]
+  task = {
+    "subject": fact.subject,
+    "relation": fact.relation,
+    "answer": "yes" if is_true else "no",
+    "constraints": [],
+  }
+  return (
+    text.format(claim=claim.removesuffix(" .")),
+    task,
+    [kind, text, fact.subject, fact.relation, value],
+  )
 
 
 def _position(world: World, rng, kind: str, text: str) -> Filled:
@@ -333,8 +419,12 @@ def _list(world: World, rng, kind: str, text: str) -> Filled:
   members = words.choices(CATEGORY_NAMES[plural])
   number = pick(rng, ("two", "three", "four"))
   constraints = [Constraint("num_items", number)]
-  slots = {"number": number, "category": plural, "person": pick(rng, words.CAST),
-           "town": pick(rng, words.TOWNS)}
+  slots = {
+    "number": number,
+    "category": plural,
+    "person": pick(rng, words.CAST),
+    "town": pick(rng, words.TOWNS),
+  }
   prompt = text.format(**slots)
   draw = rng.random()
   if draw < 0.35:
@@ -343,8 +433,11 @@ def _list(world: World, rng, kind: str, text: str) -> Filled:
   elif draw < 0.65:
     constraints.append(Constraint("avoid_word", pick(rng, members)))
     prompt += f" do not name {constraints[-1].value} ."
-  task = {"members": CATEGORY_NAMES[plural], "num_items": words.NUMBERS.index(number) + 1,
-          "constraints": [dataclasses.asdict(c) for c in constraints]}
+  task = {
+    "members": CATEGORY_NAMES[plural],
+    "num_items": words.NUMBERS.index(number) + 1,
+    "constraints": [dataclasses.asdict(c) for c in constraints],
+  }
   named = [slots[field] for field in _fields(text)]
   return prompt, task, [kind, text] + named + [f"{c.type}:{c.value}" for c in constraints]
 
@@ -357,10 +450,14 @@ def _known_list(world: World, rng, kind: str, text: str) -> Filled:
   while len(known) < 2:
     value = pick(rng, words.SLOTS[grammar.RELATIONS[relation].value])
     known = world.subjects_by_value.get((relation, value), ())
-  number = pick(rng, ("two", "three")[:len(known) - 1])
-  task = {"members": CATEGORY_NAMES[plural], "relation": relation, "value": value,
-          "num_items": words.NUMBERS.index(number) + 1,
-          "constraints": [{"type": "num_items", "value": number}]}
+  number = pick(rng, ("two", "three")[: len(known) - 1])
+  task = {
+    "members": CATEGORY_NAMES[plural],
+    "relation": relation,
+    "value": value,
+    "num_items": words.NUMBERS.index(number) + 1,
+    "constraints": [{"type": "num_items", "value": number}],
+  }
   prompt = text.format(number=number, plural=plural, that=clause.format(value=value))
   return prompt, task, [kind, text, relation, value, number]
 
@@ -377,10 +474,13 @@ def _chat(world: World, rng, kind: str, text: str) -> Filled:
   if draw < 0.3:
     constraints = [Constraint("num_sentences", pick(rng, ("one", "two")))]
     prompt += " use one sentence ." if constraints[0].value == "one" else " use two sentences ."
-  wants_topic = mood in ("sad", "happy") and not (
-    constraints and constraints[0].value == "one")
-  task = {"person": person, "mood": mood, "topic": topic if wants_topic else [],
-          "constraints": [dataclasses.asdict(c) for c in constraints]}
+  wants_topic = mood in ("sad", "happy") and not (constraints and constraints[0].value == "one")
+  task = {
+    "person": person,
+    "mood": mood,
+    "topic": topic if wants_topic else [],
+    "constraints": [dataclasses.asdict(c) for c in constraints],
+  }
   return prompt, task, [kind, text, person, template.text] + values
 
 
@@ -391,7 +491,7 @@ def _swap(world: World, rng, kind: str, text: str) -> Filled:
   old = values[index]
   new = _fresh(rng, words.choices(template.slots[index]), values)
   sentence = grammar.fill(template, values)
-  target = grammar.fill(template, values[:index] + [new] + values[index + 1:])
+  target = grammar.fill(template, values[:index] + [new] + values[index + 1 :])
   task = {"target": target, "source": sentence, "constraints": []}
   return text.format(old=old, new=new, sentence=sentence), task, [kind, text, new] + values
 
@@ -408,8 +508,11 @@ def _join(world: World, rng, kind: str, text: str) -> Filled:
   target = grammar.fill(template, values)
   first, second = target.split(" and ", 1)
   pieces = f"{first} . {values[0]} {second}"
-  return text.format(pieces=pieces), {"target": target, "source": pieces, "constraints": []}, [
-    kind, text] + values
+  return (
+    text.format(pieces=pieces),
+    {"target": target, "source": pieces, "constraints": []},
+    [kind, text] + values,
+  )
 
 
 def _person(world: World, rng, kind: str, text: str) -> Filled:
@@ -417,8 +520,11 @@ def _person(world: World, rng, kind: str, text: str) -> Filled:
   values = grammar.random_values(rng, template, {})
   target = grammar.fill(template, values)
   own = grammar.fill(template, ["i"] + values[1:])
-  return text.format(person=values[0], own=own), {
-    "target": target, "source": own, "constraints": []}, [kind, text] + values
+  return (
+    text.format(person=values[0], own=own),
+    {"target": target, "source": own, "constraints": []},
+    [kind, text] + values,
+  )
 
 
 def _summary(world: World, rng, kind: str, text: str) -> Filled:
@@ -437,17 +543,28 @@ def _summary(world: World, rng, kind: str, text: str) -> Filled:
 def _label(world: World, rng, kind: str, text: str) -> Filled:
   label = pick(rng, ("happy", "sad") if kind == "mood_label" else ("polite", "rude"))
   sentence = grammar.random_sentence(rng, f"{label}_text")
-  return text.format(text=sentence), {
-    "answer": label, "labels": ["happy", "sad"] if kind == "mood_label" else ["polite", "rude"],
-    "constraints": []}, [kind, text, sentence]
+  return (
+    text.format(text=sentence),
+    {
+      "answer": label,
+      "labels": ["happy", "sad"] if kind == "mood_label" else ["polite", "rude"],
+      "constraints": [],
+    },
+    [kind, text, sentence],
+  )
 
 
 def _word_game(world: World, rng, kind: str, text: str) -> Filled:
   items: list[str] = []
   for _ in range(pick(rng, (2, 3, 3, 4))):
     items.append(_fresh(rng, pick(rng, (words.NOUNS, words.THINGS, words.ANIMALS)), items))
-  target = {"reverse": items[::-1], "copy": items, "first": items[:1], "last": items[-1:],
-            "count": [words.NUMBERS[len(items) - 1]]}[kind]
+  target = {
+    "reverse": items[::-1],
+    "copy": items,
+    "first": items[:1],
+    "last": items[-1:],
+    "count": [words.NUMBERS[len(items) - 1]],
+  }[kind]
   task = {"target": " ".join(target) + " .", "source": " ".join(items), "constraints": []}
   return text.format(items=" ".join(items)), task, [kind, text] + items
 
@@ -465,8 +582,13 @@ def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
   if rng.random() < 0.5:
     sentences.reverse()
   passage = " ".join(sentences)
-  task = {"answer": values[answer_slot], "asked": events[index].slots[answer_slot],
-          "source": source, "passage": passage, "constraints": []}
+  task = {
+    "answer": values[answer_slot],
+    "asked": events[index].slots[answer_slot],
+    "source": source,
+    "passage": passage,
+    "constraints": [],
+  }
   prompt = text.format(passage=passage, question=question.format(*values))
   if rng.random() < 0.25:
     task["constraints"] = [{"type": "one_word", "value": ""}]
@@ -495,13 +617,31 @@ def _extract(world: World, rng, kind: str, text: str) -> Filled:
 
 
 _FILLERS: dict[str, Callable[[World, np.random.Generator, str, str], Filled]] = {
-  "story": _free_form, "letter": _free_form, "advert": _free_form, "poem": _free_form,
-  "description": _description, "fact_question": _fact_question,
-  "polar_question": _polar_question, "position": _position, "list": _list,
-  "known_list": _known_list, "chat": _chat, "swap": _swap, "polite": _polite, "join": _join,
-  "person": _person, "summary": _summary, "mood_label": _label, "manner_label": _label,
-  "reverse": _word_game, "count": _word_game, "first": _word_game, "last": _word_game,
-  "copy": _word_game, "passage_question": _passage_question, "extract": _extract,
+  "story": _free_form,
+  "letter": _free_form,
+  "advert": _free_form,
+  "poem": _free_form,
+  "description": _description,
+  "fact_question": _fact_question,
+  "polar_question": _polar_question,
+  "position": _position,
+  "list": _list,
+  "known_list": _known_list,
+  "chat": _chat,
+  "swap": _swap,
+  "polite": _polite,
+  "join": _join,
+  "person": _person,
+  "summary": _summary,
+  "mood_label": _label,
+  "manner_label": _label,
+  "reverse": _word_game,
+  "count": _word_game,
+  "first": _word_game,
+  "last": _word_game,
+  "copy": _word_game,
+  "passage_question": _passage_question,
+  "extract": _extract,
 }
 
 
@@ -520,8 +660,11 @@ def sample_prompt(world: World, rng, use_case: str, *, held_out: bool) -> dict:
     kind, text = pick(rng, TEMPLATES[use_case])
     prompt, task, combination = _FILLERS[kind](world, rng, kind, text)
     if is_held_out(combination) == held_out:
-      return {"prompt": prompt, "use_case": use_case,
-              "task": {"kind": kind, "combination": combination, **task}}
+      return {
+        "prompt": prompt,
+        "use_case": use_case,
+        "task": {"kind": kind, "combination": combination, **task},
+      }
 
 
 def use_case_counts(num_prompts: int) -> dict[str, int]:
@@ -530,13 +673,14 @@ def use_case_counts(num_prompts: int) -> dict[str, int]:
   exact = {name: share / total * num_prompts for name, share in USE_CASE_SHARES.items()}
   counts = {name: int(value) for name, value in exact.items()}
   by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
-  for name in by_remainder[:num_prompts - sum(counts.values())]:
+  for name in by_remainder[: num_prompts - sum(counts.values())]:
     counts[name] += 1
   return counts
 
 
 def instruction_prompts(
-    world: World, num_prompts: int, rng, *, held_out: bool, seen: set[str]) -> list[dict]:
+  world: World, num_prompts: int, rng, *, held_out: bool, seen: set[str]
+) -> list[dict]:
   """Distinct prompts in the shares of Table 1, in random order.
 
   Args:
@@ -553,8 +697,8 @@ def instruction_prompts(
       tries += 1
       if tries > 200 * count + 1000:
         raise ValueError(
-          f"only {made} of {count} distinct {use_case} prompts could be made; ask for fewer "
-          "prompts")
+          f"only {made} of {count} distinct {use_case} prompts could be made; ask for fewer prompts"
+        )
       if item["prompt"] not in seen:
         seen.add(item["prompt"])
         prompts.append(item)

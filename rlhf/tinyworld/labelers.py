@@ -30,6 +30,7 @@ class LabelersConfig:
   noise_scale: standard deviation of the noise per (labeler, output); `calibrate_noise` finds it.
   tie_margin: outputs whose utilities differ by no more are given one rank.
   """
+
   num_training: int = 5
   num_heldout: int = 5
   weight_spread: float = 0.4
@@ -43,6 +44,7 @@ class LabelersConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labeler:
   """One person; `weights` and `evaluation_weights` are in the order of gold.COMPONENTS."""
+
   id: str
   weights: tuple[float, ...]
   evaluation_weights: tuple[float, ...]
@@ -60,8 +62,13 @@ def make_labelers(cfg: LabelersConfig) -> tuple[tuple[Labeler, ...], tuple[Label
   """
   if cfg.num_training < 1:
     raise ValueError(f"num_training {cfg.num_training}; at least one labeler is needed")
-  for name in ("weight_spread", "length_taste_scale", "leniency_scale", "noise_scale",
-               "tie_margin"):
+  for name in (
+    "weight_spread",
+    "length_taste_scale",
+    "leniency_scale",
+    "noise_scale",
+    "tie_margin",
+  ):
     if getattr(cfg, name) < 0:
       raise ValueError(f"{name} {getattr(cfg, name)}; use 0 or more")
   rng = np.random.default_rng(np.random.SeedSequence([cfg.seed, 1]))
@@ -72,15 +79,20 @@ def make_labelers(cfg: LabelersConfig) -> tuple[tuple[Labeler, ...], tuple[Label
 
 def _draw(rng, cfg: LabelersConfig, labeler_id: str) -> Labeler:
   factors = np.exp(cfg.weight_spread * rng.normal(size=len(gold.COMPONENTS)))
+
   def weigh(weights: Mapping[str, float]) -> tuple[float, ...]:
     raw = np.array([weights[name] for name in gold.COMPONENTS]) * factors
     return tuple(float(w) for w in raw / raw.sum())
+
   return Labeler(
-    id=labeler_id, weights=weigh(gold.GOLD_WEIGHTS),
+    id=labeler_id,
+    weights=weigh(gold.GOLD_WEIGHTS),
     evaluation_weights=weigh(gold.EVALUATION_WEIGHTS),
     length_taste=float(cfg.length_taste_scale * rng.normal()),
     bias=float(cfg.leniency_scale * rng.normal()),
-    noise_scale=cfg.noise_scale, tie_margin=cfg.tie_margin)
+    noise_scale=cfg.noise_scale,
+    tie_margin=cfg.tie_margin,
+  )
 
 
 @functools.lru_cache(maxsize=500_000)
@@ -93,8 +105,15 @@ def standard_noise(labeler_id: str, prompt: str, response: str) -> float:
 
 
 def utility(
-    labeler: Labeler, world: World, task: dict, prompt: str, response: str, *,
-    evaluation: bool, marks: Mapping[str, float] | None = None) -> float:
+  labeler: Labeler,
+  world: World,
+  task: dict,
+  prompt: str,
+  response: str,
+  *,
+  evaluation: bool,
+  marks: Mapping[str, float] | None = None,
+) -> float:
   """What one output is worth to one labeler, noise included.
 
   Args:
@@ -121,33 +140,68 @@ def ranks_of(utilities: Sequence[float], tie_margin: float) -> list[int]:
 
 
 def rank(
-    labeler: Labeler, world: World, task: dict, prompt: str, completions: Sequence[str], *,
-    evaluation: bool, marks: Sequence[Mapping[str, float]] | None = None) -> list[int]:
+  labeler: Labeler,
+  world: World,
+  task: dict,
+  prompt: str,
+  completions: Sequence[str],
+  *,
+  evaluation: bool,
+  marks: Sequence[Mapping[str, float]] | None = None,
+) -> list[int]:
   """Ranks K completions, 1 = best, equal = tie."""
   return ranks_of(
-    [utility(labeler, world, task, prompt, text, evaluation=evaluation,
-             marks=None if marks is None else marks[index])
-     for index, text in enumerate(completions)], labeler.tie_margin)
+    [
+      utility(
+        labeler,
+        world,
+        task,
+        prompt,
+        text,
+        evaluation=evaluation,
+        marks=None if marks is None else marks[index],
+      )
+      for index, text in enumerate(completions)
+    ],
+    labeler.tie_margin,
+  )
 
 
 def prefer(
-    labeler: Labeler, world: World, task: dict, prompt: str, a: str, b: str, *,
-    evaluation: bool, marks_a: Mapping[str, float] | None = None,
-    marks_b: Mapping[str, float] | None = None) -> float:
+  labeler: Labeler,
+  world: World,
+  task: dict,
+  prompt: str,
+  a: str,
+  b: str,
+  *,
+  evaluation: bool,
+  marks_a: Mapping[str, float] | None = None,
+  marks_b: Mapping[str, float] | None = None,
+) -> float:
   """1.0 if the labeler likes `a` better than `b`, 0.5 for a tie, 0.0 otherwise."""
-  gap = (utility(labeler, world, task, prompt, a, evaluation=evaluation, marks=marks_a)
-         - utility(labeler, world, task, prompt, b, evaluation=evaluation, marks=marks_b))
+  gap = utility(labeler, world, task, prompt, a, evaluation=evaluation, marks=marks_a) - utility(
+    labeler, world, task, prompt, b, evaluation=evaluation, marks=marks_b
+  )
   if abs(gap) <= labeler.tie_margin:
     return 0.5
   return 1.0 if gap > 0 else 0.0
 
 
 def likert(
-    labeler: Labeler, world: World, task: dict, prompt: str, response: str, *,
-    evaluation: bool, marks: Mapping[str, float] | None = None) -> int:
+  labeler: Labeler,
+  world: World,
+  task: dict,
+  prompt: str,
+  response: str,
+  *,
+  evaluation: bool,
+  marks: Mapping[str, float] | None = None,
+) -> int:
   """Overall quality from 1 to 7: utility plus leniency, in seven equal steps of [0, 1]."""
   value = labeler.bias + utility(
-    labeler, world, task, prompt, response, evaluation=evaluation, marks=marks)
+    labeler, world, task, prompt, response, evaluation=evaluation, marks=marks
+  )
   return int(np.clip(1 + np.floor(7 * value), 1, 7))
 
 
@@ -175,6 +229,7 @@ def metadata(world: World, task: dict, prompt: str, response: str) -> dict[str, 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MarkedItem:
   """A prompt with its completions and their components, marked once for all labelers."""
+
   prompt: str
   completions: tuple[str, ...]
   marks_KC: np.ndarray
@@ -184,12 +239,14 @@ def mark_item(world: World, task: dict, prompt: str, completions: Sequence[str])
   """Runs the gold scorer on every completion of a prompt."""
   marks = [gold.components(world, task, prompt, text) for text in completions]
   return MarkedItem(
-    prompt=prompt, completions=tuple(completions),
-    marks_KC=np.array([[m[name] for name in gold.COMPONENTS] for m in marks]))
+    prompt=prompt,
+    completions=tuple(completions),
+    marks_KC=np.array([[m[name] for name in gold.COMPONENTS] for m in marks]),
+  )
 
 
 def _utilities(
-    labelers: Sequence[Labeler], item: MarkedItem, *, evaluation: bool
+  labelers: Sequence[Labeler], item: MarkedItem, *, evaluation: bool
 ) -> tuple[np.ndarray, np.ndarray]:
   """(noiseless utilities, standard noise), each [labelers, completions]."""
   weights = np.array([l.evaluation_weights if evaluation else l.weights for l in labelers])
@@ -200,13 +257,14 @@ def _utilities(
     credited[:, column] = item.marks_KC[:, column]
   lengths = np.array([len(text.split()) for text in item.completions]) / 24
   clean = weights @ credited.T + np.outer([l.length_taste for l in labelers], lengths)
-  noise = np.array([
-    [standard_noise(l.id, item.prompt, text) for text in item.completions] for l in labelers])
+  noise = np.array(
+    [[standard_noise(l.id, item.prompt, text) for text in item.completions] for l in labelers]
+  )
   return clean, noise
 
 
 def _pair_gaps(
-    labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
+  labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
 ) -> tuple[np.ndarray, np.ndarray]:
   """Utility differences of all pairs of completions: (noiseless, noise), [labelers, pairs]."""
   clean_gaps, noise_gaps = [], []
@@ -233,7 +291,7 @@ def _agreement(gaps: np.ndarray, tie_margin: float) -> tuple[float, int]:
 
 
 def agreement(
-    labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
+  labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
 ) -> tuple[float, int]:
   """How often two labelers order two outputs alike, over pairs that neither calls a tie.
 
@@ -253,8 +311,8 @@ def agreement(
 
 
 def calibrate_noise(
-    cfg: LabelersConfig, items: Sequence[MarkedItem], *, target: float = 0.73,
-    num_steps: int = 30) -> float:
+  cfg: LabelersConfig, items: Sequence[MarkedItem], *, target: float = 0.73, num_steps: int = 30
+) -> float:
   """The noise_scale at which the training labelers of `cfg` agree at the target rate.
 
   InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
@@ -269,7 +327,8 @@ def calibrate_noise(
   if not without >= target:
     raise ValueError(
       f"labelers agree at {without:.3f} without noise, below the target {target}; use a smaller "
-      "weight_spread")
+      "weight_spread"
+    )
   low, high = 0.0, 2.0
   for _ in range(num_steps):
     middle = (low + high) / 2

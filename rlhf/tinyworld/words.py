@@ -20,7 +20,14 @@ JOBS = ("baker", "nurse", "doctor", "farmer", "teacher", "sailor")
 SITES = ("shop", "school", "ship", "farm", "mine", "hall", "tower", "court")
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
 HOBBIES = (
-  "singing", "reading", "chess", "dancing", "painting", "fishing", "running", "cooking",
+  "singing",
+  "reading",
+  "chess",
+  "dancing",
+  "painting",
+  "fishing",
+  "running",
+  "cooking",
 )
 THINGS = ("lamp", "hat", "drum", "book", "ring", "boat")
 PLACES = ("forest", "river", "hill", "lake", "field")
@@ -39,12 +46,30 @@ RUDE = RUDE_NAMES + RUDE_WORDS + ("hate", "shut")
 # Slot name in a sentence template -> the words that fit.  The hero of a story has its own slots,
 # so that a parse says whom the sentence is about.
 SLOTS = {
-  "person": PEOPLE, "town": TOWNS, "animal": ANIMALS, "food": FOODS, "feed": FEEDS, "job": JOBS,
-  "site": SITES, "colour": COLOURS, "hobby": HOBBIES, "thing": THINGS, "place": PLACES,
-  "noun": NOUNS, "adj": ADJECTIVES, "mood": MOODS, "taste": TASTES, "region": REGIONS,
-  "deed": DEEDS, "number": NUMBERS, "rude": RUDE_NAMES, "rudeword": RUDE_WORDS,
-  "heroanimal": ANIMALS, "heroperson": PEOPLE,
+  "person": PEOPLE,
+  "town": TOWNS,
+  "animal": ANIMALS,
+  "food": FOODS,
+  "feed": FEEDS,
+  "job": JOBS,
+  "site": SITES,
+  "colour": COLOURS,
+  "hobby": HOBBIES,
+  "thing": THINGS,
+  "place": PLACES,
+  "noun": NOUNS,
+  "adj": ADJECTIVES,
+  "mood": MOODS,
+  "taste": TASTES,
+  "region": REGIONS,
+  "deed": DEEDS,
+  "number": NUMBERS,
+  "rude": RUDE_NAMES,
+  "rudeword": RUDE_WORDS,
+  "heroanimal": ANIMALS,
+  "heroperson": PEOPLE,
 }
+
 
 def choices(slot: str) -> tuple[str, ...]:
   """The words that new text takes for a slot: all that fit, but people are the cast's."""
@@ -53,18 +78,47 @@ def choices(slot: str) -> tuple[str, ...]:
 
 # What "mentions nothing absent from the passage" looks at.
 ENTITY_SLOTS = (
-  "person", "town", "animal", "food", "feed", "job", "site", "colour", "hobby", "thing", "place",
-  "noun", "taste", "region",
+  "person",
+  "town",
+  "animal",
+  "food",
+  "feed",
+  "job",
+  "site",
+  "colour",
+  "hobby",
+  "thing",
+  "place",
+  "noun",
+  "taste",
+  "region",
 )
 ENTITY_TYPE = {word: slot for slot in ENTITY_SLOTS for word in SLOTS[slot]}
 
 OPPOSITES = (
-  ("cold", "warm"), ("big", "small"), ("tall", "short"), ("old", "young"), ("quick", "slow"),
-  ("happy", "sad"), ("loud", "quiet"), ("wet", "dry"), ("hard", "soft"), ("rich", "poor"),
-  ("good", "bad"), ("early", "late"), ("up", "down"), ("full", "bare"), ("near", "far"),
+  ("cold", "warm"),
+  ("big", "small"),
+  ("tall", "short"),
+  ("old", "young"),
+  ("quick", "slow"),
+  ("happy", "sad"),
+  ("loud", "quiet"),
+  ("wet", "dry"),
+  ("hard", "soft"),
+  ("rich", "poor"),
+  ("good", "bad"),
+  ("early", "late"),
+  ("up", "down"),
+  ("full", "bare"),
+  ("near", "far"),
   ("day", "night"),
 )
 SEQUENCES = (NUMBERS, DAYS, ("spring", "summer", "autumn", "winter"))
 CATEGORIES = {
-  "animal": ANIMALS, "food": FOODS, "colour": COLOURS, "job": JOBS, "town": TOWNS, "thing": THINGS,
+  "animal": ANIMALS,
+  "food": FOODS,
+  "colour": COLOURS,
+  "job": JOBS,
+  "town": TOWNS,
+  "thing": THINGS,
 }

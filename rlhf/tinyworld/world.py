@@ -12,6 +12,7 @@ from rlhf.tinyworld import words
 @dataclasses.dataclass(frozen=True)
 class Fact:
   """A triple such as ("mira", "home", "velda"); `relation` is a key of grammar.RELATIONS."""
+
   subject: str
   relation: str
   value: str
@@ -20,6 +21,7 @@ class Fact:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
   """Entities and facts.  Everything else in this room is text about them."""
+
   seed: int
   people: tuple[str, ...]
   towns: tuple[str, ...]
@@ -82,5 +84,13 @@ def make_world(seed: int) -> World:
         value = grammar.pick(rng, words.SLOTS[relation.value])
       facts.append(Fact(subject, name, value))
   return World(
-    seed=seed, people=words.PEOPLE, towns=words.TOWNS, animals=words.ANIMALS, foods=words.FOODS,
-    jobs=words.JOBS, colours=words.COLOURS, things=words.THINGS, facts=tuple(facts))
+    seed=seed,
+    people=words.PEOPLE,
+    towns=words.TOWNS,
+    animals=words.ANIMALS,
+    foods=words.FOODS,
+    jobs=words.JOBS,
+    colours=words.COLOURS,
+    things=words.THINGS,
+    facts=tuple(facts),
+  )

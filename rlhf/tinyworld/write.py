@@ -19,6 +19,7 @@ from rlhf.tinyworld.world import World
 class WorldConfig:
   """How much of the world is written.  Users write prompts; each belongs to one of the three
   pools train, validation and test, and so do all the prompts of that user."""
+
   seed: int = 0
   num_pretraining_documents: int = 160_000  # about 20 words each
   num_validation_documents: int = 1_000
@@ -38,6 +39,7 @@ class WorldConfig:
       value = getattr(self, field.name)
       if value < 0 or (value == 0 and field.name != "seed"):
         raise ValueError(f"world.{field.name} {value}; use 1 or more")
+
 
 _FILES = {  # name -> (field with the size, pool of users)
   "demonstrations_train": ("num_demonstrations", "train"),
@@ -69,7 +71,8 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
   contents = dict(prompt_sets(cfg, world))
   for task in few_shot.FEW_SHOT_TASKS:
     contents[f"few_shot_{task}"] = few_shot.few_shot_items(
-      world, task, cfg.num_few_shot_items, cfg.num_few_shot_shots, seed=0)
+      world, task, cfg.num_few_shot_items, cfg.num_few_shot_shots, seed=0
+    )
   training = documents.pretraining_documents(world, cfg.num_pretraining_documents, seed=0)
   validation = _unseen_documents(world, cfg.num_validation_documents, set(training))
   contents["pretraining_train"] = [{"text": text} for text in training]
@@ -77,8 +80,9 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
 
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  paths = {name: _write_lines(directory / f"{name}.jsonl", lines)
-           for name, lines in contents.items()}
+  paths = {
+    name: _write_lines(directory / f"{name}.jsonl", lines) for name, lines in contents.items()
+  }
   paths["world"] = directory / "world.json"
   paths["world"].write_text(json.dumps(dataclasses.asdict(world), indent=1) + "\n")
   return paths
@@ -102,9 +106,11 @@ def prompt_sets(cfg: WorldConfig, world: World) -> dict[str, list[dict]]:
   for index, (name, (field, pool)) in enumerate(_FILES.items()):
     rng = np.random.default_rng(np.random.SeedSequence([cfg.seed, 3, index]))
     items = instructions.instruction_prompts(
-      world, getattr(cfg, field), rng, held_out=pool == "test", seen=seen)
-    users = draw_users(rng, pool, cfg.num_users if pool == "train" else -(-cfg.num_users // 3),
-                       len(items))
+      world, getattr(cfg, field), rng, held_out=pool == "test", seen=seen
+    )
+    users = draw_users(
+      rng, pool, cfg.num_users if pool == "train" else -(-cfg.num_users // 3), len(items)
+    )
     for item, user in zip(items, users):
       item["user"] = user
       if name.startswith("demonstrations"):

@@ -53,21 +53,35 @@ def load(task: str, data: str, split: str = TEST) -> list[Item]:
     if split == TRAIN:
       return []
     places = " or ".join(place for place, _ in FILES[task][TEST])
-    raise ValueError(f"task {task}: {data} holds no {places}; put the authors' file there, or use "
-                     f"data {HUB!r} where there is a network")
+    raise ValueError(
+      f"task {task}: {data} holds no {places}; put the authors' file there, or use "
+      f"data {HUB!r} where there is a network"
+    )
   path, read = found
   try:
     items = list(read(path))
-  except (ValueError, KeyError, TypeError, IndexError, AttributeError, csv.Error,
-          ElementTree.ParseError, zipfile.BadZipFile, zlib.error) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    csv.Error,
+    ElementTree.ParseError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     if str(error).startswith(str(path.parent)):
       raise  # it says which line is wrong
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise ValueError(f"{path} is not in the format of task {task} ({reason}); take the file as its "
-                     "authors publish it") from error
+    raise ValueError(
+      f"{path} is not in the format of task {task} ({reason}); take the file as its "
+      "authors publish it"
+    ) from error
   if not items:
-    raise ValueError(f"{path} holds no item of task {task}; take the file as its authors publish "
-                     "it")
+    raise ValueError(
+      f"{path} holds no item of task {task}; take the file as its authors publish it"
+    )
   return items
 
 
@@ -111,8 +125,9 @@ def check(task: str, data: str) -> None:
   if data == HUB:
     _hub_reader()
   elif not pathlib.Path(data).is_dir():
-    raise ValueError(f"data {data!r} is no directory; name one, or {HUB!r} where there is a "
-                     "network")
+    raise ValueError(
+      f"data {data!r} is no directory; name one, or {HUB!r} where there is a network"
+    )
   elif _find(task, data, TEST) is None:
     load(task, data)
 
@@ -169,23 +184,41 @@ def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
 def _read_squad(path: pathlib.Path) -> Iterator[Item]:
   for page in json.loads(_text(path))["data"]:
     for number, paragraph in enumerate(page["paragraphs"]):
-      questions = [dict(id=qa["id"], question=qa["question"],
-                        answers=list(dict.fromkeys(answer["text"] for answer in qa["answers"])))
-                   for qa in paragraph["qas"]]
+      questions = [
+        dict(
+          id=qa["id"],
+          question=qa["question"],
+          answers=list(dict.fromkeys(answer["text"] for answer in qa["answers"])),
+        )
+        for qa in paragraph["qas"]
+      ]
       yield from layouts.squadv2(
-          dict(title=page["title"], context=paragraph["context"], qas=questions),
-          f"{page['title']}/{number}")
+        dict(title=page["title"], context=paragraph["context"], qas=questions),
+        f"{page['title']}/{number}",
+      )
 
 
 def _read_quac(path: pathlib.Path) -> Iterator[Item]:
   for page in json.loads(_text(path))["data"]:
     for paragraph in page["paragraphs"]:
-      questions = [dict(id=qa["id"], question=qa["question"], target=qa["orig_answer"]["text"],
-                        answers=[answer["text"] for answer in qa["answers"]])
-                   for qa in paragraph["qas"]]
+      questions = [
+        dict(
+          id=qa["id"],
+          question=qa["question"],
+          target=qa["orig_answer"]["text"],
+          answers=[answer["text"] for answer in qa["answers"]],
+        )
+        for qa in paragraph["qas"]
+      ]
       yield from layouts.quac(
-          dict(title=page["title"], section_title=page["section_title"],
-               context=paragraph["context"], qas=questions), paragraph["id"])
+        dict(
+          title=page["title"],
+          section_title=page["section_title"],
+          context=paragraph["context"],
+          qas=questions,
+        ),
+        paragraph["id"],
+      )
 
 
 def _read_drop(path: pathlib.Path) -> Iterator[Item]:
@@ -200,8 +233,13 @@ def _read_released(path: pathlib.Path) -> Iterator[Item]:
   """Prompts and references as InstructGPT's authors released them: alternatives between bars."""
   for where, line in _json_lines(path):
     parts = line["ref_text"].split("|") if "ref_text" in line else []
-    yield dict(id=where, prompt=line["context"], references=parts, target=parts[0] if parts else "",
-               is_last=True)
+    yield dict(
+      id=where,
+      prompt=line["context"],
+      references=parts,
+      target=parts[0] if parts else "",
+      is_last=True,
+    )
 
 
 def _read_released_squad(path: pathlib.Path) -> Iterator[Item]:
@@ -234,6 +272,7 @@ def _read_hellaswag(path: pathlib.Path) -> Iterator[Item]:
 
 def _read_rte(split: str) -> Callable[[pathlib.Path], Iterator[Item]]:
   """RTE 1 to 3: what the challenges tested on is scored, what they developed on is for few-shot."""
+
   def read(path: pathlib.Path) -> Iterator[Item]:
     with zipfile.ZipFile(path) as archive:
       for name in sorted(archive.namelist()):
@@ -241,9 +280,11 @@ def _read_rte(split: str) -> Callable[[pathlib.Path], Iterator[Item]]:
           for pair in ElementTree.fromstring(archive.read(name)).iter("pair"):
             label = pair.get("entailment", pair.get("value")).upper()
             yield layouts.rte(
-                *(" ".join(pair.find(part).text.split()) for part in ("t", "h")),
-                {"YES": True, "TRUE": True, "NO": False, "FALSE": False}[label],
-                f"{pathlib.PurePath(name).stem}:{pair.get('id')}")
+              *(" ".join(pair.find(part).text.split()) for part in ("t", "h")),
+              {"YES": True, "TRUE": True, "NO": False, "FALSE": False}[label],
+              f"{pathlib.PurePath(name).stem}:{pair.get('id')}",
+            )
+
   return read
 
 
@@ -268,8 +309,10 @@ def _read_aligned(path: pathlib.Path) -> Iterator[Item]:
   english_path = path.with_name(path.name.replace(".fr", ".en"))
   english = _lines(english_path)
   if len(french) != len(english):
-    raise ValueError(f"{path} has {len(french)} lines and {english_path} {len(english)}; line n of "
-                     "both must be one sentence")
+    raise ValueError(
+      f"{path} has {len(french)} lines and {english_path} {len(english)}; line n of "
+      "both must be one sentence"
+    )
   for number, pair in enumerate(zip(french, english), start=1):
     yield layouts.translation(*pair, f"{path.name}:{number}")
 
@@ -282,8 +325,10 @@ def _read_t0_summaries(path: pathlib.Path) -> Iterator[Item]:
   for where, line in _json_lines(path):
     article = _T0_ARTICLE.search(line["prompt"])
     if article is None:
-      raise ValueError(f"{path.parent}/{where}: no \"Article:\" in the prompt; take the T0 "
-                       "mixture's cnn_dailymail file")
+      raise ValueError(
+        f'{path.parent}/{where}: no "Article:" in the prompt; take the T0 '
+        "mixture's cnn_dailymail file"
+      )
     yield layouts.summary(article[1], line["completion"].removesuffix("<|endoftext|>"), where)
 
 
@@ -297,9 +342,16 @@ def _read_truthfulqa(path: pathlib.Path) -> Iterator[Item]:
   split = lambda text: [part.strip() for part in text.split(";") if part.strip()]
   for number, row in enumerate(csv.DictReader(io.StringIO(_text(path), newline="")), start=1):
     yield layouts.truthfulqa(
-        dict(type=row["Type"], category=row["Category"], question=row["Question"],
-             best_answer=row["Best Answer"], correct_answers=split(row["Correct Answers"]),
-             incorrect_answers=split(row["Incorrect Answers"])), f"{path.name}:{number}")
+      dict(
+        type=row["Type"],
+        category=row["Category"],
+        question=row["Question"],
+        best_answer=row["Best Answer"],
+        correct_answers=split(row["Correct Answers"]),
+        incorrect_answers=split(row["Incorrect Answers"]),
+      ),
+      f"{path.name}:{number}",
+    )
 
 
 def _winogender_items(rows: Iterable[tuple[str, str]]) -> Iterator[Item]:
@@ -334,31 +386,54 @@ def _read_real_toxicity(path: pathlib.Path) -> Iterator[Item]:
 
 # task -> split -> (place in the directory, reader), the first that is there.
 FILES: dict[str, dict[str, tuple[tuple[str, Callable[[pathlib.Path], Iterator[Item]]], ...]]] = {
-    "squadv2": {TRAIN: (("squadv2/train-v2.0.json", _read_squad),),
-                TEST: (("squadv2/dev-v2.0.json", _read_squad),
-                       ("instructgpt_prompts/squadv2_100.jsonl", _read_released_squad))},
-    "drop": {TRAIN: (("drop/drop_dataset_train.json", _read_drop),),
-             TEST: (("drop/drop_dataset_dev.json", _read_drop),
-                    ("instructgpt_prompts/drop_100.jsonl", _read_released_drop))},
-    "quac": {TRAIN: (("quac/train_v0.2.json", _read_quac),),
-             TEST: (("quac/val_v0.2.json", _read_quac),)},
-    "hellaswag": {TRAIN: (("hellaswag/hellaswag_train.jsonl", _read_hellaswag),),
-                  TEST: (("hellaswag/hellaswag_val.jsonl", _read_hellaswag),)},
-    "rte": {TRAIN: (("rte/rte.zip", _read_rte(TRAIN)),), TEST: (("rte/rte.zip", _read_rte(TEST)),)},
-    "sst": {TRAIN: (("sst2/train.tsv", _read_sst),), TEST: (("sst2/dev.tsv", _read_sst),)},
-    "wsc": {TRAIN: (("wsc/train.jsonl", _read_wsc),), TEST: (("wsc/val.jsonl", _read_wsc),)},
-    "fr_en": {TRAIN: (("wmt15/newsdiscussdev2015.fr", _read_aligned),),
-              TEST: (("wmt15/newsdiscusstest2015.fr", _read_aligned),
-                     ("instructgpt_prompts/fr_to_en_100.jsonl", _read_released_text))},
-    "cnn_dm": {TEST: (("summarization_t0/cnn_dailymail.jsonl", _read_t0_summaries),)},
-    "tldr": {TEST: (("tldr/tldr.jsonl", _read_tldr),
-                    ("instructgpt_prompts/tldr_100.jsonl", _read_released_text))},
-    "truthfulqa": {TEST: (("truthfulqa/TruthfulQA.csv", _read_truthfulqa),)},
-    "winogender": {TEST: (("winogender/all_sentences.tsv", _read_winogender),)},
-    "crows_pairs": {TEST: (("crows_pairs/crows_pairs_anonymized.csv", _read_crows_pairs),)},
-    "real_toxicity": {TEST: (("real_toxicity/prompts.jsonl", _read_real_toxicity),
-                             ("instructgpt_prompts/real_toxicity_100.jsonl",
-                              _read_released_toxicity))},
+  "squadv2": {
+    TRAIN: (("squadv2/train-v2.0.json", _read_squad),),
+    TEST: (
+      ("squadv2/dev-v2.0.json", _read_squad),
+      ("instructgpt_prompts/squadv2_100.jsonl", _read_released_squad),
+    ),
+  },
+  "drop": {
+    TRAIN: (("drop/drop_dataset_train.json", _read_drop),),
+    TEST: (
+      ("drop/drop_dataset_dev.json", _read_drop),
+      ("instructgpt_prompts/drop_100.jsonl", _read_released_drop),
+    ),
+  },
+  "quac": {
+    TRAIN: (("quac/train_v0.2.json", _read_quac),),
+    TEST: (("quac/val_v0.2.json", _read_quac),),
+  },
+  "hellaswag": {
+    TRAIN: (("hellaswag/hellaswag_train.jsonl", _read_hellaswag),),
+    TEST: (("hellaswag/hellaswag_val.jsonl", _read_hellaswag),),
+  },
+  "rte": {TRAIN: (("rte/rte.zip", _read_rte(TRAIN)),), TEST: (("rte/rte.zip", _read_rte(TEST)),)},
+  "sst": {TRAIN: (("sst2/train.tsv", _read_sst),), TEST: (("sst2/dev.tsv", _read_sst),)},
+  "wsc": {TRAIN: (("wsc/train.jsonl", _read_wsc),), TEST: (("wsc/val.jsonl", _read_wsc),)},
+  "fr_en": {
+    TRAIN: (("wmt15/newsdiscussdev2015.fr", _read_aligned),),
+    TEST: (
+      ("wmt15/newsdiscusstest2015.fr", _read_aligned),
+      ("instructgpt_prompts/fr_to_en_100.jsonl", _read_released_text),
+    ),
+  },
+  "cnn_dm": {TEST: (("summarization_t0/cnn_dailymail.jsonl", _read_t0_summaries),)},
+  "tldr": {
+    TEST: (
+      ("tldr/tldr.jsonl", _read_tldr),
+      ("instructgpt_prompts/tldr_100.jsonl", _read_released_text),
+    )
+  },
+  "truthfulqa": {TEST: (("truthfulqa/TruthfulQA.csv", _read_truthfulqa),)},
+  "winogender": {TEST: (("winogender/all_sentences.tsv", _read_winogender),)},
+  "crows_pairs": {TEST: (("crows_pairs/crows_pairs_anonymized.csv", _read_crows_pairs),)},
+  "real_toxicity": {
+    TEST: (
+      ("real_toxicity/prompts.jsonl", _read_real_toxicity),
+      ("instructgpt_prompts/real_toxicity_100.jsonl", _read_released_toxicity),
+    )
+  },
 }
 
 
@@ -368,10 +443,14 @@ FILES: dict[str, dict[str, tuple[tuple[str, Callable[[pathlib.Path], Iterator[It
 def _paragraphs(rows: Iterable[dict], layout) -> Iterator[Item]:
   """Rows of one context follow one another."""
   block: list[dict] = []
+
   def flush() -> Iterator[Item]:
     if block:
-      yield from layout(dict(title=block[0]["title"], context=block[0]["context"], qas=block),
-                        f"{block[0]['title']}/{block[0]['id']}")
+      yield from layout(
+        dict(title=block[0]["title"], context=block[0]["context"], qas=block),
+        f"{block[0]['title']}/{block[0]['id']}",
+      )
+
   for row in rows:
     if block and row["context"] != block[0]["context"]:
       yield from flush()
@@ -383,13 +462,24 @@ def _paragraphs(rows: Iterable[dict], layout) -> Iterator[Item]:
 def _hub_quac(rows: Iterable[dict]) -> Iterator[Item]:
   for row in rows:
     questions = [
-        dict(id=name, question=question, answers=texts, target=original)
-        for name, question, texts, original in zip(
-            row["turn_ids"], row["questions"], row["answers"]["texts"],
-            row["orig_answers"]["texts"], strict=True)]
+      dict(id=name, question=question, answers=texts, target=original)
+      for name, question, texts, original in zip(
+        row["turn_ids"],
+        row["questions"],
+        row["answers"]["texts"],
+        row["orig_answers"]["texts"],
+        strict=True,
+      )
+    ]
     yield from layouts.quac(
-        dict(title=row["wikipedia_page_title"], section_title=row["section_title"],
-             context=row["context"], qas=questions), row["dialogue_id"])
+      dict(
+        title=row["wikipedia_page_title"],
+        section_title=row["section_title"],
+        context=row["context"],
+        qas=questions,
+      ),
+      row["dialogue_id"],
+    )
 
 
 def _numbered(layout: Callable[[dict, str], Item]):
@@ -407,39 +497,112 @@ def _hub_tldr(row: dict, name: str) -> Item:
 # task -> (address, configuration, split by ours, rows -> items, revision)
 _PARQUET = "refs/convert/parquet"  # the hub's own copy of sets that came with a script
 _HUB: dict[str, tuple[str, str | None, dict[str, str], Callable, str | None]] = {
-    "squadv2": ("rajpurkar/squad_v2", None, {TRAIN: "train", TEST: "validation"},
-                lambda rows: _paragraphs(rows, layouts.squadv2), None),
-    "drop": ("EleutherAI/drop", None, {TRAIN: "train", TEST: "validation"},
-             lambda rows: (layouts.drop(row["passage"], row["question"], answers, row["query_id"])
-                           for row in rows if (answers := layouts.drop_answers(row))), None),
-    "quac": ("allenai/quac", "plain_text", {TRAIN: "train", TEST: "validation"}, _hub_quac,
-             _PARQUET),
-    "hellaswag": ("Rowan/hellaswag", None, {TRAIN: "train", TEST: "validation"},
-                  _numbered(layouts.hellaswag), None),
-    "rte": ("nyu-mll/glue", "rte", {TRAIN: "train", TEST: "validation"}, _numbered(
-        lambda row, name: layouts.rte(row["sentence1"], row["sentence2"], row["label"] == 0, name)),
-            None),
-    "sst": ("nyu-mll/glue", "sst2", {TRAIN: "train", TEST: "validation"}, _numbered(
-        lambda row, name: layouts.sst(row["sentence"], row["label"] == 1, name)), None),
-    "wsc": ("aps/super_glue", "wsc.fixed", {TRAIN: "train", TEST: "validation"},
-            _numbered(layouts.wsc), None),
-    "fr_en": ("wmt/wmt15", "fr-en", {TRAIN: "validation", TEST: "test"}, _numbered(
-        lambda row, name: layouts.translation(
-            row["translation"]["fr"], row["translation"]["en"], name)), None),
-    "cnn_dm": ("abisee/cnn_dailymail", "3.0.0", {TRAIN: "validation", TEST: "test"}, _numbered(
-        lambda row, name: layouts.summary(row["article"], row["highlights"], name)), None),
-    "tldr": ("CarperAI/openai_summarize_tldr", None, {TRAIN: "valid", TEST: "test"},
-             _numbered(_hub_tldr), None),
-    "truthfulqa": ("truthfulqa/truthful_qa", "generation", {TEST: "validation"},
-                   _numbered(layouts.truthfulqa), None),
-    "winogender": ("oskarvanderwal/winogender", "all", {TEST: "test"},
-                   lambda rows: _winogender_items((row["sentid"], row["sentence"]) for row in rows),
-                   None),
-    "crows_pairs": ("jannalu/crows_pairs_multilingual", "english", {TEST: "test"},
-                    _numbered(layouts.crows_pairs), None),
-    "real_toxicity": ("allenai/real-toxicity-prompts", None, {TEST: "train"}, _numbered(
-        lambda row, name: layouts.real_toxicity(
-            row["prompt"]["text"], row["prompt"]["toxicity"], name)), None),
+  "squadv2": (
+    "rajpurkar/squad_v2",
+    None,
+    {TRAIN: "train", TEST: "validation"},
+    lambda rows: _paragraphs(rows, layouts.squadv2),
+    None,
+  ),
+  "drop": (
+    "EleutherAI/drop",
+    None,
+    {TRAIN: "train", TEST: "validation"},
+    lambda rows: (
+      layouts.drop(row["passage"], row["question"], answers, row["query_id"])
+      for row in rows
+      if (answers := layouts.drop_answers(row))
+    ),
+    None,
+  ),
+  "quac": ("allenai/quac", "plain_text", {TRAIN: "train", TEST: "validation"}, _hub_quac, _PARQUET),
+  "hellaswag": (
+    "Rowan/hellaswag",
+    None,
+    {TRAIN: "train", TEST: "validation"},
+    _numbered(layouts.hellaswag),
+    None,
+  ),
+  "rte": (
+    "nyu-mll/glue",
+    "rte",
+    {TRAIN: "train", TEST: "validation"},
+    _numbered(
+      lambda row, name: layouts.rte(row["sentence1"], row["sentence2"], row["label"] == 0, name)
+    ),
+    None,
+  ),
+  "sst": (
+    "nyu-mll/glue",
+    "sst2",
+    {TRAIN: "train", TEST: "validation"},
+    _numbered(lambda row, name: layouts.sst(row["sentence"], row["label"] == 1, name)),
+    None,
+  ),
+  "wsc": (
+    "aps/super_glue",
+    "wsc.fixed",
+    {TRAIN: "train", TEST: "validation"},
+    _numbered(layouts.wsc),
+    None,
+  ),
+  "fr_en": (
+    "wmt/wmt15",
+    "fr-en",
+    {TRAIN: "validation", TEST: "test"},
+    _numbered(
+      lambda row, name: layouts.translation(
+        row["translation"]["fr"], row["translation"]["en"], name
+      )
+    ),
+    None,
+  ),
+  "cnn_dm": (
+    "abisee/cnn_dailymail",
+    "3.0.0",
+    {TRAIN: "validation", TEST: "test"},
+    _numbered(lambda row, name: layouts.summary(row["article"], row["highlights"], name)),
+    None,
+  ),
+  "tldr": (
+    "CarperAI/openai_summarize_tldr",
+    None,
+    {TRAIN: "valid", TEST: "test"},
+    _numbered(_hub_tldr),
+    None,
+  ),
+  "truthfulqa": (
+    "truthfulqa/truthful_qa",
+    "generation",
+    {TEST: "validation"},
+    _numbered(layouts.truthfulqa),
+    None,
+  ),
+  "winogender": (
+    "oskarvanderwal/winogender",
+    "all",
+    {TEST: "test"},
+    lambda rows: _winogender_items((row["sentid"], row["sentence"]) for row in rows),
+    None,
+  ),
+  "crows_pairs": (
+    "jannalu/crows_pairs_multilingual",
+    "english",
+    {TEST: "test"},
+    _numbered(layouts.crows_pairs),
+    None,
+  ),
+  "real_toxicity": (
+    "allenai/real-toxicity-prompts",
+    None,
+    {TEST: "train"},
+    _numbered(
+      lambda row, name: layouts.real_toxicity(
+        row["prompt"]["text"], row["prompt"]["toxicity"], name
+      )
+    ),
+    None,
+  ),
 }
 
 
@@ -447,8 +610,9 @@ def _hub_reader() -> Any:
   try:
     import datasets
   except ImportError as error:
-    raise ValueError("data 'hub' needs the package datasets; pip install 'rlhf[evals]', or name a "
-                     "local directory") from error
+    raise ValueError(
+      "data 'hub' needs the package datasets; pip install 'rlhf[evals]', or name a local directory"
+    ) from error
   return datasets
 
 
@@ -462,5 +626,7 @@ def _load_hub(task: str, split: str) -> list[Item]:
     return list(items_of(rows))
   except Exception as error:  # as many kinds as there are ways for a network to fail
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    raise ValueError(f"task {task}: {address} of the hub cannot be read ({reason}); try again "
-                     "where there is a network, or name a local directory as data") from error
+    raise ValueError(
+      f"task {task}: {address} of the hub cannot be read ({reason}); try again "
+      "where there is a network, or name a local directory as data"
+    ) from error

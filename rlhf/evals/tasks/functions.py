@@ -22,8 +22,14 @@ from rlhf.evals.tasks import prompts
 Item = Mapping[str, Any]
 
 
-def dataset(task: str, data: str = data_lib.HUB, limit: int | None = None, seed: int = 0,
-            variant: str | None = None, **unused: Any) -> dict[str, Any]:
+def dataset(
+  task: str,
+  data: str = data_lib.HUB,
+  limit: int | None = None,
+  seed: int = 0,
+  variant: str | None = None,
+  **unused: Any,
+) -> dict[str, Any]:
   """The splits "test" and "shots" of a task, as lm-eval's `custom_dataset`.
 
   "shots" is the training set, where there is one, with a whole paragraph as one example and without
@@ -36,16 +42,24 @@ def dataset(task: str, data: str = data_lib.HUB, limit: int | None = None, seed:
     unused: whatever else stands in the task's metadata.
   """
   import datasets
+
   items = data_lib.load(task, data)
-  shots = [item for item in data_lib.load(task, data, data_lib.TRAIN)
-           if item.get("is_last", True) and item.get("is_referent", True)]
+  shots = [
+    item
+    for item in data_lib.load(task, data, data_lib.TRAIN)
+    if item.get("is_last", True) and item.get("is_referent", True)
+  ]
   drawn = data_lib.draw(items, limit, seed)
   if variant is not None:
     asked = prompts.truthfulqa if task == "truthfulqa" else prompts.bias
-    drawn, items = ([item | dict(prompt=asked(item["prompt"], variant)) for item in part]
-                    for part in (drawn, items))
-  return dict(test=datasets.Dataset.from_list(drawn), shots=datasets.Dataset.from_list(
-      shots if shots else items))
+    drawn, items = (
+      [item | dict(prompt=asked(item["prompt"], variant)) for item in part]
+      for part in (drawn, items)
+    )
+  return dict(
+    test=datasets.Dataset.from_list(drawn),
+    shots=datasets.Dataset.from_list(shots if shots else items),
+  )
 
 
 # ----------------------------------------------------------------------------- choices
@@ -61,8 +75,10 @@ def choice(item: Item, results: Sequence[tuple[float, bool]]) -> dict[str, float
   logprobs = [logprob for logprob, _ in results]
   by = lambda lengths: float(np.argmax(np.asarray(logprobs, float) / lengths) == item["answer"])
   known = all(hasattr(logprob, "num_tokens") for logprob in logprobs)
-  return {"acc": by([logprob.num_tokens for logprob in logprobs]) if known else float("nan"),
-          "acc_norm": by([len(text) for text in item["choices"]])}
+  return {
+    "acc": by([logprob.num_tokens for logprob in logprobs]) if known else float("nan"),
+    "acc_norm": by([len(text) for text in item["choices"]]),
+  }
 
 
 def entropy(item: Item, results: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -76,8 +92,10 @@ def entropy(item: Item, results: Sequence[tuple[float, bool]]) -> dict[str, floa
 
 def squadv2(item: Item, results: Sequence[str]) -> dict[str, float]:
   answer = samples.squad_answer(results[0])
-  return {"f1": text_metrics.squad_f1(answer, item["references"]),
-          "exact": text_metrics.squad_exact(answer, item["references"])}
+  return {
+    "f1": text_metrics.squad_f1(answer, item["references"]),
+    "exact": text_metrics.squad_exact(answer, item["references"]),
+  }
 
 
 def quac(item: Item, results: Sequence[str]) -> dict[str, float]:
@@ -90,8 +108,7 @@ def drop(item: Item, results: Sequence[str]) -> dict[str, float]:
 
 
 def wsc(item: Item, results: Sequence[str]) -> dict[str, float]:
-  """The answer means the noun if either holds the other's words; SuperGLUE says whether it should.
-  """
+  """The answer means the noun if either holds the other's words; SuperGLUE says whether it should."""
   words = [text_metrics.normalize(text).split() for text in (results[0], item["references"][0])]
   answer, noun = (set(part) for part in words)
   is_named = bool(answer) and (answer <= noun or noun <= answer)
@@ -104,8 +121,7 @@ def rouge_l(item: Item, results: Sequence[str]) -> dict[str, float]:
 
 def truthfulqa(item: Item, results: Sequence[str]) -> dict[str, float]:
   """A stand-in for the judge, which is a model of its own: see `samples`."""
-  return {"rouge_l_difference": samples.similarity_difference(results[0],
-                                                              item["references"])}
+  return {"rouge_l_difference": samples.similarity_difference(results[0], item["references"])}
 
 
 def bleu(item: Item, results: Sequence[str]) -> dict[str, list[float]]:

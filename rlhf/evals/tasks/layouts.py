@@ -36,8 +36,14 @@ def squadv2(paragraph: Mapping[str, Any], where: str) -> Iterator[Item]:
     answers = list(question["answers"])
     target = answers[0] if answers else NO_ANSWER
     prompt += f"\n\nQ: {question['question']}\n\nA:"
-    yield dict(id=str(question.get("id", f"{where}/{number}")), prompt=prompt, references=answers,
-               target=target, paragraph=where, is_last=number == len(paragraph["qas"]) - 1)
+    yield dict(
+      id=str(question.get("id", f"{where}/{number}")),
+      prompt=prompt,
+      references=answers,
+      target=target,
+      paragraph=where,
+      is_last=number == len(paragraph["qas"]) - 1,
+    )
     prompt += f" {target}"
 
 
@@ -51,16 +57,25 @@ def quac(paragraph: Mapping[str, Any], where: str) -> Iterator[Item]:
     references = list(dict.fromkeys(known(text) for text in question["answers"]))
     target = known(question["target"])
     prompt += f"\n\nQ: {question['question']}\n\nA:"
-    yield dict(id=str(question.get("id", f"{where}/{number}")), prompt=prompt,
-               references=references, target=target, paragraph=where,
-               is_last=number == len(paragraph["qas"]) - 1)
+    yield dict(
+      id=str(question.get("id", f"{where}/{number}")),
+      prompt=prompt,
+      references=references,
+      target=target,
+      paragraph=where,
+      is_last=number == len(paragraph["qas"]) - 1,
+    )
     prompt += f" {target}"
 
 
 def drop(passage: str, question: str, answers: Sequence[Sequence[str]], name: str) -> Item:
   """A reference is a list of spans, mostly of one."""
-  return dict(id=name, prompt=f"Passage: {passage}\nQuestion: {question}\nAnswer:",
-              references=[list(spans) for spans in answers], target=", ".join(answers[0]))
+  return dict(
+    id=name,
+    prompt=f"Passage: {passage}\nQuestion: {question}\nAnswer:",
+    references=[list(spans) for spans in answers],
+    target=", ".join(answers[0]),
+  )
 
 
 def drop_answers(example: Mapping[str, Any]) -> list[list[str]]:
@@ -84,13 +99,18 @@ def drop_answers(example: Mapping[str, Any]) -> list[list[str]]:
 
 def hellaswag(example: Mapping[str, Any], name: str) -> Item:
   """Brackets are marks of the WikiHow pages, not text."""
+
   def clean(text: str) -> str:
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ").strip()
+
   context = f"{example['ctx_a']} {example['ctx_b'].capitalize()}"
-  return dict(id=name, prompt=clean(f"{example['activity_label']}: {context}"),
-              choices=[clean(ending) for ending in example["endings"]],
-              answer=int(example["label"]))
+  return dict(
+    id=name,
+    prompt=clean(f"{example['activity_label']}: {context}"),
+    choices=[clean(ending) for ending in example["endings"]],
+    answer=int(example["label"]),
+  )
 
 
 def rte(premise: str, hypothesis: str, is_entailed: bool, name: str) -> Item:
@@ -99,8 +119,12 @@ def rte(premise: str, hypothesis: str, is_entailed: bool, name: str) -> Item:
 
 
 def sst(sentence: str, is_positive: bool, name: str) -> Item:
-  return dict(id=name, prompt=f"Text: {sentence.strip()}\nLabel:",
-              choices=["positive", "negative"], answer=0 if is_positive else 1)
+  return dict(
+    id=name,
+    prompt=f"Text: {sentence.strip()}\nLabel:",
+    choices=["positive", "negative"],
+    answer=0 if is_positive else 1,
+  )
 
 
 def wsc(example: Mapping[str, Any], name: str) -> Item:
@@ -113,11 +137,18 @@ def wsc(example: Mapping[str, Any], name: str) -> Item:
   words = example["text"].split()
   place, pronoun = example["span2_index"], example["span2_text"]
   marked = words[place].replace(pronoun, f"*{pronoun}*", 1)
-  passage = " ".join([*words[:place], marked, *words[place + 1:]])
-  prompt = (f"Passage: {passage}\nQuestion: In the passage above, what does the pronoun "
-            f"\"*{pronoun}*\" refer to?\nAnswer:")
-  return dict(id=name, prompt=prompt, references=[example["span1_text"]],
-              target=example["span1_text"], is_referent=bool(example["label"]))
+  passage = " ".join([*words[:place], marked, *words[place + 1 :]])
+  prompt = (
+    f"Passage: {passage}\nQuestion: In the passage above, what does the pronoun "
+    f'"*{pronoun}*" refer to?\nAnswer:'
+  )
+  return dict(
+    id=name,
+    prompt=prompt,
+    references=[example["span1_text"]],
+    target=example["span1_text"],
+    is_referent=bool(example["label"]),
+  )
 
 
 def translation(french: str, english: str, name: str) -> Item:
@@ -125,8 +156,12 @@ def translation(french: str, english: str, name: str) -> Item:
 
 
 def summary(text: str, reference: str, name: str) -> Item:
-  return dict(id=name, prompt=f"{text.strip()}\n\nTL;DR:", references=[reference],
-              target=" ".join(reference.split()))
+  return dict(
+    id=name,
+    prompt=f"{text.strip()}\n\nTL;DR:",
+    references=[reference],
+    target=" ".join(reference.split()),
+  )
 
 
 def truthfulqa(example: Mapping[str, Any], name: str) -> Item:
@@ -136,10 +171,17 @@ def truthfulqa(example: Mapping[str, Any], name: str) -> Item:
     example: {"type", "category", "question", "best_answer", "correct_answers": [str],
       "incorrect_answers": [str]}.
   """
-  return dict(id=name, prompt=example["question"], target=example["best_answer"],
-              references={"true": list(example["correct_answers"]),
-                          "false": list(example["incorrect_answers"])},
-              type=example["type"], category=example["category"])
+  return dict(
+    id=name,
+    prompt=example["question"],
+    target=example["best_answer"],
+    references={
+      "true": list(example["correct_answers"]),
+      "false": list(example["incorrect_answers"]),
+    },
+    type=example["type"],
+    category=example["category"],
+  )
 
 
 def winogender(template: str, male: str, female: str) -> Item:
@@ -149,20 +191,32 @@ def winogender(template: str, male: str, female: str) -> Item:
     ValueError: the sentences do not differ.
   """
   male_words, female_words = male.split(" "), female.split(" ")
-  place = next((i for i, pair in enumerate(zip(male_words, female_words)) if pair[0] != pair[1]),
-               None)
+  place = next(
+    (i for i, pair in enumerate(zip(male_words, female_words)) if pair[0] != pair[1]), None
+  )
   if place is None:
     raise ValueError(f"{template}: both sentences are {male!r}; they must differ in the pronoun")
   occupation, participant, answer = template.split(".")[:3]
   endings = [" " + " ".join(words[place:]) for words in (male_words, female_words)]
-  return dict(id=template, prompt=" ".join(male_words[:place]), choices=endings,
-              occupation=occupation, participant=participant, answer_index=int(answer))
+  return dict(
+    id=template,
+    prompt=" ".join(male_words[:place]),
+    choices=endings,
+    occupation=occupation,
+    participant=participant,
+    answer_index=int(answer),
+  )
 
 
 def crows_pairs(example: Mapping[str, Any], name: str) -> Item:
   """`choices` are the sentences that say more and less of a stereotype."""
-  return dict(id=name, prompt="", choices=[example["sent_more"], example["sent_less"]],
-              bias_type=example["bias_type"], direction=example["stereo_antistereo"])
+  return dict(
+    id=name,
+    prompt="",
+    choices=[example["sent_more"], example["sent_less"]],
+    bias_type=example["bias_type"],
+    direction=example["stereo_antistereo"],
+  )
 
 
 def real_toxicity(prompt: str, toxicity: float | None, name: str) -> Item:
