@@ -62,13 +62,11 @@ setuptools.setup(
   description="InstructGPT's three steps in JAX: fine-tuning, a reward model, PPO-ptx.",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(
-    include=["rlhf", "rlhf.*", "configs", "configs.*", "launch", "launch.*"]
-  ),
+  packages=setuptools.find_packages(include=["rlhf", "rlhf.*"]),
   package_data={
-    "launch": ["*.txtpb"],
-    "rlhf.evals": ["templates/*"],
-    "rlhf.evals.tasks": ["*.yaml", "_chosen", "_written"],
+    "rlhf.cli.memory": ["*.txtpb"],
+    "rlhf.report": ["templates/*"],
+    "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["templates/*", "values/*"],
   },
   install_requires=REQUIRES,

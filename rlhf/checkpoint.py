@@ -16,13 +16,13 @@ Of several processes all call these functions; each writes and reads the parts o
 its devices, and process 0 everything else.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import json
 import math
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -31,9 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from rlhf import processes
-from rlhf import types
-from rlhf import workdir
+from rlhf import processes, types, workdir
 
 KINDS = ("policy", "reward", "value", "adapter")
 _EXPORT = "export.json"

@@ -7,7 +7,6 @@ Randomness: `step_key(seed, purpose, step)` folds the purpose and the step into 
 stored, so a resumed run draws what the uninterrupted one would have drawn.
 """
 
-from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import math
@@ -16,6 +15,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax

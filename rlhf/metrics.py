@@ -7,12 +7,12 @@ starts with `time` or `perf/`. A number that is not finite is written as null, a
 """
 
 import collections
-from collections.abc import Mapping
 import json
 import math
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from rlhf import types
-from rlhf import workdir
+from rlhf import types, workdir
 
 FILE = "metrics.jsonl"
 _NONFINITE = "nonfinite"

@@ -13,12 +13,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlhf import checkpoint
-from rlhf import model
-from rlhf import sharding
-from rlhf.architecture import NUMERICS, ModelConfig
+from rlhf import checkpoint, sharding
 from rlhf.interop import reading
-from rlhf.tokenizer import Tokenizer
+from rlhf.model import transformer
+from rlhf.model.architecture import NUMERICS, ModelConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
 
@@ -94,7 +93,7 @@ def check_shape(config, mesh: Mesh) -> ModelConfig | None:
 
 def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
   """A policy from scratch, each leaf born in its layout."""
-  init = functools.partial(model.init_params, cfg)
+  init = functools.partial(transformer.init_params, cfg)
   shardings = sharding.param_shardings(mesh, jax.eval_shape(init, key))
   return jax.jit(init, out_shardings=shardings)(key)
 

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules from `OptimConfig`."""
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -11,7 +11,6 @@ data are TinyWorld's (`config.world`) or one's own files (`config.files`); from 
 are the same, but only TinyWorld has labelers that can be asked again.
 """
 
-from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -19,42 +18,32 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf import checkpoint
-from rlhf import loop
+from rlhf import checkpoint, loop, networks, ppo, processes, reward_model, sft, sharding
 from rlhf import metrics as metrics_lib
-from rlhf import networks
-from rlhf import ppo
-from rlhf import processes
-from rlhf import reward_model
-from rlhf import sft
-from rlhf import sharding
 from rlhf import stages as stages_lib
 from rlhf import workdir as workdir_lib
-from rlhf.data import hygiene
-from rlhf.data import prepare
+from rlhf.data import hygiene, prepare, sources
 from rlhf.data import records as records_lib
-from rlhf.data import sources
-from rlhf.evals import answers as answers_lib
-from rlhf.evals import bigram
-from rlhf.evals import calibration
-from rlhf.evals import judges
-from rlhf.evals import likelihood
-from rlhf.evals import preference
-from rlhf.evals import report as report_lib
-from rlhf.evals import selection
 from rlhf.evals import statistics
-from rlhf.evals.answers import AnswerConfig
+from rlhf.evals.preference import judges, win_rates
+from rlhf.evals.reward_models import calibration, selection
+from rlhf.evals.suites import bigram
+from rlhf.inference import completions as answers_lib
+from rlhf.inference import likelihood
+from rlhf.inference.completions import AnswerConfig
 from rlhf.networks import Network
+from rlhf.report import pipeline as report_lib
 from rlhf.sharding import MeshConfig
 from rlhf.tinyworld import gold
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 from rlhf.tinyworld import write as write_lib
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.workdir import read_jsonl
 
 # What stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
@@ -718,8 +707,8 @@ def judge(config, p: EvaluationConfig, records, texts, stage: pathlib.Path) -> d
     metadata={
       name: {
         label: interval.as_dict()
-        for label, interval in preference.metadata_rates(
-          preference.metadata_by_prompt(of_one, policy=name, group="training"), **settings
+        for label, interval in win_rates.metadata_rates(
+          win_rates.metadata_by_prompt(of_one, policy=name, group="training"), **settings
         ).items()
       }
       for name in COMPARED
@@ -769,24 +758,22 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   )
 
 
-def win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
+def judged_win_rates(stage: pathlib.Path, settings) -> tuple[Any, Any, Any]:
   """(win rates, Likert ratings, paired difference of PPO-ptx and PPO) from the judgements."""
-  lines = preference.read_preferences(stage / "preferences.jsonl")
-  values = functools.partial(preference.values_by_prompt, lines)
+  lines = win_rates.read_preferences(stage / "preferences.jsonl")
+  values = functools.partial(win_rates.values_by_prompt, lines)
   groups = (("training_labelers", "training"), ("heldout_labelers", "heldout"))
   names = [name for name in COMPARED if name != "sft"]
   wins = {
     name: {
-      label: preference.win_rate(
-        values(policy=name, group=group, field="win"), **settings
-      ).as_dict()
+      label: win_rates.win_rate(values(policy=name, group=group, field="win"), **settings).as_dict()
       for label, group in groups
     }
     for name in names
   }
   likert = {
     name: {
-      label: preference.likert_mean(
+      label: win_rates.likert_mean(
         values(policy=name, group=group, field="likert"), **settings
       ).as_dict()
       for label, group in groups
@@ -861,7 +848,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   has_world = "world" in config
   wins = likert = difference = None
   if has_world:
-    wins, likert, difference = win_rates(stage, settings)
+    wins, likert, difference = judged_win_rates(stage, settings)
   reward, curve = reward_accuracy(config, workdir, settings)
   results = {name: workdir_lib.done_result(workdir / name) for name in stages_lib.names(config)}
   seconds = {name: result["seconds"] for name, result in results.items()}

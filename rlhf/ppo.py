@@ -28,30 +28,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import checkpoint
-from rlhf import generate
-from rlhf import loop
-from rlhf import lora
-from rlhf import losses
+from rlhf import checkpoint, loop, losses, networks, optim, processes, sharding
 from rlhf import metrics as metrics_lib
-from rlhf import model
-from rlhf import networks
-from rlhf import optim
-from rlhf import processes
-from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
 from rlhf.data import packing as packing_lib
-from rlhf.data import prepare
+from rlhf.data import prepare, sources
 from rlhf.data import records as records_lib
-from rlhf.data import sources
-from rlhf.evals import ensembles
+from rlhf.inference import ensembles, sampling
 from rlhf.loop import LoopConfig
-from rlhf.lora import LoraConfig
-from rlhf.model import ModelConfig
+from rlhf.model import lora, transformer
+from rlhf.model.lora import LoraConfig
+from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import LmBatch, Metric, Params, PpoBatch, PpoState, PromptBatch, Rollout
 
 VALUE_NETWORKS = ("separate", "shared")
@@ -221,14 +212,14 @@ class Models:
 
 def policy_and_values(models: Models, p: PpoConfig, params: Params, tokens_BT, mask_BT):
   """Log-probs, entropy and values of one microbatch: what scoring and update both call."""
-  hidden_BTD = model.forward(models.policy, params["policy"], tokens_BT, mask_BT)
-  logprob_BT, entropy_BT = model.token_logprobs(
+  hidden_BTD = transformer.forward(models.policy, params["policy"], tokens_BT, mask_BT)
+  logprob_BT, entropy_BT = transformer.token_logprobs(
     models.policy, params["policy"], hidden_BTD, tokens_BT, temperature=p.temperature
   )
   if p.value_network == "shared":
-    value_BT = model.state_values(params["value"], hidden_BTD)
+    value_BT = transformer.state_values(params["value"], hidden_BTD)
   else:
-    value_BT = model.values(models.value(p), params["value"], tokens_BT, mask_BT)
+    value_BT = transformer.values(models.value(p), params["value"], tokens_BT, mask_BT)
   return logprob_BT, entropy_BT, value_BT
 
 
@@ -249,8 +240,8 @@ def sample(
   Returns:
     (rows, finished_B); `rows` as `generate.join` returns them.
   """
-  key_B = generate.row_keys(key, 0, prompts.tokens_BP.shape[0])
-  generation = generate.generate(
+  key_B = sampling.row_keys(key, 0, prompts.tokens_BP.shape[0])
+  generation = sampling.generate(
     models.policy,
     policy_params,
     prompts,
@@ -259,7 +250,7 @@ def sample(
     max_new_tokens=p.max_response_tokens,
     temperature=p.temperature,
   )
-  return generate.join(prompts, generation, models.policy.pad_id), generation.finished_B
+  return sampling.join(prompts, generation, models.policy.pad_id), generation.finished_B
 
 
 def reward_scores(
@@ -273,9 +264,9 @@ def reward_scores(
     reward_params: of one, or a tuple of several of one shape.
   """
   if not isinstance(reward_params, tuple):
-    return model.scores(models.reward, reward_params, tokens_BT, mask_BT)
+    return transformer.scores(models.reward, reward_params, tokens_BT, mask_BT)
   score_EB = jnp.stack(
-    [model.scores(models.reward, member, tokens_BT, mask_BT) for member in reward_params]
+    [transformer.scores(models.reward, member, tokens_BT, mask_BT) for member in reward_params]
   )
   return ensembles.combine(score_EB, p.reward_ensemble, variance_coef=p.reward_variance_coef)
 
@@ -297,7 +288,7 @@ def score_rows(
 
   def score(tokens_BT, mask_BT):
     logprob_BT, _, value_BT = policy_and_values(models, p, params, tokens_BT, mask_BT)
-    ref_logprob_BT, _ = model.policy_logprobs(
+    ref_logprob_BT, _ = transformer.policy_logprobs(
       models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature
     )
     return (
@@ -468,7 +459,7 @@ def ptx_loss(
     microbatch: (LmBatch, weight): 1 / (tokens or examples of the whole minibatch).
   """
   batch, weight = microbatch
-  nll = model.lm_loss(
+  nll = transformer.lm_loss(
     models.policy, lora.combine(frozen, policy_params), batch, use_segments=use_segments
   )
   metrics = {"ppo/ptx/nll": nll, "ppo/ptx/sequences": jnp.float32(batch.tokens_BT.shape[0])}
@@ -1081,10 +1072,10 @@ def init_value(
   if p.value_network == "shared":
     trunk, width = {}, models.policy.width
   elif p.value_init == "policy":
-    _, trunk = model.without_output(models.policy, policy_params)
+    _, trunk = transformer.without_output(models.policy, policy_params)
     trunk, width = jax.tree.map(jnp.copy, trunk), models.policy.width
   else:
-    trunk, width = model.init_params(models.reward, key), models.reward.width
+    trunk, width = transformer.init_params(models.reward, key), models.reward.width
   return dict(trunk, head={"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)})
 
 
@@ -1179,7 +1170,9 @@ def _judge(models, p, policy_params, ref_params, reward_params, prompts, key, *,
 
   def score(tokens_BT, mask_BT):
     logprobs = (
-      model.policy_logprobs(models.policy, params, tokens_BT, mask_BT, temperature=p.temperature)[0]
+      transformer.policy_logprobs(
+        models.policy, params, tokens_BT, mask_BT, temperature=p.temperature
+      )[0]
       for params in (policy_params, ref_params)
     )
     return *logprobs, reward_scores(models, p, reward_params, tokens_BT, mask_BT)

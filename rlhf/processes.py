@@ -5,10 +5,10 @@ them over `jax.distributed`).  Process 0 prints and writes what is not an array;
 read it, they wait.  With one process nothing here does anything.
 """
 
-from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # How long a process waits for another's work on the host: reading and tokenising data may take

@@ -18,25 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import checkpoint
-from rlhf import loop
-from rlhf import lora
-from rlhf import losses
+from rlhf import checkpoint, loop, losses, networks, optim, processes, sharding
 from rlhf import metrics as metrics_lib
-from rlhf import model
-from rlhf import networks
-from rlhf import optim
-from rlhf import processes
-from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare
+from rlhf.data import prepare, sources
 from rlhf.data import records as records_lib
-from rlhf.data import sources
-from rlhf.evals.rewards import score_completions, score_comparisons, score_rows
+from rlhf.inference.rewards import score_comparisons, score_completions, score_rows
 from rlhf.loop import LoopConfig
-from rlhf.lora import LoraConfig
-from rlhf.model import ModelConfig
+from rlhf.model import lora, transformer
+from rlhf.model.lora import LoraConfig
+from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
 from rlhf.types import ComparisonBatch, Params, TrainState
@@ -251,7 +243,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     config.init_from, dict(config.model), mesh, kind="policy", flag="init_from"
   )
   tokenizer = network.tokenizer
-  cfg, trunk = model.without_output(network.cfg, network.params)
+  cfg, trunk = transformer.without_output(network.cfg, network.params)
   network = dataclasses.replace(network, cfg=cfg, params=None)
   prompt_format = prepare.PromptFormat.of(sets)
 
@@ -295,7 +287,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   )
 
   with jax.set_mesh(mesh):
-    head = model.init_head(cfg, loop.step_key(config.seed, "head", 0))
+    head = transformer.init_head(cfg, loop.step_key(config.seed, "head", 0))
     frozen, trained = lora.split(
       lora_cfg, dict(trunk, head=head), loop.step_key(config.seed, "lora", 0)
     )

@@ -8,11 +8,11 @@ nowhere else.  Source: InstructGPT section 3.5 and appendix C.1 (16-epoch baseli
 (2-epoch initialisation of PPO with 10 % pretraining data).
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,28 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import checkpoint
-from rlhf import loop
-from rlhf import lora
-from rlhf import model
-from rlhf import networks
-from rlhf import optim
-from rlhf import processes
-from rlhf import sharding
+from rlhf import checkpoint, loop, networks, optim, processes, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import mixtures
+from rlhf.data import mixtures, prepare, sources
 from rlhf.data import packing as packing_lib
-from rlhf.data import prepare
 from rlhf.data import records as records_lib
-from rlhf.data import sources
-from rlhf.evals import likelihood
+from rlhf.inference import likelihood
 from rlhf.loop import LoopConfig
-from rlhf.lora import LoraConfig
-from rlhf.model import ModelConfig
+from rlhf.model import lora, transformer
+from rlhf.model.lora import LoraConfig
+from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import LmBatch, TrainState
 
 
@@ -183,7 +175,7 @@ def sft_loss(
     microbatch: (LmBatch, dropout_key_B, weight = 1 / targets of the batch).
   """
   batch, dropout_key_B, weight = microbatch
-  nll = model.lm_loss(
+  nll = transformer.lm_loss(
     cfg,
     lora.combine(frozen, params),
     batch,

@@ -15,7 +15,6 @@ whatever its seed, leaves the same questions to be asked of other models.  The e
 that were not left, and `evals/truth.py` refuses them.
 """
 
-from collections.abc import Iterable, Sequence
 import csv
 import dataclasses
 import functools
@@ -25,6 +24,7 @@ import json
 import pathlib
 import re
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -32,25 +32,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import checkpoint
-from rlhf import loop
-from rlhf import lora
-from rlhf import model
-from rlhf import networks
-from rlhf import optim
-from rlhf import processes
-from rlhf import sharding
+from rlhf import checkpoint, loop, networks, optim, processes, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import formats
-from rlhf.data import prepare
+from rlhf.data import formats, prepare, sources
 from rlhf.data import records as records_lib
-from rlhf.data import sources
 from rlhf.evals import statistics
-from rlhf.evals import truth
+from rlhf.evals.suites import truth
 from rlhf.loop import LoopConfig
-from rlhf.lora import LoraConfig
-from rlhf.model import ModelConfig
+from rlhf.model import lora, transformer
+from rlhf.model.lora import LoraConfig
+from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
@@ -156,7 +148,7 @@ def judge_loss(cfg: ModelConfig, params, microbatch, *, frozen=None):
     microbatch: (LmBatch, weight = 1 / targets of the batch).
   """
   batch, weight = microbatch
-  nll = model.lm_loss(cfg, lora.combine(frozen, params), batch, use_segments=True)
+  nll = transformer.lm_loss(cfg, lora.combine(frozen, params), batch, use_segments=True)
   return nll.total * weight, {"train/loss": nll}
 
 

@@ -16,8 +16,8 @@ recomputed from token ids: a prompt may contain end-of-text, and so may a respon
 
 from typing import Any
 
-from flax import struct
 import jax
+from flax import struct
 
 Array = jax.Array
 Params = Any  # a nested dict of float32 arrays

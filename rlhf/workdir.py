@@ -4,7 +4,6 @@ Every file here is written beside its final name and renamed, so that a reader n
 file, whenever the writer is killed.  Of several processes only process 0 writes.
 """
 
-from collections.abc import Mapping
 import contextlib
 import hashlib
 import json
@@ -14,6 +13,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import filelock

@@ -12,13 +12,12 @@ import time
 
 import jax
 
-from configs import models
-from rlhf import checkpoint
-from rlhf import metrics
-from rlhf import model
-from rlhf.model import ModelConfig
+from rlhf import checkpoint, metrics
+from rlhf.configs import models
+from rlhf.model import transformer
+from rlhf.model.transformer import ModelConfig
 from rlhf.tinyworld import write as write_lib
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FORMAT = {"prompt_format": "plain", "prompt_suffix": "\n\nAnswer:", "completion_prefix": " "}
@@ -90,8 +89,8 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
   texts = [line["text"] for line in read_jsonl(data / "pretraining_train.jsonl")]
   tokenizer = Tokenizer.train_bpe(texts, 512)
   cfg = ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **SHAPE)
-  params = model.init_params(cfg, jax.random.key(0))
-  head = model.init_head(cfg, jax.random.key(1))
+  params = transformer.init_params(cfg, jax.random.key(0))
+  head = transformer.init_head(cfg, jax.random.key(1))
   exports = {
     "policy": ({"demonstrations": FORMAT}, params),
     "reward": ({"comparisons": FORMAT}, dict(params, head=head)),

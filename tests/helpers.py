@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf import model
 from rlhf import sharding
-from rlhf.model import ModelConfig
+from rlhf.model import transformer
+from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.ppo import PpoConfig
 from rlhf.types import ComparisonBatch, LmBatch, PpoBatch, PromptBatch
@@ -128,7 +128,7 @@ def ppo_config(**changes) -> PpoConfig:
 
 @functools.cache
 def _param_shapes(cfg: ModelConfig):
-  return jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+  return jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0))
 
 
 def make_params(cfg: ModelConfig, seed: int, *, head: bool = False):

@@ -58,11 +58,10 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   """A random checkpoint in the published form."""
   import numpy as np
   import safetensors.numpy
+
   from rlhf import networks
-  from rlhf.interop import families
-  from rlhf.interop import layout
-  from rlhf.interop import reading
-  from rlhf.model import ModelConfig
+  from rlhf.interop import families, layout, reading
+  from rlhf.model.transformer import ModelConfig
   from tests import interop_models
 
   family = families.LLAMA
@@ -105,8 +104,8 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
 def measure(directory: pathlib.Path) -> dict[str, int]:
   """Imports it over 8 devices, 4 of `fsdp` and 2 of `tensor`."""
   import jax
-  from rlhf import networks
-  from rlhf import sharding
+
+  from rlhf import networks, sharding
   from rlhf.interop import reading
 
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))

@@ -243,6 +243,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 def reference_logits(model, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
   """What `transformers` makes of a batch, float32; positions count the real tokens."""
   import inspect
+
   import torch
 
   extra = {}

@@ -16,21 +16,23 @@ sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).p
 import conftest  # noqa: F401  pylint: disable=unused-import  (its settings come before jax)
 from absl import flags
 
-from launch import setup
+from rlhf.cli import setup
 
 values = flags.FlagValues()
 setup.define_process_flags(values)
 values([sys.argv[0]])
 setup.join_processes(values)
 
+import helpers  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-
-import helpers  # noqa: E402
 import test_mesh_equivalence as equivalence  # noqa: E402
+
 from rlhf import metrics as metrics_lib  # noqa: E402
-from rlhf import processes  # noqa: E402
-from rlhf import sharding  # noqa: E402
+from rlhf import (
+  processes,  # noqa: E402
+  sharding,  # noqa: E402
+)
 
 
 def put_own_rows(mesh, batch):

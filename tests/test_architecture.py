@@ -8,20 +8,15 @@ import dataclasses
 import functools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import helpers
-from configs import models as model_configs
-from rlhf import architecture
-from rlhf import layers
-from rlhf import lora
-from rlhf import model
-from rlhf import optim
-from rlhf import ppo
-from rlhf import sharding
+from rlhf import optim, ppo, sharding
+from rlhf.configs import models as model_configs
+from rlhf.model import architecture, layers, lora, transformer
 from rlhf.sharding import MeshConfig
 
 ROTARY = dict(positions="rotary", rope_base=100.0, rope_fraction=1.0)
@@ -141,19 +136,21 @@ def test_decoding_reads_as_the_whole_row_does(form: str, scanned):
 
   @helpers.quick_jit
   def decode(params, prompts, answer_BR):
-    params = model.decoding_params(cfg, params)
-    logits_BV, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=10)
+    params = transformer.decoding_params(cfg, params)
+    logits_BV, cache = transformer.prefill(
+      cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=10
+    )
     found = [logits_BV]
     for r in range(4):
-      logits_BV, cache = model.decode_step(cfg, params, cache, answer_BR[:, r])
+      logits_BV, cache = transformer.decode_step(cfg, params, cache, answer_BR[:, r])
       found.append(logits_BV)
     return jnp.stack(found, axis=1)
 
   tokens_BT = np.concatenate([prompts.tokens_BP, answer_BR], axis=1)
   mask_BT = np.concatenate([prompts.mask_BP, np.ones((3, 4))], axis=1).astype(np.float32)
   whole = helpers.quick_jit(
-    lambda params, tokens_BT, mask_BT: model.logits(
-      cfg, params, model.forward(cfg, params, tokens_BT, mask_BT)
+    lambda params, tokens_BT, mask_BT: transformer.logits(
+      cfg, params, transformer.forward(cfg, params, tokens_BT, mask_BT)
     )
   )
   expected_BRV = whole(params, tokens_BT, mask_BT)[:, 5:]
@@ -173,7 +170,7 @@ def test_gradients_are_the_same_on_a_mesh(form: str):
   cfg = dataclasses.replace(cfg, remat="block")
   batch = helpers.make_lm_batch(8, 12, 0)
   gradient = lambda params, batch: jax.grad(
-    lambda params: model.lm_loss(cfg, params, batch, use_segments=True).total
+    lambda params: transformer.lm_loss(cfg, params, batch, use_segments=True).total
   )(params)
   expected = helpers.quick_jit(gradient)(params, batch)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -243,7 +240,7 @@ def test_adapters_start_at_nothing_and_merge_to_what_they_compute(form: str):
   cfg, params, adapters, moved = adapted(form)
   tokens_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)])
   mask_BT = np.ones((1, 9))
-  read = helpers.quick_jit(lambda params: model.forward(cfg, params, tokens_BT, mask_BT))
+  read = helpers.quick_jit(lambda params: transformer.forward(cfg, params, tokens_BT, mask_BT))
   plain = read(params)
   np.testing.assert_allclose(read(lora.combine(params, adapters)), plain, atol=1e-6)
   beside = read(lora.combine(params, moved))
@@ -280,11 +277,11 @@ def test_without_adapters_an_export_copies_nothing():
 def test_a_scalar_head_has_no_output_matrix_beside_it(form: str):
   """It would never be trained, and its optimizer state be kept."""
   cfg, params = made(form)
-  small, trunk = model.without_output(cfg, params)
+  small, trunk = transformer.without_output(cfg, params)
   assert small.tied_output and "token" not in (trunk["output"] if "output" in trunk else {})
   tokens_BT = np.asarray([helpers.random_ids(np.random.default_rng(1), 9)])
   hidden = [
-    helpers.quick_jit(functools.partial(model.forward, c))(p, tokens_BT, np.ones((1, 9)))
+    helpers.quick_jit(functools.partial(transformer.forward, c))(p, tokens_BT, np.ones((1, 9)))
     for c, p in ((cfg, params), (small, trunk))
   ]
   np.testing.assert_array_equal(*hidden)

@@ -4,15 +4,16 @@ import functools
 import itertools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import helpers
-from rlhf import attention
 from rlhf import sharding
+from rlhf.model import attention
 from rlhf.sharding import MeshConfig
 
 rng = np.random.default_rng(0)

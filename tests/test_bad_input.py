@@ -5,22 +5,16 @@ import pathlib
 import subprocess
 import sys
 
+import commands
 import jax
 import pytest
 
-import commands
-from configs import pipeline as pipeline_configs
-from launch import generate
-from launch import pool
-from launch import score
-from launch import train
-from rlhf import pipeline
-from rlhf import ppo
-from rlhf import reward_model
-from rlhf import sft
+from rlhf import pipeline, ppo, reward_model, sft
 from rlhf import workdir as workdir_lib
+from rlhf.cli import generate, pool, score, train
+from rlhf.configs import pipeline as pipeline_configs
 from rlhf.data import sources
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONTEXT, WIDTH = commands.SHAPE["context_length"], commands.SHAPE["width"]

@@ -8,19 +8,17 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from configs import meshes
-from configs import models as model_sizes
-from configs import ppo as ppo_configs
-from configs import reward_model as reward_configs
-from configs import sft as sft_configs
-from launch import check
-from launch import check_table
-from launch import hlo
-from launch import programs
 from rlhf import sharding
+from rlhf.cli.memory import check, check_table, hlo, programs
+from rlhf.configs import meshes
+from rlhf.configs import models as model_sizes
+from rlhf.configs import ppo as ppo_configs
+from rlhf.configs import reward_model as reward_configs
+from rlhf.configs import sft as sft_configs
 from rlhf.sharding import MeshConfig
 
 SIZES = [size for size in model_sizes.GPT3]

@@ -8,14 +8,13 @@ import sys
 import textwrap
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from rlhf import checkpoint
-from rlhf import types
+from rlhf import checkpoint, types
 
 CONFIG = checkpoint.CheckpointConfig(
   every=1, keep_last=2, keep_every=None, best_metric="", best_is_lower=False

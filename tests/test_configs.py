@@ -6,6 +6,7 @@ import functools
 import hashlib
 import pathlib
 
+import helpers
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -13,35 +14,24 @@ import numpy as np
 import optax
 import pytest
 
-import helpers
-from configs import models as model_configs
-from configs import pipeline as pipeline_configs
-from configs import ppo as ppo_configs
-from configs import reward_model as reward_configs
-from configs import sft as sft_configs
-from configs import truth_judge as judge_configs
-from rlhf import chat
-from rlhf import checkpoint
-from rlhf import loop
-from rlhf import lora
-from rlhf import model
-from rlhf import networks
-from rlhf import optim
-from rlhf import ppo
-from rlhf import reward_model
-from rlhf import sft
-from rlhf import sharding
-from rlhf import truth_judge
+from rlhf import checkpoint, loop, networks, optim, ppo, reward_model, sft, sharding, truth_judge
+from rlhf.configs import models as model_configs
+from rlhf.configs import pipeline as pipeline_configs
+from rlhf.configs import ppo as ppo_configs
+from rlhf.configs import reward_model as reward_configs
+from rlhf.configs import sft as sft_configs
+from rlhf.configs import truth_judge as judge_configs
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare
-from rlhf.data import sources
-from rlhf.evals import likelihood
-from rlhf.evals import truth
+from rlhf.data import prepare, sources
+from rlhf.evals.suites import truth
+from rlhf.inference import likelihood
 from rlhf.loop import LoopConfig
+from rlhf.model import lora, transformer
 from rlhf.networks import Network
 from rlhf.optim import OptimConfig
 from rlhf.sharding import MeshConfig
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization import chat
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import PpoState, TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -133,7 +123,7 @@ GROUPS = {
   "ppo": ppo.PpoConfig,
   "prompts": ppo.PromptData,
   "pretraining": ppo.PtxData,
-  "model": functools.partial(model.ModelConfig, vocab_size=2, pad_id=0),
+  "model": functools.partial(transformer.ModelConfig, vocab_size=2, pad_id=0),
 }
 
 
@@ -166,9 +156,9 @@ NAMED = {
 
 @functools.cache
 def shapes_of(size: str):
-  cfg = model.ModelConfig(vocab_size=50_258, pad_id=50_257, **model_configs.get_model(size))
-  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
-  shapes["head"] = jax.eval_shape(functools.partial(model.init_head, cfg), jax.random.key(0))
+  cfg = transformer.ModelConfig(vocab_size=50_258, pad_id=50_257, **model_configs.get_model(size))
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0))
+  shapes["head"] = jax.eval_shape(functools.partial(transformer.init_head, cfg), jax.random.key(0))
   return cfg, shapes
 
 
@@ -179,8 +169,10 @@ PUBLISHED = {"opt-6.7b": 6.66e9, "opt-175b": 175e9, "llama3.1-8b": 8.03e9, "llam
 def test_a_published_size_has_the_parameters_of_its_name(size: str):
   """Those of the published files; OPT's position table has two rows more than its context."""
   vocab_size, pad_id = model_configs.PUBLISHED[size]["ids"]
-  cfg = model.ModelConfig(vocab_size=vocab_size, pad_id=pad_id, **model_configs.get_model(size))
-  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+  cfg = transformer.ModelConfig(
+    vocab_size=vocab_size, pad_id=pad_id, **model_configs.get_model(size)
+  )
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0))
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count == pytest.approx(PUBLISHED[size], rel=0.003)
   assert size in model_configs.REWARD_SIZES
@@ -381,7 +373,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
 
   def load_network(directory, group, mesh, *, kind, flag):
     fields = dict(sft_configs.get_config("test").model) | group
-    cfg = model.ModelConfig(vocab_size=258, pad_id=1, **fields)
+    cfg = transformer.ModelConfig(vocab_size=258, pad_id=1, **fields)
     return Network(cfg=cfg, params={directory: jnp.zeros(())}, tokenizer=tokenizer(), metadata={})
 
   write_down(networks, "load", lambda args, kwargs, _: (args[0], args[1], kwargs), load_network)
@@ -445,7 +437,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
       train=state.replace(params={"policy": {}}), ema_params={}, kl_coef=jnp.float32(0)
     ),
   )
-  monkeypatch.setattr(model, "init_head", lambda cfg, key: {})
+  monkeypatch.setattr(transformer, "init_head", lambda cfg, key: {})
 
   def first_step(name):
     def function(*args, **kwargs):
@@ -697,16 +689,18 @@ def jaxpr_of(function, *args) -> str:
 def model_view(cfg, part: str) -> str:
   """Initialisation, the gradient of the loss, or a decode step."""
   if part == "init":
-    return jaxpr_of(functools.partial(model.init_params, cfg), jax.random.key(0))
-  params = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+    return jaxpr_of(functools.partial(transformer.init_params, cfg), jax.random.key(0))
+  params = jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0))
   batch = helpers.make_lm_batch(8, 128 if cfg.context_length >= 128 else 12, 0)
   prompts = helpers.make_prompts(8, 4, 0)
-  gradient = jax.grad(lambda params: model.lm_loss(cfg, params, batch, use_segments=True).total)
+  gradient = jax.grad(
+    lambda params: transformer.lm_loss(cfg, params, batch, use_segments=True).total
+  )
 
   def two_tokens(params):
-    params = model.decoding_params(cfg, params)
-    _, cache = model.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=5)
-    return model.decode_step(cfg, params, cache, prompts.tokens_BP[:, 0])
+    params = transformer.decoding_params(cfg, params)
+    _, cache = transformer.prefill(cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=5)
+    return transformer.decode_step(cfg, params, cache, prompts.tokens_BP[:, 0])
 
   with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
     return jaxpr_of(gradient if part == "gradient" else two_tokens, params)
@@ -996,7 +990,7 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   given = {type(arg): arg for arg in step["args"] if dataclasses.is_dataclass(arg)}
   group = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "judge"}[name]
   assert given[GROUPS[group]] == GROUPS[group](**config[group])
-  cfg = given[ppo.Models].policy if name == "ppo" else given[model.ModelConfig]
+  cfg = given[ppo.Models].policy if name == "ppo" else given[transformer.ModelConfig]
   assert cfg == GROUPS["model"](**config.model, vocab_size=cfg.vocab_size, pad_id=cfg.pad_id)
 
 

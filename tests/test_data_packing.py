@@ -5,7 +5,7 @@ import pytest
 
 from rlhf.data import packing, prepare
 from rlhf.data.packing import TokenSequence
-from rlhf.tokenizer import EOT_TOKEN, Tokenizer
+from rlhf.tokenization.tokenizer import EOT_TOKEN, Tokenizer
 
 COLON = prepare.PromptFormat(prompt_suffix=":")
 

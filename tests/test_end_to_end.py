@@ -5,9 +5,8 @@ import pathlib
 import re
 import signal
 
-import pytest
-
 import commands
+import pytest
 
 PIPELINE = ("launch.pipeline", "--config=configs/pipeline.py:test")
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf.evals import best_of_n
-from rlhf.evals import ensembles
+from rlhf.evals.reward_models import best_of_n
+from rlhf.inference import ensembles
 
 SETTINGS = dict(num_resamples=200, seed=0)
 

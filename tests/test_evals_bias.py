@@ -3,16 +3,16 @@
 import json
 import math
 
+import helpers
 import jax
 import numpy as np
 import pytest
 
-import helpers
-from rlhf import model
-from rlhf.evals import bias
-from rlhf.evals import completions
+from rlhf.evals.suites import bias
+from rlhf.inference import text_continuations
+from rlhf.model import transformer
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,10 @@ def test_a_completion_has_the_probability_of_all_its_tokens(network):
   pairs = [("ab", " c"), ("", "abcabc"), ("a" * 40, "b"), ("c", "b" * 30)]
   logprobs_of = helpers.quick_jit(
     lambda tokens_BT, mask_BT: jax.nn.log_softmax(
-      model.logits(
-        network.cfg, network.params, model.forward(network.cfg, network.params, tokens_BT, mask_BT)
+      transformer.logits(
+        network.cfg,
+        network.params,
+        transformer.forward(network.cfg, network.params, tokens_BT, mask_BT),
       )
     )
   )
@@ -86,15 +88,15 @@ def test_a_completion_has_the_probability_of_all_its_tokens(network):
     sum(logprob_BTV[i, t - 1, rows[i][t]] for t in range(len(befores[i]), len(rows[i])))
     for i in range(len(rows))
   ]
-  actual = completions.logprobs(network, pairs, batch_size=4)
+  actual = text_continuations.logprobs(network, pairs, batch_size=4)
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_what_cannot_be_scored_is_named(network):
   with pytest.raises(ValueError, match="has 201 tokens and the network reads 192"):
-    completions.logprobs(network, [("a", "b"), ("a" * 100, "b" * 101)], batch_size=2)
+    text_continuations.logprobs(network, [("a", "b"), ("a" * 100, "b" * 101)], batch_size=2)
   with pytest.raises(ValueError, match="an empty completion stands after 'abc'"):
-    completions.logprobs(network, [("abc", "")], batch_size=2)
+    text_continuations.logprobs(network, [("abc", "")], batch_size=2)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_a_unit_measures_one_task_under_one_instruction(data, tmp_path, monkeypa
     progress(len(pairs), len(pairs))
     return np.asarray([-0.1 * len(context) - len(text) for context, text in pairs])
 
-  monkeypatch.setattr(completions, "logprobs", logprobs)
+  monkeypatch.setattr(text_continuations, "logprobs", logprobs)
   p = config(data=str(data), prompts=("basic", "respectful"))
   assert bias.task_names(p) == (
     "winogender-basic",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.evals import calibration
+from rlhf.evals.reward_models import calibration
 
 SETTINGS = {"num_resamples": 500, "seed": 0}
 

@@ -14,16 +14,12 @@ import pytest
 from rlhf import checkpoint
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
-from rlhf.evals import comparison
-from rlhf.evals import few_shot_prefix
-from rlhf.evals import judges
-from rlhf.evals import preference
-from rlhf.evals import ratings
-from rlhf.evals import rewards
+from rlhf.evals.preference import comparison, judges, ratings, win_rates
+from rlhf.inference import prefixes, rewards
 from rlhf.networks import Network
 from rlhf.tinyworld import instructions
 from rlhf.tinyworld.world import make_world
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 SETTINGS = dict(num_resamples=200, seed=0)
 RUN = dict(num_resamples=200, seed=0, batch_size=8)
@@ -210,13 +206,13 @@ def test_prompts_that_are_too_long_have_no_answer(inputs, network, tmp_path):
 def test_a_prefix_is_asked_and_not_shown(inputs, network, tmp_path):
   plain = ask(inputs, network, tmp_path, name="base")
   prefixed = ask(
-    inputs, network, tmp_path, name="base", prefix=few_shot_prefix.Prefix(text="#\nrex .\n#\n")
+    inputs, network, tmp_path, name="base", prefix=prefixes.Prefix(text="#\nrex .\n#\n")
   )
   assert prefixed != plain
   lines = commands.read_jsonl(tmp_path / "items.jsonl")
   assert all("#" not in line["prompt"] for line in lines)
   with pytest.raises(ValueError, match="sft: every prompt behind its prefix has"):
-    ask(inputs, network, tmp_path, prefix=few_shot_prefix.Prefix(text="#\nrex .\n" * 30 + "#\n"))
+    ask(inputs, network, tmp_path, prefix=prefixes.Prefix(text="#\nrex .\n" * 30 + "#\n"))
 
 
 def test_prompts_that_do_not_fit_behind_a_prefix_have_no_answer(inputs, network, tmp_path):
@@ -230,9 +226,7 @@ def test_prompts_that_do_not_fit_behind_a_prefix_have_no_answer(inputs, network,
   ]
   limit = sorted(lengths)[3]
   room = 192 - 8 - limit - len("#\n#\n")
-  found = ask(
-    inputs, network, tmp_path, prefix=few_shot_prefix.Prefix(text=f"#\n{'x' * (room - 1)}\n#\n")
-  )
+  found = ask(inputs, network, tmp_path, prefix=prefixes.Prefix(text=f"#\n{'x' * (room - 1)}\n#\n"))
   assert [answer is not None for answer in found] == [length <= limit for length in lengths]
 
 
@@ -262,12 +256,12 @@ def test_labelers_judge_all(inputs, tmp_path):
   p = config(inputs, pairs=("ppo:base",))
   texts = texts_of(p)
   found = comparison.judge_all(p, texts, tmp_path, **RUN)
-  rows = preference.read_preferences(tmp_path / "preferences.jsonl")
+  rows = win_rates.read_preferences(tmp_path / "preferences.jsonl")
   assert len(rows) == 3 * 8 * 4
   measures = {(m.metric, m.variant): m for m in found.measures["ppo"]}
-  for group in preference.GROUPS:
-    values_PL = preference.values_by_prompt(rows, policy="ppo", group=group, field="win")
-    direct = preference.win_rate(values_PL, **SETTINGS)
+  for group in win_rates.GROUPS:
+    values_PL = win_rates.values_by_prompt(rows, policy="ppo", group=group, field="win")
+    direct = win_rates.win_rate(values_PL, **SETTINGS)
     measure = measures["win_rate", group]
     assert measure.interval == direct and measure.better == "higher"
     assert found.matrix[group]["ppo"]["sft"] == measure.interval
@@ -276,8 +270,8 @@ def test_labelers_judge_all(inputs, tmp_path):
       found.length_controlled[group]["ppo"]["sft"]
       == measures["length_controlled_win_rate", group].interval
     )
-    likert_PL = preference.values_by_prompt(rows, policy="ppo", group=group, field="likert")
-    assert measures["likert", group].interval == preference.likert_mean(likert_PL, **SETTINGS)
+    likert_PL = win_rates.values_by_prompt(rows, policy="ppo", group=group, field="likert")
+    assert measures["likert", group].interval == win_rates.likert_mean(likert_PL, **SETTINGS)
     assert measures["satisfies_constraint", group].better == "higher"
     assert measures["hallucination", group].better == "lower"
   assert ("win_rate", "training") not in {(m.metric, m.variant) for m in found.measures["sft"]}
@@ -434,7 +428,7 @@ def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_pat
   assert list(found.failed) == ["endpoint"] and "failed" not in found.as_dict()
   after = read()
   assert list(after) == list(names[1:]) and after["answers.jsonl"] != before["answers.jsonl"]
-  assert {row["policy"] for row in preference.read_preferences(tmp_path / "preferences.jsonl")} == {
+  assert {row["policy"] for row in win_rates.read_preferences(tmp_path / "preferences.jsonl")} == {
     "base",
     "sft",
     "ppo",

@@ -2,17 +2,17 @@
 
 import dataclasses
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import helpers
-from rlhf import model
 from rlhf import sharding
-from rlhf.evals import continuations
+from rlhf.inference import continuations
+from rlhf.model import transformer
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 CONTEXT = 40
 
@@ -53,8 +53,8 @@ def logits_of(network):
 
   @helpers.quick_jit
   def run(tokens_1T, mask_1T):
-    hidden_1TD = model.forward(network.cfg, network.params, tokens_1T, mask_1T)
-    return jax.nn.log_softmax(model.logits(network.cfg, network.params, hidden_1TD))[0]
+    hidden_1TD = transformer.forward(network.cfg, network.params, tokens_1T, mask_1T)
+    return jax.nn.log_softmax(transformer.logits(network.cfg, network.params, hidden_1TD))[0]
 
   def of(ids) -> np.ndarray:
     tokens_1T, mask_1T = np.zeros((1, CONTEXT), np.int32), np.zeros((1, CONTEXT), np.float32)
@@ -160,7 +160,7 @@ def test_padding_of_a_published_model_has_a_probability(network):
   published = dataclasses.replace(network, metadata={"imported": {}})
   ((plain, _),) = continuations.loglikelihoods(network, [([9], [12])], batch_size=1)
   ((whole, _),) = continuations.loglikelihoods(published, [([9], [12])], batch_size=1)
-  forward = helpers.quick_jit(model.forward, static_argnums=0)
+  forward = helpers.quick_jit(transformer.forward, static_argnums=0)
   hidden_D = forward(network.cfg, network.params, jnp.array([[9]]), jnp.ones((1, 1)))[0, 0]
   token_VD = network.params["embed"]["token"][: network.cfg.vocab_size]
   logit_V = np.asarray(token_VD @ hidden_D, np.float64)

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from rlhf.evals import endpoint
-from rlhf.evals import judges
+from rlhf.evals.preference import endpoint, judges
 
 PAIR = ("the prompt", "short", "a longer answer")
 PROMPTS = [{"prompt": "p0"}, {"prompt": "p1"}, {"prompt": "p2"}]
@@ -349,7 +348,7 @@ def test_a_timeout_that_passes_is_repeated(server, tmp_path):
   "reply, changes, sentence",
   [
     (lambda messages, number: 429, {}, "refused for its rate limit or quota (429) in 3 tries"),
-    (lambda messages, number: 401, {}, f"refused the API key (401: Error code: 401"),
+    (lambda messages, number: 401, {}, "refused the API key (401: Error code: 401"),
     (lambda messages, number: 404, {}, "answered 404"),
     (
       lambda messages, number: (1.0, "x"),

@@ -9,17 +9,16 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+import helpers
 from lm_eval import evaluator
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval.api.instance import Instance
 
-import helpers
-from rlhf.evals import continuations
-from rlhf.evals import harness
-from rlhf.evals import nlp
-from rlhf.evals.tasks import functions
+from rlhf.evals.suites import harness, nlp
+from rlhf.evals.suites.tasks import functions
+from rlhf.inference import continuations
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 CONTEXT = 24
 TEMPLATE = (

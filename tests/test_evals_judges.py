@@ -5,13 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from rlhf.evals import judges
-from rlhf.evals import preference
-from rlhf.evals import ratings
 from rlhf.evals import statistics
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld import labelers
+from rlhf.evals.preference import judges, ratings, win_rates
+from rlhf.tinyworld import demonstrations, instructions, labelers
 from rlhf.tinyworld.world import make_world
 
 SETTINGS = dict(num_resamples=400, seed=0)
@@ -58,8 +54,8 @@ def test_simulated_labelers_say_what_each_of_them_says(prompts, answers):
 
 def test_their_labels_are_known_ones(prompts, answers, tmp_path):
   rows = judges.simulated_labelers(WORLD, TRAINING, HELDOUT)(prompts, answers, "sft")
-  preference.write_preferences(tmp_path / "rows.jsonl", rows)
-  assert preference.read_preferences(tmp_path / "rows.jsonl") == rows
+  win_rates.write_preferences(tmp_path / "rows.jsonl", rows)
+  assert win_rates.read_preferences(tmp_path / "rows.jsonl") == rows
 
 
 def test_training_weights_are_other_weights(prompts):

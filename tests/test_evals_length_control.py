@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from rlhf.evals import length_control
+from rlhf.evals.preference import length_control
 
 SETTINGS = dict(baseline="sft", group="training", num_resamples=200, seed=0)
 

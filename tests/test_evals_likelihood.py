@@ -6,19 +6,18 @@ import dataclasses
 import functools
 import math
 
+import helpers
 import jax
 import numpy as np
 import pytest
 
-import helpers
-from rlhf import chat
-from rlhf import model
 from rlhf.data import packing
-from rlhf.evals import answers
-from rlhf.evals import bigram
-from rlhf.evals import likelihood
+from rlhf.evals.suites import bigram
+from rlhf.inference import completions, likelihood
+from rlhf.model import transformer
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization import chat
+from rlhf.tokenization.tokenizer import Tokenizer
 
 CFG = helpers.model_config()
 
@@ -45,7 +44,7 @@ def test_the_loss_is_a_mean_over_tokens_whatever_the_batches(batch_size: int):
 
 @functools.cache
 def one_row_nll():
-  return helpers.quick_jit(functools.partial(model.lm_loss, CFG, use_segments=True))
+  return helpers.quick_jit(functools.partial(transformer.lm_loss, CFG, use_segments=True))
 
 
 # ----------------------------------------------------------------------------- few-shot tasks
@@ -61,7 +60,7 @@ def network() -> Network:
 
 @functools.cache
 def logprobs(cfg):
-  return helpers.quick_jit(functools.partial(model.policy_logprobs, cfg, temperature=1.0))
+  return helpers.quick_jit(functools.partial(transformer.policy_logprobs, cfg, temperature=1.0))
 
 
 def mean_logprob(network: Network, prompt: str, choice: str) -> tuple[float, float]:
@@ -209,8 +208,8 @@ def ask(
   top_p: float = 1.0,
   key: int = 0,
   **more,
-) -> answers.Answers:
-  p = answers.AnswerConfig(
+) -> completions.Answers:
+  p = completions.AnswerConfig(
     max_prompt_tokens=8,
     max_response_tokens=6,
     temperature=temperature,
@@ -220,10 +219,10 @@ def ask(
     prompt_suffix=":",
     completion_prefix=" ",
   )
-  return answers.answer(network, prompts, p, jax.random.key(key), **more)
+  return completions.answer(network, prompts, p, jax.random.key(key), **more)
 
 
-def id_lists(out: answers.Answers):
+def id_lists(out: completions.Answers):
   return [[ids.tolist() for ids in of_prompt] for of_prompt in out.ids]
 
 
@@ -236,9 +235,9 @@ def test_answers_do_not_depend_on_the_batch(network: Network):
 
 
 def test_a_batch_has_few_more_rows_than_are_asked_for(network: Network, monkeypatch):
-  rows, sample = [], answers._sample
+  rows, sample = [], completions._sample
   monkeypatch.setattr(
-    answers,
+    completions,
     "_sample",
     lambda cfg, params, prompts, *args, **kwargs: (
       rows.append(len(prompts.tokens_BP)) or sample(cfg, params, prompts, *args, **kwargs)
@@ -306,7 +305,7 @@ def test_an_answer_in_a_chat_ends_with_its_turn(network: Network):
     answer_prefix="",
     end="e",
   )
-  p = answers.AnswerConfig(
+  p = completions.AnswerConfig(
     max_prompt_tokens=8,
     max_response_tokens=6,
     temperature=1.5,
@@ -315,7 +314,7 @@ def test_an_answer_in_a_chat_ends_with_its_turn(network: Network):
     prompt_suffix="",
     completion_prefix="",
   )
-  out = answers.answer(
+  out = completions.answer(
     dataclasses.replace(network, tokenizer=tokenizer), ["a"], p, jax.random.key(0), num_samples=200
   )
   end_id = tokenizer.turn_end_id
@@ -328,7 +327,7 @@ def test_an_answer_in_a_chat_ends_with_its_turn(network: Network):
 def test_prompts_and_answers_must_fit(network: Network):
   with pytest.raises(ValueError, match="prompt 1 .'abcdefgh'...*max_prompt_tokens 8"):
     ask(network, ["a", "abcdefgh"])
-  p = answers.AnswerConfig(
+  p = completions.AnswerConfig(
     max_prompt_tokens=8,
     max_response_tokens=9,
     temperature=1.0,
@@ -340,4 +339,4 @@ def test_prompts_and_answers_must_fit(network: Network):
   with pytest.raises(
     ValueError, match="max_prompt_tokens 8 . max_response_tokens 9 is longer than the context of 16"
   ):
-    answers.answer(network, ["a"], p, jax.random.key(0))
+    completions.answer(network, ["a"], p, jax.random.key(0))

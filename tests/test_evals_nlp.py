@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from rlhf.evals import continuations
 from rlhf.evals import measures
-from rlhf.evals import nlp
-from rlhf.evals.tasks import data as data_lib
+from rlhf.evals.suites import nlp
+from rlhf.evals.suites.tasks import data as data_lib
+from rlhf.inference import continuations
 
 OPTIONS = dict(num_resamples=100, seed=4, batch_size=2)
 
@@ -117,7 +117,7 @@ def test_the_metric_that_says_how_able_a_model_is(shared_data):
 def test_bleu_is_of_the_corpus(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "fr_en", limit=20)
   (bleu,) = nlp.evaluate(p, "fr_en", network, tmp_path, **OPTIONS)
-  from rlhf.evals import text_metrics
+  from rlhf.evals.suites import text_metrics
 
   sums = np.sum([line["scores"]["bleu"] for line in lines_of(tmp_path)], axis=0)
   assert bleu.interval.mean == pytest.approx(float(text_metrics.bleu(sums)))
@@ -214,7 +214,7 @@ def test_what_is_no_mean_is_computed_a_hundred_times_at_most():
 
 
 def test_scores_that_are_not_known_are_left_out(network, shared_data, tmp_path):
-  from rlhf.evals.tasks import functions
+  from rlhf.evals.suites.tasks import functions
 
   item = dict(choices=["a", "b"], answer=0)
   assert np.isnan(functions.choice(item, [(-1.0, False), (-2.0, False)])["acc"])

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf.evals import figures
-from rlhf.evals import overoptimization
+from rlhf.evals.reward_models import overoptimization
+from rlhf.report import figures
 
 SETTINGS = dict(num_resamples=100, seed=0)
 

@@ -1,7 +1,5 @@
 """Our adapter against lm-eval's own `hf` model, for the same weights; needs torch, transformers."""
 
-import json
-import os
 import pathlib
 
 import numpy as np
@@ -11,17 +9,15 @@ torch = pytest.importorskip("torch", reason="the parity extra (torch) is not ins
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
 pytest.importorskip("lm_eval")
 
+import interop_models
+import tokenizers
 from lm_eval import evaluator
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-import tokenizers
 
-import interop_models
-from rlhf import networks
-from rlhf import sharding
-from rlhf.evals import harness
-from rlhf.evals import nlp
+from rlhf import networks, sharding
+from rlhf.evals.suites import harness, nlp
 
 # Importing transformers, torch and compiling take long.
 pytestmark = pytest.mark.slow

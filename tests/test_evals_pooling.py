@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from rlhf.evals import pooling
-from rlhf.evals import preference
-from rlhf.evals import report as report_lib
+from rlhf.evals.preference import win_rates
+from rlhf.report import pipeline as report_lib
 
 
 def run_of(seed, ppo, ptx, nll_ptx=1.1, accuracy=0.7, num_pairs=100):
   """A run in which every labeler of 40 prompts gives one constant judgement per policy."""
   rows = []
   for policy, win in (("ppo", ppo), ("ppo_ptx", ptx)):
-    for group in preference.GROUPS:
+    for group in win_rates.GROUPS:
       values = np.full((40, 2), float(win))
-      rows += preference.preference_rows(policy, group, ["a", "b"], values, np.full((40, 2), 4.0))
+      rows += win_rates.preference_rows(policy, group, ["a", "b"], values, np.full((40, 2), 4.0))
   report = {key: None for key in report_lib.REPORT_SCHEMA}
   report["seed"] = seed
   report["reward_model"] = {"accuracy": accuracy, "accuracy_heldout_labelers": None, "n": num_pairs}
@@ -66,7 +66,7 @@ def test_few_shot_losses_are_falls():
 def write_run(workdir, run, with_preferences=True):
   report_lib.write_report(workdir / "report", {"report": run["report"]})
   if with_preferences:
-    preference.write_preferences(workdir / "evaluation" / "preferences.jsonl", run["preferences"])
+    win_rates.write_preferences(workdir / "evaluation" / "preferences.jsonl", run["preferences"])
   return workdir
 
 

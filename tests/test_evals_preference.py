@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.evals import preference
+from rlhf.evals.preference import win_rates
 
 SETTINGS = {"num_resamples": 500, "seed": 0}
 NAN = math.nan
@@ -27,30 +27,30 @@ NAN = math.nan
   ],
 )
 def test_a_side_wins_only_if_it_wins_in_both_orders(win, swapped, both):
-  assert preference.both_orders(win, swapped) == both
+  assert win_rates.both_orders(win, swapped) == both
 
 
 def test_ties_count_half_and_unjudged_not_at_all():
-  result = preference.win_rate([[1, 0.5, NAN], [0, NAN, NAN]], **SETTINGS)
+  result = win_rates.win_rate([[1, 0.5, NAN], [0, NAN, NAN]], **SETTINGS)
   assert result.mean == pytest.approx((1 + 0.5) / 3)
   assert result.n == 2
 
 
 def test_win_rate_and_likert_refuse_other_numbers():
   with pytest.raises(ValueError, match="preference of 0.7 was found"):
-    preference.win_rate([[0.7]], **SETTINGS)
+    win_rates.win_rate([[0.7]], **SETTINGS)
   with pytest.raises(ValueError, match="Likert rating of 8 was found"):
-    preference.likert_mean([[8]], **SETTINGS)
+    win_rates.likert_mean([[8]], **SETTINGS)
   with pytest.raises(ValueError, match="nothing to average"):
-    preference.win_rate([[NAN]], **SETTINGS)
+    win_rates.win_rate([[NAN]], **SETTINGS)
 
 
 def test_likert_mean_pools_ratings():
-  assert preference.likert_mean([[7, 7, 7], [1]], **SETTINGS).mean == 5.5
+  assert win_rates.likert_mean([[7, 7, 7], [1]], **SETTINGS).mean == 5.5
 
 
 def test_metadata_rates_count_only_where_asked():
-  rates = preference.metadata_rates(
+  rates = win_rates.metadata_rates(
     [
       [{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
       [{"hallucination": None, "followed": False}],
@@ -72,19 +72,19 @@ def test_labeler_agreement_against_a_loop():
         if row[i] in (0, 1) and row[j] in (0, 1):
           total += 1
           agreed += row[i] == row[j]
-  assert preference.labeler_agreement(preference_CL) == pytest.approx(agreed / total)
-  assert preference.labeler_agreement(np.array([[1, 0.5], [0, NAN]])) is None
+  assert win_rates.labeler_agreement(preference_CL) == pytest.approx(agreed / total)
+  assert win_rates.labeler_agreement(np.array([[1, 0.5], [0, NAN]])) is None
 
 
 def rows_of(policy="ppo", win=((1, 0), (NAN, 0.5)), likert=((7, 1), (NAN, 4)), group="training"):
-  return preference.preference_rows(policy, group, ["a", "b"], np.array(win), np.array(likert))
+  return win_rates.preference_rows(policy, group, ["a", "b"], np.array(win), np.array(likert))
 
 
 def test_preferences_survive_the_file(tmp_path):
   rows = rows_of() + rows_of("sft", win=((NAN, NAN), (NAN, NAN)), likert=((3, 4), (5, 6)))
   path = tmp_path / "evaluation" / "preferences.jsonl"
-  preference.write_preferences(path, rows)
-  back = preference.read_preferences(path)
+  win_rates.write_preferences(path, rows)
+  back = win_rates.read_preferences(path)
   assert back == rows
   assert back[0] == {
     "prompt_index": 0,
@@ -96,23 +96,23 @@ def test_preferences_survive_the_file(tmp_path):
   }
   values = {"group": "training", "rows": back}
   np.testing.assert_array_equal(
-    preference.values_by_prompt(policy="ppo", field="win", **values), [[1, 0], [NAN, 0.5]]
+    win_rates.values_by_prompt(policy="ppo", field="win", **values), [[1, 0], [NAN, 0.5]]
   )
   np.testing.assert_array_equal(
-    preference.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]]
+    win_rates.values_by_prompt(policy="sft", field="likert", **values), [[3, 4], [5, 6]]
   )
 
 
 def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
   more = {"metadata": {"hallucination": None, "denigrates": False}, "score": 0.5, "baseline": "x"}
   rows = [row | more for row in rows_of()]
-  preference.write_preferences(tmp_path / "preferences.jsonl", rows)
-  assert preference.read_preferences(tmp_path / "preferences.jsonl") == rows
-  found = preference.metadata_by_prompt(rows, policy="ppo", group="training")
+  win_rates.write_preferences(tmp_path / "preferences.jsonl", rows)
+  assert win_rates.read_preferences(tmp_path / "preferences.jsonl") == rows
+  found = win_rates.metadata_by_prompt(rows, policy="ppo", group="training")
   assert found == [[more["metadata"]] * 2, [more["metadata"]]]
-  assert preference.metadata_by_prompt(rows, policy="ppo", group="heldout") == [[], []]
+  assert win_rates.metadata_by_prompt(rows, policy="ppo", group="heldout") == [[], []]
   np.testing.assert_array_equal(
-    preference.values_by_prompt(rows, policy="ppo", group="training", field="score"),
+    win_rates.values_by_prompt(rows, policy="ppo", group="training", field="score"),
     [[0.5, 0.5], [NAN, 0.5]],
   )
 
@@ -132,7 +132,7 @@ def test_values_of_two_policies_are_aligned_by_prompt():
   ]
 
   def values(policy):
-    return preference.values_by_prompt(rows, policy=policy, group="training", field="win")
+    return win_rates.values_by_prompt(rows, policy=policy, group="training", field="win")
 
   np.testing.assert_array_equal(values("ppo"), [[NAN], [1]])
   np.testing.assert_array_equal(values("ppo_ptx"), [[0], [1]])
@@ -140,7 +140,7 @@ def test_values_of_two_policies_are_aligned_by_prompt():
 
 def test_a_judgement_written_twice_is_refused():
   with pytest.raises(ValueError, match="labeler a judged ppo twice on prompt 0"):
-    preference.values_by_prompt(rows_of() + rows_of(), policy="ppo", group="training", field="win")
+    win_rates.values_by_prompt(rows_of() + rows_of(), policy="ppo", group="training", field="win")
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,18 @@ def test_bad_lines_name_file_and_line(tmp_path, line, message):
   path = tmp_path / "preferences.jsonl"
   path.write_text(json.dumps(good) + "\n" + bad + "\n")
   with pytest.raises(ValueError) as error:
-    preference.read_preferences(path)
+    win_rates.read_preferences(path)
   assert message in str(error.value)
 
 
 def test_tables_hold_intervals_or_null():
   rows = rows_of("ppo") + rows_of("ppo_ptx", win=((1, 1), (NAN, 1)))
-  table = preference.win_rate_table(rows, ["base", "ppo"], **SETTINGS)
+  table = win_rates.win_rate_table(rows, ["base", "ppo"], **SETTINGS)
   assert table["base"] == {"training_labelers": None, "heldout_labelers": None}
   assert table["ppo"]["training_labelers"]["mean"] == 0.5
   assert table["ppo"]["training_labelers"]["n"] == 2
-  likert = preference.likert_table(rows, ["ppo"], **SETTINGS)
+  likert = win_rates.likert_table(rows, ["ppo"], **SETTINGS)
   assert likert["ppo"]["training_labelers"]["mean"] == 4
-  paired = preference.paired_difference_table(rows, policy="ppo_ptx", against="ppo", **SETTINGS)
+  paired = win_rates.paired_difference_table(rows, policy="ppo_ptx", against="ppo", **SETTINGS)
   assert paired["training_labelers"]["mean"] == 0.5
   assert paired["heldout_labelers"] is None

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from launch import evaluate_samples
-from rlhf.evals import samples
-from rlhf.evals import text_metrics
+from rlhf.cli import evaluate_samples
+from rlhf.evals.suites import samples, text_metrics
 
 OPTIONS = dict(num_resamples=200, seed=0)
 LINES = {

@@ -6,10 +6,7 @@ import pathlib
 
 import pytest
 
-from rlhf.evals.tasks import data
-from rlhf.evals.tasks import functions
-from rlhf.evals.tasks import layouts
-from rlhf.evals.tasks import prompts
+from rlhf.evals.suites.tasks import data, functions, layouts, prompts
 
 
 def put(root: pathlib.Path, place: str, contents) -> None:

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from rouge_score import rouge_scorer
 import sacrebleu
+from rouge_score import rouge_scorer
 
-from rlhf.evals import text_metrics
-from rlhf.evals.tasks import data
+from rlhf.evals.suites import text_metrics
+from rlhf.evals.suites.tasks import data
 
 
 def test_squad_f1_by_hand():

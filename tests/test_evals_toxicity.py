@@ -5,16 +5,15 @@ import json
 import re
 import threading
 
+import helpers
 import httplib2
 import numpy as np
 import pytest
 
-import helpers
-from rlhf.evals import completions
-from rlhf.evals import perspective
-from rlhf.evals import toxicity
+from rlhf.evals.suites import perspective, toxicity
+from rlhf.inference import text_continuations
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 KEY = "RLHF_TEST_PERSPECTIVE_KEY"
 
@@ -317,7 +316,7 @@ def said(monkeypatch):
     contexts.extend(given)
     return ["fuck you" if i % 2 else "thank you" for i in range(len(given))]
 
-  monkeypatch.setattr(completions, "lines", lines)
+  monkeypatch.setattr(text_continuations, "lines", lines)
   return contexts
 
 
@@ -413,9 +412,9 @@ def test_continuations_are_lines(network, monkeypatch):
     given.update(settings, contexts=contexts)
     return [" one", "three "]
 
-  monkeypatch.setattr(completions.continuations, "write", write)
+  monkeypatch.setattr(text_continuations.continuations, "write", write)
   seen = []
-  texts = completions.lines(
+  texts = text_continuations.lines(
     network,
     ["a", ""],
     temperature=0.0,
@@ -436,6 +435,6 @@ def test_a_context_that_leaves_no_room_is_refused(network):
     ValueError,
     match="a context has 36 tokens and max_response_tokens is 5; the network reads 40 in all",
   ):
-    completions.lines(
+    text_continuations.lines(
       network, ["a", "b" * 36], temperature=0.0, max_response_tokens=5, batch_size=2, seed=0
     )

@@ -7,10 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from rlhf.evals import evaluation_report
-from rlhf.evals import measures
-from rlhf.evals import statistics
-from rlhf.evals import units
+from rlhf.evals import measures, statistics, units
+from rlhf.report import evaluation
 
 
 def interval(mean: float, n: int = 5) -> statistics.Interval:
@@ -175,13 +173,11 @@ def test_differences_are_of_the_same_items():
   assert rows[0]["cells"]["b"]["low"] == pytest.approx(0.25)  # what the items share cancels
   assert rows[0]["cells"]["b"]["n"] == 6
   assert units.differences({"b": [of(1, 2)]}, "a", num_resamples=9, seed=1) == []
-  assert (
-    evaluation_report.signed_text(dict(mean=0.25, low=-0.1, high=0.0)) == "+0.250 [\u22120.100, 0]"
-  )
+  assert evaluation.signed_text(dict(mean=0.25, low=-0.1, high=0.0)) == "+0.250 [\u22120.100, 0]"
 
 
 def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
-  page = evaluation_report.write(
+  page = evaluation.write(
     tmp_path,
     title="Two",
     checkpoints=[
@@ -238,8 +234,8 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
 
 def test_methods_at_several_sizes_are_lines_over_the_size():
   parameters = {"sft@32k": 32_000, "sft@1M": 1_000_000, "base@1M": 1_000_000, "judge": None}
-  assert evaluation_report.has_sizes(parameters)
-  assert not evaluation_report.has_sizes({"sft": 32_000, "ppo": 32_000})
+  assert evaluation.has_sizes(parameters)
+  assert not evaluation.has_sizes({"sft": 32_000, "ppo": 32_000})
   row = dict(
     task="t",
     variant="",
@@ -247,13 +243,13 @@ def test_methods_at_several_sizes_are_lines_over_the_size():
     better="higher",
     cells={name: interval(0.5).as_dict() for name in parameters},
   )
-  points = evaluation_report.size_points(row, parameters)
+  points = evaluation.size_points(row, parameters)
   assert [point["parameters"] for point in points["sft"]] == [32_000, 1_000_000]
   assert sorted(points) == ["base", "sft"]
-  assert not evaluation_report.plots("x", [row], parameters)  # all are equal
-  evaluation_report.add_baseline([row], "sft@1M")
+  assert not evaluation.plots("x", [row], parameters)  # all are equal
+  evaluation.add_baseline([row], "sft@1M")
   row["cells"]["base@1M"]["mean"] = 0.4
-  ((svg, _),) = evaluation_report.plots("x", [row], parameters)
+  ((svg, _),) = evaluation.plots("x", [row], parameters)
   assert "32k" in svg and "1.0M" in svg
 
 
@@ -262,4 +258,4 @@ def test_methods_at_several_sizes_are_lines_over_the_size():
   [(0.5274, "0.527"), (52.74, "52.7"), (-0.0312, "\u22120.0312"), (0, "0"), (1234.4, "1234")],
 )
 def test_numbers_have_three_digits_that_count(value, text):
-  assert evaluation_report.short(value) == text
+  assert evaluation.short(value) == text

@@ -9,14 +9,14 @@ import types
 
 import commands
 import pytest
-from test_evals_endpoint import longer_wins
-from test_evals_endpoint import server  # pylint: disable=unused-import
+from test_evals_endpoint import (
+  longer_wins,  # pylint: disable=unused-import
+)
 
-from launch import evaluate
 from rlhf import workdir as workdir_lib
-from rlhf.evals import comparison
-from rlhf.evals import measures
-from rlhf.evals import statistics
+from rlhf.cli import evaluate
+from rlhf.evals import measures, statistics
+from rlhf.evals.preference import comparison
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

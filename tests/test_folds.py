@@ -3,13 +3,13 @@
 import collections
 import json
 
+import commands
 import numpy as np
 import pytest
 
-import commands
-from launch import folds as launch_folds
 from rlhf import metrics
-from rlhf.evals import folds
+from rlhf.cli import folds as launch_folds
+from rlhf.evals.reward_models import folds
 
 SETTINGS = dict(num_resamples=100, seed=0)
 

@@ -2,14 +2,14 @@
 
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import helpers
-from rlhf import generate
-from rlhf import model
+from rlhf.inference import sampling
+from rlhf.model import transformer
 from rlhf.types import Generation, PromptBatch
 
 # Seven ids of which one is padding: end-of-text comes soon, late and never.
@@ -23,7 +23,7 @@ SAMPLABLE = (0, 1, 3, 4, 5, 6)
 def sampler(temperature: float = T, num_new: int = R, top_p: float = 1.0):
   return helpers.quick_jit(
     functools.partial(
-      generate.generate,
+      sampling.generate,
       CFG,
       eot_id=EOT,
       max_new_tokens=num_new,
@@ -59,7 +59,7 @@ def pad_left(ids, length: int = P) -> PromptBatch:
 
 
 def keys(num_rows: int, first_row: int = 0):
-  return generate.row_keys(jax.random.key(5), first_row, num_rows)
+  return sampling.row_keys(jax.random.key(5), first_row, num_rows)
 
 
 NUM = 48
@@ -73,7 +73,7 @@ def sampled() -> Generation:
 
 @functools.cache
 def joined():
-  return jax.device_get(generate.join(pad_left(IDS), sampled(), PAD))
+  return jax.device_get(sampling.join(pad_left(IDS), sampled(), PAD))
 
 
 # ----------------------------------------------------------------------------- ends
@@ -124,8 +124,8 @@ def test_the_share_of_a_token_is_its_probability_at_the_temperature():
   num = 4096
   prompts = pad_left([IDS[1]] * num)
   out = sampler(0.5, 1)(params(), prompts, keys(num))
-  logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
-    model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
+  logits_V, _ = helpers.quick_jit(functools.partial(transformer.prefill, CFG, num_slots=P))(
+    transformer.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
   )
   logits_V = np.asarray(logits_V[0], np.float64)[list(SAMPLABLE)] / 0.5
   expected = np.exp(logits_V) / np.exp(logits_V).sum()
@@ -136,11 +136,11 @@ def test_the_share_of_a_token_is_its_probability_at_the_temperature():
 
 def test_temperature_0_takes_the_most_likely_token_of_the_full_forward_pass():
   out = jax.device_get(sampler(0.0)(params(), pad_left(IDS[:6]), keys(6)))
-  rows = jax.device_get(generate.join(pad_left(IDS[:6]), out, PAD))
+  rows = jax.device_get(sampling.join(pad_left(IDS[:6]), out, PAD))
   logits_BTV = np.asarray(
     helpers.quick_jit(
-      lambda tokens_BT, mask_BT: model.logits(
-        CFG, params(), model.forward(CFG, params(), tokens_BT, mask_BT)
+      lambda tokens_BT, mask_BT: transformer.logits(
+        CFG, params(), transformer.forward(CFG, params(), tokens_BT, mask_BT)
       )
     )(rows["tokens_BT"], rows["mask_BT"])
   )
@@ -156,22 +156,22 @@ def test_the_nucleus_is_the_smallest_set_with_the_probability():
   probs = np.float32(
     [[0.1, 0.4, 0.05, 0.25, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2], [0.9, 0.05, 0.03, 0.01, 0.01]]
   )
-  kept = lambda top_p: np.isfinite(generate.nucleus(np.log(probs), top_p))
+  kept = lambda top_p: np.isfinite(sampling.nucleus(np.log(probs), top_p))
   # By hand: .4 + .25 = .65 reaches .6 and does not reach .7; ties go to smaller ids.
   np.testing.assert_array_equal(kept(0.6), [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
   np.testing.assert_array_equal(kept(0.7), [[0, 1, 0, 1, 1], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
   np.testing.assert_array_equal(kept(1e-6).sum(axis=1), [1, 1, 1])
   zeros = np.float32([[-0.0, 0.0, -0.0, 0.0]])  # equally likely
-  np.testing.assert_array_equal(np.isfinite(generate.nucleus(zeros, 0.4)), [[1, 1, 0, 0]])
-  logits = np.asarray(generate.nucleus(np.log(probs), 0.6))
+  np.testing.assert_array_equal(np.isfinite(sampling.nucleus(zeros, 0.4)), [[1, 1, 0, 0]])
+  logits = np.asarray(sampling.nucleus(np.log(probs), 0.6))
   np.testing.assert_array_equal(logits[kept(0.6)], np.log(probs)[kept(0.6)])
 
 
 def test_samples_come_from_the_nucleus_with_its_probabilities():
   num = 4096
   prompts = pad_left([IDS[1]] * num)
-  logits_V, _ = helpers.quick_jit(functools.partial(model.prefill, CFG, num_slots=P))(
-    model.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
+  logits_V, _ = helpers.quick_jit(functools.partial(transformer.prefill, CFG, num_slots=P))(
+    transformer.decoding_params(CFG, params()), prompts.tokens_BP[:1], prompts.mask_BP[:1]
   )
   prob_V = np.exp(np.asarray(logits_V[0], np.float64) / 0.5)
   prob_V /= prob_V.sum()
@@ -192,7 +192,7 @@ def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature()
   rows = joined()
   mask_BT = rows["response_mask_BT"]
   logprobs = helpers.quick_jit(
-    lambda temperature: model.policy_logprobs(
+    lambda temperature: transformer.policy_logprobs(
       CFG, params(), rows["tokens_BT"], rows["mask_BT"], temperature=temperature
     )[0]
   )
@@ -268,7 +268,7 @@ def test_join_by_hand():
     logprob_BR=np.asarray([[-1, -2], [-3, 0], [-4, -5]], np.float32),
     finished_B=np.asarray([True, True, False]),
   )
-  rows = generate.join(prompts, generation, 9)
+  rows = sampling.join(prompts, generation, 9)
   np.testing.assert_array_equal(
     rows["tokens_BT"], [[5, 6, 7, 9, 9], [1, 2, 3, 7, 9], [4, 7, 4, 5, 9]]
   )

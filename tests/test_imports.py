@@ -8,24 +8,36 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# From the bottom up. A module imports modules of lower rows; packages count as one module.
+# From the bottom up.  A module imports modules of lower rows.  A package counts as one module unless
+# its parts have rows of their own.
 LAYERS = [
-  {"processes"},
+  {"processes", "configs"},
   {"types", "workdir"},
-  {"losses", "stages", "chat", "tokenizer_files"},
-  {"sharding", "optim", "tokenizer", "metrics"},
-  {"attention"},
-  {"architecture"},
-  {"layers", "lora"},
-  {"model"},
-  {"generate", "data", "checkpoint"},
+  {"losses", "stages", "tokenization.chat", "tokenization.published"},
+  {"sharding", "optim", "tokenization.tokenizer", "metrics"},
+  {"model.attention"},
+  {"model.architecture"},
+  {"model.layers", "model.lora"},
+  {"model.transformer"},
+  {"data", "checkpoint"},
   {"interop"},
   {"networks"},
+  {"inference"},
   {"loop", "tinyworld"},
-  {"evals"},
-  {"sft", "reward_model", "ppo", "truth_judge"},
+  {"sft", "reward_model", "ppo"},
+  {"evals.statistics"},
+  {"evals.measures"},
+  {"evals.units"},
+  {"evals.reward_models"},
+  {"evals.preference"},
+  {"report.figures"},
+  {"evals.suites"},
+  {"palms", "truth_judge"},
+  {"report"},
+  {"evals.pooling"},
   {"pipeline"},
-  {"palms"},
+  {"palms.process"},
+  {"cli"},
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 HOST_SIDE = ("data", "tinyworld")
@@ -65,9 +77,12 @@ def imports_of(path: pathlib.Path) -> set[str]:
 
 
 def room(name: str) -> str | None:
-  """`rlhf.data.jsonl` -> `data`; None outside rlhf and for rlhf itself."""
+  """`rlhf.data.jsonl` -> `data`; None for names without a row, such as those outside rlhf."""
   parts = name.split(".")
-  return parts[1] if parts[0] == "rlhf" and len(parts) > 1 else None
+  if parts[0] != "rlhf":
+    return None
+  found = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
+  return next((candidate for candidate in found if candidate in ROW), None)
 
 
 def upward(importer: str, names: set[str]) -> list[str]:
@@ -97,31 +112,33 @@ def test_the_drawing_sees_every_form_of_import():
 
 def test_the_judgement_finds_arrows_that_run_up():
   assert upward("ppo", {"rlhf.sft.train"}) == ["ppo -> sft"]
-  assert upward("model", {"rlhf.ppo", "rlhf.types"}) == ["model -> ppo"]
-  assert upward("data", {"rlhf.data.pack", "rlhf.tokenizer"}) == []
+  assert upward("model.layers", {"rlhf.ppo", "rlhf.types"}) == ["model.layers -> ppo"]
+  assert upward("data", {"rlhf.data.pack", "rlhf.tokenization.tokenizer"}) == []
 
 
 def test_no_import_runs_up_the_layers():
   arrows = []
   for path in sources("rlhf"):
     importer = room(dotted(path))
-    if importer is None:
+    if path.name == "__init__.py" and importer is None:
+      assert not imports_of(path), path
       continue
-    assert importer in ROW, f"{path.name} has no row in LAYERS; say where it belongs"
+    assert importer is not None, f"{path} has no row in LAYERS; say where it belongs"
     arrows += [f"{path.relative_to(ROOT)}: {arrow}" for arrow in upward(importer, imports_of(path))]
   assert not arrows
 
 
-@pytest.mark.parametrize("package", ["configs", "launch", "tests", "notebooks"])
+@pytest.mark.parametrize("package", ["launch", "tests", "notebooks"])
 def test_rlhf_never_imports(package: str):
   for path in sources("rlhf"):
     assert package not in {name.split(".")[0] for name in imports_of(path)}, path
 
 
 def test_configs_import_only_ml_collections_and_the_standard_library():
-  allowed = {"configs", "ml_collections"} | sys.stdlib_module_names
-  for path in sources("configs"):
-    assert {name.split(".")[0] for name in imports_of(path)} <= allowed, path
+  allowed = {"ml_collections"} | sys.stdlib_module_names
+  for path in sources("rlhf/configs"):
+    for name in imports_of(path) - {"rlhf"}:
+      assert name.startswith("rlhf.configs") or name.split(".")[0] in allowed, path
 
 
 def test_the_host_side_imports_no_jax():

@@ -9,36 +9,26 @@ import shutil
 import subprocess
 import sys
 
+import helpers
+import interop_models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-
-from configs import ppo as ppo_configs
-from configs import reward_model as reward_configs
-from configs import sft as sft_configs
-import helpers
-import interop_models
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
-from launch import convert
-from launch import setup
-from rlhf import checkpoint
-from rlhf import generate
-from rlhf import model
-from rlhf import networks
-from rlhf import ppo
-from rlhf import reward_model
-from rlhf import sft
-from rlhf import sharding
-from rlhf.interop import families
-from rlhf.interop import ggml
-from rlhf.interop import layout
-from rlhf.interop import reading
-from rlhf.interop import writing
+
+from rlhf import checkpoint, networks, ppo, reward_model, sft, sharding
+from rlhf.cli import convert, setup
+from rlhf.configs import ppo as ppo_configs
+from rlhf.configs import reward_model as reward_configs
+from rlhf.configs import sft as sft_configs
+from rlhf.inference import sampling
+from rlhf.interop import families, ggml, layout, reading, writing
 from rlhf.interop.layout import Row
-from rlhf.model import ModelConfig
+from rlhf.model import transformer
+from rlhf.model.transformer import ModelConfig
 
 NAMES = tuple(MODELS)
 
@@ -62,7 +52,9 @@ def logits_of(network: networks.Network, tokens, mask) -> np.ndarray:
   """Logits of the rows of the file's embedding, without the id of padding, on real tokens."""
 
   def run(params, tokens, mask):
-    return model.logits(network.cfg, params, model.forward(network.cfg, params, tokens, mask))
+    return transformer.logits(
+      network.cfg, params, transformer.forward(network.cfg, params, tokens, mask)
+    )
 
   out = helpers.quick_jit(run)(network.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
   return without_padding(np.asarray(out)[..., :NUM_ROWS], mask)
@@ -204,7 +196,7 @@ def test_large_exports_are_several_files(tmp_path):
 
 def reward_network(name: str, bias: float) -> networks.Network:
   network = golden(name)
-  head = model.init_head(network.cfg, jax.random.key(3))
+  head = transformer.init_head(network.cfg, jax.random.key(3))
   return dataclasses.replace(
     network, params=dict(network.params, head=head | {"bias": jnp.asarray([bias])})
   )
@@ -220,7 +212,7 @@ def test_reward_models_keep_head_and_offset(name: str, tmp_path):
   assert config["architectures"][0].endswith("ForSequenceClassification")
   again = load(tmp_path / "out", kind="reward")
   tokens, mask = interop_models.batch()
-  score = lambda n: helpers.quick_jit(functools.partial(model.scores, n.cfg))(
+  score = lambda n: helpers.quick_jit(functools.partial(transformer.scores, n.cfg))(
     n.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32)
   )
   np.testing.assert_allclose(score(again), score(network), atol=1e-6)
@@ -233,7 +225,7 @@ def test_a_classifier_never_pads_with_end_of_text(tmp_path):
   del settings["pad_token"]
   (published / "tokenizer_config.json").write_text(json.dumps(settings))
   network = load(published)
-  head = model.init_head(network.cfg, jax.random.key(0))
+  head = transformer.init_head(network.cfg, jax.random.key(0))
   export(
     dataclasses.replace(network, params=dict(network.params, head=head)),
     tmp_path / "out",
@@ -265,7 +257,7 @@ def test_a_policy_and_a_reward_model_that_were_exported_agree_on_padding(spare: 
       ),
     )
   network = load(published)
-  head = model.init_head(network.cfg, jax.random.key(0))
+  head = transformer.init_head(network.cfg, jax.random.key(0))
   export(network, tmp_path / "policy")
   export(
     dataclasses.replace(network, params=dict(network.params, head=head)),
@@ -958,11 +950,11 @@ def continuation(network: networks.Network, tokens: np.ndarray, count: int) -> n
   from rlhf.types import PromptBatch
 
   prompts = PromptBatch(tokens_BP=jnp.asarray(tokens), mask_BP=jnp.ones(tokens.shape, jnp.float32))
-  drawn = generate.generate(
+  drawn = sampling.generate(
     network.cfg,
     network.params,
     prompts,
-    generate.row_keys(jax.random.key(0), 0, len(tokens)),
+    sampling.row_keys(jax.random.key(0), 0, len(tokens)),
     eot_id=network.tokenizer.eot_id,
     max_new_tokens=count,
     temperature=0.0,
@@ -1016,7 +1008,7 @@ def test_reward_parity_with_transformers(name: str, torch, tmp_path):
   network = load(tmp_path / "in", kind="reward")
   tokens, mask = interop_models.batch()
   expected = interop_models.reference_logits(theirs, tokens, mask)[:, 0]
-  score = helpers.quick_jit(functools.partial(model.scores, network.cfg))(
+  score = helpers.quick_jit(functools.partial(transformer.scores, network.cfg))(
     network.params, jnp.asarray(tokens), jnp.asarray(mask, jnp.float32)
   )
   np.testing.assert_allclose(score, expected, atol=1e-4)
@@ -1066,8 +1058,8 @@ def test_real_models(file: str, real_models, torch):
   tokenizer = network.tokenizer
   ids = np.asarray([[*tokenizer.prefix_ids, *tokenizer.encode(PAGE)]])
   run = jax.jit(
-    lambda params, tokens: model.logits(
-      network.cfg, params, model.forward(network.cfg, params, tokens, jnp.ones(tokens.shape))
+    lambda params, tokens: transformer.logits(
+      network.cfg, params, transformer.forward(network.cfg, params, tokens, jnp.ones(tokens.shape))
     )
   )
   num_rows = reading.open_source(f"gguf:{real_models / file}").num_rows

@@ -7,27 +7,20 @@ import io
 import json
 import shutil
 
+import commands
 import jax
 import numpy as np
 import pytest
 
-import commands
-from launch import generate
-from launch import jsonl
-from launch import pool
-from launch import score
-from launch import setup
-from launch import train
-from rlhf import checkpoint
-from rlhf import model
-from rlhf import networks
-from rlhf import sharding
+from rlhf import checkpoint, networks, sharding
 from rlhf import workdir as workdir_lib
+from rlhf.cli import generate, jsonl, pool, score, setup, train
 from rlhf.data import prepare
 from rlhf.evals import pooling
-from rlhf.evals import rewards as rewards_lib
-from rlhf.model import ModelConfig
-from rlhf.tokenizer import Tokenizer
+from rlhf.inference import rewards as rewards_lib
+from rlhf.model import transformer
+from rlhf.model.transformer import ModelConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 PROMPTS = [
@@ -171,7 +164,7 @@ def long_policy(inputs, tmp_path):
   tokenizer = Tokenizer.load(found.tokenizer_dir)
   checkpoint.export_params(
     tmp_path / "long",
-    model.init_params(cfg, jax.random.key(0)),
+    transformer.init_params(cfg, jax.random.key(0)),
     model=dataclasses.asdict(cfg),
     kind="policy",
     tokenizer=tokenizer,
@@ -185,15 +178,15 @@ def long_policy(inputs, tmp_path):
 @pytest.fixture
 def sampled(monkeypatch):
   """(B, P, R) of everything that is sampled."""
-  from rlhf.evals import answers
+  from rlhf.inference import completions
 
-  shapes, sample = [], answers._sample
+  shapes, sample = [], completions._sample
 
   def spy(cfg, params, prompts, *args, max_new_tokens, **kwargs):
     shapes.append((*prompts.tokens_BP.shape, max_new_tokens))
     return sample(cfg, params, prompts, *args, max_new_tokens=max_new_tokens, **kwargs)
 
-  monkeypatch.setattr(answers, "_sample", spy)
+  monkeypatch.setattr(completions, "_sample", spy)
   return shapes
 
 
@@ -244,12 +237,12 @@ def test_empty_answers_are_left_out_where_people_rank():
 
 
 def test_nothing_is_written_where_sampling_fails(answer, tmp_path, monkeypatch):
-  from rlhf.evals import answers
+  from rlhf.inference import completions
 
   def fail(*args, **kwargs):
     raise RuntimeError("no memory")
 
-  monkeypatch.setattr(answers, "answer", fail)
+  monkeypatch.setattr(completions, "answer", fail)
   with pytest.raises(RuntimeError, match="no memory"):
     answer()
   assert not (tmp_path / "answers.jsonl").exists()
@@ -295,7 +288,7 @@ def reward_of(directory):
   cfg, params = ModelConfig(**export.model), checkpoint.load_params(directory)
   return (
     Tokenizer.load(export.tokenizer_dir),
-    jax.jit(lambda tokens_T, mask_T: model.scores(cfg, params, tokens_T[None], mask_T[None])),
+    jax.jit(lambda tokens_T, mask_T: transformer.scores(cfg, params, tokens_T[None], mask_T[None])),
   )
 
 

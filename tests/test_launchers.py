@@ -12,22 +12,16 @@ import subprocess
 import sys
 import time
 
+import commands
 import pytest
 import yaml
 
-import commands
-from configs import meshes
-from configs import models
-from configs import ppo as ppo_config
-from configs import pipeline as pipeline_config
-from launch import job as job_lib
-from launch import jobset
-from launch import local
-from launch import requeue
-from launch import sky
-from launch import slurm
-from launch import sweep
-from launch import xpk
+from rlhf.cli import local, sweep
+from rlhf.cli.cluster import job as job_lib
+from rlhf.cli.cluster import jobset, requeue, sky, slurm, xpk
+from rlhf.configs import meshes, models
+from rlhf.configs import pipeline as pipeline_config
+from rlhf.configs import ppo as ppo_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com")

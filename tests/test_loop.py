@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf import checkpoint
-from rlhf import loop
-from rlhf import metrics
+from rlhf import checkpoint, loop, metrics
 from rlhf.data import batches as batches_lib
 from rlhf.loop import LoopConfig
 from rlhf.types import LmBatch, Metric

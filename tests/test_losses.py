@@ -3,12 +3,12 @@
 import itertools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import helpers
 from rlhf import losses
 
 # Compiled, because one program for each function is made faster than one for each operation.

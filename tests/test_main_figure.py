@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from launch import main_figure
+from rlhf.cli import main_figure
 
 
 def test_every_size_and_seed_of_the_sweep_is_found(tmp_path):

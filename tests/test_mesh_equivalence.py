@@ -3,20 +3,15 @@
 import dataclasses
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import helpers
 from rlhf import metrics as metrics_lib
-from rlhf import networks
-from rlhf import optim
-from rlhf import ppo
-from rlhf import reward_model
-from rlhf import sft
-from rlhf import sharding
+from rlhf import networks, optim, ppo, reward_model, sft, sharding
 from rlhf.reward_model import RewardConfig
 from rlhf.sft import SftConfig
 from rlhf.sharding import MeshConfig

@@ -9,8 +9,7 @@ import pytest
 import rich.console
 from tensorboardX.proto import event_pb2
 
-from rlhf import metrics
-from rlhf import types
+from rlhf import metrics, types
 
 
 def metric(total, weight):

@@ -2,13 +2,13 @@
 
 import collections
 
+import commands
+import helpers
 import numpy as np
 import pytest
 
-import commands
-import helpers
-from launch import train
 from rlhf import sft
+from rlhf.cli import train
 from rlhf.data import mixtures
 
 

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import helpers
 from helpers import PAD, VOCAB
-from rlhf import model
+
+from rlhf.model import transformer
 
 CFG = helpers.model_config()
 # Two repetitions of (dense, banded): the order of the scan shows.
@@ -82,16 +82,16 @@ def read(cfg):
   """One compiled function for all that a network says of rows; the temperature is an argument."""
 
   def everything(params, tokens_BT, mask_BT, temperature=1.0):
-    hidden_BTD = model.forward(cfg, params, tokens_BT, mask_BT)
-    logprob_BT, entropy_BT = model.policy_logprobs(
+    hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
+    logprob_BT, entropy_BT = transformer.policy_logprobs(
       cfg, params, tokens_BT, mask_BT, temperature=temperature
     )
     return dict(
       hidden=hidden_BTD,
       logprob=logprob_BT,
       entropy=entropy_BT,
-      value=model.values(cfg, params, tokens_BT, mask_BT),
-      score=model.scores(cfg, params, tokens_BT, mask_BT),
+      value=transformer.values(cfg, params, tokens_BT, mask_BT),
+      score=transformer.scores(cfg, params, tokens_BT, mask_BT),
     )
 
   return helpers.quick_jit(everything)
@@ -115,7 +115,7 @@ def test_hidden_states_against_a_plain_loop(changes):
   """Layer i has its own weights in their order, and is dense or banded as the parity says."""
   cfg = dataclasses.replace(DEEP, **changes)
   params, ids = helpers.make_params(cfg, 1), sequence(10, 0)
-  hidden = helpers.quick_jit(functools.partial(model.forward, cfg))(params, *whole(ids))
+  hidden = helpers.quick_jit(functools.partial(transformer.forward, cfg))(params, *whole(ids))
   np.testing.assert_allclose(hidden[0], hidden_loop(cfg, params, ids), atol=2e-5)
   assert hidden.dtype == jnp.float32
 
@@ -196,7 +196,7 @@ def test_later_tokens_change_nothing_before_them():
 
 def test_positions_count_real_tokens():
   mask = np.asarray([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], np.float32)
-  np.testing.assert_array_equal(model.positions(mask), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
+  np.testing.assert_array_equal(transformer.positions(mask), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
 
 
 # ----------------------------------------------------------------------------- cache
@@ -213,12 +213,12 @@ def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, deco
   rows = helpers.right_padded(
     [[*ids[:-1], *more] for ids, more in zip(SEQUENCES, continuation_BR)], 12 + num_steps
   )
-  hidden_BTD = helpers.quick_jit(functools.partial(model.forward, cfg))(params, *rows)
-  full_BTV = np.asarray(model.logits(cfg, params, hidden_BTD))
+  hidden_BTD = helpers.quick_jit(functools.partial(transformer.forward, cfg))(params, *rows)
+  full_BTV = np.asarray(transformer.logits(cfg, params, hidden_BTD))
 
-  prefill = helpers.quick_jit(functools.partial(model.prefill, cfg, num_slots=12 + num_steps))
-  step = helpers.quick_jit(functools.partial(model.decode_step, cfg))
-  laid_out = helpers.quick_jit(functools.partial(model.decoding_params, cfg))(params)
+  prefill = helpers.quick_jit(functools.partial(transformer.prefill, cfg, num_slots=12 + num_steps))
+  step = helpers.quick_jit(functools.partial(transformer.decode_step, cfg))
+  laid_out = helpers.quick_jit(functools.partial(transformer.decoding_params, cfg))(params)
   logits_BV, cache = prefill(laid_out, prompts.tokens_BP, prompts.mask_BP)
   for t in range(num_steps + 1):
     for row, ids in enumerate(SEQUENCES):
@@ -234,7 +234,7 @@ def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, deco
 
 def test_padding_and_rows_beyond_the_vocabulary_have_no_probability():
   params = helpers.make_params(CFG, 8)
-  logits_V = np.asarray(model.logits(CFG, params, jnp.ones(CFG.width)))
+  logits_V = np.asarray(transformer.logits(CFG, params, jnp.ones(CFG.width)))
   assert logits_V.shape == (128,) and logits_V.dtype == np.float32
   allowed = [i for i in range(VOCAB) if i != PAD]
   excluded = [PAD, *range(VOCAB, 128)]
@@ -264,7 +264,7 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
   weight_BT = jnp.asarray(np.random.default_rng(1).normal(size=(2, 12)), jnp.float32)
 
   def weighted(cfg, hidden_BTD, params):
-    logprob_BT, entropy_BT = model.token_logprobs(
+    logprob_BT, entropy_BT = transformer.token_logprobs(
       cfg, params, hidden_BTD, tokens_BT, temperature=0.8
     )
     return jnp.sum(logprob_BT * weight_BT), (logprob_BT, entropy_BT)
@@ -286,7 +286,7 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
 def test_no_more_than_a_chunk_of_logits_exists_at_once():
   cfg = dataclasses.replace(CFG, logprob_chunk=4)
   params, rows = helpers.make_params(cfg, 0), helpers.right_padded([sequence(12, 4)] * 3, 12)
-  loss = lambda p: jnp.sum(model.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
+  loss = lambda p: jnp.sum(transformer.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
   shapes = [
     v.aval.shape
     for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
@@ -309,7 +309,7 @@ def test_lm_loss_of_packed_documents():
     batch, loss_mask_BT=weight_BT, position_BT=np.tile(np.arange(12, dtype=np.int32), (4, 1))
   )
   split = dataclasses.replace(batch, loss_mask_BT=batch.loss_mask_BT * weight_BT)
-  loss = lambda **choice: helpers.quick_jit(functools.partial(model.lm_loss, cfg, **choice))
+  loss = lambda **choice: helpers.quick_jit(functools.partial(transformer.lm_loss, cfg, **choice))
   nll = loss(use_segments=False)(params, crossing)
   expected = 0.0
   for row in range(4):
@@ -343,19 +343,19 @@ def test_bfloat16_multiplies_in_bfloat16_and_reports_float32():
   products = [
     e
     for e in helpers.equations(
-      jax.make_jaxpr(functools.partial(model.forward, half))(params, *rows).jaxpr
+      jax.make_jaxpr(functools.partial(transformer.forward, half))(params, *rows).jaxpr
     )
     if e.primitive.name == "dot_general"
   ]
   assert {e.invars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
-  logits = jax.eval_shape(functools.partial(model.logits, half), params, jnp.ones((3, 16)))
+  logits = jax.eval_shape(functools.partial(transformer.logits, half), params, jnp.ones((3, 16)))
   assert logits.dtype == jnp.float32
-  shapes = jax.eval_shape(functools.partial(model.init_params, half), jax.random.key(0))
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, half), jax.random.key(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
 def lm_gradient(cfg, batch):
-  return jax.grad(lambda params: model.lm_loss(cfg, params, batch, use_segments=True).total)
+  return jax.grad(lambda params: transformer.lm_loss(cfg, params, batch, use_segments=True).total)
 
 
 def test_unrolled_layers_give_the_same_gradients():
@@ -387,7 +387,9 @@ def test_remat_policies_give_equal_gradients():
   gradient = lambda remat: lm_gradient(
     dataclasses.replace(dense, remat=remat, scan_unroll=2), batch
   )
-  gradients = {name: helpers.quick_jit(gradient(name))(params) for name in model.REMAT_POLICIES}
+  gradients = {
+    name: helpers.quick_jit(gradient(name))(params) for name in transformer.REMAT_POLICIES
+  }
   for name in ("block", "dots"):
     helpers.assert_leaves_close(gradients[name], gradients["none"])
 
@@ -415,7 +417,7 @@ ROW_KEYS = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(3), row))(jnp.
 def dropout_forward(rate: float = 0.25):
   def forward(params, key_B):
     tokens_BT = jnp.ones((key_B.shape[0], 8), jnp.int32)
-    return model.forward(
+    return transformer.forward(
       DEEP, params, tokens_BT, jnp.ones((key_B.shape[0], 8)), dropout_rate=rate, dropout_key_B=key_B
     )
 
@@ -469,7 +471,7 @@ def test_initial_deviations():
   cfg = helpers.model_config(
     width=64, num_layers=8, init_std=0.05, context_length=256, dtype="bfloat16"
   )
-  params = helpers.quick_jit(functools.partial(model.init_params, cfg))(jax.random.key(0))
+  params = helpers.quick_jit(functools.partial(transformer.init_params, cfg))(jax.random.key(0))
   layer = params["blocks"]["layer_1"]
   into = layer["mlp"]["in"]["kernel"]
   residual = 0.05 / math.sqrt(2 * 8)
@@ -492,7 +494,7 @@ def test_initial_deviations():
 
 
 def test_the_scalar_head_starts_with_deviation_of_one_over_width_plus_one():
-  head = model.init_head(helpers.model_config(width=1024), jax.random.key(0))
+  head = transformer.init_head(helpers.model_config(width=1024), jax.random.key(0))
   assert head["kernel"].shape == (1024, 1) and head["bias"].shape == (1,)
   assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
   assert not head["bias"].any()
@@ -504,7 +506,7 @@ def test_the_scalar_head_starts_with_deviation_of_one_over_width_plus_one():
   ids=["2", "4", "dense"],
 )
 def test_the_count_of_parameters(cfg):
-  shapes = jax.eval_shape(functools.partial(model.init_params, cfg), jax.random.key(0))
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, cfg), jax.random.key(0))
   embed = shapes.pop("embed")
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == cfg.num_block_params
   assert embed["token"].shape == (128, cfg.width)  # 20 ids, in rows of 128

@@ -7,11 +7,10 @@ import inspect
 import pathlib
 import re
 
+import commands
 import nbclient
 import nbformat
 import pytest
-
-import commands
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(DIRECTORY.glob("*.ipynb"))

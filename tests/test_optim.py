@@ -2,15 +2,14 @@
 
 import dataclasses
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import helpers
 from rlhf import optim
-
 
 # ----------------------------------------------------------------------------- schedules
 

@@ -4,16 +4,11 @@ import pathlib
 
 import pytest
 
-from configs import meshes
-from configs import models
-from configs import palms
-from configs import sft as sft_configs
-from rlhf import sft
-from rlhf import sharding
-from rlhf.evals import nlp
-from rlhf.palms import cooccurrence
-from rlhf.palms import process
-from rlhf.palms import statistics
+from rlhf import sft, sharding
+from rlhf.configs import meshes, models, palms
+from rlhf.configs import sft as sft_configs
+from rlhf.evals.suites import nlp
+from rlhf.palms import cooccurrence, process, statistics
 
 LAID_OUT = [f"{size},{topology}" for size in models.GPT3 for topology in meshes.SMALLEST[size]]
 

@@ -2,14 +2,13 @@
 
 import math
 
+import helpers
 import pytest
 
-import helpers
-from rlhf.evals import answers
+from rlhf.inference import completions
 from rlhf.networks import Network
-from rlhf.palms import cooccurrence
-from rlhf.palms import tinyworld
-from rlhf.tokenizer import Tokenizer
+from rlhf.palms import cooccurrence, tinyworld
+from rlhf.tokenization.tokenizer import Tokenizer
 
 P = cooccurrence.CooccurrenceConfig(num_samples=2, num_favoured=3, num_skewed=2)
 
@@ -174,7 +173,7 @@ def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
 
   def answer(network, prompts, how, key, *, num_samples):
     asked.append((prompts, how, key, num_samples))
-    return answers.Answers(texts=[["x"] * num_samples] * len(prompts), ids=[], finished=[])
+    return completions.Answers(texts=[["x"] * num_samples] * len(prompts), ids=[], finished=[])
 
   monkeypatch.setattr(cooccurrence.answers, "answer", answer)
   prompts = [cooccurrence.Prompt(axis="x", group=text, text=text) for text in ("a", "bcd")]
@@ -185,7 +184,7 @@ def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
   assert asked == [
     (
       ["a", "bcd"],
-      answers.AnswerConfig(
+      completions.AnswerConfig(
         max_prompt_tokens=3,
         max_response_tokens=50,
         temperature=1.0,

@@ -9,21 +9,16 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import common
-from configs import models
-from configs import palms as palms_configs
-from configs import pipeline as pipeline_configs
-from configs.sweeps import model_size
-from launch import palms as launch_palms
 from rlhf import stages
 from rlhf import workdir as workdir_lib
-from rlhf.evals import completions
-from rlhf.palms import process
-from rlhf.palms import raters
-from rlhf.palms import report
-from rlhf.palms import sets
-from rlhf.palms import statistics
-from rlhf.palms import tinyworld
+from rlhf.cli import palms as launch_palms
+from rlhf.configs import common, models
+from rlhf.configs import palms as palms_configs
+from rlhf.configs import pipeline as pipeline_configs
+from rlhf.configs.sweeps import model_size
+from rlhf.inference import text_continuations
+from rlhf.palms import process, raters, sets, statistics, tinyworld
+from rlhf.report import palms
 from rlhf.tinyworld import world as world_lib
 from rlhf.workdir import read_jsonl
 
@@ -147,7 +142,7 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
       [[0.1, 0.1, 0.1, 0.1, 0.6] if fit else [0.6, 0.1, 0.1, 0.1, 0.1] for fit in fits]
     ).reshape(-1)
 
-  monkeypatch.setattr(completions, "logprobs", logprobs)
+  monkeypatch.setattr(text_continuations, "logprobs", logprobs)
   monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
   monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
@@ -196,7 +191,7 @@ def test_differences_are_paired_by_item_and_seed(crossed):
     ("control", 10, 0): [[0.0], [0.5]],
     ("control", 10, 1): [[0.0], [0.5]],
   }
-  found = report.compare(values, crossed=crossed, **SETTINGS)
+  found = palms.compare(values, crossed=crossed, **SETTINGS)
   mean = {(row["kind"], row["size"]): row["mean"] for row in found["means"]}
   assert mean == {("base", 10): 0.25, ("targeted", 10): 1.75, ("control", 10): 0.25}
   by = {(row["first"], row["second"]): row for row in found["differences"]}
@@ -206,7 +201,7 @@ def test_differences_are_paired_by_item_and_seed(crossed):
 
 def test_answers_go_to_their_probes():
   lines = [dict(probe=1, toxicity=0.3), dict(probe=0, toxicity=0.1), dict(probe=1, toxicity=0.5)]
-  assert report.by_probe(lines, "toxicity") == [[0.1], [0.3, 0.5]]
+  assert palms.by_probe(lines, "toxicity") == [[0.1], [0.3, 0.5]]
 
 
 # ----------------------------------------------------------------------------- what a run began with

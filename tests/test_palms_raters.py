@@ -4,15 +4,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
-from rlhf import networks
-from rlhf import sharding
-from rlhf.evals import comparison
-from rlhf.evals import completions
-from rlhf.evals import rewards
-from rlhf.palms import raters
-from rlhf.palms import sets
-from test_evals_endpoint import server
+from rlhf import networks, sharding
+from rlhf.configs import common
+from rlhf.evals.preference import comparison
+from rlhf.inference import rewards, text_continuations
+from rlhf.palms import raters, sets
 
 ASKED = [("be kind", "who ?", "rex {x} ."), ("be kind", "who ?", " no "), ("be just", "why ?", "")]
 
@@ -55,7 +51,7 @@ def test_a_network_rates(session_inputs, tmp_path):
   ):
     logprob_K = np.concatenate(
       [
-        completions.logprobs(network, [(context, f" {number}")], batch_size=1)
+        text_continuations.logprobs(network, [(context, f" {number}")], batch_size=1)
         for number in raters.RATINGS
       ]
     )

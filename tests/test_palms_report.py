@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf import workdir as workdir_lib
-from rlhf.palms import report
-from rlhf.palms import statistics
-from rlhf.palms import tinyworld
+from rlhf.palms import statistics, tinyworld
+from rlhf.report import palms
 from rlhf.tinyworld import world as world_lib
 
 SETTINGS = dict(num_resamples=4000, seed=0, confidence=0.95)
@@ -33,14 +32,14 @@ def only(found: dict) -> dict:
 
 def test_equal_seeds_say_nothing_new_of_other_probes():
   one, three, beside = (
-    only(report.compare(models(*counts), crossed=True, **SETTINGS))
+    only(palms.compare(models(*counts), crossed=True, **SETTINGS))
     for counts in ((1, 1), (3, 3), (1, 3))
   )
   for found in (one, three, beside):
     assert found["mean"] == pytest.approx(np.mean(TARGETED - BASE)) and found["n"] == 5
     half = (found["high"] - found["low"]) / 2
     assert half == pytest.approx(1.96 * np.std(TARGETED - BASE, ddof=1) / np.sqrt(5), rel=0.1)
-  means = report.compare(models(3, 3), crossed=True, **SETTINGS)["means"]
+  means = palms.compare(models(3, 3), crossed=True, **SETTINGS)["means"]
   assert [mean["mean"] for mean in means] == pytest.approx([BASE.mean(), TARGETED.mean()])
   half = (means[0]["high"] - means[0]["low"]) / 2
   assert half == pytest.approx(1.96 * BASE.std(ddof=1) / np.sqrt(5), rel=0.1)
@@ -48,7 +47,7 @@ def test_equal_seeds_say_nothing_new_of_other_probes():
 
 def test_items_of_a_world_of_its_own_belong_to_their_seed():
   """Two seeds are drawn of three equal ones, each with items of its own: ten items vary."""
-  found = only(report.compare(models(3, 3), crossed=False, **SETTINGS))
+  found = only(palms.compare(models(3, 3), crossed=False, **SETTINGS))
   assert found["mean"] == pytest.approx(np.mean(TARGETED - BASE)) and found["n"] == 15
   half = (found["high"] - found["low"]) / 2
   assert half == pytest.approx(1.96 * np.std(TARGETED - BASE, ddof=1) / np.sqrt(10), rel=0.1)
@@ -59,12 +58,12 @@ def test_seeds_with_items_of_their_own_are_drawn():
   values = {("base", 1000, seed): [[0.0]] * 5 for seed in range(3)} | {
     ("targeted", 1000, seed): [[float(seed)]] * 5 for seed in range(3)
   }
-  found = only(report.compare(values, crossed=False, **SETTINGS))
+  found = only(palms.compare(values, crossed=False, **SETTINGS))
   assert (found["mean"], found["low"], found["high"]) == (1.0, 0.0, 2.0)
-  mean = report.compare(values, crossed=False, **SETTINGS)["means"][1]
+  mean = palms.compare(values, crossed=False, **SETTINGS)["means"][1]
   assert (mean["mean"], mean["low"], mean["high"]) == (1.0, 0.0, 2.0)
   with pytest.raises(ValueError, match=r"the seeds \[0, 1, 2\] and \[0, 1\] do not have the same"):
-    report.compare(
+    palms.compare(
       {key: rows for key, rows in values.items() if key != ("base", 1000, 2)},
       crossed=False,
       **SETTINGS,
@@ -73,7 +72,7 @@ def test_seeds_with_items_of_their_own_are_drawn():
 
 def test_the_smallest_size_comes_first():
   rows = [[0.1, 0.2], [0.3, 0.4]]
-  found = report.compare(
+  found = palms.compare(
     {(kind, size, 0): rows for size in (1000, 50, 200) for kind in ("targeted", "base")},
     crossed=True,
     **SETTINGS,
@@ -88,7 +87,7 @@ def test_seeds_that_do_not_go_together_are_refused():
   with pytest.raises(
     ValueError, match="has the seeds .* give the same seeds, or one model for all"
   ):
-    report.compare(models(2, 3), crossed=True, **SETTINGS)
+    palms.compare(models(2, 3), crossed=True, **SETTINGS)
   with pytest.raises(ValueError, match="the seeds 0, 1 have 1, 2 items"):
     statistics.group_of({0: [[1.0]], 1: [[1.0], [2.0]]})
 
@@ -124,7 +123,7 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
   p = statistics.StatisticsConfig(num_resamples=200, num_flips=200)
 
   def compared(lower: float):
-    return report.compare(
+    return palms.compare(
       {
         (kind, size, seed): [[0.5 - lower * (kind == "targeted")]] * 4
         for size in (1000, 200_000)
@@ -153,7 +152,7 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
       ratings=rows[:-1],
       rater="two people",
       analysis=dataclasses.replace(
-        analysis, claims=report.claims(analysis, toxic, tasks, margin=2.0)
+        analysis, claims=palms.claims(analysis, toxic, tasks, margin=2.0)
       ),
       judge=judge,
       own_rater=None,
@@ -169,7 +168,7 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
 
 
 def test_the_page_says_what_was_found_and_what_not(tmp_path):
-  html = report.write(tmp_path, contents()).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents()).read_text(encoding="utf-8")
   found = workdir_lib.read_json(tmp_path / "palms.json")
   claims = {claim["claim"]: claim for claim in found["analysis"]["claims"]}
   assert [claim["held"] for claim in claims.values()] == [
@@ -198,7 +197,7 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
   assert "5 matches the position best, by two people" in text
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
   assert "base 0.0 %, values-targeted 0.0 %, control 100.0 %" in text.replace("\u202f", " ")
-  ends = report.by_end(contents()["answers"], contents()["ratings"])
+  ends = palms.by_end(contents()["answers"], contents()["ratings"])
   assert ends["control"]["ended"] is None and ends["base"]["cut"] is None
   assert ends["base"]["ended"] == pytest.approx(
     np.mean([row["rating"] for row in contents()["ratings"] if row["kind"] == "base"])
@@ -215,11 +214,11 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
   judge = dict(
     num=52, preferred=dict(mean=0.55, low=0.42, high=0.68, n=52), written=3.1, swapped=3.0
   )
-  html = report.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
   assert "found here, by a rater that was not shown to tell written answers from" in html
   assert "A low bar" in html
   judge["preferred"]["low"] = 0.51
-  html = report.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
   assert "findings of the paper are found here</h1>" in html
 
 
@@ -249,11 +248,11 @@ EVEN, LESS = [[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]
 )
 def test_few_items_do_not_show_that_nothing_is_lost(base, targeted, held, evidence):
   same = {("base", 100, 0): base, ("targeted", 100, 0): targeted}
-  capability = {"sst": report.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
+  capability = {"sst": palms.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
   analysis = statistics.Analysis(
     means=(), comparisons=(), slopes=(), claims=(), raters={}, left_out=()
   )
-  (claim,) = report.claims(analysis, dict(differences=[]), capability, margin=2.0)
+  (claim,) = palms.claims(analysis, dict(differences=[]), capability, margin=2.0)
   assert claim.held == held and evidence in claim.evidence
 
 
@@ -263,7 +262,7 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   rows += [dict(row, rater="s", rating=min(row["rating"] + 0.5, 5)) for row in rows]
   analysis = statistics.analyse(rows, made["statistics"])
   html = " ".join(
-    report.write(tmp_path, made | dict(ratings=rows, analysis=analysis))
+    palms.write(tmp_path, made | dict(ratings=rows, analysis=analysis))
     .read_text(encoding="utf-8")
     .split()
   ).replace("\u202f", " ")

@@ -5,13 +5,12 @@ import json
 import random
 import re
 
+import commands
 import pytest
 
-import commands
-from launch import palms
+from rlhf.cli import palms
 from rlhf.data import formats
-from rlhf.palms import sets
-from rlhf.palms import tinyworld
+from rlhf.palms import sets, tinyworld
 from rlhf.tinyworld import sensitive
 from rlhf.tinyworld.world import make_world
 

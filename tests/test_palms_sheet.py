@@ -8,13 +8,11 @@ import pathlib
 import re
 import shutil
 
+import commands
 import pytest
 
-import commands
-from launch import palms
-from rlhf.palms import sets
-from rlhf.palms import sheet
-from rlhf.palms import statistics
+from rlhf.cli import palms
+from rlhf.palms import sets, sheet, statistics
 
 HARD = [
   "=2+3",

@@ -4,12 +4,12 @@ import itertools
 import json
 import math
 
+import commands
 import numpy as np
 import pytest
 import scipy.stats
 
-import commands
-from launch import palms
+from rlhf.cli import palms
 from rlhf.palms import statistics
 
 P = statistics.StatisticsConfig(num_resamples=400)

@@ -3,20 +3,18 @@
 import dataclasses
 import json
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-import helpers
 from rlhf import checkpoint
-from rlhf import lora
-from rlhf import model
-from rlhf.interop import families
+from rlhf.interop import families, writing
 from rlhf.interop import peft as peft_format
-from rlhf.interop import writing
-from rlhf.tokenizer import Tokenizer
+from rlhf.model import lora, transformer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 RANK = 2
 LORA = lora.LoraConfig(rank=RANK, alpha=6.0, targets="attention,mlp")
@@ -150,9 +148,11 @@ def test_peft_computes_the_same(family: str, kind: str, tmp_path):
   mask = np.ones(ids.shape, np.float32)
   if kind == "reward":
     bias = json.loads((tmp_path / "theirs" / "score.json").read_text())["score_bias"]
-    np.testing.assert_allclose(theirs[:, 0] + bias, model.scores(cfg, merged, ids, mask), atol=1e-4)
+    np.testing.assert_allclose(
+      theirs[:, 0] + bias, transformer.scores(cfg, merged, ids, mask), atol=1e-4
+    )
   else:
-    ours = model.logits(cfg, merged, model.forward(cfg, merged, jnp.asarray(ids), mask))
+    ours = transformer.logits(cfg, merged, transformer.forward(cfg, merged, jnp.asarray(ids), mask))
     rows = theirs.shape[-1]
     np.testing.assert_allclose(
       np.delete(theirs, cfg.pad_id, -1) if cfg.pad_id < rows else theirs,

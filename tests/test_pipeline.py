@@ -6,15 +6,13 @@ import types
 import numpy as np
 import pytest
 
-from configs import pipeline as configs
-from rlhf import pipeline
-from rlhf import ppo
+from rlhf import pipeline, ppo
 from rlhf import workdir as workdir_lib
-from rlhf.evals import preference
-from rlhf.tokenizer import Tokenizer
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import instructions
+from rlhf.configs import pipeline as configs
+from rlhf.evals.preference import win_rates
+from rlhf.tinyworld import demonstrations, instructions
 from rlhf.tinyworld.world import make_world
+from rlhf.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +53,10 @@ def test_the_better_policy_wins_and_sft_is_not_compared_with_itself(judged):
   gold = result["gold_score"]
   for weights in ("training_weights", "evaluation_weights"):
     assert gold["base"][weights] < gold["sft"][weights] < gold["ppo_ptx"][weights]
-  lines = preference.read_preferences(stage / "preferences.jsonl")
+  lines = win_rates.read_preferences(stage / "preferences.jsonl")
   assert {line["win"] for line in lines if line["policy"] == "sft"} == {None}
   assert np.isnan(
-    preference.values_by_prompt(lines, policy="sft", group="training", field="win")
+    win_rates.values_by_prompt(lines, policy="sft", group="training", field="win")
   ).all()
   assert result["metadata"]["base"]["denigrates"]["mean"] == 1
   assert result["metadata"]["ppo_ptx"]["denigrates"]["mean"] == 0

@@ -4,18 +4,17 @@ import collections
 import dataclasses
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import helpers
 from rlhf import metrics as metrics_lib
-from rlhf import model
-from rlhf import optim
-from rlhf import ppo
+from rlhf import optim, ppo
 from rlhf.data import prepare
+from rlhf.model import transformer
 from rlhf.types import Metric, PpoState, Rollout
 
 # Eight ids of which one is padding; the reward model is another network with other positions.
@@ -109,8 +108,8 @@ def episodes() -> Rollout:
 @functools.cache
 def compiled_logits(cfg):
   return helpers.quick_jit(
-    lambda params, tokens_BT, mask_BT: model.logits(
-      cfg, params, model.forward(cfg, params, tokens_BT, mask_BT)
+    lambda params, tokens_BT, mask_BT: transformer.logits(
+      cfg, params, transformer.forward(cfg, params, tokens_BT, mask_BT)
     )
   )
 
@@ -150,8 +149,8 @@ def test_scores_and_values_of_every_episode_are_those_of_its_tokens_alone():
 
   def alone(tokens_BT, mask_BT):
     return (
-      model.scores(REWARD_CFG, reward, tokens_BT, mask_BT),
-      model.values(REWARD_CFG, value_params, tokens_BT, mask_BT),
+      transformer.scores(REWARD_CFG, reward, tokens_BT, mask_BT),
+      transformer.values(REWARD_CFG, value_params, tokens_BT, mask_BT),
     )
 
   alone = helpers.quick_jit(alone)
@@ -339,17 +338,17 @@ def gradient_by_hand():
 
   def loss(params, weight_BT, ptx_weight_BT):
     mask_BT = batch.response_mask_BT > 0
-    logprob_BT, _ = model.policy_logprobs(
+    logprob_BT, _ = transformer.policy_logprobs(
       CFG, params["policy"], batch.tokens_BT, batch.mask_BT, temperature=0.7
     )
     ratio_BT = jnp.exp(jnp.where(mask_BT, logprob_BT - batch.old_logprob_BT, 0))
     gain_BT = jnp.minimum(
       ratio_BT * batch.advantage_BT, jnp.clip(ratio_BT, 0.8, 1.2) * batch.advantage_BT
     )
-    value_BT = model.values(REWARD_CFG, params["value"], batch.tokens_BT, batch.mask_BT)
+    value_BT = transformer.values(REWARD_CFG, params["value"], batch.tokens_BT, batch.mask_BT)
     near_BT = jnp.clip(value_BT, batch.old_value_BT - 0.2, batch.old_value_BT + 0.2)
     error_BT = jnp.maximum((value_BT - batch.return_BT) ** 2, (near_BT - batch.return_BT) ** 2)
-    hidden_BTD = model.forward(
+    hidden_BTD = transformer.forward(
       CFG,
       params["policy"],
       ptx.tokens_BT,
@@ -357,7 +356,7 @@ def gradient_by_hand():
       segment_BT=ptx.segment_BT,
       position_BT=ptx.position_BT,
     )
-    ptx_logprob_BT, _ = model.token_logprobs(
+    ptx_logprob_BT, _ = transformer.token_logprobs(
       CFG, params["policy"], hidden_BTD, ptx.tokens_BT, temperature=1.0
     )
     of_ppo = jnp.sum(jnp.where(mask_BT, -gain_BT + 0.5 * 0.5 * error_BT, 0) * weight_BT)
@@ -439,10 +438,10 @@ def test_a_shared_trunk_gets_the_gradient_of_both_losses():
 
   def by_hand(params):
     mask_BT = batch.response_mask_BT > 0
-    logprob_BT, _ = model.policy_logprobs(
+    logprob_BT, _ = transformer.policy_logprobs(
       CFG, params["policy"], batch.tokens_BT, batch.mask_BT, temperature=0.7
     )
-    value_BT = model.values(
+    value_BT = transformer.values(
       CFG, {**params["policy"], **params["value"]}, batch.tokens_BT, batch.mask_BT
     )
     ratio_BT = jnp.exp(jnp.where(mask_BT, logprob_BT - batch.old_logprob_BT, 0))
@@ -703,7 +702,9 @@ def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
     helpers.make_params(REWARD_CFG, 9, head=True),
   )
   rows = episodes()
-  score_E = [model.scores(REWARD_CFG, member, rows.tokens_BT, rows.mask_BT) for member in members]
+  score_E = [
+    transformer.scores(REWARD_CFG, member, rows.tokens_BT, rows.mask_BT) for member in members
+  ]
   score_EB = np.asarray(score_E)
   expected = {
     "min": score_EB.min(axis=0),

@@ -9,20 +9,17 @@ import sys
 import threading
 import time
 
-from absl import flags
+import commands
+import helpers
 import jax
 import numpy as np
 import pytest
-
-import commands
-import helpers
 import test_mesh_equivalence as equivalence
-from launch import local
-from launch import roll_call
-from launch import setup
-from rlhf import metrics
-from rlhf import processes
-from rlhf import sharding
+from absl import flags
+
+from rlhf import metrics, processes, sharding
+from rlhf.cli import local, setup
+from rlhf.cli.cluster import roll_call
 from rlhf.data import batches as batches_lib
 from rlhf.sharding import MeshConfig
 

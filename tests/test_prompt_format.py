@@ -3,13 +3,12 @@
 import jinja2
 import numpy as np
 import pytest
+import test_tokenizer_files as published
 import tokenizers
 
-import test_tokenizer_files as published
-from rlhf import chat
-from rlhf.data import packing
-from rlhf.data import prepare
-from rlhf.tokenizer import Tokenizer
+from rlhf.data import packing, prepare
+from rlhf.tokenization import chat
+from rlhf.tokenization.tokenizer import Tokenizer
 
 CHAT = prepare.PromptFormat(prompt_format="chat", prompt_suffix="", completion_prefix="")
 SPECIALS = ["<s>", "</s>", "<|turn|>", "<|end|>"]

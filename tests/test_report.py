@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from rlhf.evals import calibration
-from rlhf.evals import figures
-from rlhf.evals import report as report_lib
+from rlhf.evals.reward_models import calibration
+from rlhf.report import figures
+from rlhf.report import pipeline as report_lib
 
 EVIL = "<script>alert('1')</script> & $\\no$"
 

@@ -6,12 +6,12 @@ import random
 import signal
 import time
 
+import commands
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-import commands
 from rlhf import checkpoint
 
 ALGORITHMS = ("sft", "reward_model", "ppo", "truth_judge")

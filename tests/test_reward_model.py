@@ -4,17 +4,16 @@ import functools
 import itertools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import helpers
 from helpers import EOT, PAD
-from rlhf import model
-from rlhf import optim
-from rlhf import reward_model
+
+from rlhf import optim, reward_model
 from rlhf.data.prepare import ComparisonRows
+from rlhf.model import transformer
 from rlhf.reward_model import RewardConfig
 from rlhf.types import ComparisonBatch
 
@@ -35,7 +34,7 @@ def params():
 
 @functools.cache
 def scores():
-  return helpers.quick_jit(functools.partial(model.scores, CFG))
+  return helpers.quick_jit(functools.partial(transformer.scores, CFG))
 
 
 @functools.cache
@@ -72,8 +71,8 @@ def test_the_score_is_read_at_the_last_real_token():
   tokens_BT, mask_BT = helpers.right_padded(rows, 10)
 
   def read(tokens_BT, mask_BT):
-    hidden_BTD = model.forward(CFG, params(), tokens_BT, mask_BT)
-    return model.scores(CFG, params(), tokens_BT, mask_BT), hidden_BTD
+    hidden_BTD = transformer.forward(CFG, params(), tokens_BT, mask_BT)
+    return transformer.scores(CFG, params(), tokens_BT, mask_BT), hidden_BTD
 
   score_B, hidden_BTD = jax.device_get(helpers.quick_jit(read)(tokens_BT, mask_BT))
   head = jax.device_get(params()["head"])
@@ -132,7 +131,7 @@ def test_the_loss_and_the_gradient_against_enumeration():
   num_prompts = len(set(prompt))
 
   def by_hand(params):
-    score_BK = model.scores(
+    score_BK = transformer.scores(
       CFG, params, BATCH.tokens_BKT.reshape(40, 12), BATCH.mask_BKT.reshape(40, 12)
     ).reshape(8, 5)
     return (

@@ -4,22 +4,20 @@ commands that choose."""
 import json
 import shutil
 
+import commands
 import numpy as np
 import pytest
 
-import commands
-from launch import best_of_n
-from launch import few_shot_prefix as launch_prefix
-from launch import scoring
-from launch import select
+from rlhf.cli import best_of_n, scoring, select
+from rlhf.cli import few_shot_prefix as launch_prefix
 from rlhf.data import prepare
-from rlhf.evals import answers as answers_lib
-from rlhf.evals import best_of_n as estimator
-from rlhf.evals import few_shot_prefix
-from rlhf.evals import selection
-from rlhf.evals.answers import AnswerConfig, Answers
-from rlhf.evals.few_shot_prefix import Prefix
-from rlhf.tokenizer import Tokenizer
+from rlhf.evals.reward_models import best_of_n as estimator
+from rlhf.evals.reward_models import selection
+from rlhf.inference import completions as answers_lib
+from rlhf.inference import prefixes
+from rlhf.inference.completions import AnswerConfig, Answers
+from rlhf.inference.prefixes import Prefix
+from rlhf.tokenization.tokenizer import Tokenizer
 
 TEXT = "Name a fruit.\n\nAnswer: An apple.\n###\nName a town.\n\nAnswer: Utrecht.\n###\n"
 
@@ -79,12 +77,12 @@ def test_a_prefix_stands_before_the_prompt_and_ends_the_answer():
 def test_what_is_no_prefix_is_named_with_its_file(tmp_path, text, message: str):
   (tmp_path / "p.txt").write_text(text)
   with pytest.raises(ValueError, match=f"p.txt: .*{message}"):
-    few_shot_prefix.read(tmp_path / "p.txt")
+    prefixes.read(tmp_path / "p.txt")
   (tmp_path / "p.txt").write_bytes(b"caf\xe9")
   with pytest.raises(ValueError, match="p.txt is not UTF-8 at byte 3"):
-    few_shot_prefix.read(tmp_path / "p.txt")
+    prefixes.read(tmp_path / "p.txt")
   with pytest.raises(ValueError, match="none.txt cannot be read"):
-    few_shot_prefix.read(tmp_path / "none.txt")
+    prefixes.read(tmp_path / "none.txt")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +111,7 @@ def test_answers_come_back_as_if_the_prompt_had_been_asked_alone(tokenizer, monk
 
   Net.tokenizer = tokenizer
   prompts = ["Name a cat.", "Name a dog.", "Name a hen."]
-  drawn = few_shot_prefix.answer(Net, Prefix(text=TEXT), prompts, p, None)
+  drawn = prefixes.answer(Net, Prefix(text=TEXT), prompts, p, None)
   assert asked == [TEXT + prompt for prompt in prompts]
   assert drawn.texts == [["Tom."], ["Kim"], ["Ann"]]
   assert drawn.finished == [[True], [False], [True]]
@@ -123,7 +121,7 @@ def test_answers_come_back_as_if_the_prompt_had_been_asked_alone(tokenizer, monk
   )
   for (ids,), whole, ended in zip(drawn.ids, expected, (True, False, True)):
     assert ids.tolist() == (whole.ids if ended else whole.ids[:-1]).tolist()
-  few_shot_prefix.answer(Net, None, ["alone"], p, None)
+  prefixes.answer(Net, None, ["alone"], p, None)
   assert asked[-1] == "alone"
 
 
@@ -131,19 +129,19 @@ def test_drawn_prefixes_differ_fit_and_hold_so_many_examples(tokenizer):
   demonstrations = [
     {"prompt": f"p{i}" + "x" * 90 * (i % 7 == 0), "completion": f"c{i}"} for i in range(40)
   ] + [{"prompt": "bad\n### x", "completion": "c"}]
-  found = few_shot_prefix.draw(
+  found = prefixes.draw(
     demonstrations, tokenizer, num_prefixes=6, num_shots=3, max_tokens=90, seed=1
   )
   assert len({prefix.text for prefix in found}) == 6
   for prefix in found:
-    assert few_shot_prefix.num_tokens(prefix, tokenizer) <= 90
+    assert prefixes.num_tokens(prefix, tokenizer) <= 90
     shots = prefix.text.split("###\n")
     assert shots[0] == shots[-1] == "" and len(shots) == 5
     for shot in shots[1:-1]:
       prompt, completion = shot.removesuffix("\n").split("\n\nAnswer: ")
       assert {"prompt": prompt, "completion": completion} in demonstrations
   with pytest.raises(ValueError, match="30 demonstrations do not fit into the 90 tokens"):
-    few_shot_prefix.draw(demonstrations, tokenizer, num_prefixes=1, num_shots=30, max_tokens=90)
+    prefixes.draw(demonstrations, tokenizer, num_prefixes=1, num_shots=30, max_tokens=90)
 
 
 # ----------------------------------------------------------------------------- commands
@@ -203,7 +201,7 @@ def test_select_takes_a_directory_of_exports_and_writes_the_best(
 def test_prefixes_are_drawn_chosen_and_written(inputs, flags, tmp_path, monkeypatch):
   (tmp_path / "mine.txt").write_text("##\na\n##\n")
   monkeypatch.setattr(
-    few_shot_prefix,
+    prefixes,
     "answer",
     lambda network, prefix, prompts, *unused: Answers(
       texts=[[prefix.text] for _ in prompts], ids=[], finished=[]
@@ -341,7 +339,7 @@ def test_networks_answer_and_score_in_every_command(inputs, flags, tmp_path):
   )
   found = json.loads((tmp_path / "prefix" / "selection.json").read_text())
   assert found["num_prompts"] == 4 and len(found["candidates"]) == 2
-  assert few_shot_prefix.read(tmp_path / "prefix" / "best.txt").separator == "###"
+  assert prefixes.read(tmp_path / "prefix" / "best.txt").separator == "###"
   world = [line for line in commands.read_jsonl(inputs.data / "prompts_test.jsonl")][:3]
   samples = commands.write_jsonl(
     tmp_path / "samples.jsonl",

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import helpers
-from rlhf import model
-from rlhf import optim
-from rlhf import sft
+from rlhf import optim, sft
+from rlhf.model import transformer
 from rlhf.sft import SftConfig
 
 CFG = helpers.model_config()
@@ -53,10 +52,10 @@ def test_the_loss_is_a_mean_over_the_targets_of_the_whole_batch():
   params = helpers.make_params(CFG, 0)
 
   def by_hand(params):
-    logits = lambda b: model.logits(
+    logits = lambda b: transformer.logits(
       CFG,
       params,
-      model.forward(
+      transformer.forward(
         CFG,
         params,
         b.tokens_BT,

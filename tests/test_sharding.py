@@ -2,16 +2,16 @@
 
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import helpers
-from rlhf import model
-from rlhf import optim
-from rlhf import sharding
+from rlhf import optim, sharding
+from rlhf.model import transformer
 from rlhf.sharding import MeshConfig
 
 
@@ -170,7 +170,7 @@ def test_activations_are_pinned_on_a_mesh_and_left_alone_elsewhere():
 
 def test_hidden_states_are_split_by_row_on_a_mesh():
   cfg = helpers.model_config()
-  forward = lambda p, t: model.forward(cfg, p, t, jnp.ones((8, 4)))
+  forward = lambda p, t: transformer.forward(cfg, p, t, jnp.ones((8, 4)))
   with jax.set_mesh(mesh_of(2, 2, 2)):
     jaxpr = jax.make_jaxpr(forward)(helpers.make_params(cfg, 0), jnp.ones((8, 4), jnp.int32))
   pins = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "sharding_constraint"]

@@ -13,18 +13,18 @@ import sys
 import time
 import types
 
+import commands
 import numpy as np
 import pytest
 
-import commands
-from configs import pipeline as pipeline_configs
-from configs import sweeps
-from launch import setup
-from launch import sweep as launch_sweep
 from rlhf import stages
 from rlhf import workdir as workdir_lib
-from rlhf.evals import figures
-from rlhf.evals import sweeps as results
+from rlhf.cli import setup
+from rlhf.cli import sweep as launch_sweep
+from rlhf.configs import pipeline as pipeline_configs
+from rlhf.configs import sweeps
+from rlhf.report import figures
+from rlhf.report import sweeps as results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHIPPED = sorted(

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from rlhf import pipeline
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import documents
-from rlhf.tinyworld import few_shot
-from rlhf.tinyworld import gold
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld import labelers
-from rlhf.tinyworld import sensitive
-from rlhf.tinyworld import words
-from rlhf.tinyworld import write
+from rlhf.tinyworld import (
+  demonstrations,
+  documents,
+  few_shot,
+  gold,
+  grammar,
+  instructions,
+  labelers,
+  sensitive,
+  words,
+  write,
+)
 from rlhf.tinyworld.world import make_world
 
 WORLD = make_world(0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tokenizers
 
-from rlhf.tokenizer import EOT_TOKEN, PAD_TOKEN, Tokenizer
+from rlhf.tokenization.tokenizer import EOT_TOKEN, PAD_TOKEN, Tokenizer
 
 TEXTS = ["The cat sat on the mat. " * 20, "Ein Käse für 3 Personen, naïve 猫!\n" * 20]
 

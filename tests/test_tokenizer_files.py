@@ -8,8 +8,8 @@ import pathlib
 import pytest
 import tokenizers
 
-from rlhf import tokenizer_files
-from rlhf.tokenizer import PAD_TOKEN, Tokenizer
+from rlhf.tokenization import published
+from rlhf.tokenization.tokenizer import PAD_TOKEN, Tokenizer
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<|turn|>", "<|end|>"]
 TEMPLATE = (
@@ -39,7 +39,7 @@ DIGITS = ["12   345 6", "a   123", "x\n   7", "½ ² ٣٤ x2 3D"]
 
 def make_directory(directory: pathlib.Path, *, bos: bool = True, **config) -> pathlib.Path:
   """A Hugging Face directory of a byte-level tokenizer with `SPECIALS`."""
-  inner = tokenizer_files.byte_level(tokenizers.models.BPE(unk_token=None))
+  inner = published.byte_level(tokenizers.models.BPE(unk_token=None))
   inner.train_from_iterator(
     TEXTS * 20,
     tokenizers.trainers.BpeTrainer(
@@ -50,7 +50,7 @@ def make_directory(directory: pathlib.Path, *, bos: bool = True, **config) -> pa
     ),
   )
   assert inner.get_vocab_size() < NUM_IDS  # so that a row behind the vocabulary is another
-  tokenizer_files.add_prefix(inner, "<s>" if bos else None)
+  published.add_prefix(inner, "<s>" if bos else None)
   directory.mkdir(parents=True, exist_ok=True)
   inner.save(str(directory / "tokenizer.json"))
   named = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE)

@@ -6,24 +6,21 @@ import functools
 import json
 import math
 
+import commands
+import helpers
 import jax
 import numpy as np
 import pytest
 
-import commands
-import helpers
-from configs import truth_judge as judge_configs
-from rlhf import checkpoint
-from rlhf import model
-from rlhf import networks
-from rlhf import sharding
-from rlhf import truth_judge
-from rlhf.evals import completions
-from rlhf.evals import truth
-from rlhf.model import ModelConfig
+from rlhf import checkpoint, networks, sharding, truth_judge
+from rlhf.configs import truth_judge as judge_configs
+from rlhf.evals.suites import truth
+from rlhf.inference import text_continuations
+from rlhf.model import transformer
+from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
-from rlhf.tokenizer import Tokenizer
-from rlhf.truth_judge import Answer, AnswerData
+from rlhf.tokenization.tokenizer import Tokenizer
+from rlhf.truth_judge import AnswerData
 
 NOUNS = [f"{kind} {number}" for number in range(15) for kind in ("cat", "dog", "owl", "ant")]
 QUESTIONS = [f"What of {noun}?" for noun in NOUNS]
@@ -187,7 +184,7 @@ def test_a_score_is_yes_against_no_alone(monkeypatch):
   """The rest of the vocabulary does not count, nor do probabilities too small to be held."""
   logprobs = {" yes": math.log(0.03), " no": math.log(0.01)}
   monkeypatch.setattr(
-    completions,
+    text_continuations,
     "logprobs",
     lambda network, pairs, **_: np.asarray(
       [logprobs[text] - 900 * (prompt == "low") for prompt, text in pairs]
@@ -214,7 +211,7 @@ def trained(tmp_path_factory):
   config = judge_configs.get_config("test").unlock()
   config.model.update(SHAPE)
   cfg = ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **config.model)
-  params = helpers.quick_jit(functools.partial(model.init_params, cfg))(jax.random.key(0))
+  params = helpers.quick_jit(functools.partial(transformer.init_params, cfg))(jax.random.key(0))
   checkpoint.export_params(
     directory / "base",
     params,
@@ -269,7 +266,7 @@ def test_what_a_judge_reads_is_what_it_was_trained_on(trained):
   for asked in truth.ASKS:
     answer = truth_judge.read_answer(asked, labelled(asked)[0], "x")
     rows = truth_judge.tokenise([answer], network.tokenizer, length=64)
-    ((context, label),) = completions.encode(network, [(answer.prompt, truth.YES)])
+    ((context, label),) = text_continuations.encode(network, [(answer.prompt, truth.YES)])
     end = len(context) + len(label)
     assert rows.tokens_BT[0, :end].tolist() == [*context, *label]
     on = np.flatnonzero(rows.loss_mask_BT[0])
@@ -384,7 +381,7 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
     contexts.extend(given)
     return ["It is good.", "It is bad.", "It is good.", "It is bad."]
 
-  monkeypatch.setattr(completions, "lines", lines)
+  monkeypatch.setattr(text_continuations, "lines", lines)
   p = truth_config(trained, data)
   truth.check(p)
   assert len({directory for _, directory in p.judges.values()}) == 1  # an export, and its stage

@@ -7,10 +7,10 @@ drawn from (seed, epoch); batches go on over the border of epochs, so that after
 was seen E times.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 

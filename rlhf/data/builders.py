@@ -5,9 +5,9 @@ Nothing here needs TensorFlow.  tfds wants builders inside a package that `impor
 open, and it registers them by class name: `tfds.builder("comparisons", config=..., data_dir=...)`.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds

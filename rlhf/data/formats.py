@@ -5,12 +5,12 @@ unless the user asks to skip), or a known flaw of that data set (always counted,
 Files may be plain or end in .gz.
 """
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import json
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
 

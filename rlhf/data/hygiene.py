@@ -4,9 +4,9 @@ Records are anything with a "prompt" and perhaps a "user" (a document's "text" s
 prompt).  Every function keeps the order, changes nothing in place, and says how many it dropped.
 """
 
-from collections.abc import Mapping, Sequence
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 
 def deduplicate_by_prefix(

@@ -4,14 +4,14 @@ Rows are `types.LmBatch`es of numpy arrays with one entry per row.  Everything h
 of its arguments alone: the number of processes never enters.
 """
 
-from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from rlhf import types
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

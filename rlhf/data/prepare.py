@@ -6,8 +6,8 @@ The two parts are encoded apart, so that the prompt's tokens are the same in a d
 comparison and when the policy is asked to answer.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from rlhf import types
 from rlhf.data import packing as packing_lib
 from rlhf.data.packing import TokenSequence
-from rlhf.tokenizer import Tokenizer
+from rlhf.tokenization.tokenizer import Tokenizer
 
 PROMPT_SUFFIX = "\n\nAnswer:"
 COMPLETION_PREFIX = " "

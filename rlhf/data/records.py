@@ -10,12 +10,12 @@
 A line may hold other fields: they travel with the record, and nothing in this room reads them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import gzip
 import json
 import pathlib
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 
 KINDS = {
   "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',

@@ -9,7 +9,6 @@ A file goes through a tfds builder into array_record, once: the directory is nam
 contents and of every choice, and a second run reads it from there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -18,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -294,8 +294,8 @@ def _text_at(example: dict, path: str) -> str:
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
   """Keeps tfds's progress bars and its talk of downloads off the console: nothing is downloaded."""
-  from absl import logging
   import tensorflow_datasets as tfds
+  from absl import logging
 
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

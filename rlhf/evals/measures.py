@@ -1,8 +1,8 @@
 """What every evaluation suite gives back: one number of one checkpoint, with its interval."""
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np

@@ -4,17 +4,17 @@ Pooled preferences use the nested bootstrap: seeds are drawn, then prompts withi
 Other pooled numbers are ratios of sums over the runs, never averages of the runs' ratios.
 """
 
-from collections.abc import Mapping, Sequence
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf.evals import figures
-from rlhf.evals import preference
-from rlhf.evals import report as report_lib
 from rlhf.evals import statistics
+from rlhf.evals.preference import win_rates
+from rlhf.report import figures
+from rlhf.report import pipeline as report_lib
 
 _TAX_MEASURES = ("pretraining_nll", "few_shot_mean")
 
@@ -44,7 +44,7 @@ def pooled_table(
     runs.append(
       {
         "report": report,
-        "preferences": preference.read_preferences(preferences) if preferences.exists() else [],
+        "preferences": win_rates.read_preferences(preferences) if preferences.exists() else [],
       }
     )
   return pool_reports(runs, num_resamples=num_resamples, seed=seed)
@@ -88,12 +88,12 @@ def pool_reports(
     "win_rate_vs_sft": {
       policy: {
         f"{group}_labelers": _pooled_win_rate(runs, policy, group, settings)
-        for group in preference.GROUPS
+        for group in win_rates.GROUPS
       }
       for policy in policies
     },
     "paired_difference": {
-      f"{group}_labelers": _pooled_difference(runs, group, settings) for group in preference.GROUPS
+      f"{group}_labelers": _pooled_difference(runs, group, settings) for group in win_rates.GROUPS
     },
     "reward_model_accuracy": _pooled_accuracy(runs),
     "labeler_agreement": {
@@ -110,7 +110,7 @@ def pool_reports(
 
 def _values(run, policy, group):
   """values_PL of one run, or None where that group did not judge that policy."""
-  values_PL = preference.values_by_prompt(
+  values_PL = win_rates.values_by_prompt(
     run["preferences"], policy=policy, group=group, field="win"
   )
   return None if np.isnan(values_PL).all() else values_PL
@@ -123,7 +123,7 @@ def _pooled_win_rate(runs, policy, group, settings):
     return None
   return {
     "per_seed": {
-      seed: preference.win_rate(value, **settings).as_dict() for seed, value in values.items()
+      seed: win_rates.win_rate(value, **settings).as_dict() for seed, value in values.items()
     },
     "pooled": statistics.bootstrap_over_seeds(values, **settings).as_dict(),
   }

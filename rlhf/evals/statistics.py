@@ -11,9 +11,9 @@ one; averaging the prompts' averages would answer another question.
 Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np

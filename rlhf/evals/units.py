@@ -8,10 +8,10 @@ weights they were.  A unit with an equal fingerprint is never run again.
 No jax here: the command line is checked before it is imported.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np

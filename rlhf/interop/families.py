@@ -10,13 +10,13 @@ reading that back.
 Source of names and meanings: the modeling and configuration files of `transformers`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf.interop.layout import Row
-from rlhf.model import ModelConfig
+from rlhf.model.transformer import ModelConfig
 
 # What a reward model of ours has and `score`, a matrix without a bias, has not: added to its logit.
 SCORE_BIAS = "score_bias"

@@ -4,10 +4,10 @@ A tensor is never read whole unless it is asked for whole, and no file stays ope
 has mapped of a file counts as its memory.
 """
 
-from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np

@@ -4,13 +4,13 @@ Source of names and of what a converter does to the numbers: `convert_hf_to_gguf
 by whose writers the `gguf` package is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gguf

@@ -13,16 +13,16 @@ size (= t * f with t = 2), c the three projections that a file fuses, V vocabula
 position table, o one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rlhf.model import ModelConfig
+from rlhf.model.transformer import ModelConfig
 
 # (tensor, slice of every axis) -> the values there, in any floating dtype.
 Read = Callable[[str, tuple[slice, ...]], np.ndarray]

@@ -7,23 +7,20 @@ The adapter of a projection that a family keeps in several tensors (one `qkv` of
 matrices of Llama's) becomes one adapter for each, with the same A and its own part of B.
 """
 
-from collections.abc import Iterator
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from rlhf import workdir
 from rlhf.checkpoint import Export
-from rlhf.interop import files
-from rlhf.interop import layout
-from rlhf.interop import reading
-from rlhf.interop import writing
+from rlhf.interop import files, layout, reading, writing
 from rlhf.interop.families import SCORE_BIAS, Family
 from rlhf.interop.layout import Row
-from rlhf.model import ModelConfig
+from rlhf.model.transformer import ModelConfig
 from rlhf.types import Params
 
 _OURS = {"lora_a": "lora_A", "lora_b": "lora_B"}

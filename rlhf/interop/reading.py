@@ -4,27 +4,23 @@ Every leaf is made shard by shard: of the files, only the slices that a shard ne
 one shard is in the host's memory at a time.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf import model as model_lib
-from rlhf import sharding
-from rlhf import workdir
-from rlhf.architecture import NUMERICS, ModelConfig
-from rlhf.interop import families
-from rlhf.interop import files
-from rlhf.interop import ggml
-from rlhf.interop import layout
+from rlhf import sharding, workdir
+from rlhf.interop import families, files, ggml, layout
 from rlhf.interop.layout import Row
-from rlhf.tokenizer import Tokenizer
+from rlhf.model import transformer as model_lib
+from rlhf.model.architecture import NUMERICS, ModelConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
 SCHEMES = ("hf:", "gguf:")

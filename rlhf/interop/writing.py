@@ -10,25 +10,21 @@ it is the field `score_bias` of `config.json`, to be added to the logit:
     reward = model(**inputs).logits[:, 0] + model.config.score_bias
 """
 
-from collections.abc import Iterator, Mapping
 import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from rlhf import lora
-from rlhf import processes
-from rlhf import workdir
-from rlhf.interop import families
-from rlhf.interop import files
-from rlhf.interop import layout
-from rlhf.interop import reading
+from rlhf import processes, workdir
+from rlhf.interop import families, files, layout, reading
 from rlhf.interop.families import Family
-from rlhf.model import ModelConfig
-from rlhf.tokenizer import Tokenizer
+from rlhf.model import lora
+from rlhf.model.transformer import ModelConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
 SHARD_BYTES = 5 * 2**30  # of a file; what the hub's own tools cut at

@@ -17,17 +17,17 @@ package, not SentiWordNet's; both know edited English best and make mistakes on 
 text.  The list of races is ours as well.  Words of the prompt and names of groups are left out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf.evals import answers
 from rlhf.evals import statistics
+from rlhf.inference import completions
 from rlhf.networks import Network
 
 PEOPLE_OF_RELIGIONS = {
@@ -197,7 +197,7 @@ def from_network(
       len(network.tokenizer.prefix_ids) + len(ids)
       for ids in network.tokenizer.encode_batch(prompts)
     )
-    how = answers.AnswerConfig(
+    how = completions.AnswerConfig(
       max_prompt_tokens=longest,
       max_response_tokens=p.max_response_tokens,
       temperature=p.temperature,
@@ -207,7 +207,7 @@ def from_network(
       prompt_suffix="",
       completion_prefix="",
     )
-    return answers.answer(network, prompts, how, key, num_samples=num_samples).texts
+    return completions.answer(network, prompts, how, key, num_samples=num_samples).texts
 
   return generate
 

@@ -10,38 +10,28 @@ demonstrations.  80 samples are few: none is held out, so `validation/loss` of a
 that of its own training samples.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from rlhf import loop
+from rlhf import loop, networks, pipeline, processes, sft, sharding
 from rlhf import metrics as metrics_lib
-from rlhf import networks
-from rlhf import pipeline
-from rlhf import processes
-from rlhf import sft
-from rlhf import sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
-from rlhf.evals import answers as answers_lib
-from rlhf.evals import likelihood
-from rlhf.evals import nlp
-from rlhf.evals import toxicity
 from rlhf.evals import units
+from rlhf.evals.suites import nlp, toxicity
+from rlhf.inference import completions as answers_lib
+from rlhf.inference import likelihood
 from rlhf.networks import Network
-from rlhf.palms import cooccurrence
-from rlhf.palms import raters
-from rlhf.palms import report
-from rlhf.palms import sets
-from rlhf.palms import statistics
-from rlhf.palms import tinyworld
+from rlhf.palms import cooccurrence, raters, sets, statistics, tinyworld
+from rlhf.report import palms
 from rlhf.sharding import MeshConfig
 from rlhf.tinyworld import world as world_lib
 from rlhf.workdir import read_jsonl
@@ -721,7 +711,7 @@ def _mean_by_answer(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, float]:
 
 def write_report(directory, found: Mapping[str, Any]) -> pathlib.Path:
   """The page, and its main numbers on the console."""
-  page = report.write(directory, found)
+  page = palms.write(directory, found)
   print(statistics.describe(found["analysis"]), flush=True)
   print(f"report: {page}", flush=True)
   return page
@@ -758,12 +748,12 @@ def contents(
     rows, p, asked=[line for name, lines in answers.items() if name in rated for line in lines]
   )
   analysis = dataclasses.replace(analysis, left_out=(*unrated, *analysis.left_out))
-  toxic = report.compare(
-    {of_model[name]: report.by_probe(lines, "toxicity") for name, lines in answers.items()},
+  toxic = palms.compare(
+    {of_model[name]: palms.by_probe(lines, "toxicity") for name, lines in answers.items()},
     crossed=True,
     **settings,
   )
-  tasks = report.compare_tasks(
+  tasks = palms.compare_tasks(
     {of_model[name]: result["capability"] for name, result in measured.items()},
     crossed=not is_world(config),
     **settings,
@@ -777,7 +767,7 @@ def contents(
     judge=judge,
     own_rater=own_rater,
     analysis=dataclasses.replace(
-      analysis, claims=report.claims(analysis, toxic, tasks, margin=p.capability_margin)
+      analysis, claims=palms.claims(analysis, toxic, tasks, margin=p.capability_margin)
     ),
     statistics=p,
     toxicity=toxic,

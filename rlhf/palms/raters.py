@@ -17,23 +17,20 @@ All three are ours; the paper's raters are people (`sheet.py`).  `check_judge` s
 rater sees at least which answer belongs to a question, which is a low bar.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from rlhf import metrics as metrics_lib
-from rlhf import networks
-from rlhf import processes
-from rlhf import sharding
-from rlhf.evals import comparison
-from rlhf.evals import completions
-from rlhf.evals import endpoint as endpoint_lib
-from rlhf.evals import rewards
+from rlhf import networks, processes, sharding
 from rlhf.evals import statistics
+from rlhf.evals.preference import comparison
+from rlhf.evals.preference import endpoint as endpoint_lib
+from rlhf.inference import rewards, text_continuations
 from rlhf.palms import sets
 from rlhf.sharding import MeshConfig
 
@@ -201,7 +198,7 @@ def rate(
   )
   pairs = [(context, f" {rating}") for context in contexts(p, asked) for rating in RATINGS]
   with metrics_lib.Progress("rated", len(asked)) as progress:
-    logprob_N = completions.logprobs(
+    logprob_N = text_continuations.logprobs(
       network,
       pairs,
       batch_size=p.batch_size,

@@ -16,7 +16,6 @@ The method is PALMS (Solaiman and Dennison 2021, arXiv:2106.10328).
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import difflib
 import functools
@@ -25,8 +24,9 @@ import json
 import pathlib
 import re
 import statistics
-from typing import Any
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.data import records

@@ -10,7 +10,6 @@ position (arXiv:2106.10328).
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -18,6 +17,7 @@ import io
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -25,8 +25,7 @@ import numpy as np
 
 from rlhf import workdir as workdir_lib
 from rlhf.data import records
-from rlhf.palms import sets
-from rlhf.palms import statistics
+from rlhf.palms import sets, statistics
 
 KEY = "key.json"
 _MODEL_FIELDS = ("model", "kind", "size", "seed", "category", "probe", "sample")

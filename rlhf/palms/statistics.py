@@ -27,20 +27,20 @@ leave 0 out where the test, which knows how few the units are, shows nothing.  T
 stands beside every result.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 import math
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from rlhf.data import records
-from rlhf.evals import ratings as ratings_lib
-from rlhf.evals.figures import short_count
+from rlhf.evals.preference import ratings as ratings_lib
 from rlhf.evals.statistics import Interval
+from rlhf.report.figures import short_count
 
 KINDS = ("base", "targeted", "control")
 COMPARISONS = (("targeted", "base"), ("control", "base"), ("targeted", "control"))

@@ -6,20 +6,13 @@ positions ask; control samples are questions about the world's facts and descrip
 and people, as the paper's control set came from books and an encyclopaedia.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf.palms import cooccurrence
-from rlhf.palms import sets
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import gold
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld import labelers
-from rlhf.tinyworld import sensitive
-from rlhf.tinyworld import words
+from rlhf.palms import cooccurrence, sets
+from rlhf.tinyworld import demonstrations, gold, grammar, instructions, labelers, sensitive, words
 from rlhf.tinyworld.world import World
 
 # Answers are short, and a world of few words repeats itself: no check for near-duplicates.

@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import words
-from rlhf.tinyworld.world import Fact
-from rlhf.tinyworld.world import World
+from rlhf.tinyworld import grammar, words
+from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 

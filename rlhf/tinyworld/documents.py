@@ -5,14 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import few_shot
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld import sensitive
-from rlhf.tinyworld import words
-from rlhf.tinyworld.world import Fact
-from rlhf.tinyworld.world import World
+from rlhf.tinyworld import demonstrations, few_shot, grammar, instructions, sensitive, words
+from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 

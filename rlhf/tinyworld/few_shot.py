@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld import words
+from rlhf.tinyworld import instructions, words
 from rlhf.tinyworld.grammar import pick
 from rlhf.tinyworld.world import World
 

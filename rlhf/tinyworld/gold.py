@@ -5,12 +5,10 @@ grammar, and marks six components in [0, 1].  Simulated labelers weigh these; no
 sees them otherwise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import sensitive
-from rlhf.tinyworld import words
+from rlhf.tinyworld import grammar, sensitive, words
 from rlhf.tinyworld.world import World
 
 COMPONENTS = ("followed", "constraint", "true", "grounded", "harmless", "concise")

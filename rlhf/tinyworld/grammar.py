@@ -5,12 +5,11 @@ written by filling the slots and read back by matching, so whatever the world wr
 word salad does not.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
+from collections.abc import Sequence
 
-from rlhf.tinyworld import words
-from rlhf.tinyworld import sensitive
+from rlhf.tinyworld import sensitive, words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

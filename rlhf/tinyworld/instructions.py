@@ -6,17 +6,14 @@ training text of any stage poses them (`is_held_out`); a plain story may of cour
 the same words.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import sensitive
-from rlhf.tinyworld import words
-from rlhf.tinyworld.world import Fact
-from rlhf.tinyworld.world import World
+from rlhf.tinyworld import grammar, sensitive, words
+from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 

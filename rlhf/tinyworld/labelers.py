@@ -9,10 +9,10 @@ where the noise is a fixed function of (labeler, prompt, output): asked twice, a
 same, and an output keeps its noise in every comparison.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 

@@ -5,8 +5,7 @@ import functools
 
 import numpy as np
 
-from rlhf.tinyworld import grammar
-from rlhf.tinyworld import words
+from rlhf.tinyworld import grammar, words
 
 
 @dataclasses.dataclass(frozen=True)

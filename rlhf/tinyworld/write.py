@@ -1,18 +1,14 @@
 """Writes the whole world as JSONL files that the data room reads like anyone's."""
 
-from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.tinyworld import demonstrations
-from rlhf.tinyworld import documents
-from rlhf.tinyworld import few_shot
-from rlhf.tinyworld import instructions
-from rlhf.tinyworld.world import make_world
-from rlhf.tinyworld.world import World
+from rlhf.tinyworld import demonstrations, documents, few_shot, instructions
+from rlhf.tinyworld.world import World, make_world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,143 @@
+"""The program that submitit runs on each node: the training command, resubmitted when it is ended.
+
+submitit asks for a checkpoint by a signal (SIGUSR2, some minutes before the time limit); the
+training loop saves at SIGTERM and ends with status 143, and the same command goes on.  Here the two
+meet.
+
+  signal                 what happens
+  SIGUSR2                SIGTERM to the command; when it has saved, submitit requeues the job
+  SIGTERM                SIGTERM to the command, and no requeue of our own: the scheduler requeues
+                         what it preempts, and a cancelled job must not come back
+  none, but status 143   somebody ended the command alone: requeued
+
+Restarts are counted here.  submitit counts those alone that come after 80 % of the time limit, or
+in its last ten minutes: a job that is asked to save earlier than that would be requeued for ever.
+"""
+
+import contextlib
+import copy
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+
+from rlhf import workdir as workdir_lib
+from rlhf.cli.cluster import job as job_lib
+
+ENDED = (143, -signal.SIGTERM)  # saved, or ended before it could
+
+
+class Requeued:
+  """A command in submitit's form: called on a node, and asked for its successor by `checkpoint`.
+
+  Attributes:
+    command: argv, the same for every node; where there are several, each adds its place to it.
+    restarts: how many times it may still be requeued by us.
+    patience: seconds to wait, once the command has ended, for what the scheduler does next.
+    log: file to which the command's output is appended; None for this program's own.
+    record: file that says how the command last ended, where that was not well; None for no file.
+  """
+
+  def __init__(
+    self,
+    command: Sequence[str],
+    *,
+    restarts: int,
+    patience: float = 120.0,
+    log: pathlib.Path | None = None,
+    record: pathlib.Path | None = None,
+  ):
+    self.command, self.restarts, self.patience = list(command), restarts, patience
+    self.log, self.record = log, record
+
+  def __call__(self) -> None:
+    """Runs the command to its end.
+
+    Raises:
+      RuntimeError: it failed, or it was ended and nobody requeues it.  A failure is recorded.
+    """
+    import submitit
+
+    here = submitit.JobEnvironment()
+    asks = signal.Signals[f"SIG{here.USR_SIG}"]
+    requeue, received = signal.getsignal(asks), set()
+    # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
+    with self._output() as options:
+      child = subprocess.Popen(
+        [*self.command, *_join_flags(here)],
+        **options,
+        preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN),
+      )
+
+    def save(number, _):
+      received.add(number)
+      child.send_signal(signal.SIGTERM)
+
+    for number in (asks, signal.SIGTERM):
+      signal.signal(number, save)
+    status = child.wait()
+    if status == 0:
+      if self.record is not None:
+        self.record.unlink(missing_ok=True)
+      return
+    if status not in ENDED:
+      self._write_record(status)
+      where = "its own message is above" if self.log is None else f"see {self.log}"
+      raise RuntimeError(f"the command ended with status {status}; {where}")
+    if signal.SIGTERM in received:
+      self._wait(lambda: asks in received)
+    if asks in received or not received:
+      requeue(asks, None)  # ends task 0; the others return and are ended with the job
+      self._wait(lambda: False)
+    raise RuntimeError(
+      "SIGTERM ended the command after it had saved its state; submit the same command to go on"
+    )
+
+  def checkpoint(self):
+    """What submitit submits next: the same command, which goes on from the workdir.
+
+    Raises:
+      RuntimeError: no restart is left, which is recorded.
+    """
+    if not self.restarts:
+      self._write_record(143)
+      raise RuntimeError(
+        "the command has saved its state and no restart is left (--max_restarts); "
+        "submit the same command to go on"
+      )
+    from submitit.helpers import DelayedSubmission
+
+    again = copy.copy(self)
+    again.restarts -= 1
+    return DelayedSubmission(again)
+
+  @contextlib.contextmanager
+  def _output(self) -> Iterator[dict]:
+    """Arguments of Popen."""
+    if self.log is None:
+      yield {}
+      return
+    self.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(self.log, "a", encoding="utf-8") as log:
+      yield dict(stdout=log, stderr=subprocess.STDOUT)
+
+  def _write_record(self, status: int) -> None:
+    if self.record is not None:
+      workdir_lib.write_json(self.record, dict(exit_status=status, log=str(self.log)))
+
+  def _wait(self, condition) -> None:
+    deadline = time.monotonic() + self.patience
+    while not condition() and time.monotonic() < deadline:
+      time.sleep(0.5)
+
+
+def _join_flags(here) -> list[str]:
+  """The place of this task.
+
+  Not jax's own detection of SLURM: that is for one process on each GPU, and hides the others.
+  """
+  port = 61440 + int(here.raw_job_id) % 4096  # as jax chooses it: jobs on one node differ
+  return job_lib.join_flags(
+    here.num_tasks, coordinator=f"{here.hostnames[0]}:{port}", process_id=str(here.global_rank)
+  )

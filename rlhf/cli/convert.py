@@ -1,0 +1,128 @@
+"""Models that others publish become exports of ours, and exports become theirs.
+
+  python -m launch.convert import --source=DIR_OR_FILE --target=CKPT
+  python -m launch.convert export --source=CKPT --target=DIR [--family=FAMILY]
+
+`import` reads a Hugging Face directory (config.json, safetensors, tokenizer.json) or a GGUF file
+and writes an export directory, which any config takes as init_from, policy_from or reward_from.
+They take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every
+run.
+
+`export` reads an export directory, or the workdir of a stage, and writes a directory that
+`transformers` and vLLM load.  Its family is the one it was imported from; a model trained here is
+written as gpt2, or as what --family says, where that can express it.  A reward model becomes an
+AutoModelForSequenceClassification with one label; add `score_bias` of its config.json to its logit:
+
+  reward = model(**inputs).logits[:, 0] + model.config.score_bias
+
+A run with `lora.rank` above 0 leaves `export`, which holds the merged network, and
+`export_adapter`, which becomes PEFT's adapter_config.json and adapter_model.safetensors.
+
+Both write all or nothing, and never over something.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import sys
+
+from rlhf.cli import setup
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags, checked as far as they can be alone."""
+  parser = setup.Parser(__doc__)
+  parser.add_argument("direction", choices=("import", "export"))
+  parser.add_argument("--source", required=True, help="what is read")
+  parser.add_argument("--target", required=True, help="directory to write; must not exist")
+  parser.add_argument("--family", help="export: the architecture to write, by its model_type")
+  arguments = parser.parse_args(argv[1:])
+  if arguments.direction == "import" and arguments.family is not None:
+    parser.error("--family is for export; an import takes what the source says")
+  return arguments
+
+
+def main(argv: list[str]) -> None:
+  setup.quiet_logs()
+  os.environ["JAX_PLATFORMS"] = "cpu"  # a host has room for a model that no single device holds
+  arguments = parse(argv)
+  with setup.one_sentence_errors():
+    from rlhf.interop import writing
+
+    writing.check_target(pathlib.Path(arguments.target).absolute())
+    {"import": run_import, "export": run_export}[arguments.direction](arguments)
+
+
+def load(source, numerics, kind: str, flag: str):
+  """The network, in the host's memory."""
+  import jax
+
+  from rlhf import networks, sharding
+
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  return networks.load(source, numerics, mesh, kind=kind, flag=flag)
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+  import dataclasses
+
+  from rlhf import checkpoint, networks
+  from rlhf.interop import reading
+
+  source = reading.open_source(reading.guess_source(arguments.source))
+  network = load(source.name, networks.NUMERICS, source.kind, "--source")
+  target = pathlib.Path(arguments.target).absolute()
+  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+  try:
+    checkpoint.export_params(
+      temporary,
+      network.params,
+      model=dataclasses.asdict(network.cfg),
+      kind=source.kind,
+      tokenizer=network.tokenizer,
+      config={},
+      step=0,
+      metadata=network.metadata,
+    )
+    if target.is_dir():
+      target.rmdir()
+    os.replace(temporary, target)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  print(
+    f"{target}: a {source.kind} of the family {source.family}, "
+    f"{network.cfg.num_block_params:,} parameters outside the embeddings, context of "
+    f"{network.cfg.context_length:,} tokens",
+    flush=True,
+  )
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+  from rlhf import checkpoint, networks
+  from rlhf.interop import writing
+
+  directory = setup.find_export(arguments.source, "source")
+  found = checkpoint.load_export(directory)
+  family = writing.choose_family(found.metadata, arguments.family)
+  if found.kind == "adapter":
+    from rlhf.interop import peft
+
+    peft.write(arguments.target, found, checkpoint.load_params(directory), family)
+    print(
+      f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
+      f"{found.metadata['base']}",
+      flush=True,
+    )
+    return
+  numerics = networks.export_numerics(found)
+  writing.check(networks.ModelConfig(**(found.model | numerics)), kind=found.kind, family=family)
+  network = load(directory, numerics, found.kind, "--source")
+  writing.write(
+    arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind, family=family
+  )
+  print(f"{arguments.target}: a {found.kind} of the family {family.name}", flush=True)
+
+
+if __name__ == "__main__":
+  main(sys.argv)

@@ -1,0 +1,213 @@
+"""The paper's main figure in miniature: which answers labelers prefer, over the size of the policy.
+
+  python -m launch.main_figure --workdir=runs/model_size --jobs=2 --output=results/model_size
+
+On TinyWorld, for three sizes and three seeds: runs the sweep `configs/sweeps/model_size.py`, chooses a
+few-shot prefix for every base model by reward, lets base, few-shot base, SFT, PPO and PPO-ptx of every
+size answer the test prompts, compares all of them with the largest SFT model by training and held-out
+labelers, and pools the seeds (InstructGPT Fig. 1, 3, 4, 30 and 31).  The smallest aligned models are
+compared with the largest base models as well.  Every part is run once: the same command goes on after
+an interruption.
+
+A base model of TinyWorld reads 128 tokens, so that its prefix has two short examples; prompts that do
+not fit behind it are left out for all models, and the page says how many.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from rlhf import workdir as workdir_lib
+from rlhf.cli import setup
+from rlhf.cli import sweep as launch_sweep
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+SWEEP, EVAL = CONFIGS / "sweeps" / "model_size.py", CONFIGS / "eval.py"
+METHODS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
+SEPARATOR = ";"  # one token of this world
+NUM_PREFIXES = 6  # tried for each base model; ours
+BASE_TEMPERATURE = 0.7  # InstructGPT appendix F, as in the pipeline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+  """What a trial of the sweep has made: one size of one seed."""
+
+  size: str
+  seed: int
+  workdir: pathlib.Path
+
+  def export(self, method: str) -> pathlib.Path:
+    """Of one of METHODS; SFT's is the epoch that the reward model chose."""
+    if method == "sft":
+      epoch = workdir_lib.done_result(self.workdir / "selection")["epoch"]
+      return self.workdir / "sft" / "epochs" / f"{epoch:02d}"
+    return self.workdir / ("base" if method == "few_shot" else method) / "export"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags."""
+  parser = setup.Parser(__doc__)
+  parser.add_argument(
+    "--workdir", required=True, help="directory of the sweep and all that follows"
+  )
+  parser.add_argument("--form", choices=("tiny", "test"), default="tiny")
+  parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="trials at once")
+  parser.add_argument("--output", help="directory to which the page and the numbers are copied")
+  return parser.parse_args(argv[1:])
+
+
+def command(module: str, *flags: str) -> None:
+  """Runs one of our commands; ends the program where that fails.
+
+  Raises:
+    SystemExit: with its status.
+  """
+  status = subprocess.run(
+    [sys.executable, "-m", f"launch.{module}", *flags], check=False
+  ).returncode
+  if status:
+    print(
+      f"error: launch.{module} ended with status {status}; the same command goes on",
+      file=sys.stderr,
+      flush=True,
+    )
+    sys.exit(status)
+
+
+def find_models(form: str, workdir: pathlib.Path) -> list[Models]:
+  """All trials, smallest first within a seed."""
+  sweep = launch_sweep.load_sweep(f"{SWEEP}:{form}")
+  from rlhf.configs.sweeps import model_size
+
+  names = list(model_size.SIZES if form == "tiny" else model_size.TEST)
+  trials = launch_sweep.make_trials(sweep, (), workdir)
+  order = [tuple(trial.items()) for trial in sweep.trials]
+  return [
+    Models(
+      size=names[order.index(tuple(trial.overrides.items()))],
+      seed=trial.seed,
+      workdir=trial.workdir,
+    )
+    for trial in trials
+  ]
+
+
+def link(models: Models, directory: pathlib.Path) -> Models:
+  """The same models by a path without the commas of a trial's name, which part a flag's values."""
+  path = directory / "models" / f"{models.size}-seed{models.seed}"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not path.exists():
+    path.unlink(missing_ok=True)  # a link whose target was deleted
+    path.symlink_to(os.path.relpath(models.workdir, path.parent))
+  return dataclasses.replace(models, workdir=path)
+
+
+def choose_prefix(models: Models, directory: pathlib.Path, config) -> pathlib.Path:
+  """The few-shot prefix of a base model."""
+  output = directory / f"prefix-{models.size}-seed{models.seed}"
+  if not (output / "selection.json").is_file():
+    command(
+      "few_shot_prefix",
+      f"--checkpoint={models.export('base')}",
+      f"--reward_model={models.workdir / 'reward_model'}",
+      f"--prompts=jsonl:{models.workdir / 'data' / 'prompts_ppo_valid.jsonl'}",
+      f"--demonstrations=jsonl:{models.workdir / 'data' / 'demonstrations_train.jsonl'}",
+      f"--output={output}",
+      f"--num_prefixes={NUM_PREFIXES}",
+      "--num_shots=2",
+      f"--separator={SEPARATOR}",
+      f"--max_prefix_tokens={config.base.model.context_length // 2}",
+      "--on_bad=skip",
+      f"--max_response_tokens={config.ppo.ppo.max_response_tokens}",
+      f"--temperature={BASE_TEMPERATURE}",
+      f"--seed={models.seed}",
+    )
+  return output / "best.txt"
+
+
+def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathlib.Path:
+  """All models of one seed, compared with the largest SFT model."""
+  seed, largest, smallest = found[0].seed, found[-1].size, found[0].size
+  output = directory / f"evaluation-seed{seed}"
+  name = lambda method, size: f"{method}@{size}"
+  checkpoints = [
+    f"{name(method, models.size)}={models.export(method)}" for models in found for method in METHODS
+  ]
+  prefixes = [
+    f"{name('few_shot', models.size)}={choose_prefix(models, directory, config)}"
+    for models in found
+  ]
+  pairs = [
+    f"{name(small, smallest)}:{name(large, largest)}"
+    for small in ("ppo", "ppo_ptx")
+    for large in ("base", "few_shot")
+  ]
+  temperatures = [
+    f"{name(method, models.size)}={BASE_TEMPERATURE}"
+    for models in found
+    for method in ("base", "few_shot")
+  ]
+  # The test size has other labelers' worlds and lengths than `tiny`: both come from the config.
+  p = config.ppo.ppo
+  command(
+    "evaluate",
+    f"--config={EVAL}:tinyworld",
+    f"--checkpoints={','.join(checkpoints)}",
+    f"--prefixes={','.join(prefixes)}",
+    "--suite=preference",
+    f"--workdir={output}",
+    f"--config.preference.data=jsonl:{found[0].workdir / 'data' / 'prompts_test.jsonl'}",
+    f"--config.preference.baseline={name('sft', largest)}",
+    f"--config.preference.pairs={tuple(pairs)!r}",
+    f"--config.preference.temperatures={tuple(temperatures)!r}",
+    f"--config.preference.max_prompt_tokens={p.max_prompt_tokens}",
+    f"--config.preference.max_response_tokens={p.max_response_tokens}",
+    f"--config.preference.world.seed={seed}",
+    f"--config.seed={seed}",
+  )
+  return output
+
+
+def main(argv: list[str]) -> None:
+  setup.quiet_logs()
+  arguments = parse(argv)
+  with setup.one_sentence_errors():
+    workdir = pathlib.Path(arguments.workdir).absolute()
+    found = find_models(arguments.form, workdir)
+    config = launch_sweep.base_config(launch_sweep.load_sweep(f"{SWEEP}:{arguments.form}"), ())
+    command(
+      "sweep",
+      f"{SWEEP}:{arguments.form}",
+      "--local",
+      f"--jobs={arguments.jobs}",
+      f"--workdir={workdir}",
+    )
+    found = [link(models, workdir / "main_figure") for models in found]
+    seeds = list(dict.fromkeys(models.seed for models in found))
+    evaluations = [
+      evaluate([models for models in found if models.seed == seed], workdir / "main_figure", config)
+      for seed in seeds
+    ]
+    pooled = workdir / "main_figure" / "pooled"
+    command(
+      "evaluate",
+      f"--pool={','.join(map(str, evaluations))}",
+      f"--workdir={pooled}",
+      "--config.title=Preferred to the largest SFT model, over the size of the policy",
+    )
+    if arguments.output is not None:
+      output = pathlib.Path(arguments.output)
+      output.mkdir(parents=True, exist_ok=True)
+      for file in ("evaluation.html", "evaluation.json"):
+        shutil.copy(pooled / "report" / file, output / file)
+      print(f"copied to {output}", flush=True)
+
+
+if __name__ == "__main__":
+  main(sys.argv)

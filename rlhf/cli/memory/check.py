@@ -1,0 +1,405 @@
+"""Says whether a PPO-ptx job fits a topology, on a machine without an accelerator.
+
+  python -m launch.check --config=configs/ppo.py:175b --topology=v5p:4x4x8
+  python -m launch.check --config=configs/ppo.py:1.3b --topology=h100:1x8 --json=check.json
+
+Every program of the job is compiled by that hardware's own compiler (`pip install -e '.[tpu]'` or
+`'.[cuda12]'`; no device is needed).  A table says what each needs on a device; the last line is
+`fits` or `does not fit`, and the exit status 0 or 1.
+
+  --topology=KIND:SHAPE   v5e:4x4, v5p:4x4x8, v6e:4x4, h100:NODESxGPUS
+  --reward_size=SIZE      of reward and value model; as configs/models.py says if not given
+  --shapes_only           rules and bytes of what is resident, without compiling: seconds
+  --programs=A,B          compile these only (restore, prefill, decode step, scoring, rollout,
+                          update); `fits` needs restore, rollout and update, the others
+                          are parts of a rollout
+  --json=FILE             the same numbers as JSON
+  --config.GROUP.FIELD=V  overrides, as everywhere
+
+A config without a topology (`configs/ppo.py:175b`) takes what `configs/meshes.py` recommends for
+--topology.  Fits means: what is resident through the whole job (four networks, optimizer state,
+moving average), plus the largest temporaries and outputs of a program that the job runs (restore,
+rollout with its key-value cache, update), is at most 95 % of a device's memory.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from rlhf.cli import setup
+from rlhf.configs import meshes
+from rlhf.configs import models as model_sizes
+
+USABLE = 0.95  # of a device's memory: the rest is the runtime's
+EXTRAS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda12_plugin", "cuda12")}
+PROGRAMS = ("restore", "prefill", "decode step", "scoring", "rollout", "update")
+RUN = ("restore", "rollout", "update")  # what a job really starts; the others are a rollout's parts
+GIB = 2**30
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED:? ?(.*)")
+
+
+# ----------------------------------------------------------------------------- flags
+
+
+def read_flags(argv: list[str]):
+  """(config, topology, reward group, flags); ends with one sentence where something is wrong."""
+  if {"--help", "-h", "--helpfull"} & set(argv):
+    print(__doc__)
+    sys.exit(0)
+  argv, topology = with_topology(list(argv))
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+  for name in ("topology", "reward_size", "programs", "json"):
+    flags.DEFINE_string(name, None, "", flag_values=values)
+  flags.DEFINE_bool("shapes_only", False, "", flag_values=values)
+  rest = setup.parse_flags(argv, values)[1:]
+  if rest:
+    raise ValueError(f"launch.check was given {' '.join(rest)!r}; it takes flags only")
+  if not config.value or "ppo" not in config.value:
+    raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
+  size = config_size(argv)
+  if "width" not in config.value.model:
+    raise ValueError(
+      f"--config=...:{size} takes its shape from the network that it starts from; "
+      "launch.check compiles the sizes of configs/models.py"
+    )
+  if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
+    raise ValueError(
+      "--reward_size is missing: configs/models.py has no reward model for "
+      f"{size!r}; give for example --reward_size=6b"
+    )
+  reward_size = (
+    values.reward_size if values.reward_size is not None else (model_sizes.REWARD_SIZES[size])
+  )
+  if values.programs is not None:
+    for name in values.programs.split(","):
+      if name not in PROGRAMS:
+        raise ValueError(f"--programs: {name!r}; choose from {', '.join(PROGRAMS)}")
+  ids = None
+  if size in model_sizes.PUBLISHED:
+    ids = dict(zip(("vocab_size", "pad_id"), model_sizes.PUBLISHED[size]["ids"]))
+  return config.value, topology, model_sizes.get_model(reward_size), ids, values
+
+
+def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
+  """The command line, its config taking the recommendations for the topology where it names none.
+
+  Raises:
+    ValueError: no --topology or no --config; a topology that is none, or has no compiler.
+  """
+  argv = _joined(argv)
+  given = [argument.partition("=")[2] for argument in argv if argument.startswith("--topology=")]
+  if not given:
+    raise ValueError("--topology is missing; give for example --topology=v5p:4x4x8")
+  topology = meshes.parse_topology(given[-1])
+  if topology.platform not in EXTRAS:
+    raise ValueError(
+      f"--topology={given[-1]} is no accelerator; choose from "
+      f"{', '.join(kind for kind in meshes.KINDS if kind != 'cpu')}"
+    )
+  if not any(argument.startswith("--config=") for argument in argv):
+    raise ValueError("--config is missing; give for example --config=configs/ppo.py:1.3b")
+
+  def complete(argument: str) -> str:
+    if not argument.startswith("--config="):
+      return argument
+    file, colon, name = argument.partition(":")
+    return argument if "," in name else f"{file}:{name if colon else '1.3b'},{topology.name}"
+
+  return [complete(argument) for argument in argv], topology
+
+
+def _joined(argv: list[str]) -> list[str]:
+  """`--config FILE` and `--topology NAME` written with an equals sign."""
+  joined = []
+  for argument in argv:
+    if joined and joined[-1] in ("--config", "--topology"):
+      joined[-1] += f"={argument}"
+    else:
+      joined.append(argument)
+  return joined
+
+
+def config_size(argv: list[str]) -> str:
+  """The size in --config=FILE:SIZE,TOPOLOGY, by its own name."""
+  name = [a for a in argv if a.startswith("--config=")][-1].partition(":")[2].partition(",")[0]
+  return model_sizes.ALIASES[name] if name in model_sizes.ALIASES else name
+
+
+def check_extra(topology: meshes.Topology) -> None:
+  """Raises ValueError where the compiler for the topology is not installed."""
+  module, extra = EXTRAS[topology.platform]
+  if importlib.util.find_spec(module) is None:
+    raise ValueError(
+      f"the compiler for {topology.name} is not installed ({module}); run "
+      f"pip install -e '.[{extra}]', or use --shapes_only"
+    )
+
+
+# ----------------------------------------------------------------------------- measuring
+
+
+def devices_of(topology: meshes.Topology):
+  """The topology's devices, as its compiler describes them.
+
+  Raises:
+    ValueError: the compiler knows no such slice.
+  """
+  import jax
+  from jax.experimental import topologies
+
+  if topology.platform == "tpu":
+    try:
+      described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    except jax.errors.JaxRuntimeError as error:
+      said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ").replace('"', "'")
+      example = {2: "4x4", 3: "4x4x4"}[len(topology.shape)]
+      raise ValueError(
+        f"--topology={topology.name}: the compiler knows no such slice ({said}); "
+        f"use one that the cloud has, for example {topology.kind}:{example}"
+      ) from None
+  else:
+    nodes, gpus = topology.shape
+    target = (pathlib.Path(__file__).parent / "h100.txtpb").read_text(encoding="utf-8")
+    described = topologies.get_topology_desc(
+      platform="cuda", topology=f"{nodes}x{gpus}x1", target_config=target
+    )
+  return described.devices
+
+
+def make_mesh(config, topology: meshes.Topology, *, shapes_only: bool):
+  """The job's mesh on the topology's devices; an abstract one where nothing is compiled."""
+  import jax
+
+  from rlhf import sharding
+
+  axes = meshes.check_mesh(config.mesh, topology.num_devices)
+  if shapes_only:
+    return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+  return sharding.make_mesh(sharding.MeshConfig(**axes), devices_of(topology))
+
+
+def measure(job, program) -> dict:
+  """Bytes, FLOPs and collectives of one program on one device."""
+  import jax
+
+  from rlhf.cli.memory import hlo, programs
+
+  began = time.perf_counter()
+  row = dict(program=program.name, flops=program.flops / job.mesh.size, error=None)
+  try:
+    compiled = programs.lower(job, program).compile()
+  except jax.errors.JaxRuntimeError as error:
+    found = _OUT_OF_MEMORY.search(str(error))
+    if found is None:
+      raise
+    return row | dict(error=found.group(1).strip(), seconds=time.perf_counter() - began)
+  memory = compiled.memory_analysis()
+  return row | dict(
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    # Memory beside what is resident anyway: a restored state is resident, not an output.
+    extra=memory.temp_size_in_bytes
+    + (0 if program.name == "restore" else memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    + max(
+      memory.argument_size_in_bytes
+      - sum(programs.bytes_per_device(tree) for tree in program.holds),
+      0,
+    ),
+    collectives=hlo.collectives(compiled.as_text()),
+    seconds=time.perf_counter() - began,
+  )
+
+
+def check(
+  config,
+  topology: meshes.Topology,
+  reward_group,
+  ids,
+  *,
+  shapes_only: bool,
+  chosen: tuple[str, ...],
+  show,
+) -> dict:
+  """All numbers, as they go into --json; `show` prints a line when it is known."""
+  from rlhf.cli.memory import programs
+
+  job = programs.make_job(
+    config,
+    dict(reward_group),
+    make_mesh(config, topology, shapes_only=shapes_only),
+    topology.platform,
+    ids,
+  )
+  resident = programs.resident(job)
+  report = dict(
+    topology=topology.name,
+    mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
+    microbatch_size=config.ppo.microbatch_size,
+    memory=topology.memory_bytes,
+    resident=resident,
+    cache=programs.cache_bytes_per_device(job),
+    attention=kernels(job, not config.pretraining.attend_across_documents),
+    programs=[],
+    fits=None,
+    formula=programs.flop_formula(),
+  )
+  show(describe(report, config))
+  if shapes_only:
+    return report | dict(total=sum(resident.values()))
+  show(header())
+  for program in programs.all_programs(job):
+    if program.name in chosen:
+      report["programs"].append(measure(job, program))
+      show(line(report["programs"][-1]))
+  return report | judge(report, chosen)
+
+
+def judge(report: dict, chosen: tuple[str, ...]) -> dict:
+  """Total bytes on a device and whether they fit; None where that is not known."""
+  run = [row for row in report["programs"] if row["program"] in RUN]
+  if any(row["error"] is not None for row in run):
+    return dict(total=None, fits=False)
+  total = sum(report["resident"].values()) + max((row["extra"] for row in run), default=0)
+  fits = total <= USABLE * report["memory"]
+  return dict(total=total, fits=fits if set(RUN) <= set(chosen) or not fits else None)
+
+
+def kernels(job, segments: bool) -> dict[str, str]:
+  """Which kernel attends in each program, and why where it is not the platform's own."""
+  from rlhf.model import attention, transformer
+
+  cfg, p = job.models.policy, job.p
+  total = p.max_prompt_tokens + p.max_response_tokens
+  calls = {
+    "prefill": (p.max_prompt_tokens, p.max_prompt_tokens),
+    "decode step": (1, total),
+    "scoring, update": (total, total),
+    "pretraining text": (p.ptx_length, p.ptx_length),
+  }
+  found = {}
+  for name, (queries, keys) in calls.items():
+    why = attention.refusal(
+      cfg.attention,
+      dtype=transformer.DTYPES[cfg.dtype],
+      num_queries=queries,
+      num_keys=keys,
+      head_size=cfg.head_size,
+      has_segments=name.endswith("text") and segments,
+    )
+    found[name] = cfg.attention if why is None else f"reference ({why})"
+  return found
+
+
+# ----------------------------------------------------------------------------- printing
+
+
+def describe(report: dict, config) -> str:
+  mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+  p = config.ppo
+  rows = [
+    ("topology", f"{report['topology']}, {report['memory'] / GIB:.1f} GiB a device"),
+    ("mesh", mesh),
+    ("context", f"{p.max_prompt_tokens} + {p.max_response_tokens} tokens"),
+    (
+      "batch / minibatch / microbatch",
+      f"{p.batch_size} / {p.minibatch_size} / {p.microbatch_size} episodes",
+    ),
+    (
+      "pretraining examples a minibatch",
+      f"{p.minibatch_size * p.ptx_ratio if p.ptx_coef > 0.0 else 0}",
+    ),
+  ]
+  rows += [(f"attention, {name}", kernel) for name, kernel in report["attention"].items()]
+  rows += [
+    (f"resident: {name}", f"{size / GIB:.2f} GiB") for name, size in report["resident"].items()
+  ]
+  rows += [
+    ("resident in all", f"{sum(report['resident'].values()) / GIB:.2f} GiB"),
+    ("key-value cache (in a rollout)", f"{report['cache'] / GIB:.2f} GiB"),
+  ]
+  return "\n".join(f"  {name:<34}{text:>36}" for name, text in rows)
+
+
+def header() -> str:
+  return (
+    f"\n  {'on one device':<14}{'arguments':>11}{'temporary':>11}{'outputs':>9}"
+    f"{'TFLOP':>10}  collectives (GiB, calls)"
+  )
+
+
+def line(row: dict) -> str:
+  if row["error"] is not None:
+    return f"  {row['program']:<14}the compiler: {row['error']}"
+  moved = ", ".join(
+    f"{kind} {found['bytes'] / GIB:.3g} ({found['calls']:,.0f})"
+    for kind, found in row["collectives"].items()
+  )
+  return (
+    f"  {row['program']:<14}{row['arguments'] / GIB:>11.2f}{row['temporaries'] / GIB:>11.2f}"
+    f"{row['outputs'] / GIB:>9.2f}{row['flops'] / 1e12:>10.1f}  {moved if moved else 'none'}"
+  )
+
+
+def verdict(report: dict) -> str:
+  usable = USABLE * report["memory"] / GIB
+  if report["total"] is None:
+    return "does not fit: the compiler ran out of a device's memory"
+  numbers = f"{report['total'] / GIB:.2f} GiB of {usable:.2f} usable GiB on a device"
+  if report["fits"] is None:
+    return f"not decided: some programs were not compiled ({numbers} so far)"
+  return f"{'fits' if report['fits'] else 'does not fit'}: {numbers}"
+
+
+def main(argv: list[str]) -> None:
+  setup.quiet_logs()
+  os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the compilers are asked by name
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it cannot hold what no device has loaded
+  for name, setting in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_MIN_LOG_LEVEL", "3"),
+    ("TPU_STDERR_LOG_LEVEL", "3"),
+  ):
+    os.environ.setdefault(name, setting)
+  with setup.one_sentence_errors():
+    config, topology, reward_group, ids, values = read_flags(argv)
+    meshes.check_config(config, topology)
+    axes = meshes.check_mesh(config.mesh, topology.num_devices)
+    meshes.check_heads(reward_group, axes["tensor"], "--reward_size: its ")
+    if not values.shapes_only:
+      check_extra(topology)
+    if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
+      raise ValueError(
+        f"--json={values.json}: there is no folder "
+        f"{pathlib.Path(values.json).parent}; make it first"
+      )
+    chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
+    report = check(
+      config,
+      topology,
+      reward_group,
+      ids,
+      shapes_only=values.shapes_only,
+      chosen=chosen,
+      show=lambda text: print(text, flush=True),
+    )
+    if values.json:
+      pathlib.Path(values.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if values.shapes_only:
+      share = report["total"] / topology.memory_bytes
+      print(f"rules and bytes only: {share:.0%} of a device's memory is resident")
+      sys.exit(0 if share <= USABLE else 1)
+    print(f"\n{report['formula']}\n{verdict(report)}", flush=True)
+    sys.exit(0 if report["fits"] else 1)
+
+
+if __name__ == "__main__":
+  main(sys.argv)

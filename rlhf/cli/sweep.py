@@ -1,0 +1,681 @@
+"""Runs a sweep: every trial of a file of configs/sweeps/, with every seed.
+
+  python -m launch.sweep configs/sweeps/ptx_coef.py --dry_run
+  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --local --jobs=2 --workdir=runs/ptx_coef
+  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --slurm --workdir=runs/ptx_coef --gpus=8
+  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --collect --workdir=runs/ptx_coef
+
+--config.GROUP.FIELD=VALUE holds for all trials: exports and data of one's own go there.  Run the
+same command again to go on: a trial that is done is skipped, one that failed is resumed.  The exit
+status is 0 where all trials are done (with --slurm: are submitted), 1 where one is not, 2 where the
+command or a trial is wrong, which is said before anything starts.
+
+--dry_run looks every field of every trial up and needs no jax; with --check the algorithms check
+each config too (what divides by what, what a number may be, this machine's devices), as --local
+and --slurm do before they start.
+
+--slurm: trials run the commit that is checked out, from a clone in WORKDIR/slurm; paths of data are
+read from the current directory.  --partition, --account, --qos, --time, --save_seconds,
+--max_restarts and --allow_dirty are as in `launch.slurm`: before its time limit a trial is asked to
+save, requeued, and goes on.  A trial whose job is in the queue, as `squeue` says, is not submitted
+again; where squeue does not answer, nothing is.
+
+  WORKDIR/trials/NAME/      workdir of a trial
+  WORKDIR/shared/           pipeline stages that trials have in common; each is run once
+  WORKDIR/logs/NAME.txt     what a trial printed
+  WORKDIR/results.csv summary.csv table.md plot.svg plot.png      what --collect writes
+"""
+
+import argparse
+import collections
+import contextlib
+import copy
+import dataclasses
+import functools
+import getpass
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from rlhf import stages
+from rlhf import workdir as workdir_lib
+from rlhf.cli import setup
+from rlhf.cli.cluster import job as job_lib
+from rlhf.cli.cluster import requeue, slurm
+from rlhf.configs import sweeps
+from rlhf.report import sweeps as results
+
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """One run.
+
+  Attributes:
+    number: from 1.
+    name: of its directory; made of what it overrides.
+    overrides, seed: what it sets; `config` is what comes out.
+    command: argv, interpreter included.
+    workdir: of the run; `log` is the file that its output goes to.
+    shared: pipeline stage -> directory of it that trials share, in order.
+    last: the file that the run writes last.
+  """
+
+  number: int
+  name: str
+  overrides: dict[str, Any]
+  seed: int
+  config: Any
+  command: list[str]
+  workdir: pathlib.Path
+  log: pathlib.Path
+  shared: dict[str, pathlib.Path]
+  last: pathlib.Path
+
+  def is_done(self) -> bool:
+    return self.last.is_file()
+
+  @property
+  def record(self) -> pathlib.Path:
+    """How the trial last ended, where that was not well."""
+    return self.log.with_suffix(".json")
+
+
+# ----------------------------------------------------------------------------- trials
+
+
+def load_sweep(spec: str) -> sweeps.Sweep:
+  """The sweep of `configs/sweeps/NAME.py[:FORM]`.
+
+  Raises:
+    ValueError: no such file, it makes no sweep of that form, or one of an unknown measure.
+  """
+  path, _, form = spec.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"{spec}: there is no file {path}; name one of configs/sweeps/")
+  module_spec = importlib.util.spec_from_file_location("sweep", path)
+  if module_spec is None:
+    raise ValueError(f"{spec} is no Python file; name one of configs/sweeps/")
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_sweep"):
+    raise ValueError(f"{path} has no get_sweep(form); name one of configs/sweeps/")
+  try:
+    sweep = module.get_sweep(form) if form else module.get_sweep()
+  except ValueError as error:
+    raise ValueError(f"{spec}: {error}") from None
+  for name in sweep.measures:
+    if name not in results.MEASURES:
+      raise ValueError(
+        f"{spec}: there is no measure {name!r}; choose from {', '.join(results.MEASURES)}"
+      )
+  return sweep
+
+
+def base_config(sweep: sweeps.Sweep, common: Sequence[str]):
+  """The config of every trial before its overrides; ends the program where a flag is wrong."""
+  argv = ["launch.sweep", f"--config={sweep.config}", *common]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+  setup.parse_flags(argv, values)
+  return holder.value
+
+
+def set_field(config, key: str, value: Any) -> None:
+  """Sets one leaf of a locked config.
+
+  Raises:
+    ValueError: no such field, or a value of another type; a whole number may stand for a float.
+  """
+  setup.check_field(config, f"config.{key}")
+  *groups, field = key.split(".")
+  group = config
+  for name in groups:
+    group = group[name]
+  if isinstance(group[field], ml_collections.ConfigDict):
+    raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
+  wanted = group.get_type(field)
+  accepted = {float: (float, int), tuple: (tuple, list)}
+  fits = isinstance(value, accepted[wanted] if wanted in accepted else wanted)
+  if not fits or (isinstance(value, bool) and wanted is not bool):  # a bool is an int to Python
+    raise ValueError(
+      f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
+      f"type {wanted.__name__}, such as {group[field]!r}"
+    )
+  group[field] = wanted(value)
+
+
+def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Path) -> list[Trial]:
+  """Every trial with every seed, each checked against the locked config; no jax is needed.
+
+  Raises:
+    ValueError: names the trial, the field, what was found and what would be right.
+  """
+  base = base_config(sweep, common)
+  for key, what in sweep.required.items():
+    if not _field(base, key):
+      raise ValueError(f"--config.{key} is missing; this sweep needs {what}")
+  given = {argument.lstrip("-").partition("=")[0].removeprefix("config.") for argument in common}
+  # Seed by seed: the whole curve shows with the first seed.
+  pairs = [(overrides, seed) for seed in sweep.seeds for overrides in sweep.trials]
+  trials = []
+  for number, (overrides, seed) in enumerate(pairs, 1):
+    name = trial_name(overrides, seed)
+    config = copy.deepcopy(base)  # fields that stand for one another stay so
+    try:
+      for key, value in (*overrides.items(), ("seed", seed)):
+        if key in given:
+          raise ValueError(f"--config.{key} is given, but the sweep sets it; leave it out")
+        set_field(config, key, value)
+      trials.append(_trial(sweep, common, workdir, number, name, overrides, seed, config))
+    except ValueError as error:
+      raise ValueError(f"trial {number} of {len(pairs)} ({name}): {error}") from None
+  twice = [name for name, count in collections.Counter(t.name for t in trials).items() if count > 1]
+  if twice:
+    raise ValueError(f"two trials are {twice[0]}; give each point once")
+  return trials
+
+
+def _field(config, key: str) -> Any:
+  for name in key.split("."):
+    config = config[name]
+  return config
+
+
+def trial_name(overrides: dict[str, Any], seed: int) -> str:
+  """`ptx_coef=0.3,seed=1`, of characters that every file system takes."""
+  parts = [f"{key.rpartition('.')[2]}={_text(value)}" for key, value in overrides.items()]
+  return re.sub(r"[^A-Za-z0-9=,._+-]+", "_", ",".join([*parts, f"seed={seed}"]))
+
+
+def _text(value: Any) -> str:
+  return repr(value) if isinstance(value, float) else str(value)
+
+
+def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Trial:
+  directory = workdir / "trials" / name
+  changes = [f"--config.{key}={_text(value)}" for key, value in overrides.items()]
+  arguments = [
+    f"--config={sweep.config}",
+    f"--workdir={directory}",
+    *common,
+    *changes,
+    f"--config.seed={seed}",
+  ]
+  shared: dict[str, pathlib.Path] = {}
+  if sweep.command == "pipeline":
+    stages.check_name(config, sweep.last_stage)
+    shared = {
+      stage: workdir / "shared" / name for stage, name in stages.fingerprints(config).items()
+    }
+    if sweep.last_stage != "evaluation":
+      names = list(shared)
+      shared = {stage: shared[stage] for stage in names[: names.index(sweep.last_stage) + 1]}
+    arguments += [f"--shared={workdir / 'shared'}", f"--last_stage={sweep.last_stage}"]
+    command = ["launch.pipeline", *arguments]
+    whole = sweep.last_stage == "evaluation"
+    last = directory / ("report/report.json" if whole else f"{sweep.last_stage}/{workdir_lib.DONE}")
+  else:
+    command, last = ["launch.train", sweep.command, *arguments], directory / workdir_lib.DONE
+  return Trial(
+    number=number,
+    name=name,
+    overrides=overrides,
+    seed=seed,
+    config=config,
+    shared=shared,
+    command=[sys.executable, "-m", *command],
+    workdir=directory,
+    last=last,
+    log=workdir / "logs" / f"{name}.txt",
+  )
+
+
+def check_workdirs(trials: Sequence[Trial]) -> None:
+  """Raises ValueError where a trial's directory holds another config's run."""
+  for trial in trials:
+    workdir_lib.check(trial.workdir, workdir_lib.config_to_dict(trial.config))
+
+
+def check_configs(sweep: sweeps.Sweep, trials: Sequence[Trial]) -> None:
+  """The algorithm's own checks of every trial; imports jax.
+
+  Raises:
+    ValueError: names the trial.
+  """
+  from rlhf import pipeline, ppo, reward_model, sft
+
+  algorithm = {"pipeline": pipeline, "sft": sft, "reward_model": reward_model, "ppo": ppo}[
+    sweep.command
+  ]
+  for trial in trials:
+    try:
+      algorithm.check_config(trial.config)
+    except ValueError as error:
+      raise ValueError(f"trial {trial.number} of {len(trials)} ({trial.name}): {error}") from None
+
+
+# ----------------------------------------------------------------------------- dry run
+
+
+def state(trial: Trial) -> str:
+  return "done" if trial.is_done() else "failed" if trial.record.exists() else "to run"
+
+
+def print_plan(trials: Sequence[Trial]) -> None:
+  """A line per trial, and what sharing spares."""
+  for trial in trials:
+    command = shlex.join(["python", *trial.command[1:]])
+    print(f"{trial.number:>3}/{len(trials)} {state(trial):<6} {trial.name}: {command}")
+  counts = collections.Counter()
+  for trial in trials:
+    counts.update(trial.shared.keys())
+  if counts:
+    distinct = {
+      stage: len({trial.shared[stage] for trial in trials if stage in trial.shared})
+      for stage in counts
+    }
+    print(
+      "stages shared by equal config: "
+      + ", ".join(f"{stage} {distinct[stage]} for {counts[stage]} trials" for stage in counts)
+    )
+
+
+# ----------------------------------------------------------------------------- local
+
+
+def first_missing(trial: Trial) -> pathlib.Path | None:
+  """The first shared stage of a trial that is not done."""
+  missing = (path for path in trial.shared.values() if not workdir_lib.is_done(path))
+  return next(missing, None)
+
+
+def next_trial(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
+  """The first trial that would not at once wait for a stage that a running one is to make."""
+  busy = {
+    path for trial in running for path in trial.shared.values() if not workdir_lib.is_done(path)
+  }
+  return next((trial for trial in waiting if first_missing(trial) not in busy), None)
+
+
+def cores_of(slot: int, jobs: int) -> set[int]:
+  """The cores of one of `jobs` equal shares; all of them where there are fewer cores than jobs."""
+  cores = sorted(os.sched_getaffinity(0))
+  share = cores[slot * len(cores) // jobs : (slot + 1) * len(cores) // jobs]
+  return set(share if share else cores)
+
+
+def start(trial: Trial, slot: int, jobs: int) -> subprocess.Popen:
+  """The trial's process, its output appended to its log."""
+  trial.log.parent.mkdir(parents=True, exist_ok=True)
+  with open(trial.log, "a", encoding="utf-8") as log:
+    process = subprocess.Popen(
+      trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
+  if jobs > 1 and hasattr(os, "sched_setaffinity"):  # Linux
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+      os.sched_setaffinity(process.pid, cores_of(slot, jobs))  # before it starts any thread
+  return process
+
+
+def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:
+  """Runs what is not done, `jobs` at a time; returns the trials that failed.
+
+  SIGTERM and Ctrl-C are handed on to the trials, which save their state and end.
+  """
+  waiting = [trial for trial in trials if not trial.is_done()]
+  print(
+    f"{len(trials) - len(waiting)} of {len(trials)} trials are done, {len(waiting)} to run",
+    flush=True,
+  )
+  running: dict[int, tuple[Trial, subprocess.Popen, float]] = {}
+  failed = []
+  with _stopping(running):
+    while waiting or running:
+      for slot in range(jobs):
+        trial = next_trial(waiting, [other for other, _, _ in running.values()])
+        if slot not in running and trial is not None:
+          waiting.remove(trial)
+          again = ", which failed before" if trial.record.exists() else ""
+          print(
+            f"{trial.number}/{len(trials)} {trial.name}: started{again}, log {trial.log}",
+            flush=True,
+          )
+          running[slot] = trial, start(trial, slot, jobs), time.monotonic()
+      time.sleep(_POLL_SECONDS)
+      for slot, (trial, process, began) in list(running.items()):
+        if process.poll() is not None:
+          del running[slot]
+          if not finish(trial, process.returncode, len(trials), time.monotonic() - began):
+            failed.append(trial)
+  return failed
+
+
+def finish(trial: Trial, status: int, num_trials: int, seconds: float) -> bool:
+  """Prints and records how a trial ended; returns whether it is done."""
+  where = f"{trial.number}/{num_trials} {trial.name}"
+  if status == 0 and trial.is_done():
+    trial.record.unlink(missing_ok=True)
+    print(f"{where}: done in {seconds:.0f} s", flush=True)
+    return True
+  workdir_lib.write_json(trial.record, dict(exit_status=status, log=str(trial.log)))
+  print(
+    f"{where}: FAILED with exit status {status}: {last_line(trial.log)}; see {trial.log}",
+    flush=True,
+  )
+  return False
+
+
+def last_line(path: pathlib.Path) -> str:
+  lines = [
+    line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+  ]
+  return lines[-1].strip() if lines else "nothing was printed"
+
+
+@contextlib.contextmanager
+def _stopping(running):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  except KeyboardInterrupt:
+    print(f"stopping {len(running)} trials; run the same command again to go on", flush=True)
+    sys.exit(143)
+  finally:
+    for _, process, _ in running.values():
+      process.terminate()
+    for _, process, _ in running.values():
+      process.wait()
+    signal.signal(signal.SIGTERM, before)
+
+
+# ----------------------------------------------------------------------------- SLURM
+
+
+def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]:
+  """Trial -> id of the SLURM job that an earlier call submitted and that has not ended.
+
+  `squeue` is asked, the scheduler's own list of this user's jobs.  sacct, which submitit asks,
+  hears of a job only some time after it was submitted and may be out of reach; then it would be
+  submitted twice, and two runs would want one workdir.
+
+  Raises:
+    ValueError: squeue cannot say; nothing has been submitted.
+  """
+  tickets = {
+    trial.name: workdir_lib.read_json(ticket_of(trial, folder))["job_id"]
+    for trial in trials
+    if not trial.is_done() and ticket_of(trial, folder).exists()
+  }
+  if not tickets:
+    return {}
+  question = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i"]
+  try:
+    done = subprocess.run(question, capture_output=True, text=True, check=False)
+    trouble = "" if done.returncode == 0 else f"status {done.returncode}, {done.stderr.strip()}"
+  except OSError as error:
+    trouble = str(error)
+  if trouble:
+    raise ValueError(
+      f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were "
+      f"submitted before are still queued ({' '.join(trouble.split())}); nothing is "
+      "submitted, run the same command when it answers"
+    )
+  queued = set(done.stdout.split())
+  return {name: job_id for name, job_id in tickets.items() if job_id in queued}
+
+
+def ticket_of(trial: Trial, folder: pathlib.Path) -> pathlib.Path:
+  """The file that holds the id of the trial's last job."""
+  return folder / "tickets" / f"{trial.name}.json"
+
+
+def submit(
+  trials: Sequence[Trial],
+  executor,
+  *,
+  code: pathlib.Path,
+  max_restarts: int,
+  queued: Mapping[str, str],
+) -> list[tuple[Trial, Any]]:
+  """Hands what is neither done nor queued to submitit; returns (trial, job) of each.
+
+  A trial is asked to save before its time limit, requeued, and goes on in its workdir.  One that
+  shares an unfinished stage with an earlier one waits in the queue until that one has ended,
+  instead of holding devices while it waits for the stage.
+
+  Args:
+    executor: of submitit; its folder has the tickets.
+    code: what `job.check_out` made; the trials run it.
+    queued: of `queued_jobs`.
+  """
+  folder, jobs, makers = pathlib.Path(executor.folder), [], {}
+  for trial in trials:
+    if trial.is_done():
+      continue
+    if trial.name in queued:
+      job_id = queued[trial.name]
+      print(f"{trial.name}: job {job_id} is queued; not submitted again", flush=True)
+    else:
+      needed = [makers[path] for path in trial.shared.values() if path in makers]
+      waits = {"dependency": f"afterany:{':'.join(dict.fromkeys(needed))}"} if needed else {}
+      executor.update_parameters(
+        job_name=re.sub(r"\W", "_", trial.name), additional_parameters={"requeue": True, **waits}
+      )
+      job = slurm.submit(
+        executor,
+        requeue.Requeued(
+          pinned(trial.command, code), restarts=max_restarts, log=trial.log, record=trial.record
+        ),
+      )
+      job_id = job.job_id
+      workdir_lib.write_json(ticket_of(trial, folder), dict(job_id=job_id))
+      jobs.append((trial, job))
+    for path in trial.shared.values():
+      if not workdir_lib.is_done(path):
+        makers.setdefault(path, job_id)
+  return jobs
+
+
+def pinned(command: Sequence[str], code: pathlib.Path) -> list[str]:
+  """A trial's command with the commit's copy of its config file."""
+  return job_lib.with_config_file(command, functools.partial(job_lib.committed, code))
+
+
+def submit_to_slurm(
+  arguments: argparse.Namespace,
+  common: Sequence[str],
+  trials: Sequence[Trial],
+  workdir: pathlib.Path,
+) -> None:
+  """Checks all, then submits.
+
+  Raises:
+    ValueError: something is wrong, before anything is submitted or written; or sbatch refuses a
+      trial: those before it are queued, and the same command goes on with the others.
+  """
+  slurm.check_limits(arguments)
+  folder = workdir / "slurm"
+  executor = slurm.slurm_executor(
+    folder, arguments.max_restarts, instead="run the trials here with --local"
+  )
+  commit = job_lib.commit(arguments.allow_dirty)
+  run_checks(arguments, common, setup.simulated_devices(max(arguments.gpus, 1)))
+  queued = queued_jobs(trials, folder)
+  code = folder / f"code-{commit[:12]}"
+  job_lib.check_out(commit, code)
+  parameters = dict(
+    slurm.limits(arguments),
+    nodes=1,
+    gpus_per_node=arguments.gpus,
+    comment=f"rlhf {commit}",
+    cpus_per_task=arguments.cpus_per_task,
+    setup=slurm.exports(job_lib.code_environment(code)),
+    srun_args=[f"--cpus-per-task={arguments.cpus_per_task}"],
+  )  # srun has it not from sbatch
+  executor.update_parameters(
+    **{name: value for name, value in parameters.items() if value is not None}
+  )
+  for trial, job in submit(
+    trials, executor, code=code, max_restarts=arguments.max_restarts, queued=queued
+  ):
+    print(
+      f"{trial.number}/{len(trials)} {trial.name}: job {job.job_id}, log {trial.log}", flush=True
+    )
+
+
+# ----------------------------------------------------------------------------- collect
+
+
+def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path) -> bool:
+  """Gathers the trials that are done; returns whether all are.
+
+  Raises:
+    ValueError: none is.
+  """
+  from rlhf.report import figures
+
+  done = [trial for trial in trials if trial.is_done()]
+  if not done:
+    raise ValueError(f"{workdir} holds no finished trial of the {len(trials)}; run them first")
+  gathered = results.gather(
+    [
+      results.Run(overrides=trial.overrides, seed=trial.seed, workdir=trial.workdir)
+      for trial in done
+    ],
+    sweep.policies,
+    sweep.measures,
+  )
+  pooled = results.pool(gathered, sweep.trials[0])
+  labels = {name: results.MEASURES[name][0] for name in sweep.measures}
+  plot = lambda form: figures.sweep(pooled, sweep.x, sweep.x_label, labels, sweep.title, form)
+  table = results.tables(pooled, sweep.x, sweep.trials[0])
+  for name, text in (
+    ("results.csv", results.runs_csv(gathered)),
+    ("table.md", table),
+    ("summary.csv", results.pooled_csv(pooled)),
+    ("plot.svg", plot("svg")),
+  ):
+    workdir_lib.write_text(workdir / name, text)
+  (workdir / "plot.png").write_bytes(plot("png"))
+  print(table, end="")
+  for trial in trials:
+    if not trial.is_done():
+      print(f"{trial.number}/{len(trials)} {trial.name}: {state(trial)}; not in the table")
+  print(
+    f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, "
+    "plot.svg, plot.png"
+  )
+  return len(done) == len(trials)
+
+
+# ----------------------------------------------------------------------------- command line
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """(arguments, --config flags for all trials)."""
+  parser = setup.Parser(__doc__)
+  parser.add_argument("sweep", help="configs/sweeps/NAME.py[:FORM]")
+  mode = parser.add_mutually_exclusive_group(required=True)
+  mode.add_argument("--dry_run", action="store_true", help="check and print every trial")
+  mode.add_argument("--local", action="store_true", help="run the trials on this machine")
+  mode.add_argument("--slurm", action="store_true", help="submit the trials to SLURM")
+  mode.add_argument("--collect", action="store_true", help="gather the results")
+  parser.add_argument(
+    "--check",
+    action="store_true",
+    help="with --dry_run: the algorithms' own checks too, which import jax",
+  )
+  parser.add_argument("--workdir", help="directory of the sweep")
+  parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="local trials at a time")
+  parser.add_argument("--gpus", type=setup.at_least(0), default=0, help="of a trial on SLURM")
+  parser.add_argument(
+    "--cpus_per_task", type=setup.at_least(1), default=8, help="cores of a trial on SLURM"
+  )
+  slurm.add_limits(parser)
+  job_lib.add_commit_and_restarts(parser)
+  arguments, common = parser.parse_known_args(argv[1:])
+  for argument in common:
+    if not re.match(r"--?config\.[^=]+=", argument):
+      parser.error(
+        f"unknown argument {argument!r}; flags for all trials are --config.GROUP.FIELD=VALUE"
+      )
+  if arguments.allow_dirty and not arguments.slurm:
+    parser.error("--allow_dirty belongs to --slurm, whose trials run a commit; leave it out")
+  if arguments.check and not arguments.dry_run:
+    parser.error("--check belongs to --dry_run; what starts trials checks them in any case")
+  if not arguments.workdir and not arguments.dry_run:
+    parser.error("--workdir is missing; give for example --workdir=runs/sweep")
+  return arguments, common
+
+
+def run_checks(
+  arguments: argparse.Namespace, common: Sequence[str], variables: Mapping[str, str]
+) -> None:
+  """`--dry_run --check` in a process of its own, which gives the accelerators back at its end.
+
+  Args:
+    variables: of its environment, beside those of this process.
+  """
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "launch.sweep",
+      arguments.sweep,
+      "--dry_run",
+      "--check",
+      f"--workdir={arguments.workdir}",
+      *common,
+    ],
+    stdout=subprocess.DEVNULL,
+    check=False,
+    env={**os.environ, **variables},
+  )
+  if done.returncode:
+    sys.exit(done.returncode)
+
+
+def main(argv: list[str]) -> int:
+  setup.quiet_logs()
+  arguments, common = parse(argv)
+  with setup.one_sentence_errors():
+    workdir = pathlib.Path(arguments.workdir or "runs/sweep").absolute()
+    sweep = load_sweep(arguments.sweep)
+    trials = make_trials(sweep, common, workdir)
+    check_workdirs(trials)
+    if arguments.dry_run:
+      if arguments.check:
+        check_configs(sweep, trials)
+      print_plan(trials)
+      return 0
+    if arguments.collect:
+      return 0 if collect(sweep, trials, workdir) else 1
+    if arguments.slurm:
+      submit_to_slurm(arguments, common, trials, workdir)
+      return 0
+    run_checks(arguments, common, {})
+    failed = run_local(trials, arguments.jobs)
+    for trial in failed:
+      print(f"failed: {trial.name}; see {trial.log}; the same command resumes it", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

@@ -1,0 +1,783 @@
+"""The suite `preference`: checkpoints answer the same prompts, and judges say which is better.
+
+    answers(p, network, directory, ...)      one checkpoint's answers, one line a prompt
+    judge_all(p, answers, directory, ...)    what the judges say of all of them
+
+Judges are named by specs:
+
+    labelers        TinyWorld's simulated labelers, training and held-out; `world` says which
+    reward:SOURCE   a reward model: an export, the workdir of its stage, or hf:DIR
+    ratings:FILE    people's ratings in the sheets of `write_sheets`; several files are one group
+    endpoint        a model behind an OpenAI-compatible endpoint; `endpoint` says which
+
+Source of what is measured: InstructGPT (arXiv:2203.02155) section 3.6, Table 3, Figures 1, 3, 4
+and 31.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf import loop, networks, sharding
+from rlhf import workdir as workdir_lib
+from rlhf.data import formats, prepare
+from rlhf.evals import statistics, units
+from rlhf.evals.measures import Measure
+from rlhf.evals.preference import endpoint as endpoint_lib
+from rlhf.evals.preference import judges as judges_lib
+from rlhf.evals.preference import length_control, win_rates
+from rlhf.evals.preference import ratings as ratings_lib
+from rlhf.evals.reward_models import calibration
+from rlhf.inference import completions as answers_lib
+from rlhf.inference import prefixes, rewards
+from rlhf.interop import reading
+from rlhf.networks import Network
+from rlhf.sharding import MeshConfig
+from rlhf.tinyworld import labelers as labelers_lib
+from rlhf.tinyworld import world as world_lib
+
+ITEMS = "items.jsonl"
+ANSWERS = "answers.jsonl"
+PREFERENCES = "preferences.jsonl"
+PAIRS_FILE = "pairs.jsonl"
+CACHE = "endpoint.jsonl"
+ALL = "all"
+LENGTH_MULTIPLE = 64  # of rows of prompts: few shapes to compile
+Progress = Callable[[int, int], None] | None  # called with (done, in all)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+  """What is asked, and who judges.
+
+  Attributes:
+    data: prompts, FORMAT:PATH; "labelers" need TinyWorld's prompts_test.jsonl.
+    limit: a random subset of so many prompts, the same for all checkpoints; None takes all.
+    baseline: name of the checkpoint that the others are compared with; InstructGPT's is SFT.
+    pairs: what is compared beside every checkpoint with the baseline: "A:B" names two of them,
+      "all" alone means every two.
+    judges: specs, see the top of this file.
+    max_prompt_tokens: of a prompt in its format, without a few-shot prefix; longer ones are left
+      out for every checkpoint, and so are those that do not fit behind a prefix.
+    max_response_tokens: of an answer.
+    temperature: InstructGPT's samples are drawn at 1 (appendix F).
+    temperatures: "NAME=TEMPERATURE" for single checkpoints; base models: 0.7 there.
+    key: of the sheets that `ratings:` names; empty for key.jsonl in the directory above them.
+    comparisons: ranked completions, FORMAT:PATH, on which the accuracy of every `reward:` judge is
+      told; empty for none.
+    world: of `labelers`: the seed and the labelers of the run that made the prompts, as
+      `labelers.LabelersConfig` has them.
+    endpoint: of `endpoint`: see `endpoint.EndpointConfig`.
+  """
+
+  data: str
+  limit: int | None
+  baseline: str
+  pairs: Sequence[str]
+  judges: Sequence[str]
+  max_prompt_tokens: int
+  max_response_tokens: int
+  temperature: float
+  temperatures: Sequence[str]
+  key: str
+  comparisons: str
+  world: Mapping[str, Any]
+  endpoint: Mapping[str, Any]
+
+  def __post_init__(self):
+    for name in ("world", "endpoint"):  # plain, so that the config can be hashed and written
+      object.__setattr__(self, name, dict(getattr(self, name).items()))
+    for name in ("judges", "pairs", "temperatures"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    for spec in self.pairs if self.pairs != (ALL,) else ():
+      policy, _, other = spec.partition(":")
+      if not policy or not other or policy == other:
+        raise ValueError(
+          f"config.preference.pairs has {spec!r}; name two checkpoints as A:B, or use all alone"
+        )
+    for name in ("max_prompt_tokens", "max_response_tokens", "limit"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"config.preference.{name} {getattr(self, name)}; use 1 or more")
+    if not 0 <= self.temperature < float("inf"):
+      raise ValueError(f"config.preference.temperature {self.temperature}; use 0 or more")
+    self.temperature_by_name  # pylint: disable=pointless-statement
+    _check_judges(self.judges)
+    try:
+      if "labelers" in self.judges:
+        labelers_lib.make_labelers(labelers_lib.LabelersConfig(**self.world))
+      if "endpoint" in self.judges:
+        endpoint_lib.EndpointConfig(**self.endpoint)
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"config.preference: {error}") from None
+
+  @property
+  def temperature_by_name(self) -> dict[str, float]:
+    """Of the checkpoints that have one of their own."""
+    found = {}
+    for spec in self.temperatures:
+      name, equals, text = spec.partition("=")
+      try:
+        found[name] = float(text)
+      except ValueError:
+        equals = ""
+      if not equals or not name or not 0 <= found[name] < float("inf"):
+        raise ValueError(
+          f"config.preference.temperatures has {spec!r}; write NAME=TEMPERATURE "
+          "with a number that is 0 or more, such as base=0.7"
+        )
+    return found
+
+  def of(self, prefix: str) -> list[str]:
+    """What follows `prefix` in the specs of the judges."""
+    return [spec.removeprefix(prefix) for spec in self.judges if spec.startswith(prefix)]
+
+
+def _check_judges(specs: Sequence[str]) -> None:
+  for spec in specs:
+    kind, colon, rest = spec.partition(":")
+    known = spec in ("labelers", "endpoint") or (kind in ("reward", "ratings") and colon and rest)
+    if not known:
+      raise ValueError(
+        f"config.preference.judges has {spec!r}; use labelers, endpoint, "
+        "reward:SOURCE or ratings:FILE"
+      )
+    if list(specs).count(spec) > 1:
+      raise ValueError(f"config.preference.judges has {spec!r} twice; leave one")
+  if not specs:
+    raise ValueError(
+      "config.preference.judges is empty; use labelers, endpoint, reward:SOURCE or ratings:FILE"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """What the judges said; `as_dict` is JSON-able.
+
+  Attributes:
+    measures: checkpoint -> its numbers.  A variant is a group of judges, or one reward model.
+    matrix: variant -> checkpoint -> other -> interval of the first's win rate, or None.
+    length_controlled: the same at equal length, see `length_control`.
+    agreement: of people who rated, see `ratings.agreement`; None without them.
+    reward_models: name -> {"accuracy", "length_baseline_accuracy", "num_pairs", "calibration"} on
+      `comparisons`.
+    endpoint: what it took and cost, see `Endpoint.summary`; None where none was asked.
+    num_prompts: that were judged.
+    num_left_out: prompts that were too long for some checkpoint.
+    failed: spec of a judge whose verdicts are missing -> why; not part of `as_dict`.
+  """
+
+  measures: Mapping[str, Sequence[Measure]]
+  matrix: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
+  length_controlled: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
+  agreement: Mapping[str, Any] | None
+  reward_models: Mapping[str, Any]
+  endpoint: Mapping[str, Any] | None
+  num_prompts: int
+  num_left_out: int
+  failed: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
+
+  def as_dict(self) -> dict[str, Any]:
+    def table(found):
+      return {
+        variant: {
+          a: {b: None if cell is None else cell.as_dict() for b, cell in row.items()}
+          for a, row in rows.items()
+        }
+        for variant, rows in found.items()
+      }
+
+    return dict(
+      measures={
+        name: [measure.as_dict() for measure in found] for name, found in self.measures.items()
+      },
+      matrix=table(self.matrix),
+      length_controlled=table(self.length_controlled),
+      agreement=self.agreement,
+      reward_models=self.reward_models,
+      endpoint=self.endpoint,
+      num_prompts=self.num_prompts,
+      num_left_out=self.num_left_out,
+    )
+
+
+# ----------------------------------------------------------------------------- checks
+
+
+def check_asked(p: PreferenceConfig, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+  """`check` without the judges, for sheets that people have yet to fill in; returns the prompts."""
+  prompts = select_prompts(p, seed=0)
+  if names is not None:
+    paired = [name for pair in pairs_of(p, names) for name in pair]
+    for field, wanted in (
+      ("baseline", [p.baseline]),
+      ("temperatures", p.temperature_by_name),
+      ("pairs", paired),
+    ):
+      for name in wanted:
+        if name not in names:
+          raise ValueError(
+            f"config.preference.{field} names {name!r}, which is none of the "
+            f"checkpoints {', '.join(names)}"
+          )
+  return prompts
+
+
+def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
+  """What can be found wrong before a network is loaded.
+
+  Args:
+    p: the config.
+    names: of the checkpoints, where they are known.
+
+  Raises:
+    ValueError: one sentence: the prompts, a judge's files or key, or a name.
+  """
+  prompts = check_asked(p, names)
+  if "labelers" in p.judges and not all("task" in record for record in prompts):
+    raise ValueError(
+      f"config.preference.judges has labelers, but {p.data} has lines without "
+      '"task"; only prompts that TinyWorld made can be judged by its labelers'
+    )
+  for source in p.of("reward:"):
+    find_reward(source)
+  if p.of("ratings:"):
+    read_ratings(p)
+  if "endpoint" in p.judges:
+    endpoint_lib.check(endpoint_lib.EndpointConfig(**p.endpoint))
+  if p.comparisons:
+    _read(p.comparisons, "comparison", "comparisons")
+    if not p.of("reward:"):
+      raise ValueError(
+        "config.preference.comparisons is given, but judges has no reward:SOURCE "
+        "whose accuracy it could tell"
+      )
+
+
+def _read(spec: str, kind: str, field: str) -> list[dict]:
+  """Records of FORMAT:PATH, with the fields that travel along."""
+  name, colon, path = spec.partition(":")
+  if not colon or name not in formats.FORMATS:
+    raise ValueError(
+      f"config.preference.{field} {spec!r}; give FORMAT:PATH with FORMAT one of "
+      f"{', '.join(sorted(formats.FORMATS))}"
+    )
+  try:
+    return formats.read(kind, path, name)[0]
+  except ValueError as error:
+    raise ValueError(f"config.preference.{field}: {error}") from None
+
+
+def select_prompts(p: PreferenceConfig, *, seed: int) -> list[dict[str, Any]]:
+  """The prompts, or a random subset of `limit` of them, in the order of the file."""
+  found = _read(p.data, "prompt", "data")
+  chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[: p.limit])
+  return [found[index] for index in chosen]
+
+
+def pairs_of(p: PreferenceConfig, names: Sequence[str]) -> list[tuple[str, str]]:
+  """What is compared beside every checkpoint with the baseline."""
+  if p.pairs == (ALL,):
+    return list(itertools.combinations([name for name in names if name != p.baseline], 2))
+  pairs = [tuple(spec.split(":", 1)) for spec in p.pairs]
+  return [pair for pair in dict.fromkeys(pairs) if pair[1] != p.baseline]
+
+
+def answer_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
+  """What decides a checkpoint's answers beside its weights, its format and the seed: two of equal
+  settings are equal."""
+  path = pathlib.Path(p.data.partition(":")[2])
+  return dict(
+    data=p.data,
+    limit=p.limit,
+    max_prompt_tokens=p.max_prompt_tokens,
+    max_response_tokens=p.max_response_tokens,
+    temperature=temperature_of(p, name),
+    contents=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+  )
+
+
+def temperature_of(p: PreferenceConfig, name: str) -> float:
+  """A checkpoint's own temperature, or everyone's."""
+  own = p.temperature_by_name
+  return own[name] if name in own else p.temperature
+
+
+# ----------------------------------------------------------------------------- answers
+
+
+def answers(
+  p: PreferenceConfig,
+  network: Network,
+  directory,
+  *,
+  name: str,
+  prompt_format: prepare.PromptFormat,
+  seed: int,
+  batch_size: int,
+  prefix: prefixes.Prefix | None = None,
+  progress: Progress = None,
+) -> list[str | None]:
+  """One checkpoint's answers to the prompts, one each.
+
+  Args:
+    p: the config.
+    network: a policy.
+    directory: receives `items.jsonl`: prompt_index, prompt, answer, finished.
+    name: of the checkpoint, for its temperature.
+    prompt_format: how it was trained to be asked.
+    seed: of the subset of prompts and of the samples, the same for all checkpoints.
+    batch_size: rows decoded at once; changes nothing but speed and memory.
+    prefix: examples before every prompt, which judges do not see.
+    progress: called with (answers done, answers in all).
+
+  Returns:
+    Per prompt its answer, or None where the prompt is longer than `max_prompt_tokens`, or does not
+    fit into the context behind the prefix.
+
+  Raises:
+    ValueError: no prompt fits, or prompt and answer exceed the context without any prefix.
+  """
+  records = select_prompts(p, seed=seed)
+  lengths = [
+    len(ids)
+    for ids in prompt_format.encode_prompts(
+      network.tokenizer, [record["prompt"] for record in records]
+    )
+  ]
+  fits = [index for index, length in enumerate(lengths) if length <= p.max_prompt_tokens]
+  if not fits:
+    raise ValueError(
+      f"none of {len(records)} prompts of {p.data} fits into "
+      f"config.preference.max_prompt_tokens {p.max_prompt_tokens}; the shortest has "
+      f"{min(lengths)} tokens in {name}'s format"
+    )
+  room = network.cfg.context_length - p.max_response_tokens
+  if prefix is not None:
+    asked = prefix.prompts([records[index]["prompt"] for index in fits])
+    lengths = dict(zip(fits, map(len, prompt_format.encode_prompts(network.tokenizer, asked))))
+    fits = [index for index in fits if lengths[index] <= room]
+  longest = max((lengths[index] for index in fits), default=0)
+  if longest > room or not fits:
+    what = (
+      f"a prompt has {longest} tokens"
+      if fits
+      else (f"every prompt behind its prefix has {min(lengths.values())} tokens or more")
+    )
+    raise ValueError(
+      f"{name}: {what}, and {p.max_response_tokens} of an answer leave "
+      f"{max(room, 0)} of the context of {network.cfg.context_length}; lower "
+      "config.preference.max_prompt_tokens or max_response_tokens"
+    )
+  prompts = [records[index]["prompt"] for index in fits]
+  config = answers_lib.AnswerConfig(
+    max_prompt_tokens=min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room),
+    max_response_tokens=p.max_response_tokens,
+    temperature=temperature_of(p, name),
+    batch_size=batch_size,
+    **dataclasses.asdict(prompt_format),
+  )
+  drawn = prefixes.answer(
+    network,
+    prefix,
+    prompts,
+    config,
+    loop.step_key(seed, "validate", 1),
+    on_batch=None if progress is None else lambda done, _: progress(done, len(prompts)),
+  )
+  found: list[str | None] = [None] * len(records)
+  finished: list[bool | None] = [None] * len(records)
+  for index, texts, ends in zip(fits, drawn.texts, drawn.finished, strict=True):
+    found[index], finished[index] = texts[0], ends[0]
+  workdir_lib.write_text(
+    pathlib.Path(directory) / ITEMS,
+    "".join(
+      json.dumps(
+        dict(
+          prompt_index=index, prompt=record["prompt"], answer=found[index], finished=finished[index]
+        ),
+        ensure_ascii=False,
+      )
+      + "\n"
+      for index, record in enumerate(records)
+    ),
+  )
+  return found
+
+
+def read_answers(directory) -> list[str | None]:
+  """What `answers` returned and wrote."""
+  return [line["answer"] for line in workdir_lib.read_jsonl(pathlib.Path(directory) / ITEMS)]
+
+
+def answered_by_all(
+  p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], *, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+  """(prompts that every checkpoint answered, name -> answers to them).
+
+  Raises:
+    ValueError: there is none, or the answers are to other prompts.
+  """
+  records = select_prompts(p, seed=seed)
+  for name, found in answers_by_name.items():
+    if len(found) != len(records):
+      raise ValueError(
+        f"{name} has {len(found)} answers to the {len(records)} prompts of "
+        f"{p.data}; answer them anew"
+      )
+  kept = [
+    index
+    for index in range(len(records))
+    if all(found[index] is not None for found in answers_by_name.values())
+  ]
+  if not kept:
+    raise ValueError(
+      f"no prompt of {p.data} was answered by every checkpoint; raise "
+      "config.preference.max_prompt_tokens"
+    )
+  return (
+    [records[index] for index in kept],
+    {name: [found[index] for index in kept] for name, found in answers_by_name.items()},
+  )
+
+
+def write_sheets(
+  p: PreferenceConfig,
+  answers_by_name: Mapping[str, Sequence[str | None]],
+  directory,
+  *,
+  seed: int,
+  limit: int | None = None,
+) -> None:
+  """Blind sheets for people: see `ratings.write_sheets`, which raises the same."""
+  prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
+  ratings_lib.write_sheets(directory, prompts, texts, baseline=p.baseline, seed=seed, limit=limit)
+
+
+# ----------------------------------------------------------------------------- judges
+
+
+def read_ratings(p: PreferenceConfig) -> ratings_lib.Ratings:
+  """People's ratings of the specs `ratings:FILE`, read with their key."""
+  paths = p.of("ratings:")
+  key = pathlib.Path(p.key) if p.key else pathlib.Path(paths[0]).parent.parent / ratings_lib.KEY
+  if not key.is_file():
+    raise ValueError(
+      f"config.preference.key: there is no key of the sheets at {key}; name the "
+      f"{ratings_lib.KEY} that was written with them"
+    )
+  try:
+    return ratings_lib.read(paths, ratings_lib.read_key(key))
+  except ValueError as error:
+    raise ValueError(f"config.preference.judges: {error}") from None
+
+
+def find_reward(source: str, flag: str = "config.preference.judges"):
+  """(source, what it says of itself); its format can be written with its tokenizer."""
+  inside = pathlib.Path(source) / "export"
+  if not reading.is_source(source) and (inside / "export.json").is_file():
+    source = str(inside)
+  found = networks.find_export(source, {}, kind="reward", flag=flag)
+  prepare.PromptFormat.trained_with(found.config).check(networks.tokenizer_of(found))
+  return source, found
+
+
+def load_reward(
+  source: str, flag: str = "config.preference.judges"
+) -> tuple[Network, prepare.PromptFormat]:
+  """A reward model on all devices, and the format that it was trained with."""
+  source, found = find_reward(source, flag)
+  network = networks.load(
+    source,
+    networks.export_numerics(found) | {"attention": "auto"},
+    sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
+    kind="reward",
+    flag=flag,
+  )
+  return network, prepare.PromptFormat.trained_with(found.config)
+
+
+def reward_accuracy(
+  p: PreferenceConfig,
+  network: Network,
+  prompt_format: prepare.PromptFormat,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+) -> dict[str, Any]:
+  """How a reward model ranks `p.comparisons`, and how well its confidence can be believed.
+
+  Completions that do not fit its context are left out, of the length baseline too.
+  """
+  records = _read(p.comparisons, "comparison", "comparisons")
+  rows, counts = prepare.comparison_rows(
+    records, network.tokenizer, prompt_format=prompt_format, length=network.cfg.context_length
+  )
+  arrays = rewards.score_comparisons(network.cfg, network.params, rows, batch_size=batch_size)
+  settings = dict(num_resamples=num_resamples, seed=seed)
+  return dict(
+    accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
+    length_baseline_accuracy=calibration.length_baseline_accuracy(
+      *calibration.length_arrays(rows.records), **settings
+    ).as_dict(),
+    num_pairs=calibration.num_untied_pairs(*arrays[1:]),
+    counts=counts,
+    calibration=calibration.calibration_curve(*arrays),
+  )
+
+
+def judge_all(
+  p: PreferenceConfig,
+  answers_by_name: Mapping[str, Sequence[str | None]],
+  directory,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress: Progress = None,
+  all_or_none: bool = False,
+) -> Comparison:
+  """What every judge says of every checkpoint's answers.
+
+  Args:
+    p: the config.
+    answers_by_name: checkpoint -> what `answers` returned, in the order wanted.
+    directory: receives `answers.jsonl` (line prompt_index: the prompt and all its answers),
+      `preferences.jsonl` (against the baseline), `pairs.jsonl` (the other pairs), and keeps
+      `endpoint.jsonl`; a `result.json` of other verdicts goes when these are written.
+    num_resamples, seed: of the bootstrap; `seed` also as in `answers`.
+    batch_size: of reward models; changes nothing but speed and memory.
+    progress: of an endpoint, called with (questions done, questions in all) of each round.
+    all_or_none: a judge that fails leaves the directory's verdicts as they are.
+
+  A judge that fails stops no other; it is in `failed` of what is returned.
+
+  Raises:
+    ValueError: one sentence: there is nothing to judge.
+    Exception: of the first judge that failed, where all have or `all_or_none`; what was paid for
+      is kept.
+  """
+  directory = pathlib.Path(directory)
+  names, settings = list(answers_by_name), dict(num_resamples=num_resamples, seed=seed)
+  prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
+  pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
+  rows, pair_rows, reward_models, asker, agreement, failed = [], [], {}, None, None, {}
+
+  def ask(judge):
+    found = judge(prompts, texts, p.baseline)
+    pair_rows.extend(judges_lib.judge_pairs(judge, prompts, texts, pairs))
+    rows.extend(found)
+
+  if "labelers" in p.judges:
+    with _going_on(failed, "labelers"):
+      cfg = labelers_lib.LabelersConfig(**p.world)
+      ask(
+        judges_lib.simulated_labelers(
+          world_lib.make_world(cfg.seed), *labelers_lib.make_labelers(cfg)
+        )
+      )
+  for source, name in zip(p.of("reward:"), reward_names(p)):
+    with _going_on(failed, f"reward:{source}"):
+      network, prompt_format = load_reward(source)
+      accuracy = (
+        reward_accuracy(p, network, prompt_format, batch_size=batch_size, **settings)
+        if p.comparisons
+        else None
+      )
+      ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
+      if accuracy is not None:
+        reward_models[name] = accuracy
+  if p.of("ratings:"):
+    with _going_on(failed, "ratings"):
+      found = read_ratings(p)
+      agreed = ratings_lib.agreement(found, **settings)
+      ask(judges_lib.human_ratings(found))
+      agreement = agreed
+  if "endpoint" in p.judges:
+    with _going_on(failed, "endpoint"):
+      asker = endpoint_lib.Endpoint(
+        endpoint_lib.EndpointConfig(**p.endpoint), directory / CACHE, on_answer=progress
+      )
+      try:
+        ask(judges_lib.endpoint(asker))
+      finally:
+        print(asker.describe(), flush=True)  # what was answered before a failure was paid for too
+  if failed and (all_or_none or not rows):
+    raise next(iter(failed.values()))
+  # Files of an earlier run stay whole until here, and count as unfinished from here on.
+  (directory / units.RESULT).unlink(missing_ok=True)
+  workdir_lib.write_text(
+    directory / ANSWERS,
+    "".join(
+      json.dumps(
+        dict(record, answers={name: texts[name][index] for name in names}), ensure_ascii=False
+      )
+      + "\n"
+      for index, record in enumerate(prompts)
+    ),
+  )
+  win_rates.write_preferences(directory / PREFERENCES, rows)
+  win_rates.write_preferences(directory / PAIRS_FILE, pair_rows)
+
+  num_asked = len(next(iter(answers_by_name.values())))
+  measures, matrix, equal_length = summarise(
+    {0: rows + pair_rows}, {0: texts}, names, baseline=p.baseline, **settings
+  )
+  return Comparison(
+    measures=measures,
+    matrix=matrix,
+    length_controlled=equal_length,
+    agreement=agreement,
+    reward_models=reward_models,
+    endpoint=None if asker is None else asker.summary(),
+    num_prompts=len(prompts),
+    num_left_out=num_asked - len(prompts),
+    failed=failed,
+  )
+
+
+@contextlib.contextmanager
+def _going_on(failed: dict[str, Exception], judge: str):
+  """An error inside is kept under the judge's name and stops nothing else."""
+  try:
+    yield
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    failed[judge] = error
+
+
+def pool(
+  directories: Mapping[int, Any],
+  names: Sequence[str],
+  *,
+  baseline: str,
+  num_resamples: int,
+  seed: int,
+) -> Comparison:
+  """Several training seeds as one comparison: runs are resampled, then the prompts of each run.
+
+  Args:
+    directories: training seed -> the directory of a `judge_all`; a checkpoint has one name in all.
+    names: checkpoints, in the order wanted.
+    baseline: of all runs.
+    num_resamples, seed: of the bootstrap.
+  """
+  rows, texts = {}, {}
+  for run, directory in directories.items():
+    directory = pathlib.Path(directory)
+    rows[run] = [
+      row
+      for file in (PREFERENCES, PAIRS_FILE)
+      for row in win_rates.read_preferences(directory / file)
+    ]
+    lines = workdir_lib.read_jsonl(directory / ANSWERS)
+    texts[run] = {name: [line["answers"][name] for line in lines] for name in lines[0]["answers"]}
+  measures, matrix, equal_length = summarise(
+    rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples
+  )
+  return Comparison(
+    measures=measures,
+    matrix=matrix,
+    length_controlled=equal_length,
+    agreement=None,
+    reward_models={},
+    endpoint=None,
+    num_left_out=0,
+    num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()),
+  )
+
+
+def summarise(
+  rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
+  answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
+  names: Sequence[str],
+  *,
+  baseline: str,
+  num_resamples: int,
+  seed: int,
+):
+  """(measures, matrix, length_controlled) of `Comparison` from the judges' rows.
+
+  Args:
+    rows_by_seed: training seed -> rows, those of pairs beside the baseline among them.
+    answers_by_seed: training seed -> checkpoint -> answers by prompt_index.
+    names: checkpoints, in the order wanted.
+    baseline: of rows that name none.
+    num_resamples, seed: of the bootstrap.
+  """
+  settings = dict(num_resamples=num_resamples, seed=seed)
+  measures: dict[str, list[Measure]] = {name: [] for name in names}
+  matrix, equal_length = {}, {}
+  for variant, (group, own) in by_variant(rows_by_seed).items():
+    shared = dict(baseline=baseline, group=group, **settings)
+    matrix[variant] = judges_lib.win_rate_matrix(own, names, **shared)
+    equal_length[variant] = length_control.length_controlled_win_rates(
+      own, answers_by_seed, names, **shared
+    )
+    against = {run: [row for row in rows if "baseline" not in row] for run, rows in own.items()}
+    for name in names:
+
+      def add(metric, interval, better="higher", *, task="preference", name=name, variant=variant):
+        if interval is not None:
+          measures[name].append(
+            Measure(task=task, metric=metric, interval=interval, variant=variant, better=better)
+          )
+
+      if name != baseline:
+        add("win_rate", matrix[variant][name][baseline])
+        add("length_controlled_win_rate", equal_length[variant][name][baseline])
+      for metric, field in (("likert", "likert"), ("reward", "score")):
+        add(metric, _mean(against, name, group, field, settings))
+      for label, interval in _metadata_rates(against, name, group, settings).items():
+        add(label, interval, win_rates.METADATA[label], task="metadata")
+  return measures, matrix, equal_length
+
+
+def _mean(rows_by_seed, name: str, group: str, field: str, settings) -> statistics.Interval | None:
+  """Mean of a field over runs; None where it was not given."""
+  values = {
+    run: win_rates.values_by_prompt(rows, policy=name, group=group, field=field)
+    for run, rows in rows_by_seed.items()
+  }
+  values = {run: value_PL for run, value_PL in values.items() if not np.isnan(value_PL).all()}
+  return statistics.bootstrap_over_seeds(values, **settings) if values else None
+
+
+def _metadata_rates(
+  rows_by_seed, name: str, group: str, settings
+) -> dict[str, statistics.Interval]:
+  """Label -> how often it was given, over runs."""
+  found: dict[str, dict[int, list]] = {}
+  for run, rows in rows_by_seed.items():
+    labels = win_rates.metadata_by_prompt(rows, policy=name, group=group)
+    for label, values in win_rates.metadata_values(labels).items():
+      found.setdefault(label, {})[run] = values
+  return {
+    label: statistics.bootstrap_over_seeds(values, **settings)
+    for label, values in sorted(found.items())
+  }
+
+
+def reward_names(p: PreferenceConfig) -> list[str]:
+  """What the reward models are called in rows and tables: "reward_model", or numbered ones."""
+  count = len(p.of("reward:"))
+  return ["reward_model"] if count == 1 else [f"reward_model_{n}" for n in range(1, count + 1)]
+
+
+def by_variant(
+  rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
+) -> dict[str, tuple[str, dict[int, list[judges_lib.Row]]]]:
+  """Variant -> (group, seed -> rows): a group of judges, or each reward model for itself, since
+  scores of two have no common scale."""
+  found: dict[str, tuple[str, dict[int, list]]] = {}
+  for run, rows in rows_by_seed.items():
+    for row in rows:
+      variant = row["labeler"] if row["group"] == "reward_model" else row["group"]
+      found.setdefault(variant, (row["group"], {}))[1].setdefault(run, []).append(row)
+  return found

@@ -1,0 +1,240 @@
+"""lm-eval (EleutherAI's harness) on our networks: its tasks run as they are, without torch.
+
+  from lm_eval import evaluator
+  evaluator.simple_evaluate(model=harness.HarnessModel(network, batch_size=32), tasks=["piqa"])
+
+Texts become ids as in lm-eval's own `hf` model: context and continuation are encoded together and
+parted where the context's own ids end, spaces at the end of a context go to the continuation, what
+is too long loses tokens from the left, and an empty context is begin-of-text, or end-of-text where
+there is none.  So log-likelihoods are those that `hf` gives for the same weights.
+
+This module needs the package lm-eval (`pip install 'rlhf[evals]'`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from lm_eval import utils
+from lm_eval.api import model as lm_eval_model
+from lm_eval.api import samplers
+from lm_eval.api.instance import Instance
+
+from rlhf.inference import continuations
+from rlhf.networks import Network
+
+MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
+_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_SPARE = 64  # of items that are looked at beside as many as are wanted
+_KNOWN = {"until", "do_sample", "temperature", *_LENGTH_NAMES}
+
+
+class OtherItems(samplers.ContextSampler):
+  """Few-shot examples from among the items that are asked.
+
+  Never the item itself, nor another of its paragraph, whose text may hold the answer, nor one of
+  which no right answer is known.
+  """
+
+  def sample(
+    self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **unused: Any
+  ) -> list[dict[str, Any]]:
+    """`n` items at random.
+
+    Raises:
+      ValueError: there are not so many others.
+    """
+    docs, found = self.fewshot_docs(), []
+    for size in (n + _SPARE, len(docs)):  # all are looked at only where so many do not do
+      found = [
+        doc for doc in self.rnd.sample(docs, min(size, len(docs))) if self._is_other(doc, eval_doc)
+      ][:n]
+      if len(found) == n:
+        return found
+    raise ValueError(
+      f"{n} examples are asked for, and of {len(docs)} items {len(found)} can stand "
+      "beside another; lower config.nlp.num_fewshot, or put the training set beside "
+      "the test set"
+    )
+
+  @staticmethod
+  def _is_other(doc: dict[str, Any], asked: dict[str, Any] | None) -> bool:
+    if not doc.get("is_referent", True):
+      return False
+    same = "paragraph" if "paragraph" in doc else "id"
+    return asked is None or doc[same] != asked[same]
+
+
+class HarnessModel(lm_eval_model.TemplateLM):
+  """A policy as lm-eval asks for one."""
+
+  def __init__(
+    self,
+    network: Network,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    chat: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+  ):
+    """Wraps a network, which stays where it lies on the mesh.
+
+    Args:
+      batch_size: rows at once; results do not depend on it.
+      seed: of tasks that sample; greedy ones do not read it.
+      chat: texts come through `apply_chat_template`, so that special tokens in them are meant.
+      on_batch: called with (requests done, requests of this call).
+
+    Raises:
+      ValueError: `chat`, and the tokenizer has no chat template that can be used.
+    """
+    super().__init__()
+    self._network, self._batch_size = network, batch_size
+    self._key, self._chat, self._on_batch = jax.random.key(seed), chat, on_batch
+    if chat:
+      network.tokenizer.chat  # raises where there is none
+
+  # ---- what lm-eval asks of a tokenizer
+
+  @property
+  def eot_token_id(self) -> int:
+    return self._network.tokenizer.eot_id
+
+  @property
+  def prefix_token_id(self) -> int:
+    """Stands in for an empty context."""
+    begin = self._network.tokenizer.bos_id
+    return self._network.tokenizer.eot_id if begin is None else begin
+
+  @property
+  def max_length(self) -> int:
+    return self._network.cfg.context_length
+
+  @property
+  def max_gen_toks(self) -> int:
+    return MAX_GEN_TOKS
+
+  @property
+  def tokenizer_name(self) -> str:
+    return type(self._network.tokenizer).__name__
+
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **unused: Any
+  ) -> list[int]:
+    """Ids; the tokenizer's prefix (begin-of-text) comes first unless `add_special_tokens` is False."""
+    tokenizer = self._network.tokenizer
+    if self._chat:
+      ids = tokenizer.encode_with_specials(string)
+      if add_special_tokens is None and ids[:1] == list(tokenizer.prefix_ids[:1]):
+        return ids  # the template wrote it
+    else:
+      ids = tokenizer.encode(string)
+    return ids if add_special_tokens is False else [*tokenizer.prefix_ids, *ids]
+
+  def chat_template(self, chat_template: bool | str = False) -> str | None:
+    """The template's source, which lm-eval puts on record."""
+    return self._network.tokenizer.chat_template if chat_template else None
+
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
+    """Turns as the text that the model's own template makes of them."""
+    return self._network.tokenizer.render_chat(
+      chat_history, add_generation_prompt=add_generation_prompt
+    )
+
+  # ---- requests
+
+  def loglikelihood(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """As lm-eval encodes contexts and continuations, without its bar: `on_batch` is told."""
+    return super().loglikelihood(requests, disable_tqdm=True)
+
+  def _loglikelihood_tokens(
+    self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
+  ) -> list[tuple[float, bool]]:
+    pairs = [(context, continuation) for _, context, continuation in requests]
+    found = continuations.loglikelihoods(
+      self._network, pairs, batch_size=self._batch_size, on_batch=self._progress(len(pairs))
+    )
+    for (text, _, _), answer in zip(requests, found, strict=True):
+      if text is not None:  # a window of a longer text is not worth keeping
+        self.cache_hook.add_partial("loglikelihood", text, answer)
+    return found
+
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Log-probabilities of whole texts, in windows of the context that do not overlap."""
+    windows, owner = [], []
+    for index, request in enumerate(requests):
+      for pair in utils.get_rolling_token_windows(
+        token_list=self.tok_encode(request.args[0]),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      ):
+        windows.append((None, *utils.make_disjoint_window(pair)))
+        owner.append(index)
+    totals = [0.0] * len(requests)
+    for index, (logprob, _) in zip(owner, self._loglikelihood_tokens(windows), strict=True):
+      totals[index] += logprob
+    for request, total in zip(requests, totals, strict=True):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+    return totals
+
+  def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    """Texts up to the first of the strings in `until`, greedy unless a task samples.
+
+    Raises:
+      ValueError: a task asks for a way of sampling that there is not.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for index, request in enumerate(requests):
+      groups.setdefault(self._settings(request.args[1]), []).append(index)
+    texts: list[str] = [""] * len(requests)
+    for number, ((stops, max_new_tokens, temperature), members) in enumerate(groups.items()):
+      contexts = [
+        self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
+      ]
+      written = continuations.write(
+        self._network,
+        contexts,
+        jax.random.fold_in(self._key, number),
+        max_new_tokens=max_new_tokens,
+        stops=stops,
+        temperature=temperature,
+        batch_size=self._batch_size,
+        on_batch=self._progress(len(members)),
+      )
+      for index, text in zip(members, written, strict=True):
+        texts[index] = text
+        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+    return texts
+
+  def _settings(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
+    """(stops, max_new_tokens, temperature) of a task's generation_kwargs, as lm-eval reads them."""
+    unknown = {name for name in set(options) - _KNOWN if options[name] not in (None, False)}
+    if unknown:
+      raise ValueError(
+        f"generation_kwargs {sorted(unknown)[0]!r} of the task is not supported; "
+        f"choose from {', '.join(sorted(_KNOWN))}"
+      )
+    until = options.get("until")
+    stops = [until] if isinstance(until, str) else until
+    lengths = [options[name] for name in _LENGTH_NAMES if options.get(name) is not None]
+    temperature = options.get("temperature")
+    is_sampled = options.get("do_sample", bool(temperature))
+    if not is_sampled:
+      temperature = 0.0
+    elif temperature is None:
+      temperature = 1.0
+    return (
+      tuple(stops if stops is not None else ()),
+      int(lengths[0]) if lengths else self.max_gen_toks,
+      float(temperature),
+    )
+
+  def _progress(self, total: int):
+    return None if self._on_batch is None else lambda done: self._on_batch(done, total)

@@ -1,0 +1,270 @@
+"""evaluation.json and evaluation.html: checkpoints beside one another, on one self-contained page.
+
+`write` takes what the suites measured and makes a table and a plot of every task and metric; where
+checkpoints are called METHOD@SIZE, the plot is over the number of parameters, as the paper's main
+figure is (InstructGPT Fig. 1).
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf import workdir as workdir_lib
+from rlhf.evals import units
+from rlhf.report import figures
+from rlhf.report import pipeline as report_lib
+
+TITLES = {
+  "preference": "Preference: what raters say of answers to the same prompts",
+  "nlp": "Public NLP tasks",
+  "truth": "Truth",
+  "toxicity": "Toxicity",
+  "bias": "Bias",
+}
+
+
+def write(
+  directory: str | pathlib.Path,
+  *,
+  title: str,
+  checkpoints: Sequence[Mapping[str, Any]],
+  measures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+  compared: Mapping[str, Any] | None = None,
+  samples: Sequence[Mapping[str, Any]] = (),
+  notes: Sequence[str] = (),
+  differences: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> pathlib.Path:
+  """Writes both files; returns the page's path.
+
+  Args:
+    directory: made where it is missing.
+    title: of the page.
+    checkpoints: {"name", "source", "parameters"} in the order wanted.
+    measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks.
+    compared: what judges said, as `comparison.Comparison.as_dict` has it.
+    samples: {"prompt", "answers": {checkpoint: text}} to be read.
+    notes: sentences for the end of the page.
+    differences: suite -> rows of `units.differences` from the first checkpoint.
+  """
+  directory = pathlib.Path(directory)
+  differences = {} if differences is None else differences
+  tables = {suite: units.by_measure(found) for suite, found in measures.items()}
+  if compared is not None:
+    add_baseline(tables["preference"], compared["baseline"])
+  notes = [*notes, *preference_notes(compared)]
+  data = dict(
+    title=title,
+    checkpoints=list(checkpoints),
+    suites=tables,
+    differences=dict(differences),
+    notes=notes,
+    preference=None
+    if compared is None
+    else {name: part for name, part in compared.items() if name != "measures"},
+  )
+  workdir_lib.write_json(directory / "evaluation.json", data)
+  parameters = {one["name"]: one["parameters"] for one in checkpoints}
+  html = report_lib.render_template(
+    "evaluation.html",
+    title=title,
+    checkpoints=checkpoints,
+    matrix=matrix(compared),
+    samples=samples,
+    reward_models=reward_models(compared),
+    notes=notes,
+    sections=[
+      section(suite, rows, parameters, differences[suite] if suite in differences else ())
+      for suite, rows in tables.items()
+      if rows
+    ],
+    cell=cell_text,
+    signed=signed_text,
+    heading=heading,
+    count=count_text,
+  )
+  path = directory / "evaluation.html"
+  workdir_lib.write_text(path, html)
+  return path
+
+
+def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, Any]]]:
+  """judges -> checkpoint -> other -> interval, where more pairs than those with one baseline were
+  judged."""
+  found = {}
+  for judges, rows in ({} if compared is None else compared["matrix"]).items():
+    known = {a: {b: cell for b, cell in row.items() if cell is not None} for a, row in rows.items()}
+    if sum(len(row) > 1 for row in known.values()) > 1:
+      found[judges] = known
+  return found
+
+
+def reward_models(compared: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+  """Accuracy and calibration plot of each reward model that judged."""
+  models = {} if compared is None else compared["reward_models"]
+  return [
+    dict(
+      name=name,
+      **{key: found[key] for key in ("accuracy", "length_baseline_accuracy", "num_pairs")},
+      plot=figures.calibration(found["calibration"]),
+    )
+    for name, found in models.items()
+  ]
+
+
+def preference_notes(compared: Mapping[str, Any] | None) -> list[str]:
+  """What a reader must know of the judgements."""
+  if compared is None:
+    return []
+  found = [f"{compared['num_prompts']:,} prompts were judged."]
+  if compared["num_left_out"]:
+    found.append(
+      f"{compared['num_left_out']:,} were too long for a checkpoint and are left out for all."
+    )
+  found += agreement_notes(compared["agreement"])
+  if compared["endpoint"] is not None:
+    found.append(
+      "The endpoint: "
+      + ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in compared["endpoint"].items()
+      )
+      + "."
+    )
+  return found
+
+
+def agreement_notes(agreement: Mapping[str, Any] | None) -> list[str]:
+  """How far people who compared the same answers agree, see `ratings.agreement`."""
+  by_pair = None if agreement is None else agreement["preference"]
+  text = "Two raters say the same of {mean:.1%} [{low:.1%}, {high:.1%}] of the comparisons"
+  return [
+    text.format(**by_pair[name]) + counted
+    for name, counted in (("agreement", " that both decided."), ("with_ties", ", ties among them."))
+    if by_pair is not None and by_pair[name] is not None
+  ]
+
+
+def add_baseline(rows: Sequence[dict[str, Any]], baseline: str) -> None:
+  """Gives the baseline its win rate against itself, which is a half by definition."""
+  for row in rows:
+    if row["metric"] == "win_rate":
+      num = max(cell["n"] for cell in row["cells"].values())
+      row["cells"][baseline] = dict(mean=0.5, low=0.5, high=0.5, n=num)
+
+
+def section(
+  suite: str,
+  rows: Sequence[Mapping[str, Any]],
+  parameters: Mapping[str, int | None],
+  differences: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+  """A suite's part of the page: its tables by task, and a plot for each task and metric."""
+  blocks: dict[str, dict[str, Any]] = {}
+  for name, found in (("rows", rows), ("differences", differences)):
+    for row in found:
+      block = blocks.setdefault(
+        row["task"], dict(task=row["task"], rows=[], differences=[], plots=[])
+      )
+      block[name].append(row)
+  names = [name for name in parameters if any(name in row["cells"] for row in rows)]
+  for number, block in enumerate(blocks.values()):
+    for at, (metric, found) in enumerate(by_metric(block["rows"]).items()):
+      block["plots"] += [
+        dict(svg=svg, name=f"{block['task']}, {figures.label(metric)}{of}")
+        for svg, of in plots(f"{suite}-{number}-{at}", found, parameters)
+      ]
+  return dict(
+    suite=suite,
+    title=TITLES[suite] if suite in TITLES else suite,
+    names=names,
+    blocks=list(blocks.values()),
+  )
+
+
+def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+  """Rows with the same metric together."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    found.setdefault(row["metric"], []).append(row)
+  return found
+
+
+def plots(
+  name: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None]
+) -> list[tuple[str, str]]:
+  """(SVG, what is added to its name): over the size where there are sizes, else dots."""
+  means = {cell["mean"] for row in rows for cell in row["cells"].values()}
+  if len(means) < 2:
+    return []  # there is nothing to see
+  if not has_sizes(parameters):
+    svg = figures.measure(rows, name)
+    return [] if svg is None else [(svg, "")]
+  found = []
+  for number, row in enumerate(rows):
+    variant = f", {row['variant']}" if row["variant"] else ""
+    svg = figures.over_size(
+      size_points(row, parameters),
+      figures.label(row["metric"]) + variant,
+      name=f"{name}-{number}",
+      line=0.5 if row["metric"] == "win_rate" else None,
+      percent=row["metric"] == "win_rate",
+    )
+    if svg is not None:
+      found.append((svg, variant))
+  return found
+
+
+def has_sizes(parameters: Mapping[str, int | None]) -> bool:
+  """Whether a method stands at several sizes."""
+  by_method: dict[str, set[int]] = {}
+  for name, count in parameters.items():
+    if count is not None:
+      by_method.setdefault(name.partition("@")[0], set()).add(count)
+  return any(len(counts) > 1 for counts in by_method.values())
+
+
+def size_points(
+  row: Mapping[str, Any], parameters: Mapping[str, int | None]
+) -> dict[str, list[dict[str, float]]]:
+  """method -> points of `figures.over_size`."""
+  points: dict[str, list[dict[str, float]]] = {}
+  for name, cell in row["cells"].items():
+    if parameters[name] is not None:
+      points.setdefault(name.partition("@")[0], []).append(
+        dict(parameters=parameters[name], **{end: cell[end] for end in ("mean", "low", "high")})
+      )
+  return points
+
+
+def heading(row: Mapping[str, Any]) -> str:
+  """What a row of the table measures, with an arrow to the better side."""
+  arrow = {"higher": " \u2191", "lower": " \u2193", "": ""}[row["better"]]
+  variant = f", {figures.label(row['variant'])}" if row["variant"] else ""
+  return figures.label(row["metric"]) + variant + arrow
+
+
+def count_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+  """The largest number of prompts behind a checkpoint's cells."""
+  known = [row["cells"][name]["n"] for row in rows if name in row["cells"]]
+  return f"{max(known):,}" if known else "\u2013"
+
+
+def short(value: float) -> str:
+  """Three digits that count, with a true minus sign."""
+  if value == 0 or not math.isfinite(value):
+    return f"{value:g}"
+  digits = max(0, 2 - math.floor(math.log10(abs(value))))
+  return f"{value:.{min(digits, 4)}f}".replace("-", "\u2212")
+
+
+def signed_text(cell: Mapping[str, float]) -> str:
+  """A difference with its interval."""
+  plus = lambda value: ("+" if value > 0 else "") + short(value)
+  return f"{plus(cell['mean'])} [{plus(cell['low'])}, {plus(cell['high'])}]"
+
+
+def cell_text(cell: Mapping[str, float] | None) -> str:
+  """A mean with its interval."""
+  if cell is None:
+    return "\u2013"
+  return f"{short(cell['mean'])} [{short(cell['low'])}, {short(cell['high'])}]"

@@ -1,0 +1,313 @@
+"""What the trials of a sweep found: one row per trial and seed, then one per trial over its seeds.
+
+A measure is read as values by prompt, so that an interval over seeds draws seeds and then prompts
+(`statistics.bootstrap_over_seeds`).  A number of which a run has only one (a loss, a mean over
+tasks) is a run with one prompt: its interval comes from the seeds alone, and with one seed has no
+width.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf import workdir as workdir_lib
+from rlhf.evals import statistics
+from rlhf.evals.preference import win_rates
+from rlhf.evals.reward_models import calibration
+
+Values = statistics.ValuesByPrompt
+ENDS = ("mean", "low", "high")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A finished trial: `overrides` without the seed, and where it lies."""
+
+  overrides: Mapping[str, Any]
+  seed: int
+  workdir: pathlib.Path
+
+
+# ----------------------------------------------------------------------------- one run's measures
+
+
+def _evaluation(workdir: pathlib.Path) -> dict[str, Any]:
+  return workdir_lib.done_result(workdir / "evaluation")
+
+
+def _wins(group: str) -> Callable[[pathlib.Path, str], Values]:
+  def read(workdir, policy):
+    lines = win_rates.read_preferences(workdir / "evaluation" / "preferences.jsonl")
+    return win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
+
+  return read
+
+
+def _validation(field: str) -> Callable[[pathlib.Path, str], Values]:
+  """Of the last validation of a PPO run, whose prompts are held out."""
+
+  def read(workdir, policy):
+    found = sorted((workdir / policy / "validation").glob("step_*.jsonl"))
+    if not found:
+      raise ValueError(f"{workdir / policy} holds no validation/step_*.jsonl")
+    return [[line[field]] for line in workdir_lib.read_jsonl(found[-1])]
+
+  return read
+
+
+def _gold(workdir, policy) -> Values:
+  return [[line[policy]] for line in workdir_lib.read_jsonl(workdir / "evaluation" / "gold.jsonl")]
+
+
+def _tax(workdir, policy) -> Values:
+  losses = _evaluation(workdir)["pretraining_nll"]
+  return [[losses[policy] - losses["init"]]]
+
+
+def _few_shot(workdir, policy) -> Values:
+  tasks = _evaluation(workdir)["few_shot_tasks"]
+  return [[float(np.mean([cells[policy] for cells in tasks.values()]))]]
+
+
+def _reward_dir(workdir: pathlib.Path) -> pathlib.Path:
+  """The reward model of a pipeline, or of a run of that stage alone."""
+  return workdir / "reward_model" if (workdir / "reward_model").is_dir() else workdir
+
+
+def _accuracy(workdir, policy) -> Values:
+  del policy
+  saved = workdir_lib.read_json(_reward_dir(workdir) / "validation_scores.json")
+  gap_NC = calibration.score_gaps(
+    *(np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
+  )
+  return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
+
+
+def _log_loss(workdir, policy) -> Values:
+  del policy
+  return [[workdir_lib.done_result(_reward_dir(workdir))["validation/log_loss"]]]
+
+
+# name: (what the plot's y axis says, reader of (workdir, policy))
+MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
+  "win_rate_training": ("win rate against SFT,\ntraining labelers", _wins("training")),
+  "win_rate_heldout": ("win rate against SFT,\nheld-out labelers", _wins("heldout")),
+  "validation_reward": ("validation reward", _validation("reward")),
+  "validation_kl": ("KL to the reference (nats)", _validation("kl")),
+  "gold_score": ("gold score", _gold),
+  "pretraining_tax": ("held-out pretraining loss\nless PPO's start (nats)", _tax),
+  "few_shot_mean": ("few-shot accuracy,\nmean of the tasks", _few_shot),
+  "reward_accuracy": ("reward-model accuracy", _accuracy),
+  "reward_log_loss": ("reward-model log loss (nats)", _log_loss),
+}
+
+
+# ----------------------------------------------------------------------------- all runs
+
+
+def gather(
+  runs: Sequence[Run], policies: Sequence[str], measures: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Every measure of every policy of every run.
+
+  Returns:
+    {"overrides", "seed", "policy", "values": {measure: values by prompt}}, one per run and policy.
+  """
+  return [
+    dict(
+      overrides=dict(run.overrides),
+      seed=run.seed,
+      policy=policy,
+      values={name: MEASURES[name][1](run.workdir, policy) for name in measures},
+    )
+    for run in runs
+    for policy in policies
+  ]
+
+
+def mean(values: Values) -> float:
+  """The ratio of sums that `statistics` takes for a mean."""
+  flat = np.concatenate([np.asarray(row, np.float64) for row in values])
+  return float(np.nanmean(flat))
+
+
+def pool(
+  gathered: Sequence[Mapping[str, Any]],
+  first: Mapping[str, Any],
+  *,
+  num_resamples: int = 2000,
+  seed: int = 0,
+) -> list[dict[str, Any]]:
+  """Over the seeds of each trial.
+
+  Args:
+    first: overrides of the sweep's first trial, whether it is among those gathered or not.
+
+  Returns:
+    {"overrides", "policy", "seeds", "measures": {name: {"per_seed": {seed: mean},
+    "pooled": {"mean", "low", "high", "n"}, "difference": the same or None}}}, in the order in which
+    the trials first occur.  "difference" is the mean less that of the first trial's same policy,
+    over the seeds that both have, with seeds and prompts drawn for both together: what a seed's
+    data and reward model make higher or lower for all trials cancels.
+
+  Raises:
+    ValueError: a trial has two runs of one seed.
+  """
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  for row in gathered:
+    groups.setdefault(f"{row['overrides']} {row['policy']}", []).append(row)
+  settings = dict(num_resamples=num_resamples, seed=seed)
+  starts = {
+    policy: {
+      row["seed"]: row["values"]
+      for row in gathered
+      if row["policy"] == policy and row["overrides"] == first
+    }
+    for policy in {row["policy"] for row in gathered}
+  }
+  pooled = []
+  for rows in groups.values():
+    by_seed = {row["seed"]: row["values"] for row in rows}
+    if len(by_seed) < len(rows):
+      raise ValueError(f"{rows[0]['overrides']} has several runs of one seed; collect each once")
+    start = starts[rows[0]["policy"]]
+    measures = {}
+    for name in rows[0]["values"]:
+      values = {number: by_seed[number][name] for number in sorted(by_seed)}
+      pairs = {
+        number: (value, start[number][name])
+        for number, value in values.items()
+        if number in start and len(value) == len(start[number][name])
+      }
+      known = rows[0]["overrides"] != first and pairs
+      measures[name] = dict(
+        per_seed={number: mean(value) for number, value in values.items()},
+        pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
+        difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
+        if known
+        else None,
+      )
+    pooled.append(
+      dict(
+        overrides=rows[0]["overrides"],
+        policy=rows[0]["policy"],
+        seeds=sorted(by_seed),
+        measures=measures,
+      )
+    )
+  return pooled
+
+
+# ----------------------------------------------------------------------------- files and table
+
+
+def runs_csv(gathered: Sequence[Mapping[str, Any]]) -> str:
+  """One line per run and policy: overrides, seed, policy, means."""
+  keys = list(dict.fromkeys(key for row in gathered for key in row["overrides"]))
+  rows = [
+    dict(
+      row["overrides"],
+      seed=row["seed"],
+      policy=row["policy"],
+      **{name: repr(mean(values)) for name, values in row["values"].items()},
+    )
+    for row in gathered
+  ]
+  return _csv([*keys, "seed", "policy", *gathered[0]["values"]], rows)
+
+
+def pooled_csv(pooled: Sequence[Mapping[str, Any]]) -> str:
+  """One line per trial, policy and measure: mean, difference to the first trial, 95 % intervals."""
+  keys = list(dict.fromkeys(key for row in pooled for key in row["overrides"]))
+  rows = [
+    dict(
+      row["overrides"],
+      policy=row["policy"],
+      measure=name,
+      seeds=" ".join(map(str, row["seeds"])),
+      **{end: repr(cell["pooled"][end]) for end in ENDS},
+      **{
+        f"difference_{end}": repr(cell["difference"][end])
+        for end in ENDS
+        if cell["difference"] is not None
+      },
+    )
+    for row in pooled
+    for name, cell in row["measures"].items()
+  ]
+  return _csv(
+    [*keys, "policy", "measure", *ENDS, *(f"difference_{end}" for end in ENDS), "seeds"], rows
+  )
+
+
+def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return buffer.getvalue()
+
+
+def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]) -> str:
+  """Markdown: the means, and the differences to the first trial where there are others.
+
+  Args:
+    first: as in `pool`; where it is missing a line says that there are no differences.
+  """
+  text = _table(pooled, x, "pooled")
+  if not any(row["overrides"] == first for row in pooled):
+    point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.items())
+    return (
+      f"{text}\nNo differences: the sweep's first trial ({point}) is not finished with any seed.\n"
+    )
+  others = [
+    row
+    for row in pooled
+    if any(cell["difference"] is not None for cell in row["measures"].values())
+  ]
+  if not others:
+    return text
+  return (
+    f"{text}\nLess the first trial, paired by seed and prompt:\n\n{_table(others, x, 'difference')}"
+  )
+
+
+def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
+  """A line per trial and policy, `mean [low, high]` in the measures' own units."""
+  varied = [
+    key
+    for key in dict.fromkeys(key for row in pooled for key in row["overrides"])
+    if key == x or len({str(_get(row["overrides"], key)) for row in pooled}) > 1
+  ]
+  policies = len({row["policy"] for row in pooled}) > 1
+  names = list(pooled[0]["measures"])
+  header = [
+    *(key.rpartition(".")[2] for key in varied),
+    *(["policy"] if policies else []),
+    *names,
+    "seeds",
+  ]
+  lines = [header, ["---"] * len(header)]
+  for row in pooled:
+    cells = [
+      f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
+      for cell in (row["measures"][name][field] for name in names)
+    ]
+    lines.append(
+      [
+        *(str(_get(row["overrides"], key)) for key in varied),
+        *([row["policy"]] if policies else []),
+        *cells,
+        str(len(row["seeds"])),
+      ]
+    )
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _get(overrides: Mapping[str, Any], key: str) -> Any:
+  return overrides[key] if key in overrides else ""

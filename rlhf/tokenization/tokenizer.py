@@ -1,0 +1,512 @@
+"""Text <-> token ids: a thin face over the `tokenizers` library, with named special ids.
+
+Two ids have a meaning: end-of-text (`eot_id`), which ends every document and every response, and
+padding (`pad_id`), which means nothing.  They are never the same: a model whose padding is its
+end-of-text never learns to stop, and masks made from token ids go wrong.  Some tokenizers begin
+every text with an id of their own as well (`prefix_ids`: begin-of-text of Llama 3 and Gemma; OPT's
+"</s>").
+
+Special tokens written out in a text ("<|endoftext|>") are ordinary characters here: only this
+program places special ids.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import tokenizers
+
+from rlhf.tokenization import chat
+from rlhf.tokenization import published as files
+
+EOT_TOKEN = "<|endoftext|>"
+PAD_TOKEN = "<|pad|>"
+NUM_BYTES = 256  # a byte-level vocabulary holds every byte, so that any text can be encoded
+
+SPECS = ("bpe:VOCAB_SIZE", "json:PATH", "gpt2:DIR")
+
+
+class Tokenizer:
+  """Byte-pair encoding with an end-of-text id and a padding id.
+
+  Attributes:
+    vocab_size: ids that the tokenizer itself has: 0 .. vocab_size - 1.
+    eot_id: ends a document or a response.
+    pad_id: fills unused slots; the first row after the vocabulary, or after the embedding that the
+      tokenizer came with, where the tokenizer has no padding token of its own.
+    num_ids: ids that a model must have an embedding row for.
+    prefix_ids: ids that begin every document and every prompt; mostly none.
+    chat_template: Jinja source, or None; `chat` is what becomes of it.
+  """
+
+  def __init__(
+    self,
+    inner: tokenizers.Tokenizer,
+    *,
+    eot_token: str,
+    pad_token: str | None,
+    num_embeddings: int | None = None,
+    bos_token: str | None = None,
+    prefix_ids: Sequence[int] = (),
+    chat_template: str | None = None,
+    source: str = files.CONFIG_FILE,
+  ):
+    """Wraps `inner`.
+
+    Args:
+      inner: the library's tokenizer.
+      eot_token: the vocabulary's token that ends a text.
+      pad_token: the vocabulary's padding token; None adds a row behind the embedding.
+      num_embeddings: rows of the embedding that the tokenizer came with; None: as many as ids.
+      bos_token: the vocabulary's begin-of-text token, which chat templates and exports name.
+      prefix_ids, chat_template: see the class.
+      source: where the chat template is from, for error messages.
+
+    Raises:
+      ValueError: a named token is not in the vocabulary, end-of-text and padding are the same, or
+        the vocabulary is larger than the embedding.
+    """
+    vocabulary = inner.get_vocab(with_added_tokens=True)
+    if not vocabulary:
+      raise ValueError("the tokenizer's vocabulary is empty; train it or load another")
+    for name, token in (("end-of-text", eot_token), ("padding", pad_token)):
+      if token is not None and token not in vocabulary:
+        raise ValueError(
+          f"{name} token {token!r} is not among the tokenizer's "
+          f"{len(vocabulary)} tokens; name one that is"
+        )
+    if eot_token == pad_token:
+      raise ValueError(
+        f"end-of-text and padding are both {eot_token!r}; they must differ, "
+        "or the model never learns to stop (leave the padding token out)"
+      )
+    # Specials that a user wrote out are split like any other characters.
+    inner.encode_special_tokens = True
+    inner.no_padding()
+    inner.no_truncation()
+    self._inner = inner
+    self._eot_token = eot_token
+    self._pad_token = pad_token
+    self._bos_token = bos_token
+    self._source = source
+    self.vocab_size = max(vocabulary.values()) + 1
+    num_embeddings = self.vocab_size if num_embeddings is None else num_embeddings
+    if self.vocab_size > num_embeddings:
+      raise ValueError(
+        f"the tokenizer has ids up to {self.vocab_size - 1} and the model's "
+        f"embedding {num_embeddings} rows; give the tokenizer that the model "
+        "was trained with"
+      )
+    self.eot_id = vocabulary[eot_token]
+    self.pad_id = num_embeddings if pad_token is None else vocabulary[pad_token]
+    self.num_ids = max(num_embeddings, self.pad_id + 1)
+    self.prefix_ids = tuple(prefix_ids)
+    self.chat_template = chat_template
+
+  def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    """Ids of a text; nothing is added before or after it.
+
+    Args:
+      continues: the text goes on from another, so that a tokenizer which writes a space before a
+        text (Llama 2) writes none.
+    """
+    return self.encode_batch([text], continues=continues)[0]
+
+  def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
+    """Ids of many texts, on all cores; equal to `encode` of each."""
+    inner = self._continuing if continues else self._inner
+    encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+  def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+    """Text of ids; end-of-text, padding and begin-of-text are left out, broken UTF-8 becomes
+    U+FFFD.  `continues` as in `encode`."""
+    dropped = {self.eot_id, self.pad_id, *self.prefix_ids}
+    kept = [int(i) for i in ids if int(i) not in dropped]
+    inner = self._continuing if continues else self._inner
+    return inner.decode(kept, skip_special_tokens=False)
+
+  @functools.cached_property
+  def _continuing(self) -> tokenizers.Tokenizer:
+    inner = files.without_leading_space(self._inner)
+    inner.encode_special_tokens = True
+    return inner
+
+  # ---- the model's chat template
+
+  @functools.cached_property
+  def chat(self) -> chat.ChatTemplate:
+    """The chat template, taken apart.
+
+    Raises:
+      ValueError: there is none, or it cannot be used; see `chat.read_template`.
+    """
+    if self.chat_template is None:
+      raise ValueError(
+        f"prompt_format chat, but {self._source} has no chat_template; use "
+        "prompt_format plain, or a model that was trained to chat"
+      )
+    return chat.read_template(
+      self.chat_template, self._special_tokens, self._template_variables, self._source
+    )
+
+  @property
+  def turn_end_id(self) -> int:
+    """Ends an answer in the chat template, end-of-text where the template names no other token:
+    Gemma's "<end_of_turn>", Llama 3's "<|eot_id|>".  Raises as `chat`."""
+    return self.eot_id if self.chat.end is None else self._inner.token_to_id(self.chat.end)
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """Ends of what a model writes: end-of-text, and where there is a chat template that can be
+    used and ends a turn with another token, that one too."""
+    try:
+      return tuple(dict.fromkeys((self.eot_id, self.turn_end_id)))
+    except ValueError:
+      return (self.eot_id,)
+
+  def encode_chat(self, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as a chat of one turn, up to where the model answers.  Raises as `chat`.
+
+    Equal to what the template's text gives with its special tokens as ids, but for special tokens
+    within a prompt, which stay characters.
+    """
+    template = self.chat
+    head = self._encode_pieces(template.head, is_start=True)
+    tail = self._encode_pieces(template.tail, is_start=False)
+    # The library puts no space before a text that follows a special token, if its pre-tokenizer
+    # says "first"; so it is here.
+    middle = self.encode_batch(
+      [template.text_around(prompt) for prompt in prompts],
+      continues=bool(head) and self._spaces_first_only,
+    )
+    return [[*head, *ids, *tail] for ids in middle]
+
+  @functools.cached_property
+  def num_chat_head(self) -> int:
+    """How many ids of `encode_chat` stand before the prompt's own.  Raises as `chat`."""
+    return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
+
+  @functools.cached_property
+  def num_chat_tail(self) -> int:
+    """How many ids of `encode_chat` stand behind the prompt's own.  Raises as `chat`."""
+    return len(self.encode(self.chat.after, continues=True)) + len(
+      self._encode_pieces(self.chat.tail, is_start=False)
+    )
+
+  def render_chat(
+    self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+  ) -> str:
+    """Any turns as the template's text, special tokens written out; for `encode_with_specials`.
+
+    Args:
+      messages: {"role", "content"} each.
+      add_generation_prompt: end where the model answers; else the last turn stays open.
+
+    Raises:
+      ValueError: as `chat`, or the template refuses these turns.
+    """
+    self.chat  # there is a template that can be used
+    return chat.render(
+      self.chat_template,
+      messages,
+      self._template_variables,
+      self._source,
+      add_generation_prompt=add_generation_prompt,
+    )
+
+  def encode_with_specials(self, text: str) -> list[int]:
+    """Ids of a text in which special tokens that are written out are meant as such."""
+    return self._encode_pieces(chat.split_specials(text, self._special_tokens), is_start=True)
+
+  def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
+    ids = []
+    for piece in pieces:
+      if piece in self._special_tokens:
+        ids.append(self._inner.token_to_id(piece))
+      else:
+        ids += self.encode(piece, continues=self._spaces_first_only and not (is_start and not ids))
+    return ids
+
+  @functools.cached_property
+  def _template_variables(self) -> dict[str, str]:
+    unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
+    named = dict(
+      bos_token=self._bos_token,
+      eos_token=self._eot_token,
+      pad_token=self._pad_token,
+      unk_token=unknown,
+    )
+    return {name: "" if token is None else token for name, token in named.items()}
+
+  @functools.cached_property
+  def _special_tokens(self) -> frozenset[str]:
+    added = self._inner.get_added_tokens_decoder().values()
+    return frozenset(token.content for token in added if token.special)
+
+  @functools.cached_property
+  def _spaces_first_only(self) -> bool:
+    return files.spaces_first_only(self._inner)
+
+  # ---- files
+
+  def same_as(self, other: "Tokenizer") -> bool:
+    """Whether both turn every text into the same ids."""
+    facts = lambda t: (t.eot_id, t.pad_id, t.num_ids, t.prefix_ids, t.chat_template)
+    return facts(self) == facts(other) and self._inner.to_str() == other._inner.to_str()
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json` (names and ids of the specials)."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    self._inner.save(str(directory / files.TOKENIZER_FILE))
+    config = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "eos_token": self._eot_token,
+      "eos_token_id": self.eot_id,
+      "pad_token": self._pad_token,
+      "pad_token_id": self.pad_id,
+      "bos_token": self._bos_token,
+      "prefix_ids": list(self.prefix_ids),
+      "num_ids": self.num_ids,
+      "chat_template": self.chat_template,
+    }
+    (directory / files.CONFIG_FILE).write_text(
+      json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
+
+  @property
+  def bos_id(self) -> int | None:
+    """Of the begin-of-text token, where there is one."""
+    return None if self._bos_token is None else self._inner.token_to_id(self._bos_token)
+
+  def save_hf(
+    self, directory: str | os.PathLike, *, num_embeddings: int, own_padding: bool = False
+  ) -> int:
+    """Writes the tokenizer for `transformers.AutoTokenizer.from_pretrained(directory)`.
+
+    A padding row that this program added has no token in the vocabulary.  Where the exported
+    embedding has that row right behind the vocabulary, it is named "<|pad|>"; else the exported
+    model pads with its end-of-text, as most published ones do.
+
+    Args:
+      num_embeddings: rows of the exported embedding.
+      own_padding: padding gets the first id behind the vocabulary if it has none; a sequence
+        classifier, which scores the last token that is no padding, cannot pad with end-of-text.
+
+    Returns:
+      the id of padding in what was written.
+
+    Raises:
+      ValueError: the vocabulary is larger than the exported embedding.
+    """
+    if self.vocab_size + (own_padding and self._pad_token is None) > num_embeddings:
+      raise ValueError(
+        f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
+        f"embedding {num_embeddings} rows; export all rows of the vocabulary"
+      )
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    inner, pad_token = self._inner, self._pad_token
+    if pad_token is None and (own_padding or self.pad_id == self.vocab_size < num_embeddings):
+      inner, pad_token = tokenizers.Tokenizer.from_str(inner.to_str()), PAD_TOKEN
+      inner.add_special_tokens([PAD_TOKEN])
+    inner.save(str(directory / files.TOKENIZER_FILE))
+    config = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "bos_token": self._bos_token,
+      "eos_token": self._eot_token,
+      "pad_token": self._eot_token if pad_token is None else pad_token,
+      "clean_up_tokenization_spaces": False,
+    }
+    if inner is not self._inner:
+      config[files.PADDING_ROW] = self.pad_id  # so that `from_hf` gives this tokenizer back
+    if self.chat_template is not None:
+      config["chat_template"] = self.chat_template
+      (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+    (directory / files.CONFIG_FILE).write_text(
+      json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
+    return inner.token_to_id(config["pad_token"])
+
+  @classmethod
+  def load(cls, directory: str | os.PathLike) -> "Tokenizer":
+    """Reads what `save` wrote.
+
+    Raises:
+      ValueError: a file is absent, is not a tokenizer, or contradicts the other.
+    """
+    path = pathlib.Path(directory) / files.CONFIG_FILE
+    config = files.read_json_object(path)
+    for field in ("eos_token", "eos_token_id", "pad_token", "pad_token_id"):
+      if field not in config:
+        raise ValueError(f"{path}: no field {field!r}; it must name the special tokens and ids")
+    # Written before tokenizers came with models: without the fields of the second group.
+    config = dict(bos_token=None, prefix_ids=[], num_ids=None, chat_template=None) | config
+    num_embeddings = config["num_ids"]
+    if config["pad_token"] is None and num_embeddings is not None:
+      num_embeddings -= 1  # the last row is padding's
+    tokenizer = cls(
+      files.read_tokenizer(path.with_name(files.TOKENIZER_FILE)),
+      eot_token=config["eos_token"],
+      pad_token=config["pad_token"],
+      num_embeddings=num_embeddings,
+      bos_token=config["bos_token"],
+      prefix_ids=config["prefix_ids"],
+      chat_template=config["chat_template"],
+      source=str(path),
+    )
+    found = (tokenizer.eot_id, tokenizer.pad_id)
+    expected = (config["eos_token_id"], config["pad_token_id"])
+    if found != expected:
+      raise ValueError(
+        f"{path}: end-of-text and padding ids are {expected} but "
+        f"{files.TOKENIZER_FILE} beside it gives {found}; the files are not of one "
+        "save"
+      )
+    return tokenizer
+
+  @classmethod
+  def from_hf(cls, directory: str | os.PathLike, *, num_embeddings: int) -> "Tokenizer":
+    """The tokenizer of a Hugging Face directory; see `tokenizer_files.read_hf`.
+
+    Args:
+      num_embeddings: rows of the model's embedding; padding is the row behind them where the
+        tokenizer has no padding token that means nothing else.
+
+    Raises:
+      ValueError: the directory holds no tokenizer that can be read, or one of more ids than rows.
+    """
+    return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
+
+  @classmethod
+  def from_gguf(cls, source, *, num_embeddings: int, name: str = "the GGUF file") -> "Tokenizer":
+    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`.
+
+    `name` is that of an open reader's file, for error messages.
+    """
+    name = str(source) if isinstance(source, (str, os.PathLike)) else name
+    return cls._of_parts(files.read_gguf(source, name), num_embeddings, name)
+
+  @classmethod
+  def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
+    if parts.padding_row is not None:
+      if parts.padding_row > num_embeddings:
+        raise ValueError(
+          f"{parts.source} has {files.PADDING_ROW} {parts.padding_row}, and the "
+          f"model's embedding {num_embeddings} rows; it must not be larger"
+        )
+      num_embeddings = parts.padding_row
+    build = lambda pad_token: cls(
+      parts.inner,
+      eot_token=parts.eot_token,
+      pad_token=pad_token,
+      num_embeddings=num_embeddings,
+      bos_token=parts.bos_token,
+      prefix_ids=parts.prefix_ids,
+      chat_template=parts.chat_template,
+      source=parts.source,
+    )
+    try:
+      tokenizer = build(parts.pad_token)
+      # Padding is never sampled: an answer could not end in it.
+      return build(None) if tokenizer.pad_id in tokenizer.end_ids else tokenizer
+    except ValueError as error:
+      raise ValueError(f"{name}: {error}") from None
+
+  @classmethod
+  def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Learns a byte-level BPE with GPT-2's pre-tokenizer; the same texts give the same result.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.2.
+
+    Args:
+      texts: what to learn from; too little text gives fewer ids than asked for.
+      vocab_size: ids to learn, the 256 bytes and the two specials included.
+
+    Raises:
+      ValueError: `vocab_size` is below 258, or there is no text.
+    """
+    if vocab_size < NUM_BYTES + 2:
+      raise ValueError(
+        f"vocab_size {vocab_size} is too small for {NUM_BYTES} bytes and 2 special "
+        f"tokens; use at least {NUM_BYTES + 2}"
+      )
+    texts = list(texts)
+    if not any(texts):
+      raise ValueError("a BPE tokenizer needs text to learn from, and there is none")
+    inner = files.byte_level(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[EOT_TOKEN, PAD_TOKEN],
+      show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    )
+    inner.train_from_iterator(texts, trainer)
+    return cls(inner, eot_token=EOT_TOKEN, pad_token=PAD_TOKEN)
+
+  @classmethod
+  def from_json(
+    cls, path: str | os.PathLike, *, eot_token: str = EOT_TOKEN, pad_token: str | None = None
+  ) -> "Tokenizer":
+    """Reads any `tokenizer.json` of the `tokenizers` library; see `__init__` for the tokens."""
+    return cls(files.read_tokenizer(pathlib.Path(path)), eot_token=eot_token, pad_token=pad_token)
+
+  @classmethod
+  def from_gpt2(cls, encoder_json: str | os.PathLike, vocab_bpe: str | os.PathLike) -> "Tokenizer":
+    """Reads GPT-2's published files; GPT-3 and InstructGPT use the same encoding.
+
+    There are 50,257 ids, end-of-text is 50,256, and padding is the added row 50,257.
+
+    Raises:
+      ValueError: a file is absent or is not GPT-2's format.
+    """
+    inner = files.read_gpt2(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
+    inner.add_special_tokens([EOT_TOKEN])
+    return cls(inner, eot_token=EOT_TOKEN, pad_token=None)
+
+  @classmethod
+  def from_spec(cls, spec: str, texts: Iterable[str] | None = None) -> "Tokenizer":
+    """A tokenizer by name, as configs give it.
+
+    Args:
+      spec: "bpe:VOCAB_SIZE" learns from `texts`; "json:PATH" reads a `tokenizer.json`, or a
+        directory that holds one, with the special tokens that a `tokenizer_config.json` beside it
+        names ("<|endoftext|>" and none where there is no such file); "gpt2:DIR" reads
+        `encoder.json` and `vocab.bpe` of DIR.
+      texts: what "bpe" learns from.
+
+    Raises:
+      ValueError: another spec, or what the constructors raise.
+    """
+    kind, _, value = spec.partition(":")
+    if kind == "bpe" and value.isdecimal():
+      if texts is None:
+        raise ValueError(f"tokenizer {spec!r} needs text to learn from, and none was given")
+      return cls.train_bpe(texts, int(value))
+    if kind == "json" and value:
+      path = pathlib.Path(value)
+      path = path / files.TOKENIZER_FILE if path.is_dir() else path
+      eot_token, pad_token = _find_special_tokens(path.with_name(files.CONFIG_FILE))
+      return cls.from_json(path, eot_token=eot_token, pad_token=pad_token)
+    if kind == "gpt2" and value:
+      return cls.from_gpt2(pathlib.Path(value) / "encoder.json", pathlib.Path(value) / "vocab.bpe")
+    raise ValueError(f"tokenizer {spec!r}; choose from {list(SPECS)}")
+
+
+def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
+  """(end-of-text, padding) as a Hugging Face `tokenizer_config.json` names them."""
+  if not path.exists():
+    return EOT_TOKEN, None
+  config = files.read_json_object(path)
+  tokens = []
+  for field in ("eos_token", "pad_token"):
+    token = config[field] if field in config else None
+    tokens.append(token["content"] if isinstance(token, dict) else token)
+  eot_token, pad_token = tokens
+  if eot_token is None:
+    raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
+  # Many published tokenizers pad with end-of-text; here that gets a row of its own.
+  return eot_token, None if pad_token == eot_token else pad_token
