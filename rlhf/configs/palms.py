@@ -170,10 +170,11 @@ def get_smollm2() -> ml_collections.ConfigDict:
     python -m launch.pipeline --config=configs/palms.py:smollm2 --workdir=runs/palms_smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
         --config.raters.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
-        --config.capability.data=../shared/data/evals
+        --config.capability.data=DIR
 
-  About an hour on two CPU cores; `results/palms_smollm2` is seed 0 of it.  The capability check needs
-  the extra `evals`.  The learning rate is that of `configs/pipeline.py:smollm2`, as adapters need one
+  DIR holds SST-2 and RTE as their authors publish them (`docs/evaluation.md`), or is hub.  About an
+  hour on two CPU cores; `results/palms_smollm2` is seed 0 of it.  The capability check needs the
+  extra `evals`.  The learning rate is that of `configs/pipeline.py:smollm2`, as adapters need one
   of their own.
   """
   config = _get_real("PALMS on SmolLM2-135M-Instruct", "imported", 2e-4)

@@ -273,18 +273,19 @@ def get_real() -> ml_collections.ConfigDict:
   """One's own text, demonstrations, rankings and prompts, on 4 layers of width 144 (1.0M parameters
   outside the embeddings) with a context of 160 tokens: every stage within about an hour on 2 cores.
 
-    DATA=../shared/data
     python -m launch.pipeline --config=configs/pipeline.py:real --workdir=runs/real \\
-        --config.files.text="('text:$DATA/pretraining/c4_demo_300.txt.gz',\\
-                              'text:$DATA/pretraining/gutenberg_books.txt.gz')" \\
-        --config.files.demonstrations="('t0:$DATA/demonstrations/t0/t0_p3_templates.jsonl.gz',\\
-                              'alpaca:$DATA/demonstrations/alpaca_small/alpaca_en_demo.jsonl')" \\
-        --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
-        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/'\\
-                              'roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
+        --config.files.text="('text:c4.txt','text:gutenberg.txt')" \\
+        --config.files.demonstrations="('t0:p3.jsonl','alpaca:alpaca_data.json')" \\
+        --config.files.comparisons="('alpaca_eval:alpaca_eval.jsonl',)" \\
+        --config.files.prompts="('alpaca:roleplay-instruct.json',)"
 
-  The tokenizer is a BPE of 4,096 trained on the text; --config.base.tokenizer=gpt2:$DATA/tokenizer
-  takes GPT-2's instead.  Learning rates, sizes and the number of iterations are ours, as in `tiny`.
+  Public sets of these layouts: plain text of C4 and Project Gutenberg; prompts of P3 and Stanford
+  Alpaca; outputs and annotations of AlpacaEval; GPTeacher's role play.  `docs/data_formats.md`
+  describes the fields of each format.
+
+  The tokenizer is a BPE of 4,096 trained on the text; --config.base.tokenizer=gpt2:DIR takes
+  GPT-2's encoder.json and vocab.bpe instead.  Learning rates, sizes and the number of iterations
+  are ours, as in `tiny`.
   A network of this size cannot follow such instructions: what this run shows is that every stage
   works on real files, and what each learns is in its report.
   """
@@ -393,15 +394,14 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
 def get_smollm2() -> ml_collections.ConfigDict:
   """SmolLM2-135M-Instruct, already instruction-tuned, by its own chat template.
 
-    DATA=../shared/data
     python -m launch.pipeline --config=configs/pipeline.py:smollm2 --workdir=runs/smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
-        --config.files.text="('text:$DATA/pretraining/c4_demo_300.txt.gz',)" \\
-        --config.files.demonstrations="('alpaca:$DATA/demonstrations/alpaca_small/'\\
-                              'alpaca_en_demo.jsonl',)" \\
-        --config.files.comparisons="('alpaca_eval:$DATA/preferences/alpaca_eval_v2.jsonl.gz',)" \\
-        --config.files.prompts="('alpaca:$DATA/demonstrations/gpteacher/'\\
-                              'roleplay-simple-deduped-roleplay-instruct.jsonl.gz',)"
+        --config.files.text="('text:c4.txt',)" \\
+        --config.files.demonstrations="('alpaca:alpaca_data.json',)" \\
+        --config.files.comparisons="('alpaca_eval:alpaca_eval.jsonl',)" \\
+        --config.files.prompts="('alpaca:roleplay-instruct.json',)"
+
+  The files are as for `get_real`; `docs/published_models.md` says where to get the model.
   """
   config = _get_imported("SmolLM2-135M-Instruct, adapters of rank 16")
   config.format.update(prompt_format="chat", prompt_suffix="", completion_prefix="")
