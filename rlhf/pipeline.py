@@ -33,9 +33,8 @@ from rlhf.evals import statistics
 from rlhf.evals.preference import judges, win_rates
 from rlhf.evals.reward_models import calibration, selection
 from rlhf.evals.suites import bigram
-from rlhf.inference import completions as answers_lib
-from rlhf.inference import likelihood
-from rlhf.inference.completions import AnswerConfig
+from rlhf.inference import completions, likelihood
+from rlhf.inference.completions import CompletionConfig
 from rlhf.networks import Network
 from rlhf.report import pipeline as report_lib
 from rlhf.sharding import MeshConfig
@@ -352,8 +351,8 @@ def load_reward(config, directory) -> Network:
   return networks.load(directory, numerics, mesh, kind="reward", flag="reward_model")
 
 
-def answer_config(config, temperature: float) -> AnswerConfig:
-  return AnswerConfig(
+def answer_config(config, temperature: float) -> CompletionConfig:
+  return CompletionConfig(
     max_prompt_tokens=config.ppo.ppo.max_prompt_tokens,
     max_response_tokens=config.ppo.ppo.max_response_tokens,
     temperature=temperature,
@@ -403,7 +402,7 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
     rng = np.random.default_rng([config.seed, stream])
     num_completions = rng.integers(p.min_completions, p.max_completions + 1, size=len(records))
     with metrics_lib.Progress(f"comparisons {name}", int(num_completions.sum())) as progress:
-      drawn = answers_lib.answer(
+      drawn = completions.sample(
         network,
         [record["prompt"] for record in records],
         answer_config(config, p.temperature),
@@ -478,8 +477,8 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   load = lambda epoch: load_policy(config, workdir / "sft" / "epochs" / f"{epoch:02d}")
   records = fitting(config, load(1), records)[: config.evaluation.num_selection_prompts]
 
-  def answers_of(epoch: int) -> answers_lib.Answers:
-    return answers_lib.answer(
+  def answers_of(epoch: int) -> completions.Completions:
+    return completions.sample(
       load(epoch),
       [record["prompt"] for record in records],
       answer_config(config, config.evaluation.temperature),
@@ -506,7 +505,7 @@ def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def score_answers(config, reward: Network, drawn: answers_lib.Answers) -> np.ndarray:
+def score_answers(config, reward: Network, drawn: completions.Completions) -> np.ndarray:
   """Reward of each first sample."""
   return reward_model.score_rows(
     reward.cfg,
@@ -556,7 +555,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
       network = load_policy(config, paths[name])
       if records is None:
         records = fitting(config, network, read_jsonl(workdir / "data" / "prompts_test.jsonl"))
-      drawn = answers_lib.answer(
+      drawn = completions.sample(
         network,
         [record["prompt"] for record in records],
         answer_config(config, p.base_temperature if name == "base" else p.temperature),
@@ -642,13 +641,15 @@ def likelihoods(config, workdir: pathlib.Path, paths, settings) -> dict[str, Any
     total, num_targets = by_row[name].sum(axis=0)
     nll[name] = float(total / num_targets)
     for task, items in tasks.items():
-      accuracy[task][name] = likelihood.few_shot_accuracy(
-        network.cfg,
-        network.params,
-        network.tokenizer,
-        items,
-        delimiter=FEW_SHOT_DELIMITER,
-        batch_size=config.evaluation.batch_size,
+      accuracy[task][name] = float(
+        np.mean(
+          likelihood.few_shot_correct(
+            network,
+            items,
+            delimiter=FEW_SHOT_DELIMITER,
+            batch_size=config.evaluation.batch_size,
+          )
+        )
       )
   for task, items in tasks.items():
     accuracy[task]["chance"] = float(np.mean([1 / len(item["choices"]) for item in items]))

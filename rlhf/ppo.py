@@ -67,7 +67,7 @@ class PpoConfig:
     temperature: of sampling; divides the logits of old, new and reference policy alike.
     reward_ensemble: how several reward models' scores become one, see `ensembles.combine`; with one
       reward model there is nothing to combine.
-    reward_variance_coef: lambda of "mean_less_variance".
+    reward_variance_coef: lambda of "mean_minus_variance".
     kl_coef: beta; where the adaptive controller starts.
     kl_controller: "fixed" or "adaptive".
     kl_target, kl_horizon: nats per response and episodes; used by "adaptive".

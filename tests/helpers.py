@@ -1,5 +1,6 @@
 """Small models and made-up batches that several test files share."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,8 +16,10 @@ import pytest
 from rlhf import sharding
 from rlhf.model import transformer
 from rlhf.model.transformer import ModelConfig
+from rlhf.networks import Network
 from rlhf.optim import OptimConfig
 from rlhf.ppo import PpoConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import ComparisonBatch, LmBatch, PpoBatch, PromptBatch
 
 # Inside the vocabulary and apart, so that no id works by accident of being the first or the last.
@@ -331,3 +334,48 @@ def summary(name: str, tree) -> dict[str, float]:
     numbers[f"{name}/{sharding.path_name(path)}/norm"] = np.linalg.norm(flat)
     numbers[f"{name}/{sharding.path_name(path)}/signed"] = flat @ np.cos(np.arange(flat.size))
   return numbers
+
+
+def line_network(context_length: int = 40) -> Network:
+  """A policy over bytes, with some tokens that hold a line break and more."""
+  tokenizer = Tokenizer.train_bpe(["ab ab\n\nab ab\n\n"] * 3, 264)
+  cfg = model_config(
+    vocab_size=tokenizer.num_ids,
+    pad_id=tokenizer.pad_id,
+    context_length=context_length,
+    logprob_chunk=3,
+    num_layers=1,
+  )
+  return Network(cfg=cfg, params=make_params(cfg, seed=0), tokenizer=tokenizer, metadata={})
+
+
+def byte_network() -> Network:
+  """A policy over bytes; a context of 16 holds prompts of a few letters."""
+  tokenizer = Tokenizer.train_bpe(["abc"], 258)
+  cfg = model_config(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id)
+  return Network(cfg=cfg, params=make_params(cfg, 1), tokenizer=tokenizer, metadata={})
+
+
+def next_logprobs(network: Network):
+  """ids -> [T, V] next-token log-probs, one row of one shape."""
+
+  @quick_jit
+  def run(tokens_1T, mask_1T):
+    hidden_1TD = transformer.forward(network.cfg, network.params, tokens_1T, mask_1T)
+    return jax.nn.log_softmax(transformer.logits(network.cfg, network.params, hidden_1TD))[0]
+
+  def of(ids) -> np.ndarray:
+    length = network.cfg.context_length
+    tokens_1T, mask_1T = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
+    tokens_1T[0, : len(ids)], mask_1T[0, : len(ids)] = ids, 1
+    return np.asarray(run(tokens_1T, mask_1T))[: len(ids)]
+
+  return of
+
+
+def split_over(network: Network, **axes: int) -> Network:
+  """The network on a mesh of simulated devices."""
+  mesh = sharding.make_mesh(sharding.MeshConfig(**axes), jax.devices()[: np.prod([*axes.values()])])
+  return dataclasses.replace(
+    network, params=jax.device_put(network.params, sharding.param_shardings(mesh, network.params))
+  )

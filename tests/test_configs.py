@@ -879,7 +879,7 @@ PPO_VIEWS = {
 PPO_SWITCHES = {
   "kl_target": dict(kl_controller="adaptive"),
   "kl_horizon": dict(kl_controller="adaptive"),
-  "reward_variance_coef": dict(reward_ensemble="mean_less_variance"),
+  "reward_variance_coef": dict(reward_ensemble="mean_minus_variance"),
   "missing_end_penalty": dict(missing_end="replace"),
 }
 OPTIM_SWITCHES = {"warmup_init_ratio": dict(warmup_steps=5), "final_ratio": dict(schedule="cosine")}

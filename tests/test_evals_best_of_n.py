@@ -114,12 +114,12 @@ def test_ensembles_by_hand(array):
   assert ensembles.combine(score_EN, "min").tolist() == [1.0, -2.0]
   # Variances: (4 + 0 + 4) / 3 and (9 + 1 + 16) / 3.
   np.testing.assert_allclose(
-    ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.5),
+    ensembles.combine(score_EN, "mean_minus_variance", variance_coef=0.5),
     [3 - 0.5 * 8 / 3, 1 - 0.5 * 26 / 3],
     rtol=1e-6,
   )
   np.testing.assert_allclose(
-    ensembles.combine(score_EN, "mean_less_variance", variance_coef=0.0), [3, 1]
+    ensembles.combine(score_EN, "mean_minus_variance", variance_coef=0.0), [3, 1]
   )
 
 
@@ -127,9 +127,11 @@ def test_an_ensemble_is_a_scoring_function():
   members = [lambda x: np.asarray(x) + 1.0, lambda x: 3.0 * np.asarray(x)]
   assert ensembles.as_one(members, "min")([0, 2]).tolist() == [0.0, 3.0]
   assert ensembles.as_one(members, "mean")([0, 2]).tolist() == [0.5, 4.5]
-  with pytest.raises(ValueError, match="no member"):
+  with pytest.raises(ValueError, match="ensemble is empty"):
     ensembles.as_one([], "min")
-  with pytest.raises(ValueError, match="ensemble 'max'; choose from mean, min, mean_less_variance"):
+  with pytest.raises(
+    ValueError, match="ensemble 'max'; choose from mean, min, mean_minus_variance"
+  ):
     ensembles.as_one(members, "max")
   with pytest.raises(ValueError, match="variance_coef -1.0; use 0 or more"):
-    ensembles.as_one(members, "mean_less_variance", variance_coef=-1.0)
+    ensembles.as_one(members, "mean_minus_variance", variance_coef=-1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf.evals.suites import bias
-from rlhf.inference import text_continuations
+from rlhf.inference import likelihood
 from rlhf.model import transformer
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
@@ -88,15 +88,15 @@ def test_a_completion_has_the_probability_of_all_its_tokens(network):
     sum(logprob_BTV[i, t - 1, rows[i][t]] for t in range(len(befores[i]), len(rows[i])))
     for i in range(len(rows))
   ]
-  actual = text_continuations.logprobs(network, pairs, batch_size=4)
+  actual = likelihood.logprobs(network, pairs, batch_size=4)
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_what_cannot_be_scored_is_named(network):
-  with pytest.raises(ValueError, match="has 201 tokens and the network reads 192"):
-    text_continuations.logprobs(network, [("a", "b"), ("a" * 100, "b" * 101)], batch_size=2)
-  with pytest.raises(ValueError, match="an empty completion stands after 'abc'"):
-    text_continuations.logprobs(network, [("abc", "")], batch_size=2)
+  with pytest.raises(ValueError, match="has 201 tokens and the network.s context is 192"):
+    likelihood.logprobs(network, [("a", "b"), ("a" * 100, "b" * 101)], batch_size=2)
+  with pytest.raises(ValueError, match="continuation of 'abc' is empty"):
+    likelihood.logprobs(network, [("abc", "")], batch_size=2)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_unit_measures_one_task_under_one_instruction(data, tmp_path, monkeypa
     progress(len(pairs), len(pairs))
     return np.asarray([-0.1 * len(context) - len(text) for context, text in pairs])
 
-  monkeypatch.setattr(text_continuations, "logprobs", logprobs)
+  monkeypatch.setattr(likelihood, "logprobs", logprobs)
   p = config(data=str(data), prompts=("basic", "respectful"))
   assert bias.task_names(p) == (
     "winogender-basic",

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 
 from rlhf.evals.suites import harness, nlp
 from rlhf.evals.suites.tasks import functions
-from rlhf.inference import continuations
+from rlhf.inference import completions, likelihood
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -41,16 +41,16 @@ def asked(monkeypatch) -> list:
   """What reaches the network, which answers from the ids alone: nothing compiles."""
   seen = []
 
-  def loglikelihoods(network, pairs, *, batch_size, on_batch):
+  def loglikelihoods(network, pairs, *, batch_size, progress):
     seen.extend((list(context), list(continuation)) for context, continuation in pairs)
-    return [(continuations.LogLikelihood(-sum(b) / 100 - len(a), len(b)), False) for a, b in pairs]
+    return [(likelihood.LogLikelihood(-sum(b) / 100 - len(a), len(b)), False) for a, b in pairs]
 
   def write(network, contexts, key, **options):
     seen.append((contexts, options))
     return [f"text {len(context)}" for context in contexts]
 
-  monkeypatch.setattr(continuations, "loglikelihoods", loglikelihoods)
-  monkeypatch.setattr(continuations, "write", write)
+  monkeypatch.setattr(likelihood, "loglikelihoods", loglikelihoods)
+  monkeypatch.setattr(completions, "sample_ids", write)
   return seen
 
 
@@ -114,7 +114,7 @@ def test_long_texts_come_in_windows_that_do_not_overlap(network, asked):
 def test_settings_are_those_of_the_task(network, asked):
   told = []
   model = harness.HarnessModel(
-    network, batch_size=2, on_batch=lambda *numbers: told.append(numbers)
+    network, batch_size=2, progress=lambda *numbers: told.append(numbers)
   )
   found = model.generate_until(
     requests(
@@ -187,28 +187,25 @@ def test_begin_of_text_stands_once_where_a_template_writes_it(network):
 
 
 def test_the_network_itself_is_asked(network, monkeypatch):
-  """From texts to numbers, compiled once each: the parts are tested beside `continuations`."""
-  for name, static in (
-    ("_score", ("cfg", "with_padding")),
-    ("_write", ("cfg", "eot_id", "max_new_tokens", "temperature")),
+  """From texts to numbers, compiled once each: test_inference_* checks the numbers."""
+  for module, name, static in (
+    (likelihood, "_score", ("cfg", "with_padding")),
+    (completions, "_sample", ("cfg", "eot_id", "max_new_tokens", "temperature", "top_p")),
   ):
-    monkeypatch.setattr(
-      continuations,
-      name,
-      helpers.quick_jit(getattr(continuations, name).__wrapped__, static_argnames=static),
-    )
+    quick = helpers.quick_jit(getattr(module, name).__wrapped__, static_argnames=static)
+    monkeypatch.setattr(module, name, quick)
   model = harness.HarnessModel(network, batch_size=2)
   ((logprob, _),) = model.loglikelihood(requests("loglikelihood", ("ab ab", " yes")))
   encode = network.tokenizer.encode
   context, whole = encode("ab ab"), encode("ab ab yes")
-  ((expected, _),) = continuations.loglikelihoods(
+  ((expected, _),) = likelihood.loglikelihoods(
     network, [(context, whole[len(context) :])], batch_size=2
   )
   assert logprob == expected < 0
   (text,) = model.generate_until(requests("generate_until", ("ab", dict(max_gen_toks=4))))
   assert (
     text
-    == continuations.write(
+    == completions.sample_ids(
       network, [encode("ab")], jax.random.key(9), max_new_tokens=4, batch_size=2
     )[0]
   )
@@ -306,7 +303,7 @@ def test_items_of_the_test_set_are_examples_for_others_alone():
 
 
 def test_the_choice_is_that_of_highest_mean_per_token():
-  pair = lambda logprob, count: (continuations.LogLikelihood(logprob, count), False)
+  pair = lambda logprob, count: (likelihood.LogLikelihood(logprob, count), False)
   item = dict(choices=["aaaaaaaaaa", "b"], answer=0)
   # Means -1 and -2; by characters -0.3 and -2.
   assert functions.choice(item, [pair(-3.0, 3), pair(-2.0, 1)]) == dict(acc=1.0, acc_norm=1.0)

@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval")
 from rlhf.evals import measures
 from rlhf.evals.suites import nlp
 from rlhf.evals.suites.tasks import data as data_lib
-from rlhf.inference import continuations
+from rlhf.inference import completions, likelihood
 
 OPTIONS = dict(num_resamples=100, seed=4, batch_size=2)
 
@@ -35,21 +35,21 @@ class Letters:
 def network(monkeypatch):
   """A model that likes yes better than no, and writes what stands after the last colon."""
 
-  def loglikelihoods(network, pairs, *, batch_size, on_batch):
+  def loglikelihoods(network, pairs, *, batch_size, progress):
     found = []
     for _, continuation in pairs:
       logprob = -1.0 if "y" in map(chr, continuation) else -2.0
-      total = continuations.LogLikelihood(logprob * len(continuation), len(continuation))
+      total = likelihood.LogLikelihood(logprob * len(continuation), len(continuation))
       found.append((total, True))
-    if on_batch is not None:
-      on_batch(len(pairs))
+    if progress is not None:
+      progress(len(pairs), len(pairs))
     return found
 
-  def write(network, contexts, key, *, on_batch, **options):
+  def write(network, contexts, key, *, progress, **options):
     return [" Not in background." for _ in contexts]
 
-  monkeypatch.setattr(continuations, "loglikelihoods", loglikelihoods)
-  monkeypatch.setattr(continuations, "write", write)
+  monkeypatch.setattr(likelihood, "loglikelihoods", loglikelihoods)
+  monkeypatch.setattr(completions, "sample_ids", write)
   cfg = types.SimpleNamespace(context_length=10**5)
   return types.SimpleNamespace(tokenizer=Letters(), cfg=cfg, params=None, metadata={})
 

@@ -5,15 +5,12 @@ import json
 import re
 import threading
 
-import helpers
 import httplib2
 import numpy as np
 import pytest
 
 from rlhf.evals.suites import perspective, toxicity
-from rlhf.inference import text_continuations
-from rlhf.networks import Network
-from rlhf.tokenization.tokenizer import Tokenizer
+from rlhf.inference import completions
 
 KEY = "RLHF_TEST_PERSPECTIVE_KEY"
 
@@ -316,7 +313,7 @@ def said(monkeypatch):
     contexts.extend(given)
     return ["fuck you" if i % 2 else "thank you" for i in range(len(given))]
 
-  monkeypatch.setattr(text_continuations, "lines", lines)
+  monkeypatch.setattr(completions, "sample_lines", lines)
   return contexts
 
 
@@ -387,54 +384,3 @@ def test_what_is_not_there_is_named(data, monkeypatch):
     toxicity.check(config(data=str(data), classifier="perspective"))
   with pytest.raises(ValueError, match="config.toxicity.data: .* is no directory"):
     toxicity.check(config(data=str(data / "nowhere")))
-
-
-# ----------------------------------------------------------------------------- continuations
-
-
-@pytest.fixture(scope="module")
-def network() -> Network:
-  tokenizer = Tokenizer.train_bpe(["abc"], 258)
-  cfg = helpers.model_config(
-    vocab_size=tokenizer.num_ids,
-    pad_id=tokenizer.pad_id,
-    context_length=40,
-    num_layers=1,
-    band_width=None,
-  )
-  return Network(cfg=cfg, params=helpers.make_params(cfg, 1), tokenizer=tokenizer, metadata={})
-
-
-def test_continuations_are_lines(network, monkeypatch):
-  given = {}
-
-  def write(network, contexts, key, **settings):
-    given.update(settings, contexts=contexts)
-    return [" one", "three "]
-
-  monkeypatch.setattr(text_continuations.continuations, "write", write)
-  seen = []
-  texts = text_continuations.lines(
-    network,
-    ["a", ""],
-    temperature=0.0,
-    max_response_tokens=5,
-    batch_size=2,
-    seed=0,
-    progress=lambda *numbers: seen.append(numbers),
-  )
-  assert texts == ["one", "three"]
-  assert given["contexts"] == [network.tokenizer.encode("a"), [network.tokenizer.eot_id]]
-  assert (given["stops"], given["max_new_tokens"], given["temperature"]) == (("\n",), 5, 0.0)
-  given["on_batch"](2)
-  assert seen == [(2, 2)]
-
-
-def test_a_context_that_leaves_no_room_is_refused(network):
-  with pytest.raises(
-    ValueError,
-    match="a context has 36 tokens and max_response_tokens is 5; the network reads 40 in all",
-  ):
-    text_continuations.lines(
-      network, ["a", "b" * 36], temperature=0.0, max_response_tokens=5, batch_size=2, seed=0
-    )

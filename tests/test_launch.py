@@ -242,7 +242,7 @@ def test_nothing_is_written_where_sampling_fails(answer, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError("no memory")
 
-  monkeypatch.setattr(completions, "answer", fail)
+  monkeypatch.setattr(completions, "sample", fail)
   with pytest.raises(RuntimeError, match="no memory"):
     answer()
   assert not (tmp_path / "answers.jsonl").exists()

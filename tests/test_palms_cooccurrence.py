@@ -171,11 +171,11 @@ def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
   network = Network(cfg=helpers.model_config(), params={}, tokenizer=tokenizer, metadata={})
   asked = []
 
-  def answer(network, prompts, how, key, *, num_samples):
+  def sample(network, prompts, how, key, *, num_samples):
     asked.append((prompts, how, key, num_samples))
-    return completions.Answers(texts=[["x"] * num_samples] * len(prompts), ids=[], finished=[])
+    return completions.Completions(texts=[["x"] * num_samples] * len(prompts), ids=[], finished=[])
 
-  monkeypatch.setattr(cooccurrence.answers, "answer", answer)
+  monkeypatch.setattr(completions, "sample", sample)
   prompts = [cooccurrence.Prompt(axis="x", group=text, text=text) for text in ("a", "bcd")]
   p = cooccurrence.CooccurrenceConfig(num_samples=3)
   generate = cooccurrence.from_network(network, p, batch_size=8, key=5)
@@ -184,7 +184,7 @@ def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
   assert asked == [
     (
       ["a", "bcd"],
-      completions.AnswerConfig(
+      completions.CompletionConfig(
         max_prompt_tokens=3,
         max_response_tokens=50,
         temperature=1.0,

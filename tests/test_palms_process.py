@@ -16,7 +16,7 @@ from rlhf.configs import common, models
 from rlhf.configs import palms as palms_configs
 from rlhf.configs import pipeline as pipeline_configs
 from rlhf.configs.sweeps import model_size
-from rlhf.inference import text_continuations
+from rlhf.inference import likelihood
 from rlhf.palms import process, raters, sets, statistics, tinyworld
 from rlhf.report import palms
 from rlhf.tinyworld import world as world_lib
@@ -142,7 +142,7 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
       [[0.1, 0.1, 0.1, 0.1, 0.6] if fit else [0.6, 0.1, 0.1, 0.1, 0.1] for fit in fits]
     ).reshape(-1)
 
-  monkeypatch.setattr(text_continuations, "logprobs", logprobs)
+  monkeypatch.setattr(likelihood, "logprobs", logprobs)
   monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
   monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)

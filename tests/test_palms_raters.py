@@ -7,7 +7,7 @@ import pytest
 from rlhf import networks, sharding
 from rlhf.configs import common
 from rlhf.evals.preference import comparison
-from rlhf.inference import rewards, text_continuations
+from rlhf.inference import likelihood, rewards
 from rlhf.palms import raters, sets
 
 ASKED = [("be kind", "who ?", "rex {x} ."), ("be kind", "who ?", " no "), ("be just", "why ?", "")]
@@ -51,7 +51,7 @@ def test_a_network_rates(session_inputs, tmp_path):
   ):
     logprob_K = np.concatenate(
       [
-        text_continuations.logprobs(network, [(context, f" {number}")], batch_size=1)
+        likelihood.logprobs(network, [(context, f" {number}")], batch_size=1)
         for number in raters.RATINGS
       ]
     )

@@ -75,8 +75,8 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
   monkeypatch.setattr(pipeline, "load_policy", lambda config, path: path.name)
   monkeypatch.setattr(pipeline, "fitting", lambda config, network, records: records[1:])
   monkeypatch.setattr(
-    pipeline.answers_lib,
-    "answer",
+    pipeline.completions,
+    "sample",
     lambda network, prompts, *rest: types.SimpleNamespace(network=network, prompts=prompts),
   )
   monkeypatch.setattr(

@@ -708,7 +708,7 @@ def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
   score_EB = np.asarray(score_E)
   expected = {
     "min": score_EB.min(axis=0),
-    "mean_less_variance": score_EB.mean(axis=0) - 0.5 * score_EB.var(axis=0),
+    "mean_minus_variance": score_EB.mean(axis=0) - 0.5 * score_EB.var(axis=0),
   }
   assert np.abs(expected["min"] - score_EB[0]).max() > 0.1
   for rule, score_B in expected.items():

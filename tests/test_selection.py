@@ -13,9 +13,8 @@ from rlhf.cli import few_shot_prefix as launch_prefix
 from rlhf.data import prepare
 from rlhf.evals.reward_models import best_of_n as estimator
 from rlhf.evals.reward_models import selection
-from rlhf.inference import completions as answers_lib
-from rlhf.inference import prefixes
-from rlhf.inference.completions import AnswerConfig, Answers
+from rlhf.inference import completions, prefixes
+from rlhf.inference.completions import CompletionConfig, Completions
 from rlhf.inference.prefixes import Prefix
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -71,7 +70,7 @@ def test_a_prefix_stands_before_the_prompt_and_ends_the_answer():
   [
     (" \n", "the prefix is empty"),
     ("Name a fruit.\n\nAnswer: An apple.\n", "'Answer: An apple.'"),
-    (TEXT.removesuffix("###\n"), "stands nowhere else in it"),
+    (TEXT.removesuffix("###\n"), "occurs only once"),
   ],
 )
 def test_what_is_no_prefix_is_named_with_its_file(tmp_path, text, message: str):
@@ -91,27 +90,27 @@ def tokenizer() -> Tokenizer:
 
 
 def test_answers_come_back_as_if_the_prompt_had_been_asked_alone(tokenizer, monkeypatch):
-  p = AnswerConfig(
+  p = CompletionConfig(
     max_prompt_tokens=99, max_response_tokens=9, temperature=1.0, batch_size=2, **commands.FORMAT
   )
   asked = []
 
-  def answer(network, prompts, *unused, **also):
+  def sample(network, prompts, *unused, **also):
     asked.extend(prompts)
-    return Answers(
+    return Completions(
       texts=[["Tom.\n###\nName"], ["Kim"], ["Ann"]],
       ids=[[None]] * 3,
       finished=[[False], [False], [True]],
     )
 
-  monkeypatch.setattr(answers_lib, "answer", answer)
+  monkeypatch.setattr(completions, "sample", sample)
 
   class Net:
     pass
 
   Net.tokenizer = tokenizer
   prompts = ["Name a cat.", "Name a dog.", "Name a hen."]
-  drawn = prefixes.answer(Net, Prefix(text=TEXT), prompts, p, None)
+  drawn = prefixes.sample(Net, Prefix(text=TEXT), prompts, p, None)
   assert asked == [TEXT + prompt for prompt in prompts]
   assert drawn.texts == [["Tom."], ["Kim"], ["Ann"]]
   assert drawn.finished == [[True], [False], [True]]
@@ -121,7 +120,7 @@ def test_answers_come_back_as_if_the_prompt_had_been_asked_alone(tokenizer, monk
   )
   for (ids,), whole, ended in zip(drawn.ids, expected, (True, False, True)):
     assert ids.tolist() == (whole.ids if ended else whole.ids[:-1]).tolist()
-  prefixes.answer(Net, None, ["alone"], p, None)
+  prefixes.sample(Net, None, ["alone"], p, None)
   assert asked[-1] == "alone"
 
 
@@ -140,7 +139,7 @@ def test_drawn_prefixes_differ_fit_and_hold_so_many_examples(tokenizer):
     for shot in shots[1:-1]:
       prompt, completion = shot.removesuffix("\n").split("\n\nAnswer: ")
       assert {"prompt": prompt, "completion": completion} in demonstrations
-  with pytest.raises(ValueError, match="30 demonstrations do not fit into the 90 tokens"):
+  with pytest.raises(ValueError, match="30 demonstrations do not fit into max_tokens 90"):
     prefixes.draw(demonstrations, tokenizer, num_prefixes=1, num_shots=30, max_tokens=90)
 
 
@@ -173,9 +172,9 @@ def test_select_takes_a_directory_of_exports_and_writes_the_best(
   loaded = []
   monkeypatch.setattr(scoring.Policy, "load", lambda self: loaded.append(self.name))
   monkeypatch.setattr(
-    answers_lib,
-    "answer",
-    lambda network, prompts, *unused: Answers(
+    completions,
+    "sample",
+    lambda network, prompts, *unused: Completions(
       texts=[[loaded[-1].rpartition("/")[2]] for _ in prompts], ids=[], finished=[]
     ),
   )
@@ -202,8 +201,8 @@ def test_prefixes_are_drawn_chosen_and_written(inputs, flags, tmp_path, monkeypa
   (tmp_path / "mine.txt").write_text("##\na\n##\n")
   monkeypatch.setattr(
     prefixes,
-    "answer",
-    lambda network, prefix, prompts, *unused: Answers(
+    "sample",
+    lambda network, prefix, prompts, *unused: Completions(
       texts=[[prefix.text] for _ in prompts], ids=[], finished=[]
     ),
   )
@@ -278,7 +277,7 @@ def test_best_of_n_writes_curves_of_each_rule_and_of_ppo(inputs, ppo_run, tmp_pa
     "best of n, one model",
     "best of n, mean of 2",
     "best of n, min of 2",
-    "best of n, mean less variance of 2",
+    "best of n, mean minus variance of 2",
     "ppo",
   ]
   one, least = (found["curves"][f"best of n, {name}"] for name in ("one model", "min of 2"))
@@ -306,7 +305,7 @@ def test_an_answer_beyond_the_reward_models_context_is_read_up_to_there(inputs, 
   long = "goat " * 2 * length
   alone, cut, longer = score([("who ?", "a goat ."), ("who ?", long), ("who ?", long + "no")])
   assert cut == longer != alone
-  assert "2 of 3 answers are cut to the context of" in capsys.readouterr().out
+  assert "2 of 3 completions are cut to the context of" in capsys.readouterr().out
   with pytest.raises(ValueError, match="whose context is 64; leave it out"):
     score([(long, "a goat .")])
 

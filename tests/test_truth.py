@@ -15,7 +15,7 @@ import pytest
 from rlhf import checkpoint, networks, sharding, truth_judge
 from rlhf.configs import truth_judge as judge_configs
 from rlhf.evals.suites import truth
-from rlhf.inference import text_continuations
+from rlhf.inference import completions, likelihood
 from rlhf.model import transformer
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
@@ -184,7 +184,7 @@ def test_a_score_is_yes_against_no_alone(monkeypatch):
   """The rest of the vocabulary does not count, nor do probabilities too small to be held."""
   logprobs = {" yes": math.log(0.03), " no": math.log(0.01)}
   monkeypatch.setattr(
-    text_continuations,
+    likelihood,
     "logprobs",
     lambda network, pairs, **_: np.asarray(
       [logprobs[text] - 900 * (prompt == "low") for prompt, text in pairs]
@@ -266,7 +266,7 @@ def test_what_a_judge_reads_is_what_it_was_trained_on(trained):
   for asked in truth.ASKS:
     answer = truth_judge.read_answer(asked, labelled(asked)[0], "x")
     rows = truth_judge.tokenise([answer], network.tokenizer, length=64)
-    ((context, label),) = text_continuations.encode(network, [(answer.prompt, truth.YES)])
+    ((context, label),) = likelihood.encode(network, [(answer.prompt, truth.YES)])
     end = len(context) + len(label)
     assert rows.tokens_BT[0, :end].tolist() == [*context, *label]
     on = np.flatnonzero(rows.loss_mask_BT[0])
@@ -381,7 +381,7 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
     contexts.extend(given)
     return ["It is good.", "It is bad.", "It is good.", "It is bad."]
 
-  monkeypatch.setattr(text_continuations, "lines", lines)
+  monkeypatch.setattr(completions, "sample_lines", lines)
   p = truth_config(trained, data)
   truth.check(p)
   assert len({directory for _, directory in p.judges.values()}) == 1  # an export, and its stage

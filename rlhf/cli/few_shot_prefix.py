@@ -117,7 +117,7 @@ def candidates(policy: scoring.Policy, arguments: argparse.Namespace):
 
 def choose(
   policy: scoring.Policy,
-  prefixes,
+  candidates,
   prompts: list[str],
   score: scoring.Score,
   arguments: argparse.Namespace,
@@ -130,14 +130,14 @@ def choose(
   network = policy.load()
 
   def texts_of(name: str) -> list[tuple[str, str]]:
-    p = scoring.answer_config(policy, prefixes[name].prompts(prompts), arguments)
-    drawn = prefixes.answer(
-      network, prefixes[name], prompts, p, loop.step_key(arguments.seed, "validate", 0)
+    p = scoring.answer_config(policy, candidates[name].prompts(prompts), arguments)
+    drawn = prefixes.sample(
+      network, candidates[name], prompts, p, loop.step_key(arguments.seed, "validate", 0)
     )
     return [(prompt, texts[0]) for prompt, texts in zip(prompts, drawn.texts, strict=True)]
 
   return selection.choose(
-    prefixes,
+    candidates,
     texts_of,
     score,
     on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),

@@ -107,9 +107,9 @@ def main(argv: list[str]) -> None:
 
 
 def load(arguments: argparse.Namespace):
-  """(network, AnswerConfig of the flags, with the longest prompt that fits)."""
+  """(network, CompletionConfig of the flags, with the longest prompt that fits)."""
   from rlhf import networks, sharding
-  from rlhf.inference.completions import AnswerConfig
+  from rlhf.inference.completions import CompletionConfig
 
   directory = setup.find_network(arguments.checkpoint, "checkpoint")
   export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
@@ -127,7 +127,7 @@ def load(arguments: argparse.Namespace):
   prompt_format = setup.prompt_format(export.config, arguments)
   prompt_format.check(networks.tokenizer_of(export))
   network = networks.load(directory, numerics, mesh, kind="policy", flag="--checkpoint")
-  p = AnswerConfig(
+  p = CompletionConfig(
     max_prompt_tokens=context_length - max_response_tokens,
     max_response_tokens=max_response_tokens,
     temperature=arguments.temperature,
@@ -179,7 +179,7 @@ def converse(network, p, arguments: argparse.Namespace) -> None:
       continue
     while room < length:  # doubled, as every length is compiled anew
       room *= 2
-    drawn = completions.answer(
+    drawn = completions.sample(
       network,
       [prompt],
       fitted(p, room),
@@ -229,7 +229,7 @@ def write_answers(
   lines = reader.keep(fitting)
   announce(p, arguments)
   with metrics.Progress("generate", len(lines) * arguments.num_samples) as progress:
-    drawn = completions.answer(
+    drawn = completions.sample(
       network,
       [line.fields["prompt"] for line in lines],
       fitted(p, longest),

@@ -43,7 +43,7 @@ def add_reward_flags(parser: setup.Parser, *, all_rules: bool = False) -> None:
       help="how several reward models are combined",
     )
   parser.add_argument(
-    "--variance_coef", type=setup.temperature, default=0.5, help="lambda of mean_less_variance"
+    "--variance_coef", type=setup.temperature, default=0.5, help="lambda of mean_minus_variance"
   )
 
 
@@ -246,12 +246,12 @@ def prompt_lengths(policy: Policy, prompts: Sequence[str]) -> list[int]:
 
 
 def answer_config(policy: Policy, prompts: Sequence[str], arguments: argparse.Namespace):
-  """`AnswerConfig` with no more room for prompts than the longest needs."""
-  from rlhf.inference.completions import AnswerConfig
+  """`CompletionConfig` with no more room for prompts than the longest needs."""
+  from rlhf.inference.completions import CompletionConfig
 
   longest = max(prompt_lengths(policy, prompts))
   room = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-  return AnswerConfig(
+  return CompletionConfig(
     max_prompt_tokens=min(room, policy.context_length - arguments.max_response_tokens),
     max_response_tokens=arguments.max_response_tokens,
     temperature=arguments.temperature,

@@ -84,7 +84,7 @@ def choose(
 
   def texts_of(name: str) -> list[tuple[str, str]]:
     policy = policies[name]
-    drawn = completions.answer(
+    drawn = completions.sample(
       policy.load(),
       prompts,
       scoring.answer_config(policy, prompts, arguments),

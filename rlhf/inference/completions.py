@@ -1,4 +1,8 @@
-"""Answers of a policy to written prompts, whatever their number: what people and judges read."""
+"""Completions sampled from a policy: of prompts in their format, or of token ids and raw text.
+
+Rows are padded to few shapes, so that few programs are compiled; samples depend neither on the
+shapes nor on the batch size.
+"""
 
 import dataclasses
 import functools
@@ -9,22 +13,23 @@ import numpy as np
 
 from rlhf import processes, sharding
 from rlhf.data import prepare
-from rlhf.inference import sampling
+from rlhf.inference import likelihood, row_batches, sampling
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params, PromptBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerConfig:
-  """How answers are sampled.
+class CompletionConfig:
+  """How completions are sampled.
 
   Attributes:
     max_prompt_tokens, max_response_tokens: P and R.
     temperature: 0 is greedy.
-    batch_size: rows decoded at once, less where there are fewer; answers do not depend on it.
+    batch_size: rows decoded at once; completions do not depend on it.
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
-    top_p: in (0, 1]; below 1 tokens come from the nucleus (`generate.nucleus`).
+    top_p: in (0, 1]; below 1 tokens come from the nucleus (`sampling.nucleus`).
   """
 
   max_prompt_tokens: int
@@ -39,19 +44,19 @@ class AnswerConfig:
   def __post_init__(self):
     if not 0.0 < self.top_p <= 1.0:
       raise ValueError(
-        f"top_p {self.top_p}; use a number above 0 and up to 1, which keeps all tokens"
+        f"top_p is {self.top_p}; use a number above 0 and up to 1, which keeps all tokens"
       )
     prepare.PromptFormat.of(self)  # checks its names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
+class Completions:
   """One entry per prompt.
 
   Attributes:
     texts: [prompt][sample] decoded, without the completion prefix.
-    ids: [prompt][sample] prompt and response tokens, as a reward model reads them.
-    finished: [prompt][sample] whether the end of an answer was reached.
+    ids: [prompt][sample] prompt and completion tokens, as a reward model reads them.
+    finished: [prompt][sample] whether the completion reached its end.
   """
 
   texts: list[list[str]]
@@ -68,12 +73,14 @@ def _sample(
   prompts: PromptBatch,
   key,
   row_B,
+  end_V=None,
   *,
-  eot_id,
-  max_new_tokens,
-  temperature,
-  top_p,
+  eot_id: int,
+  max_new_tokens: int,
+  temperature: float,
+  top_p: float = 1.0,
 ):
+  """(`sampling.join` of prompts and completions, finished_B); row b draws with fold_in(key, b)."""
   key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
   generation = sampling.generate(
     cfg,
@@ -81,6 +88,7 @@ def _sample(
     prompts,
     key_B,
     eot_id=eot_id,
+    end_V=end_V,
     max_new_tokens=max_new_tokens,
     temperature=temperature,
     top_p=top_p,
@@ -88,25 +96,25 @@ def _sample(
   return sampling.join(prompts, generation, cfg.pad_id), generation.finished_B
 
 
-def answer(
+def sample(
   network: Network,
   prompts: Sequence[str],
-  p: AnswerConfig,
+  p: CompletionConfig,
   key,
   *,
   num_samples: int | Sequence[int] = 1,
   on_batch: Callable[[int, int], None] | None = None,
-) -> Answers:
-  """Samples answers; sample s of prompt i always has the same random key.
+) -> Completions:
+  """Samples completions; sample s of prompt i always has the same random key.
 
   Args:
     network: a policy with its tokenizer.
-    prompts: texts; every one must fit into `p.max_prompt_tokens`.
+    prompts: texts; each must fit into `p.max_prompt_tokens`.
     num_samples: for every prompt, or one number for each.
-    on_batch: called with (answers done, response tokens of this batch).
+    on_batch: called with (completions done, completion tokens of this batch).
 
   Raises:
-    ValueError: a prompt is too long, or prompt and answer exceed the context.
+    ValueError: a prompt is too long, or prompt and completion exceed the context.
   """
   if p.max_prompt_tokens + p.max_response_tokens > network.cfg.context_length:
     raise ValueError(
@@ -116,7 +124,7 @@ def answer(
   prompt_format = prepare.PromptFormat.of(p)
   end_id = prompt_format.end_id(network.tokenizer)
   counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else list(num_samples)
-  rows, kept, _ = prepare.prompt_rows(
+  encoded, kept, _ = prepare.prompt_rows(
     [{"prompt": text, "index": i} for i, text in enumerate(prompts)],
     network.tokenizer,
     max_prompt_tokens=p.max_prompt_tokens,
@@ -130,19 +138,19 @@ def answer(
       f"max_prompt_tokens {p.max_prompt_tokens} in its format; shorten or drop it"
     )
   owner = np.repeat(np.arange(len(prompts)), counts)
-  sample = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
+  number = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
   # A power of two, so that few shapes are compiled and rows divide over devices.
-  batch_size = min(p.batch_size, 2 ** max(len(owner) - 1, 0).bit_length())
-  # A prompt's keys depend on its own number and the sample's, not on how many the others have.
-  row_key = owner * 4096 + sample
-  out = Answers(
+  batch_size = row_batches.num_rows(p.batch_size, len(owner))
+  # The keys of a prompt depend on its own index and the sample's, not on the other prompts' counts.
+  row_key = owner * 4096 + number
+  out = Completions(
     texts=[[] for _ in prompts], ids=[[] for _ in prompts], finished=[[] for _ in prompts]
   )
   for start in range(0, len(owner), batch_size):
     real = owner[start : start + batch_size]
     picked = np.concatenate([real, np.full(batch_size - len(real), real[-1])])
     keys = np.resize(row_key[start : start + batch_size], batch_size)
-    batch = PromptBatch(tokens_BP=rows.tokens_BP[picked], mask_BP=rows.mask_BP[picked])
+    batch = PromptBatch(tokens_BP=encoded.tokens_BP[picked], mask_BP=encoded.mask_BP[picked])
     with sharding.on_mesh_of(network.params) as put:
       joined, finished_B = processes.to_host(
         _sample(
@@ -167,3 +175,148 @@ def answer(
     if on_batch is not None:
       on_batch(start + len(real), num_tokens)
   return out
+
+
+# ----------------------------------------------------------------------------- without a format
+
+
+def sample_ids(
+  network: Network,
+  contexts: Sequence[Sequence[int]],
+  key,
+  *,
+  max_new_tokens: int,
+  stops: Sequence[str] = (),
+  temperature: float = 0.0,
+  batch_size: int,
+  progress: row_batches.Progress = None,
+) -> list[str]:
+  """Continues each context of token ids up to the first stop.
+
+  A row ends at the first token whose text holds a stop, or at an end of text; texts are then cut
+  before the stop.  Contexts that leave too little room lose tokens from the left.
+
+  Args:
+    contexts: ids, at least one token each.
+    key: request i draws with fold_in(key, i); unused at temperature 0.
+    max_new_tokens: the most tokens that are written.
+    stops: strings that end a text and are not part of it.
+    temperature: 0 is greedy.
+    progress: called with (contexts done, contexts in total).
+
+  Raises:
+    ValueError: a context is empty, or `max_new_tokens` leaves no room for one.
+  """
+  room = network.cfg.context_length - max_new_tokens
+  if room < 1:
+    raise ValueError(
+      f"{max_new_tokens} new tokens leave no room for a prompt in the context of "
+      f"{network.cfg.context_length}; use fewer"
+    )
+  for request, ids in enumerate(contexts):
+    if not len(ids):
+      raise ValueError(f"context {request} is empty; it needs at least one token")
+  cut = [(request, list(ids)[-room:]) for request, ids in enumerate(contexts)]
+  stops = [stop for stop in stops if stop]
+  end_V = _ending_tokens(network, stops)
+  texts: list[str] = [""] * len(contexts)
+  done = 0
+  for batch in row_batches.batches(cut, batch_size, length_of=lambda pair: len(pair[1])):
+    length = row_batches.row_length(max(len(ids) for _, ids in batch), room)
+    filled = [*batch, *[batch[-1]] * (row_batches.num_rows(batch_size, len(cut)) - len(batch))]
+    prompts = PromptBatch(
+      tokens_BP=np.full((len(filled), length), network.cfg.pad_id, np.int32),
+      mask_BP=np.zeros((len(filled), length), np.float32),
+    )
+    for b, (_, ids) in enumerate(filled):
+      prompts.tokens_BP[b, length - len(ids) :], prompts.mask_BP[b, length - len(ids) :] = ids, 1
+    request_B = np.array([request for request, _ in filled], np.int32)
+    with sharding.on_mesh_of(network.params) as put:
+      joined, _ = processes.to_host(
+        _sample(
+          network.cfg,
+          network.params,
+          put(prompts),
+          key,
+          put(request_B),
+          end_V,
+          eot_id=network.tokenizer.eot_id,
+          max_new_tokens=max_new_tokens,
+          temperature=temperature,
+        )
+      )
+    for b, (request, _) in enumerate(batch):
+      response = joined["tokens_BT"][b][joined["response_mask_BT"][b] > 0]
+      texts[request] = _text(network.tokenizer, response, stops)
+    done += len(batch)
+    if progress is not None:
+      progress(done, len(contexts))
+  return texts
+
+
+def sample_lines(
+  network: Network,
+  contexts: Sequence[str],
+  *,
+  temperature: float,
+  max_response_tokens: int,
+  batch_size: int,
+  seed: int,
+  progress: row_batches.Progress = None,
+) -> list[str]:
+  """Continues each context up to its first line break, with no prompt format around it.
+
+  Source: InstructGPT appendix D, which writes the whole prompt into the context.
+
+  Args:
+    network: a policy.
+    temperature: 0 is greedy.
+    max_response_tokens: the most tokens of a completion.
+    batch_size: rows decoded at once; completions do not depend on it.
+    seed: of the samples; sample i belongs to context i.
+
+  Raises:
+    ValueError: a context and its completion exceed the network's context.
+  """
+  ids = likelihood.context_ids(network, contexts)
+  longest = max(map(len, ids))
+  if longest + max_response_tokens > network.cfg.context_length:
+    raise ValueError(
+      f"a context has {longest} tokens and max_response_tokens is {max_response_tokens}, but the "
+      f"network's context is {network.cfg.context_length}; lower max_response_tokens, or leave the "
+      "network out of this suite"
+    )
+  texts = sample_ids(
+    network,
+    ids,
+    jax.random.key(seed),
+    max_new_tokens=max_response_tokens,
+    stops=("\n",),
+    temperature=temperature,
+    batch_size=batch_size,
+    progress=progress,
+  )
+  return [text.strip() for text in texts]
+
+
+def _ending_tokens(network: Network, stops: Sequence[str]) -> np.ndarray:
+  """[V] bool: the tokens that end a row."""
+  end_V = np.zeros(network.cfg.padded_vocab_size, bool)
+  end_V[list(network.tokenizer.end_ids)] = True
+  if stops:
+    for token, text in enumerate(_token_texts(network.tokenizer)):
+      end_V[token] |= any(stop in text for stop in stops)
+  return end_V
+
+
+@functools.lru_cache(maxsize=4)
+def _token_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
+  return tuple(tokenizer.decode([token], continues=True) for token in range(tokenizer.vocab_size))
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> str:
+  ends = [place for place, token in enumerate(ids) if int(token) in tokenizer.end_ids]
+  text = tokenizer.decode(ids[: ends[0]] if ends else ids, continues=True)
+  for stop in stops:
+    text = text.split(stop)[0]
+  return text

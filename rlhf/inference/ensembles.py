@@ -1,25 +1,25 @@
-"""Several reward models as one: conservative where they disagree.
+"""Several reward models combined into one score that is conservative where they disagree.
 
     mean                  (1/E) sum_e r_e
     min                   min_e r_e                              worst-case optimisation (WCO)
-    mean_less_variance    mean_e r_e - lambda * var_e r_e        uncertainty-weighted (UWO)
+    mean_minus_variance   mean_e r_e - lambda * var_e r_e        uncertainty-weighted (UWO)
 
 Members are trained on the same data with different seeds, each centred on the demonstrations, so
-that their rewards have one zero.  Source: Coste et al. 2023, arXiv:2310.02743.
+that their rewards share one zero.  Source: Coste et al. 2023, arXiv:2310.02743.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-RULES = ("mean", "min", "mean_less_variance")
+RULES = ("mean", "min", "mean_minus_variance")
 
 
 def check_rule(rule: str, variance_coef: float, prefix: str = "") -> None:
   """Raises ValueError unless `rule` is one of `RULES` and lambda is 0 or more.
 
   Args:
-    prefix: of the two names, in messages, such as "--".
+    prefix: put before the two names in messages, such as "--".
   """
   if rule not in RULES:
     raise ValueError(f"{prefix}ensemble {rule!r}; choose from {', '.join(RULES)}")
@@ -33,8 +33,8 @@ def combine(score_EN, rule: str, *, variance_coef: float = 0.0):
   Args:
     score_EN: float, numpy or jax array; the members are the first axis, any axes follow.
     rule: one of `RULES`.
-    variance_coef: lambda, in 1 / reward units; read by "mean_less_variance" alone.  The variance
-      is that of the members themselves, sum (r - mean)^2 / E.
+    variance_coef: lambda, in 1 / reward units; used only by "mean_minus_variance".  The variance is
+      that of the members themselves, sum (r - mean)^2 / E.
 
   Returns:
     the array without its first axis.
@@ -46,13 +46,13 @@ def combine(score_EN, rule: str, *, variance_coef: float = 0.0):
   if rule == "min":
     return score_EN.min(axis=0)
   mean_N = score_EN.mean(axis=0)
-  return mean_N - variance_coef * score_EN.var(axis=0) if rule == "mean_less_variance" else mean_N
+  return mean_N - variance_coef * score_EN.var(axis=0) if rule == "mean_minus_variance" else mean_N
 
 
 def as_one(
   members: Sequence[Callable[..., np.ndarray]], rule: str, *, variance_coef: float = 0.0
 ) -> Callable[..., np.ndarray]:
-  """A scoring function that asks every member and combines what they say.
+  """A scoring function that combines the scores of all members.
 
   Args:
     members: functions of the same arguments that return scores of one shape.
@@ -62,7 +62,7 @@ def as_one(
     ValueError: there is no member, or as `combine`.
   """
   if not members:
-    raise ValueError("an ensemble has no member; give one reward model or more")
+    raise ValueError("the ensemble is empty; give at least one reward model")
   check_rule(rule, variance_coef)
 
   def score(*args, **kwargs):

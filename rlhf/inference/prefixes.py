@@ -1,8 +1,8 @@
-"""A base model asked with examples before the prompt: the paper's GPT-3-prompted baseline.
+"""Few-shot prefixes for a base model: the paper's GPT-3-prompted baseline.
 
-A prefix is a text that is put before every prompt as it stands.  Its examples are written as the
-model is asked (prompt, suffix, answer), and a line that separates them, such as "###", ends each
-and ends the text:
+A prefix is a text that is put before every prompt unchanged.  Its examples are written in the
+prompt format (prompt, suffix, completion), and a separator line such as "###" ends each of them and
+the whole text:
 
     Name a fruit.
 
@@ -13,10 +13,9 @@ and ends the text:
     Answer: Utrecht.
     ###
 
-A model that goes on in this way ends its answer with that line, so answers are cut there; a reward
-model reads the prompt alone, without the prefix.  Source: InstructGPT section 3.5 and footnote 6:
-several prefixes are tried, the one whose answers to validation prompts the reward model scores
-highest is taken.
+A model that continues the pattern ends its completion with that line, so completions are cut there;
+the reward model reads the prompt without the prefix.  Source: InstructGPT section 3.5 and footnote
+6: of several prefixes, the one with the highest mean reward on validation prompts is used.
 """
 
 import dataclasses
@@ -26,8 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rlhf.data import prepare
-from rlhf.inference import completions as answers_lib
-from rlhf.inference.completions import AnswerConfig, Answers
+from rlhf.inference import completions
+from rlhf.inference.completions import CompletionConfig, Completions
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -39,7 +38,7 @@ class Prefix:
   """Examples before a prompt.
 
   Attributes:
-    text: put before every prompt, as it stands.
+    text: put before every prompt, unchanged.
   """
 
   text: str
@@ -48,45 +47,43 @@ class Prefix:
     starts = [line.rstrip() for line in self.text.split("\n")]
     if not any(starts):
       raise ValueError(
-        "the prefix is empty; write examples, each ended by a line that separates "
-        f"them, such as {SEPARATOR}"
+        f"the prefix is empty; write examples, each followed by a separator line such as {SEPARATOR}"
       )
     if sum(line.startswith(self.separator) for line in starts) < 2:
       raise ValueError(
-        f"the prefix ends with the line {self.separator[:40]!r}, which stands nowhere else in "
-        "it; it must end with the line that separates its examples"
+        f"the last line of the prefix, {self.separator[:40]!r}, occurs only once; the prefix must "
+        "end with the line that separates its examples"
       )
 
   @property
   def separator(self) -> str:
-    """The last line that is not blank, without trailing spaces: the next example's beginning."""
+    """The last line that is not blank, without trailing spaces; it starts the next example."""
     return [line.rstrip() for line in self.text.split("\n") if line.strip()][-1]
 
   def prompts(self, prompts: Sequence[str]) -> list[str]:
-    """What the model is asked in place of the prompts."""
+    """The prompts with the prefix before each."""
     return [self.text + prompt for prompt in prompts]
 
-  def cut(self, answer: str) -> tuple[str, bool]:
-    """(the answer up to a line that starts with the separator, whether there was one)."""
-    for end in ("\n" + self.separator, self.separator):  # the latter where nothing was answered
-      place = answer.find(end) if end.startswith("\n") else 0 if answer.startswith(end) else -1
-      if place >= 0:
-        return answer[:place].rstrip(), True
-    return answer, False
+  def cut(self, completion: str) -> tuple[str, bool]:
+    """(the completion up to a line that starts with the separator, whether there was one)."""
+    place = completion.find("\n" + self.separator)
+    if place < 0 and completion.startswith(self.separator):
+      place = 0
+    return (completion[:place].rstrip(), True) if place >= 0 else (completion, False)
 
 
 def read(path: str | pathlib.Path) -> Prefix:
   """A prefix from a text file.
 
   Raises:
-    ValueError: the file cannot be read, is not UTF-8, or holds no prefix; names the file.
+    ValueError: the file cannot be read, is not UTF-8 or is not a prefix; names the file.
   """
   try:
     text = pathlib.Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     return Prefix(text=text)
   except OSError as error:
     raise ValueError(
-      f"{path} cannot be read ({error.strerror}); name a text file with a prefix"
+      f"{path} cannot be read ({error.strerror}); give a text file with a prefix"
     ) from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
@@ -94,32 +91,32 @@ def read(path: str | pathlib.Path) -> Prefix:
     raise ValueError(f"{path}: {error}") from None
 
 
-def answer(
+def sample(
   network: Network,
   prefix: Prefix | None,
   prompts: Sequence[str],
-  p: AnswerConfig,
+  p: CompletionConfig,
   key,
   *,
   num_samples: int | Sequence[int] = 1,
   on_batch: Callable[[int, int], None] | None = None,
-) -> Answers:
-  """`answers.answer` to the prompts behind the prefix, cut at its separator.
+) -> Completions:
+  """`completions.sample` of the prompts after the prefix, cut at its separator.
 
-  The ids that come back are those of the prompt without the prefix and of the answer that was cut,
-  as a reward model reads them: with its end where the answer came to one.
+  The ids returned are those of the prompt without the prefix and of the cut completion, as a reward
+  model reads them: with end-of-text if the completion reached its end.
 
   Args:
-    network, p, key, num_samples, on_batch: as in `answers.answer`; prefix and prompt together must
-      fit into `p.max_prompt_tokens`.
-    prefix: None asks as `answers.answer` does.
+    network, p, key, num_samples, on_batch: as in `completions.sample`; prefix and prompt together
+      must fit into `p.max_prompt_tokens`.
+    prefix: None is `completions.sample`.
   """
   settings = dict(num_samples=num_samples, on_batch=on_batch)
   if prefix is None:
-    return answers_lib.answer(network, prompts, p, key, **settings)
-  drawn = answers_lib.answer(network, prefix.prompts(prompts), p, key, **settings)
+    return completions.sample(network, prompts, p, key, **settings)
+  drawn = completions.sample(network, prefix.prompts(prompts), p, key, **settings)
   prompt_format = prepare.PromptFormat.of(p)
-  out = Answers(texts=[], ids=[], finished=[])
+  out = Completions(texts=[], ids=[], finished=[])
   for prompt, texts, finished in zip(prompts, drawn.texts, drawn.finished, strict=True):
     cuts = [prefix.cut(text) for text in texts]
     ended = [was_cut or end for (_, was_cut), end in zip(cuts, finished, strict=True)]
@@ -140,7 +137,7 @@ def answer(
 
 
 def num_tokens(prefix: Prefix, tokenizer: Tokenizer) -> int:
-  """Tokens by which a prefix makes a prompt longer, to within one where the two meet."""
+  """Tokens that a prefix adds to a prompt; tokens merged at the boundary may change it by one."""
   return len(tokenizer.encode(prefix.text))
 
 
@@ -155,27 +152,27 @@ def draw(
   separator: str = SEPARATOR,
   seed: int = 0,
 ) -> list[Prefix]:
-  """Prefixes of demonstrations, as candidates.
+  """Candidate prefixes made of demonstrations.
 
-  Demonstrations are tried in a random order, another for each prefix; those that are longer than an
-  even share of the room that is left are left out.
+  Demonstrations are tried in a random order, a different one for each prefix; those longer than an
+  even share of the remaining room are skipped.
 
   Args:
     demonstrations: {"prompt", "completion"}.
-    num_prefixes: how many.
-    num_shots: examples of each.
-    max_tokens: of a prefix, at most.
+    num_prefixes: number of prefixes.
+    num_shots: examples in each.
+    max_tokens: the most tokens of a prefix.
     prompt_format: "plain"; a chat template has no place for examples within a turn.
-    separator: the line between examples; a demonstration that has such a line is left out.
-    seed: of the orders.
+    separator: the line between examples; demonstrations with such a line are left out.
+    seed: of the random orders.
 
   Raises:
-    ValueError: so many examples do not fit into `max_tokens`, or another format than "plain".
+    ValueError: `num_shots` examples do not fit into `max_tokens`, or the format is not "plain".
   """
   if prompt_format.is_chat:
     raise ValueError(
-      "examples before a prompt are for prompt_format plain; a chat template has no "
-      "place for them within a turn"
+      "few-shot prefixes need prompt_format plain; a chat template has no place for examples "
+      "within a turn"
     )
   written = [
     f"{record['prompt']}{prompt_format.prompt_suffix}{prompt_format.completion_prefix}"
@@ -198,8 +195,8 @@ def draw(
         room -= sizes[index]
     if len(shots) < num_shots:
       raise ValueError(
-        f"{num_shots} demonstrations do not fit into the {max_tokens} tokens that a "
-        "prefix may have; ask for fewer, or for shorter answers and prompts"
+        f"{num_shots} demonstrations do not fit into max_tokens {max_tokens} of a prefix; use "
+        "fewer shots, or lower the room for prompts and completions"
       )
     text = f"{separator}\n" + "".join(f"{shot}\n{separator}\n" for shot in shots)
     prefixes.append(Prefix(text=text))

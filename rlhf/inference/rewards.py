@@ -1,4 +1,4 @@
-"""What a reward model says of answers: one scalar each.  `rlhf/reward_model.py` trains it."""
+"""Scores of a reward model: one scalar per completion.  `rlhf/reward_model.py` trains it."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from rlhf import processes, sharding
 from rlhf.data import batches as batches_lib
 from rlhf.data import prepare
-from rlhf.inference import continuations
+from rlhf.inference import row_batches
 from rlhf.model import transformer
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
@@ -43,7 +43,7 @@ def score_rows(
     part = ids[start : start + batch_size]
     tokens_BT = np.full((batch_size, length), cfg.pad_id, np.int32)
     mask_BT = np.zeros((batch_size, length), np.float32)
-    mask_BT[:, 0] = 1  # unused rows read one pad; their score is dropped
+    mask_BT[:, 0] = 1  # filler rows read one pad; their scores are dropped
     for row, sequence in enumerate(part):
       tokens_BT[row, : len(sequence)] = sequence
       mask_BT[row, : len(sequence)] = 1
@@ -56,8 +56,8 @@ def score_rows(
 def score_sequences(
   network: Network, ids: Sequence[Sequence[int]], *, batch_size: int, name: str = "the reward model"
 ) -> np.ndarray:
-  """`score_rows` of sequences of many lengths, the longest first: a few long ones do not pad all
-  others, and what does not fit into memory fails at once.
+  """`score_rows` of sequences of many lengths, the longest first, so that a few long ones do not
+  pad all others and running out of memory fails at once.
 
   Raises:
     FloatingPointError: a score is not finite.
@@ -70,13 +70,13 @@ def score_sequences(
       network.cfg,
       network.params,
       [ids[place] for place in places],
-      length=continuations.row_length(int(lengths[places[0]]), network.cfg.context_length),
+      length=row_batches.row_length(int(lengths[places[0]]), network.cfg.context_length),
       batch_size=batch_size,
     )
   if not np.isfinite(score_N).all():
     raise FloatingPointError(
       f"{int((~np.isfinite(score_N)).sum())} of {len(ids)} scores of {name} "
-      "are not finite; its weights are broken, train it anew"
+      "are not finite; its weights are broken, train it again"
     )
   return score_N
 
@@ -100,17 +100,17 @@ def score_texts(
   batch_size: int,
   name: str = "the reward model",
 ) -> np.ndarray:
-  """Rewards [N] of (prompt, answer), written as in training: each answer has its end.
+  """Rewards [N] of (prompt, completion) in the training format, each with end-of-text.
 
-  An answer that does not fit the context is read up to there, and counted on the console: with its
-  end, and as text, a policy's answer can have more tokens than it was sampled with.
+  Completions that do not fit are cut to the context and counted on the console: encoded again, and
+  with end-of-text, a completion can have more tokens than it was sampled with.
 
   Raises:
     ValueError: a prompt alone fills the context.
     FloatingPointError: a score is not finite.
   """
   sequences = prepare.tokenize_demonstrations(
-    [{"prompt": prompt, "completion": answer} for prompt, answer in texts],
+    [{"prompt": prompt, "completion": text} for prompt, text in texts],
     network.tokenizer,
     prompt_format=prompt_format,
   )
@@ -123,6 +123,6 @@ def score_texts(
       )
   num_cut = sum(len(sequence.ids) > limit for sequence in sequences)
   if num_cut:
-    print(f"{num_cut} of {len(texts)} answers are cut to the context of {name}", flush=True)
+    print(f"{num_cut} of {len(texts)} completions are cut to the context of {name}", flush=True)
   ids = [sequence.ids[:limit] for sequence in sequences]
   return score_sequences(network, ids, batch_size=batch_size, name=name)

@@ -197,7 +197,7 @@ def from_network(
       len(network.tokenizer.prefix_ids) + len(ids)
       for ids in network.tokenizer.encode_batch(prompts)
     )
-    how = completions.AnswerConfig(
+    how = completions.CompletionConfig(
       max_prompt_tokens=longest,
       max_response_tokens=p.max_response_tokens,
       temperature=p.temperature,
@@ -207,7 +207,7 @@ def from_network(
       prompt_suffix="",
       completion_prefix="",
     )
-    return completions.answer(network, prompts, how, key, num_samples=num_samples).texts
+    return completions.sample(network, prompts, how, key, num_samples=num_samples).texts
 
   return generate
 

@@ -27,8 +27,7 @@ from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import units
 from rlhf.evals.suites import nlp, toxicity
-from rlhf.inference import completions as answers_lib
-from rlhf.inference import likelihood
+from rlhf.inference import completions, likelihood
 from rlhf.networks import Network
 from rlhf.palms import cooccurrence, raters, sets, statistics, tinyworld
 from rlhf.report import palms
@@ -359,7 +358,7 @@ def measure(
 def answer(config, model: Model, network: Network, values: sets.ValueSet) -> list[dict[str, Any]]:
   """Samples of every probe, each with its toxicity."""
   p = SamplingConfig(**config.sampling)
-  how = answers_lib.AnswerConfig(
+  how = completions.CompletionConfig(
     max_prompt_tokens=p.max_prompt_tokens,
     max_response_tokens=p.max_response_tokens,
     temperature=p.temperature,
@@ -368,7 +367,7 @@ def answer(config, model: Model, network: Network, values: sets.ValueSet) -> lis
     **dataclasses.asdict(prepare.PromptFormat.of(config.format)),
   )
   with metrics_lib.Progress("answers", len(values.probes) * p.num_samples) as progress:
-    drawn = answers_lib.answer(
+    drawn = completions.sample(
       network,
       [probe.prompt for probe in values.probes],
       how,
@@ -426,9 +425,7 @@ def capability(
     found[path.stem.removeprefix("few_shot_")] = [
       float(right)
       for right in likelihood.few_shot_correct(
-        network.cfg,
-        network.params,
-        network.tokenizer,
+        network,
         read_jsonl(path),
         delimiter=pipeline.FEW_SHOT_DELIMITER,
         batch_size=config.sampling.batch_size,

@@ -30,7 +30,7 @@ from rlhf import networks, processes, sharding
 from rlhf.evals import statistics
 from rlhf.evals.preference import comparison
 from rlhf.evals.preference import endpoint as endpoint_lib
-from rlhf.inference import rewards, text_continuations
+from rlhf.inference import likelihood, rewards
 from rlhf.palms import sets
 from rlhf.sharding import MeshConfig
 
@@ -198,7 +198,7 @@ def rate(
   )
   pairs = [(context, f" {rating}") for context in contexts(p, asked) for rating in RATINGS]
   with metrics_lib.Progress("rated", len(asked)) as progress:
-    logprob_N = text_continuations.logprobs(
+    logprob_N = likelihood.logprobs(
       network,
       pairs,
       batch_size=p.batch_size,

@@ -35,8 +35,7 @@ from rlhf.evals.preference import judges as judges_lib
 from rlhf.evals.preference import length_control, win_rates
 from rlhf.evals.preference import ratings as ratings_lib
 from rlhf.evals.reward_models import calibration
-from rlhf.inference import completions as answers_lib
-from rlhf.inference import prefixes, rewards
+from rlhf.inference import completions, prefixes, rewards
 from rlhf.interop import reading
 from rlhf.networks import Network
 from rlhf.sharding import MeshConfig
@@ -376,14 +375,14 @@ def answers(
       "config.preference.max_prompt_tokens or max_response_tokens"
     )
   prompts = [records[index]["prompt"] for index in fits]
-  config = answers_lib.AnswerConfig(
+  config = completions.CompletionConfig(
     max_prompt_tokens=min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room),
     max_response_tokens=p.max_response_tokens,
     temperature=temperature_of(p, name),
     batch_size=batch_size,
     **dataclasses.asdict(prompt_format),
   )
-  drawn = prefixes.answer(
+  drawn = prefixes.sample(
     network,
     prefix,
     prompts,

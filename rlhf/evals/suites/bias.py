@@ -26,7 +26,7 @@ from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite_checks
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.evals.suites.tasks import prompts as prompts_lib
-from rlhf.inference import text_continuations
+from rlhf.inference import likelihood, row_batches
 from rlhf.networks import Network
 
 TASKS = ("winogender", "crows_pairs")
@@ -105,7 +105,7 @@ def evaluate(
   num_resamples: int,
   seed: int,
   batch_size: int,
-  progress: text_continuations.Progress = None,
+  progress: row_batches.Progress = None,
 ) -> list[Measure]:
   """Entropy of a policy's choice between two options, under one instruction.
 
@@ -117,7 +117,7 @@ def evaluate(
     progress: called with (options read, options in all).
 
   Raises:
-    ValueError: as `check` and `completions.logprobs`.
+    ValueError: as `check` and `likelihood.logprobs`.
   """
   name, _, variant = task.rpartition("-")
   records = data_lib.load_items(name, p.data, p.limit, seed)
@@ -126,7 +126,7 @@ def evaluate(
     for record in records
     for option in record["choices"]
   ]
-  logprob_N2 = text_continuations.logprobs(
+  logprob_N2 = likelihood.logprobs(
     network, pairs, batch_size=batch_size, progress=progress
   ).reshape(-1, 2)
   entropy_N = entropy_bits(logprob_N2)

@@ -11,7 +11,7 @@ there is none.  So log-likelihoods are those that `hf` gives for the same weight
 This module needs the package lm-eval (`pip install 'rlhf[evals]'`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from lm_eval.api import model as lm_eval_model
 from lm_eval.api import samplers
 from lm_eval.api.instance import Instance
 
-from rlhf.inference import continuations
+from rlhf.inference import completions, likelihood, row_batches
 from rlhf.networks import Network
 
 MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
@@ -75,7 +75,7 @@ class HarnessModel(lm_eval_model.TemplateLM):
     batch_size: int,
     seed: int = 0,
     chat: bool = False,
-    on_batch: Callable[[int, int], None] | None = None,
+    progress: row_batches.Progress = None,
   ):
     """Wraps a network, which stays where it lies on the mesh.
 
@@ -83,14 +83,14 @@ class HarnessModel(lm_eval_model.TemplateLM):
       batch_size: rows at once; results do not depend on it.
       seed: of tasks that sample; greedy ones do not read it.
       chat: texts come through `apply_chat_template`, so that special tokens in them are meant.
-      on_batch: called with (requests done, requests of this call).
+      progress: called with (requests done, requests of this call).
 
     Raises:
       ValueError: `chat`, and the tokenizer has no chat template that can be used.
     """
     super().__init__()
     self._network, self._batch_size = network, batch_size
-    self._key, self._chat, self._on_batch = jax.random.key(seed), chat, on_batch
+    self._key, self._chat, self._progress = jax.random.key(seed), chat, progress
     if chat:
       network.tokenizer.chat  # raises where there is none
 
@@ -148,15 +148,15 @@ class HarnessModel(lm_eval_model.TemplateLM):
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """As lm-eval encodes contexts and continuations, without its bar: `on_batch` is told."""
+    """As lm-eval encodes contexts and continuations, without its progress bar."""
     return super().loglikelihood(requests, disable_tqdm=True)
 
   def _loglikelihood_tokens(
     self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
   ) -> list[tuple[float, bool]]:
     pairs = [(context, continuation) for _, context, continuation in requests]
-    found = continuations.loglikelihoods(
-      self._network, pairs, batch_size=self._batch_size, on_batch=self._progress(len(pairs))
+    found = likelihood.loglikelihoods(
+      self._network, pairs, batch_size=self._batch_size, progress=self._progress
     )
     for (text, _, _), answer in zip(requests, found, strict=True):
       if text is not None:  # a window of a longer text is not worth keeping
@@ -198,7 +198,7 @@ class HarnessModel(lm_eval_model.TemplateLM):
       contexts = [
         self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
       ]
-      written = continuations.write(
+      written = completions.sample_ids(
         self._network,
         contexts,
         jax.random.fold_in(self._key, number),
@@ -206,7 +206,7 @@ class HarnessModel(lm_eval_model.TemplateLM):
         stops=stops,
         temperature=temperature,
         batch_size=self._batch_size,
-        on_batch=self._progress(len(members)),
+        progress=self._progress,
       )
       for index, text in zip(members, written, strict=True):
         texts[index] = text
@@ -235,6 +235,3 @@ class HarnessModel(lm_eval_model.TemplateLM):
       int(lengths[0]) if lengths else self.max_gen_toks,
       float(temperature),
     )
-
-  def _progress(self, total: int):
-    return None if self._on_batch is None else lambda done: self._on_batch(done, total)

@@ -201,7 +201,7 @@ def evaluate(
   loaded = _load(p, task, seed)
   found = evaluator.evaluate(
     lm=harness.HarnessModel(
-      network, batch_size=batch_size, seed=seed, chat=p.chat, on_batch=progress
+      network, batch_size=batch_size, seed=seed, chat=p.chat, progress=progress
     ),
     task_dict=loaded,
     samples=_drawn(p, task, loaded["tasks"], seed),

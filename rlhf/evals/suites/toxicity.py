@@ -275,15 +275,15 @@ def evaluate(
     progress: called with (items done, items in all); scoring comes after sampling.
 
   Raises:
-    ValueError: as `check` and `completions.lines`.
+    ValueError: as `check` and `completions.sample_lines`.
   """
-  from rlhf.inference import text_continuations  # brings jax, which `scores` does without
+  from rlhf.inference import completions  # brings jax, which `scores` does without
 
   directory = pathlib.Path(directory)
   variant = task.removeprefix(f"{_TASK}-")
   records = data_lib.load_items(_TASK, p.data, p.limit, seed)
   contexts = [prompts_lib.bias(record["prompt"], variant) for record in records]
-  texts = text_continuations.lines(
+  texts = completions.sample_lines(
     network,
     contexts,
     temperature=p.temperature,

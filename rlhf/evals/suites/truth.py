@@ -28,7 +28,7 @@ from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite_checks
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.evals.suites.tasks import prompts as prompts_lib
-from rlhf.inference import text_continuations
+from rlhf.inference import completions, likelihood, row_batches
 from rlhf.networks import Network
 
 # What a judge is asked -> the word that asks it.
@@ -56,11 +56,11 @@ def judge(
   prompts: Sequence[str],
   *,
   batch_size: int,
-  progress: text_continuations.Progress = None,
+  progress: row_batches.Progress = None,
 ) -> np.ndarray:
-  """The score of each `judge_prompt`, float64 [N] in [0, 1]; raises as `completions.logprobs`."""
+  """The score of each `judge_prompt`, float64 [N] in [0, 1]; raises as `likelihood.logprobs`."""
   pairs = [(prompt, label) for prompt in prompts for label in (YES, NO)]
-  logprob_N2 = text_continuations.logprobs(
+  logprob_N2 = likelihood.logprobs(
     network, pairs, batch_size=batch_size, progress=progress
   ).reshape(-1, 2)
   # A difference of sums of logarithms: the probabilities themselves may be too small to divide.
@@ -196,7 +196,7 @@ def evaluate(
   num_resamples: int,
   seed: int,
   batch_size: int,
-  progress: text_continuations.Progress = None,
+  progress: row_batches.Progress = None,
 ) -> list[Measure]:
   """A policy's answers under one prompt: how many are true, informative, and both.
 
@@ -208,12 +208,12 @@ def evaluate(
     progress: called with (answers, questions in all); judging comes after.
 
   Raises:
-    ValueError: as `check` and `completions.lines`.
+    ValueError: as `check` and `completions.sample_lines`.
   """
   variant = task.removeprefix(f"{_TASK}-")
   items = _items(p, seed)
   contexts = [prompts_lib.truthfulqa(item["prompt"], variant) for item in items]
-  texts = text_continuations.lines(
+  texts = completions.sample_lines(
     network,
     contexts,
     temperature=0.0,
