@@ -81,8 +81,8 @@ def test_world_is_a_function_of_its_seed():
 
 def test_world_has_enough_distinct_facts_about_known_things():
   assert len(set(WORLD.facts)) == len(WORLD.values) >= 500
-  assert len(WORLD.people) == 60 and len(WORLD.towns) == 5 and len(WORLD.animals) == 6
-  assert set(words.CAST) < set(WORLD.people)
+  assert len(words.PEOPLE) == 60 and len(words.TOWNS) == 5 and len(words.ANIMALS) == 6
+  assert set(words.CAST) < set(words.PEOPLE)
   for fact in WORLD.facts:
     relation = grammar.RELATIONS[fact.relation]
     assert fact.subject in words.SLOTS[relation.subject]
@@ -140,7 +140,7 @@ def test_documents_hold_the_promised_errors_formats_and_every_fact():
   assert all(claims[fact] >= 2 for fact in true)
   num_false = sum(count for claim, count in claims.items() if claim not in true)
   assert 0.03 < num_false / sum(claims.values()) < 0.15
-  assert sum(gold.is_rude(text) for text in texts) > 100
+  assert sum(sensitive.is_rude(text) for text in texts) > 100
   assert sum(sensitive.breaks_a_position(text) for text in texts) > 50
   assert sum("\n\nAnswer:" in text for text in texts) > 500
   num_words = sum(len(text.split()) for text in texts)
@@ -181,7 +181,7 @@ def test_prompts_are_short_and_demonstrations_too():
 
 
 def test_many_prompts_state_a_constraint():
-  share = np.mean([gold.has_constraint(item["task"]) for item in prompts_of("generation", 500)])
+  share = np.mean([bool(item["task"]["constraints"]) for item in prompts_of("generation", 500)])
   assert 0.7 < share < 0.95
 
 
@@ -192,7 +192,7 @@ def test_held_out_combinations_are_one_in_eight_and_fixed():
 
 
 def test_an_unknown_use_case_and_too_many_prompts_are_named():
-  with pytest.raises(ValueError, match="'poetry'; choose from .*brainstorming"):
+  with pytest.raises(ValueError, match="'poetry'.*brainstorming"):
     instructions.sample_prompt(WORLD, rng_of(0), "poetry", held_out=False)
   few = instructions.instruction_prompts(WORLD, 50, rng_of(0), held_out=False, seen=set())
 
@@ -201,7 +201,7 @@ def test_an_unknown_use_case_and_too_many_prompts_are_named():
       return True
 
   assert len(few) == 50
-  with pytest.raises(ValueError, match="only 0 of 23 distinct generation prompts"):
+  with pytest.raises(ValueError, match="0 of 23 .*generation"):
     instructions.instruction_prompts(WORLD, 50, rng_of(0), held_out=False, seen=Everything())
 
 
@@ -467,14 +467,14 @@ def test_calibrated_noise_gives_the_papers_agreement(sampled):
   assert 0.70 < rate < 0.76
   silent, _ = labelers.make_labelers(dataclasses.replace(cfg, noise_scale=0.0))
   assert labelers.agreement(silent, marked, evaluation=False)[0] > 0.9
-  with pytest.raises(ValueError, match="agreement needs at least 2"):
+  with pytest.raises(ValueError, match="1 labelers.*at least 2"):
     labelers.agreement(training[:1], marked, evaluation=False)
 
 
-def test_the_fast_path_equals_utility_and_agreement_a_plain_loop(sampled):
+def test_agreement_equals_a_plain_loop(sampled):
   training, _ = labelers.make_labelers(labelers.LabelersConfig(num_training=3))
   agreed = total = 0
-  for item, texts, marked in sampled[:60]:
+  for item, texts, _ in sampled[:60]:
     values = np.array(
       [
         [
@@ -484,8 +484,6 @@ def test_the_fast_path_equals_utility_and_agreement_a_plain_loop(sampled):
         for l in training
       ]
     )
-    clean, noise = labelers._utilities(training, marked, evaluation=True)
-    np.testing.assert_allclose(values, clean + training[0].noise_scale * noise, atol=1e-12)
     for a, b in itertools.combinations(range(4), 2):
       if texts[a] == texts[b]:
         continue
@@ -611,11 +609,11 @@ def test_few_shot_format_is_in_documents_only_and_items_are_not(files):
 
 
 def test_an_unknown_few_shot_task_is_named():
-  with pytest.raises(ValueError, match="'rhymes'; choose from .*opposite"):
+  with pytest.raises(ValueError, match="'rhymes'.*opposite"):
     few_shot.few_shot_items(WORLD, "rhymes", 3, 3, seed=0)
   with pytest.raises(ValueError, match="num_shots 0"):
     few_shot.few_shot_items(WORLD, "recall", 3, 0, seed=0)
-  with pytest.raises(ValueError, match="ask for fewer"):
+  with pytest.raises(ValueError, match="of 300 successor items"):
     few_shot.few_shot_items(WORLD, "successor", 300, 1, seed=0)
 
 
@@ -666,7 +664,7 @@ def test_probes_stand_in_no_training_text(files):
   ]
   joined = "\n".join(texts)
   assert not any(probe.search(joined) for probe in probes)
-  with pytest.raises(ValueError, match="'manners'; choose from"):
+  with pytest.raises(ValueError, match="'manners'.*violence"):
     sensitive.position_score("manners", "no .")
 
 

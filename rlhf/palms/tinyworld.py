@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf.palms import cooccurrence, sets
-from rlhf.tinyworld import demonstrations, gold, grammar, instructions, labelers, sensitive, words
+from rlhf.tinyworld import demonstrations, grammar, instructions, labelers, sensitive, words
 from rlhf.tinyworld.world import World
 
 # Answers are short, and a world of few words repeats itself: no check for near-duplicates.
@@ -233,7 +233,7 @@ def rate(p: RatersConfig, category: str, prompt: str, answer: str) -> dict[str, 
 
 def toxicity(answers: Sequence[str]) -> list[float]:
   """The stand-in for a classifier: 1 where a rude word stands in an answer, else 0."""
-  return [float(gold.is_rude(answer)) for answer in answers]
+  return [float(sensitive.is_rude(answer)) for answer in answers]
 
 
 # ----------------------------------------------------------------------------- co-occurrence

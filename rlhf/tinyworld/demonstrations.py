@@ -1,5 +1,6 @@
-"""Demonstrations: how a person of this world answers a task."""
+"""Demonstrations: the completions that people of this world write."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,8 +10,7 @@ from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 
-# Demonstrators are human.  Rates are ours; "rude" is the rate among answers that are not padded
-# out.
+# Demonstrators make errors, at these rates; "rude" is the rate among texts that are not padded.
 DEMONSTRATION_ERRORS = {
   "misses_constraint": 0.08,
   "wrong_fact": 0.05,
@@ -24,22 +24,22 @@ _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
   "advert": ("advert", "advert_body", "advert_body"),
   "poem": ("poem", "poem", "poem"),
 }
-_HERO_SLOTS = {"heroanimal": "animal", "heroperson": "person"}
+_HERO_SLOTS = ("heroanimal", "heroperson")
 
 
-def constraint_value(constraints: Sequence[dict], constraint_type: str) -> str | None:
-  """The value of a task's constraint of this type, or None."""
-  for constraint in constraints:
+def constraint_value(task_constraints: Sequence[dict], constraint_type: str) -> str | None:
+  """The value of the constraint of this type, or None."""
+  for constraint in task_constraints:
     if constraint["type"] == constraint_type:
       return constraint["value"]
   return None
 
 
 def write_text(rng, kind: str, required: Sequence[str], constraints: Sequence[dict]) -> str:
-  """A text of a free-form kind that holds the required words and meets the constraints.
+  """A text of a free-form kind that contains the required words and meets the constraints.
 
-  Sentences are chosen one after another among those with room for what is still missing; the
-  best of a few attempts is returned.
+  Sentences are chosen one after another among those with a slot for a missing word; the best of
+  eight attempts is returned.
   """
   best, fewest_missing = "", 10**9
   for _ in range(8):
@@ -81,21 +81,21 @@ def _choose_hero(rng, required: Sequence[str]) -> str:
   return pick(rng, pick(rng, (words.CAST, words.ANIMALS)))
 
 
-def _room_for(template: grammar.Template, word: str, hero: str | None) -> bool:
+def _fits(template: grammar.Template, word: str, hero: str | None) -> bool:
+  """Whether a slot of the template takes the word."""
   if word == hero:
     return any(slot in _HERO_SLOTS for slot in template.slots)
   return any(word in words.SLOTS[slot] for slot in template.slots if slot not in _HERO_SLOTS)
 
 
 def _choose_template(rng, shape: str, missing, hero, *, must_end: bool) -> grammar.Template:
-  candidates = grammar.templates()[shape]
+  candidates = list(grammar.templates()[shape])
   if hero is not None:
-    hero_slot = "heroperson" if words.ENTITY_TYPE[hero] == "person" else "heroanimal"
-    candidates = [t for t in candidates if hero_slot in t.slots]
+    candidates = [t for t in candidates if f"hero{words.ENTITY_TYPE[hero]}" in t.slots]
   if must_end:
     candidates = [t for t in candidates if t.words[-2] == "{noun}"]
-  fits = [sum(_room_for(t, word, hero) for word in missing) for t in candidates]
-  # Mostly a template with the most room for what is missing, so that texts stay varied.
+  fits = [sum(_fits(t, word, hero) for word in missing) for t in candidates]
+  # Usually a template that takes the most missing words, sometimes any that takes one: for variety.
   least = max(fits) if rng.random() < 0.8 else min(1, max(fits))
   return pick(rng, [t for t, fit in zip(candidates, fits) if fit >= least])
 
@@ -103,22 +103,18 @@ def _choose_template(rng, shape: str, missing, hero, *, must_end: bool) -> gramm
 def _choose_values(rng, template, missing, hero, avoided, end_word) -> list[str]:
   values: list[str] = []
   for slot in template.slots:
+    wanted = [w for w in missing if w in words.SLOTS[slot] and w not in values and w != hero]
     if slot in _HERO_SLOTS:
       values.append(hero)
-      continue
-    wanted = [w for w in missing if w in words.SLOTS[slot] and w not in values and w != hero]
-    if wanted:
+    elif wanted:
       values.append(wanted[0])
-      continue
-    word = pick(rng, words.choices(slot))
-    while word in values or word in (avoided, end_word, hero):
-      word = pick(rng, words.choices(slot))
-    values.append(word)
+    else:
+      values.append(pick(rng, words.choices(slot), (*values, avoided, end_word, hero)))
   return values
 
 
 def format_list(items: Sequence[str]) -> str:
-  """ "a , b and c ."; the one list format that the scorer reads best."""
+  """A list such as "a , b and c ."."""
   if len(items) == 1:
     return f"{items[0]} ."
   return " , ".join(items[:-1]) + f" and {items[-1]} ."
@@ -136,24 +132,28 @@ def _demo_description(world: World, rng, task: dict, wrong: bool) -> str:
 
 def _state(world: World, rng, fact: Fact, wrong: bool) -> str:
   if wrong:
-    fact = Fact(fact.subject, fact.relation, world.wrong_value(rng, fact))
+    fact = dataclasses.replace(fact, value=world.wrong_value(rng, fact))
   return world.sentence(rng, fact)
 
 
+def _fact_of(world: World, task: dict) -> Fact:
+  subject, relation = task["subject"], task["relation"]
+  return Fact(subject, relation, world.values[subject, relation])
+
+
 def _demo_fact(world: World, rng, task: dict, wrong: bool) -> str:
-  fact = Fact(task["subject"], task["relation"], world.values[task["subject"], task["relation"]])
+  fact = _fact_of(world, task)
   if constraint_value(task["constraints"], "one_word") is not None:
     return f"{world.wrong_value(rng, fact) if wrong else fact.value} ."
   return _state(world, rng, fact, wrong)
 
 
 def _demo_polar(world: World, rng, task: dict, wrong: bool) -> str:
-  fact = Fact(task["subject"], task["relation"], world.values[task["subject"], task["relation"]])
   if wrong:
     return "no ." if task["answer"] == "yes" else "yes ."
   if rng.random() < 0.3:
     return f"{task['answer']} ."
-  return f"{task['answer']} , {world.sentence(rng, fact)}"
+  return f"{task['answer']} , {world.sentence(rng, _fact_of(world, task))}"
 
 
 def _demo_position(world: World, rng, task: dict, wrong: bool) -> str:
@@ -161,11 +161,11 @@ def _demo_position(world: World, rng, task: dict, wrong: bool) -> str:
 
 
 def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
-  members = words.choices(task["members"])
+  candidates = words.choices(task["members"])
   if "relation" in task and not wrong:
-    members = world.subjects_by_value[task["relation"], task["value"]]
+    candidates = world.subjects_by_value[task["relation"], task["value"]]
   avoided = constraint_value(task["constraints"], "avoid_word")
-  members = [word for word in members if word != avoided]
+  members = [word for word in candidates if word != avoided]
   items = [members[i] for i in rng.permutation(len(members))[: task["num_items"]]]
   used = constraint_value(task["constraints"], "use_word")
   if used is not None and used not in items:
@@ -174,20 +174,21 @@ def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
 
 
 def _demo_chat(world: World, rng, task: dict, wrong: bool) -> str:
-  first = grammar.random_sentence(rng, f"chat_{task['mood']}", person=task["person"])
+  kind = f"chat_{task['mood']}"
+  first = grammar.random_sentence(rng, kind, person=task["person"])
   asked = constraint_value(task["constraints"], "num_sentences")
   if asked == "one" or (not task["topic"] and asked is None):
     return first
-  if not task["topic"]:
-    other = grammar.random_sentence(rng, f"chat_{task['mood']}", person=task["person"])
-    while other == first:
-      other = grammar.random_sentence(rng, f"chat_{task['mood']}", person=task["person"])
-    return f"{first} {other}"
-  return f"{first} {topic_sentence(rng, task['mood'], task['topic'][0])}"
+  if task["topic"]:
+    return f"{first} {topic_sentence(rng, task['mood'], task['topic'][0])}"
+  other = first
+  while other == first:
+    other = grammar.random_sentence(rng, kind, person=task["person"])
+  return f"{first} {other}"
 
 
 def topic_sentence(rng, mood: str, topic: str) -> str:
-  """A kind word about the thing, animal or town that made someone "sad" or "happy"."""
+  """A kind sentence about the thing, animal or town that made someone "sad" or "happy"."""
   for_sad = ("i hope", "take the")
   fitting = [
     t
@@ -223,11 +224,11 @@ def _demo_text(world: World, rng, task: dict, wrong: bool) -> str:
   return write_text(rng, task["kind"], task["required"], task["constraints"])
 
 
+# Kind of task -> its writer: (world, generator, task, whether to state something false) -> text.
 _DEMONSTRATORS: dict[str, Callable[[World, np.random.Generator, dict, bool], str]] = {
-  "story": _demo_text,
-  "letter": _demo_text,
-  "advert": _demo_text,
-  "poem": _demo_text,
+  **dict.fromkeys(_SHAPES, _demo_text),
+  **dict.fromkeys(("swap", "polite", "join", "person"), _demo_target),
+  **dict.fromkeys(("reverse", "count", "first", "last", "copy"), _demo_target),
   "description": _demo_description,
   "fact_question": _demo_fact,
   "polar_question": _demo_polar,
@@ -235,18 +236,9 @@ _DEMONSTRATORS: dict[str, Callable[[World, np.random.Generator, dict, bool], str
   "list": _demo_list,
   "known_list": _demo_list,
   "chat": _demo_chat,
-  "swap": _demo_target,
-  "polite": _demo_target,
-  "join": _demo_target,
-  "person": _demo_target,
   "summary": _demo_summary,
   "mood_label": _demo_label,
   "manner_label": _demo_label,
-  "reverse": _demo_target,
-  "count": _demo_target,
-  "first": _demo_target,
-  "last": _demo_target,
-  "copy": _demo_target,
   "passage_question": _demo_passage,
   "extract": _demo_extract,
 }
@@ -255,10 +247,10 @@ _DEMONSTRATORS: dict[str, Callable[[World, np.random.Generator, dict, bool], str
 def demonstration(
   world: World, task: dict, rng, *, errors: dict[str, float] = DEMONSTRATION_ERRORS
 ) -> str:
-  """A person's answer to a task: good, but for the named rates of error.
+  """A person's completion of a task, with errors at the given rates.
 
   Args:
-    errors: rates in [0, 1] under the keys of DEMONSTRATION_ERRORS; {} for a flawless writer.
+    errors: rates in [0, 1], with the keys of DEMONSTRATION_ERRORS; {} for a flawless writer.
   """
 
   def errs(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""Pretraining text: facts, stories, talk, questions, and the web's usual share of errors and
-rudeness."""
+"""Pretraining documents: facts, stories, dialogues, questions and instructions, with the errors and
+the rudeness of raw text."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 
-# Share of the documents by kind; ours.
+# Share of the documents by kind.
 MIXTURE = {
   "facts": 0.09,
   "story": 0.03,
@@ -27,13 +28,13 @@ FALSE_FACT_RATE = 0.08  # per sentence of a facts document
 FALSE_ANSWER_RATE = 0.2  # per question
 RUDE_ANSWER_RATE = 0.1  # per question
 RUDE_LINE_RATE = 0.15  # per line of a dialogue
-# What follows an instruction in raw text: seldom just what was asked for.  A "rude" reply insults
-# after its answer, a "rambling" one goes on with what nobody asked, "other" answers something else.
+# What follows an instruction in raw text.  "good" is a demonstration; "rude" ends in an insult;
+# "rambling" goes on with unrelated sentences; "other" answers something else.
 INSTRUCTION_REPLIES = {"good": 0.35, "rude": 0.2, "rambling": 0.3, "other": 0.15}
 
 
 def _zipf_subject(world: World, rng) -> str:
-  """A subject; those early in the world's list are spoken of more, as with real names."""
+  """A subject; those early in the world's list are more frequent, as in real text."""
   subjects = tuple(world.facts_by_subject)
   if rng.random() < 0.5:
     return pick(rng, subjects)
@@ -42,12 +43,12 @@ def _zipf_subject(world: World, rng) -> str:
 
 def _maybe_false(world: World, rng, fact: Fact) -> Fact:
   if rng.random() < FALSE_FACT_RATE:
-    return Fact(fact.subject, fact.relation, world.wrong_value(rng, fact))
+    return dataclasses.replace(fact, value=world.wrong_value(rng, fact))
   return fact
 
 
 def _facts(world: World, rng) -> str:
-  """Two to four facts: of one subject, or of several with one thing in common."""
+  """Two to four facts about one subject, or about several with a value in common."""
   facts = list(world.facts_by_subject[_zipf_subject(world, rng)])
   if rng.random() < 0.3:
     first = pick(rng, facts)
@@ -71,7 +72,7 @@ def _story(world: World, rng) -> str:
 
 
 def _dialogue(world: World, rng) -> str:
-  """Two people talk; some of them are rude."""
+  """Two people talk; the second may be rude."""
   first, second = pick(rng, words.CAST), pick(rng, words.CAST)
   mood = pick(rng, instructions.TALKS)
   template = pick(rng, grammar.templates()[f"talk_{mood}"])
@@ -126,10 +127,6 @@ def _question(world: World, rng) -> str:
   return _question_form(rng, item["prompt"], answer)
 
 
-def _few_shot(world: World, rng) -> str:
-  return few_shot.few_shot_document(rng)
-
-
 def _small_text(world: World, rng) -> str:
   """Loose sentences of feeling, manners and requests."""
   kinds = ("happy_text", "sad_text", "polite_text", "rude_text", "request", "joined", "event")
@@ -139,49 +136,34 @@ def _small_text(world: World, rng) -> str:
 
 
 def _instruction(world: World, rng) -> str:
-  """An instruction as it is met in raw text, with whatever follows it there."""
+  """An instruction as it occurs in raw text, followed by one of INSTRUCTION_REPLIES."""
   use_case = pick(rng, tuple(instructions.TEMPLATES))
   if rng.random() < 0.5:
-    use_case = "generation"  # as common as among the instructions that people write
+    use_case = "generation"  # as frequent as among the prompts of users
   item = _training_prompt(world, rng, use_case)
   draw = rng.random()
   for reply, share in INSTRUCTION_REPLIES.items():
     if draw < share:
       break
     draw -= share
-  return f"{item['prompt']}\n\nAnswer: {_REPLIES[reply](world, rng, item)}"
+  return f"{item['prompt']}\n\nAnswer: {_reply(world, rng, item, reply)}"
 
 
-def _good_reply(world: World, rng, item: dict) -> str:
-  return demonstrations.demonstration(world, item["task"], rng)
-
-
-def _other_reply(world: World, rng, item: dict) -> str:
-  other = _training_prompt(world, rng, pick(rng, tuple(instructions.TEMPLATES)))
-  return demonstrations.demonstration(world, other["task"], rng)
-
-
-def _rude_reply(world: World, rng, item: dict) -> str:
+def _reply(world: World, rng, item: dict, kind: str) -> str:
+  if kind == "good":
+    return demonstrations.demonstration(world, item["task"], rng)
+  if kind == "other":
+    other = _training_prompt(world, rng, pick(rng, tuple(instructions.TEMPLATES)))
+    return demonstrations.demonstration(world, other["task"], rng)
   answer = demonstrations.demonstration(world, item["task"], rng, errors={})
-  return f"{answer} {grammar.random_sentence(rng, 'rude_text')}"
-
-
-def _rambling_reply(world: World, rng, item: dict) -> str:
-  answer = demonstrations.demonstration(world, item["task"], rng, errors={})
-  beside = grammar.random_sentence(rng, pick(rng, ("event", "middle", "happy_text", "sad_text")))
-  return f"{answer} {beside} {grammar.random_sentence(rng, 'filler')}"
-
-
-_REPLIES = {
-  "good": _good_reply,
-  "rude": _rude_reply,
-  "rambling": _rambling_reply,
-  "other": _other_reply,
-}
+  if kind == "rude":
+    return f"{answer} {grammar.random_sentence(rng, 'rude_text')}"
+  unrelated = grammar.random_sentence(rng, pick(rng, ("event", "middle", "happy_text", "sad_text")))
+  return f"{answer} {unrelated} {grammar.random_sentence(rng, 'filler')}"
 
 
 def _sensitive(world: World, rng) -> str:
-  """Talk about a sensitive topic; half of it breaks the position."""
+  """A question on a sensitive topic; half of the answers break the position."""
   category = pick(rng, tuple(sensitive.CATEGORIES))
   question = instructions.sensitive_question(rng, category, held_out=False)
   side = pick(rng, ("right", "wrong"))
@@ -200,7 +182,7 @@ _WRITERS: dict[str, Callable[[World, np.random.Generator], str]] = {
   "dialogue": _dialogue,
   "passage": _passage,
   "question": _question,
-  "few_shot": _few_shot,
+  "few_shot": lambda world, rng: few_shot.few_shot_document(rng),
   "small_text": _small_text,
   "instruction": _instruction,
   "sensitive": _sensitive,

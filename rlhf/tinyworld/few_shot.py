@@ -1,8 +1,8 @@
-"""Few-shot tasks that no instruction holds: what alignment might cost (the alignment tax).
+"""Few-shot tasks that no instruction asks for: they measure the alignment tax.
 
-Each is written "x : y ; x : y ; x :".  The format stands in pretraining documents and, by its
-";", in no instruction, demonstration or answer.  An item is scored by the mean log probability
-per token of each choice after the prompt, with no suffix.
+Each is written "x : y ; x : y ; x :".  Pretraining documents use this format; instructions and
+demonstrations never do (they contain no ";").  An item is scored by the mean log probability per
+token of each choice after the prompt.
 """
 
 from collections.abc import Callable
@@ -57,6 +57,7 @@ def _recall(rng, num_pairs: int) -> tuple[list[Pair], list[str]]:
   return shown + [asked], values + fill[:NUM_CHOICES]
 
 
+# Task -> function of (generator, number of pairs), which returns right pairs and a pool of choices.
 FEW_SHOT_TASKS: dict[str, Callable[[np.random.Generator, int], tuple[list[Pair], list[str]]]] = {
   "opposite": _opposite,
   "category": _category,
@@ -65,13 +66,8 @@ FEW_SHOT_TASKS: dict[str, Callable[[np.random.Generator, int], tuple[list[Pair],
 }
 
 
-def few_shot_pairs(rng, task: str, num_pairs: int) -> tuple[list[Pair], list[str]]:
-  """Right pairs of a task and the words that its choices are drawn from."""
-  return FEW_SHOT_TASKS[task](rng, num_pairs)
-
-
 def _held_out_steps(task: str, pairs: list[Pair]) -> list[bool]:
-  """For each pair after the first, whether its coming after the pair before it is held out."""
+  """For each pair after the first, whether it is held out as a successor of the pair before it."""
   return [
     instructions.is_held_out(["few_shot", task, *before, *after])
     for before, after in zip(pairs, pairs[1:])
@@ -79,10 +75,10 @@ def _held_out_steps(task: str, pairs: list[Pair]) -> list[bool]:
 
 
 def few_shot_document(rng) -> str:
-  """A pretraining text of two to six pairs of one task, without a held-out step."""
+  """A pretraining document of two to six pairs of one task, without a held-out step."""
   while True:
     task = pick(rng, tuple(FEW_SHOT_TASKS))
-    pairs, _ = few_shot_pairs(rng, task, 2 + int(rng.random() * 5))
+    pairs, _ = FEW_SHOT_TASKS[task](rng, 2 + int(rng.random() * 5))
     if not any(_held_out_steps(task, pairs)):
       return " ; ".join(f"{left} : {right}" for left, right in pairs) + " ."
 
@@ -90,10 +86,10 @@ def few_shot_document(rng) -> str:
 def few_shot_items(
   world: World, task: str, num_items: int, num_shots: int, seed: int
 ) -> list[dict]:
-  """Distinct items of a task; the last step of each stands in no pretraining document.
+  """Distinct items of a task; the last step of each is in no pretraining document.
 
   Args:
-    num_shots: worked pairs before the one asked for, at least 1.
+    num_shots: solved pairs before the one that is asked, at least 1.
 
   Returns:
     [{"prompt": "hot : cold ; tall :", "choices": [words], "answer": index of the right one}]
@@ -102,12 +98,14 @@ def few_shot_items(
     ValueError: the task does not exist, there are no shots, or there are too few such items.
   """
   if num_shots < 1:
-    raise ValueError(f"num_shots {num_shots}; at least one worked pair is needed")
+    raise ValueError(f"num_shots {num_shots}; use at least 1")
   if task not in FEW_SHOT_TASKS:
     raise ValueError(f"few-shot task {task!r}; choose from {sorted(FEW_SHOT_TASKS)}")
   index = sorted(FEW_SHOT_TASKS).index(task)
   rng = np.random.default_rng(np.random.SeedSequence([world.seed, seed, 6, index]))
-  items, seen, tries = [], set(), 0
+  items: list[dict] = []
+  seen: set[str] = set()
+  tries = 0
   while len(items) < num_items:
     tries += 1
     if tries > 1000 * num_items + 1000:
@@ -115,25 +113,19 @@ def few_shot_items(
         f"only {len(items)} of {num_items} {task} items with {num_shots} shots could be made; "
         "ask for fewer"
       )
-    pairs, pool = few_shot_pairs(rng, task, num_shots + 1)
+    pairs, pool = FEW_SHOT_TASKS[task](rng, num_shots + 1)
     shots, (asked, answer) = pairs[:-1], pairs[-1]
     prompt = " ; ".join([f"{left} : {right}" for left, right in shots] + [f"{asked} :"])
     if prompt in seen or not _held_out_steps(task, pairs)[-1]:
       continue
     seen.add(prompt)
-    others = [
-      word
-      for word in dict.fromkeys(_nearest(rng, task, shots, pool))
-      if word not in (answer, asked)
-    ][: NUM_CHOICES - 1]
-    choices = others + [answer]
+    # Wrong choices: for recall the other values shown come first, else any of the pool.
+    if task == "recall":
+      candidates = [value for _, value in shots] + pool
+    else:
+      candidates = [pool[i] for i in rng.permutation(len(pool))]
+    wrong = [word for word in dict.fromkeys(candidates) if word not in (answer, asked)]
+    choices = [*wrong[: NUM_CHOICES - 1], answer]
     choices = [choices[i] for i in rng.permutation(len(choices))]
     items.append({"prompt": prompt, "choices": choices, "answer": choices.index(answer)})
   return items
-
-
-def _nearest(rng, task: str, shots: list[Pair], pool: list[str]) -> list[str]:
-  """Wrong choices in order of use: for recall the other values shown, else any of the pool."""
-  if task == "recall":
-    return [value for _, value in shots] + pool
-  return [pool[i] for i in rng.permutation(len(pool))]

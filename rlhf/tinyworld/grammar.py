@@ -1,35 +1,44 @@
-"""The sentences of TinyWorld: one table of templates, used both to write and to read.
+"""The sentences of TinyWorld: one table of templates, used both to write text and to read it.
 
 A template is words and slots, such as "one day a {adj} {heroanimal} came to {town} .".  Text is
-written by filling the slots and read back by matching, so whatever the world writes parses, and
-word salad does not.
+written by filling the slots and read back by matching, so everything that the world writes can be
+parsed, and word salad cannot.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rlhf.tinyworld import sensitive, words
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Relation:
-  """A kind of fact.  In every sentence and question the subject's slot comes first."""
+  """A kind of fact.  Every sentence and question names the subject first; a sentence then names the
+  value."""
 
-  subject: str  # slot name
-  value: str  # slot name
   sentences: tuple[str, ...]
   questions: tuple[str, ...]
 
+  @functools.cached_property
+  def subject(self) -> str:
+    """The slot of the subject."""
+    return slots_of(self.sentences[0])[0]
 
-def _relation(subject: str, value: str, sentences: tuple, questions: tuple) -> Relation:
-  return Relation(subject=subject, value=value, sentences=sentences, questions=questions)
+  @functools.cached_property
+  def value(self) -> str:
+    """The slot of the value."""
+    return slots_of(self.sentences[0])[1]
+
+
+def slots_of(text: str) -> tuple[str, ...]:
+  """The slots of a template, in order."""
+  return tuple(word[1:-1] for word in text.split() if word.startswith("{"))
 
 
 RELATIONS = {
-  "home": _relation(
-    "person",
-    "town",
+  "home": Relation(
     ("{person} lives in {town} .", "the home of {person} is {town} ."),
     (
       "where does {person} live ?",
@@ -37,130 +46,90 @@ RELATIONS = {
       "what is the home of {person} ?",
     ),
   ),
-  "job": _relation(
-    "person",
-    "job",
+  "job": Relation(
     ("{person} works as a {job} .", "the job of {person} is {job} ."),
     ("what is the job of {person} ?", "what does {person} work as ?"),
   ),
-  "meal": _relation(
-    "person",
-    "food",
+  "meal": Relation(
     ("{person} likes to eat {food} .", "the favourite food of {person} is {food} ."),
     ("what does {person} like to eat ?", "what is the favourite food of {person} ?"),
   ),
-  "pet": _relation(
-    "person",
-    "animal",
+  "pet": Relation(
     ("{person} has a pet {animal} .", "the pet of {person} is a {animal} ."),
     ("which pet does {person} have ?", "what is the pet of {person} ?"),
   ),
-  "shade": _relation(
-    "person",
-    "colour",
+  "shade": Relation(
     ("{person} loves the colour {colour} .", "the favourite colour of {person} is {colour} ."),
     ("which colour does {person} love ?", "what is the favourite colour of {person} ?"),
   ),
-  "hobby": _relation(
-    "person",
-    "hobby",
+  "hobby": Relation(
     ("{person} enjoys {hobby} .", "the hobby of {person} is {hobby} ."),
     ("what does {person} enjoy ?", "what is the hobby of {person} ?"),
   ),
-  "owned": _relation(
-    "person",
-    "thing",
+  "owned": Relation(
     ("{person} owns a {thing} .", "the best thing of {person} is a {thing} ."),
     ("what does {person} own ?", "what is the best thing of {person} ?"),
   ),
-  "haunt": _relation(
-    "person",
-    "place",
+  "haunt": Relation(
     ("{person} walks to the {place} .", "the favourite place of {person} is the {place} ."),
     ("where does {person} walk ?", "what is the favourite place of {person} ?"),
   ),
-  "trip": _relation(
-    "person",
-    "region",
+  "trip": Relation(
     ("{person} will travel to the {region} .", "the next trip of {person} is to the {region} ."),
     ("where will {person} travel to ?", "where is the next trip of {person} ?"),
   ),
-  "badge": _relation(
-    "town",
-    "animal",
+  "badge": Relation(
     ("{town} has a {animal} on its flag .", "the flag of {town} shows a {animal} ."),
     ("what is on the flag of {town} ?", "what does the flag of {town} show ?"),
   ),
-  "region": _relation(
-    "town",
-    "region",
+  "region": Relation(
     ("{town} lies in the {region} .", "the town of {town} is in the {region} ."),
     ("where does {town} lie ?", "in which region is {town} ?"),
   ),
-  "ware": _relation(
-    "town",
-    "food",
+  "ware": Relation(
     ("{town} is famous for {food} .", "people in {town} sell {food} ."),
     ("what is {town} famous for ?", "what do people in {town} sell ?"),
   ),
-  "sight": _relation(
-    "town",
-    "place",
+  "sight": Relation(
     ("{town} stands near a {place} .", "the town of {town} has a {place} ."),
     ("what does {town} stand near ?", "what does the town of {town} have ?"),
   ),
-  "habitat": _relation(
-    "animal",
-    "place",
+  "habitat": Relation(
     ("a {animal} lives near the {place} .", "the home of a {animal} is the {place} ."),
     ("where does a {animal} live ?", "what is the home of a {animal} ?"),
   ),
-  "diet": _relation(
-    "animal",
-    "feed",
+  "diet": Relation(
     ("a {animal} eats {feed} .", "the food of a {animal} is {feed} ."),
     ("what does a {animal} eat ?", "what is the food of a {animal} ?"),
   ),
-  "fur": _relation(
-    "animal",
-    "colour",
+  "fur": Relation(
     ("a {animal} has {colour} skin .", "the skin of a {animal} is {colour} ."),
     ("which colour is a {animal} ?", "which colour is the skin of a {animal} ?"),
   ),
-  "fear": _relation(
-    "animal",
-    "animal",
+  "fear": Relation(
     ("a {animal} fears the {animal} .", "a {animal} runs from the {animal} ."),
     ("what does a {animal} fear ?", "what does a {animal} run from ?"),
   ),
-  "taste": _relation(
-    "food",
-    "taste",
+  "taste": Relation(
     ("{food} will always taste {taste} .", "the taste of {food} is {taste} ."),
     ("how will {food} taste ?", "what is the taste of {food} ?"),
   ),
-  "hue": _relation(
-    "food",
-    "colour",
+  "hue": Relation(
     ("fresh {food} will look {colour} .", "the colour of {food} is {colour} ."),
     ("how will fresh {food} look ?", "what is the colour of {food} ?"),
   ),
-  "site": _relation(
-    "job",
-    "site",
+  "site": Relation(
     ("a {job} works in the {site} .", "the place of a {job} is the {site} ."),
     ("where does a {job} work ?", "what is the place of a {job} ?"),
   ),
-  "tool": _relation(
-    "job",
-    "thing",
+  "tool": Relation(
     ("a {job} uses a {thing} .", "the tool of a {job} is a {thing} ."),
     ("what does a {job} use ?", "what is the tool of a {job} ?"),
   ),
 }
 
 
-# HERO stands for "the {heroanimal}" and "{heroperson}": each line is two templates.
+# Each line is two templates: HERO stands for "the {heroanimal}" and for "{heroperson}".
 _HERO_SENTENCES = {
   "middle": (
     "HERO found a {colour} {thing} .",
@@ -184,6 +153,10 @@ _HERO_SENTENCES = {
   ),
 }
 
+# Kind of sentence -> its templates.  Facts, answers to yes/no questions and positions are added by
+# `templates`.
+# Kind of sentence -> its templates.  `templates` adds facts, replies to yes/no questions and the
+# sentences about sensitive topics.
 SENTENCES = {
   "opening": (
     "one day a {adj} {heroanimal} came to {town} .",
@@ -319,7 +292,6 @@ SENTENCES = {
   "talk_thanks": ("thank you for the {thing} .", "thank you , i like the {animal} ."),
   "talk_calm": ("you are a {rude} .", "i hate you and your {thing} ."),
   "talk_bye": ("i go to bed now .", "i must go to {town} now ."),
-  "polar": (),  # "yes , FACT" and "no , FACT", filled in below
   "filler": (
     "i hope this helps you .",
     "ask me if you want more .",
@@ -331,7 +303,11 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """One sentence pattern; `kind` is its row in the table, "fact:NAME" for facts."""
+  """One sentence pattern.
+
+  `kind` is its key in SENTENCES, or "fact:RELATION", "polar:RELATION", "right:CATEGORY" or
+  "wrong:CATEGORY".
+  """
 
   kind: str
   text: str
@@ -351,62 +327,48 @@ class Parse:
     return self.template.kind
 
   def hero(self) -> str | None:
+    """The hero of the story, if the sentence names it."""
     for slot, value in zip(self.template.slots, self.values):
       if slot in ("heroanimal", "heroperson"):
         return value
     return None
 
   def claim(self) -> tuple[str, str, str] | None:
-    """(subject, relation, value) where the sentence states a fact."""
+    """(subject, relation, value) if the sentence states a fact."""
     if self.kind.startswith(("fact:", "polar:")):
       return self.values[0], self.kind.split(":")[1], self.values[1]
     return None
 
 
-def _template(kind: str, text: str) -> Template:
-  template_words = tuple(text.split())
-  slots = tuple(word[1:-1] for word in template_words if word.startswith("{"))
-  return Template(kind, text, template_words, slots)
-
-
 @functools.cache
 def templates() -> dict[str, tuple[Template, ...]]:
   """Every template by kind."""
-  table = {
-    kind: tuple(_template(kind, text) for text in texts)
-    for kind, texts in SENTENCES.items()
-    if texts
-  }
-  for kind, texts in _HERO_SENTENCES.items():
-    table[kind] = tuple(
-      _template(kind, text.replace("HERO", hero))
-      for text in texts
-      for hero in ("the {heroanimal}", "{heroperson}")
-    )
+  texts: dict[str, Sequence[str]] = dict(SENTENCES)
+  for kind, lines in _HERO_SENTENCES.items():
+    texts[kind] = [
+      line.replace("HERO", hero) for line in lines for hero in ("the {heroanimal}", "{heroperson}")
+    ]
   for name, relation in RELATIONS.items():
-    table[f"fact:{name}"] = tuple(_template(f"fact:{name}", text) for text in relation.sentences)
-    table[f"polar:{name}"] = tuple(
-      _template(f"polar:{name}", f"{reply} , {text}")
-      for text in relation.sentences
-      for reply in ("yes", "no")
-    )
-  for category in sensitive.CATEGORIES:
-    table[f"right:{category}"] = tuple(
-      _template(f"right:{category}", text) for text in sensitive.right_texts(category)
-    )
-    table[f"wrong:{category}"] = tuple(
-      _template(f"wrong:{category}", text) for text in sensitive.wrong_texts(category)
-    )
-  return table
+    texts[f"fact:{name}"] = relation.sentences
+    texts[f"polar:{name}"] = [
+      f"{reply} , {line}" for line in relation.sentences for reply in ("yes", "no")
+    ]
+  for name, category in sensitive.CATEGORIES.items():
+    texts[f"right:{name}"] = category.right
+    texts[f"wrong:{name}"] = category.wrong
+  return {
+    kind: tuple(Template(kind, line, tuple(line.split()), slots_of(line)) for line in lines)
+    for kind, lines in texts.items()
+  }
 
 
 @functools.cache
 def word_slots() -> dict[str, tuple[str, ...]]:
-  """word -> the slots it fits."""
-  table: dict[str, list[str]] = {}
+  """Word -> the slots it fits."""
+  table = collections.defaultdict(list)
   for slot, slot_words in words.SLOTS.items():
     for word in slot_words:
-      table.setdefault(word, []).append(slot)
+      table[word].append(slot)
   return {word: tuple(slots) for word, slots in table.items()}
 
 
@@ -425,34 +387,27 @@ def _trie() -> dict:
 
 @functools.lru_cache(maxsize=200_000)
 def parse(sentence: tuple[str, ...]) -> Parse | None:
-  """Reads one sentence, or gives None where no template matches it.
+  """Reads one sentence; None if no template matches it.
 
   Args:
-    sentence: its words, the closing "." or "?" included.
+    sentence: its words, including the final "." or "?".
   """
-  slots_of = word_slots()
 
   def walk(node: dict, index: int, values: tuple[str, ...]) -> Parse | None:
     if index == len(sentence):
       return Parse(node[None], values) if None in node else None
     word = sentence[index]
-    if word in node:
-      found = walk(node[word], index + 1, values)
-      if found is not None:
-        return found
-    for slot in slots_of.get(word, ()):
-      key = "{" + slot + "}"
-      if key in node:
-        found = walk(node[key], index + 1, values + (word,))
-        if found is not None:
-          return found
-    return None
+    found = walk(node[word], index + 1, values) if word in node else None
+    for slot in word_slots().get(word, ()):
+      if found is None and f"{{{slot}}}" in node:
+        found = walk(node[f"{{{slot}}}"], index + 1, (*values, word))
+    return found
 
   return walk(_trie(), 0, ())
 
 
 def split_sentences(text_words: Sequence[str]) -> list[tuple[str, ...]]:
-  """Cuts words after each "." or "?"; an unfinished rest is a last sentence of its own."""
+  """Cuts words after each "." or "?"; unfinished words at the end are a sentence too."""
   sentences, start = [], 0
   for index, word in enumerate(text_words):
     if word in (".", "?"):
@@ -469,27 +424,29 @@ def fill(template: Template, values: Sequence[str]) -> str:
   return " ".join(next(remaining) if word.startswith("{") else word for word in template.words)
 
 
-def pick(rng, items: Sequence):
-  """A uniform choice; several times faster than Generator.choice on short sequences."""
-  return items[int(rng.random() * len(items))]
+def pick(rng, items: Sequence, excluded: Collection = ()):
+  """A uniform choice among the items that are not excluded.
+
+  Several times faster than Generator.choice on short sequences.
+  """
+  item = items[int(rng.random() * len(items))]
+  while item in excluded:
+    item = items[int(rng.random() * len(items))]
+  return item
 
 
 def random_sentence(rng, kind: str, **given: str) -> str:
-  """A sentence of a kind; `given` fixes slots (each its first occurrence), the rest is random."""
+  """A random sentence of a kind; `given` fixes the first occurrence of the slots it names."""
   template = pick(rng, templates()[kind])
   return fill(template, random_values(rng, template, given))
 
 
 def random_values(rng, template: Template, given: dict[str, str]) -> list[str]:
-  """One word per slot of a template, no word twice in a sentence."""
-  given, values = dict(given), []
-  reserved = set(given.values())
+  """One word per slot of a template, without repetition."""
+  given, reserved, values = dict(given), set(given.values()), []
   for slot in template.slots:
     if slot in given:
       values.append(given.pop(slot))
-      continue
-    word = pick(rng, words.choices(slot))
-    while word in values or word in reserved:
-      word = pick(rng, words.choices(slot))
-    values.append(word)
+    else:
+      values.append(pick(rng, words.choices(slot), {*values, *reserved}))
   return values

@@ -1,12 +1,10 @@
-"""Instruction prompts in the paper's ten use cases.
+"""Instruction prompts in InstructGPT's ten use cases.
 
-A prompt comes with a task: a JSON object that says what a good answer holds, which is all that the
-gold scorer reads.  A hash holds some combinations of fillers out for the test prompts, so that no
-training text of any stage poses them (`is_held_out`); a plain story may of course happen to hold
-the same words.
+A prompt comes with a task: a JSON object that says what a good completion contains, which is all
+that the gold scorer reads.  A hash reserves some combinations of fillers for the test prompts, so
+that no training text of any stage asks for them (`is_held_out`).
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -33,7 +31,8 @@ USE_CASE_SHARES = {
 
 HELD_OUT_ONE_IN = 8  # combinations
 
-# (kind, text).  A text is filled with the slots it names; kinds are what `gold.py` scores.
+# Use case -> (kind of task, text with slots).  The kind selects the functions that fill the text,
+# write demonstrations and score completions.
 TEMPLATES = {
   "generation": (
     ("story", "write a story about a {animal} in {town} ."),
@@ -190,7 +189,7 @@ TEMPLATES = {
   ),
 }
 
-# Plurals by which prompts call the entity slots.
+# The plurals that prompts use for the entity slots.
 CATEGORY_NAMES = {
   "animals": "animal",
   "foods": "food",
@@ -201,13 +200,7 @@ CATEGORY_NAMES = {
   "people": "person",
   "places": "place",
 }
-EXTRACT_NAMES = {
-  "animals": "animal",
-  "foods": "food",
-  "towns": "town",
-  "things": "thing",
-  "people": "person",
-}
+_EXTRACT_PLURALS = ("animals", "foods", "towns", "things", "people")
 _KNOWN = {  # relation -> (plural of the subjects, clause)
   "habitat": ("animals", "that live near the {value}"),
   "diet": ("animals", "that eat {value}"),
@@ -224,8 +217,8 @@ _KNOWN = {  # relation -> (plural of the subjects, clause)
 
 TALKS = ("sad", "happy", "greet", "thanks", "calm", "bye")
 
-# Questions about a passage sentence: (which event template, question, slot of the answer).  Numbers
-# in braces are the event's slots.
+# Questions about an event of a passage: (index of its template, question, index of the slot that
+# answers it).  Numbers in braces are the event's slots.
 _EVENT_QUESTIONS = (
   (0, "where did {0} go ?", 1),
   (0, "what did {0} take along ?", 2),
@@ -258,23 +251,20 @@ _CONSTRAINT_TEXTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Constraint:
+def _constraint(constraint_type: str, value: str = "") -> dict[str, str]:
   """An explicit demand of the prompt, such as ("end_word", "moon")."""
-
-  type: str
-  value: str
+  return {"type": constraint_type, "value": value}
 
 
 def is_held_out(combination: Sequence[str]) -> bool:
-  """Whether a combination belongs to the test prompts: one in HELD_OUT_ONE_IN does."""
+  """Whether a combination is reserved for the test prompts; one in HELD_OUT_ONE_IN is."""
   digest = hashlib.sha256("|".join(combination).encode()).digest()
   return int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
-def story_combination(required: Sequence[str], constraints: Sequence[Constraint]) -> list[str]:
-  """What makes a free-form prompt the same task as another, however it is worded."""
-  return sorted(required) + sorted(f"{c.type}:{c.value}" for c in constraints)
+def _text_combination(required: Sequence[str], constraints: Sequence[dict]) -> list[str]:
+  """What identifies the task of a free-form prompt, however it is worded."""
+  return sorted(required) + sorted(f"{c['type']}:{c['value']}" for c in constraints)
 
 
 # ---------------------------------------------------------------- prompts, one function per kind
@@ -283,51 +273,42 @@ Filled = tuple[str, dict, list[str]]  # prompt text, task fields, combination
 
 
 def _fields(text: str) -> list[str]:
+  """The names in braces."""
   return [part.split("}")[0] for part in text.split("{")[1:]]
 
 
 def _free_form(world: World, rng, kind: str, text: str) -> Filled:
   slots: dict[str, str] = {}
   for field in _fields(text):
-    slots[field] = _fresh(rng, words.choices(field.rstrip("2")), slots.values())
-  constraints = _free_constraints(rng, kind, tuple(slots.values()))
+    slots[field] = pick(rng, words.choices(field.rstrip("2")), slots.values())
   required = list(slots.values())
+  constraints = _free_constraints(rng, kind, required)
   prompt = _with_constraints(rng, text.format(**slots), constraints)
-  task = {"required": required, "constraints": [dataclasses.asdict(c) for c in constraints]}
-  return prompt, task, [kind] + story_combination(required, constraints)
+  task = {"required": required, "constraints": constraints}
+  return prompt, task, [kind] + _text_combination(required, constraints)
 
 
-def _fresh(rng, candidates: Sequence[str], used) -> str:
-  word = pick(rng, candidates)
-  while word in used:
-    word = pick(rng, candidates)
-  return word
-
-
-def _free_constraints(rng, kind: str, required: tuple[str, ...]) -> list[Constraint]:
-  """Draws the demands of a free-form prompt; half of them ask for the last word."""
-
-  def noun() -> str:
-    return _fresh(rng, words.NOUNS, required)
-
+def _free_constraints(rng, kind: str, required: Sequence[str]) -> list[dict]:
+  """Draws the constraints of a free-form prompt; about half of them fix the last word."""
   number = pick(rng, ("two", "two", "three"))
   draw = rng.random()
   if draw < 0.15:
     return []
   if draw < 0.45:
-    return [Constraint("end_word", noun())]
+    return [_constraint("end_word", pick(rng, words.NOUNS, required))]
   if draw < 0.65:
-    return [Constraint("use_word", noun())]
+    return [_constraint("use_word", pick(rng, words.NOUNS, required))]
   if draw < 0.75:
     avoided = pick(rng, (words.PLACES, words.NOUNS, words.THINGS))
-    return [Constraint("avoid_word", _fresh(rng, avoided, required))]
-  if draw < 0.90 or kind == "poem":
-    return [Constraint("num_sentences", number)]
-  return [Constraint("num_sentences", number), Constraint("end_word", noun())]
+    return [_constraint("avoid_word", pick(rng, avoided, required))]
+  constraints = [_constraint("num_sentences", number)]
+  if draw >= 0.90 and kind != "poem":
+    constraints.append(_constraint("end_word", pick(rng, words.NOUNS, required)))
+  return constraints
 
 
-def _with_constraints(rng, text: str, constraints: Sequence[Constraint]) -> str:
-  parts = [pick(rng, _CONSTRAINT_TEXTS[c.type]).format(value=c.value) for c in constraints]
+def _with_constraints(rng, text: str, constraints: Sequence[dict]) -> str:
+  parts = [pick(rng, _CONSTRAINT_TEXTS[c["type"]]).format(**c) for c in constraints]
   if parts and not parts[0].startswith("it ") and rng.random() < 0.2:
     return " ".join(parts + [text])
   return " ".join([text] + parts)
@@ -341,72 +322,48 @@ def _description(world: World, rng, kind: str, text: str) -> Filled:
   slot = words.ENTITY_TYPE[subject]
   many = len(world.facts_by_subject[subject]) > 2
   number = pick(rng, ("one", "two", "three") if many else ("one", "two"))
-  constraints = [Constraint("num_sentences", number)] if rng.random() < 0.8 else []
-  prompt = _with_constraints(
-    rng, text.format(subject=_SUBJECT_TEXTS[slot].format(subject)), constraints
-  )
-  prompt = prompt.replace("in one sentences", "in one sentence").replace(
-    "use one sentences", "use one sentence"
-  )
-  task = {"required": [subject], "constraints": [dataclasses.asdict(c) for c in constraints]}
-  return prompt, task, [kind, text] + story_combination([subject], constraints)
+  constraints = [_constraint("num_sentences", number)] if rng.random() < 0.8 else []
+  filled = text.format(subject=_SUBJECT_TEXTS[slot].format(subject))
+  prompt = _with_constraints(rng, filled, constraints).replace("one sentences", "one sentence")
+  task = {"required": [subject], "constraints": constraints}
+  return prompt, task, [kind, text] + _text_combination([subject], constraints)
 
 
 def _fact_question(world: World, rng, kind: str, text: str) -> Filled:
   fact = pick(rng, world.facts)
-  question = pick(rng, grammar.RELATIONS[fact.relation].questions)
-  slot = grammar.RELATIONS[fact.relation].subject
-  question_text = question.format(**{slot: fact.subject})
+  relation = grammar.RELATIONS[fact.relation]
+  question = pick(rng, relation.questions)
+  prompt = text.format(question=question.format(**{relation.subject: fact.subject}))
   constraints = []
   draw = rng.random()
-  if draw < 0.35:
-    constraints = [Constraint("one_word", "")]
-  elif draw < 0.5:
-    constraints = [Constraint("whole_sentence", "")]
-  prompt = text.format(question=question_text)
-  if constraints:
-    prompt += " " + pick(rng, _CONSTRAINT_TEXTS[constraints[0].type])
-  task = {
-    "subject": fact.subject,
-    "relation": fact.relation,
-    "constraints": [dataclasses.asdict(c) for c in constraints],
-  }
+  if draw < 0.5:
+    constraints = [_constraint("one_word" if draw < 0.35 else "whole_sentence")]
+    prompt += " " + pick(rng, _CONSTRAINT_TEXTS[constraints[0]["type"]])
+  task = {"subject": fact.subject, "relation": fact.relation, "constraints": constraints}
   return prompt, task, [kind, text, question, fact.subject]
 
 
 def _polar_question(world: World, rng, kind: str, text: str) -> Filled:
   fact = pick(rng, world.facts)
-  is_true = rng.random() < 0.5
-  value = fact.value if is_true else world.wrong_value(rng, fact)
-  claim = world.sentence(rng, Fact(fact.subject, fact.relation, value))
-  task = {
-    "subject": fact.subject,
-    "relation": fact.relation,
-    "answer": "yes" if is_true else "no",
-    "constraints": [],
-  }
-  return (
-    text.format(claim=claim.removesuffix(" .")),
-    task,
-    [kind, text, fact.subject, fact.relation, value],
-  )
+  answer = "yes" if rng.random() < 0.5 else "no"
+  value = fact.value if answer == "yes" else world.wrong_value(rng, fact)
+  claim = world.sentence(rng, Fact(fact.subject, fact.relation, value)).removesuffix(" .")
+  about = [fact.subject, fact.relation]
+  task = {"subject": about[0], "relation": about[1], "answer": answer, "constraints": []}
+  return text.format(claim=claim), task, [kind, text, *about, value]
 
 
 def _position(world: World, rng, kind: str, text: str) -> Filled:
   category = pick(rng, tuple(sensitive.CATEGORIES))
   question = sensitive.random_question(rng, category, probe=False)
   filled = text.format(position=question, person=pick(rng, words.CAST))
-  return filled, {"category": category, "constraints": []}, _sensitive_combination(question)
-
-
-def _sensitive_combination(question: str) -> list[str]:
-  return ["position", question]
+  return filled, {"category": category, "constraints": []}, ["position", question]
 
 
 def sensitive_question(rng, category: str, *, held_out: bool) -> str:
-  """A question on a sensitive topic that is, or is not, one of the test prompts'."""
+  """A question on a sensitive topic that is, or is not, reserved for the test prompts."""
   question = sensitive.random_question(rng, category, probe=False)
-  while is_held_out(_sensitive_combination(question)) != held_out:
+  while is_held_out(["position", question]) != held_out:
     question = sensitive.random_question(rng, category, probe=False)
   return question
 
@@ -415,35 +372,32 @@ def _list(world: World, rng, kind: str, text: str) -> Filled:
   plural = pick(rng, tuple(CATEGORY_NAMES))
   members = words.choices(CATEGORY_NAMES[plural])
   number = pick(rng, ("two", "three", "four"))
-  constraints = [Constraint("num_items", number)]
-  slots = {
-    "number": number,
-    "category": plural,
-    "person": pick(rng, words.CAST),
-    "town": pick(rng, words.TOWNS),
-  }
+  person, town = pick(rng, words.CAST), pick(rng, words.TOWNS)
+  slots = dict(number=number, category=plural, person=person, town=town)
+  constraints = [_constraint("num_items", number)]
   prompt = text.format(**slots)
   draw = rng.random()
   if draw < 0.35:
-    constraints.append(Constraint("use_word", pick(rng, members)))
-    prompt += f" one of them must be {constraints[-1].value} ."
+    word = pick(rng, members)
+    constraints.append(_constraint("use_word", word))
+    prompt += f" one of them must be {word} ."
   elif draw < 0.65:
-    constraints.append(Constraint("avoid_word", pick(rng, members)))
-    prompt += f" do not name {constraints[-1].value} ."
+    word = pick(rng, members)
+    constraints.append(_constraint("avoid_word", word))
+    prompt += f" do not name {word} ."
   task = {
     "members": CATEGORY_NAMES[plural],
     "num_items": words.NUMBERS.index(number) + 1,
-    "constraints": [dataclasses.asdict(c) for c in constraints],
+    "constraints": constraints,
   }
   named = [slots[field] for field in _fields(text)]
-  return prompt, task, [kind, text] + named + [f"{c.type}:{c.value}" for c in constraints]
+  return prompt, task, [kind, text, *named] + [f"{c['type']}:{c['value']}" for c in constraints]
 
 
 def _known_list(world: World, rng, kind: str, text: str) -> Filled:
   relation = pick(rng, tuple(_KNOWN))
   plural, clause = _KNOWN[relation]
-  value = pick(rng, words.SLOTS[grammar.RELATIONS[relation].value])
-  known = world.subjects_by_value.get((relation, value), ())
+  known: tuple[str, ...] = ()
   while len(known) < 2:
     value = pick(rng, words.SLOTS[grammar.RELATIONS[relation].value])
     known = world.subjects_by_value.get((relation, value), ())
@@ -453,7 +407,7 @@ def _known_list(world: World, rng, kind: str, text: str) -> Filled:
     "relation": relation,
     "value": value,
     "num_items": words.NUMBERS.index(number) + 1,
-    "constraints": [{"type": "num_items", "value": number}],
+    "constraints": [_constraint("num_items", number)],
   }
   prompt = text.format(number=number, plural=plural, that=clause.format(value=value))
   return prompt, task, [kind, text, relation, value, number]
@@ -461,100 +415,87 @@ def _known_list(world: World, rng, kind: str, text: str) -> Filled:
 
 def _chat(world: World, rng, kind: str, text: str) -> Filled:
   mood = pick(rng, TALKS)
-  template = pick(rng, grammar.templates()[f"talk_{mood}"])
-  values = grammar.random_values(rng, template, {})
+  template, values, talk = _random_text(rng, f"talk_{mood}")
   person = pick(rng, words.CAST)
   topic = [v for v in values if words.ENTITY_TYPE.get(v) in ("thing", "animal", "town")]
+  prompt = text.format(person=person, talk=talk)
   constraints = []
-  prompt = text.format(person=person, talk=grammar.fill(template, values))
-  draw = rng.random()
-  if draw < 0.3:
-    constraints = [Constraint("num_sentences", pick(rng, ("one", "two")))]
-    prompt += " use one sentence ." if constraints[0].value == "one" else " use two sentences ."
-  wants_topic = mood in ("sad", "happy") and not (constraints and constraints[0].value == "one")
-  task = {
-    "person": person,
-    "mood": mood,
-    "topic": topic if wants_topic else [],
-    "constraints": [dataclasses.asdict(c) for c in constraints],
-  }
+  if rng.random() < 0.3:
+    number = pick(rng, ("one", "two"))
+    constraints = [_constraint("num_sentences", number)]
+    prompt += " use one sentence ." if number == "one" else " use two sentences ."
+  if mood not in ("sad", "happy") or _constraint("num_sentences", "one") in constraints:
+    topic = []
+  task = {"person": person, "mood": mood, "topic": topic, "constraints": constraints}
   return prompt, task, [kind, text, person, template.text] + values
 
 
-def _swap(world: World, rng, kind: str, text: str) -> Filled:
-  template = pick(rng, grammar.templates()["event"])
+def _random_text(rng, kind: str) -> tuple[grammar.Template, list[str], str]:
+  """(template, values, filled template) of a random sentence."""
+  template = pick(rng, grammar.templates()[kind])
   values = grammar.random_values(rng, template, {})
+  return template, values, grammar.fill(template, values)
+
+
+def _rewrite(target: str, source: str) -> dict:
+  """The task of turning one sentence into another."""
+  return {"target": target, "source": source, "constraints": []}
+
+
+def _swap(world: World, rng, kind: str, text: str) -> Filled:
+  template, values, sentence = _random_text(rng, "event")
   index = int(rng.random() * len(values))
-  old = values[index]
-  new = _fresh(rng, words.choices(template.slots[index]), values)
-  sentence = grammar.fill(template, values)
+  new = pick(rng, words.choices(template.slots[index]), values)
   target = grammar.fill(template, values[:index] + [new] + values[index + 1 :])
-  task = {"target": target, "source": sentence, "constraints": []}
-  return text.format(old=old, new=new, sentence=sentence), task, [kind, text, new] + values
+  prompt = text.format(old=values[index], new=new, sentence=sentence)
+  return prompt, _rewrite(target, sentence), [kind, text, new] + values
 
 
 def _polite(world: World, rng, kind: str, text: str) -> Filled:
   request = grammar.random_sentence(rng, "request")
-  task = {"target": "please " + request, "source": request, "constraints": []}
-  return text.format(request=request), task, [kind, text, request]
+  prompt = text.format(request=request)
+  return prompt, _rewrite("please " + request, request), [kind, text, request]
 
 
 def _join(world: World, rng, kind: str, text: str) -> Filled:
-  template = pick(rng, grammar.templates()["joined"])
-  values = grammar.random_values(rng, template, {})
-  target = grammar.fill(template, values)
+  _, values, target = _random_text(rng, "joined")
   first, second = target.split(" and ", 1)
   pieces = f"{first} . {values[0]} {second}"
-  return (
-    text.format(pieces=pieces),
-    {"target": target, "source": pieces, "constraints": []},
-    [kind, text] + values,
-  )
+  return text.format(pieces=pieces), _rewrite(target, pieces), [kind, text] + values
 
 
 def _person(world: World, rng, kind: str, text: str) -> Filled:
-  template = pick(rng, grammar.templates()["event"])
-  values = grammar.random_values(rng, template, {})
-  target = grammar.fill(template, values)
+  template, values, target = _random_text(rng, "event")
   own = grammar.fill(template, ["i"] + values[1:])
-  return (
-    text.format(person=values[0], own=own),
-    {"target": target, "source": own, "constraints": []},
-    [kind, text] + values,
-  )
+  prompt = text.format(person=values[0], own=own)
+  return prompt, _rewrite(target, own), [kind, text] + values
 
 
 def _summary(world: World, rng, kind: str, text: str) -> Filled:
   person, town = pick(rng, words.CAST), pick(rng, words.TOWNS)
   carried, thing = pick(rng, words.THINGS), pick(rng, words.THINGS)
   deed = pick(rng, words.DEEDS)
-  passage = [f"{person} went to {town} with a {carried} ."]
+  sentences = [f"{person} went to {town} with a {carried} ."]
   if rng.random() < 0.6:
-    passage.append(grammar.random_sentence(rng, "setting", person=person))
-  passage.append(grammar.random_sentence(rng, "happening", person=person, deed=deed, thing=thing))
-  passage = " ".join(passage)
+    sentences.append(grammar.random_sentence(rng, "setting", person=person))
+  sentences.append(grammar.random_sentence(rng, "happening", person=person, deed=deed, thing=thing))
+  passage = " ".join(sentences)
   task = {"required": [person, deed, thing, town], "passage": passage, "constraints": []}
   return text.format(passage=passage), task, [kind, person, town, thing, deed]
 
 
 def _label(world: World, rng, kind: str, text: str) -> Filled:
-  label = pick(rng, ("happy", "sad") if kind == "mood_label" else ("polite", "rude"))
+  labels = ["happy", "sad"] if kind == "mood_label" else ["polite", "rude"]
+  label = pick(rng, labels)
   sentence = grammar.random_sentence(rng, f"{label}_text")
-  return (
-    text.format(text=sentence),
-    {
-      "answer": label,
-      "labels": ["happy", "sad"] if kind == "mood_label" else ["polite", "rude"],
-      "constraints": [],
-    },
-    [kind, text, sentence],
-  )
+  task = {"answer": label, "labels": labels, "constraints": []}
+  return text.format(text=sentence), task, [kind, text, sentence]
 
 
 def _word_game(world: World, rng, kind: str, text: str) -> Filled:
   items: list[str] = []
   for _ in range(pick(rng, (2, 3, 3, 4))):
-    items.append(_fresh(rng, pick(rng, (words.NOUNS, words.THINGS, words.ANIMALS)), items))
+    items.append(pick(rng, pick(rng, (words.NOUNS, words.THINGS, words.ANIMALS)), items))
   target = {
     "reverse": items[::-1],
     "copy": items,
@@ -562,8 +503,8 @@ def _word_game(world: World, rng, kind: str, text: str) -> Filled:
     "last": items[-1:],
     "count": [words.NUMBERS[len(items) - 1]],
   }[kind]
-  task = {"target": " ".join(target) + " .", "source": " ".join(items), "constraints": []}
-  return text.format(items=" ".join(items)), task, [kind, text] + items
+  source = " ".join(items)
+  return text.format(items=source), _rewrite(" ".join(target) + " .", source), [kind, text] + items
 
 
 def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
@@ -588,14 +529,14 @@ def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
   }
   prompt = text.format(passage=passage, question=question.format(*values))
   if rng.random() < 0.25:
-    task["constraints"] = [{"type": "one_word", "value": ""}]
+    task["constraints"] = [_constraint("one_word")]
     prompt += " " + pick(rng, _CONSTRAINT_TEXTS["one_word"])
   return prompt, task, [kind, question] + values
 
 
 def _extract(world: World, rng, kind: str, text: str) -> Filled:
-  plural = pick(rng, tuple(EXTRACT_NAMES))
-  slot = EXTRACT_NAMES[plural]
+  plural = pick(rng, _EXTRACT_PLURALS)
+  slot = CATEGORY_NAMES[plural]
   values: list[str] = []
   sentences: list[str] = []
   while len(sentences) < 2 or not any(words.ENTITY_TYPE[v] == slot for v in values):
@@ -613,11 +554,10 @@ def _extract(world: World, rng, kind: str, text: str) -> Filled:
   return text.format(category=plural, passage=passage), task, [kind, plural] + values
 
 
+# Kind of task -> its function of (world, generator, kind, text).
 _FILLERS: dict[str, Callable[[World, np.random.Generator, str, str], Filled]] = {
-  "story": _free_form,
-  "letter": _free_form,
-  "advert": _free_form,
-  "poem": _free_form,
+  **dict.fromkeys(("story", "letter", "advert", "poem"), _free_form),
+  **dict.fromkeys(("reverse", "count", "first", "last", "copy"), _word_game),
   "description": _description,
   "fact_question": _fact_question,
   "polar_question": _polar_question,
@@ -632,11 +572,6 @@ _FILLERS: dict[str, Callable[[World, np.random.Generator, str, str], Filled]] = 
   "summary": _summary,
   "mood_label": _label,
   "manner_label": _label,
-  "reverse": _word_game,
-  "count": _word_game,
-  "first": _word_game,
-  "last": _word_game,
-  "copy": _word_game,
   "passage_question": _passage_question,
   "extract": _extract,
 }
@@ -646,7 +581,7 @@ def sample_prompt(world: World, rng, use_case: str, *, held_out: bool) -> dict:
   """One prompt of a use case: {"prompt", "use_case", "task"}.
 
   Args:
-    held_out: whether its combination must be one of the test prompts' or must not.
+    held_out: whether to draw one of the combinations reserved for the test prompts, or another.
 
   Raises:
     ValueError: the use case does not exist.
@@ -665,7 +600,7 @@ def sample_prompt(world: World, rng, use_case: str, *, held_out: bool) -> dict:
 
 
 def use_case_counts(num_prompts: int) -> dict[str, int]:
-  """Prompts per use case by largest remainder, so that they sum to `num_prompts`."""
+  """Prompts per use case, rounded by largest remainder so that they sum to `num_prompts`."""
   total = sum(USE_CASE_SHARES.values())
   exact = {name: share / total * num_prompts for name, share in USE_CASE_SHARES.items()}
   counts = {name: int(value) for name, value in exact.items()}
@@ -681,7 +616,7 @@ def instruction_prompts(
   """Distinct prompts in the shares of Table 1, in random order.
 
   Args:
-    seen: prompt texts that must not come again; the new ones are added to it.
+    seen: prompt texts to avoid; the new ones are added to it.
 
   Raises:
     ValueError: a use case has too few distinct prompts.

@@ -1,34 +1,45 @@
-"""Simulated labelers: they see prompts and responses, weigh the gold components each in their own
-way, and err.
+"""Simulated labelers: people of TinyWorld who rank, compare and rate completions.
 
-A labeler's utility of an output is
+A labeler weighs the components of the gold score in their own way, has a taste for long or short
+texts, and makes errors.  The utility of a completion to a labeler is
 
-    gold_score(components; the labeler's weights) + length_taste * words / 24 + noise
+    utility = gold_score(marks, the labeler's weights)
+              + length_taste * words / WORDS_PER_TASTE
+              + noise_scale * noise(labeler, prompt, completion)
 
-where the noise is a fixed function of (labeler, prompt, output): asked twice, a labeler says the
-same, and an output keeps its noise in every comparison.
+The noise is a fixed function of its arguments: a labeler who is asked twice gives the same answer,
+and a completion keeps its noise in every comparison.
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.tinyworld import gold
+from rlhf.tinyworld import gold, sensitive
 from rlhf.tinyworld.world import World
+
+# A length taste of 0.03 adds 0.03 to the utility for every 24 words, about one typical text.
+WORDS_PER_TASTE = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelersConfig:
-  """Who labels.  All scales are in units of the gold score, which lies in [0, 1].
+  """The population that labelers are drawn from.
 
-  weight_spread: standard deviation of the log of each weight around GOLD_WEIGHTS.
-  length_taste_scale: standard deviation of the taste for long answers.
-  leniency_scale: standard deviation of the bias that moves a labeler's Likert ratings.
-  noise_scale: standard deviation of the noise per (labeler, output); `calibrate_noise` finds it.
-  tie_margin: outputs whose utilities differ by no more are given one rank.
+  All scales are standard deviations in units of the gold score, which lies in [0, 1].
+
+  Attributes:
+    num_training, num_heldout: how many labelers of each group to draw.
+    weight_spread: of the logarithm of each weight around `gold.GOLD_WEIGHTS`.
+    length_taste_scale: of the taste for long completions.
+    leniency_scale: of the bias added to a labeler's Likert ratings.
+    noise_scale: of the noise per (labeler, prompt, completion); see `calibrate_noise`.
+    tie_margin: completions whose utilities differ by no more than this are tied.
+    seed: of the draw.
   """
 
   num_training: int = 5
@@ -43,7 +54,11 @@ class LabelersConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labeler:
-  """One person; `weights` and `evaluation_weights` are in the order of gold.COMPONENTS."""
+  """One person.
+
+  `weights` (for training labels) and `evaluation_weights` (for the final evaluation) are in the
+  order of `gold.COMPONENTS`; the scales are those of `LabelersConfig`.
+  """
 
   id: str
   weights: tuple[float, ...]
@@ -55,22 +70,16 @@ class Labeler:
 
 
 def make_labelers(cfg: LabelersConfig) -> tuple[tuple[Labeler, ...], tuple[Labeler, ...]]:
-  """Draws (training, held-out) labelers from one prior.
+  """Draws (training, held-out) labelers from the same population.
 
   Raises:
-    ValueError: there is no training labeler, or a scale is negative.
+    ValueError: there is no training labeler, or a field is negative.
   """
   if cfg.num_training < 1:
-    raise ValueError(f"num_training {cfg.num_training}; at least one labeler is needed")
-  for name in (
-    "weight_spread",
-    "length_taste_scale",
-    "leniency_scale",
-    "noise_scale",
-    "tie_margin",
-  ):
-    if getattr(cfg, name) < 0:
-      raise ValueError(f"{name} {getattr(cfg, name)}; use 0 or more")
+    raise ValueError(f"num_training {cfg.num_training}; use at least 1")
+  for name, value in dataclasses.asdict(cfg).items():
+    if value < 0:
+      raise ValueError(f"{name} {value}; use 0 or more")
   rng = np.random.default_rng(np.random.SeedSequence([cfg.seed, 1]))
   training = tuple(_draw(rng, cfg, f"labeler_{i}") for i in range(cfg.num_training))
   heldout = tuple(_draw(rng, cfg, f"heldout_{i}") for i in range(cfg.num_heldout))
@@ -104,6 +113,14 @@ def standard_noise(labeler_id: str, prompt: str, response: str) -> float:
   return float(np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second))
 
 
+def _noiseless_utility(
+  labeler: Labeler, marks: Mapping[str, float], response: str, evaluation: bool
+) -> float:
+  weights = labeler.evaluation_weights if evaluation else labeler.weights
+  score = gold.gold_score(marks, dict(zip(gold.COMPONENTS, weights)))
+  return score + labeler.length_taste * len(response.split()) / WORDS_PER_TASTE
+
+
 def utility(
   labeler: Labeler,
   world: World,
@@ -114,22 +131,20 @@ def utility(
   evaluation: bool,
   marks: Mapping[str, float] | None = None,
 ) -> float:
-  """What one output is worth to one labeler, noise included.
+  """The utility of one completion to one labeler; see the module's equation.
 
   Args:
-    evaluation: use the weights of the final evaluation (more on truth and harm).
-    marks: `gold.components` of the response, where the caller has them already.
+    evaluation: use `evaluation_weights`, which count truth and harm more.
+    marks: `gold.components` of the response, if the caller has computed them already.
   """
   if marks is None:
     marks = gold.components(world, task, prompt, response)
-  weights = labeler.evaluation_weights if evaluation else labeler.weights
-  value = gold.gold_score(marks, dict(zip(gold.COMPONENTS, weights)))
-  value += labeler.length_taste * len(response.split()) / 24
-  return value + labeler.noise_scale * standard_noise(labeler.id, prompt, response)
+  noise = labeler.noise_scale * standard_noise(labeler.id, prompt, response)
+  return _noiseless_utility(labeler, marks, response, evaluation) + noise
 
 
 def ranks_of(utilities: Sequence[float], tie_margin: float) -> list[int]:
-  """Ranks from 1 (best); an output within `tie_margin` of the best of its rank joins that rank."""
+  """Ranks from 1 (best); ties are measured from the best utility of each rank."""
   order = sorted(range(len(utilities)), key=lambda index: -utilities[index])
   ranks, rank, leader = [0] * len(utilities), 0, None
   for index in order:
@@ -147,24 +162,12 @@ def rank(
   completions: Sequence[str],
   *,
   evaluation: bool,
-  marks: Sequence[Mapping[str, float]] | None = None,
 ) -> list[int]:
-  """Ranks K completions, 1 = best, equal = tie."""
-  return ranks_of(
-    [
-      utility(
-        labeler,
-        world,
-        task,
-        prompt,
-        text,
-        evaluation=evaluation,
-        marks=None if marks is None else marks[index],
-      )
-      for index, text in enumerate(completions)
-    ],
-    labeler.tie_margin,
-  )
+  """Ranks the completions of a prompt: 1 is best, equal ranks are ties."""
+  utilities = [
+    utility(labeler, world, task, prompt, text, evaluation=evaluation) for text in completions
+  ]
+  return ranks_of(utilities, labeler.tie_margin)
 
 
 def prefer(
@@ -179,10 +182,10 @@ def prefer(
   marks_a: Mapping[str, float] | None = None,
   marks_b: Mapping[str, float] | None = None,
 ) -> float:
-  """1.0 if the labeler likes `a` better than `b`, 0.5 for a tie, 0.0 otherwise."""
-  gap = utility(labeler, world, task, prompt, a, evaluation=evaluation, marks=marks_a) - utility(
-    labeler, world, task, prompt, b, evaluation=evaluation, marks=marks_b
-  )
+  """1.0 if the labeler prefers `a` to `b`, 0.5 for a tie, 0.0 otherwise."""
+  value_a = utility(labeler, world, task, prompt, a, evaluation=evaluation, marks=marks_a)
+  value_b = utility(labeler, world, task, prompt, b, evaluation=evaluation, marks=marks_b)
+  gap = value_a - value_b
   if abs(gap) <= labeler.tie_margin:
     return 0.5
   return 1.0 if gap > 0 else 0.0
@@ -198,7 +201,7 @@ def likert(
   evaluation: bool,
   marks: Mapping[str, float] | None = None,
 ) -> int:
-  """Overall quality from 1 to 7: utility plus leniency, in seven equal steps of [0, 1]."""
+  """Overall quality from 1 to 7: seven equal steps of utility plus bias over [0, 1]."""
   value = labeler.bias + utility(
     labeler, world, task, prompt, response, evaluation=evaluation, marks=marks
   )
@@ -206,9 +209,9 @@ def likert(
 
 
 def metadata(world: World, task: dict, prompt: str, response: str) -> dict[str, bool | None]:
-  """The yes/no fields of InstructGPT's Table 3 that this world knows, from the gold components.
+  """The yes/no metadata of InstructGPT's Table 3 that apply to this world.
 
-  A field is None where it does not apply: no constraint, no passage.
+  A field is None where it does not apply: the prompt has no constraint, or no passage.
   """
   marks = gold.components(world, task, prompt, response)
   is_harmful = marks["harmless"] < 1
@@ -216,86 +219,68 @@ def metadata(world: World, task: dict, prompt: str, response: str) -> dict[str, 
     "fails_to_follow_instruction": marks["followed"] < 0.5,
     "inappropriate_for_customer_assistant": is_harmful,
     "hallucination": marks["grounded"] < 1 if "passage" in task else None,
-    "satisfies_constraint": marks["constraint"] == 1 if gold.has_constraint(task) else None,
+    "satisfies_constraint": marks["constraint"] == 1 if task["constraints"] else None,
     "states_a_falsehood": marks["true"] < 1,
-    "gives_harmful_advice": gold.advises_harm(response),
-    "denigrates": gold.is_rude(response),
+    "gives_harmful_advice": sensitive.breaks_a_position(response),
+    "denigrates": sensitive.is_rude(response),
   }
 
 
-# ---------------------------------------------------------------- agreement, over many outputs
+# ---------------------------------------------------------------- agreement between labelers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MarkedItem:
-  """A prompt with its completions and their components, marked once for all labelers."""
+  """A prompt, its completions, and the gold components of each, computed once for all labelers."""
 
   prompt: str
   completions: tuple[str, ...]
-  marks_KC: np.ndarray
+  marks: tuple[dict[str, float], ...]
 
 
 def mark_item(world: World, task: dict, prompt: str, completions: Sequence[str]) -> MarkedItem:
   """Runs the gold scorer on every completion of a prompt."""
-  marks = [gold.components(world, task, prompt, text) for text in completions]
-  return MarkedItem(
-    prompt=prompt,
-    completions=tuple(completions),
-    marks_KC=np.array([[m[name] for name in gold.COMPONENTS] for m in marks]),
-  )
+  marks = tuple(gold.components(world, task, prompt, text) for text in completions)
+  return MarkedItem(prompt=prompt, completions=tuple(completions), marks=marks)
 
 
-def _utilities(
-  labelers: Sequence[Labeler], item: MarkedItem, *, evaluation: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """(noiseless utilities, standard noise), each [labelers, completions]."""
-  weights = np.array([l.evaluation_weights if evaluation else l.weights for l in labelers])
-  followed = item.marks_KC[:, 0]
-  credited = item.marks_KC * np.minimum(1, followed / gold.FULL_CREDIT_FOLLOWED)[:, None]
-  for name in ("followed", "harmless"):  # the two that need no credit, as in gold.gold_score
-    column = gold.COMPONENTS.index(name)
-    credited[:, column] = item.marks_KC[:, column]
-  lengths = np.array([len(text.split()) for text in item.completions]) / 24
-  clean = weights @ credited.T + np.outer([l.length_taste for l in labelers], lengths)
-  noise = np.array(
-    [[standard_noise(l.id, item.prompt, text) for text in item.completions] for l in labelers]
-  )
-  return clean, noise
+def _utility_gaps(
+  labeler: Labeler, items: Sequence[MarkedItem], *, evaluation: bool
+) -> tuple[list[float], list[float]]:
+  """(noiseless utility, standard noise) differences of each pair of completions.
 
-
-def _pair_gaps(
-  labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """Utility differences of all pairs of completions: (noiseless, noise), [labelers, pairs]."""
+  Completions of a prompt that have the same text are not a pair.
+  """
   clean_gaps, noise_gaps = [], []
   for item in items:
-    clean, noise = _utilities(labelers, item, evaluation=evaluation)
-    first, second = np.triu_indices(len(item.completions), k=1)
-    different = [item.completions[a] != item.completions[b] for a, b in zip(first, second)]
-    first, second = first[different], second[different]
-    clean_gaps.append(clean[:, first] - clean[:, second])
-    noise_gaps.append(noise[:, first] - noise[:, second])
-  return np.concatenate(clean_gaps, axis=1), np.concatenate(noise_gaps, axis=1)
+    judged = [
+      (
+        text,
+        _noiseless_utility(labeler, marks, text, evaluation),
+        standard_noise(labeler.id, item.prompt, text),
+      )
+      for text, marks in zip(item.completions, item.marks)
+    ]
+    for (text_a, clean_a, noise_a), (text_b, clean_b, noise_b) in itertools.combinations(judged, 2):
+      if text_a != text_b:
+        clean_gaps.append(clean_a - clean_b)
+        noise_gaps.append(noise_a - noise_b)
+  return clean_gaps, noise_gaps
 
 
 def _agreement(gaps: np.ndarray, tie_margin: float) -> tuple[float, int]:
-  """(rate, number of judgements): over pairs of labelers and pairs that both left untied."""
+  """(rate, number of judgements compared) from utility gaps, [labelers, pairs]."""
   signs = np.where(np.abs(gaps) <= tie_margin, 0, np.sign(gaps))
-  agreed = total = 0
-  for a in range(len(signs)):
-    for b in range(a + 1, len(signs)):
-      both = signs[a] * signs[b]
-      agreed += int((both > 0).sum())
-      total += int((both != 0).sum())
+  products = [signs_a * signs_b for signs_a, signs_b in itertools.combinations(signs, 2)]
+  agreed = sum(int((product > 0).sum()) for product in products)
+  total = sum(int((product != 0).sum()) for product in products)
   return (agreed / total if total else float("nan")), total
 
 
 def agreement(
   labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
 ) -> tuple[float, int]:
-  """How often two labelers order two outputs alike, over pairs that neither calls a tie.
-
-  Two outputs with the same text are no pair.
+  """How often two labelers prefer the same completion, over pairs that neither calls a tie.
 
   Returns:
     (rate in [0, 1], number of judgements compared); the rate is NaN without any.
@@ -305,24 +290,27 @@ def agreement(
   """
   if len(labelers) < 2:
     raise ValueError(f"{len(labelers)} labelers; agreement needs at least 2")
-  clean, noise = _pair_gaps(labelers, items, evaluation=evaluation)
-  scales = np.array([l.noise_scale for l in labelers])[:, None]
-  return _agreement(clean + scales * noise, labelers[0].tie_margin)
+  gaps = []
+  for labeler in labelers:
+    clean, noise = _utility_gaps(labeler, items, evaluation=evaluation)
+    gaps.append(np.array(clean) + labeler.noise_scale * np.array(noise))
+  return _agreement(np.array(gaps), labelers[0].tie_margin)
 
 
 def calibrate_noise(
   cfg: LabelersConfig, items: Sequence[MarkedItem], *, target: float = 0.73, num_steps: int = 30
 ) -> float:
-  """The noise_scale at which the training labelers of `cfg` agree at the target rate.
+  """The `noise_scale` at which the training labelers of `cfg` agree at the target rate.
 
   InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
-  Agreement falls as noise grows, so bisection finds the scale.
+  Agreement falls as noise grows, so the scale is found by bisection.
 
   Raises:
-    ValueError: even without noise they agree less than the target.
+    ValueError: even without noise they agree less often than the target.
   """
   training, _ = make_labelers(cfg)
-  clean, noise = _pair_gaps(training, items, evaluation=False)
+  gaps = [_utility_gaps(labeler, items, evaluation=False) for labeler in training]
+  clean, noise = (np.array(rows) for rows in zip(*gaps))
   without, _ = _agreement(clean, cfg.tie_margin)
   if not without >= target:
     raise ValueError(

@@ -1,9 +1,8 @@
 """The closed word lists of TinyWorld.
 
-Every noun starts with a consonant, so that "a" is always the right article, and no word stands in
-two of the entity lists, so that a word alone tells what kind of thing it names.  Names of people
-and towns are put together from a few syllables: a byte-level BPE then needs few merges to give
-each of them one token.
+Every noun starts with a consonant, so that "a" is always the right article.  No word is in two of
+the entity lists, so that a word alone says what kind of thing it names.  Names of people are built
+from a few syllables: a byte-level BPE then needs few merges to give each of them one token.
 """
 
 PEOPLE = tuple(
@@ -11,7 +10,7 @@ PEOPLE = tuple(
   for first in ("mi", "to", "la", "ne", "ru", "ka", "so", "be", "da", "fi")
   for second in ("ra", "mo", "lin", "na", "do", "vi")
 )
-CAST = PEOPLE[::12]  # the five of whom stories tell and to whom people talk
+CAST = PEOPLE[::12]  # the five people that new stories and conversations use
 TOWNS = ("velda", "korham", "tammar", "belby", "holda")
 ANIMALS = ("fox", "bear", "cat", "dog", "hen", "goat")
 FOODS = ("bread", "soup", "cake", "fish", "corn", "honey")
@@ -19,16 +18,7 @@ FEEDS = ("grass", "seeds", "leaves", "bugs", "worms", "roots")
 JOBS = ("baker", "nurse", "doctor", "farmer", "teacher", "sailor")
 SITES = ("shop", "school", "ship", "farm", "mine", "hall", "tower", "court")
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
-HOBBIES = (
-  "singing",
-  "reading",
-  "chess",
-  "dancing",
-  "painting",
-  "fishing",
-  "running",
-  "cooking",
-)
+HOBBIES = tuple("singing reading chess dancing painting fishing running cooking".split())
 THINGS = ("lamp", "hat", "drum", "book", "ring", "boat")
 PLACES = ("forest", "river", "hill", "lake", "field")
 NOUNS = ("moon", "star", "rain", "snow", "wind", "fire")
@@ -43,8 +33,8 @@ RUDE_NAMES = ("fool", "dunce", "pest", "brute")
 RUDE_WORDS = ("stupid", "ugly", "nasty", "dumb")
 RUDE = RUDE_NAMES + RUDE_WORDS + ("hate", "shut")
 
-# Slot name in a sentence template -> the words that fit.  The hero of a story has its own slots,
-# so that a parse says whom the sentence is about.
+# Slot of a sentence template -> the words that fit it.  The hero of a story has slots of its own,
+# so that a parse says who the sentence is about.
 SLOTS = {
   "person": PEOPLE,
   "town": TOWNS,
@@ -72,26 +62,13 @@ SLOTS = {
 
 
 def choices(slot: str) -> tuple[str, ...]:
-  """The words that new text takes for a slot: all that fit, but people are the cast's."""
+  """The words used for a slot in new text: all that fit, but only the cast of the people."""
   return CAST if slot in ("person", "heroperson") else SLOTS[slot]
 
 
-# What "mentions nothing absent from the passage" looks at.
-ENTITY_SLOTS = (
-  "person",
-  "town",
-  "animal",
-  "food",
-  "feed",
-  "job",
-  "site",
-  "colour",
-  "hobby",
-  "thing",
-  "place",
-  "noun",
-  "taste",
-  "region",
+# The slots whose words name a kind of thing: what a scorer looks for in a passage.
+ENTITY_SLOTS = tuple(
+  "person town animal food feed job site colour hobby thing place noun taste region".split()
 )
 ENTITY_TYPE = {word: slot for slot in ENTITY_SLOTS for word in SLOTS[slot]}
 
@@ -114,11 +91,4 @@ OPPOSITES = (
   ("day", "night"),
 )
 SEQUENCES = (NUMBERS, DAYS, ("spring", "summer", "autumn", "winter"))
-CATEGORIES = {
-  "animal": ANIMALS,
-  "food": FOODS,
-  "colour": COLOURS,
-  "job": JOBS,
-  "town": TOWNS,
-  "thing": THINGS,
-}
+CATEGORIES = {slot: SLOTS[slot] for slot in ("animal", "food", "colour", "job", "town", "thing")}

@@ -1,5 +1,6 @@
-"""The world: who lives in it and what is true there."""
+"""The facts of the world: who lives in it and what is true there."""
 
+import collections
 import dataclasses
 import functools
 
@@ -19,16 +20,9 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-  """Entities and facts.  Everything else in this room is text about them."""
+  """The facts of one world; every text is about them.  The entities are those of `words`."""
 
   seed: int
-  people: tuple[str, ...]
-  towns: tuple[str, ...]
-  animals: tuple[str, ...]
-  foods: tuple[str, ...]
-  jobs: tuple[str, ...]
-  colours: tuple[str, ...]
-  things: tuple[str, ...]
   facts: tuple[Fact, ...]
 
   @functools.cached_property
@@ -38,17 +32,17 @@ class World:
 
   @functools.cached_property
   def facts_by_subject(self) -> dict[str, tuple[Fact, ...]]:
-    table: dict[str, list[Fact]] = {}
+    table = collections.defaultdict(list)
     for fact in self.facts:
-      table.setdefault(fact.subject, []).append(fact)
+      table[fact.subject].append(fact)
     return {subject: tuple(facts) for subject, facts in table.items()}
 
   @functools.cached_property
   def subjects_by_value(self) -> dict[tuple[str, str], tuple[str, ...]]:
     """(relation, value) -> every subject of which it is true."""
-    table: dict[tuple[str, str], list[str]] = {}
+    table = collections.defaultdict(list)
     for fact in self.facts:
-      table.setdefault((fact.relation, fact.value), []).append(fact.subject)
+      table[fact.relation, fact.value].append(fact.subject)
     return {key: tuple(subjects) for key, subjects in table.items()}
 
   def is_true(self, subject: str, relation: str, value: str) -> bool:
@@ -60,16 +54,13 @@ class World:
     return grammar.fill(template, (fact.subject, fact.value))
 
   def wrong_value(self, rng, fact: Fact) -> str:
-    """A value of the right kind that is not the true one."""
+    """A value of the right kind that is not true."""
     candidates = words.SLOTS[grammar.RELATIONS[fact.relation].value]
-    value = grammar.pick(rng, candidates)
-    while value in (fact.value, fact.subject):
-      value = grammar.pick(rng, candidates)
-    return value
+    return grammar.pick(rng, candidates, (fact.value, fact.subject))
 
 
 def make_world(seed: int) -> World:
-  """Draws the facts of a world: one value for every subject and relation.
+  """Draws one value for every subject and relation.
 
   Args:
     seed: any non-negative integer; the same seed gives the same world.
@@ -78,18 +69,6 @@ def make_world(seed: int) -> World:
   facts = []
   for name, relation in grammar.RELATIONS.items():
     for subject in words.SLOTS[relation.subject]:
-      value = grammar.pick(rng, words.SLOTS[relation.value])
-      while value == subject:
-        value = grammar.pick(rng, words.SLOTS[relation.value])
+      value = grammar.pick(rng, words.SLOTS[relation.value], (subject,))
       facts.append(Fact(subject, name, value))
-  return World(
-    seed=seed,
-    people=words.PEOPLE,
-    towns=words.TOWNS,
-    animals=words.ANIMALS,
-    foods=words.FOODS,
-    jobs=words.JOBS,
-    colours=words.COLOURS,
-    things=words.THINGS,
-    facts=tuple(facts),
-  )
+  return World(seed=seed, facts=tuple(facts))

@@ -1,20 +1,22 @@
-"""Writes the whole world as JSONL files that the data room reads like anyone's."""
+"""Writes the world as JSONL files, in the same formats as anyone's own data."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from rlhf.tinyworld import demonstrations, documents, few_shot, instructions
+from rlhf.tinyworld import demonstrations, documents, few_shot, instructions, words
 from rlhf.tinyworld.world import World, make_world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-  """How much of the world is written.  Users write prompts; each belongs to one of the three
-  pools train, validation and test, and so do all the prompts of that user."""
+  """How much of the world to write.
+
+  Every prompt has a user, and every user belongs to one pool: train, validation or test.
+  """
 
   seed: int = 0
   num_pretraining_documents: int = 160_000  # about 20 words each
@@ -28,7 +30,7 @@ class WorldConfig:
   num_test_prompts: int = 1_200
   num_few_shot_items: int = 200
   num_few_shot_shots: int = 3
-  num_users: int = 300  # of the training pool; the other two pools are a third as large
+  num_users: int = 300  # in the training pool; the other two pools have a third as many
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -37,7 +39,8 @@ class WorldConfig:
         raise ValueError(f"world.{field.name} {value}; use 1 or more")
 
 
-_FILES = {  # name -> (field with the size, pool of users)
+# File -> (field with the number of its prompts, pool of its users).
+_PROMPT_FILES = {
   "demonstrations_train": ("num_demonstrations", "train"),
   "demonstrations_valid": ("num_validation_demonstrations", "validation"),
   "prompts_reward_model": ("num_reward_prompts", "train"),
@@ -51,10 +54,13 @@ _FILES = {  # name -> (field with the size, pool of users)
 def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.Path]:
   """Writes every file of a world; the same config gives the same bytes.
 
-  pretraining_train and pretraining_valid hold {"text"}; demonstrations_* hold {"prompt",
-  "completion", "user", "use_case", "task"}; prompts_* the same without "completion";
-  few_shot_TASK holds {"prompt", "choices", "answer"}; world.json the facts.  No prompt text
-  stands in two files, and prompts_test alone holds held-out combinations.
+  pretraining_train, pretraining_valid: {"text"}
+  demonstrations_*: {"prompt", "completion", "user", "use_case", "task"}
+  prompts_*: {"prompt", "user", "use_case", "task"}
+  few_shot_TASK: {"prompt", "choices", "answer"}
+  world.json: the entities and facts
+
+  No prompt is in two files, and only prompts_test contains held-out combinations.
 
   Returns:
     name without suffix -> path.
@@ -63,8 +69,8 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
     ValueError: more prompts are asked for than the world has.
   """
   world = make_world(cfg.seed)
-  # Everything that can fail comes before the first file.
-  contents = dict(prompt_sets(cfg, world))
+  # Everything that can fail comes before the first file is written.
+  contents = prompt_sets(cfg, world)
   for task in few_shot.FEW_SHOT_TASKS:
     contents[f"few_shot_{task}"] = few_shot.few_shot_items(
       world, task, cfg.num_few_shot_items, cfg.num_few_shot_shots, seed=0
@@ -73,19 +79,33 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
   validation = _unseen_documents(world, cfg.num_validation_documents, set(training))
   contents["pretraining_train"] = [{"text": text} for text in training]
   contents["pretraining_valid"] = [{"text": text} for text in validation]
-
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  paths = {
-    name: _write_lines(directory / f"{name}.jsonl", lines) for name, lines in contents.items()
-  }
+  paths = {name: directory / f"{name}.jsonl" for name in contents}
+  for name, lines in contents.items():
+    with open(paths[name], "w", encoding="utf-8") as file:
+      file.writelines(json.dumps(line) + "\n" for line in lines)
   paths["world"] = directory / "world.json"
-  paths["world"].write_text(json.dumps(dataclasses.asdict(world), indent=1) + "\n")
+  paths["world"].write_text(json.dumps(_describe(world), indent=1) + "\n")
   return paths
 
 
+def _describe(world: World) -> dict[str, Any]:
+  return {
+    "seed": world.seed,
+    "people": words.PEOPLE,
+    "towns": words.TOWNS,
+    "animals": words.ANIMALS,
+    "foods": words.FOODS,
+    "jobs": words.JOBS,
+    "colours": words.COLOURS,
+    "things": words.THINGS,
+    "facts": [dataclasses.asdict(fact) for fact in world.facts],
+  }
+
+
 def _unseen_documents(world: World, num_documents: int, seen: set[str]) -> list[str]:
-  """Validation documents: as the training ones, but none that the training text repeats."""
+  """Validation documents, drawn as the training ones are, without those that training has."""
   unseen: list[str] = []
   seed = 1
   while len(unseen) < num_documents:
@@ -99,15 +119,13 @@ def prompt_sets(cfg: WorldConfig, world: World) -> dict[str, list[dict]]:
   """The lines of the seven demonstration and prompt files, by name."""
   seen: set[str] = set()
   sets = {}
-  for index, (name, (field, pool)) in enumerate(_FILES.items()):
+  for index, (name, (field, pool)) in enumerate(_PROMPT_FILES.items()):
     rng = np.random.default_rng(np.random.SeedSequence([cfg.seed, 3, index]))
     items = instructions.instruction_prompts(
       world, getattr(cfg, field), rng, held_out=pool == "test", seen=seen
     )
-    users = draw_users(
-      rng, pool, cfg.num_users if pool == "train" else -(-cfg.num_users // 3), len(items)
-    )
-    for item, user in zip(items, users):
+    num_users = cfg.num_users if pool == "train" else -(-cfg.num_users // 3)
+    for item, user in zip(items, draw_users(rng, pool, num_users, len(items))):
       item["user"] = user
       if name.startswith("demonstrations"):
         item["completion"] = demonstrations.demonstration(world, item["task"], rng)
@@ -116,14 +134,7 @@ def prompt_sets(cfg: WorldConfig, world: World) -> dict[str, list[dict]]:
 
 
 def draw_users(rng, pool: str, num_users: int, num_prompts: int) -> list[str]:
-  """A user for each prompt; a few users write much, most little (weight 1 / (rank + 20))."""
+  """A user for each prompt; a few users write many (user r has weight 1 / (r + 20))."""
   weights = 1.0 / (np.arange(num_users) + 20.0)
   drawn = rng.choice(num_users, size=num_prompts, p=weights / weights.sum())
   return [f"{pool}_user_{index:04d}" for index in drawn]
-
-
-def _write_lines(path: pathlib.Path, lines: Sequence[dict]) -> pathlib.Path:
-  with open(path, "w", encoding="utf-8") as file:
-    for line in lines:
-      file.write(json.dumps(line) + "\n")
-  return path
