@@ -8,7 +8,7 @@ learning rates; three seeds.  As in the paper, reward and value model have one s
 (there 6B, here that of `tiny`), whose base model is the middle policy's own.
 
 A trial's win rates are against SFT of its own size; those of the figure are against the largest
-SFT model, and are made from the trials' exports by `launch.evaluate` (README, "Evaluation").
+SFT model, and are made from the trials' exports by `launch.evaluate` (`docs/evaluation.md`).
 
 Widths, depths and the standard deviation at the start (about 0.7 / sqrt(width), as in
 `configs/models.py`) are ours.
