@@ -926,7 +926,7 @@ BY_TRAIN = {
 }
 # Given whole to another room, which must read each field.
 READERS = {
-  "lora": ("lora.py", lora.LoraConfig),
+  "lora": ("model/lora.py", lora.LoraConfig),
   "loop": ("loop.py", LoopConfig),
   "checkpoint": ("checkpoint.py", checkpoint.CheckpointConfig),
   "mesh": ("sharding.py", MeshConfig),

@@ -9,9 +9,7 @@ import types
 
 import commands
 import pytest
-from test_evals_endpoint import (
-  longer_wins,  # pylint: disable=unused-import
-)
+from test_evals_endpoint import longer_wins, server  # noqa: F401  # server is a fixture
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli import evaluate
@@ -502,7 +500,7 @@ def test_given_outputs_are_scored_without_jax(tmp_path):
     ],
   )
   program = (
-    "import sys; from launch import evaluate\n"
+    "import sys; from rlhf.cli import evaluate\n"
     f"evaluate.main(['evaluate', '--samples={tmp_path / 'samples.jsonl'}', "
     "'--task=squadv2', '--json=-'])\n"
     "assert 'jax' not in sys.modules"

@@ -935,7 +935,7 @@ def test_a_sweep_is_checked_before_it_is_submitted(here, cluster, tmp_path, capf
   """By the algorithm, as on the GPUs of a trial's node, which the login node need not have."""
   spec, workdir = tmp_path / "sizes.py", tmp_path / "runs"
   spec.write_text(
-    "from configs import sweeps\n"
+    "from rlhf.configs import sweeps\n"
     "def get_sweep():\n"
     "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
     "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n"

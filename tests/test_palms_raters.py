@@ -3,6 +3,7 @@
 import ml_collections
 import numpy as np
 import pytest
+from test_evals_endpoint import server  # noqa: F401  # a fixture
 
 from rlhf import networks, sharding
 from rlhf.configs import common

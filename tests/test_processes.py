@@ -391,7 +391,7 @@ def test_one_process_is_alone():
 
 def test_counting_processes_needs_no_jax():
   code = (
-    "import sys; from rlhf import workdir; from launch import local; "
+    "import sys; from rlhf import workdir; from rlhf.cli import local; "
     "assert workdir.processes.is_main(); assert 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
@@ -402,7 +402,7 @@ def test_counting_processes_needs_no_jax():
 TOGETHER = """
 import pathlib, sys, time
 from absl import flags
-from launch import setup
+from rlhf.cli import setup
 values = flags.FlagValues()
 setup.define_process_flags(values)
 values(["program"])

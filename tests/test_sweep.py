@@ -118,7 +118,7 @@ def test_points_of_the_paper():
 
 def test_checks_need_no_jax():
   program = (
-    "import sys; from launch import sweep\n"
+    "import sys; from rlhf.cli import sweep\n"
     f"for more in {[[str(path), *required(path, '')] for path in SHIPPED]}:\n"
     "  assert sweep.main(['sweep', *more, '--dry_run']) == 0\n"
     "print('jax' in sys.modules)"
@@ -142,7 +142,7 @@ def sixty(tmp_path, monkeypatch):
   def write(key, value) -> str:
     path = tmp_path / "sixty.py"
     path.write_text(
-      "from configs import sweeps\n"
+      "from rlhf.configs import sweeps\n"
       "def get_sweep(form='tiny'):\n"
       f"  trials = sweeps.grid('{COEF}', [float(n) for n in range(60)])\n"
       f"  trials[36][{key!r}] = {value!r}\n"
@@ -194,7 +194,7 @@ def test_a_value_out_of_range_is_named_before_anything_starts(tmp_path, capfd, m
   monkeypatch.chdir(ROOT)
   spec, workdir = tmp_path / "sizes.py", tmp_path / "runs"
   spec.write_text(
-    "from configs import sweeps\n"
+    "from rlhf.configs import sweeps\n"
     "def get_sweep():\n"
     "  return sweeps.ppo_sweep('test', title='Sizes', x='ppo.minibatch_size',\n"
     "      trials=sweeps.grid('ppo.minibatch_size', [64, 65]), x_label='size')\n"
@@ -276,7 +276,7 @@ def test_what_only_the_collection_needs_is_checked_before_anything_starts(
   spec = tmp_path / "wrong.py"
   fields = dict(title="Wrong", trials=[{COEF: 1.0}], x=COEF, x_label="x") | {field: value}
   spec.write_text(
-    "from configs import sweeps\ndef get_sweep():\n"
+    "from rlhf.configs import sweeps\ndef get_sweep():\n"
     f"  return sweeps.pipeline_sweep('test', **{fields!r})\n"
   )
   with pytest.raises(SystemExit) as stopped:
@@ -467,7 +467,7 @@ def test_jobs_have_cores_of_their_own(monkeypatch):
 def test_sigterm_ends_the_trials_too(tmp_path):
   program = (
     "import pathlib, sys; sys.path[:0] = ['tests']; import test_sweep as t; "
-    f"p = pathlib.Path({str(tmp_path)!r}); from launch import sweep; "
+    f"p = pathlib.Path({str(tmp_path)!r}); from rlhf.cli import sweep; "
     'sweep.run_local([t.fake_trial(p, 1, "import signal, sys, time; '
     "signal.signal(signal.SIGTERM, lambda *a: (print('saved'), sys.exit(143))); "
     "print('up', flush=True); time.sleep(60)\")], 1)"

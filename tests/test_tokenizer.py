@@ -62,7 +62,7 @@ def test_decode_skips_the_special_ids(trained: Tokenizer):
 def test_training_is_deterministic_in_another_process(trained: Tokenizer, tmp_path, repository):
   trained.save(tmp_path / "here")
   program = (
-    "from rlhf.tokenizer import Tokenizer\nfrom tests.test_tokenizer import TEXTS\n"
+    "from rlhf.tokenization.tokenizer import Tokenizer\nfrom tests.test_tokenizer import TEXTS\n"
     f"Tokenizer.train_bpe(TEXTS, 300).save({str(tmp_path / 'there')!r})"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=repository)
