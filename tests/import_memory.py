@@ -81,9 +81,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   sizes = layout.axis_sizes(cfg, FIELDS["vocab_size"])
   shapes = {}
   for name in reading.named_leaves(reading.abstract_params(cfg, "policy")):
-    leaf = reading.locate(
-      name, cfg, top=family.top, rows=family.rows, prefix=family.prefix, layer=family.layer
-    )
+    leaf = reading.locate(name, cfg, family)
     for prefix in leaf.prefixes:
       for tensor, shape in layout.file_shapes(leaf.row, sizes).items():
         shapes[reading.tensor_name(prefix, tensor)] = shape

@@ -48,9 +48,9 @@ def main(argv: list[str]) -> None:
   os.environ["JAX_PLATFORMS"] = "cpu"  # a host has room for a model that no single device holds
   arguments = parse(argv)
   with setup.one_sentence_errors():
-    from rlhf.interop import writing
+    from rlhf.interop import files
 
-    writing.check_target(pathlib.Path(arguments.target).absolute())
+    files.check_target(pathlib.Path(arguments.target).absolute())
     {"import": run_import, "export": run_export}[arguments.direction](arguments)
 
 
@@ -91,7 +91,7 @@ def run_import(arguments: argparse.Namespace) -> None:
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   print(
-    f"{target}: a {source.kind} of the family {source.family}, "
+    f"{target}: a {source.kind} of the family {source.family.name}, "
     f"{network.cfg.num_block_params:,} parameters outside the embeddings, context of "
     f"{network.cfg.context_length:,} tokens",
     flush=True,

@@ -1,12 +1,12 @@
-"""Safetensors files of a directory: the names and shapes of their tensors, and slices of them.
+"""The files of a published model: safetensors, of which slices are read, and new directories.
 
-A tensor is never read whole unless it is asked for whole, and no file stays open: what a process
-has mapped of a file counts as its memory.
+No file stays open between reads: what a process has mapped of a file counts as its memory.
 """
 
 import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -20,26 +20,54 @@ from rlhf.interop.layout import Read
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-# How pickles are called: reading one may run whatever its author wrote into it.
+# Suffixes of pickles, which may run arbitrary code when they are read.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Tensors(Protocol):
-  """What holds a model's numbers."""
+  """The tensors of a model's files."""
 
-  shapes: Mapping[str, tuple[int, ...]]
+  @property
+  def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    """Of every tensor."""
 
   def opened(self) -> contextlib.AbstractContextManager[Read]:
-    """A function that reads slices, as long as the context lasts."""
+    """A function that reads slices, until the context ends."""
 
 
 def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes one file, as `transformers` marks its own."""
+  """Writes one file, with the metadata that `transformers` looks for."""
   safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
-  # The library leaves a file that its owner alone can read; a directory that was made beside it
-  # shows what the umask lets through.
+  # The library makes the file readable for its owner only; the directory has the umask's mode.
   path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def check_target(directory: pathlib.Path) -> None:
+  """Raises ValueError if something would be overwritten."""
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ValueError(f"{directory} exists already; name a new directory")
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A temporary directory that becomes `directory` if the context ends without an error.
+
+  Raises:
+    ValueError: `directory` is not empty.
+  """
+  directory = pathlib.Path(directory).absolute()
+  check_target(directory)
+  temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    if directory.is_dir():
+      directory.rmdir()
+    os.replace(temporary, directory)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 class SafetensorsFiles:
@@ -49,7 +77,7 @@ class SafetensorsFiles:
     """Reads names and shapes.
 
     Raises:
-      ValueError: no such file, only a pickle, or a file that is cut off or damaged.
+      ValueError: no such file, only a pickle, or a file that is incomplete or damaged.
     """
     self.directory = pathlib.Path(directory)
     self.shapes: dict[str, tuple[int, ...]] = {}
@@ -94,7 +122,7 @@ class SafetensorsFiles:
 
   @contextlib.contextmanager
   def opened(self) -> Iterator[Read]:
-    """See `Tensors`; every file is opened when it is first read."""
+    """See `Tensors`.  Each file is opened when it is first read."""
     with contextlib.ExitStack() as stack:
       files: dict[pathlib.Path, Any] = {}
 
@@ -114,16 +142,15 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
       yield file
   except (safetensors.SafetensorError, OSError) as error:
     raise ValueError(
-      f"{path} is not a whole safetensors file ({error}); download it again"
+      f"{path} is not a complete safetensors file ({error}); download it again"
     ) from None
 
 
 def refuse_pickles(path: pathlib.Path) -> None:
-  """Raises ValueError where `path` is a pickle, or a directory that holds one."""
-  found = sorted(path.iterdir()) if path.is_dir() else [path]
-  for file in found:
+  """Raises ValueError if `path` is a pickle, or a directory that contains one."""
+  for file in sorted(path.iterdir()) if path.is_dir() else [path]:
     if file.suffix in PICKLES:
       raise ValueError(
-        f"{file} is a pickle, which may run anything when it is read; convert it to "
-        "safetensors where you trust it (save_pretrained of transformers does)"
+        f"{file} is a pickle, which can run code when it is read; convert it to safetensors where "
+        "you trust it (save_pretrained of transformers does)"
       )

@@ -1,16 +1,14 @@
-"""Adapters of ours in the format of PEFT: adapter_config.json and adapter_model.safetensors.
+"""Writes our adapters in the format of PEFT: adapter_config.json and adapter_model.safetensors.
 
-A reward model's has its head too; the bias of it, which PEFT's `score` has not, is the `score_bias`
-of `score.json`, to be added to the logit.
+The adapter of a reward model includes its head.  PEFT's `score` has no bias: ours is the field
+`score_bias` of `score.json`, to be added to the logit.
 
-The adapter of a projection that a family keeps in several tensors (one `qkv` of ours, three
-matrices of Llama's) becomes one adapter for each, with the same A and its own part of B.
+The adapter of a projection that a family keeps in several tensors (our `qkv` is three matrices of
+Llama) becomes one adapter for each of them, with the same A and its own part of B.
 """
 
 import os
-import pathlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,70 +21,74 @@ from rlhf.interop.layout import Row
 from rlhf.model.transformer import ModelConfig
 from rlhf.types import Params
 
-_OURS = {"lora_a": "lora_A", "lora_b": "lora_B"}
+_PARTS = {"lora_a": "lora_A", "lora_b": "lora_B"}  # our names -> PEFT's
+_PREFIX = "base_model.model."  # of every tensor's name, because PEFT wraps the model
 
 
 def tensors(
   cfg: ModelConfig, family: Family, params: Params, rank: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Every tensor of the file.
+  """Every (name, tensor) of the file.
 
   Raises:
     ValueError: an adapted projection has no place in the family's files.
   """
-  sizes = layout.axis_sizes(cfg, 0) | {"r": rank}
+  sizes = layout.axis_sizes(cfg, 0)
   for name, leaf in reading.named_leaves(params).items():
     values = np.asarray(leaf, np.float32)
-    kernel, _, part = name.rpartition("/")
-    if kernel == "head":
+    parent, _, part = name.rpartition("/")
+    if parent == "head":
       if cfg.embed_width is not None:
         raise ValueError(
-          f"{family.name} scores what its output projection leaves, so that a "
-          "reward adapter has no place there; export the merged network instead"
+          f"the score of {family.name} reads the output of a projection that a reward adapter "
+          "does not have; export the merged network instead"
         )
       if part == "kernel":
-        yield "base_model.model.score.weight", values.T
+        yield f"{_PREFIX}score.weight", values.T
       continue
-    found = reading.locate(
-      f"{kernel}/kernel",
-      cfg,
-      top=family.top,
-      rows=family.rows,
-      prefix=family.prefix,
-      layer=family.layer,
-    )
-    if found is None:
-      raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
-    layers = [values] if found.layers is None else values
+    found = writing.locate(f"{parent}/kernel", cfg, family)
+    layers = values if found.is_layered else [values]
     for prefix, layer in zip(found.prefixes, layers, strict=True):
-      for row in _rows(found.row, part):
-        for tensor, written in layout.write_tensors(row, sizes, layer).items():
-          yield f"base_model.model.{reading.tensor_name(prefix, tensor)}", written
+      for tensor, adapter in _split(found.row, part, layer, sizes, rank).items():
+        if part == "lora_b" and _is_fan_in_fan_out(family):
+          adapter = adapter.T
+        module = reading.tensor_name(prefix, tensor).removesuffix(".weight")
+        yield f"{_PREFIX}{module}.{_PARTS[part]}.weight", np.ascontiguousarray(adapter)
 
 
-def _rows(row: Row, part: str) -> list[Row]:
-  """Where `lora_a` or `lora_b` of a projection goes, from where its kernel does."""
-  file_axes, leaf_axes = layout.parse(row.layouts[0])
-  unstacked = [names[0] for names in leaf_axes if names != ("s",)]
-  inputs = unstacked[:2] if row.leaf.endswith("attention/out/kernel") else unstacked[:1]
-  names = [f"{tensor.removesuffix('.weight')}.{_OURS[part]}.weight" for tensor in row.tensors]
-  if part == "lora_a":  # every tensor of the row reads the same inputs
-    shared = " ".join(inputs)
-    return [Row(part, (name,), f"r ({shared}) -> {shared} r") for name in names]
-  outputs = next(names for names in file_axes if not set(names) & set(inputs))
-  leaf = " ".join(names[0] for names in leaf_axes if names[0] not in inputs)
-  return [Row(part, tuple(names), f"({' '.join(outputs)}) r -> r {leaf}")]
+def _split(
+  row: Row, part: str, values: np.ndarray, sizes: Mapping[str, int], rank: int
+) -> dict[str, np.ndarray]:
+  """Tensor of the row -> its share of an adapter, in the layout of the file.
+
+  Args:
+    row: of the adapted kernel; the axes of its inputs come first in our leaf.
+    part: "lora_a" or "lora_b".
+    values: A [*inputs, rank], or B [rank, *outputs], where several tensors are stacked.
+  """
+  if part == "lora_a":  # all tensors of the row have the same inputs
+    return dict.fromkeys(row.tensors, values.reshape(-1, rank).T)
+  # B has the shape of a kernel with `rank` inputs.
+  if row.leaf == "attention/out/kernel":
+    return layout.write_tensors(row, {**sizes, "heads": rank, "head_size": 1}, values[:, None])
+  inputs = "mlp" if row.leaf == "mlp/out/kernel" else "width"
+  return layout.write_tensors(row, {**sizes, inputs: rank}, values)
+
+
+def _is_fan_in_fan_out(family: Family) -> bool:
+  """Whether the family's kernels are [inputs, outputs]; PEFT's B is [outputs, rank] for all."""
+  return family.name == "gpt2"
 
 
 def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> dict[str, Any]:
   """`adapter_config.json`; raises as `tensors`."""
   lora_cfg = export.metadata["lora"]
-  modules = set()
-  for name, _ in tensors(cfg, family, params, lora_cfg["rank"]):
-    if "lora_A" in name:
-      layers = family.prefix + family.layer.partition("{")[0]
-      inside = name.removeprefix(f"base_model.model.{layers}")
-      modules.add(inside.partition(".")[2].removesuffix(".lora_A.weight"))
+  layers = _PREFIX + family.prefix + family.layer.partition("{")[0]
+  modules = {
+    name.removeprefix(layers).partition(".")[2].removesuffix(".lora_A.weight")
+    for name, _ in tensors(cfg, family, params, lora_cfg["rank"])
+    if "lora_A" in name
+  }
   is_reward = "head" in params
   return {
     "peft_type": "LORA",
@@ -96,7 +98,7 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
     "lora_alpha": lora_cfg["alpha"],
     "lora_dropout": 0.0,
     "bias": "none",
-    "fan_in_fan_out": family.name == "gpt2",
+    "fan_in_fan_out": _is_fan_in_fan_out(family),
     "inference_mode": True,
     "target_modules": sorted(modules),
     "modules_to_save": ["score"] if is_reward else None,
@@ -104,42 +106,31 @@ def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> 
 
 
 def _published(base: str) -> str | None:
-  """The base as PEFT can find it: a Hugging Face directory; another is named when loading."""
+  """The base model if PEFT can find it, a Hugging Face directory; else it is named when loading."""
   return base.removeprefix("hf:") if base.startswith("hf:") else None
 
 
 def write(directory: str | os.PathLike, export: Export, params: Params, family: Family) -> None:
-  """Writes the directory, whole or not at all.
+  """Writes the directory atomically.
 
-  The base model is the network that training started from: `launch.convert export` of it gives PEFT
-  what the adapter stands beside.
+  The base model is the network that training started from, which `launch.convert export` writes.
 
   Args:
-    directory: does not exist, or is empty.
+    directory: absent or empty.
     export: of kind "adapter".
     params: its parameters.
-    family: of `writing.choose_family`.
+    family: from `writing.choose_family`.
 
   Raises:
-    ValueError: the directory holds something, or the family cannot express the model.
+    ValueError: the directory is not empty, or the family cannot express the model.
   """
-  directory = pathlib.Path(directory).absolute()
-  writing.check_target(directory)
   cfg = ModelConfig(**export.model)
   family.config(cfg)
-  written = config(cfg, family, export, params)
-  temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
+  with files.new_directory(directory) as temporary:
+    adapter_config = config(cfg, family, export, params)
     found = dict(tensors(cfg, family, params, export.metadata["lora"]["rank"]))
     files.save(temporary / "adapter_model.safetensors", found)
-    workdir.write_json(temporary / "adapter_config.json", written)
+    workdir.write_json(temporary / "adapter_config.json", adapter_config)
     if "head" in params:
       bias = float(np.asarray(params["head"]["bias"])[0])
       workdir.write_json(temporary / "score.json", {SCORE_BIAS: bias})
-    if directory.is_dir():
-      directory.rmdir()
-    os.replace(temporary, directory)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
 """A model that others published, `hf:DIR` or `gguf:FILE`, as a network of ours on the mesh.
 
-Every leaf is made shard by shard: of the files, only the slices that a shard needs are read, and
-one shard is in the host's memory at a time.
+Every leaf is made shard by shard: only the slices of the files that a shard needs are read, and one
+shard at a time is in the host's memory.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 
 from rlhf import sharding, workdir
 from rlhf.interop import families, files, ggml, layout
+from rlhf.interop.families import Family
 from rlhf.interop.layout import Row
 from rlhf.model import transformer as model_lib
 from rlhf.model.architecture import NUMERICS, ModelConfig
@@ -24,59 +25,52 @@ from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
 SCHEMES = ("hf:", "gguf:")
-_SHOWN = 12  # names in a message
-_PIECE = 2**21  # numbers that are read at once: 8 MB on their way into a shard
+_MAX_NAMES_SHOWN = 12  # in an error message
+_PIECE = 2**21  # numbers of a shard that are read at once: 8 MB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-  """What a published model says of itself; `load_params` reads its numbers.
+  """A published model; `load_params` reads its numbers.
 
   Attributes:
     name: `hf:DIR` or `gguf:FILE`.
     kind: "policy", or "reward" for a sequence classifier with one label.
-    family: of `families.FAMILIES`.
+    family: with the prefix and the names of tensors that these files use.
     model: the arguments of `ModelConfig`.
     tokenizer: with the end-of-text and padding of the model.
     num_rows: rows of the file's embedding.
-    tensors: where the numbers are.
-    top, rows: the table; `layer` leads to a layer's names, `prefix` to all but the heads'.
-    ignored: names that may be left over.
+    tensors: the numbers.
     head_bias: of a reward model.
   """
 
   name: str
   kind: str
-  family: str
+  family: Family
   model: dict[str, Any]
   tokenizer: Tokenizer
   num_rows: int
   tensors: files.Tensors
-  top: tuple[Row, ...]
-  rows: tuple[Row, ...]
-  prefix: str
-  layer: str
-  ignored: tuple[str, ...]
   head_bias: float = 0.0
 
   @property
   def config(self) -> dict[str, Any]:
-    """Of the run that made it: none of ours."""
+    """Empty: the model comes from no run of ours."""
     return {}
 
   @property
   def metadata(self) -> dict[str, Any]:
-    """What an export of this network remembers of where it came from."""
-    return {"imported": {"family": self.family, "source": self.name}}
+    """The origin of this network, for its exports."""
+    return {"imported": {"family": self.family.name, "source": self.name}}
 
 
 def is_source(name: str | os.PathLike) -> bool:
-  """Whether a name is `hf:DIR` or `gguf:FILE`, and not an export's directory."""
+  """Whether a name is `hf:DIR` or `gguf:FILE` rather than the directory of an export."""
   return str(name).startswith(SCHEMES)
 
 
 def guess_source(path: str | os.PathLike) -> str:
-  """`hf:DIR` or `gguf:FILE` of a path without either.
+  """`hf:DIR` or `gguf:FILE` for a path without a scheme.
 
   Raises:
     ValueError: there is no such path, or it is another kind of file.
@@ -98,7 +92,7 @@ def guess_source(path: str | os.PathLike) -> str:
 
 
 def meant_source(path: str | os.PathLike) -> str | None:
-  """`hf:DIR` or `gguf:FILE` where a path without either is a published model, for messages."""
+  """`hf:DIR` or `gguf:FILE` if a path without a scheme is a published model; for messages."""
   path = pathlib.Path(path)
   if path.suffix == ".gguf" and path.is_file():
     return f"gguf:{path}"
@@ -108,33 +102,33 @@ def meant_source(path: str | os.PathLike) -> str | None:
     values = workdir.read_json(path / files.CONFIG)
   except ValueError:
     return None
-  # The directory of a run of ours has a config.json too.
+  # A workdir has a config.json too.
   return f"hf:{path}" if isinstance(values, dict) and "model_type" in values else None
 
 
 def open_source(name: str) -> Source:
-  """Reads everything but the numbers, and checks every tensor's name and shape.
+  """Reads everything except the numbers, and checks the name and shape of every tensor.
 
   Args:
     name: `hf:DIR` or `gguf:FILE`.
 
   Raises:
     ValueError: files that are missing, damaged or pickles, an unknown architecture, a config that
-      our model cannot express, tensors that are missing, left over or of the wrong shape, or a
+      our model cannot express, tensors that are missing, unexpected or of the wrong shape, or a
       tokenizer that is larger than the embedding.
   """
   return _open(name, _stamps(pathlib.Path(name.partition(":")[2])))
 
 
 def _stamps(path: pathlib.Path) -> tuple:
-  """What changes when a file of the source does."""
+  """Changes when a file of the source does."""
   paths = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
   return tuple(
     (file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in paths if file.is_file()
   )
 
 
-@functools.lru_cache(maxsize=4)  # a command asks several times, and some files take seconds
+@functools.lru_cache(maxsize=4)  # commands ask several times, and some files take seconds
 def _open(name: str, stamps: tuple) -> Source:
   del stamps
   scheme, _, path = name.partition(":")
@@ -161,64 +155,52 @@ def _open_directory(name: str, directory: pathlib.Path) -> Source:
   family = families.find(values.get("model_type"), str(where))
   fields = family.model_fields(values, str(where))
   tensors = files.SafetensorsFiles(directory)
-  prefix = family.prefix
-  if not any(tensor.startswith(prefix) for tensor in tensors.shapes):
-    prefix = ""  # the base model alone, as GPT-2 was published
+  if not any(tensor.startswith(family.prefix) for tensor in tensors.shapes):
+    family = dataclasses.replace(family, prefix="")  # the base model alone, as GPT-2 was published
   kind, bias = "policy", 0.0
   if "score.weight" in tensors.shapes:
     kind, bias = "reward", _head_bias(values, tensors.shapes["score.weight"], where)
     fields["tied_output"] = True  # it has no other output
-  num_rows = _num_rows(tensors, prefix + _embedding(family.top), where)
+  if fields["tied_output"]:
+    unused = (r"lm_head\.weight", r"embed_out\.weight")
+    family = dataclasses.replace(family, ignored=(*family.ignored, *unused))
+  num_rows = _num_rows(tensors, family, where)
   tokenizer = Tokenizer.from_hf(directory, num_embeddings=num_rows)
   return Source(
     name=name,
     kind=kind,
-    family=family.name,
+    family=family,
     model=_complete(where, fields, tokenizer, num_rows),
     tokenizer=tokenizer,
     num_rows=num_rows,
     tensors=tensors,
-    top=family.top,
-    rows=family.rows,
-    prefix=prefix,
-    layer=family.layer,
     head_bias=bias,
-    ignored=(*family.ignored, r"lm_head\.weight", r"embed_out\.weight")
-    if fields["tied_output"]
-    else family.ignored,
   )
 
 
 def _open_gguf(name: str, path: str) -> Source:
   file = ggml.GgufFile(path)
-  architecture = ggml.find(file)
-  fields = architecture.read(file, file.field("general.architecture", ""))
-  num_rows = _num_rows(file, _embedding(architecture.top), file.path)
+  family, fields = ggml.find(file), ggml.model_fields(file)
+  num_rows = _num_rows(file, family, file.path)
   tokenizer = Tokenizer.from_gguf(file.reader, num_embeddings=num_rows, name=str(file.path))
   return Source(
     name=name,
     kind="policy",
-    family=architecture.family.name,
+    family=family,
     model=_complete(file.path, fields, tokenizer, num_rows),
     tokenizer=tokenizer,
     num_rows=num_rows,
     tensors=file,
-    top=architecture.top,
-    rows=architecture.rows,
-    prefix="",
-    layer="blk.{}.",
-    ignored=architecture.ignored,
   )
 
 
-def _embedding(top: tuple[Row, ...]) -> str:
-  return next(row.tensors[0] for row in top if row.leaf == "embed/token")
-
-
-def _num_rows(tensors: files.Tensors, name: str, where: pathlib.Path) -> int:
+def _num_rows(tensors: files.Tensors, family: Family, where: pathlib.Path) -> int:
+  """Rows of the embedding."""
+  row = next(row for row in family.top if row.leaf == "embed/token")
+  name = family.prefix + next(iter(row.tensors))
   if name not in tensors.shapes:
     raise ValueError(
-      f"{where}: the model's files hold no {name}; they must be of the architecture "
+      f"{where}: the model's files do not contain {name}; they must be of the architecture "
       "that the config names"
     )
   return tensors.shapes[name][0]
@@ -235,7 +217,7 @@ def _head_bias(values: Mapping[str, Any], shape: tuple[int, ...], where: pathlib
 def _complete(
   where: pathlib.Path, fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int
 ) -> dict[str, Any]:
-  """The arguments of `ModelConfig`; a row for padding is added where the file has none."""
+  """The arguments of `ModelConfig`; adds a row for padding if the file has none."""
   try:
     cfg = ModelConfig(
       vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id, **NUMERICS, **fields
@@ -253,42 +235,35 @@ class Leaf:
   """Where one leaf of our tree comes from.
 
   Attributes:
-    row: of the table.
-    layers: numbers of the layers along the leading axis; None for a leaf without one.
-    prefixes: what leads to the row's tensors, for each layer.
+    row: of the family's table.
+    prefixes: of the names of the row's tensors, one for each layer along the leading axis.
+    is_layered: whether the leaf has that axis; if not, there is one prefix.
   """
 
   row: Row
-  layers: tuple[int, ...] | None
   prefixes: tuple[str, ...]
+  is_layered: bool
 
 
-def locate(
-  name: str,
-  cfg: ModelConfig,
-  *,
-  top: tuple[Row, ...],
-  rows: tuple[Row, ...],
-  prefix: str,
-  layer: str,
-) -> Leaf | None:
-  """Where the leaf with this path in our tree is in a file; None where the table has none."""
+def locate(name: str, cfg: ModelConfig, family: Family) -> Leaf | None:
+  """Where the leaf with this path in our tree is in a file; None if the family has no place."""
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
-  if found is None:
-    row = next((row for row in top if row.leaf == name), None)
-    return None if row is None else Leaf(row, None, (prefix,))
-  row = next((row for row in rows if row.leaf == found[3]), None)
+  rows, leaf = (family.top, name) if found is None else (family.rows, found[3])
+  row = next((row for row in rows if row.leaf == leaf), None)
   if row is None:
     return None
-  step = int(found[2])
-  if found[1] == "tail":
-    return Leaf(row, None, (prefix + layer.format(cfg.num_patterns * cfg.pattern + step),))
-  layers = tuple(range(step, cfg.num_patterns * cfg.pattern, cfg.pattern))
-  return Leaf(row, layers, tuple(prefix + layer.format(number) for number in layers))
+  if found is None:
+    return Leaf(row, (family.prefix,), is_layered=False)
+  # Whole repetitions of the pattern of layers are stacked; the layers after them are not.
+  step, num_stacked = int(found[2]), cfg.num_patterns * cfg.pattern
+  stacked = found[1] == "blocks"
+  numbers = range(step, num_stacked, cfg.pattern) if stacked else [num_stacked + step]
+  prefixes = tuple(family.prefix + family.layer.format(number) for number in numbers)
+  return Leaf(row, prefixes, is_layered=stacked)
 
 
 def tensor_name(prefix: str, name: str) -> str:
-  """A tensor's name in the file; a name that begins with "/" has no prefix."""
+  """The name of a tensor in the file; a name that begins with "/" takes no prefix."""
   return name.removeprefix("/") if name.startswith("/") else prefix + name
 
 
@@ -308,32 +283,24 @@ def named_leaves(tree: Params) -> dict[str, Any]:
   }
 
 
-def _locate(source: Source, name: str, cfg: ModelConfig) -> Leaf | None:
-  return locate(
-    name, cfg, top=source.top, rows=source.rows, prefix=source.prefix, layer=source.layer
-  )
-
-
 def _check_tensors(source: Source) -> None:
-  """Raises ValueError with the names that are missing, left over or of the wrong shape."""
-  cfg = ModelConfig(**source.model)
+  """Raises ValueError with the names that are missing, unexpected or of the wrong shape."""
+  cfg, family = ModelConfig(**source.model), source.family
   sizes = layout.axis_sizes(cfg, source.num_rows)
   expected: dict[str, tuple[int, ...]] = {}
   for name in named_leaves(abstract_params(cfg, source.kind)):
-    leaf = _locate(source, name, cfg)
+    leaf = locate(name, cfg, family)
     if leaf is None:
       if name != "head/bias":
-        raise ValueError(f"{source.name}: a {source.family} file has no place for {name}")
+        raise ValueError(f"{source.name}: a {family.name} file has no place for {name}")
       continue
     for prefix in leaf.prefixes:
-      expected |= {
-        tensor_name(prefix, tensor): shape
-        for tensor, shape in layout.file_shapes(leaf.row, sizes).items()
-      }
+      for tensor, shape in layout.file_shapes(leaf.row, sizes).items():
+        expected[tensor_name(prefix, tensor)] = shape
   if source.kind == "reward" and cfg.embed_width is not None:
     expected["score.weight"] = (1, cfg.embed_width)  # see `_through_projection`
   found = source.tensors.shapes
-  ignored = re.compile("|".join(f"(.*\\.)?{pattern}" for pattern in source.ignored) or "(?!)")
+  ignored = re.compile("|".join(f"(.*\\.)?{pattern}" for pattern in family.ignored) or "(?!)")
   problems = {
     "missing": [name for name in expected if name not in found],
     "left over": [name for name in found if name not in expected and not ignored.fullmatch(name)],
@@ -343,26 +310,26 @@ def _check_tensors(source: Source) -> None:
       if name in found and found[name] != shape
     ],
   }
-  said = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
-  if said:
+  if any(problems.values()):
     raise ValueError(
-      f"{source.name}: the tensors are not those of this {source.family}; " + "; ".join(said)
+      f"{source.name}: the tensors are not those of this {family.name}; "
+      + "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
     )
 
 
 def _listed(names: list[str]) -> str:
-  more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + more
+  num_more = len(names) - _MAX_NAMES_SHOWN
+  return ", ".join(names[:_MAX_NAMES_SHOWN]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 # ----------------------------------------------------------------------------- numbers
 
 
 def load_params(source: Source, abstract: Params) -> Params:
-  """The parameters, float32, each leaf in its layout.
+  """The parameters, float32, placed on the mesh.
 
   Args:
-    source: of `open_source`.
+    source: from `open_source`.
     abstract: tree of ShapeDtypeStruct with shardings.
   """
   cfg = ModelConfig(**source.model)
@@ -374,14 +341,10 @@ def load_params(source: Source, abstract: Params) -> Params:
     if name == "head/kernel" and cfg.embed_width is not None:
       kernel_D1 = _through_projection(source)
       return _place(spec, lambda index: kernel_D1[index])
-    leaf = _locate(source, name, cfg)
+    leaf = locate(name, cfg, source.family)
+    sizes = layout.axis_sizes(cfg, source.num_rows)
     with source.tensors.opened() as read:
-      return _place(
-        spec,
-        functools.partial(
-          _read_shard, leaf, layout.axis_sizes(cfg, source.num_rows), spec.shape, read
-        ),
-      )
+      return _place(spec, functools.partial(_read_shard, leaf, sizes, spec.shape, read))
 
   return jax.tree_util.tree_map_with_path(load, abstract)
 
@@ -393,7 +356,7 @@ def _read_shard(
   read: layout.Read,
   index: tuple[slice, ...],
 ) -> np.ndarray:
-  """The part of a leaf at `index`, from one small piece of the file after the other."""
+  """The part of a leaf at `index`, read in small pieces."""
   shard = np.empty([part.stop - part.start for part in index], np.float32)
 
   def fill(prefix: str, target, index, shape):
@@ -409,18 +372,18 @@ def _read_shard(
         lambda name, where: read(tensor_name(prefix, name), where),
       )
 
-  if leaf.layers is None:
-    fill(leaf.prefixes[0], shard, index, shape)
-  else:
+  if leaf.is_layered:
     for number, prefix in enumerate(leaf.prefixes):
       fill(prefix, shard[number], index[1:], shape[1:])
+  else:
+    fill(leaf.prefixes[0], shard, index, shape)
   return shard
 
 
 def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
-  """An array of which one shard after the other is read and put on its devices.
+  """An array whose shards are read and put on their devices one after another.
 
-  `jax.make_array_from_callback` would hold all of this process's shards before it puts the first.
+  `jax.make_array_from_callback` would hold all shards of this process before it places the first.
   """
   devices_of: dict[tuple, list[jax.Device]] = {}
   for device, index in spec.sharding.addressable_devices_indices_map(spec.shape).items():
@@ -440,12 +403,12 @@ def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
 
 
 def _through_projection(source: Source) -> np.ndarray:
-  """OPT-350m scores what its output projection leaves; our head reads the hidden states before.
+  """The reward head of OPT-350m, [width, 1]: its score reads the output of the last projection.
 
-  Returns:
-    the product of both, [D, 1].
+  Our head reads the hidden states before that projection, so it is the product of both.
   """
-  project = next(row.tensors[0] for row in source.top if row.leaf == "output/project/kernel")
+  row = next(row for row in source.family.top if row.leaf == "output/project/kernel")
+  project = tensor_name(source.family.prefix, next(iter(row.tensors)))
   whole = (slice(None), slice(None))
   with source.tensors.opened() as read:
-    return read(tensor_name(source.prefix, project), whole).T @ read("score.weight", whole).T
+    return read(project, whole).T @ read("score.weight", whole).T

@@ -1,11 +1,11 @@
-"""A network of ours as a directory that `transformers` and vLLM load.
+"""Writes a network of ours as a directory that `transformers` and vLLM load.
 
     config.json  generation_config.json  tokenizer files
     model.safetensors, or model-00001-of-0000N.safetensors ... and their index, above `SHARD_BYTES`
 
-A reward model becomes an `AutoModelForSequenceClassification` with one label.  The families'
-`score` is a matrix without a bias, and ours has one, which holds the demonstrations-at-zero offset:
-it is the field `score_bias` of `config.json`, to be added to the logit:
+A reward model becomes an `AutoModelForSequenceClassification` with one label.  Our head has a bias,
+which centres the scores on the demonstrations, and the families' `score` has none: the bias is the
+field `score_bias` of `config.json`, to be added to the logit:
 
     reward = model(**inputs).logits[:, 0] + model.config.score_bias
 """
@@ -13,7 +13,6 @@ it is the field `score_bias` of `config.json`, to be added to the logit:
 import dataclasses
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,13 +26,13 @@ from rlhf.model.transformer import ModelConfig
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
-SHARD_BYTES = 5 * 2**30  # of a file; what the hub's own tools cut at
+SHARD_BYTES = 5 * 2**30  # of a file; the default of the hub's own tools
 DEFAULT_FAMILY = "gpt2"  # of models that were trained here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What a directory will hold, decided before anything is written."""
+  """The contents of a directory, decided before anything is written."""
 
   family: Family
   cfg: ModelConfig
@@ -43,7 +42,7 @@ class Plan:
 
 
 def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
-  """The family that is asked for, else the one that the model was imported from, else GPT-2.
+  """The family of this name; by default that of the imported model, else GPT-2.
 
   Raises:
     ValueError: an unknown name.
@@ -56,7 +55,7 @@ def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
 
 
 def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
-  """Raises ValueError where the family cannot express the model, or the network is another kind."""
+  """Raises ValueError if the family cannot express the model, or the network is of another kind."""
   if kind not in ("policy", "reward"):
     raise ValueError(
       f"a {kind} network has no counterpart in Hugging Face's format; export a "
@@ -68,10 +67,10 @@ def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
 def plan(
   cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
 ) -> Plan:
-  """What an export of the model holds besides its numbers; raises as `check`."""
+  """The plan of an export; raises as `check`."""
   check(cfg, kind=kind, family=family)
-  # A row that was added for padding is no part of the published vocabulary.  Of a reward model,
-  # whose score is read before the padding, the padding must have an id, so it has the next free.
+  # A row that was added for padding is not exported.  Only a reward model needs an id of padding,
+  # because `transformers` finds the end of a text by it: it takes the next free id.
   num_rows = cfg.vocab_size
   if tokenizer.pad_id >= tokenizer.vocab_size:
     num_rows -= 1
@@ -92,8 +91,16 @@ def plan(
   return Plan(family=family, cfg=cfg, kind=kind, num_rows=num_rows, config=config)
 
 
+def locate(name: str, cfg: ModelConfig, family: Family) -> reading.Leaf:
+  """Where a leaf goes.  Raises ValueError if the family has no place for it."""
+  found = reading.locate(name, cfg, family)
+  if found is None:
+    raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
+  return found
+
+
 def tensors(planned: Plan, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-  """Every tensor of the file, in the order of our tree.
+  """Every (name, tensor) of the files, in the order of our tree.
 
   Raises:
     ValueError: a leaf has no place in the family's files.
@@ -108,24 +115,21 @@ def tensors(planned: Plan, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     if name == "head/kernel" and cfg.embed_width is not None:
       yield "score.weight", np.asarray(leaf, np.float32).T
       continue
-    found = reading.locate(
-      name, cfg, top=family.top, rows=family.rows, prefix=family.prefix, layer=family.layer
-    )
-    if found is None:
-      raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
+    found = locate(name, cfg, family)
     values = np.asarray(leaf, np.float32)
-    layers = [values] if found.layers is None else values
+    layers = values if found.is_layered else [values]
     for prefix, layer in zip(found.prefixes, layers, strict=True):
       for tensor, written in layout.write_tensors(found.row, sizes, layer).items():
         yield reading.tensor_name(prefix, tensor), written
 
 
 def _scored(cfg: ModelConfig, params: Params) -> Params:
-  """A reward model's parameters as a sequence classifier has them: no output but the score."""
+  """The parameters of a reward model in the form of a sequence classifier."""
   params = dict(params)
   output = params.pop("output", None)
   if cfg.embed_width is not None:
-    # OPT-350m scores what its output projection leaves: the head is that projection's first column.
+    # OPT-350m scores the output of its last projection: our head becomes that projection's first
+    # column.
     kernel_DE = np.zeros(output["project"]["kernel"].shape, np.float32)
     kernel_DE[:, :1] = params["head"]["kernel"]
     params["output"] = {"project": {"kernel": kernel_DE}}
@@ -143,34 +147,30 @@ def write(
   family: Family,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Writes the directory, whole or not at all.
+  """Writes the directory atomically.
 
   Args:
-    directory: does not exist, or is empty.
-    cfg, params, tokenizer: of the network; adapters are multiplied out.
+    directory: absent or empty.
+    cfg, params, tokenizer: of the network; adapters are merged into the kernels.
     kind: "policy" or "reward".
-    family: of `choose_family`.
-    shard_bytes: a file is not larger, unless one tensor is.
+    family: from `choose_family`.
+    shard_bytes: largest file, unless one tensor is larger.
 
   Raises:
-    ValueError: the directory holds something, or the family cannot express the model.
+    ValueError: the directory is not empty, or the family cannot express the model.
   """
-  directory = pathlib.Path(directory).absolute()
-  check_target(directory)
+  files.check_target(pathlib.Path(directory))
   params = lora.merge(params, cfg.lora_scale)
   head_bias = float(np.asarray(params["head"]["bias"])[0]) if kind == "reward" else 0.0
   planned = plan(cfg, kind=kind, family=family, tokenizer=tokenizer, head_bias=head_bias)
   if not processes.is_main():
     return
-  temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
+  with files.new_directory(directory) as temporary:
     _write_tensors(temporary, planned, params, shard_bytes)
     pad_id = tokenizer.save_hf(
       temporary, num_embeddings=planned.num_rows, own_padding=kind == "reward"
     )
-    # A policy stops at the end of a turn too; a classifier has one end-of-text.
+    # A policy also stops at the end of a turn; a classifier has one end-of-text.
     ends = list(tokenizer.end_ids) if kind == "policy" else [tokenizer.eot_id]
     ids = {
       "bos_token_id": tokenizer.bos_id,
@@ -180,23 +180,12 @@ def write(
     workdir.write_json(temporary / files.CONFIG, planned.config | ids)
     if kind == "policy":
       workdir.write_json(temporary / "generation_config.json", ids)
-    if directory.is_dir():
-      directory.rmdir()
-    os.replace(temporary, directory)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_target(directory: pathlib.Path) -> None:
-  """Raises ValueError where something would be overwritten."""
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise ValueError(f"{directory} exists already; name a new directory")
 
 
 def _write_tensors(
   directory: pathlib.Path, planned: Plan, params: Params, shard_bytes: int
 ) -> None:
-  """One file, or several and their index; one file's tensors are in memory at a time."""
+  """Writes one file, or several and their index, with the tensors of one file in memory."""
   written: list[dict[str, int]] = []  # tensor -> bytes, of each file
   pending: dict[str, np.ndarray] = {}
 
@@ -215,7 +204,7 @@ def _write_tensors(
   if len(written) == 1:
     os.replace(directory / _part_name(0), directory / files.SINGLE)
     return
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for number, names in enumerate(written):
     final = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
     os.replace(directory / _part_name(number), directory / final)
