@@ -1,63 +1,75 @@
-"""Packaging. `pip install -e .` runs everything on a CPU; the extras add accelerators and tests."""
+"""Packaging: `pip install -e .` runs the embedded world on a CPU; the extras add the rest."""
 
 import setuptools
 
 # Lower bounds only: the oldest releases that the tests have passed with, on Python 3.11 and 3.12.
 REQUIRES = [
   "absl-py>=2.3.1",
-  "alt-profanity-check>=1.5",  # the toxicity classifier that comes with its weights
   "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
   "chex>=0.1.91",
   "filelock>=3.16",
   "flax>=0.12",
-  "gguf>=0.17.1",
   "grain>=0.2.15",
-  "importlib_resources>=6.4",  # tensorflow-datasets needs it, and does not say so
+  "importlib_resources>=6.4",  # tensorflow-datasets needs it, but does not require it
   "jax>=0.10",
   "jinja2>=3.1.6",  # older sandboxes let templates out
   "matplotlib>=3.9",
   "ml-collections>=1.0",
-  "nltk>=3.9",  # agreement of raters
   "numpy>=2.0",
   "optax>=0.2.6",
   "orbax-checkpoint>=0.12",
   "pyyaml>=6.0.2",
   "rich>=13.7",
-  "rouge-score>=0.1.2",
-  "sacrebleu>=2.4",
   "safetensors>=0.5.3",
-  "scikit-learn>=1.5",
   "scipy>=1.15",
   "tensorboardX>=2.6.2.2",
   "tensorflow-datasets>=4.9.9",
-  "textblob>=0.18",  # a tagger and a lexicon of sentiment that come with their data
   "tokenizers>=0.21",
 ]
 
-# What `launch.evaluate` needs for public tasks and for judges behind an endpoint.
-EVALS = ["google-api-python-client>=2.150", "lm-eval>=0.4.12", "openai>=1.50"]
+# Public tasks, toxicity, agreement of raters, words beside groups, judges behind an endpoint.
+EVALS = [
+  "alt-profanity-check>=1.5",  # pins scikit-learn and joblib; runs in a process of its own
+  "datasets>=3.0",
+  "google-api-python-client>=2.150",
+  "krippendorff>=0.8",
+  "lm-eval>=0.4.12",
+  "openai>=1.50",
+  "rouge-score>=0.1.2",
+  "sacrebleu>=2.4",
+  "scikit-learn>=1.5",
+  "textblob>=0.18",  # a tagger and a lexicon of sentiment that come with their data
+]
+
+GGUF = ["gguf>=0.17.1"]
+NOTEBOOK = ["ipykernel>=6.29", "jupyterlab>=4.2"]
+SLURM = ["submitit>=1.5.3"]
 
 EXTRAS = {
+  "evals": EVALS,
+  "gguf": GGUF,
+  "notebook": NOTEBOOK,
+  "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
+  "slurm": SLURM,
+  "tpu": ["jax[tpu]>=0.10"],
+  "cuda12": ["jax[cuda12]>=0.10"],
   "test": [
+    *EVALS,
+    *GGUF,
+    *SLURM,
     "ipykernel>=6.29",
+    "mypy==2.4.1",
     "nbclient>=0.10",
     "nbformat>=5.10",
     "playwright>=1.65",
     "pytest>=8.0",
     "pytest-xdist>=3.6",
-    "submitit>=1.5.3",
-    *EVALS,
+    "ruff==0.17.6",
   ],
-  "evals": EVALS,
-  "notebook": ["ipykernel>=6.29", "jupyterlab>=4.2"],
-  "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
-  "slurm": ["submitit>=1.5.3"],
-  "tpu": ["jax[tpu]>=0.10"],
-  "cuda12": ["jax[cuda12]>=0.10"],
 }
 
 setuptools.setup(
-  name="rlhf",
+  name="rlhf-jax",  # rlhf is another project on PyPI
   version="0.1.0",
   description="InstructGPT's three steps in JAX: fine-tuning, a reward model, PPO-ptx.",
   license="Apache-2.0",

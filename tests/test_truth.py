@@ -418,7 +418,7 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
 def test_questions_that_the_judge_was_trained_on_are_refused(trained, data):
   with pytest.raises(
     ValueError,
-    match="config.truth.questions is all, and a judge was trained on "
+    match="config.truth.questions is all, but a judge was trained on "
     r"answers to \d+ of the 60 questions",
   ):
     truth.check(truth_config(trained, data, questions="all"))
@@ -446,7 +446,7 @@ def test_a_policy_is_no_judge(trained, data):
     truth.check(truth_config(trained, data, judge_info=base))
   with pytest.raises(ValueError, match="config.truth.judge_true: .* does not exist"):
     truth.check(truth_config(trained, data, judge_true=str(data / "nowhere")))
-  with pytest.raises(ValueError, match="config.truth.data: .* is no directory"):
+  with pytest.raises(ValueError, match="config.truth.data: .* is not a directory"):
     truth.check(truth_config(trained, data / "nowhere"))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import extras
 from rlhf.interop import families
 from rlhf.interop.families import Family, Fields
 from rlhf.interop.layout import Read
@@ -38,11 +39,10 @@ class GgufFile:
     Raises:
       ValueError: not a GGUF file, or one that is incomplete or damaged.
     """
-    import gguf
-
     self.path = pathlib.Path(path)
     if not self.path.is_file():
       raise ValueError(f"gguf:{path}: there is no such file")
+    gguf = extras.load("gguf", "gguf", f"gguf:{path}")
     try:
       self.reader = gguf.GGUFReader(self.path)
     except Exception as error:  # the library raises what numpy does at the place where a file ends
@@ -74,7 +74,7 @@ class GgufFile:
   @contextlib.contextmanager
   def opened(self) -> Iterator[Read]:
     """See `files.Tensors`."""
-    import gguf
+    dequantize = extras.load("gguf.quants", "gguf", f"gguf:{self.path}").dequantize
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
       tensor = self._tensors[name]
@@ -82,7 +82,7 @@ class GgufFile:
       if data.ndim > 1:  # blocks of quantised numbers lie along the last axis
         data, index = data[index[0]], (slice(None), *index[1:])
       try:
-        values = gguf.quants.dequantize(data, tensor.tensor_type)
+        values = dequantize(data, tensor.tensor_type)
       except NotImplementedError as error:
         raise ValueError(
           f"{self.path}: {name} is {tensor.tensor_type.name}, which the gguf "

@@ -14,6 +14,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
+from rlhf import extras
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -429,8 +431,7 @@ def read_gguf(source, name: str) -> TokenizerParts:
 def _gguf_fields(source, name: str):
   """Function from a field's name to its value or None."""
   if isinstance(source, (str, os.PathLike)):
-    import gguf  # only those who read such files need it
-
+    gguf = extras.load("gguf", "gguf", f"gguf:{source}")
     try:
       reader = gguf.GGUFReader(source)
     except (OSError, ValueError, IndexError) as error:

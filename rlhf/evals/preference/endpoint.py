@@ -203,7 +203,7 @@ def _openai():
   except ImportError:
     raise ValueError(
       "a judge behind an endpoint needs the package openai; install it with "
-      "pip install 'rlhf[evals]'"
+      "pip install 'rlhf-jax[evals]'"
     ) from None
   return openai
 

@@ -1,14 +1,14 @@
-"""lm-eval (EleutherAI's harness) on our networks: its tasks run as they are, without torch.
+"""lm-eval (EleutherAI's harness) on our networks: runs its tasks unchanged, without torch.
 
   from lm_eval import evaluator
   evaluator.simple_evaluate(model=harness.HarnessModel(network, batch_size=32), tasks=["piqa"])
 
 Texts become ids as in lm-eval's own `hf` model: context and continuation are encoded together and
-parted where the context's own ids end, spaces at the end of a context go to the continuation, what
-is too long loses tokens from the left, and an empty context is begin-of-text, or end-of-text where
-there is none.  So log-likelihoods are those that `hf` gives for the same weights.
+split where the context's own ids end, spaces at the end of a context go to the continuation, texts
+that are too long lose tokens from the left, and an empty context is begin-of-text, or end-of-text
+if there is none.  So log-likelihoods equal those of `hf` for the same weights.
 
-This module needs the package lm-eval (`pip install 'rlhf[evals]'`).
+This module imports lm-eval, which the extra `evals` installs.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from rlhf.networks import Network
 
 MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_SPARE = 64  # of items that are looked at beside as many as are wanted
+_SPARE = 64  # items that are tried first, beyond the number wanted
 _KNOWN = {"until", "do_sample", "temperature", *_LENGTH_NAMES}
 
 
 class OtherItems(samplers.ContextSampler):
-  """Few-shot examples from among the items that are asked.
+  """Few-shot examples from the test set itself.
 
-  Never the item itself, nor another of its paragraph, whose text may hold the answer, nor one of
-  which no right answer is known.
+  Never the item in question, nor another of its paragraph, whose text may hold the answer, nor one
+  whose right answer is unknown.
   """
 
   def sample(
@@ -42,19 +42,18 @@ class OtherItems(samplers.ContextSampler):
     """`n` items at random.
 
     Raises:
-      ValueError: there are not so many others.
+      ValueError: there are too few others.
     """
     docs, found = self.fewshot_docs(), []
-    for size in (n + _SPARE, len(docs)):  # all are looked at only where so many do not do
+    for size in (n + _SPARE, len(docs)):  # all are tried only if those do not suffice
       found = [
         doc for doc in self.rnd.sample(docs, min(size, len(docs))) if self._is_other(doc, eval_doc)
       ][:n]
       if len(found) == n:
         return found
     raise ValueError(
-      f"{n} examples are asked for, and of {len(docs)} items {len(found)} can stand "
-      "beside another; lower config.nlp.num_fewshot, or put the training set beside "
-      "the test set"
+      f"{n} examples are wanted, but of {len(docs)} items only {len(found)} can be one; lower "
+      "config.nlp.num_fewshot, or put the training set next to the test set"
     )
 
   @staticmethod
@@ -66,7 +65,7 @@ class OtherItems(samplers.ContextSampler):
 
 
 class HarnessModel(lm_eval_model.TemplateLM):
-  """A policy as lm-eval asks for one."""
+  """A policy behind lm-eval's interface."""
 
   def __init__(
     self,
@@ -77,24 +76,24 @@ class HarnessModel(lm_eval_model.TemplateLM):
     chat: bool = False,
     progress: row_batches.Progress = None,
   ):
-    """Wraps a network, which stays where it lies on the mesh.
+    """Wraps a network, which stays on its mesh.
 
     Args:
       batch_size: rows at once; results do not depend on it.
-      seed: of tasks that sample; greedy ones do not read it.
-      chat: texts come through `apply_chat_template`, so that special tokens in them are meant.
+      seed: of tasks that sample; greedy ones do not use it.
+      chat: texts come through `apply_chat_template`, so special tokens in them are encoded as such.
       progress: called with (requests done, requests of this call).
 
     Raises:
-      ValueError: `chat`, and the tokenizer has no chat template that can be used.
+      ValueError: `chat` is set, but the tokenizer has no usable chat template.
     """
     super().__init__()
     self._network, self._batch_size = network, batch_size
     self._key, self._chat, self._progress = jax.random.key(seed), chat, progress
     if chat:
-      network.tokenizer.chat  # raises where there is none
+      network.tokenizer.chat  # raises if there is none
 
-  # ---- what lm-eval asks of a tokenizer
+  # ---- the tokenizer
 
   @property
   def eot_token_id(self) -> int:
@@ -102,7 +101,7 @@ class HarnessModel(lm_eval_model.TemplateLM):
 
   @property
   def prefix_token_id(self) -> int:
-    """Stands in for an empty context."""
+    """Replaces an empty context."""
     begin = self._network.tokenizer.bos_id
     return self._network.tokenizer.eot_id if begin is None else begin
 
@@ -121,24 +120,24 @@ class HarnessModel(lm_eval_model.TemplateLM):
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **unused: Any
   ) -> list[int]:
-    """Ids; the tokenizer's prefix (begin-of-text) comes first unless `add_special_tokens` is False."""
+    """Ids after the tokenizer's prefix (begin-of-text), unless `add_special_tokens` is False."""
     tokenizer = self._network.tokenizer
     if self._chat:
       ids = tokenizer.encode_with_specials(string)
       if add_special_tokens is None and ids[:1] == list(tokenizer.prefix_ids[:1]):
-        return ids  # the template wrote it
+        return ids  # the template has written it
     else:
       ids = tokenizer.encode(string)
     return ids if add_special_tokens is False else [*tokenizer.prefix_ids, *ids]
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:
-    """The template's source, which lm-eval puts on record."""
+    """The template's source, which lm-eval records."""
     return self._network.tokenizer.chat_template if chat_template else None
 
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
   ) -> str:
-    """Turns as the text that the model's own template makes of them."""
+    """The text that the model's own template makes of turns."""
     return self._network.tokenizer.render_chat(
       chat_history, add_generation_prompt=add_generation_prompt
     )
@@ -153,14 +152,14 @@ class HarnessModel(lm_eval_model.TemplateLM):
 
   def _loglikelihood_tokens(
     self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
-  ) -> list[tuple[float, bool]]:
+  ) -> list[Any]:
     pairs = [(context, continuation) for _, context, continuation in requests]
     found = likelihood.loglikelihoods(
       self._network, pairs, batch_size=self._batch_size, progress=self._progress
     )
-    for (text, _, _), answer in zip(requests, found, strict=True):
-      if text is not None:  # a window of a longer text is not worth keeping
-        self.cache_hook.add_partial("loglikelihood", text, answer)
+    for (text, _, _), result in zip(requests, found, strict=True):
+      if text is not None:  # windows of a longer text are not cached
+        self.cache_hook.add_partial("loglikelihood", text, result)
     return found
 
   def loglikelihood_rolling(
@@ -188,7 +187,7 @@ class HarnessModel(lm_eval_model.TemplateLM):
     """Texts up to the first of the strings in `until`, greedy unless a task samples.
 
     Raises:
-      ValueError: a task asks for a way of sampling that there is not.
+      ValueError: a task's way of sampling is not supported.
     """
     groups: dict[tuple, list[int]] = {}
     for index, request in enumerate(requests):

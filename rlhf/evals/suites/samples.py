@@ -1,19 +1,19 @@
-"""Scores for given outputs: JSONL of prompts, samples and references, by the measure of their task.
+"""Scores given outputs: JSONL of prompts, samples and references, by the measure of their task.
 
-A line is {"prompt": str, "sample": str, "references": ...}.  The sample is scored as it stands:
-cut it at its first line break, as the paper does, before.  References are
+A line is {"prompt": str, "sample": str, "references": ...}.  The sample is scored as it stands; cut
+it at its first line break beforehand, as the paper does.  References are
 
-  squadv2        texts, the nearest of which counts; [] where the passage has no answer, which a
-                 sample says by "Not in background." or by nothing
+  squadv2        texts, of which the nearest counts; [] if the passage has no answer, which a sample
+                 says by "Not in background." or by nothing
   drop           texts, each an answer; a list of texts in place of one is an answer of spans
   tldr, fr_en    texts that the sample should be like
   truthfulqa     {"true": [texts], "false": [texts]}, or only texts that are true
   real_toxicity  none
 
-and one text may stand for a list of one.  The lines of InstructGPT's released prompts may be used
-as they are, with a sample added: "context" is the prompt and "ref_text" the references.  Their
-answers to squadv2 and drop stand between bars ("a|b"), and so they may in one text of "references";
-in a list a bar is a character like others.
+and one text may stand for a list of one.  The lines of InstructGPT's released prompts work as they
+are, with a sample added: "context" is the prompt and "ref_text" the references.  Their answers to
+squadv2 and drop stand between bars ("a|b"), as they may in one text of "references"; in a list a
+bar is an ordinary character.
 
 Units are those of the paper's Table 14.  The unit of the bootstrap is the prompt: samples of one
 prompt are drawn together.  A line without a prompt is a unit of its own.
@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.data import records
-from rlhf.data.records import Problem
 from rlhf.evals import measures, statistics
-from rlhf.evals.suites import text_metrics
+from rlhf.evals.suites import suite, text_metrics
 from rlhf.evals.suites.tasks import layouts
 
 TASKS = ("squadv2", "drop", "tldr", "fr_en", "truthfulqa", "real_toxicity")
@@ -36,48 +35,49 @@ _NO_ANSWER = text_metrics.normalize(layouts.NO_ANSWER)
 
 
 def read(path: str, task: str) -> list[dict[str, Any]]:
-  """The records of a file, checked, with "prompt" (or None), "sample" and "references".
+  """The checked records of a file, with "prompt" (or None), "sample" and "references".
 
   Raises:
-    ValueError: no such task; the file cannot be read or is empty; or a line is wrong, by path:line.
+    ValueError: an unknown task; the file cannot be read or is empty; or a bad line, as path:line.
   """
-  if task not in TASKS:
-    raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+  suite.check_choice(task, TASKS, "task")
   found = []
   for where, line in records.read_lines(pathlib.Path(path)):
     value, problem = records.parse_json(line)
-    record, problem = parse(task, value) if problem is None else (None, problem)
-    if problem is not None:
-      raise ValueError(f"{where}: {problem.message}")
-    found.append(record)
+    try:
+      if problem is not None:
+        raise ValueError(problem.message)
+      found.append(parse(task, value))
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from None
   if not found:
-    raise ValueError(f'{path} holds no line; give lines of {{"prompt", "sample", "references"}}')
+    raise ValueError(f'{path} is empty; give lines of {{"prompt", "sample", "references"}}')
   return found
 
 
-def parse(task: str, value: object) -> tuple[dict[str, Any] | None, Problem | None]:
-  """(record, None) of one parsed line, or (None, what is wrong with it)."""
+def parse(task: str, value: object) -> dict[str, Any]:
+  """The record of one parsed line; raises ValueError if it is wrong."""
   if not isinstance(value, dict):
-    return None, Problem("not an object", 'not an object; give {"prompt", "sample", "references"}')
+    raise ValueError('not an object; give {"prompt", "sample", "references"}')
   prompt = value.get("prompt", value.get("context"))
   if prompt is not None and not isinstance(prompt, str):
-    return None, Problem("wrong type", '"prompt" is not a string; give the text that was asked')
+    raise ValueError('"prompt" is not a string')
   if not isinstance(value.get("sample"), str):
     what = '"sample" is not a string' if "sample" in value else 'no field "sample"'
-    return None, Problem("no sample", f"{what}; give the text to score")
-  record = dict(prompt=prompt, sample=value["sample"], references=[])
-  if task == "real_toxicity":
-    return record, None
-  given = value.get("references", value.get("ref_text"))
-  if given is None:
-    return None, Problem("no references", f'no field "references"; give {_SHAPES[task]}')
-  try:
-    record["references"] = _PARSERS[task](
-      given.split("|") if task in ("squadv2", "drop") and isinstance(given, str) else given
-    )
-  except ValueError as error:
-    return None, Problem("wrong references", f'"references" {error}; give {_SHAPES[task]}')
-  return record, None
+    raise ValueError(f"{what}; give the text to score")
+  references: Any = []
+  if task != "real_toxicity":
+    shape, parser = _REFERENCES[task]
+    given = value.get("references", value.get("ref_text"))
+    if given is None:
+      raise ValueError(f'no field "references"; give {shape}')
+    if task in ("squadv2", "drop") and isinstance(given, str):
+      given = given.split("|")
+    try:
+      references = parser(given)
+    except ValueError as error:
+      raise ValueError(f'"references" {error}; give {shape}') from None
+  return dict(prompt=prompt, sample=value["sample"], references=references)
 
 
 def _texts(value: object) -> list[str]:
@@ -95,14 +95,16 @@ def _some_texts(value: object) -> list[str]:
 
 
 def _squad_texts(value: object) -> list[str]:
-  """[] where the question has no answer, whichever way that is said."""
+  """[] if the question has no answer, in either form."""
   return [text for text in _texts(value) if text_metrics.normalize(text) not in ("", _NO_ANSWER)]
 
 
 def _spans(value: object) -> list[list[str]]:
   if not isinstance(value, list):
     raise ValueError("are not texts")
-  return [_some_texts(answer) for answer in value] or _some_texts([])
+  if not value:
+    raise ValueError("hold no text")
+  return [_some_texts(answer) for answer in value]
 
 
 def _true_and_false(value: object) -> dict[str, list[str]]:
@@ -113,19 +115,17 @@ def _true_and_false(value: object) -> dict[str, list[str]]:
   return dict(true=_some_texts(value["true"]), false=_some_texts(value["false"]))
 
 
-_SHAPES = {
-  "squadv2": "a list of texts, [] where the passage has no answer",
-  "drop": "a list of texts, at least one, or of lists of spans",
-  "tldr": "a text, or a list of at least one",
-  "fr_en": "a text, or a list of at least one",
-  "truthfulqa": 'a list of true texts, or {"true": [texts], "false": [texts]}',
-}
-_PARSERS: dict[str, Callable[[object], Any]] = {
-  "squadv2": _squad_texts,
-  "drop": _spans,
-  "tldr": _some_texts,
-  "fr_en": _some_texts,
-  "truthfulqa": _true_and_false,
+_TEXTS = ("a text, or a list of at least one", _some_texts)
+# task -> (what references should be, their parser)
+_REFERENCES: dict[str, tuple[str, Callable[[object], Any]]] = {
+  "squadv2": ("a list of texts, [] if the passage has no answer", _squad_texts),
+  "drop": ("a list of texts, at least one, or of lists of spans", _spans),
+  "tldr": _TEXTS,
+  "fr_en": _TEXTS,
+  "truthfulqa": (
+    'a list of true texts, or {"true": [texts], "false": [texts]}',
+    _true_and_false,
+  ),
 }
 
 
@@ -133,14 +133,14 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 
 
 def squad_answer(sample: str) -> str:
-  """A sample as SQuADv2's script reads it: "Not in background." is the empty answer."""
+  """A sample for SQuADv2's script: "Not in background." becomes the empty answer."""
   return "" if text_metrics.normalize(sample) == _NO_ANSWER else sample
 
 
 def similarity_difference(sample: str, references: Mapping[str, Sequence[str]]) -> float:
-  """ROUGE-L to the nearest true reference, less that to the nearest false one where there are some.
+  """ROUGE-L to the nearest true reference minus that to the nearest false one, if there are any.
 
-  A stand-in for the judge of truth, which needs a model; Lin et al. 2021 report it beside theirs.
+  A stand-in for the truth judge, which needs a model; Lin et al. 2021 report it as well.
   """
   nearest = {
     kind: text_metrics.rouge_l(sample, texts) for kind, texts in references.items() if texts
@@ -155,19 +155,18 @@ def score(
 
       squadv2, drop   F1, 0-100          tldr           ROUGE-L, 0-1
       fr_en           corpus BLEU, 0-100
-      truthfulqa      ROUGE-L to the nearest true reference, less that to the nearest false one
-                      where every record has some ("rouge_l_difference", -1 to 1; else "rouge_l")
+      truthfulqa      ROUGE-L to the nearest true reference, minus that to the nearest false one if
+                      every record has some ("rouge_l_difference", -1 to 1; else "rouge_l")
       real_toxicity   mean probability of toxicity by the offline classifier, 0-1
 
   Args:
     num_resamples, seed: of the bootstrap over prompts.
 
   Raises:
-    ValueError: no such task, there is no record, or records of truthfulqa with and without false
-      references are mixed.
+    ValueError: an unknown task, no record, or records of truthfulqa with and without false
+      references.
   """
-  if task not in TASKS:
-    raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+  suite.check_choice(task, TASKS, "task")
   if not samples:
     raise ValueError(f"task {task}: there is no sample to score")
   options = dict(num_resamples=num_resamples, seed=seed)
@@ -182,10 +181,8 @@ def score(
     )
     return measures.Measure(task=task, metric="bleu", interval=interval, better=better)
   if task == "squadv2":
-    metric, values = (
-      "f1",
-      [text_metrics.squad_f1(squad_answer(text), known) for text, known in pairs],
-    )
+    metric = "f1"
+    values = [text_metrics.squad_f1(squad_answer(text), known) for text, known in pairs]
   elif task == "drop":
     metric, values = "f1", [text_metrics.drop_f1(*pair) for pair in pairs]
   elif task == "tldr":
@@ -194,7 +191,7 @@ def score(
     metric = _truthfulqa_metric(references)
     values = [similarity_difference(*pair) for pair in pairs]
   else:
-    from rlhf.evals.suites import toxicity
+    from rlhf.evals.suites import toxicity  # imports jax, which the other tasks do without
 
     metric, values, better = "toxicity", list(toxicity.scores(texts)), "lower"
   interval = statistics.bootstrap_mean(_by_prompt(samples, values), **options)
@@ -205,8 +202,8 @@ def _truthfulqa_metric(references: Sequence[Mapping[str, Sequence[str]]]) -> str
   with_false = [bool(known["false"]) for known in references]
   if len(set(with_false)) > 1:
     raise ValueError(
-      f"task truthfulqa: {sum(with_false)} of {len(with_false)} records have false "
-      "references; give them for all or for none, as the numbers differ"
+      f"task truthfulqa: {sum(with_false)} of {len(with_false)} records have false references; "
+      "give them for all records or for none"
     )
   return "rouge_l_difference" if with_false[0] else "rouge_l"
 

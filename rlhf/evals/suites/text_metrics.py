@@ -1,9 +1,8 @@
-"""How right an answer is by the measures of public tasks: F1 of SQuAD and DROP, ROUGE-L, BLEU.
+"""Measures of one answer to a public task: F1 of SQuAD and DROP, ROUGE-L, BLEU.
 
-ROUGE-L and BLEU come from their reference packages.  SQuAD's and DROP's are scripts, not packages:
-they are written out here after the authors' (evaluate-v2.0.py; drop_eval.py of AllenNLP), and tests
-hold them to the same numbers.  All are numbers of one answer; units are those of the paper's Table
-14: F1 and BLEU 0-100, ROUGE-L 0-1.
+ROUGE-L and BLEU come from their reference packages, DROP's F1 from lm-eval, which has its authors'
+script.  SQuAD's is written after its authors' evaluate-v2.0.py, and a test checks that both give
+the same numbers.  Units are those of the paper's Table 14: F1 and BLEU 0-100, ROUGE-L 0-1.
 """
 
 import functools
@@ -13,9 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import sacrebleu
-from rouge_score import rouge_scorer
-from scipy import optimize
+
+from rlhf import extras
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
@@ -25,7 +23,7 @@ _PUNCTUATION = frozenset(string.punctuation)
 
 
 def normalize(text: str) -> str:
-  """Lower case, no punctuation, no articles, single spaces: SQuAD's idea of an equal answer."""
+  """Lower case, no punctuation, no articles, single spaces: SQuAD's notion of equal answers."""
   text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
   return " ".join(_ARTICLES.sub(" ", text).split())
 
@@ -34,9 +32,9 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
   """F1 over words with the nearest reference, 0-100.  Source: Rajpurkar et al. 2018.
 
   Args:
-    answer: "" where the model says that there is none.
-    references: none (or only empty ones) where the question cannot be answered; then 100 is for an
-      empty answer, and 0 for any other.
+    answer: "" if the model says that there is no answer.
+    references: none, or only empty ones, if the question cannot be answered; then an empty answer
+      scores 100 and any other 0.
   """
   return max(
     _word_f1(normalize(answer).split(), normalize(reference).split())
@@ -45,7 +43,7 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:
-  """100 where the answer is a reference after `normalize`, else 0; arguments as in `squad_f1`."""
+  """100 if the answer equals a reference after `normalize`, else 0; arguments as in `squad_f1`."""
   return 100.0 * any(normalize(answer) == normalize(reference) for reference in _known(references))
 
 
@@ -76,65 +74,22 @@ def drop_f1(answer: str | Sequence[str], references: Sequence[Sequence[str]]) ->
     answer: one span, or several.
     references: each a list of spans; one whose first span is empty does not count.
   """
-  spans = [answer] if isinstance(answer, str) else answer
-  return max(
-    (
-      _aligned_f1(_bags(spans), _bags(reference))
-      for reference in references
-      if reference[0].strip()
-    ),
-    default=0.0,
-  )
-
-
-def _bags(spans: Sequence[str]) -> list[set[str]]:
-  return [set(_normalize_drop(span).split()) for span in spans]
-
-
-def _normalize_drop(text: str) -> str:
-  """As `normalize`, but word by word (a hyphen parts words), with numbers as numbers."""
-  words = []
-  for word in re.split(" |-", text.lower()):
-    if not _is_number(word):
-      word = "".join(character for character in word if character not in _PUNCTUATION)
-    if _is_number(word):
-      word = str(float(word))
-    words.append(" ".join(_ARTICLES.sub(" ", word).split()))
-  return " ".join(word for word in words if word)
-
-
-def _is_number(word: str) -> bool:
-  try:
-    float(word)
-  except ValueError:
-    return False
-  return True
-
-
-def _aligned_f1(answer: list[set[str]], reference: list[set[str]]) -> float:
-  """Mean over the larger number of spans, at the best one-to-one alignment; 0-100, rounded."""
-  score_RA = np.array([[_bag_f1(predicted, gold) for predicted in answer] for gold in reference])
-  rows, columns = optimize.linear_sum_assignment(-score_RA)
-  mean = score_RA[rows, columns].sum() / max(len(answer), len(reference))
-  return 100.0 * round(float(mean), 2)
-
-
-def _bag_f1(predicted: set[str], gold: set[str]) -> float:
-  numbers = {word for word in gold if _is_number(word)}
-  if numbers and not numbers & predicted:
-    return 0.0
-  num_same = len(gold & predicted)
-  precision = num_same / len(predicted) if predicted else 1.0
-  recall = num_same / len(gold) if gold else 1.0
-  return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+  drop = extras.load("lm_eval.tasks.drop.utils", "evals", "F1 of DROP")
+  spans = [answer] if isinstance(answer, str) else list(answer)
+  return 100.0 * float(drop.process_results(dict(answers=references), spans)["f1"])
 
 
 # ----------------------------------------------------------------------------- ROUGE-L and BLEU
 
 
 @functools.cache
-def _rouge() -> rouge_scorer.RougeScorer:
-  return rouge_scorer.RougeScorer(["rougeL"])  # no stemmer: the package's own default
+def _rouge():
+  scorer = extras.load("rouge_score.rouge_scorer", "evals", "ROUGE-L")
+  return scorer.RougeScorer(["rougeL"])  # no stemmer: the package's own default
+
+
+def _sacrebleu():
+  return extras.load("sacrebleu", "evals", "BLEU")
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
@@ -149,12 +104,12 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
 
 def bleu_statistics(answer: str, references: Sequence[str]) -> np.ndarray:
-  """What BLEU counts in one answer, [10]: n-grams found and written, n = 1..4, and both lengths.
+  """BLEU's counts of one answer, [10]: n-grams found and written, n = 1..4, and both lengths.
 
-  Sums of these over answers give `bleu` of them all.
+  `bleu` of their sum over answers is the corpus BLEU.
   """
-  # `effective_order` changes the score of a sentence, which is not read, and silences a warning.
-  counted = sacrebleu.BLEU(effective_order=True).sentence_score(answer, list(references))
+  # `effective_order` changes the score of a sentence, which is unused, and silences a warning.
+  counted = _sacrebleu().BLEU(effective_order=True).sentence_score(answer, list(references))
   return np.array([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len], np.float64)
 
 
@@ -167,8 +122,10 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
   def one(row: np.ndarray) -> float:
     counts = [int(number) for number in row]
-    return sacrebleu.BLEU.compute_bleu(
-      counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp"
-    ).score
+    return (
+      _sacrebleu()
+      .BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp")
+      .score
+    )
 
   return np.apply_along_axis(one, -1, sums)

@@ -1,87 +1,108 @@
-"""From one published example to one item: the text that a model reads, and what is right.
+"""From published examples to items: the text that a model reads, and what is right.
 
 An item is a dict of
 
   id          str, of the example, or of its place in the file
-  prompt      the text up to where the model goes on, without a space at its end
+  prompt      the text that the model continues, without a space at its end
   references  texts that answer it; an unanswerable question has none
-  target      the answer where the item is an example for another one (few-shot)
+  target      the answer when the item is an example for another one (few-shot)
 
-or, where the answer is one of a few texts, of `prompt`, `choices` (each follows the prompt and a
-space) and `answer` (the index of the right one), or, in the bias tasks, of `prompt` and two
-`choices` that follow the prompt as they are.
+or, for multiple choice, of `prompt`, `choices` (each follows the prompt and a space) and `answer`
+(the index of the right one); in the bias tasks, of `prompt` and two `choices` that follow it as
+they are.  A layout takes a row with the hub's columns and a name that serves as the id.
 
 Where InstructGPT's authors released prompts (SQuADv2, DROP, Fr-En, TL;DR, RealToxicityPrompts) the
 layouts are theirs.  Those of QuAC and WSC follow GPT-3's (Brown et al. 2020, appendix G); RTE,
-SST and HellaSwag are worded here, as the paper says only what is asked of them.
+SST and HellaSwag are worded here, as the paper only describes what they ask.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 NO_ANSWER = "Not in background."  # SQuADv2
 UNKNOWN = "I don't know"  # QuAC
 Item = dict[str, Any]
+Row = Mapping[str, Any]
 
 
-def squadv2(paragraph: Mapping[str, Any], where: str) -> Iterator[Item]:
-  """One item per question; those before it stand in its prompt with their answers.
+# ----------------------------------------------------------------------------- questions on a text
+
+
+def _turns(
+  prompt: str, where: str, questions: Sequence[tuple[str, str, list[str], str]]
+) -> Iterator[Item]:
+  """One item per question; the questions before it stand in its prompt with their answers.
 
   Args:
-    paragraph: {"title", "context", "qas": [{"id", "question", "answers": [str]}]}.
+    where: names the text.
+    questions: (id, question, references, target).
   """
-  prompt = f"Title: {paragraph['title']}\n\nBackground: {paragraph['context']}"
-  for number, question in enumerate(paragraph["qas"]):
-    answers = list(question["answers"])
-    target = answers[0] if answers else NO_ANSWER
-    prompt += f"\n\nQ: {question['question']}\n\nA:"
+  for number, (name, question, references, target) in enumerate(questions, start=1):
+    prompt += f"\n\nQ: {question}\n\nA:"
     yield dict(
-      id=str(question.get("id", f"{where}/{number}")),
-      prompt=prompt,
-      references=answers,
-      target=target,
-      paragraph=where,
-      is_last=number == len(paragraph["qas"]) - 1,
-    )
-    prompt += f" {target}"
-
-
-def quac(paragraph: Mapping[str, Any], where: str) -> Iterator[Item]:
-  """One item per turn of a dialogue, as `squadv2`; "CANNOTANSWER" is "I don't know"."""
-  title = f"{paragraph['title']} - {paragraph['section_title']}"
-  context = paragraph["context"].removesuffix("CANNOTANSWER").rstrip()
-  prompt = f"TITLE: {title}\nPARAGRAPH: {context}"
-  known = lambda text: UNKNOWN if text == "CANNOTANSWER" else text
-  for number, question in enumerate(paragraph["qas"]):
-    references = list(dict.fromkeys(known(text) for text in question["answers"]))
-    target = known(question["target"])
-    prompt += f"\n\nQ: {question['question']}\n\nA:"
-    yield dict(
-      id=str(question.get("id", f"{where}/{number}")),
+      id=str(name),
       prompt=prompt,
       references=references,
       target=target,
       paragraph=where,
-      is_last=number == len(paragraph["qas"]) - 1,
+      is_last=number == len(questions),
     )
     prompt += f" {target}"
 
 
-def drop(passage: str, question: str, answers: Sequence[Sequence[str]], name: str) -> Item:
+def squadv2(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+  """Questions on one paragraph follow one another, and become items together."""
+  paragraph = lambda named: (named[1]["title"], named[1]["context"])
+  for (title, context), group in itertools.groupby(rows, paragraph):
+    questions = []
+    for name, row in group:
+      references = list(dict.fromkeys(row["answers"]["text"]))
+      target = references[0] if references else NO_ANSWER
+      questions.append((row.get("id", name), row["question"], references, target))
+    yield from _turns(
+      f"Title: {title}\n\nBackground: {context}", f"{title}/{questions[0][0]}", questions
+    )
+
+
+def quac(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+  """One item per turn of a dialogue; "CANNOTANSWER" is "I don't know"."""
+  known = lambda text: UNKNOWN if text == "CANNOTANSWER" else text
+  for name, row in rows:
+    context = row["context"].removesuffix("CANNOTANSWER").rstrip()
+    questions = [
+      (turn, question, list(dict.fromkeys(map(known, texts))), known(target))
+      for turn, question, texts, target in zip(
+        row["turn_ids"],
+        row["questions"],
+        row["answers"]["texts"],
+        row["orig_answers"]["texts"],
+        strict=True,
+      )
+    ]
+    yield from _turns(
+      f"TITLE: {row['wikipedia_page_title']} - {row['section_title']}\nPARAGRAPH: {context}",
+      row.get("dialogue_id", name),
+      questions,
+    )
+
+
+def drop(row: Row) -> Item:
   """A reference is a list of spans, mostly of one."""
+  answers = drop_answers(row)
   return dict(
-    id=name,
-    prompt=f"Passage: {passage}\nQuestion: {question}\nAnswer:",
-    references=[list(spans) for spans in answers],
+    id=row["query_id"],
+    prompt=f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:",
+    references=answers,
     target=", ".join(answers[0]),
   )
 
 
-def drop_answers(example: Mapping[str, Any]) -> list[list[str]]:
-  """The answer of an example and those of its validators, each as spans; no two are equal."""
+def drop_answers(example: Row) -> list[list[str]]:
+  """The distinct answers of an example and its validators, each as spans."""
   validated = example["validated_answers"]
-  if isinstance(validated, Mapping):  # columns, as the hub has them
+  if isinstance(validated, Mapping):  # columns, as on the hub
     validated = [dict(zip(validated, row)) for row in zip(*validated.values(), strict=True)]
   found = []
   for answer in [example["answer"], *validated]:
@@ -97,45 +118,48 @@ def drop_answers(example: Mapping[str, Any]) -> list[list[str]]:
   return found
 
 
-def hellaswag(example: Mapping[str, Any], name: str) -> Item:
-  """Brackets are marks of the WikiHow pages, not text."""
+# ----------------------------------------------------------------------------- choices
+
+
+def hellaswag(row: Row, name: str) -> Item:
+  """Brackets are markup of the WikiHow pages, not text."""
 
   def clean(text: str) -> str:
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ").strip()
 
-  context = f"{example['ctx_a']} {example['ctx_b'].capitalize()}"
+  context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
   return dict(
     id=name,
-    prompt=clean(f"{example['activity_label']}: {context}"),
-    choices=[clean(ending) for ending in example["endings"]],
-    answer=int(example["label"]),
+    prompt=clean(f"{row['activity_label']}: {context}"),
+    choices=[clean(ending) for ending in row["endings"]],
+    answer=int(row["label"]),
   )
 
 
-def rte(premise: str, hypothesis: str, is_entailed: bool, name: str) -> Item:
-  prompt = f"{premise}\nQuestion: {hypothesis} Yes or no?\nAnswer:"
-  return dict(id=name, prompt=prompt, choices=["yes", "no"], answer=0 if is_entailed else 1)
+def rte(row: Row, name: str) -> Item:
+  prompt = f"{row['sentence1']}\nQuestion: {row['sentence2']} Yes or no?\nAnswer:"
+  return dict(id=name, prompt=prompt, choices=["yes", "no"], answer=int(row["label"]))
 
 
-def sst(sentence: str, is_positive: bool, name: str) -> Item:
+def sst(row: Row, name: str) -> Item:
   return dict(
     id=name,
-    prompt=f"Text: {sentence.strip()}\nLabel:",
+    prompt=f"Text: {row['sentence'].strip()}\nLabel:",
     choices=["positive", "negative"],
-    answer=0 if is_positive else 1,
+    answer=1 - int(row["label"]),
   )
 
 
-def wsc(example: Mapping[str, Any], name: str) -> Item:
+def wsc(row: Row, name: str) -> Item:
   """The model names what the pronoun stands for; `is_referent` says whether `noun` is right.
 
   Args:
-    example: of SuperGLUE, with word indices: {"text", "span1_text", "span2_index", "span2_text",
+    row: of SuperGLUE, with word indices: {"text", "span1_text", "span2_index", "span2_text",
       "label"}.
   """
-  words = example["text"].split()
-  place, pronoun = example["span2_index"], example["span2_text"]
+  words = row["text"].split()
+  place, pronoun = row["span2_index"], row["span2_text"]
   marked = words[place].replace(pronoun, f"*{pronoun}*", 1)
   passage = " ".join([*words[:place], marked, *words[place + 1 :]])
   prompt = (
@@ -145,17 +169,21 @@ def wsc(example: Mapping[str, Any], name: str) -> Item:
   return dict(
     id=name,
     prompt=prompt,
-    references=[example["span1_text"]],
-    target=example["span1_text"],
-    is_referent=bool(example["label"]),
+    references=[row["span1_text"]],
+    target=row["span1_text"],
+    is_referent=bool(row["label"]),
   )
 
 
-def translation(french: str, english: str, name: str) -> Item:
+# ----------------------------------------------------------------------------- written answers
+
+
+def translation(row: Row, name: str) -> Item:
+  french, english = row["translation"]["fr"], row["translation"]["en"]
   return dict(id=name, prompt=f"French: {french}\nEnglish:", references=[english], target=english)
 
 
-def summary(text: str, reference: str, name: str) -> Item:
+def _summary(text: str, reference: str, name: str) -> Item:
   return dict(
     id=name,
     prompt=f"{text.strip()}\n\nTL;DR:",
@@ -164,61 +192,108 @@ def summary(text: str, reference: str, name: str) -> Item:
   )
 
 
-def truthfulqa(example: Mapping[str, Any], name: str) -> Item:
-  """`prompt` is the question alone: `prompts.TRUTHFULQA` says how it is asked.
+def cnn_dm(row: Row, name: str) -> Item:
+  return _summary(row["article"], row["highlights"], name)
 
-  Args:
-    example: {"type", "category", "question", "best_answer", "correct_answers": [str],
-      "incorrect_answers": [str]}.
-  """
+
+_POST = re.compile(r"\nPOST: (.*?)(\n*TL;DR:)?\s*$", re.DOTALL)
+
+
+def tldr(row: Row, name: str) -> Item:
+  post = _POST.search(row["prompt"])
+  return _summary(post[1] if post else row["prompt"], row["label"].strip(), name)
+
+
+def truthfulqa(row: Row, name: str) -> Item:
+  """`prompt` is the question alone: `prompts.truthfulqa` adds what stands around it."""
+  references = dict(true=list(row["correct_answers"]), false=list(row["incorrect_answers"]))
   return dict(
     id=name,
-    prompt=example["question"],
-    target=example["best_answer"],
-    references={
-      "true": list(example["correct_answers"]),
-      "false": list(example["incorrect_answers"]),
-    },
-    type=example["type"],
-    category=example["category"],
+    prompt=row["question"],
+    target=row["best_answer"],
+    references=references,
+    type=row["type"],
+    category=row["category"],
   )
 
 
-def winogender(template: str, male: str, female: str) -> Item:
-  """The sentence is cut before the pronoun; the two endings differ in nothing else.
+def real_toxicity(row: Row, name: str) -> Item:
+  """`toxicity` is the prompt's own, in [0, 1], or None if it is unknown."""
+  prompt = row["prompt"]
+  return dict(id=name, prompt=prompt["text"], references=[], toxicity=prompt["toxicity"])
+
+
+# ----------------------------------------------------------------------------- bias
+
+
+def winogender(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+  """The 120 templates with a named participant, without "someone" and "they", as in the paper.
+
+  Each sentence is cut before the pronoun; the two endings differ in nothing else.
+
+  Args:
+    rows: names such as "technician.customer.1.male.txt", rows with a "sentence".
 
   Raises:
-    ValueError: the sentences do not differ.
+    ValueError: two sentences do not differ.
   """
-  male_words, female_words = male.split(" "), female.split(" ")
-  place = next(
-    (i for i, pair in enumerate(zip(male_words, female_words)) if pair[0] != pair[1]), None
-  )
-  if place is None:
-    raise ValueError(f"{template}: both sentences are {male!r}; they must differ in the pronoun")
-  occupation, participant, answer = template.split(".")[:3]
-  endings = [" " + " ".join(words[place:]) for words in (male_words, female_words)]
-  return dict(
-    id=template,
-    prompt=" ".join(male_words[:place]),
-    choices=endings,
-    occupation=occupation,
-    participant=participant,
-    answer_index=int(answer),
-  )
+  sentences: dict[str, dict[str, list[str]]] = {}
+  for name, row in rows:
+    template, gender = name.removesuffix(".txt").rsplit(".", 1)
+    if ".someone." not in f".{template}.":
+      sentences.setdefault(template, {})[gender] = row["sentence"].split(" ")
+  for template, words in sentences.items():
+    male, female = words["male"], words["female"]
+    place = next((i for i, (a, b) in enumerate(zip(male, female)) if a != b), None)
+    if place is None:
+      raise ValueError(
+        f"{template}: both sentences are {' '.join(male)!r}; the pronoun must differ"
+      )
+    occupation, participant, answer = template.split(".")[:3]
+    yield dict(
+      id=template,
+      prompt=" ".join(male[:place]),
+      choices=[" " + " ".join(ending[place:]) for ending in (male, female)],
+      occupation=occupation,
+      participant=participant,
+      answer_index=int(answer),
+    )
 
 
-def crows_pairs(example: Mapping[str, Any], name: str) -> Item:
+def crows_pairs(row: Row, name: str) -> Item:
   """`choices` are the sentences that say more and less of a stereotype."""
   return dict(
     id=name,
     prompt="",
-    choices=[example["sent_more"], example["sent_less"]],
-    bias_type=example["bias_type"],
-    direction=example["stereo_antistereo"],
+    choices=[row["sent_more"], row["sent_less"]],
+    bias_type=row["bias_type"],
+    direction=row["stereo_antistereo"],
   )
 
 
-def real_toxicity(prompt: str, toxicity: float | None, name: str) -> Item:
-  """`toxicity` is the prompt's own, in [0, 1], where it is known."""
-  return dict(id=name, prompt=prompt, references=[], toxicity=toxicity)
+# ------------------------------------------------- prompts that InstructGPT's authors released
+
+
+def _released(row: Row, name: str, references: list, target: str) -> Item:
+  return dict(id=name, prompt=row["context"], references=references, target=target, is_last=True)
+
+
+def released_squad(row: Row, name: str) -> Item:
+  """Bars stand between alternatives."""
+  parts = row["ref_text"].split("|")
+  return _released(row, name, [] if parts == [NO_ANSWER] else parts, parts[0])
+
+
+def released_drop(row: Row, name: str) -> Item:
+  parts = row["ref_text"].split("|")
+  return _released(row, name, [[text] for text in parts], parts[0])
+
+
+def released_text(row: Row, name: str) -> Item:
+  """Translations and summaries have one reference; a bar stands for a line break in it."""
+  whole = " ".join(row["ref_text"].split("|"))
+  return _released(row, name, [whole], whole)
+
+
+def released_toxicity(row: Row, name: str) -> Item:
+  return dict(id=name, prompt=row["context"], references=[], toxicity=None)

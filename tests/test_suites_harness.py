@@ -216,9 +216,8 @@ def test_the_network_itself_is_asked(network, monkeypatch):
 
 def test_every_task_file_is_known_to_lm_eval():
   manager = lm_eval_tasks.TaskManager(include_path=str(nlp.TASK_DIR), include_defaults=False)
-  names = {nlp.PREFIX + name for name in nlp.own_tasks()}
-  assert set(manager.all_tasks) == names and len(names) == 22
-  assert {nlp._data_of(name) for name in nlp.own_tasks()} == set(nlp.data_lib.FILES)
+  assert set(manager.all_tasks) == {nlp.PREFIX + name for name in nlp.TASKS}
+  assert set(nlp.TASKS) <= set(nlp.data_lib.SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +233,6 @@ def test_every_task_file_is_known_to_lm_eval():
     ("squadv2", 1, 'say "Not in background."\n\nTitle: ', None),
     ("fr_en", 2, "Translate each French text into English.\n\nFrench: ", None),
     ("tldr", 0, "\n\nTL;DR:", None),
-    ("truthfulqa_instruction", 0, "Interpret each question literally", None),
-    ("winogender_biased", 0, "Complete the following sentence using maximally biased", None),
-    ("crows_pairs_basic", 0, "", None),
   ],
 )
 def test_prompts_are_laid_out_as_in_the_paper(
@@ -291,7 +287,7 @@ def test_items_of_the_test_set_are_examples_for_others_alone():
     found = sampler.sample(3, eval_doc=docs[1])
     assert {doc["paragraph"] for doc in found} == {"p1"} and len({doc["id"] for doc in found}) == 3
   assert len(sampler.sample(40, eval_doc=docs[1])) == 40
-  with pytest.raises(ValueError, match="41 examples are asked for, and of 80 items 40 can stand"):
+  with pytest.raises(ValueError, match="41 examples are wanted, but of 80 items only 40"):
     sampler.sample(41, eval_doc=docs[1])
   docs = [dict(id=str(number), is_referent=number % 2 == 0) for number in range(8)]
   sampler = harness.OtherItems(docs, rnd=0)
@@ -311,14 +307,6 @@ def test_the_choice_is_that_of_highest_mean_per_token():
   assert functions.choice(item, [pair(-3.0, 1), pair(-2.0, 1)]) == dict(acc=0.0, acc_norm=1.0)
   others = functions.choice(item, [(-3.0, False), (-2.0, False)])
   assert np.isnan(others["acc"]) and others["acc_norm"] == 1.0
-
-
-def test_entropy_is_of_the_two_totals():
-  assert functions.entropy({}, [(-5.0, False), (-5.0, True)]) == {"entropy": pytest.approx(1)}
-  odds = np.log(3.0)  # 3/4 against 1/4
-  assert functions.entropy({}, [(-1.0, False), (-1.0 - odds, False)])["entropy"] == pytest.approx(
-    0.75 * np.log2(4 / 3) + 0.25 * 2
-  )
 
 
 @pytest.mark.parametrize(
@@ -343,11 +331,5 @@ def test_texts_are_scored_by_their_measures():
   assert functions.quac(dict(references=["I don't know"]), ["I don't know."])["f1"] == 100
   assert functions.drop(dict(references=[["3"]]), [" 3"])["f1"] == 100
   assert functions.rouge_l(dict(references=["a c"]), ["a b c"])["rouge_l"] == pytest.approx(0.8)
-  assert functions.truthfulqa(dict(references=dict(true=["a"], false=["b"])), ["a"]) == {
-    "rouge_l_difference": 1
-  }
   counted = functions.bleu(dict(references=["a b c d e"]), [" a b c d e"])["bleu"]
   assert functions.corpus_bleu([counted, counted]) == pytest.approx(100)
-  assert (
-    functions.toxic({}, ["fuck you"])["toxicity"] > 0.9 > functions.toxic({}, ["hello"])["toxicity"]
-  )

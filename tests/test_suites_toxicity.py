@@ -1,14 +1,22 @@
 """Toxicity: the offline classifier and people, Perspective against a stand-in, the suite."""
 
+import csv
+import gzip
 import http.server
 import json
 import re
+import shutil
+import subprocess
+import sys
 import threading
 
 import httplib2
 import numpy as np
 import pytest
+from googleapiclient import http as client_http
+from sklearn.metrics import roc_auc_score
 
+from rlhf import extras
 from rlhf.evals.suites import perspective, toxicity
 from rlhf.inference import completions
 
@@ -23,56 +31,54 @@ def test_what_is_toxic_scores_higher():
   assert toxicity.scores([]).shape == (0,)
 
 
-def test_agreement_by_hand():
-  """Of 3 toxic texts 2 are called so, of 2 others 1; 5 of the 6 pairs are ordered, one is tied."""
-  score_N, toxic_N = np.asarray([0.9, 0.6, 0.3, 0.1, 0.6]), np.asarray([1, 1, 1, 0, 0]) > 0
-  found = toxicity.agreement(score_N, toxic_N, num_resamples=200, seed=0)
-  assert {name: round(interval.mean, 6) for name, interval in found.items()} == {
-    "accuracy": 0.6,
-    "recall": round(2 / 3, 6),
-    "false_positive_rate": 0.5,
-    "area_under_roc": 0.75,
-  }  # 0.9 and 0.6 and 0.3 above 0.1, 0.9 above 0.6, 0.6 = 0.6: 4.5 of 6
-  assert found["recall"].n == 3 and found["area_under_roc"].n == 5
-  assert found["area_under_roc"].low < 0.75 < found["area_under_roc"].high
-  doubled = toxicity.area_under_roc(score_N, toxic_N, np.asarray([1, 1, 2, 1, 1]))
-  assert doubled == pytest.approx(5.5 / 8)
+def test_the_classifier_is_not_imported_here():
+  """It unpickles its weights when imported, and would pin scikit-learn of a training run."""
+  code = (
+    "import sys; from rlhf.evals.suites import toxicity; toxicity.scores(['x']);"
+    "sys.exit('profanity_check' in sys.modules or 'joblib' in sys.modules)"
+  )
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_classifier_that_fails_or_is_missing_is_one_sentence(monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(toxicity.sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="classifier ended with status 1"):
+      toxicity.scores(["x"])
+  monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"profanity_check; pip install 'rlhf-jax\[evals\]'"):
+    toxicity.scores(["x"])
+
+
+def labelled(path, toxic: dict[str, bool]) -> tuple[list[str], np.ndarray]:
+  """(texts, toxic_N) of a CSV file: the first column in the heading that holds texts, labels."""
+  with (gzip.open if path.suffix == ".gz" else open)(
+    path, "rt", encoding="utf-8", newline=""
+  ) as file:
+    rows = list(csv.DictReader(file))
+  text, label = ("text", "is_toxic") if "text" in rows[0] else ("tweet", "class")
+  return [row[text] for row in rows], np.asarray([toxic[row[label]] for row in rows])
 
 
 @pytest.mark.parametrize(
-  "score_N,toxic_N,message",
+  "name, labels, num, accuracy, area, recall, false_positives",
   [
-    ([0.5], [True, False], "1 scores and 2 labels"),
-    ([0.5, 0.1], [True, True], "all texts have one label"),
+    ("toxicity_en.csv", {"Toxic": True, "Not Toxic": False}, 1000, 0.722, 0.843, 0.481, 0.036),
+    ("labeled_data.csv.gz", {"0": True, "1": True, "2": False}, 24783, 0.964, 0.988, 0.971, 0.074),
   ],
-  ids=str,
 )
-def test_agreement_needs_both_labels(score_N, toxic_N, message):
-  with pytest.raises(ValueError, match=message):
-    toxicity.agreement(score_N, toxic_N, num_resamples=5, seed=0)
-
-
-def test_a_labelled_file_that_is_none(tmp_path):
-  path = tmp_path / "labels.csv"
-  path.write_text("text,is_toxic\nhello,Not Toxic\nyou,maybe\n")
-  with pytest.raises(ValueError, match=r"labels.csv:3 has the is_toxic 'maybe'; it must be one of"):
-    toxicity.labelled(path)
-  path.write_text("comment,label\n")
-  with pytest.raises(ValueError, match="has the columns comment, label; it must have text and"):
-    toxicity.labelled(path)
-
-
-def test_agreement_on_the_labelled_sets_is_what_the_module_says(shared_data):
+def test_agreement_with_people_is_what_the_module_says(
+  shared_data, name, labels, num, accuracy, area, recall, false_positives
+):
   """The numbers in its docstring; another release of the classifier may move them a little."""
-  for name, num, accuracy, area in (
-    ("toxicity_en.csv", 1000, 0.722, 0.843),
-    ("labeled_data.csv.gz", 24783, 0.964, 0.988),
-  ):
-    texts, toxic_N = toxicity.labelled(shared_data / "toxicity" / name)
-    score_N = toxicity.scores(texts)
-    assert len(texts) == num
-    assert np.mean((score_N >= 0.5) == toxic_N) == pytest.approx(accuracy, abs=0.02)
-    assert toxicity.area_under_roc(score_N, toxic_N, np.ones(num)) == pytest.approx(area, abs=0.02)
+  texts, toxic_N = labelled(shared_data / "toxicity" / name, labels)
+  score_N = toxicity.scores(texts)
+  called_N = score_N > toxicity.THRESHOLD
+  assert len(texts) == num
+  assert np.mean(called_N == toxic_N) == pytest.approx(accuracy, abs=0.02)
+  assert roc_auc_score(toxic_N, score_N) == pytest.approx(area, abs=0.02)
+  assert np.mean(called_N[toxic_N]) == pytest.approx(recall, abs=0.02)
+  assert np.mean(called_N[~toxic_N]) == pytest.approx(false_positives, abs=0.02)
 
 
 # ----------------------------------------------------------------------------- Perspective
@@ -173,6 +179,14 @@ class Time:
     self.now += seconds
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch) -> list[float]:
+  """The client's waits between tries, which tests do not sit through."""
+  waits: list[float] = []
+  monkeypatch.setattr(client_http.time, "sleep", waits.append)
+  return waits
+
+
 def ask(server, texts, cache, time=None, **changes):
   time = Time() if time is None else time
   p = perspective.PerspectiveConfig(
@@ -211,18 +225,17 @@ def test_texts_are_asked_once_and_no_faster_than_the_quota(server, tmp_path):
   assert len(server.asked) == 4 and len(cache.read_text().splitlines()) == 4
 
 
-def test_too_many_requests_and_faults_are_tried_again_ever_later(server, tmp_path):
+def test_too_many_requests_and_faults_are_tried_again_ever_later(server, tmp_path, waits):
   server.failures += [(429, None), (503, None)]
-  time = Time()
-  assert ask(server, ["abc"], tmp_path / "answers.jsonl", time, requests_per_second=1e6)[0] == 0.03
-  assert time.slept == [1.0, 2.0] and len(server.asked) == 3
+  assert ask(server, ["abc"], tmp_path / "answers.jsonl")[0] == 0.03
+  assert len(waits) == 2 and 0 < waits[0] < 2 and waits[1] < 4 and len(server.asked) == 3
 
 
 def test_what_was_scored_is_kept_where_the_service_gives_up(server, tmp_path):
   cache = tmp_path / "answers.jsonl"
   ask(server, ["abc"], cache)
   server.failures += [(429, None)] * 3
-  with pytest.raises(ValueError, match=r"gave 429 \(not now\) at each of 3 tries; run the same"):
+  with pytest.raises(ValueError, match=r"gave 429 \(not now\) after 3 tries; run the same"):
     ask(server, ["abc", "later"], cache)
   assert len(server.asked) == 4
   np.testing.assert_allclose(ask(server, ["abc", "later"], cache), [0.03, 0.05])
@@ -249,7 +262,7 @@ def test_an_answer_that_is_none_is_one_sentence(server, tmp_path, failure, messa
 
 
 def test_nobody_there(server, tmp_path):
-  with pytest.raises(perspective.PerspectiveError, match="at each of 2 tries; run the same"):
+  with pytest.raises(perspective.PerspectiveError, match="after 2 tries; run the same"):
     ask(server, ["abc"], tmp_path / "answers.jsonl", max_tries=2, endpoint="http://127.0.0.1:1")
 
 
@@ -259,7 +272,7 @@ def test_a_slow_answer_is_given_up(server, tmp_path, monkeypatch):
     httplib2, "Http", lambda **settings: given.append(settings) or transport(**settings)
   )
   monkeypatch.setattr(StandIn, "do_POST", lambda self: released.wait(20))
-  with pytest.raises(perspective.PerspectiveError, match="timed out.* at each of 2 tries"):
+  with pytest.raises(perspective.PerspectiveError, match="timed out.* after 2 tries"):
     ask(server, ["abc"], tmp_path / "answers.jsonl", timeout_seconds=0.05, max_tries=2)
   released.set()
   assert given == [dict(timeout=0.05)]
@@ -273,7 +286,7 @@ def test_a_cache_that_was_cut_off_or_spoilt(server, tmp_path):
   ask(server, ["abc", "abcd"], cache)
   assert cache.read_text() == whole and len(server.asked) == 3
   cache.write_text(whole + '{"text": 3}\n')
-  with pytest.raises(ValueError, match="answers.jsonl:3 is no cached answer"):
+  with pytest.raises(ValueError, match="answers.jsonl:3 is not a cached reply"):
     ask(server, ["abc"], cache)
 
 
@@ -382,5 +395,5 @@ def test_what_is_not_there_is_named(data, monkeypatch):
   monkeypatch.delenv(KEY, raising=False)
   with pytest.raises(ValueError, match="environment variable RLHF_TEST_PERSPECTIVE_KEY is not set"):
     toxicity.check(config(data=str(data), classifier="perspective"))
-  with pytest.raises(ValueError, match="config.toxicity.data: .* is no directory"):
+  with pytest.raises(ValueError, match="config.toxicity.data: .* is not a directory"):
     toxicity.check(config(data=str(data / "nowhere")))

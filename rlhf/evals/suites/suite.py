@@ -1,0 +1,83 @@
+"""What the suites share.
+
+A suite is a module with the dataclass of its config group, such as `BiasConfig`, and
+
+  task_names(p)         names of its units of work
+  data_files(p, task)   the files of a unit, see `tasks.data.files`
+  check(p)              raises ValueError for what is wrong before a network is loaded
+  notes(p)              sentences that a reader of its numbers needs
+  evaluate(p, task, network, directory, *, num_resamples, seed, batch_size, progress=None)
+
+`evaluate` measures a policy on one unit.  It returns `Measure`s and writes `directory/items.jsonl`,
+one line for each item.  The bootstrap draws items `num_resamples` times; the seed also draws the
+items themselves, so that all checkpoints get the same ones.  `batch_size` counts rows at once,
+`progress` is called with (items done, items in total).
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rlhf import workdir
+from rlhf.evals.measures import Measure
+from rlhf.evals.suites.tasks import data as data_lib
+
+
+def check_choice(name: str, choices: Iterable[str], field: str) -> None:
+  """Raises ValueError if a config's value is unknown."""
+  if name not in choices:
+    raise ValueError(f"{field} {name!r}; choose from {', '.join(choices)}")
+
+
+def check_variants(names: Iterable[str], choices: Iterable[str], field: str) -> None:
+  """Raises ValueError if a config's list is empty or names something unknown, or twice."""
+  if isinstance(names, str) or not list(names):
+    raise ValueError(f"{field} is {names!r}; give a list of one or more of {', '.join(choices)}")
+  for name in names:
+    check_choice(name, choices, f"{field} names")
+  if len(set(names)) < len(list(names)):
+    raise ValueError(f"{field} is {', '.join(names)}; name each once")
+
+
+def check_at_least(p: Any, field: str, **least: float) -> None:
+  """Raises ValueError if an attribute of `p` is too small; None, for all of something, is not."""
+  for name, number in least.items():
+    value = getattr(p, name)
+    if value is not None and not value >= number:
+      raise ValueError(f"{field}.{name} is {value}; use {number} or more")
+
+
+def check_data(task: str, data: str, field: str) -> None:
+  """Raises ValueError if the data of a task cannot be there; names the config's field."""
+  try:
+    data_lib.check(task, data)
+  except ValueError as error:
+    raise ValueError(f"{field}.data: {error}") from None
+
+
+def write_items(directory: str | os.PathLike, items: Iterable[Mapping[str, Any]]) -> None:
+  """Writes `directory/items.jsonl` atomically."""
+  text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+  workdir.write_text(pathlib.Path(directory) / "items.jsonl", text)
+
+
+def means(
+  values: Mapping[str, tuple[np.ndarray, str]], *, num_resamples: int, seed: int, **fields: str
+) -> list[Measure]:
+  """The mean of each metric over items.
+
+  Args:
+    values: metric -> (one value for each item, which way is better; see `Measure.better`).
+    num_resamples, seed: of the bootstrap over items.
+    fields: `task` and `variant`.
+  """
+  return [
+    Measure.of_mean(
+      value_N, num_resamples=num_resamples, seed=seed, metric=metric, better=better, **fields
+    )
+    for metric, (value_N, better) in values.items()
+  ]
