@@ -28,6 +28,7 @@ from rlhf.data import prepare
 from rlhf.evals import units
 from rlhf.evals.suites import nlp, toxicity
 from rlhf.inference import completions, likelihood
+from rlhf.model.compute import ComputeConfig
 from rlhf.networks import Network
 from rlhf.palms import cooccurrence, raters, sets, statistics, tinyworld
 from rlhf.report import palms
@@ -133,7 +134,7 @@ def check_config(config) -> None:
         "config.base.source is empty; name the base model with "
         "--config.base.source=hf:DIR, gguf:FILE or an export directory"
       )
-    export = networks.find_export(config.base.source, {}, kind="policy", flag="config.base.source")
+    export = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
     tokenizer = networks.tokenizer_of(export)
     prompt_format.check(tokenizer)
     check_lengths(config, values, tokenizer, prompt_format, export.model["context_length"])
@@ -319,10 +320,9 @@ def make_models(config, workdir: pathlib.Path, shared) -> None:
 
 def load(config, model: Model) -> Network:
   """A model on the mesh."""
-  group = config.tune.model
   return networks.load(
     model.export,
-    {name: group[name] for name in networks.NUMERICS},
+    ComputeConfig(**config.tune.compute),
     sharding.make_mesh(MeshConfig(**config.tune.mesh)),
     kind="policy",
     flag=model.name,

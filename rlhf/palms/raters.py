@@ -117,7 +117,7 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
   if p.source.startswith(REWARD):  # cuts what is too long, and says so
     comparison.find_reward(p.network, _FLAG)
     return
-  found = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
+  found = networks.find_export(p.source, kind="policy", flag=_FLAG)
   tokenizer = networks.tokenizer_of(found)
   asked = [(values.category(probe.category).position, probe.prompt, "") for probe in values.probes]
   written = [
@@ -188,10 +188,10 @@ def rate(
       network, prompt_format, [entry[1:] for entry in asked], batch_size=p.batch_size
     )
     return [{"reward_model": rating} for rating in ranked_ratings(score_N).tolist()]
-  found = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
+  found = networks.find_export(p.source, kind="policy", flag=_FLAG)
   network = networks.load(
     p.source,
-    networks.export_numerics(found) | {"attention": "auto", "dtype": p.dtype},
+    dataclasses.replace(found.compute, dtype=p.dtype),
     sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="policy",
     flag=_FLAG,
