@@ -13,7 +13,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -83,6 +83,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes `plain(value)`, indented, in one atomic step."""
   write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, lines: Iterable[Mapping[str, Any]]) -> None:
+  """Writes one JSON object per line, in one atomic step.
+
+  Raises:
+    ValueError: a value is NaN or infinite, which JSON does not have.
+  """
+  write_text(
+    path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+  )
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -9,7 +9,7 @@ import types
 
 import commands
 import pytest
-from test_evals_endpoint import longer_wins, server  # noqa: F401  # server is a fixture
+from test_preference_endpoint import longer_wins, server  # noqa: F401  # server is a fixture
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli import evaluate

@@ -1,10 +1,10 @@
-"""Who judges: one function from prompts and the answers of several policies to ratings.
+"""Judges: functions from prompts and the completions of several policies to judgements.
 
-    judge(prompts, answers, baseline) -> rows of preferences.jsonl
+    judge(prompts, completions, baseline) -> rows of preferences.jsonl
 
-A judge may be simulated labelers, a reward model, people whose ratings were collected in a file, or
-a model behind an endpoint; the rows, and so every number made of them, are of one kind
-(`preference.py`).
+A judge is a group of simulated labelers, a reward model, people whose ratings were collected in
+files, or a model behind an endpoint.  All return the same rows (`win_rates.py`), so every number
+made of them is comparable.
 """
 
 import itertools
@@ -26,21 +26,27 @@ from rlhf.tinyworld.labelers import Labeler
 from rlhf.tinyworld.world import World
 
 Row = dict[str, Any]
-# (P prompt records, policy -> P answers, the policy that the others are compared with) -> rows.
+# (P prompt records, policy -> P completions, the policy that others are compared with) -> rows.
 Judge = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Sequence[str]], str], list[Row]]
 
 
-def check_answers(
-  prompts: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[str]], baseline: str
+def check_completions(
+  prompts: Sequence[Mapping[str, Any]], completions: Mapping[str, Sequence[str]], baseline: str
 ) -> None:
-  """Raises ValueError unless every policy has one answer to each prompt and one is the baseline."""
-  if baseline not in answers:
-    raise ValueError(f"the baseline {baseline!r} has no answers; choose from {list(answers)}")
-  for policy, texts in answers.items():
+  """Raises ValueError unless every policy, the baseline included, completes each prompt."""
+  if baseline not in completions:
+    raise ValueError(f"the baseline {baseline!r} has no completions; choose from {[*completions]}")
+  for policy, texts in completions.items():
     if len(texts) != len(prompts):
       raise ValueError(
-        f"{policy} has {len(texts)} answers to {len(prompts)} prompts; each prompt needs one"
+        f"{policy} has {len(texts)} completions for {len(prompts)} prompts; each prompt needs one"
       )
+
+
+def _row(index: int, policy: str, labeler: str, group: str, win, likert, **more) -> Row:
+  return dict(
+    prompt_index=index, policy=policy, labeler=labeler, group=group, win=win, likert=likert, **more
+  )
 
 
 # ----------------------------------------------------------------------------- the judges
@@ -49,60 +55,47 @@ def check_answers(
 def simulated_labelers(
   world: World, training: Sequence[Labeler], heldout: Sequence[Labeler], *, evaluation: bool = True
 ) -> Judge:
-  """TinyWorld's labelers, who see prompts and answers and err.
+  """TinyWorld's simulated labelers, who read prompts and completions and make mistakes.
 
   Prompt records need TinyWorld's "task".
 
   Args:
-    world: in which the prompts were made.
+    world: that the prompts are about.
     training, heldout: the two groups.
-    evaluation: use the weights of the final evaluation (more on truth and harm).
+    evaluation: whether to use the weights of the final evaluation (more on truth and harm).
   """
   known: dict[tuple[str, str], tuple[dict, dict]] = {}
 
   def look(record, text):
-    """(components, labels) of an answer, which the gold scorer reads once."""
+    """(components, labels) of a completion, which the gold scorer reads once."""
     key = record["prompt"], text
     if key not in known:
-      asked = world, record["task"], record["prompt"], text
-      known[key] = gold.components(*asked), labelers_lib.metadata(*asked)
+      about = world, record["task"], record["prompt"], text
+      known[key] = gold.components(*about), labelers_lib.metadata(*about)
     return known[key]
 
-  def judge(prompts, answers, baseline):
-    check_answers(prompts, answers, baseline)
+  def judge(prompts, completions, baseline):
+    check_completions(prompts, completions, baseline)
     for index, record in enumerate(prompts):
       if "task" not in record:
         raise ValueError(
-          f'prompt {index} ({record["prompt"][:40]!r}) has no "task"; only '
-          "prompts of TinyWorld can be judged by its labelers"
+          f'prompt {index} ({record["prompt"][:40]!r}) has no "task"; simulated labelers can judge '
+          "only prompts of TinyWorld"
         )
+    people = [("training", one) for one in training] + [("heldout", one) for one in heldout]
     rows = []
-    for policy, texts in answers.items():
-      for group, people in (("training", training), ("heldout", heldout)):
-        for labeler in people:
-          for index, (record, text) in enumerate(zip(prompts, texts, strict=True)):
-            about = labeler, world, record["task"], record["prompt"], text
-            marks, labels = look(record, text)
-            other = answers[baseline][index]
-            win = (
-              None
-              if policy == baseline
-              else labelers_lib.prefer(
-                *about, other, marks_a=marks, marks_b=look(record, other)[0], evaluation=evaluation
-              )
-            )
-            likert = labelers_lib.likert(*about, marks=marks, evaluation=evaluation)
-            rows.append(
-              dict(
-                prompt_index=index,
-                policy=policy,
-                labeler=labeler.id,
-                group=group,
-                win=win,
-                likert=likert,
-                metadata=labels,
-              )
-            )
+    for policy, texts in completions.items():
+      for group, labeler in people:
+        for index, (record, text) in enumerate(zip(prompts, texts, strict=True)):
+          about = labeler, world, record["task"], record["prompt"], text
+          marks, labels = look(record, text)
+          win = None
+          if policy != baseline:
+            other = completions[baseline][index]
+            both = dict(marks_a=marks, marks_b=look(record, other)[0])
+            win = labelers_lib.prefer(*about, other, **both, evaluation=evaluation)
+          likert = labelers_lib.likert(*about, marks=marks, evaluation=evaluation)
+          rows.append(_row(index, policy, labeler.id, group, win, likert, metadata=labels))
     return rows
 
   return judge
@@ -111,99 +104,73 @@ def simulated_labelers(
 def reward_model(
   network: Network, prompt_format: prepare.PromptFormat, *, name: str, batch_size: int
 ) -> Judge:
-  """A reward model, which prefers the answer with the higher score; equal scores are a tie.
+  """A reward model, which prefers the completion with the higher score; equal scores are a tie.
 
-  Every answer is scored with its end, as in training, whether or not its policy came to it.  Each
-  text is scored once, so two equal answers have equal scores.
+  As in training, every completion is scored with its end token, whether or not its policy produced
+  one.  Each text is scored once, so equal completions have equal scores.
 
   Args:
     network: of kind "reward".
     prompt_format: that it was trained with.
     name: of the labeler in the rows.
-    batch_size: texts scored at once; changes nothing but speed and memory.
+    batch_size: texts scored at once; affects only speed and memory.
   """
   known: dict[tuple[str, str], float] = {}
 
-  def judge(prompts, answers, baseline):
-    check_answers(prompts, answers, baseline)
+  def judge(prompts, completions, baseline):
+    check_completions(prompts, completions, baseline)
     texts = {
       policy: [(record["prompt"], text) for record, text in zip(prompts, column)]
-      for policy, column in answers.items()
+      for policy, column in completions.items()
     }
-    new = list(
-      dict.fromkeys(text for column in texts.values() for text in column if text not in known)
-    )
+    new = {text: None for column in texts.values() for text in column if text not in known}
     if new:
-      scores = rewards.score_texts(network, prompt_format, new, batch_size=batch_size)
+      scores = rewards.score_texts(network, prompt_format, list(new), batch_size=batch_size)
       known.update(zip(new, scores.tolist(), strict=True))
     rows = []
     for policy, column in texts.items():
       for index, text in enumerate(column):
         gap = known[text] - known[texts[baseline][index]]
-        rows.append(
-          dict(
-            prompt_index=index,
-            policy=policy,
-            labeler=name,
-            group="reward_model",
-            win=None if policy == baseline else 0.5 * (1 + float(np.sign(gap))),
-            likert=None,
-            score=known[text],
-          )
-        )
+        win = None if policy == baseline else 0.5 * (1 + float(np.sign(gap)))
+        rows.append(_row(index, policy, name, "reward_model", win, None, score=known[text]))
     return rows
 
   return judge
 
 
 def human_ratings(found: ratings_lib.Ratings) -> Judge:
-  """People, by what they wrote into the sheets that `ratings.write_sheets` made.
+  """People, by the sheets of `ratings.write_sheets` that they filled in.
 
-  A win is what a rater said of the pair, or else follows from the two ranks that they gave; Likert
-  ratings are not turned into wins.
+  A win is a rater's comparison of the pair, or else follows from the two ranks that the rater gave;
+  Likert ratings are not turned into wins.
 
   Args:
     found: of `ratings.read`.
 
   Raises (when it judges):
-    ValueError: the sheets show other prompts or answers than these.
+    ValueError: the sheets show other prompts or completions than these.
   """
-  choices = {
-    (choice.rater, choice.sample_a, choice.sample_b): choice.win
-    for choice in ratings_lib.choices(found)
-  }
+  wins: dict[tuple[str, str | None, str | None], float] = {}
+  for choice in ratings_lib.choices(found):
+    wins[choice.rater, choice.sample_a, choice.sample_b] = choice.win
+    wins.setdefault((choice.rater, choice.sample_b, choice.sample_a), 1 - choice.win)
+  ids = {(sample.policy, sample.prompt_index): name for name, sample in found.samples.items()}
+  rated = {(rating.rater, rating.sample): rating for rating in found.ratings}
 
-  def compared(rater, sample, other):
-    """1, 0.5, 0 for `sample`, or None."""
-    if (rater, sample, other) in choices:
-      return choices[rater, sample, other]
-    win = choices.get((rater, other, sample))
-    return None if win is None else 1 - win
-
-  def judge(prompts, answers, baseline):
-    check_answers(prompts, answers, baseline)
-    ratings_lib.check_same_texts(found, prompts, answers)
-    ids = {(sample.policy, sample.prompt_index): name for name, sample in found.samples.items()}
-    rated = {(rating.rater, rating.sample): rating for rating in found.ratings}
+  def judge(prompts, completions, baseline):
+    check_completions(prompts, completions, baseline)
+    ratings_lib.check_same_texts(found, prompts, completions)
     rows = []
-    for policy in answers:
+    for policy in completions:
       for index in range(len(prompts)):
         sample, other = ids.get((policy, index)), ids.get((baseline, index))
         for rater, group in found.raters.items():
           rating = rated.get((rater, sample))
-          win = None if policy == baseline else compared(rater, sample, other)
+          win = None if policy == baseline else wins.get((rater, sample, other))
           if rating is not None or win is not None:
-            rows.append(
-              dict(
-                prompt_index=index,
-                policy=policy,
-                labeler=rater,
-                group=group,
-                win=win,
-                likert=None if rating is None else rating.likert,
-                metadata={} if rating is None else dict(rating.metadata),
-              )
-            )
+            likert = None if rating is None else rating.likert
+            metadata = {} if rating is None else dict(rating.metadata)
+            rows.append(_row(index, policy, rater, group, win, likert, metadata=metadata))
     return rows
 
   return judge
@@ -212,84 +179,66 @@ def human_ratings(found: ratings_lib.Ratings) -> Judge:
 def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
   """A model behind an OpenAI-compatible endpoint.
 
-  Two answers are shown in both orders (`preference.both_orders`); equal answers are a tie and cost
-  nothing.  What it did not judge in the form asked for has null.
+  Two completions are shown in both orders (`win_rates.both_orders`); equal completions are a tie
+  and are not sent.  A reply without a verdict gives null.
 
   Raises (when it judges):
-    ValueError: the endpoint fails for good; answers so far are in its cache.
+    ValueError: the endpoint fails permanently; earlier replies stay in its cache.
   """
 
-  def judge(prompts, answers, baseline):
-    check_answers(prompts, answers, baseline)
-    pairs, texts = [], []
-    for policy, column in answers.items():
-      for index, (record, text) in enumerate(zip(prompts, column, strict=True)):
-        other = answers[baseline][index]
-        texts.append((record["prompt"], text))
-        if text != other:
-          pairs += [(record["prompt"], text, other), (record["prompt"], other, text)]
+  def judge(prompts, completions, baseline):
+    check_completions(prompts, completions, baseline)
+    everything = [
+      (policy, index, record["prompt"], text, completions[baseline][index])
+      for policy, column in completions.items()
+      for index, (record, text) in enumerate(zip(prompts, column, strict=True))
+    ]
+    pairs = []
+    for _, _, prompt, text, other in everything:
+      if text != other:
+        pairs += [(prompt, text, other), (prompt, other, text)]
     wins = asker.compare(pairs)
-    likert = asker.rate(texts)
+    likert = asker.rate([(prompt, text) for _, _, prompt, text, _ in everything])
     rows = []
-    for policy, column in answers.items():
-      for index, (record, text) in enumerate(zip(prompts, column, strict=True)):
-        prompt, other = record["prompt"], answers[baseline][index]
-        win = None if policy == baseline else 0.5
-        if text != other:
-          swapped = wins[prompt, other, text]
-          win = win_rates.both_orders(
-            wins[prompt, text, other], None if swapped is None else 1 - swapped
-          )
-        rows.append(
-          dict(
-            prompt_index=index,
-            policy=policy,
-            labeler=asker.p.model,
-            group="endpoint",
-            win=win,
-            likert=likert[prompt, text],
-          )
+    for policy, index, prompt, text, other in everything:
+      win = None if policy == baseline else 0.5
+      if text != other:
+        swapped = wins[prompt, other, text]
+        win = win_rates.both_orders(
+          wins[prompt, text, other], None if swapped is None else 1 - swapped
         )
+      rows.append(_row(index, policy, asker.p.model, "endpoint", win, likert[prompt, text]))
     return rows
 
   return judge
 
 
-# ----------------------------------------------------------------------------- any against any
+# ----------------------------------------------------------------------------- all pairs
 
 
 def judge_pairs(
   judge: Judge,
   prompts: Sequence[Mapping[str, Any]],
-  answers: Mapping[str, Sequence[str]],
+  completions: Mapping[str, Sequence[str]],
   pairs: Sequence[tuple[str, str]],
 ) -> list[Row]:
-  """Rows of policies compared with others than the one baseline, which each row names.
+  """Rows of policies compared with policies other than the baseline; each row names the other.
 
   Args:
-    judge: asked once for each pair.
-    prompts, answers: as of a judge.
+    judge: called once for each pair.
+    prompts, completions: as of a judge.
     pairs: (policy, baseline).
 
   Returns:
-    Rows with a win, and without what belongs to an answer alone.
+    Rows with a win and without what belongs to a single completion.
   """
   rows = []
   for policy, baseline in pairs:
-    both = {policy: answers[policy], baseline: answers[baseline]}
-    rows += [
-      dict(
-        prompt_index=row["prompt_index"],
-        policy=policy,
-        labeler=row["labeler"],
-        group=row["group"],
-        win=row["win"],
-        likert=None,
-        baseline=baseline,
-      )
-      for row in judge(prompts, both, baseline)
-      if row["win"] is not None
-    ]
+    both = {policy: completions[policy], baseline: completions[baseline]}
+    for row in judge(prompts, both, baseline):
+      if row["win"] is not None:
+        about = row["prompt_index"], policy, row["labeler"], row["group"]
+        rows.append(_row(*about, row["win"], None, baseline=baseline))
   return rows
 
 
@@ -304,14 +253,14 @@ def win_rate_matrix(
 ) -> dict[str, dict[str, statistics.Interval | None]]:
   """Win rate of every policy against every other, with bootstrap intervals over prompts.
 
-  Seeds are nested: runs are resampled, then the prompts of each drawn run.  A pair that was judged
-  one way round is not judged again the other way: there it is 1 minus.
+  Seeds are nested: runs are resampled, then the prompts of each drawn run.  A pair is judged in one
+  direction; the other is 1 minus that.
 
   Args:
     rows_by_seed: training seed -> rows; those without a "baseline" are against `baseline`.
     policies: which, in the order wanted.
     baseline: see `rows_by_seed`.
-    group: one of `preference.JUDGE_GROUPS`.
+    group: one of `win_rates.JUDGE_GROUPS`.
     num_resamples, seed: of the bootstrap.
 
   Returns:
@@ -319,7 +268,7 @@ def win_rate_matrix(
     diagonal and where nobody compared the two.
 
   Raises:
-    ValueError: a labeler judged one pair of answers twice.
+    ValueError: a labeler judged one pair of completions twice.
   """
   by_pair: dict[tuple[str, str], dict[int, list[Row]]] = {}
   for run, rows in rows_by_seed.items():
@@ -334,11 +283,13 @@ def win_rate_matrix(
       for run, rows in by_pair.get((policy, other), {}).items()
     }
 
-  matrix = {policy: {other: None for other in policies} for policy in policies}
+  matrix: dict[str, dict[str, statistics.Interval | None]] = {
+    policy: dict.fromkeys(policies) for policy in policies
+  }
   for a, b in itertools.combinations(policies, 2):
-    # The way round that was judged, so that a rate is exactly the one of its rows.
+    # The direction that was judged, so that a rate is exactly the mean of its rows.
     policy, other = (a, b) if (a, b) in by_pair else (b, a)
-    # A pair judged in some runs one way round and in some the other is still one pair.
+    # Different runs may have judged a pair in different directions.
     wins = {run: 1 - win_PL for run, win_PL in values(other, policy).items()}
     wins |= values(policy, other)
     if wins:

@@ -1,28 +1,27 @@
-"""Length-controlled win rates: what the win rate would be if all answers were equally long.
+"""Length-controlled win rates: the win rate if all completions were equally long.
 
 Stiennon's logistic estimator.  One logistic regression, over all comparisons with the baseline, of
-the preference on the identity of the two policies and the log ratio of their answers' lengths,
+the preference on the identity of the two policies and the log ratio of their completions' lengths,
 
-    P(a's answer is preferred) = sigmoid(theta_a - theta_b + gamma * log(length_a / length_b))
+    P(a's completion is preferred) = sigmoid(theta_a - theta_b + gamma * log(length_a / length_b))
 
-in which b is always the baseline, and then the prediction for any two policies with the log ratio
-at 0:
+where b is always the baseline; then, for any two policies, the prediction with the log ratio at 0:
 
     length-controlled win rate of a over c = sigmoid(theta_a - theta_c)
 
-Pairs that were judged beside the baseline are not used: a rate of two others at equal length is
-indirect, from what each was against the baseline, and can differ from their own comparisons.
+Direct comparisons of two other policies are not used: their length-controlled rate follows from the
+comparison of each with the baseline and can differ from their own comparisons.
 
-Source: Stiennon et al. 2020, arXiv:2009.01325, appendix F.  That of AlpacaEval 2 (Dubois et al.
-2024, arXiv:2404.04475) asks the same question, what the preference would be if both outputs had the
-same length, by another generalised linear model, whose length term is the difference of the lengths
-and which has further features beside; the two numbers are not to be compared.
+Source: Stiennon et al. 2020, arXiv:2009.01325, appendix F.  AlpacaEval 2 (Dubois et al. 2024,
+arXiv:2404.04475) answers the same question with another generalised linear model, whose length term
+is the difference of the lengths and which has further features; the two numbers are not comparable.
 
-Here theta of the baseline is 0, a tie counts half for each side, and lengths are in characters, at
-least 1.  A penalty of PENALTY / 2 * (sum theta^2 + gamma^2) on the summed log-likelihood keeps the
-estimate finite where one side always wins, and moves no other number visibly.
+theta of the baseline is 0, a tie counts half for each side, and lengths are in characters, at least
+1.  A penalty of PENALTY / 2 * (sum theta^2 + gamma^2) on the summed log-likelihood keeps the
+estimate finite where one side always wins, and changes no other number visibly.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ _CHUNK_ENTRIES = 2_000_000  # of one array [resamples, policies, prompts]
 
 def length_controlled_win_rates(
   rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
-  answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
+  completions_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
   policies: Sequence[str],
   *,
   baseline: str,
@@ -52,32 +51,40 @@ def length_controlled_win_rates(
 
   Args:
     rows_by_seed: training seed -> rows of `preferences.jsonl` against the baseline.
-    answers_by_seed: training seed -> policy -> answers by prompt_index.
+    completions_by_seed: training seed -> policy -> completions by prompt_index.
     policies: which, the baseline among them or not.
     baseline: of the rows.
-    group: of the judges, one of `preference.JUDGE_GROUPS`.
+    group: of judges, one of `win_rates.JUDGE_GROUPS`.
     num_resamples, seed, confidence: of the bootstrap: runs, then the prompts of each drawn run.
 
   Returns:
     policy -> other -> interval; None on the diagonal and where a policy was not judged.  `n` counts
     the prompts on which either was compared with the baseline.
   """
-  counts = lambda row: (
-    row["group"] == group and row["win"] is not None and row.get("baseline", baseline) == baseline
-  )
-  rows_by_seed = {run: list(filter(counts, rows)) for run, rows in rows_by_seed.items()}
+  rows_by_seed = {
+    run: [
+      row
+      for row in rows
+      if row["group"] == group
+      and row["win"] is not None
+      and row.get("baseline", baseline) == baseline
+    ]
+    for run, rows in rows_by_seed.items()
+  }
   judged = list(dict.fromkeys(row["policy"] for rows in rows_by_seed.values() for row in rows))
-  found = {policy: {other: None for other in policies} for policy in policies}
+  found: dict[str, dict[str, statistics.Interval | None]] = {
+    policy: dict.fromkeys(policies) for policy in policies
+  }
   if not judged:
     return found
   tables = [
-    _table(rows, answers_by_seed[run], judged, baseline)
+    _table(rows, completions_by_seed[run], judged, baseline)
     for run, rows in rows_by_seed.items()
     if rows
   ]
   win_KP, weight_KP, log_ratio_KP = (np.concatenate(arrays, axis=1) for arrays in zip(*tables))
   ones_1P = np.ones((1, win_KP.shape[1]))
-  data_K = _estimate(win_KP, weight_KP, log_ratio_KP, ones_1P)[0]
+  data_1K = _estimate(win_KP, weight_KP, log_ratio_KP, ones_1P)
   count_RP = _nested_counts(
     [table[0].shape[1] for table in tables], num_resamples, np.random.default_rng(seed)
   )
@@ -88,27 +95,27 @@ def length_controlled_win_rates(
       for start in range(0, num_resamples, size)
     ]
   )
-  place = {policy: k for k, policy in enumerate(judged)}
   tail = (1 - confidence) / 2
-
-  def column(theta_RK, policy):
-    return theta_RK[..., place[policy]] if policy != baseline else np.zeros(theta_RK.shape[:-1])
-
-  for policy in policies:
-    for other in policies:
-      names = [name for name in (policy, other) if name != baseline]
-      if policy == other or any(name not in place for name in names):
-        continue
-      of = lambda theta: _sigmoid(column(theta, policy) - column(theta, other))
-      low, high = np.quantile(of(draws_RK), [tail, 1 - tail])
-      compared_P = (weight_KP[[place[name] for name in names]] > 0).any(axis=0)
-      found[policy][other] = statistics.Interval(
-        mean=float(of(data_K)), low=float(low), high=float(high), n=int(compared_P.sum())
-      )
+  data, draws = (
+    {baseline: np.zeros(len(theta_RK))} | dict(zip(judged, theta_RK.T))
+    for theta_RK in (data_1K, draws_RK)
+  )
+  weights = dict(zip(judged, weight_KP))
+  for policy, other in itertools.permutations(policies, 2):
+    if policy not in draws or other not in draws:
+      continue
+    low, high = np.quantile(_sigmoid(draws[policy] - draws[other]), [tail, 1 - tail])
+    compared_P = np.any([weights[name] > 0 for name in (policy, other) if name != baseline], axis=0)
+    found[policy][other] = statistics.Interval(
+      mean=float(_sigmoid(data[policy] - data[other])[0]),
+      low=float(low),
+      high=float(high),
+      n=int(compared_P.sum()),
+    )
   return found
 
 
-def _table(rows, answers, policies, baseline):
+def _table(rows, completions, policies, baseline):
   """(mean win, number of judgements, log ratio of lengths), each [K, P], of one run."""
   prompts = {index: p for p, index in enumerate(sorted({row["prompt_index"] for row in rows}))}
   place = {policy: k for k, policy in enumerate(policies)}
@@ -118,14 +125,14 @@ def _table(rows, answers, policies, baseline):
     total_KP[at] += row["win"]
     weight_KP[at] += 1
     own, other = (
-      max(1, len(answers[name][row["prompt_index"]])) for name in (row["policy"], baseline)
+      max(1, len(completions[name][row["prompt_index"]])) for name in (row["policy"], baseline)
     )
     log_ratio_KP[at] = np.log(own / other)
   return total_KP / np.maximum(weight_KP, 1), weight_KP, log_ratio_KP
 
 
 def _nested_counts(sizes: Sequence[int], num_resamples: int, rng) -> np.ndarray:
-  """[R, P]: how often each prompt is drawn; runs of `sizes` prompts lie side by side."""
+  """[R, P]: how often each prompt is drawn, for concatenated runs of `sizes` prompts."""
   ends = np.cumsum(sizes)
   count_RP = np.zeros((num_resamples, ends[-1]))
   for r in range(num_resamples):
@@ -136,7 +143,7 @@ def _nested_counts(sizes: Sequence[int], num_resamples: int, rng) -> np.ndarray:
 
 
 def _sigmoid(x):
-  return 0.5 * (1 + np.tanh(0.5 * x))  # which overflows nowhere
+  return 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
 
 
 def _estimate(win_KP, weight_KP, log_ratio_KP, count_RP) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""Files that people rate in: CSV that any spreadsheet opens, and what comes back as CSV or JSON."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.data import records
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+  """A CSV file with a header; a missing cell is empty.
+
+  The byte order mark tells spreadsheets that it is UTF-8, and no cell is read as a formula, which a
+  model may have written.
+  """
+  out = io.StringIO(newline="")
+  # Line ends "\r\n" are needed so that texts with either character are quoted.
+  writer = csv.DictWriter(out, columns)
+  writer.writeheader()
+  for row in rows:
+    cells = {name: row.get(name, "") for name in columns}
+    writer.writerow(
+      {name: f"'{cell}" if cell[:1] in _FORMULA else cell for name, cell in cells.items()}
+    )
+  return "\ufeff" + out.getvalue()
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def read_csv(
+  path: str | pathlib.Path, *, needed: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+  """("path: row 3", column -> stripped cell) of every row that is not blank.
+
+  Rows count as in a spreadsheet.  Some spreadsheets separate by semicolon or tab, change the case
+  of the header, or drop empty cells at the end of a row.
+
+  Args:
+    needed: columns that the header must have.
+
+  Raises:
+    ValueError: names the row that is not CSV, or the column that is missing or appears twice.
+  """
+  try:
+    text = records.read_bytes(pathlib.Path(path)).decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from None
+  separator = max(",;\t", key=text.partition("\n")[0].count)
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+  header: list[str] = []
+  number = 0
+  while True:
+    number += 1
+    where = f"{path}: row {number}"
+    try:
+      cells = next(reader, None)
+    except csv.Error as error:
+      raise ValueError(f"{where}: not CSV ({error}); save the sheet as CSV again") from None
+    if number == 1:
+      header = [cell.strip().lower() for cell in cells or []]
+      missing = [name for name in needed if name not in header]
+      twice = [name for name in header if name and header.count(name) > 1]
+      if missing or twice:
+        what = f"no column {missing[0]!r}" if missing else f"two columns {twice[0]!r}"
+        raise ValueError(
+          f"{where}: {what}; the header must have {', '.join(needed) or 'each once'}"
+        )
+      continue
+    if cells is None:
+      return
+    cells = [cell.strip() for cell in cells]
+    if any(cells):
+      if any(cells[len(header) :]):
+        raise ValueError(
+          f"{where}: {len(cells)} cells under {len(header)} columns; use one per column"
+        )
+      cells += [""] * (len(header) - len(cells))
+      yield where, dict(zip(header, cells))
+
+
+def read_objects(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """("path:line", value) of every line of a JSONL file.
+
+  Raises:
+    ValueError: names the line that is not JSON.
+  """
+  for where, line in records.read_lines(pathlib.Path(path)):
+    value, problem = records.parse_json(line)
+    if problem is not None:
+      raise ValueError(f"{where}: {problem.message}")
+    yield where, value
+
+
+def cell_text(value: Any) -> str:
+  """A JSON value as a CSV cell: "" for null, yes or no for booleans."""
+  if value is None:
+    return ""
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  return value.strip() if isinstance(value, str) else json.dumps(value)
