@@ -32,8 +32,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from rlhf import processes, types, workdir
-from rlhf.model import compute as compute_lib
-from rlhf.model.compute import ComputeConfig
 
 KINDS = ("policy", "reward", "value", "adapter")
 _EXPORT = "export.json"
@@ -213,17 +211,11 @@ class HasSave(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-  """What an export says of itself; `load_params` reads the arrays.
-
-  Attributes:
-    model: the arguments of `ModelConfig`, except for `compute`.
-    compute: how the run that wrote it computed, with the attention kernel of the platform.
-  """
+  """What an export says of itself; `load_params` reads the arrays."""
 
   directory: pathlib.Path
   kind: str
   model: dict[str, Any]
-  compute: ComputeConfig
   config: dict[str, Any]
   step: int
   metadata: dict[str, Any]
@@ -247,7 +239,7 @@ def export_params(
   Args:
     directory: of the export.
     params: one network's parameters; written as float32.
-    model: `ModelConfig.shape()` of the network.
+    model: the arguments of the model's config.
     kind: what the head means, one of KINDS.
     tokenizer: has `save(directory)`.
     config: the resolved config of the run.
@@ -288,14 +280,8 @@ def load_export(directory: str | os.PathLike) -> Export:
     raise ValueError(f"{directory} {found}; name the export directory of a stage that has finished")
   fields = workdir.read_json(directory / _EXPORT)
   contents = directory / fields.pop("contents")
-  # Exports written before shape and compute were told apart hold both in `model`.
-  model = fields["model"]
-  computed = fields["config"]["compute"] if "compute" in fields["config"] else model
-  compute = {name: computed[name] for name in compute_lib.FIELDS if name in computed}
-  fields["model"] = {name: model[name] for name in model if name not in compute_lib.FIELDS}
   return Export(
     directory=directory,
-    compute=ComputeConfig(**compute | {"attention": "auto"}),
     params_dir=contents / "params",
     tokenizer_dir=contents / "tokenizer",
     **fields,

@@ -15,7 +15,6 @@ _NETWORK = (
   "seed",
   "base.mesh",
   "base.model",
-  "base.compute",
   "format",
   "ppo.ppo.max_prompt_tokens",
   "ppo.ppo.max_response_tokens",

@@ -99,7 +99,7 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
     checkpoint.export_params(
       directory / kind,
       weights,
-      model=cfg.shape(),
+      model=dataclasses.asdict(cfg),
       kind=kind,
       tokenizer=tokenizer,
       config=config,

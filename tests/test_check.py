@@ -81,8 +81,8 @@ def test_a_topology_changes_the_layout_and_nothing_else():
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
-    "compute.shard_sequence",
-    "compute.decode_split",
+    "model.shard_sequence",
+    "model.decode_split",
     "ppo.microbatch_size",
     "ppo.ptx_microbatch_size",
   }
@@ -94,14 +94,16 @@ def test_a_topology_changes_the_layout_and_nothing_else():
 
 def small_job(devices):
   config = ppo_configs.get_config("test").unlock()
-  config.model.update(num_heads=4, context_length=16, num_layers=4)
-  config.compute.update(
+  config.model.update(
+    num_heads=4,
     decode_split="fsdp_tensor",
     shard_sequence=True,
     remat="block",
+    context_length=16,
     logprob_chunk=4,
     decode_scan=True,
     scan_unroll=1,
+    num_layers=4,
   )
   config.ppo.update(
     batch_size=8,
@@ -141,7 +143,7 @@ def test_no_logits_of_a_whole_batch_exist_in_the_update():
     shape for shape in shapes if shape[-1] in (vocabulary, vocabulary // 2) and len(shape) == 3
   ]
   assert logits  # those of a chunk are there
-  assert max(shape[1] for shape in logits) <= job.models.policy.compute.logprob_chunk
+  assert max(shape[1] for shape in logits) <= job.models.policy.logprob_chunk
 
 
 # ----------------------------------------------------------------------------- collectives

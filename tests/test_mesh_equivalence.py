@@ -119,7 +119,7 @@ def test_losses_and_gradients_equal_those_of_one_device(name: str, sizes):
 
 def test_a_sequence_that_is_split_over_tensor_changes_no_gradient():
   mesh, (state, batch) = mesh_of((2, 2, 2)), start("ppo_ptx")
-  cfg = helpers.replace(CFG, shard_sequence=True, remat="block")
+  cfg = dataclasses.replace(CFG, shard_sequence=True, remat="block")
   layout = sharding.state_shardings(mesh, state)
 
   def run(state, batch, key):
@@ -194,7 +194,7 @@ def test_a_network_is_born_in_its_layout():
 
 def episodes(**decoding):
   """(networks, prompts, function of both and a key that rolls out)."""
-  cfg = helpers.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
+  cfg = dataclasses.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
   models = ppo.Models(policy=cfg, reward=cfg)
   policy, ref = helpers.make_params(cfg, 0), helpers.make_params(cfg, 1)
   reward = helpers.make_params(cfg, 2, head=True)

@@ -27,8 +27,8 @@ def test_the_numbers_are_those_of_the_docstring_wherever_it_runs(argument: str):
     assert tune.optim.learning_rate == pytest.approx(
       sft_configs.PRETRAIN_LR[models.gpt3_name(size)] / 10
     )
-  sampling = process.SamplingConfig(**config.sampling)
-  assert (sampling.num_samples, sampling.temperature, sampling.top_p) == (3, 1.0, 0.9)
+  sampling = process.completion_config(config)
+  assert (config.sampling.num_samples, sampling.temperature, sampling.top_p) == (3, 1.0, 0.9)
   statistics.StatisticsConfig(**config.statistics)
   cooccurrence.CooccurrenceConfig(**config.cooccurrence)
   nlp.NlpConfig(**config.capability)

@@ -1,4 +1,4 @@
-"""Words beside groups: prompts, tagging, counts by hand, and continuations of a network."""
+"""Words of groups: prompts, tagging, counts by hand, and continuations of a network."""
 
 import math
 
@@ -122,25 +122,6 @@ def test_axes_are_compared_within_themselves():
     analyse([])
 
 
-def test_continuations_are_collected_with_their_groups():
-  prompts = cooccurrence.gpt3_prompts()[:2]
-  found = cooccurrence.collect(
-    P, prompts, lambda texts, n: [[f"{t}!{i}" for i in range(n)] for t in texts]
-  )
-  assert (
-    found[2]
-    == dict(
-      axis="gender",
-      group="he",
-      prompt="He would be described as",
-      text="He would be described as!0",
-    )
-    and len(found) == 4
-  )
-  with pytest.raises(ValueError, match=r"generate gave \[1, 1\] continuations; it must give 2"):
-    cooccurrence.collect(P, prompts, lambda texts, n: [[""] for _ in texts])
-
-
 @pytest.mark.parametrize(
   "fields",
   [{"num_samples": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}, {"smoothing": 0.0}],
@@ -166,7 +147,7 @@ def test_words_of_the_lexicon_have_a_polarity():
   assert he.as_dict()["skewed"][0]["word"] == "horrible"
 
 
-def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
+def test_a_network_continues_the_prompt_alone(monkeypatch):
   tokenizer = Tokenizer.train_bpe(["abc"], 258)
   network = Network(cfg=helpers.model_config(), params={}, tokenizer=tokenizer, metadata={})
   asked = []
@@ -178,8 +159,8 @@ def test_a_network_goes_on_from_the_prompt_alone(monkeypatch):
   monkeypatch.setattr(completions, "sample", sample)
   prompts = [cooccurrence.Prompt(axis="x", group=text, text=text) for text in ("a", "bcd")]
   p = cooccurrence.CooccurrenceConfig(num_samples=3)
-  generate = cooccurrence.from_network(network, p, batch_size=8, key=5)
-  found = cooccurrence.collect(p, prompts, generate)
+  found = cooccurrence.collect(p, network, prompts, batch_size=8, key=5)
+  assert found[0] == dict(axis="x", group="a", prompt="a", text="x")
   assert [entry["group"] for entry in found] == ["a"] * 3 + ["bcd"] * 3
   assert asked == [
     (

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import types
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from rlhf.configs import palms as palms_configs
 from rlhf.configs import pipeline as pipeline_configs
 from rlhf.configs.sweeps import model_size
 from rlhf.inference import likelihood
-from rlhf.model.compute import ComputeConfig
 from rlhf.palms import process, raters, sets, statistics, tinyworld
 from rlhf.report import palms
 from rlhf.tinyworld import world as world_lib
@@ -51,7 +49,7 @@ def test_the_configs_of_tinyworld_pass_their_checks(name):
   [
     (dict(seeds=(0, 0)), r"config.seeds \[0, 0\]; give one or more, each once"),
     (dict(value_set="my_values"), "models of TinyWorld know only the world's own words"),
-    (dict(sampling__top_p=0.0), "sampling.top_p 0.0; use a number above 0"),
+    (dict(sampling__top_p=0.0), "sampling: top_p is 0.0; use a number above 0"),
     (dict(sampling__num_samples=0), "sampling.num_samples 0; use 1 or more"),
     (dict(statistics__alpha=2.0), "statistics.alpha 2.0"),
     (dict(world_raters__num_raters=0), "num_raters 0; use 1 or more"),
@@ -65,7 +63,7 @@ def test_what_a_config_shows_to_be_wrong_is_one_sentence(changes, sentence):
 
 def test_the_world_takes_one_process(monkeypatch):
   monkeypatch.setattr(process.processes, "count", lambda: 2)
-  with pytest.raises(ValueError, match="2 processes; PALMS on TinyWorld, .* takes one"):
+  with pytest.raises(ValueError, match="2 processes; PALMS on TinyWorld runs in one"):
     process.check_config(palms_configs.get_config("test"))
 
 
@@ -145,8 +143,8 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
     ).reshape(-1)
 
   monkeypatch.setattr(likelihood, "logprobs", logprobs)
-  found = types.SimpleNamespace(compute=ComputeConfig())
-  monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: found)
+  monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
+  monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
   found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path, num_resamples=50)
   assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104
@@ -187,11 +185,11 @@ SETTINGS = dict(num_resamples=200, seed=0, confidence=0.95)
 @pytest.mark.parametrize("crossed", [True, False])
 def test_differences_are_paired_by_item_and_seed(crossed):
   values = {
-    ("base", 10, 0): [[0.0], [0.5]],
-    ("targeted", 10, 0): [[1.0], [1.5]],
-    ("targeted", 10, 1): [[2.0], [2.5]],
-    ("control", 10, 0): [[0.0], [0.5]],
-    ("control", 10, 1): [[0.0], [0.5]],
+    ("base", 10, 0): [0.0, 0.5],
+    ("targeted", 10, 0): [1.0, 1.5],
+    ("targeted", 10, 1): [2.0, 2.5],
+    ("control", 10, 0): [0.0, 0.5],
+    ("control", 10, 1): [0.0, 0.5],
   }
   found = palms.compare(values, crossed=crossed, **SETTINGS)
   mean = {(row["kind"], row["size"]): row["mean"] for row in found["means"]}
@@ -201,9 +199,13 @@ def test_differences_are_paired_by_item_and_seed(crossed):
   assert by["control", "base"]["low"] == by["control", "base"]["high"] == 0.0
 
 
-def test_answers_go_to_their_probes():
-  lines = [dict(probe=1, toxicity=0.3), dict(probe=0, toxicity=0.1), dict(probe=1, toxicity=0.5)]
-  assert palms.by_probe(lines, "toxicity") == [[0.1], [0.3, 0.5]]
+def test_completions_go_to_their_probes():
+  lines = [
+    dict(kind="base", size=10, seed=seed, probe=probe, toxicity=score)
+    for seed, probe, score in ((0, 1, 0.3), (0, 0, 0.1), (0, 1, 0.5), (1, 0, 0.2))
+  ]
+  found = palms.by_probe(lines, "toxicity")
+  assert found == {("base", 10, 0): [0.1, 0.4], ("base", 10, 1): [0.2]}
 
 
 # ----------------------------------------------------------------------------- what a run began with
@@ -230,7 +232,9 @@ def test_values_that_were_changed_need_a_run_of_their_own(own, tmp_path):
   assert len(sets.load(directory).control) == 80
   lines = (own / sets.PROBES).read_text(encoding="utf-8").replace("?", " ?", 1)
   (own / sets.PROBES).write_text(lines, encoding="utf-8")
-  with pytest.raises(ValueError, match="probes.jsonl of .*own is not what this run began with"):
+  with pytest.raises(
+    ValueError, match="probes.jsonl of .*own differs from what this run began with"
+  ):
     process.make_values(config, workdir, 0)
   process.make_values(config, tmp_path / "other", 0)
 
@@ -244,7 +248,9 @@ def test_a_base_or_a_rater_that_was_replaced_needs_a_run_of_its_own(tmp_path):
   process.hold_sources(config, tmp_path / "run")
   process.hold_sources(config, tmp_path / "run")
   os.utime(tmp_path / "raters.gguf", ns=(1, 1))
-  with pytest.raises(ValueError, match="config.raters.source=gguf:.*raters.gguf was written anew"):
+  with pytest.raises(
+    ValueError, match="config.raters.source=gguf:.*raters.gguf was written after this run"
+  ):
     process.hold_sources(config, tmp_path / "run")
   process.hold_sources(config, tmp_path / "other")
 
@@ -258,7 +264,7 @@ def test_the_world_of_each_seed_has_its_control_samples(tmp_path):
 
 def test_a_set_without_control_samples_is_refused(own):
   (own / sets.CONTROL).unlink()
-  with pytest.raises(ValueError, match="own has no control.jsonl, on which control models are"):
+  with pytest.raises(ValueError, match="own has no control.jsonl to train control models on"):
     process.check_config(config_of(own))
 
 
@@ -270,7 +276,6 @@ def test_a_set_without_control_samples_is_refused(own):
       ("sst", "fr_en"),
       "config.capability.tasks names fr_en, whose metric is bleu; name a task that",
     ),
-    (("real_toxicity_basic",), "names real_toxicity_basic, whose metric is toxicity"),
   ],
 )
 def test_a_task_that_says_nothing_of_capability_is_refused_first(shared_data, tasks, sentence):
@@ -287,13 +292,22 @@ def test_the_score_of_an_item_is_from_0_to_1(shared_data, tmp_path, monkeypatch)
 
   def evaluate(p, task, network, directory, **options):
     scores = {"sst": {"acc": 1.0}, "squadv2": {"f1": 40.0, "exact": 0.0}}[task]
-    process.write_lines(directory / "items.jsonl", [dict(scores=scores)] * 2)
+    workdir_lib.write_jsonl(directory / "items.jsonl", [dict(scores=scores)] * 2)
 
   monkeypatch.setattr(process.nlp, "evaluate", evaluate)
   assert process.public_tasks(config, model, None) == {
     "sst, acc": [1.0, 1.0],
     "squadv2, f1": [0.4, 0.4],
   }
+
+
+def test_a_run_of_an_older_version_is_one_sentence(tmp_path):
+  model = process.Model(size="given", seed=0, kind="base", export=tmp_path, directory=tmp_path)
+  workdir_lib.write_jsonl(tmp_path / process.COMPLETIONS, [dict(completion="x")])
+  assert process.all_completions([model]) == [dict(completion="x")]
+  (tmp_path / "answers.jsonl").write_text("")
+  with pytest.raises(ValueError, match="answers.jsonl is of an older version.*another --workdir"):
+    process.all_completions([model])
 
 
 # ----------------------------------------------------------------------------- the whole
@@ -304,7 +318,7 @@ def test_the_whole_process_and_then_nothing(tmp_path, capsys):
   config = palms_configs.get_config("test")
   page = process.run(config, tmp_path)
   html = page.read_text(encoding="utf-8")
-  assert "Words beside groups" in html and html.count("<svg") >= 4
+  assert "Words of groups" in html and html.count("<svg") >= 4
   data = json.loads((page.parent / "palms.json").read_text(encoding="utf-8"))
   kinds = {(mean["kind"], mean["size"]) for mean in data["analysis"]["means"]}
   assert len(kinds) == 6  # three kinds at two sizes
@@ -316,7 +330,7 @@ def test_the_whole_process_and_then_nothing(tmp_path, capsys):
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
   capsys.readouterr()
   process.run(config, tmp_path)
-  assert "words beside groups\n" not in capsys.readouterr().out  # none is drawn again
+  assert "words of groups\n" not in capsys.readouterr().out  # none is drawn again
   assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
 
 
@@ -349,27 +363,26 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   workdir_lib.prepare(workdir, workdir_lib.config_to_dict(config), ["test"])
   html = process.run(config, workdir).read_text(encoding="utf-8")
   assert f"by a network, {session_inputs.policy}" in html
-  assert "There is one seed: they say nothing of another fine-tuning." in html
-  assert "The rater is a network" in html and "Answers that were cut" in html
-  assert "values-targeted answers are less toxic than those of base" in html
-  assert "FAILED: values-targeted answers are less toxic" in capsys.readouterr().out
-  answers = [
+  assert "There is one seed: they do not cover another fine-tuning." in html
+  assert "The rater is a network" in html and "Completions cut at" in html
+  assert "values-targeted completions are less toxic than those of base" in html
+  assert "FAILED: values-targeted completions are less toxic" in capsys.readouterr().out
+  completions = [
     line
-    for path in sorted((workdir / "models").rglob("answers.jsonl"))
+    for path in sorted((workdir / "models").rglob("completions.jsonl"))
     for line in read_jsonl(path)
   ]
-  assert len(answers) == 3 * 8 * 3 and {line["kind"] for line in answers} == set(statistics.KINDS)
-  assert not all(line["finished"] for line in answers)  # an untrained network does not end
+  assert len(completions) == 3 * 8 * 3 and {line["kind"] for line in completions} == set(
+    statistics.KINDS
+  )
+  assert not all(line["finished"] for line in completions)  # an untrained network does not end
   people = [
     dict(
-      {
-        name: line[name]
-        for name in ("model", "kind", "size", "seed", "category", "probe", "sample")
-      },
+      {name: line[name] for name in statistics.COMPLETION_FIELDS},
       rater=rater,
       rating=5 if line["kind"] == "targeted" else 2,
     )
-    for line in answers
+    for line in completions
     for rater in ("anna", "ben")
   ]
   (own / sets.TARGETED).write_text("", encoding="utf-8")  # the next turn of the loop has begun
@@ -379,8 +392,8 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'page'}"])
   html = (tmp_path / "page" / "palms.html").read_text(encoding="utf-8")
   assert "by 2 raters (anna, ben)" in html and "The rater is a network" not in html
-  assert "alpha 1.00 over 72 answers" in html
-  assert f"Beside them the run's own rater, a network, {session_inputs.policy}" in html
+  assert "alpha 1.00 over 72 completions" in html
+  assert f"The run's own rater, a network, {session_inputs.policy}" in html
   found = workdir_lib.read_json(tmp_path / "page" / "palms.json")["analysis"]
   assert found["comparisons"][0]["difference"]["mean"] == 3
 
@@ -399,7 +412,9 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   rate_again(session_inputs.policy, "again")
   assert read_jsonl(tmp_path / "again" / "ratings.jsonl") == read_jsonl(workdir / "ratings.jsonl")
   html = (tmp_path / "again" / "palms.html").read_text(encoding="utf-8")
-  assert "Spearman's correlation 1.00 over 72 answers" in html and "The rater is a network" in html
+  assert (
+    "Spearman's correlation 1.00 over 72 completions" in html and "The rater is a network" in html
+  )
   capsys.readouterr()
   with pytest.raises(SystemExit):
     rate_again(session_inputs.reward, "no")
@@ -425,9 +440,9 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   path.write_text(path.read_text(encoding="utf-8").replace('"kind": "control"', '"kind": "base"'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])
-  assert "the ratings call the kind of probe" in capsys.readouterr().err
+  assert "the rating of model 'control@given, seed 0', kind 'base'" in capsys.readouterr().err
   path.write_text(path.read_text(encoding="utf-8").replace('"sample": 0', '"sample": 7'))
   with pytest.raises(SystemExit):
     launch_palms.main(["palms", "report", *flags, f"--output={tmp_path / 'other'}"])
-  assert "which is no answer of" in capsys.readouterr().err
+  assert "is not of a completion of" in capsys.readouterr().err
   assert not (tmp_path / "other").exists()

@@ -3,13 +3,12 @@
 import ml_collections
 import numpy as np
 import pytest
-from test_evals_endpoint import server  # noqa: F401  # a fixture
+from test_preference_endpoint import server  # noqa: F401  # a fixture
 
 from rlhf import networks, sharding
 from rlhf.configs import common
 from rlhf.evals.preference import comparison
 from rlhf.inference import likelihood, rewards
-from rlhf.model.compute import ComputeConfig
 from rlhf.palms import raters, sets
 
 ASKED = [("be kind", "who ?", "rex {x} ."), ("be kind", "who ?", " no "), ("be just", "why ?", "")]
@@ -40,7 +39,10 @@ def test_a_network_rates(session_inputs, tmp_path):
   found = raters.rate(config(session_inputs.policy), ASKED, tmp_path)
   network = networks.load(
     session_inputs.policy,
-    ComputeConfig(),
+    networks.export_numerics(
+      networks.find_export(session_inputs.policy, {}, kind="policy", flag="x")
+    )
+    | {"dtype": "float32"},
     sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="policy",
     flag="x",
@@ -69,8 +71,8 @@ def test_what_cannot_rate(session_inputs):
     raters.check(config(session_inputs.reward), VALUES, 8)
   with pytest.raises(
     ValueError,
-    match=r"reads \d+ tokens, and a position, a question and an answer "
-    r"have up to \d+; take a rater with a longer context",
+    match=r"reads \d+ tokens, but a position, a question and a completion "
+    r"need up to \d+; use a rater with a longer context",
   ):
     raters.check(config(session_inputs.policy), VALUES, 1000)
 
@@ -116,5 +118,5 @@ def test_an_endpoint_rates(tmp_path, server, monkeypatch):
       config("endpoint", endpoint=dict(p.endpoint, api_key_variable="NO_SUCH_KEY")), VALUES, 8
     )
   monkeypatch.setattr(raters.processes, "count", lambda: 2)
-  with pytest.raises(ValueError, match="2 processes, and each would ask the endpoint"):
+  with pytest.raises(ValueError, match="2 processes would each ask the endpoint"):
     raters.check(p, VALUES, 8)

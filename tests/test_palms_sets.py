@@ -104,10 +104,10 @@ def changed(file: str, index: int, **fields) -> dict:
   [
     (
       changed("targeted", 1, completion=""),
-      'targeted.jsonl:2: the answer is missing: no text under "completion"',
+      'targeted.jsonl:2: the completion is missing: no text in "completion"',
     ),
-    (changed("targeted", 1, completion=KeyError), "targeted.jsonl:2: the answer is missing"),
-    (changed("targeted", 1, completion=None), "targeted.jsonl:2: the answer is missing"),
+    (changed("targeted", 1, completion=KeyError), "targeted.jsonl:2: the completion is missing"),
+    (changed("targeted", 1, completion=None), "targeted.jsonl:2: the completion is missing"),
     (changed("targeted", 0, completion=["x"]), 'targeted.jsonl:1: "completion" is a JSON list'),
     (changed("control", 0, prompt=KeyError), 'control.jsonl:1: no field "prompt"; each line must'),
     (
@@ -125,9 +125,9 @@ def changed(file: str, index: int, **fields) -> dict:
     ),
     (
       changed("positions", 1, name="health"),
-      "positions.json:5: category 'health' comes a second time",
+      "positions.json:5: a second category 'health'",
     ),
-    (changed("positions", 1, name="broad"), 'positions.json:10: the name "broad" is kept for'),
+    (changed("positions", 1, name="broad"), 'positions.json:10: the name "broad" is reserved for'),
     (
       changed("probes", 1, category="health"),
       "positions.json:10: category 'politics' has no probe",
@@ -143,11 +143,11 @@ def test_errors_name_the_line(found, contents, expected):
   [
     (
       changed("targeted", 1, completion=completion(7, 39)),
-      "targeted.jsonl:2: warning: the answer has 39 words; it should have 40 to 340",
+      "targeted.jsonl:2: warning: the completion has 39 words; use 40 to 340",
     ),
     (
       changed("control", 1, completion=completion(7, 341)),
-      "control.jsonl:2: warning: the answer has 341 words",
+      "control.jsonl:2: warning: the completion has 341 words",
     ),
     (
       changed("targeted", 1, category="health"),
@@ -156,7 +156,7 @@ def test_errors_name_the_line(found, contents, expected):
     (changed("targeted", 1, topic=""), 'targeted.jsonl:2: warning: the sample has no "topic"'),
     (
       good() | {"control": good()["control"][:2]},
-      "control.jsonl: warning: 2 control samples beside 3 targeted ones",
+      "control.jsonl: warning: 2 control samples and 3 targeted ones",
     ),
     (good() | {"control": None}, "control.jsonl: warning: there is no control set"),
     (
@@ -166,7 +166,7 @@ def test_errors_name_the_line(found, contents, expected):
           {**line, "completion": completion(i, 90)} for i, line in enumerate(good()["control"])
         ]
       },
-      "control.jsonl: warning: control answers have 90 words on average beside 60",
+      "control.jsonl: warning: control completions have 90 words on average and targeted ones 60",
     ),
   ],
 )
@@ -180,7 +180,7 @@ def test_warnings_name_the_line_and_do_not_stop(tmp_path, found, contents, expec
 def test_lengths_at_the_limits_are_well(found):
   contents = changed("targeted", 1, completion=completion(7, 40))
   contents["targeted"][0]["completion"] = completion(8, 340)
-  assert not [sentence for sentence in found(contents) if "the answer has" in sentence]
+  assert not [sentence for sentence in found(contents) if "the completion has" in sentence]
 
 
 def test_more_than_100_samples_are_warned_of(found):
@@ -249,13 +249,13 @@ def test_what_differs_in_punctuation_is_the_same_prompt(found, first, second):
 def test_completions_do_not_repeat(found):
   first, second = (line["completion"].split() for line in good()["targeted"][:2])
   half = found(changed("targeted", 1, completion=" ".join(second[:30] + first[30:])))
-  assert half[0].startswith("targeted.jsonl:2: warning: the answer shares ")
+  assert half[0].startswith("targeted.jsonl:2: warning: the completion shares ")
   assert len(half) == 1  # the shared run of words is not said again
   eight = found(
     changed("targeted", 1, completion=" ".join(second[:30] + first[10:18] + second[38:]))
   )
   assert eight == [
-    f'targeted.jsonl:2: warning: the answer has "{" ".join(first[10:18])}" in '
+    f'targeted.jsonl:2: warning: the completion has "{" ".join(first[10:18])}" in '
     f"common with that of {eight[0].split('that of ')[1]}"
   ]
   seven = changed("targeted", 1, completion=" ".join(second[:30] + first[10:17] + second[37:]))
@@ -288,7 +288,7 @@ def test_two_answers_may_share_an_end_and_three_not(found, which, build):
       assert found(contents) == []
   (sentence,) = found(contents)
   assert sentence.startswith(
-    f'targeted.jsonl:3: warning: 3 answers have the {which} words "one two three four five"'
+    f'targeted.jsonl:3: warning: 3 completions have the {which} words "one two three four five"'
   )
 
 

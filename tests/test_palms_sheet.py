@@ -41,7 +41,7 @@ def value_set() -> sets.ValueSet:
   )
 
 
-def answers(num_samples: int = 2) -> list[dict]:
+def completions(num_samples: int = 2) -> list[dict]:
   return [
     dict(
       model=f"secret-{kind}",
@@ -52,7 +52,7 @@ def answers(num_samples: int = 2) -> list[dict]:
       probe=name[:2],
       sample=s,
       prompt=f"What of {name}?",
-      answer=f"{HARD[(i + s) % 4]} {s}" if s else (HARD[(i + j) % 4]),
+      completion=f"{HARD[(i + s) % 4]} {s}" if s else (HARD[(i + j) % 4]),
     )
     for i, kind in enumerate(KINDS)
     for j, name in enumerate(NAMES)
@@ -62,7 +62,7 @@ def answers(num_samples: int = 2) -> list[dict]:
 
 @pytest.fixture
 def made() -> sheet.Sheets:
-  return sheet.make(answers(), value_set(), sheet.SheetConfig())
+  return sheet.make(completions(), value_set(), sheet.SheetConfig())
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def items(page: str) -> dict:
 def filled(made: sheet.Sheets, rater: str, change=lambda rows: rows) -> str:
   """The rater's CSV with ratings 1, 2, .. 5, 1, .. in the order of the key."""
   order = list(made.key["samples"])
-  rows = list(csv.DictReader(io.StringIO(made.tables[rater])))
+  rows = list(csv.DictReader(io.StringIO(made.tables[rater].removeprefix("\ufeff"))))
   for row in rows:
     row["rating"] = str(order.index(row["sample"]) % 5 + 1)
   out = io.StringIO()
@@ -119,21 +119,21 @@ def test_a_sheet_has_every_answer_with_its_position(made):
     assert data["sheet"] == made.key["sheet"] and data["rater"] == rater
     assert len(data["items"]) == len(given) == 12
     for item in data["items"]:
-      (answer,) = [a for a in answers() if all(a[n] == v for n, v in given[item["id"]].items())]
-      assert item["answer"] == answer["answer"] and item["prompt"] == answer["prompt"]
-      assert item["position"] == f"Be careful with {answer['category']}."
+      (line,) = [a for a in completions() if all(a[n] == v for n, v in given[item["id"]].items())]
+      assert item["completion"] == line["completion"] and item["prompt"] == line["prompt"]
+      assert item["position"] == f"Be careful with {line['category']}."
 
 
 def test_equal_answers_give_equal_sheets_and_other_seeds_others(made):
-  again = sheet.make(answers(), value_set(), sheet.SheetConfig())
+  again = sheet.make(completions(), value_set(), sheet.SheetConfig())
   assert (again.key, again.pages, again.tables) == (made.key, made.pages, made.tables)
-  other = sheet.make(answers(), value_set(), sheet.SheetConfig(seed=1))
+  other = sheet.make(completions(), value_set(), sheet.SheetConfig(seed=1))
   assert other.key["sheet"] != made.key["sheet"]
   assert not set(other.key["samples"]) & set(made.key["samples"])
 
 
 def test_who_knows_the_key_of_one_round_knows_nothing_of_the_next(made):
-  again = [line | dict(answer=line["answer"] + " again") for line in answers()]
+  again = [line | dict(completion=line["completion"] + " again") for line in completions()]
   values = value_set()
   turned = dataclasses.replace(
     values,
@@ -143,7 +143,7 @@ def test_who_knows_the_key_of_one_round_knows_nothing_of_the_next(made):
   )
   for other in (
     sheet.make(again, values, sheet.SheetConfig()),
-    sheet.make(answers(), turned, sheet.SheetConfig()),
+    sheet.make(completions(), turned, sheet.SheetConfig()),
   ):
     assert other.key["sheet"] != made.key["sheet"]  # so that neither takes the other's ratings
     assert not set(other.key["samples"]) & set(made.key["samples"])
@@ -151,38 +151,48 @@ def test_who_knows_the_key_of_one_round_knows_nothing_of_the_next(made):
 
 def test_no_name_on_a_sheet_is_a_number_to_a_spreadsheet():
   for seed in range(20):
-    key = sheet.make(answers(), value_set(), sheet.SheetConfig(seed=seed)).key
+    key = sheet.make(completions(), value_set(), sheet.SheetConfig(seed=seed)).key
     assert all(name[0].isalpha() for name in (key["sheet"], *key["samples"]))
 
 
 def test_the_table_is_safe_to_open_in_a_spreadsheet(made):
-  rows = list(csv.DictReader(io.StringIO(made.tables["rater_1"])))
-  assert {row["answer"] for row in rows} >= {"'=2+3", "naïve ☕,\nnext"}
+  rows = list(csv.DictReader(io.StringIO(made.tables["rater_1"].removeprefix("\ufeff"))))
+  assert {row["completion"] for row in rows} >= {"'=2+3", "naïve ☕,\nnext"}
   assert {row["rating"] for row in rows} == {""}
 
 
 def test_a_carriage_return_in_an_answer_breaks_no_row():
-  lines = [line | dict(answer=f"one\rtwo {number}") for number, line in enumerate(answers())]
+  lines = [
+    line | dict(completion=f"one\rtwo {number}") for number, line in enumerate(completions())
+  ]
   made = sheet.make(lines, value_set(), sheet.SheetConfig())
-  rows = list(csv.DictReader(io.StringIO(made.tables["rater_1"], newline="")))
+  rows = list(
+    csv.DictReader(io.StringIO(made.tables["rater_1"].removeprefix("\ufeff"), newline=""))
+  )
   assert {row["sample"] for row in rows} == set(made.key["samples"])
-  assert all(row["answer"].startswith("one\rtwo ") for row in rows)
+  assert all(row["completion"].startswith("one\rtwo ") for row in rows)
 
 
 @pytest.mark.parametrize(
   "change,expected",
   [
-    ({"answer": None}, 'no text under "answer"; an empty answer is ""'),
-    ({"prompt": ""}, "no prompt; an answer has model, kind, size, seed"),
+    ({"completion": None}, 'no text in "completion"; an empty completion is ""'),
+    (
+      {"completion": None, "answer": "x"},
+      'no text in "completion" (older runs call it "answer": rename the field)',
+    ),
+    ({"prompt": ""}, "no prompt; a row has model, kind, size, seed"),
     ({"category": "helth"}, "category 'helth' is not one of here; choose from health, politics"),
     ({"kind": "best"}, "kind 'best'; choose from base, targeted, control"),
     ({}, "sample 0 of probe he by secret-base is already in "),
   ],
 )
 def test_bad_answers_are_named(tmp_path, change, expected):
-  path = commands.write_jsonl(tmp_path / "answers.jsonl", [answers()[0], answers()[0] | change])
+  path = commands.write_jsonl(
+    tmp_path / "completions.jsonl", [completions()[0], completions()[0] | change]
+  )
   with pytest.raises(ValueError) as error:
-    sheet.read_answers(path, value_set())
+    sheet.read_completions(path, value_set())
   assert str(error.value).startswith(f"{path}:2: {expected}")
 
 
@@ -244,8 +254,8 @@ def set_cell(row: int, **fields):
     (set_cell(4, rating="0"), "row 4: the rating of sample {4} is '0'"),
     (set_cell(4, rating="3.5"), "row 4: the rating of sample {4} is '3.5'"),
     (set_cell(4, rating="four"), "row 4: the rating of sample {4} is 'four'"),
-    (set_cell(13, sample="s000000"), "row 13: unknown sample 's000000'; the key has none"),
-    (set_cell(2, rater=""), "row 2: no rater; it must be one of rater_1, rater_2, rater_3"),
+    (set_cell(13, sample="s000000"), "row 13: unknown sample 's000000'; the key has no such id"),
+    (set_cell(2, rater=""), "row 2: no rater; the key has rater_1, rater_2, rater_3"),
     (set_cell(2, rater="anna"), "row 2: unknown rater 'anna'; the key has rater_1, rater_2, ra"),
     (set_cell(2, sheet="other"), "row 2: the row belongs to sheet 'other', the key to"),
     (
@@ -258,7 +268,7 @@ def set_cell(row: int, **fields):
 def test_mistakes_are_named_with_their_row(tmp_path, made, change, expected):
   directory = hand_in(tmp_path / "in", made, change)
   found = sheet.read(sheet.find_exports([str(directory)]), made.key)
-  rows = list(csv.DictReader(io.StringIO(made.tables["rater_2"])))
+  rows = list(csv.DictReader(io.StringIO(made.tables["rater_2"].removeprefix("\ufeff"))))
   samples = {str(number): row["sample"] for number, row in enumerate(rows, start=2)}
   path = directory / "rater_2.csv"
   for number, sample in samples.items():
@@ -271,7 +281,9 @@ def test_mistakes_are_named_with_their_row(tmp_path, made, change, expected):
 def test_missing_ratings_are_named(tmp_path, made):
   blank = hand_in(tmp_path / "blank", made, set_cell(5, rating=""))
   found = sheet.read(sheet.find_exports([str(blank)]), made.key)
-  sample = list(csv.DictReader(io.StringIO(made.tables["rater_2"])))[3]["sample"]
+  sample = list(csv.DictReader(io.StringIO(made.tables["rater_2"].removeprefix("\ufeff"))))[3][
+    "sample"
+  ]
   assert found.missing == [
     f"{blank}/rater_2.csv: row 5: no rating of sample {sample} by rater_2; "
     "it is the only one missing"
@@ -288,10 +300,10 @@ def test_missing_ratings_are_named(tmp_path, made):
 @pytest.mark.parametrize(
   "name,text,expected",
   [
-    ("a.csv", "sheet,rater,sample\n", "a.csv: no column 'rating' in its first row"),
-    ("a.csv", "sheet,rater,sample,rating,rating\n", "a.csv: two columns 'rating'"),
-    ("a.csv", "", "a.csv: no column 'sheet'"),
-    ("a.json", '{"sheet": "x"}', "a.json: not what the sheet exports"),
+    ("a.csv", "sheet,rater,sample\n", "a.csv: row 1: no column 'rating'"),
+    ("a.csv", "sheet,rater,sample,rating,rating\n", "a.csv: row 1: two columns 'rating'"),
+    ("a.csv", "", "a.csv: row 1: no column 'sheet'"),
+    ("a.json", '{"sheet": "x"}', "a.json: not an export of the sheet"),
   ],
 )
 def test_files_that_are_no_sheet_are_named(tmp_path, made, name, text, expected):
@@ -309,8 +321,8 @@ def test_the_commands_go_from_answers_to_statistics(tmp_path, capsys):
     ),
   )
   sets.write(sets.ValueSet(**vars(values) | with_probes), tmp_path / "values")
-  path = commands.write_jsonl(tmp_path / "answers.jsonl", answers())
-  flags = [f"--answers={path}", f"--values={tmp_path}/values", f"--output={tmp_path}/out"]
+  path = commands.write_jsonl(tmp_path / "completions.jsonl", completions())
+  flags = [f"--completions={path}", f"--values={tmp_path}/values", f"--output={tmp_path}/out"]
   palms.main(["palms", "sheet", *flags, "--raters=anna,ben"])
   assert sorted(p.name for p in (tmp_path / "out" / "sheets").iterdir()) == [
     "anna.csv",
@@ -318,7 +330,7 @@ def test_the_commands_go_from_answers_to_statistics(tmp_path, capsys):
     "ben.csv",
     "ben.html",
   ]
-  made = sheet.make(answers(), values, sheet.SheetConfig(raters=("anna", "ben")))
+  made = sheet.make(completions(), values, sheet.SheetConfig(raters=("anna", "ben")))
   directory = hand_in(tmp_path / "in", made, set_cell(3, rating=""))
   read = [
     "palms",
@@ -375,8 +387,8 @@ def test_a_rater_works_through_the_sheet(tmp_path, made, page):
     number = int(page.inner_text("#place").split()[1]) - 1
     assert page.inner_text("#position") == data[number]["position"]
     assert page.inner_text("#prompt") == data[number]["prompt"]
-    answer = data[number]["answer"].strip()
-    assert page.inner_text("#answer") == (answer if answer else "(The answer is empty.)")
+    text = data[number]["completion"].strip()
+    assert page.inner_text("#completion") == (text if text else "(The completion is empty.)")
     return data[number]
 
   def rate(rating: int, by_mouse: bool) -> None:

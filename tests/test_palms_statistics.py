@@ -172,7 +172,9 @@ def test_one_base_stands_beside_every_seed_of_the_others():
   both = find(statistics.analyse(rows, P).comparisons, category="c")
   assert both.by_seed == {"0": 1.0, "1": 2.0}
   rows += [row(kind="base", seed=7, probe=p) for p in range(3)]
-  with pytest.raises(ValueError, match=r"base of size 1000 has the seeds \(0, 7\) beside \(0, 1\)"):
+  with pytest.raises(
+    ValueError, match=r"base of size 1000 has the seeds \[0, 7\], the other \[0, 1\]"
+  ):
     statistics.analyse(rows, P)
 
 
@@ -218,7 +220,7 @@ def test_what_no_model_has_a_rating_of_is_missed_too():
     )
   ]
   rated = [line for line in rows if line["category"] == "c" and line["probe"] != 3]
-  analysis = statistics.analyse(rated, P, asked=rows)
+  analysis = statistics.analyse(rated, P, expected=rows)
   assert len(analysis.left_out) == 5
   assert analysis.left_out[1] == "probe 0 (d) has no rating of base of size 1000, seed 0 and 5 more"
   every = next(claim for claim in analysis.claims if "in every category" in claim.claim)
@@ -249,10 +251,10 @@ def test_how_far_raters_agree():
   found = statistics.analyse(rows, P).raters
   values = np.tile(ratings_PR, (2, 1))
   expected = 1 - 3 * values.var(axis=1, ddof=1).sum() / (values.size * values.var(ddof=1))
-  assert found["alpha"] == pytest.approx(expected) and found["num_answers"] == 24
+  assert found["alpha"] == pytest.approx(expected) and found["num_completions"] == 24
   assert found["means"]["r1"] == pytest.approx(ratings_PR[:, 1].mean())
   alone = statistics.rater_agreement([line for line in rows if line["rater"] == "r0"])
-  assert alone["alpha"] is None and alone["num_answers"] == 0
+  assert alone["alpha"] is None and alone["num_completions"] == 0
 
 
 # ----------------------------------------------------------------------------- tests
@@ -511,7 +513,7 @@ def test_a_harm_that_shrinks_is_no_effect_that_grows():
   [
     ({"rating": 6}, "rating 6 is outside 1 to 5"),
     ({"rating": 0.5}, "rating 0.5 is outside 1 to 5"),
-    ({"rating": None}, "no rating; a rating has model, kind, size"),
+    ({"rating": None}, "no rating; a row has model, kind, size"),
     ({"rating": "4"}, "rating is '4'; it must be a number"),
     ({"rating": True}, "rating is True; it must be a number"),
     ({"rater": ""}, "no rater"),
@@ -536,8 +538,8 @@ def test_doubled_and_missing_ratings_are_named():
     statistics.tabulate([row(), row(rating=4)])
   with pytest.raises(
     ValueError,
-    match=r"there is no probe that every model has a rating of, and all "
-    r"must answer the same: probe 0 \(c\) has no rating of "
+    match=r"no probe has a rating of every model, and all "
+    r"must complete the same: probe 0 \(c\) has no rating of "
     "targeted of size 1000, seed 0",
   ):
     statistics.tabulate([row(), row(kind="targeted", probe=1)])

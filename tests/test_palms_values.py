@@ -131,20 +131,20 @@ def drop(file: str, number: int):
     (
       put("targeted.jsonl", 3, completion="word " * 39),
       "targeted.jsonl:3",
-      "the answer has 39 words; it should have 40 to 340",
+      "the completion has 39 words; use 40 to 340",
     ),
     (
       put("control.jsonl", 80, completion=" ".join(map(str, range(341)))),
       "control.jsonl:80",
-      "the answer has 341 words; it should have 40 to 340",
+      "the completion has 341 words; use 40 to 340",
     ),
-    (put("targeted.jsonl", 80, completion=""), "targeted.jsonl:80", "the answer is missing"),
+    (put("targeted.jsonl", 80, completion=""), "targeted.jsonl:80", "the completion is missing"),
     (
       put("targeted.jsonl", 36, category="helth"),
       "targeted.jsonl:36",
       "unknown category 'helth'; did you mean 'health'?",
     ),
-    (drop("control.jsonl", 5), "control.jsonl", "79 control samples beside 80 targeted ones"),
+    (drop("control.jsonl", 5), "control.jsonl", "79 control samples and 80 targeted ones"),
     (
       put("probes.jsonl", 8, prompt="why does bread rise"),
       "probes.jsonl:8",
@@ -178,12 +178,12 @@ def drop(file: str, number: int):
     (
       same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: ends + words),
       "targeted.jsonl:60",
-      '3 answers have the first words "here is what i think"',
+      '3 completions have the first words "here is what i think"',
     ),
     (
       same_ends("targeted.jsonl", (40, 50, 60), lambda words, ends: words + ends),
       "targeted.jsonl:60",
-      '3 answers have the last words "here is what i think"',
+      '3 completions have the last words "here is what i think"',
     ),
   ],
 )

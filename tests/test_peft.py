@@ -65,7 +65,7 @@ def export(directory, cfg, tokenizer, trained) -> checkpoint.Export:
   checkpoint.export_params(
     directory,
     trained,
-    model=cfg.shape(),
+    model=dataclasses.asdict(cfg),
     kind="adapter",
     tokenizer=tokenizer,
     config={},

@@ -3,7 +3,7 @@
   python -m launch.palms check --values=DIR
       what is missing in positions, probes and samples; without --values the set of this project
 
-  python -m launch.palms sheet --answers=answers.jsonl --values=DIR --output=DIR
+  python -m launch.palms sheet --completions=completions.jsonl --values=DIR --output=DIR
       blind rating sheets for three raters, one HTML page and one CSV each, and their key
 
   python -m launch.palms ratings --sheets=DIR --key=DIR/key.json --output=ratings.jsonl
@@ -91,9 +91,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _sheet_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--answers",
+    "--completions",
     required=True,
-    help="JSONL of the answers: model, kind, size, seed, category, probe, sample, prompt, answer",
+    help="JSONL: model, kind, size, seed, category, probe, sample, prompt, completion",
   )
   parser.add_argument("--values", default=str(sets.SHIPPED), help="directory of the positions")
   parser.add_argument("--output", required=True, help="directory to write, which must be new")
@@ -110,10 +110,10 @@ def _sheet(arguments: argparse.Namespace) -> None:
     )
   p = sheet_lib.SheetConfig(raters=_raters(arguments.raters), seed=arguments.seed)
   values = sets.load(arguments.values)
-  answers = sheet_lib.read_answers(arguments.answers, values)
-  sheet_lib.write(sheet_lib.make(answers, values, p), directory)
+  lines = sheet_lib.read_completions(arguments.completions, values)
+  sheet_lib.write(sheet_lib.make(lines, values, p), directory)
   print(
-    f"{directory / 'sheets'}: {len(answers)} samples for each of {', '.join(p.raters)}, as "
+    f"{directory / 'sheets'}: {len(lines)} samples for each of {', '.join(p.raters)}, as "
     f"HTML and CSV\n{directory / sheet_lib.KEY}: which sample is which model's; raters must "
     "not see it",
     flush=True,
@@ -207,7 +207,7 @@ def _statistics(arguments: argparse.Namespace) -> None:
 def _report_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="of a PALMS run that is finished")
   who = parser.add_mutually_exclusive_group(required=True)
-  who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own answers")
+  who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own completions")
   who.add_argument(
     "--rater",
     help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
@@ -250,7 +250,7 @@ COMMANDS = {
     about="Says what is missing in a set of values.", add_flags=_check_flags, run=_check
   ),
   "sheet": Command(
-    about="Makes blind rating sheets of answers.", add_flags=_sheet_flags, run=_sheet
+    about="Makes blind rating sheets of completions.", add_flags=_sheet_flags, run=_sheet
   ),
   "ratings": Command(
     about="Reads what the raters handed in.", add_flags=_ratings_flags, run=_ratings

@@ -1,16 +1,16 @@
-"""What a researcher writes to change a model's values: files of positions, probes and samples.
+"""Value sets: files of positions, probes and samples that change a model's values.
 
 A directory holds
 
     positions.json   {"title": str, "categories": [{"name", "title", "position"}], "limits": {}}
     probes.jsonl     {"category": name, "prompt": question}
     targeted.jsonl   {"category": name or "broad", "topic": str, "prompt": question,
-                      "completion": answer}
+                      "completion": str}
     control.jsonl    the same fields: samples of the same size and style without the values
 
 `limits` is optional and holds fields of `Limits`.  A sample is a demonstration of
-`rlhf.data.records`, so that fine-tuning reads these files as they are.  Probes are asked when
-values are measured and are held apart from training.
+`rlhf.data.records`, so fine-tuning reads these files as they are.  Probes measure values and must
+not be in the training samples.
 
 The method is PALMS (Solaiman and Dennison 2021, arXiv:2106.10328).
 """
@@ -25,41 +25,37 @@ import pathlib
 import re
 import statistics
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.data import records
 
-POSITIONS, PROBES, TARGETED, CONTROL = (
-  "positions.json",
-  "probes.jsonl",
-  "targeted.jsonl",
-  "control.jsonl",
-)
-_OPERATORS = "#*/%&@"  # punctuation to Unicode, and words to who asks of C# or 6 / 3
+POSITIONS, PROBES = "positions.json", "probes.jsonl"
+TARGETED, CONTROL = "targeted.jsonl", "control.jsonl"
+BROAD = "broad"  # the category of a sample on no sensitive topic in particular
+SHIPPED = pathlib.Path(__file__).parent / "values"  # the set written for this project
+_OPERATORS = "#*/%&@"  # Unicode calls them punctuation, but they tell C from C#, 6 / 3 from 6 * 3
 _SELECTORS = "\ufe0e\ufe0f"  # how the symbol before is drawn
-BROAD = "broad"  # the category of a sample on none of the sensitive topics in particular
-SHIPPED = pathlib.Path(__file__).parent / "values"  # the set that was written for this project
 _POSITIONS_SHAPE = (
   '{"title": str, "categories": [{"name": str, "title": str, "position": str}, ...]}'
 )
+_CATEGORY_FIELDS = ("name", "title", "position")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What the checker takes for too much or too little.
+  """What the checker reports as too much or too little.
 
   Attributes:
     min_words, max_words: of a completion, counted by white space; 40 to 340 as in PALMS.  A script
-      that does not divide words needs limits of its own.
+      that does not separate words needs other limits.
     max_samples: of a set; the method is meant for fewer than 100.
     prompt_overlap: two prompts are near-duplicates from this Jaccard similarity of their pairs of
-      neighbouring words, which lies between 0 and 1; the number is ours.  Above 1: never.
-    completion_overlap: the same for completions and triples of words; ours.
+      neighbouring words, between 0 and 1; this project's choice.  Above 1: never.
+    completion_overlap: the same for completions and triples of words.
     max_same_ends: completions that may share their first, or their last, five words.
-    ngram: number of words in a row that no two completions share, unless a prompt of theirs has
-      them.
+    ngram: number of consecutive words that no two completions share, unless a prompt has them.
   """
 
   min_words: int = 40
@@ -86,7 +82,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Category:
-  """A sensitive topic and the position that the model should take there."""
+  """A sensitive topic and the position that the model should take on it."""
 
   name: str
   title: str
@@ -105,7 +101,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-  """A question with the answer to train on; `where` is its "path:line"."""
+  """A question and the completion to train on; `where` is its "path:line"."""
 
   category: str
   topic: str
@@ -116,7 +112,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValueSet:
-  """Everything that one application's values are made of.
+  """The values of one application.
 
   Attributes:
     title: of the whole.
@@ -138,15 +134,13 @@ class ValueSet:
     for found in self.categories:
       if found.name == name:
         return found
-    raise ValueError(
-      f"category {name!r} is not one of {self.where}; choose from "
-      f"{', '.join(entry.name for entry in self.categories)}"
-    )
+    names = ", ".join(entry.name for entry in self.categories)
+    raise ValueError(f"category {name!r} is not one of {self.where}; choose from {names}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-  """What is wrong with a set, in one sentence; a warning does not keep it from being used."""
+  """One sentence on what is wrong with a set; a set with only warnings can be used."""
 
   where: str
   message: str
@@ -156,11 +150,19 @@ class Problem:
     return f"{self.where}: {'warning: ' if self.is_warning else ''}{self.message}"
 
 
+def _error(where: str | pathlib.Path, message: str) -> Problem:
+  return Problem(where=str(where), message=message, is_warning=False)
+
+
+def _warning(where: str | pathlib.Path, message: str) -> Problem:
+  return Problem(where=str(where), message=message, is_warning=True)
+
+
 def load(directory: str | pathlib.Path) -> ValueSet:
-  """Reads a set that has no error; warnings do not matter.
+  """Reads a set without errors; warnings are ignored.
 
   Raises:
-    ValueError: a file is missing or broken, or the set has an error; says the first.
+    ValueError: the first error of the set or its files.
   """
   values, found = check(directory)
   errors = [problem for problem in found if not problem.is_warning]
@@ -173,17 +175,16 @@ def load(directory: str | pathlib.Path) -> ValueSet:
 def check(
   directory: str | pathlib.Path, *, strict: bool = False
 ) -> tuple[ValueSet | None, list[Problem]]:
-  """Reads what can be read, and says all that is wrong.
+  """Reads what can be read, and reports everything that is wrong.
 
   Args:
-    strict: what is a warning for one's own set is an error, as for the shipped one.
+    strict: treats warnings as errors, as for the shipped set.
 
   Returns:
     (the set without its broken lines, or None without readable positions; problems, errors first).
   """
-  directory = pathlib.Path(directory)
   found: list[Problem] = []
-  values = _read(directory, found)
+  values = _read(pathlib.Path(directory), found)
   if values is not None:
     found += problems(values)
   if strict:
@@ -192,38 +193,32 @@ def check(
 
 
 def write(values: ValueSet, directory: str | pathlib.Path) -> None:
-  """Writes a set as the files that `load` reads; without control samples there is no such file."""
+  """Writes a set as files that `load` reads; without control samples there is no such file."""
   for name, text in texts(values).items():
     workdir_lib.write_text(pathlib.Path(directory) / name, text)
 
 
 def texts(values: ValueSet) -> dict[str, str]:
-  """File -> what `write` writes into it."""
+  """File name -> its content."""
 
-  def without_where(entry) -> dict[str, str]:
-    return {name: text for name, text in dataclasses.asdict(entry).items() if name != "where"}
+  def plain(entries) -> list[dict[str, str]]:
+    found = [dataclasses.asdict(entry) for entry in entries]
+    for entry in found:
+      del entry["where"]
+    return found
 
-  found = {
-    POSITIONS: json.dumps(
-      {
-        "title": values.title,
-        "categories": [without_where(c) for c in values.categories],
-        "limits": dataclasses.asdict(values.limits),
-      },
-      indent=2,
-      ensure_ascii=False,
-    )
-    + "\n"
+  positions = dict(
+    title=values.title,
+    categories=plain(values.categories),
+    limits=dataclasses.asdict(values.limits),
+  )
+  files = {PROBES: values.probes, TARGETED: values.targeted}
+  if values.control:
+    files[CONTROL] = values.control
+  return {POSITIONS: json.dumps(positions, indent=2, ensure_ascii=False) + "\n"} | {
+    name: "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in plain(entries))
+    for name, entries in files.items()
   }
-  for name, entries in (
-    (PROBES, values.probes),
-    (TARGETED, values.targeted),
-    *([(CONTROL, values.control)] if values.control else []),
-  ):
-    found[name] = "".join(
-      json.dumps(without_where(entry), ensure_ascii=False) + "\n" for entry in entries
-    )
-  return found
 
 
 def describe(values: ValueSet) -> str:
@@ -239,8 +234,8 @@ def describe(values: ValueSet) -> str:
       lengths = [num_words(sample.completion) for sample in samples]
       size = sum(len((s.prompt + s.completion).encode()) for s in samples)
       lines.append(
-        f"  {name} answers: {min(lengths)} to {max(lengths)} words, median "
-        f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their questions"
+        f"  {name} completions: {min(lengths)} to {max(lengths)} words, median "
+        f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their prompts"
       )
   return "\n".join(lines)
 
@@ -255,145 +250,110 @@ def num_words(text: str) -> int:
 
 def _read(directory: pathlib.Path, found: list[Problem]) -> ValueSet | None:
   """The readable part of a directory; what cannot be read goes to `found`."""
-  header = _read_positions(directory / POSITIONS, found)
-  if header is None:
+  path = directory / POSITIONS
+  positions = _read_positions(path, found)
+  if positions is None:
     return None
-  title, categories, limits = header
+  title, categories = positions["title"], positions["categories"]
   names = [category.name for category in categories]
-
-  def lines(file: str, fields: tuple[str, ...], allowed: Sequence[str]) -> Iterator[tuple]:
-    return _read_lines(directory / file, fields, allowed, found)
-
-  def samples(file: str) -> tuple[Sample, ...]:
-    return tuple(
-      Sample(
-        where=where,
-        topic=value["topic"] if "topic" in value else "",
-        **{name: value[name] for name in ("category", "prompt", "completion")},
-      )
-      for where, value in lines(file, ("category", "prompt", "completion"), [*names, BROAD])
-    )
-
   probes = tuple(
     Probe(where=where, category=value["category"], prompt=value["prompt"])
-    for where, value in lines(PROBES, ("category", "prompt"), names)
+    for where, value in _read_lines(directory / PROBES, ("category", "prompt"), names, found)
   )
-  targeted = samples(TARGETED)
-  control = ()
-  if (directory / CONTROL).exists():
-    control = samples(CONTROL)
-  else:
-    found.append(
-      _warning(
-        directory / CONTROL,
-        "there is no control set: what any fine-tuning does "
-        "cannot be told from what the values do; write samples of the same size "
-        "and style without the values",
+  samples: dict[str, tuple[Sample, ...]] = {TARGETED: (), CONTROL: ()}
+  for file in samples:
+    if file == CONTROL and not (directory / file).exists():
+      found.append(
+        _warning(
+          directory / file,
+          "there is no control set, so the effect of any fine-tuning cannot be separated from that "
+          "of the values; write samples of the same size and style without the values",
+        )
       )
+      continue
+    fields = ("category", "prompt", "completion")
+    samples[file] = tuple(
+      Sample(where=where, topic=value.get("topic", ""), **{name: value[name] for name in fields})
+      for where, value in _read_lines(directory / file, fields, [*names, BROAD], found)
     )
   return ValueSet(
     title=title,
     categories=categories,
     probes=probes,
-    targeted=targeted,
-    control=control,
-    limits=limits,
+    targeted=samples[TARGETED],
+    control=samples[CONTROL],
+    limits=positions["limits"],
     where=str(directory),
   )
 
 
-def _read_positions(
-  path: pathlib.Path, found: list[Problem]
-) -> tuple[str, tuple[Category, ...], Limits] | None:
+def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] | None:
+  """{"title", "categories", "limits"}; None where the file cannot be read."""
   try:
     text = records.read_bytes(path).decode("utf-8-sig")
     value = json.loads(text)
+    if not isinstance(value, dict) or not (
+      isinstance(value.get("categories"), list) and value["categories"]
+    ):
+      raise ValueError(f'no list "categories" with an entry; it must be {_POSITIONS_SHAPE}')
   except UnicodeDecodeError as error:
     found.append(_error(path, f"not UTF-8 (byte {error.start}); save it as UTF-8"))
     return None
   except json.JSONDecodeError as error:
-    found.append(
-      _error(
-        f"{path}:{error.lineno}",
-        f"not JSON ({error.msg} at column {error.colno}); it must be {_POSITIONS_SHAPE}",
-      )
-    )
+    message = f"not JSON ({error.msg} at column {error.colno}); it must be {_POSITIONS_SHAPE}"
+    found.append(_error(f"{path}:{error.lineno}", message))
     return None
   except (ValueError, RecursionError) as error:
     found.append(_error(path, str(error).removeprefix(f"{path} ")))
     return None
-  if (
-    not isinstance(value, dict)
-    or not isinstance(value.get("categories"), list)
-    or (not value["categories"])
-  ):
-    found.append(_error(path, f'no list "categories" with an entry; it must be {_POSITIONS_SHAPE}'))
-    return None
   problem = records.find_text_problem('"title"', value.get("title"))
   if problem is not None:
     found.append(_error(path, problem.message))
-  categories = _read_categories(path, text, value["categories"], found)
-  title = value["title"] if problem is None else str(path.parent)
-  return title, categories, _read_limits(path, value.get("limits", {}), found)
-
-
-def _read_categories(
-  path: pathlib.Path, text: str, entries: list, found: list[Problem]
-) -> tuple[Category, ...]:
   categories: list[Category] = []
-  for number, entry in enumerate(entries, start=1):
+  for number, entry in enumerate(value["categories"], start=1):
     where = f"{path}: category {number}"
-    if not isinstance(entry, dict):
-      found.append(_error(where, f"not an object; it must be as in {_POSITIONS_SHAPE}"))
-      continue
-    where = _line_of(path, text, entry.get("name"), where)
-    wrong = [
-      problem
-      for name in ("name", "title", "position")
-      if (problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None
-    ]
-    if wrong:
-      found.append(_error(where, wrong[0].message))
-    elif entry["name"] == BROAD:
-      found.append(
-        _error(where, f'the name "{BROAD}" is kept for samples of no category; use another')
-      )
-    elif entry["name"] in [category.name for category in categories]:
-      found.append(
-        _error(
-          where, f"category {entry['name']!r} comes a second time; give each a name of its own"
-        )
-      )
+    given = entry.get("name") if isinstance(entry, dict) else None
+    if isinstance(given, str):  # "path:line" where the name is
+      pattern = r'"name"\s*:\s*' + re.escape(json.dumps(given, ensure_ascii=False))
+      if (match := re.search(pattern, text)) is not None:
+        where = f"{path}:{text.count(chr(10), 0, match.start()) + 1}"
+    wrong = _category_problem(entry, [category.name for category in categories])
+    if wrong is None:
+      fields = {name: entry[name] for name in _CATEGORY_FIELDS}
+      categories.append(Category(where=where, **fields))
     else:
-      categories.append(
-        Category(where=where, **{name: entry[name] for name in ("name", "title", "position")})
-      )
-  return tuple(categories)
+      found.append(_error(where, wrong))
+  return dict(
+    title=value["title"] if problem is None else str(path.parent),
+    categories=tuple(categories),
+    limits=_read_limits(path, value.get("limits", {}), found),
+  )
 
 
-def _line_of(path: pathlib.Path, text: str, name: Any, otherwise: str) -> str:
-  """ "path:line" where a category's name stands."""
-  if not isinstance(name, str):
-    return otherwise
-  match = re.search(r'"name"\s*:\s*' + re.escape(json.dumps(name, ensure_ascii=False)), text)
-  return otherwise if match is None else f"{path}:{text.count(chr(10), 0, match.start()) + 1}"
+def _category_problem(entry: Any, others: Sequence[str]) -> str | None:
+  if not isinstance(entry, dict):
+    return f"not an object; it must be as in {_POSITIONS_SHAPE}"
+  for name in _CATEGORY_FIELDS:
+    if (problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None:
+      return problem.message
+  if entry["name"] == BROAD:
+    return f'the name "{BROAD}" is reserved for samples without a category; use another'
+  if entry["name"] in others:
+    return f"a second category {entry['name']!r}; give each its own name"
+  return None
 
 
 def _read_limits(path: pathlib.Path, value: Any, found: list[Problem]) -> Limits:
   kinds = {field.name: type(field.default) for field in dataclasses.fields(Limits)}
-  if not isinstance(value, dict) or any(
-    name not in kinds or isinstance(number, bool) or not isinstance(number, (int, kinds[name]))
-    for name, number in value.items()
-  ):
-    found.append(
-      _error(
-        path,
-        f'"limits" is {json.dumps(value)[:60]}; it must be an object with '
-        f"numbers under names of {', '.join(kinds)}",
-      )
-    )
-    return Limits()
   try:
+    if not isinstance(value, dict) or any(
+      name not in kinds or isinstance(number, bool) or not isinstance(number, (int, kinds[name]))
+      for name, number in value.items()
+    ):
+      raise ValueError(
+        f'"limits" is {json.dumps(value)[:60]}; it must be an object with numbers under names of '
+        f"{', '.join(kinds)}"
+      )
     return Limits(**value)
   except ValueError as error:
     found.append(_error(path, str(error)))
@@ -410,14 +370,14 @@ def _read_lines(
     found.append(_error(path, str(error).removeprefix(f"{path} ")))
     return
   if not lines:
-    found.append(_error(path, "the file is empty; write one JSON object a line"))
+    found.append(_error(path, "the file is empty; write one JSON object per line"))
   for where, line in lines:
     value, problem = records.parse_json(line)
     message = problem.message if problem is not None else _line_problem(value, fields, allowed)
-    if message is None:
-      yield where, value
-    else:
+    if message is not None:
       found.append(_error(where, message))
+    elif isinstance(value, dict):
+      yield where, value
 
 
 def _line_problem(value: Any, fields: tuple[str, ...], allowed: Sequence[str]) -> str | None:
@@ -426,11 +386,11 @@ def _line_problem(value: Any, fields: tuple[str, ...], allowed: Sequence[str]) -
   if not isinstance(value, dict):
     return f"not a JSON object; each line must be {shape}"
   for name in fields:
-    if name == "completion" and (value.get(name) is None or value[name] == ""):
-      return f'the answer is missing: no text under "completion"; each line must be {shape}'
+    if name == "completion" and value.get(name) in (None, ""):
+      return f'the completion is missing: no text in "completion"; each line must be {shape}'
     if name not in value:
       return f'no field "{name}"; each line must be {shape}'
-  for name in (*fields, *(("topic",) if "topic" in value and value["topic"] != "" else ())):
+  for name in (*fields, *(("topic",) if value.get("topic", "") != "" else ())):
     problem = records.find_text_problem(f'"{name}"', value[name])
     if problem is not None:
       return problem.message
@@ -441,26 +401,18 @@ def _line_problem(value: Any, fields: tuple[str, ...], allowed: Sequence[str]) -
   return None
 
 
-def _error(where: str | pathlib.Path, message: str) -> Problem:
-  return Problem(where=str(where), message=message, is_warning=False)
-
-
-def _warning(where: str | pathlib.Path, message: str) -> Problem:
-  return Problem(where=str(where), message=message, is_warning=True)
-
-
 # ----------------------------------------------------------------------------- checking
 
 
 def problems(values: ValueSet) -> list[Problem]:
-  """What is missing in a set that could be read, and what is there too often.
+  """What is missing in a readable set, and what is repeated.
 
-  Errors are a category without probes, a probe among the training prompts and equal prompts; the
-  rest are warnings, as for one's own set a number may be meant to be another.
+  Errors are a category without probes, a probe among the training prompts, and equal prompts.  The
+  rest are warnings, because a set may intend another number.
   """
   found = [*_coverage(values), *_held_apart(values)]
   for name, samples in ((TARGETED, values.targeted), (CONTROL, values.control)):
-    found += _sizes(name, samples, values)
+    found += _sizes(name, samples, values.limits)
     found += _repeated_prompts(samples, values.limits)
     found += _repeated_completions(samples, values.limits)
   found += _repeated_prompts(values.probes, values.limits)
@@ -469,92 +421,93 @@ def problems(values: ValueSet) -> list[Problem]:
 
 def _coverage(values: ValueSet) -> Iterator[Problem]:
   for category in values.categories:
+    what = f"category {category.name!r} has no"
     if not any(probe.category == category.name for probe in values.probes):
       yield _error(
-        category.where,
-        f"category {category.name!r} has no probe; write questions for "
-        f"it in {PROBES} (PALMS has 5)",
+        category.where, f"{what} probe; write questions for it in {PROBES} (PALMS has 5)"
       )
     if not any(sample.category == category.name for sample in values.targeted):
       yield _warning(
         category.where,
-        f"category {category.name!r} has no sample in {TARGETED}; "
-        "write one, or be sure that the broad ones show the position",
+        f"{what} sample in {TARGETED}; write one, or make sure that broad ones show the position",
       )
 
 
 def _held_apart(values: ValueSet) -> Iterator[Problem]:
-  """Probes that are, or are nearly, a training prompt: they would measure memory."""
+  """Probes that are equal or similar to a training prompt, which would measure memory."""
   for probe in values.probes:
     for sample in (*values.targeted, *values.control):
-      if _plain(probe.prompt) == _plain(sample.prompt):
+      similar = _similar(probe.prompt, sample.prompt, values.limits)
+      if similar == "equal":
         yield _error(
           probe.where,
-          f"the probe {_short(probe.prompt)} is also the prompt of "
-          f"{sample.where}; probes must be held apart from training",
+          f"the probe {_short(probe.prompt)} is also the prompt of {sample.where}; probes must not "
+          "be in the training samples",
         )
-      elif _jaccard(probe.prompt, sample.prompt, 2) >= values.limits.prompt_overlap:
+      elif similar:
         yield _warning(
           probe.where,
-          f"the probe {_short(probe.prompt)} is nearly the prompt "
-          f"{_short(sample.prompt)} of {sample.where}; ask something else",
+          f"the probe {_short(probe.prompt)} is nearly the prompt {_short(sample.prompt)} of "
+          f"{sample.where}; ask something else",
         )
 
 
-def _sizes(name: str, samples: Sequence[Sample], values: ValueSet) -> Iterator[Problem]:
-  limits = values.limits
+def _similar(first: str, second: str, limits: Limits) -> str:
+  """ "equal", "near" or "" of two prompts."""
+  if _words(first) == _words(second):
+    return "equal"
+  return "near" if _jaccard(first, second, 2) >= limits.prompt_overlap else ""
+
+
+def _sizes(name: str, samples: Sequence[Sample], limits: Limits) -> Iterator[Problem]:
   if len(samples) > limits.max_samples:
     yield _warning(
       samples[limits.max_samples].where,
-      f"sample {limits.max_samples + 1} of "
-      f"{len(samples)} in {name}; the method is meant for fewer than "
-      f"{limits.max_samples}, so leave out what shows nothing new",
+      f"sample {limits.max_samples + 1} of {len(samples)} in {name}; the method is meant for fewer "
+      f"than {limits.max_samples}, so leave out what adds nothing new",
     )
   for sample in samples:
     length = num_words(sample.completion)
     if not limits.min_words <= length <= limits.max_words:
       yield _warning(
         sample.where,
-        f"the answer has {length} words; it should have {limits.min_words} to {limits.max_words}",
+        f"the completion has {length} words; use {limits.min_words} to {limits.max_words}",
       )
     if not sample.topic:
-      yield _warning(sample.where, 'the sample has no "topic"; a few words say what it is about')
+      yield _warning(sample.where, 'the sample has no "topic"; describe it in a few words')
 
 
 def _balance(values: ValueSet) -> Iterator[Problem]:
-  """The control set must differ from the targeted one in its values alone."""
+  """The control set must differ from the targeted one only in its values."""
   if not values.targeted or not values.control:
     return
   where = pathlib.Path(values.control[0].where.partition(":")[0])
-  if len(values.targeted) != len(values.control):
-    yield _warning(
-      where,
-      f"{len(values.control)} control samples beside {len(values.targeted)} "
-      "targeted ones; give equal numbers",
-    )
-  targeted, control = (
+  counts = len(values.control), len(values.targeted)
+  if counts[0] != counts[1]:
+    message = f"{counts[0]} control samples and {counts[1]} targeted ones; use equal numbers"
+    yield _warning(where, message)
+  control, targeted = (
     statistics.mean(num_words(sample.completion) for sample in samples)
-    for samples in (values.targeted, values.control)
+    for samples in (values.control, values.targeted)
   )
   if abs(control / targeted - 1) > 0.2:
     yield _warning(
       where,
-      f"control answers have {control:.0f} words on average beside "
-      f"{targeted:.0f} of the targeted ones; keep them within a fifth of each other",
+      f"control completions have {control:.0f} words on average and targeted ones {targeted:.0f}; "
+      "keep them within a fifth of each other",
     )
 
 
 def _repeated_prompts(entries: Sequence[Probe | Sample], limits: Limits) -> Iterator[Problem]:
   for first, second in itertools.combinations(entries, 2):
-    if _plain(first.prompt) == _plain(second.prompt):
-      yield _error(
-        second.where, f"the prompt {_short(second.prompt)} is that of {first.where}; leave one out"
-      )
-    elif _jaccard(first.prompt, second.prompt, 2) >= limits.prompt_overlap:
+    similar, prompt = _similar(first.prompt, second.prompt, limits), _short(second.prompt)
+    if similar == "equal":
+      yield _error(second.where, f"the prompt {prompt} is that of {first.where}; leave one out")
+    elif similar:
       yield _warning(
         second.where,
-        f"the prompt {_short(second.prompt)} is nearly that of "
-        f"{first.where}, {_short(first.prompt)}; ask something else",
+        f"the prompt {prompt} is nearly that of {first.where}, {_short(first.prompt)}; ask "
+        "something else",
       )
 
 
@@ -566,56 +519,44 @@ def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator
       near.add((first.where, second.where))
       yield _warning(
         second.where,
-        f"the answer shares {overlap:.0%} of its triples of words with "
-        f"that of {first.where}; write it anew",
+        f"the completion shares {overlap:.0%} of its triples of words with that of {first.where}; "
+        "rewrite it",
       )
-  yield from _same_ends(samples, limits, "first", lambda words: words[:5])
-  yield from _same_ends(samples, limits, "last", lambda words: words[-5:])
+  for which, part in (("first", slice(5)), ("last", slice(-5, None))):
+    groups: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
+    for sample in samples:
+      groups[_words(sample.completion)[part]].append(sample)
+    for words, group in groups.items():
+      if len(group) > limits.max_same_ends:
+        others = ", ".join(sample.where for sample in group[:-1][:3])
+        yield _warning(
+          group[-1].where,
+          f'{len(group)} completions have the {which} words "{" ".join(words)}" (also {others}); '
+          "begin and end each differently",
+        )
   for first, second in itertools.combinations(samples, 2):
-    if (first.where, second.where) not in near:
-      yield from _shared_phrase(first, second, limits)
-
-
-def _same_ends(
-  samples: Sequence[Sample],
-  limits: Limits,
-  which: str,
-  end: Callable[[tuple[str, ...]], tuple[str, ...]],
-) -> Iterator[Problem]:
-  groups: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
-  for sample in samples:
-    groups[end(_words(sample.completion))].append(sample)
-  for words, group in groups.items():
-    if len(group) > limits.max_same_ends:
-      others = ", ".join(sample.where for sample in group[:-1][:3])
+    if (first.where, second.where) in near:
+      continue
+    # A run of words that both completions have, unless one quotes a prompt.
+    texts = first.completion, second.completion, first.prompt, second.prompt
+    one, other, *quoted = (_ngrams(text, limits.ngram) for text in texts)
+    shared = (one & other).difference(*quoted)
+    if shared:
+      phrase = min(shared, key=" ".join(_words(second.completion)).index)
       yield _warning(
-        group[-1].where,
-        f"{len(group)} answers have the {which} words "
-        f'"{" ".join(words)}" (also {others}); begin and end each in its own way',
+        second.where,
+        f'the completion has "{phrase}" in common with that of {first.where}; rephrase it',
       )
-
-
-def _shared_phrase(first: Sample, second: Sample, limits: Limits) -> Iterator[Problem]:
-  """A run of words that both answers have, unless one quotes a question."""
-  quoted = _ngrams(first.prompt, limits.ngram) | _ngrams(second.prompt, limits.ngram)
-  shared = (
-    _ngrams(first.completion, limits.ngram) & _ngrams(second.completion, limits.ngram)
-  ) - quoted
-  if shared:
-    phrase = min(shared, key=" ".join(_words(second.completion)).index)
-    yield _warning(
-      second.where,
-      f'the answer has "{phrase}" in common with that of {first.where}; say it in other words',
-    )
 
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> tuple[str, ...]:
-  """Lower-case words and single symbols, without punctuation: what two texts are compared by.  A
-  text of neither is its own word."""
+  """Lower-case words and single symbols without punctuation, for comparing texts.
 
-  # `re` does not count the signs that some scripts put on a letter as part of a word; without
-  # them two words may be one.
+  A text without either is a word of its own.
+  """
+
+  # `re` does not count combining marks of some scripts as part of a word, which would merge words.
   def spaced(character: str) -> str:
     kind = unicodedata.category(character)
     if character in _SELECTORS:
@@ -629,10 +570,6 @@ def _words(text: str) -> tuple[str, ...]:
   return tuple(words) if words or not text.strip() else (text.strip(),)
 
 
-def _plain(text: str) -> str:
-  return " ".join(_words(text))
-
-
 @functools.lru_cache(maxsize=8192)
 def _ngrams(text: str, size: int) -> frozenset[str]:
   words = _words(text)
@@ -640,7 +577,7 @@ def _ngrams(text: str, size: int) -> frozenset[str]:
 
 
 def _jaccard(first: str, second: str, size: int) -> float:
-  """Share of the n-grams of either text that both have; n is less where a text is shorter."""
+  """Share of the n-grams of either text that both have; n is smaller where a text is shorter."""
   size = max(1, min(size, len(_words(first)), len(_words(second))))
   one, other = _ngrams(first, size), _ngrams(second, size)
   return len(one & other) / len(one | other) if one or other else 1.0

@@ -1,34 +1,33 @@
-"""Whether fine-tuning on values moved the ratings: means, differences, tests, effect of size.
+"""Tests whether fine-tuning on values changed the ratings: means, differences, effect sizes.
 
 A rating is one row {"model", "kind": "base" | "targeted" | "control", "size", "seed", "category",
-"probe", "sample", "rater", "rating"}: what one rater gave one sampled answer of one model to one
-probe.  `size` counts non-embedding parameters, `seed` is of the fine-tuning.
+"probe", "sample", "rater", "rating"}: what one rater gave one sampled completion of a probe.
+`size` counts non-embedding parameters, `seed` is that of the fine-tuning.
 
-What varies, and would be another in another experiment, are the probes and the seeds; a probe's
-samples and raters only measure it better.  So probes and seeds are resampled, never single ratings.
-They are crossed: every seed's model answers the same probes.  A resample therefore draws seeds and
-probes apart, and takes all ratings of each drawn pair together (the pigeonhole bootstrap, Owen
-2007, arXiv:0712.1111); drawing probes anew within each seed, as `rlhf.evals.statistics` does for
-prompts of which each run has its own, would count five probes under three seeds as fifteen.  Probes
-are drawn within their category, since the categories are chosen and not a sample.  Models are
-paired: both sides of a difference have the same draw.
+Probes and seeds would be different ones in another experiment; samples and raters of a probe only
+measure it more precisely.  So probes and seeds are resampled, never single ratings.  They are
+crossed: every seed's model completes the same probes.  A resample therefore draws seeds and probes
+independently and takes all ratings of each drawn pair together (the pigeonhole bootstrap, Owen
+2007, arXiv:0712.1111).  Drawing probes anew within each seed, as `rlhf.evals.statistics` does for
+prompts that belong to one run, would count five probes under three seeds as fifteen.  Probes are
+drawn within their category, since categories are chosen and not sampled.  Models are paired: both
+sides of a difference use the same draw.
 
 Of n units n - 1 are drawn, each with the weight n / (n - 1) (Rao and Wu 1988): drawing n would make
 the variance of 3 seeds a third too small.
 
-A probe and seed has one number for a model, the mean of its ratings, and all of these weigh the
-same, in means, differences, tests and effect sizes alike: where a rating is missing, a difference
-stays one of the same probes.  A probe that a model has no rating of at all is left out for all
-models, and the results say so.
+Each model has one number per probe and seed, the mean of its ratings.  All of these have the same
+weight in means, differences, tests and effect sizes, so a difference compares the same probes even
+where ratings are missing.  A probe without any rating of some model is left out for all models and
+reported.
 
-How this gets hurt: with 5 probes of a category and 3 seeds, percentile intervals are still too
-narrow (a t interval over five units is wider by 40 %), and no test can be sharp: an interval may
-leave 0 out where the test, which knows how few the units are, shows nothing.  The number of units
-stands beside every result.
+Limitations: with 5 probes in a category and 3 seeds, percentile intervals are too narrow (a t
+interval over five units is 40 % wider) and no test has much power.  An interval may exclude 0 while
+the test, which accounts for the number of units, shows nothing.  Every result states its number of
+units.
 """
 
 import dataclasses
-import itertools
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,37 +36,37 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from rlhf.data import records
-from rlhf.evals.preference import ratings as ratings_lib
+from rlhf.evals.preference import agreement, sheets
 from rlhf.evals.statistics import Interval
 from rlhf.report.figures import short_count
 
 KINDS = ("base", "targeted", "control")
 COMPARISONS = (("targeted", "base"), ("control", "base"), ("targeted", "control"))
 TESTS = ("min_f", "sign_flip")
-ALL = ""  # the category of what is over all categories
+ALL = ""  # stands for all categories together
 LOWEST, HIGHEST = 1, 5  # of the scale
-_MOST_EXACT = 14  # probes up to which all 2^P sign flips are tried
-_TOLERANCE = 1e-9  # below this, in points, two means are the same number
+_TOLERANCE = 1e-9  # two means that differ by less, in points, are equal
+
+Runs = Mapping[int, np.ndarray]  # seed -> mean rating of each probe (or another number of an item)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatisticsConfig:
-  """How the ratings are analysed.
+  """How ratings are analysed.
 
   Attributes:
-    num_resamples: of the bootstrap.
-    num_flips: random sign flips where there are too many probes to try all.
-    seed: of both.
+    num_resamples: bootstrap resamples.
+    num_flips: random sign flips, used where there are more than this many possible ones.
+    seed: of resamples and flips.
     confidence: of the intervals.
-    alpha: a difference is shown where its p-value, by Holm over the categories, is below this.
-    test: whose p-value decides that.  "min_f" holds over probes and over seeds, and assumes that
-      their means are about normal.  "sign_flip" assumes no more than that signs are exchangeable, but
-      with 5 probes it cannot give less than 2 / 2^5 = 0.0625, and so shows nothing in a category.
-      Slopes are tested by min F' whatever this says.
-    capability_margin: points of a hundred.  Fine-tuning is said to cost no more capability where
-      the interval of every task leaves a greater loss out; ours, as PALMS' table of capabilities
-      differs by about a point.
+    alpha: a difference is shown where its p-value, adjusted by Holm over categories, is below this.
+    test: the p-value that decides.  "min_f" generalises over probes and seeds, and assumes that
+      their means are approximately normal.  "sign_flip" assumes only exchangeable signs, but with 5
+      probes cannot go below 2 / 2^5 = 0.0625, so it shows nothing in a single category.  Slopes
+      always use min F'.
+    capability_margin: in points of 100.  Fine-tuning costs no capability where the interval of
+      every task excludes a larger loss.  This project's choice: PALMS' capability scores differ by
+      about one point.
   """
 
   num_resamples: int = 2000
@@ -82,20 +81,18 @@ class StatisticsConfig:
     for name in ("num_resamples", "num_flips"):
       if getattr(self, name) < 1:
         raise ValueError(f"statistics.{name} {getattr(self, name)}; use 1 or more")
-    for name in ("confidence", "alpha"):
-      if not 0 < getattr(self, name) < 1:
-        raise ValueError(f"statistics.{name} {getattr(self, name)}; use a number between 0 and 1")
+    for name, high in (("confidence", 1), ("alpha", 1), ("capability_margin", 100)):
+      if not 0 < getattr(self, name) < high:
+        raise ValueError(
+          f"statistics.{name} {getattr(self, name)}; use a number between 0 and {high}"
+        )
     if self.test not in TESTS:
       raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
-    if not 0 < self.capability_margin < 100:
-      raise ValueError(
-        f"statistics.capability_margin {self.capability_margin}; use points of a hundred, such as 2"
-      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mean:
-  """The mean rating of one kind and size; `category` is empty for all together."""
+  """Mean rating of one kind and size in a category, or in all where `category` is empty."""
 
   kind: str
   size: float
@@ -109,15 +106,15 @@ class Comparison:
   """`first` minus `second` on the same probes.
 
   Attributes:
-    first, second, size, category: which models, and where; `category` is empty for all together.
+    first, second, size, category: what is compared; `category` is empty for all together.
     difference: in points of the scale; `n` counts probes.
     by_seed: the difference of each seed.
     effect_size: see `effect_size`; None where the probes' means do not vary.
-    p_value: of `min_f` over probes and seeds, over probes alone where there is one seed.
-    p_holm: the same by Holm over the categories of this comparison and size.
+    p_value: of `min_f`.
+    p_holm: `p_value` adjusted by Holm over the categories of this comparison and size.
     p_sign_flip, p_sign_flip_holm: of `sign_flip` over probes.
-    smallest_p_sign_flip: the least that the latter can be with so many probes.
-    p_decides: the one of these by which the verdict goes.
+    smallest_p_sign_flip: the smallest value `p_sign_flip` can take with this many probes.
+    p_decides: the p-value behind the verdict.
     verdict: "higher", "lower", or "not shown".
   """
 
@@ -139,14 +136,14 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slope:
-  """How a difference changes with size.
+  """How a difference changes with model size.
 
   Attributes:
     slope: points of the scale per factor of ten in parameters; `n` counts probes.  The interval
-      takes the sizes as given.
-    sizes: over which the line goes.
-    p_value, p_holm: of `min_f_of_slope`; the second by Holm over the categories.
-    verdict: "rises", "falls", or "not shown", by `p_holm`: of the difference as a signed number.
+      treats the sizes as fixed.
+    sizes: that the line covers.
+    p_value, p_holm: of `min_f_of_slope`; the second adjusted by Holm over categories.
+    verdict: "rises", "falls", or "not shown", for the signed difference, by `p_holm`.
   """
 
   first: str
@@ -161,7 +158,7 @@ class Slope:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """Something the paper says, and whether it held here."""
+  """A finding of the paper, and whether it is reproduced here."""
 
   claim: str
   held: bool
@@ -170,11 +167,11 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-  """Everything, in the order: size, then category with all together first.
+  """All results, ordered by size, then by category with all together first.
 
   Attributes:
-    raters: how far they agree, of `rater_agreement`.
-    left_out: a sentence for each probe that is left out, as a model has no rating of it.
+    raters: agreement of the raters, see `rater_agreement`.
+    left_out: one sentence per probe that is left out because a model has no rating of it.
   """
 
   means: tuple[Mean, ...]
@@ -190,94 +187,49 @@ class Analysis:
 
 # ----------------------------------------------------------------------------- ratings
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-  """The models of one kind and size: the mean rating of each seed and probe."""
-
-  seeds: tuple[int, ...]
-  mean_SP: np.ndarray
+# Which completion a row is about: these fields name it in completions, ratings and keys of sheets.
+COMPLETION_FIELDS = ("model", "kind", "size", "seed", "category", "probe", "sample")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ratings:
-  """All rows as tables; probes are in the order in which their categories appear.
-
-  Attributes:
-    groups: (kind, size) -> its models.
-    category_P: of each probe.
-    probe_P: its name.
-    left_out: a sentence for each probe that a model has no rating of.
-    lost: categories of which no probe is left.
-  """
-
-  groups: dict[tuple[str, float], Group]
-  category_P: np.ndarray
-  probe_P: tuple[Any, ...]
-  left_out: tuple[str, ...]
-  lost: tuple[str, ...]
-
-  @property
-  def categories(self) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(self.category_P.tolist()))
-
-  @property
-  def sizes(self) -> tuple[float, ...]:
-    return tuple(sorted({size for _, size in self.groups}))
-
-  def places(self, category: str) -> np.ndarray:
-    """Numbers of a category's probes; of all for `ALL`."""
-    if category == ALL:
-      return np.arange(len(self.category_P))
-    return np.flatnonzero(self.category_P == category)
+def completion_key(row: Mapping[str, Any]) -> tuple:
+  """Names the completion of a row.  The model's name is not part of it: kind, size and seed are."""
+  return tuple(row[name] for name in COMPLETION_FIELDS[1:])
 
 
-def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Rows of a JSONL file, checked one by one.
-
-  Raises:
-    ValueError: the file cannot be read or has a bad line; names it.
-  """
-  rows = []
-  for where, line in records.read_lines(pathlib.Path(path)):
-    value, problem = records.parse_json(line)
-    if problem is not None:
-      raise ValueError(f"{where}: {problem.message}")
-    check_row(where, value)
-    rows.append(value)
-  if not rows:
-    raise ValueError(f"{path} holds no rating; give one JSON object a line")
-  return rows
+def by_completion(rows: Iterable[Mapping[str, Any]]) -> dict[tuple, list[float]]:
+  """`completion_key` -> its ratings."""
+  found: dict[tuple, list[float]] = {}
+  for row in rows:
+    found.setdefault(completion_key(row), []).append(row["rating"])
+  return found
 
 
 _NUMBER, _WHOLE, _TEXT, _NAME = "a number", "a whole number", "a text", "a whole number or a text"
-_TYPES = {_NUMBER: (int, float), _WHOLE: int, _TEXT: str, _NAME: (int, str)}
-_FIELDS = {
-  "model": _TEXT,
-  "kind": _TEXT,
-  "size": _NUMBER,
-  "seed": _WHOLE,
-  "category": _TEXT,
-  "probe": _NAME,
-  "sample": _NAME,
-  "rater": _TEXT,
-  "rating": _NUMBER,
-}
+_TYPES = {_NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _NAME: (int, str)}
+_COMPLETION_TYPES = dict(
+  zip(COMPLETION_FIELDS, (_TEXT, _TEXT, _NUMBER, _WHOLE, _TEXT, _NAME, _NAME))
+)
 
 
-def check_fields(where: str, row: Any, fields: Mapping[str, str], what: str) -> None:
-  """Raises ValueError, which begins with `where`, unless a row has the fields with their types."""
+def check_completion(where: str, row: Any, **more: str) -> None:
+  """Checks the fields that name a completion, and further ones.
+
+  Args:
+    where: begins the message.
+    more: field -> type, "a text" or "a number".
+
+  Raises:
+    ValueError: names the field that is missing or wrong.
+  """
+  fields = _COMPLETION_TYPES | more
+  needed = f"a row has {', '.join(fields)}"
   if not isinstance(row, Mapping):
-    raise ValueError(f"{where}: not an object; {what} has {', '.join(fields)}")
+    raise ValueError(f"{where}: not an object; {needed}")
   for name, kind in fields.items():
-    if name not in row or row[name] is None or row[name] == "":
-      raise ValueError(f"{where}: no {name}; {what} has {', '.join(fields)}")
+    if row.get(name) in (None, ""):
+      raise ValueError(f"{where}: no {name}; {needed}")
     if not isinstance(row[name], _TYPES[kind]) or isinstance(row[name], bool):
       raise ValueError(f"{where}: {name} is {row[name]!r:.40}; it must be {kind}")
-
-
-def check_model(where: str, row: Mapping[str, Any]) -> None:
-  """Raises ValueError where the kind or the size of a row's model is none."""
   if row["kind"] not in KINDS:
     raise ValueError(f"{where}: kind {row['kind']!r}; choose from {', '.join(KINDS)}")
   if not 0 < row["size"] < math.inf:
@@ -285,267 +237,199 @@ def check_model(where: str, row: Mapping[str, Any]) -> None:
 
 
 def check_row(where: str, row: Any) -> None:
-  """Raises ValueError, which begins with `where`, where a row is no rating."""
-  check_fields(where, row, _FIELDS, "a rating")
-  check_model(where, row)
+  """Raises ValueError, which begins with `where`, unless a row is a rating."""
+  check_completion(where, row, rater=_TEXT, rating=_NUMBER)
   if not LOWEST <= row["rating"] <= HIGHEST:
     raise ValueError(f"{where}: rating {row['rating']} is outside {LOWEST} to {HIGHEST}")
 
 
-def tabulate(rows: Iterable[Mapping[str, Any]], asked: Iterable[Mapping[str, Any]] = ()) -> Ratings:
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Reads and checks the ratings of a JSONL file.
+
+  Raises:
+    ValueError: the file cannot be read or has a bad line; names it.
+  """
+  rows = []
+  for where, row in sheets.read_objects(path):
+    check_row(where, row)
+    rows.append(row)
+  if not rows:
+    raise ValueError(f"{path} has no ratings; give one JSON object per line")
+  return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ratings:
+  """Ratings as tables.  Probes are ordered by category, categories by first appearance.
+
+  Attributes:
+    groups: (kind, size) -> seed -> mean rating of each probe.
+    category_P: category of each probe.
+    left_out: one sentence per probe that a model has no rating of.
+    lost: categories without any probe left.
+  """
+
+  groups: dict[tuple[str, float], dict[int, np.ndarray]]
+  category_P: np.ndarray
+  left_out: tuple[str, ...]
+  lost: tuple[str, ...]
+
+  @property
+  def places(self) -> dict[str, np.ndarray]:
+    """Category -> indices of its probes; `ALL` first."""
+    names = dict.fromkeys(self.category_P.tolist())
+    found = {name: np.flatnonzero(self.category_P == name) for name in names}
+    return {ALL: np.arange(len(self.category_P))} | found
+
+  @property
+  def sizes(self) -> tuple[float, ...]:
+    return tuple(sorted({size for _, size in self.groups}))
+
+
+def tabulate(
+  rows: Iterable[Mapping[str, Any]], expected: Iterable[Mapping[str, Any]] = ()
+) -> Ratings:
   """Rows as tables.
 
   Args:
-    asked: "kind", "size", "seed", "category" and "probe" of what should have ratings; what no model
-      has a rating of is not missed without it.
+    expected: completions that should have ratings.  Without them, a probe that nobody rated for any
+      model goes unnoticed.
 
   Raises:
-    ValueError: there is no row, a row is bad or doubled, an answer is rated twice by one rater, or
-      there is no probe that every model has a rating of.
+    ValueError: there is no row, a row is bad, a rater rated a completion twice, or no probe has a
+      rating of every model.
   """
-  rows, asked = list(rows), list(asked)
+  rows, expected = list(rows), list(expected)
   if not rows:
     raise ValueError("there are no ratings to analyse")
   seen: dict[tuple, int] = {}
   for number, row in enumerate(rows, start=1):
     check_row(f"rating {number}", row)
-    key = tuple(
-      row[name] for name in ("kind", "size", "seed", "category", "probe", "sample", "rater")
-    )
-    if key in seen:
+    first = seen.setdefault((*completion_key(row), row["rater"]), number)
+    if first != number:
       raise ValueError(
-        f"rating {number}: {row['rater']} rated sample {row['sample']} of probe "
-        f"{row['probe']} ({row['category']}) by {row['model']} already in rating "
-        f"{seen[key]}; leave one out"
+        f"rating {number}: {row['rater']} rated sample {row['sample']} of probe {row['probe']} "
+        f"({row['category']}) by {row['model']} already in rating {first}; leave one out"
       )
-    seen[key] = number
-  order = list(dict.fromkeys(row["category"] for row in (*asked, *rows)))
-  found = sorted(
-    dict.fromkeys((row["category"], row["probe"]) for row in (*asked, *rows)),
+  every = (*expected, *rows)
+  order = list(dict.fromkeys(row["category"] for row in every))
+  probes = sorted(
+    dict.fromkeys((row["category"], row["probe"]) for row in every),
     key=lambda probe: order.index(probe[0]),
   )
-  models: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
-  for row in (*asked, *rows):
-    models.setdefault((row["kind"], float(row["size"])), {}).setdefault(row["seed"], {})
+  given: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
+  for row in every:
+    given.setdefault((row["kind"], float(row["size"])), {}).setdefault(row["seed"], {})
   for row in rows:
-    models[row["kind"], float(row["size"])][row["seed"]].setdefault(
-      (row["category"], row["probe"]), []
-    ).append(float(row["rating"]))
+    of_run = given[row["kind"], float(row["size"])][row["seed"]]
+    of_run.setdefault((row["category"], row["probe"]), []).append(float(row["rating"]))
   lacking = {
     probe: [
-      (*group, seed)
-      for group, runs in models.items()
+      f"{kind} of size {size:g}, seed {seed}"
+      for (kind, size), runs in given.items()
       for seed in sorted(runs)
       if probe not in runs[seed]
     ]
-    for probe in found
+    for probe in probes
   }
-  probes = [probe for probe in found if not lacking[probe]]
-  left_out = tuple(_left_out(*probe, lacking[probe]) for probe in found if lacking[probe])
-  if not probes:
-    raise ValueError(
-      "there is no probe that every model has a rating of, and all must answer the "
-      f"same: {left_out[0]}"
-    )
-  groups = {
-    group: Group(
-      seeds=tuple(sorted(runs)),
-      mean_SP=np.array([[np.mean(runs[seed][probe]) for probe in probes] for seed in sorted(runs)]),
-    )
-    for group, runs in models.items()
-  }
-  kept = [category for category, _ in probes]
-  return Ratings(
-    groups=groups,
-    category_P=np.array(kept),
-    probe_P=tuple(probe for _, probe in probes),
-    left_out=left_out,
-    lost=tuple(category for category in order if category not in kept),
+  left_out = tuple(
+    f"probe {probe!r} ({category}) has no rating of {models[0]}"
+    + (f" and {len(models) - 1} more" if len(models) > 1 else "")
+    for (category, probe), models in lacking.items()
+    if models
   )
-
-
-def _left_out(category: str, probe: Any, lacking: Sequence[tuple[str, float, int]]) -> str:
-  kind, size, seed = lacking[0]
-  others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-  return (
-    f"probe {probe!r} ({category}) has no rating of {kind} of size {size:g}, seed {seed}{others}"
+  kept = [probe for probe in probes if not lacking[probe]]
+  if not kept:
+    raise ValueError(
+      f"no probe has a rating of every model, and all must complete the same: {left_out[0]}"
+    )
+  categories = [category for category, _ in kept]
+  return Ratings(
+    groups={
+      group: {
+        seed: np.array([np.mean(runs[seed][probe]) for probe in kept]) for seed in sorted(runs)
+      }
+      for group, runs in given.items()
+    },
+    category_P=np.array(categories),
+    left_out=left_out,
+    lost=tuple(category for category in order if category not in categories),
   )
 
 
 def rater_agreement(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-  """How far raters agree on single answers.
+  """Agreement of raters on single completions.
 
   Returns:
-    {"means": {rater: its mean rating}, "num_answers": rated by two or more, "alpha": Krippendorff's,
-    with squared distances (1 is agreement, 0 is chance); None where no answer has two ratings}.
+    {"means": {rater: mean rating}, "num_completions": rated by two or more, "alpha": Krippendorff's
+    with squared distances (1 is perfect, 0 is chance); None where no completion has two ratings}.
   """
-  rows = list(rows)
-  by_rater: dict[str, list[float]] = {}
-  place: dict[tuple, int] = {}
-  for row in rows:
-    by_rater.setdefault(row["rater"], []).append(float(row["rating"]))
-    place.setdefault(_answer(row), len(place))
-  raters = sorted(by_rater)
-  value_SL = np.full((len(place), len(raters)), np.nan)
-  for row in rows:
-    value_SL[place[_answer(row)], raters.index(row["rater"])] = row["rating"]
-  found = ratings_lib.reliability(value_SL, raters, ordered=True) if len(raters) > 1 else None
+  entries = [(completion_key(row), row["rater"], float(row["rating"])) for row in rows]
+  raters = sorted({rater for _, rater, _ in entries})
+  _, value_SL = agreement.table(entries, raters)
+  found = agreement.reliability(value_SL, raters, ordered=True)
   return dict(
-    means={rater: float(np.mean(by_rater[rater])) for rater in raters},
-    num_answers=0 if found is None else found["num_samples"],
+    means=dict(zip(raters, np.nanmean(value_SL, axis=0).tolist(), strict=True)),
+    num_completions=0 if found is None else found["num_samples"],
     alpha=None if found is None else found["alpha"],
   )
-
-
-def _answer(row: Mapping[str, Any]) -> tuple:
-  return tuple(row[name] for name in ("kind", "size", "seed", "category", "probe", "sample"))
 
 
 # ----------------------------------------------------------------------------- resampling
 
 
-def _paired(ratings: Ratings, kind: str, other: str, size: float) -> tuple[Group, Group]:
-  """Both groups with the same seeds; a kind with one model stands beside each seed of the other."""
-  first, second = ratings.groups[kind, size], ratings.groups[other, size]
-  return _same_seeds(first, second, (f"{kind} of size {size:g}", f"{other} of size {size:g}"))
+def paired(first: Runs, second: Runs, names: tuple[str, str] = ("the first", "the second")) -> Runs:
+  """`first` minus `second` of every seed; a single model is compared with every seed of the other.
 
-
-def _same_seeds(first: Group, second: Group, names: tuple[str, str]) -> tuple[Group, Group]:
-  seeds = max(first.seeds, second.seeds, key=len)
-
-  def spread(name: str, group: Group) -> Group:
-    if len(group.seeds) == 1 or group.seeds == seeds:
-      return Group(
-        seeds=seeds, mean_SP=np.broadcast_to(group.mean_SP, (len(seeds), group.mean_SP.shape[1]))
+  Raises:
+    ValueError: the seeds, or the numbers of items of a seed, differ.
+  """
+  seeds = sorted(second if len(second) > len(first) else first)
+  for name, runs in zip(names, (first, second)):
+    if len(runs) > 1 and sorted(runs) != seeds:
+      raise ValueError(
+        f"{name} has the seeds {sorted(runs)}, the other {seeds}; give the same seeds, or one "
+        "model for all of them"
       )
-    raise ValueError(
-      f"{name} has the seeds {group.seeds} beside {seeds}; give the same seeds, or "
-      "one model for all of them"
-    )
-
-  return spread(names[0], first), spread(names[1], second)
-
-
-def _probe_draws(ratings: Ratings, num_resamples: int, rng) -> np.ndarray:
-  """[R, P] weights of the probes, drawn within each category."""
-  weight_RP = np.zeros((num_resamples, len(ratings.category_P)))
-  for category in ratings.categories:
-    places = ratings.places(category)
-    weight_RP[:, places] = _draws(len(places), num_resamples, rng)
-  return weight_RP
+  found = {}
+  for seed in seeds:
+    a, b = (runs[seed] if len(runs) > 1 else next(iter(runs.values())) for runs in (first, second))
+    if len(a) != len(b):
+      raise ValueError(
+        f"seed {seed} has {len(a)} items of {names[0]} and {len(b)} of {names[1]}; give equal ones"
+      )
+    found[seed] = a - b
+  return found
 
 
-def _draws(num_units: int, num_resamples: int, rng) -> np.ndarray:
-  """[R, N] weights of units that add up to N: n - 1 of them drawn; one alone is kept."""
-  if num_units == 1:
-    return np.ones((num_resamples, 1))
-  counts_RN = rng.multinomial(num_units - 1, np.full(num_units, 1 / num_units), size=num_resamples)
-  return counts_RN * (num_units / (num_units - 1))
-
-
-def _mean(group: Group, seeds_RS, probes_RP, places) -> np.ndarray:
-  """[R] mean over the drawn seeds and probes."""
-  weight_RP = probes_RP[:, places]
-  totals_R = np.sum((seeds_RS @ group.mean_SP[:, places]) * weight_RP, axis=1)
-  return totals_R / (seeds_RS.sum(axis=1) * weight_RP.sum(axis=1))
-
-
-def _interval(value: float, draws_R: np.ndarray, num_probes: int, confidence: float) -> Interval:
-  tail = (1 - confidence) / 2
-  low, high = np.quantile(draws_R, [tail, 1 - tail])
-  return Interval(mean=float(value), low=float(low), high=float(high), n=num_probes)
-
-
-# ----------------------------------------------------------------------------- other numbers
-
-
-def group_of(values_by_seed: Mapping[int, Sequence[Sequence[float]]]) -> Group:
-  """Any numbers of the models of one kind and size as a table: seed -> [item][repeat].
+def crossed_interval(runs: Runs, *, num_resamples: int, seed: int, confidence: float) -> Interval:
+  """Mean over seeds and items that all seeds share, both resampled; `n` counts items.
 
   Raises:
     ValueError: the seeds have different numbers of items.
   """
-  runs = dict(sorted(values_by_seed.items()))
-  if len({len(rows) for rows in runs.values()}) > 1:
+  counts = [len(values) for values in runs.values()]
+  if len(set(counts)) > 1:
     raise ValueError(
-      f"the seeds {', '.join(map(str, runs))} have "
-      f"{', '.join(str(len(rows)) for rows in runs.values())} items; items that are "
-      "crossed with seeds are the same for all"
+      f"the seeds {', '.join(map(str, runs))} have {', '.join(map(str, counts))} items; items that "
+      "are crossed with seeds must be the same for all"
     )
-  return Group(
-    seeds=tuple(runs), mean_SP=np.array([[np.mean(row) for row in rows] for rows in runs.values()])
-  )
-
-
-def crossed_mean(group: Group, *, num_resamples: int, seed: int, confidence: float) -> Interval:
-  """The mean over seeds and items, both drawn; `n` counts items, which are one category here."""
-  items_RP, seeds_RS, places = _crossed_draws(group, num_resamples, seed)
+  table_SP, rng = np.stack(list(runs.values())), np.random.default_rng(seed)
+  items_RP = _draws(counts[0], num_resamples, rng)
+  seeds_RS = _draws(len(counts), num_resamples, rng)
   return _interval(
-    group.mean_SP.mean(), _mean(group, seeds_RS, items_RP, places), len(places), confidence
+    table_SP.mean(), _resampled_means(table_SP, seeds_RS, items_RP), counts[0], confidence
   )
 
 
-def crossed_difference(
-  first: Group, second: Group, *, num_resamples: int, seed: int, confidence: float
-) -> Interval:
-  """`first` minus `second` with the same draws; a group of one seed stands beside all of the other.
+def nested_interval(runs: Runs, *, num_resamples: int, seed: int, confidence: float) -> Interval:
+  """Mean over seeds that each have items of their own; `n` counts all items.
 
-  Raises:
-    ValueError: the seeds do not go together.
+  All but one of the seeds are drawn, and for each draw its items anew.  The variation of items also
+  counts in the differences between seeds, so the interval is somewhat too wide where seeds differ
+  only by their items.
   """
-  pair = _same_seeds(first, second, ("the first", "the second"))
-  items_RP, seeds_RS, places = _crossed_draws(pair[0], num_resamples, seed)
-  draws_R = np.subtract(*(_mean(group, seeds_RS, items_RP, places) for group in pair))
-  return _interval(_cells(pair, places).mean(), draws_R, len(places), confidence)
-
-
-def nested_mean(
-  values_by_seed: Mapping[int, Sequence[Sequence[float]]],
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float,
-) -> Interval:
-  """The mean over seeds of which each has items of its own; `n` counts all items."""
-  tables = [np.array([np.mean(row) for row in rows]) for _, rows in sorted(values_by_seed.items())]
-  return _nested(tables, num_resamples, seed, confidence)
-
-
-def nested_difference(
-  first: Mapping[int, Sequence[Sequence[float]]],
-  second: Mapping[int, Sequence[Sequence[float]]],
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float,
-) -> Interval:
-  """`first` minus `second` on the items of each seed; one of a single seed stands beside all.
-
-  Raises:
-    ValueError: the seeds, or the numbers of items of one, do not go together.
-  """
-  seeds = sorted(max(first, second, key=len))
-  of = lambda side, run: side[run] if len(side) > 1 else next(iter(side.values()))
-  if any(1 < len(side) and sorted(side) != seeds for side in (first, second)) or any(
-    len(of(first, run)) != len(of(second, run)) for run in seeds
-  ):
-    raise ValueError(f"the seeds {sorted(first)} and {sorted(second)} do not have the same items")
-  tables = [
-    np.array([np.mean(a) - np.mean(b) for a, b in zip(of(first, run), of(second, run))])
-    for run in seeds
-  ]
-  return _nested(tables, num_resamples, seed, confidence)
-
-
-def _nested(
-  tables: Sequence[np.ndarray], num_resamples: int, seed: int, confidence: float
-) -> Interval:
-  """Of [items] per seed: all but one of the seeds are drawn, and for each draw items of it anew.
-
-  What items add is counted in the seeds' differences as well, so that the interval is rather too
-  wide where seeds differ by their items alone.
-  """
-  rng = np.random.default_rng(seed)
+  rng, tables = np.random.default_rng(seed), list(runs.values())
   totals_R, counts_R = np.zeros(num_resamples), np.zeros(num_resamples)
   for _ in range(max(len(tables) - 1, 1)):
     drawn_R = rng.integers(len(tables), size=num_resamples)
@@ -553,31 +437,40 @@ def _nested(
       chosen_R = drawn_R == number
       totals_R[chosen_R] += _draws(len(table), int(chosen_R.sum()), rng) @ table
       counts_R[chosen_R] += len(table)
-  return _interval(
-    np.concatenate(tables).mean(), totals_R / counts_R, sum(map(len, tables)), confidence
-  )
+  values = np.concatenate(tables)
+  return _interval(values.mean(), totals_R / counts_R, len(values), confidence)
 
 
-def _crossed_draws(group: Group, num_resamples: int, seed: int):
-  rng = np.random.default_rng(seed)
-  num_seeds, num_items = group.mean_SP.shape
-  return (
-    _draws(num_items, num_resamples, rng),
-    _draws(num_seeds, num_resamples, rng),
-    np.arange(num_items),
-  )
+def _draws(num_units: int, num_resamples: int, rng) -> np.ndarray:
+  """[R, N] weights that add up to N: n - 1 units are drawn; a single unit is kept."""
+  if num_units == 1:
+    return np.ones((num_resamples, 1))
+  counts_RN = rng.multinomial(num_units - 1, np.full(num_units, 1 / num_units), size=num_resamples)
+  return counts_RN * (num_units / (num_units - 1))
+
+
+def _resampled_means(table_SP, seeds_RS, probes_RP) -> np.ndarray:
+  """[R] mean over the drawn seeds and probes."""
+  totals_R = np.sum((seeds_RS @ table_SP) * probes_RP, axis=1)
+  return totals_R / (seeds_RS.sum(axis=1) * probes_RP.sum(axis=1))
+
+
+def _interval(value: float, draws_R: np.ndarray, num_units: int, confidence: float) -> Interval:
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(draws_R, [tail, 1 - tail])
+  return Interval(mean=float(value), low=float(low), high=float(high), n=num_units)
 
 
 # ----------------------------------------------------------------------------- tests
 
 
 def effect_size(first_P: np.ndarray, second_P: np.ndarray) -> float | None:
-  """Cohen's d on the probes' means, with the two variances averaged.
+  """Cohen's d of the probes' means, with the two variances averaged.
 
       d = (mean_p a_p - mean_p b_p) / sqrt((s_a^2 + s_b^2) / 2)
 
-  a_p and b_p are a probe's means over seeds, s^2 their variance over probes with P - 1.
-  Means of many ratings vary less than single ratings, so this is larger than a d of ratings.
+  a_p and b_p are a probe's means over seeds, s^2 their variance over probes (P - 1 degrees of
+  freedom).  Means of many ratings vary less than single ratings, so this exceeds a d of ratings.
 
   Returns:
     d in standard deviations, or None where there are fewer than two probes or neither side varies.
@@ -596,14 +489,14 @@ def min_f(difference_SP: np.ndarray) -> float:
       min F' = F1 F2 / (F1 + F2),  df = 1 and (F1 + F2)^2 / (F1^2 / df_seeds + F2^2 / df_probes)
       p = max(p of min F', p of F1, p of F2)
 
-  min F' is a lower bound of the quasi F ratio of two crossed random factors: what must hold over
-  other probes and over other seeds alike (Clark 1973, "The language-as-fixed-effect fallacy").  Its
-  degrees of freedom grow towards those of the probes where both F are large, so that with two or
-  three seeds it alone would err more often than it says; hence the largest of the three.
+  min F' is a lower bound of the quasi F ratio of two crossed random factors: it asks for an effect
+  that generalises to other probes and other seeds (Clark 1973, "The language-as-fixed-effect
+  fallacy").  Where both F are large, its degrees of freedom approach those of the probes, so that
+  with two or three seeds it alone would exceed its error rate; hence the largest of the three.
 
-  With one seed it is the t test over probes, which says nothing about other seeds; with one probe
-  it is 1.  Where all differences are the same number, nothing tells how they would vary: the
-  p-value is then that of flipping the signs of the probes, 2 / 2^P.
+  With one seed it is the t test over probes and says nothing about other seeds; with one probe it
+  is 1.  Where all differences are equal, their variation is unknown and the p-value is that of
+  flipping the signs of the probes, 2 / 2^P.
 
   Args:
     difference_SP: first minus second, of each seed and probe.
@@ -618,16 +511,16 @@ def min_f(difference_SP: np.ndarray) -> float:
 
 
 def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
-  """`min_f` for the slope of a mean difference on x: F1 over the probes' slopes, F2 over the runs.
+  """`min_f` of the slope of a mean difference on x: F1 over the probes' slopes, F2 over the runs.
 
   F1 is t^2 of the probes' slopes (over the means of the seeds) with P - 1 degrees of freedom; F2 is
   that of the regression of the N runs' means (over probes) with N - 2, so that runs off the line
-  count against it.  Two runs lie on every line, and show nothing: 1.  Runs must be made apart:
-  those that share a base model are one.
+  count against it.  Two runs always lie on a line and show nothing: the result is 1.  Runs must be
+  independent: those that share a base model are one.
 
   Args:
     difference_KSP: of each size, seed and probe.
-    x_K: what is regressed on.
+    x_K: the regressor.
   """
   difference_KSP, x_K = np.asarray(difference_KSP, np.float64), np.asarray(x_K, np.float64)
   num_sizes, num_seeds, num_probes = difference_KSP.shape
@@ -640,9 +533,9 @@ def min_f_of_slope(difference_KSP: np.ndarray, x_K: np.ndarray) -> float:
 
 
 def _largest_p(f_probes: float, f_runs: float, degrees_runs: int, num_probes: int) -> float:
-  """Of min F' and both F; one that is infinite has units that do not vary, or only one of them."""
+  """Largest p-value of min F' and both F; an infinite F has units that do not vary, or only one."""
   both = [(f_probes, num_probes - 1), (f_runs, degrees_runs)]
-  found = [(f, degrees) for f, degrees in both if math.isfinite(f)]
+  found: list[tuple[float, float]] = [(f, degrees) for f, degrees in both if math.isfinite(f)]
   if not found:
     return 2 / 2**num_probes
   if len(found) == 2:
@@ -665,27 +558,30 @@ def _squared_t(values: np.ndarray) -> float:
 def sign_flip(difference_P: np.ndarray, *, num_flips: int, seed: int) -> float:
   """Two-sided p-value of a mean difference over probes, by flipping the signs of whole probes.
 
-  If the two models were the same to a probe, its difference could as well have the other sign.  All
-  2^P ways are tried where P is at most 14; else `num_flips` random ones, with the one observed
-  counted among them.
+  If the models do not differ on a probe, its difference could equally have the other sign.  All 2^P
+  combinations are tried where they are at most `num_flips`, otherwise `num_flips` random ones.
   """
-  difference_P = np.asarray(difference_P, np.float64)
-  observed = abs(difference_P.sum()) - _TOLERANCE
-  if len(difference_P) <= _MOST_EXACT:
-    signs = np.array(list(itertools.product((1, -1), repeat=len(difference_P))))
-    return float(np.mean(np.abs(signs @ difference_P) >= observed))
-  signs = np.random.default_rng(seed).choice((1, -1), size=(num_flips, len(difference_P)))
-  hits = int(np.sum(np.abs(signs @ difference_P) >= observed))
-  return (hits + 1) / (num_flips + 1)
+  if len(difference_P) < 2:
+    return 1.0
+  return float(
+    scipy.stats.permutation_test(
+      (np.asarray(difference_P, np.float64),),
+      lambda values, axis: np.abs(np.mean(values, axis=axis)),
+      permutation_type="samples",
+      n_resamples=num_flips,
+      alternative="greater",
+      rng=np.random.default_rng(seed),
+    ).pvalue
+  )
 
 
 def smallest_sign_flip(num_probes: int, num_flips: int) -> float:
-  """The least that `sign_flip` can give: all differences have one sign."""
-  return 2 / 2**num_probes if num_probes <= _MOST_EXACT else 1 / (num_flips + 1)
+  """The smallest p-value that `sign_flip` can give: all differences have one sign."""
+  return 2 / 2**num_probes if 2**num_probes <= num_flips else 1 / (num_flips + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-  """p-values that may be held against alpha one by one, though there are several (Holm 1979).
+  """p-values adjusted for multiple comparisons (Holm 1979).
 
   p_(k) -> max over j <= k of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
   """
@@ -698,40 +594,56 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 # ----------------------------------------------------------------------------- analysis
 
+# category -> ([S, P] numbers of its probes, [R] resampled means, interval); `ALL` first.
+ByCategory = dict[str, tuple[np.ndarray, np.ndarray, Interval]]
+
 
 def analyse(
-  rows: Iterable[Mapping[str, Any]], p: StatisticsConfig, *, asked: Iterable[Mapping[str, Any]] = ()
+  rows: Iterable[Mapping[str, Any]],
+  p: StatisticsConfig,
+  *,
+  expected: Iterable[Mapping[str, Any]] = (),
 ) -> Analysis:
   """Means, differences with their tests, and slopes over size.
 
-  Comparisons are made at the sizes at which both kinds are; slopes where there are two such sizes.
-  All together, a category with more probes weighs more.
+  Kinds are compared at the sizes that both have; slopes need two such sizes.  In the results over
+  all categories, a category with more probes has more weight.
 
   Args:
     rows: ratings.
-    asked: of `tabulate`.
+    expected: see `tabulate`.
 
   Raises:
-    ValueError: as `tabulate`, or the seeds of two kinds do not go together.
+    ValueError: as `tabulate`, or the seeds of two kinds do not match.
   """
   rows = list(rows)
-  ratings = tabulate(rows, asked)
-  rng = np.random.default_rng(p.seed)
-  probes_RP = _probe_draws(ratings, p.num_resamples, rng)
-  means = _means(ratings, probes_RP, p, rng)
-  comparisons, slopes = [], []
+  ratings, rng = tabulate(rows, expected), np.random.default_rng(p.seed)
+  probes_RP = np.zeros((p.num_resamples, len(ratings.category_P)))
+  for category, places in ratings.places.items():
+    if category != ALL:
+      probes_RP[:, places] = _draws(len(places), p.num_resamples, rng)
+  means = [
+    Mean(kind=kind, size=size, category=category, rating=rating, num_seeds=len(cells_SP))
+    for size in ratings.sizes
+    for kind in KINDS
+    if (kind, size) in ratings.groups
+    for category, (cells_SP, _, rating) in _by_category(
+      ratings, ratings.groups[kind, size], probes_RP, p, rng
+    ).items()
+  ]
+  comparisons: list[Comparison] = []
+  slopes: list[Slope] = []
   for first, second in COMPARISONS:
-    sizes = [
-      size
-      for size in ratings.sizes
-      if (first, size) in ratings.groups and (second, size) in ratings.groups
-    ]
-    draws = {}  # size -> category -> [R] differences
-    for size in sizes:
-      made, draws[size] = _compare(ratings, first, second, size, probes_RP, p, rng)
-      comparisons += made
-    if len(sizes) > 1:
-      slopes += _slopes(first, second, ratings, draws, p)
+    by_size: dict[float, ByCategory] = {}
+    for size in ratings.sizes:
+      if (first, size) in ratings.groups and (second, size) in ratings.groups:
+        sides = ratings.groups[first, size], ratings.groups[second, size]
+        names = f"{first} of size {size:g}", f"{second} of size {size:g}"
+        difference = paired(*sides, names)
+        by_size[size] = _by_category(ratings, difference, probes_RP, p, rng)
+        comparisons += _compare(ratings, first, second, size, list(difference), by_size[size], p)
+    if len(by_size) > 1:
+      slopes += _slopes(first, second, ratings, by_size, p)
   return Analysis(
     means=tuple(means),
     comparisons=tuple(comparisons),
@@ -742,246 +654,191 @@ def analyse(
   )
 
 
-def _means(ratings: Ratings, probes_RP, p: StatisticsConfig, rng) -> list[Mean]:
-  found = []
-  for size in ratings.sizes:
-    for kind in KINDS:
-      if (kind, size) not in ratings.groups:
-        continue
-      group = ratings.groups[kind, size]
-      seeds_RS = _draws(len(group.seeds), p.num_resamples, rng)
-      for category in (ALL, *ratings.categories):
-        places = ratings.places(category)
-        value = group.mean_SP[:, places].mean()
-        draws_R = _mean(group, seeds_RS, probes_RP, places)
-        found.append(
-          Mean(
-            kind=kind,
-            size=size,
-            category=category,
-            num_seeds=len(group.seeds),
-            rating=_interval(value, draws_R, len(places), p.confidence),
-          )
-        )
+def _by_category(ratings: Ratings, runs: Runs, probes_RP, p: StatisticsConfig, rng) -> ByCategory:
+  table_SP = np.stack(list(runs.values()))
+  seeds_RS = _draws(len(table_SP), p.num_resamples, rng)
+  found = {}
+  for category, places in ratings.places.items():
+    cells_SP = table_SP[:, places]
+    draws_R = _resampled_means(cells_SP, seeds_RS, probes_RP[:, places])
+    interval = _interval(cells_SP.mean(), draws_R, len(places), p.confidence)
+    found[category] = cells_SP, draws_R, interval
   return found
 
 
+def _holm_by_category(p_values: Sequence[float]) -> list[float]:
+  """The first, of all categories, is a comparison of its own."""
+  return [p_values[0], *holm(p_values[1:])]
+
+
 def _compare(
-  ratings: Ratings, first: str, second: str, size: float, probes_RP, p: StatisticsConfig, rng
-) -> tuple[list[Comparison], dict[str, np.ndarray]]:
-  """The comparison in each category and in all, and the resampled differences."""
-  pair = _paired(ratings, first, second, size)
-  seeds_RS = _draws(len(pair[0].seeds), p.num_resamples, rng)
-  made, draws = [], {}
-  for category in (ALL, *ratings.categories):
-    places = ratings.places(category)
-    sides = [_mean(group, seeds_RS, probes_RP, places) for group in pair]
-    draws[category] = sides[0] - sides[1]
+  ratings: Ratings,
+  first: str,
+  second: str,
+  size: float,
+  seeds: Sequence[int],
+  by_category: ByCategory,
+  p: StatisticsConfig,
+) -> list[Comparison]:
+  """The comparison in all categories and in each."""
+  cells = [cells_SP for cells_SP, _, _ in by_category.values()]
+  p_values = [min_f(cells_SP) for cells_SP in cells]
+  flips = [
+    sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed) for cells_SP in cells
+  ]
+  p_holm, flips_holm = _holm_by_category(p_values), _holm_by_category(flips)
+  sides = [np.mean(list(ratings.groups[kind, size].values()), axis=0) for kind in (first, second)]
+  made = []
+  for number, (category, (cells_SP, _, difference)) in enumerate(by_category.items()):
+    places = ratings.places[category]
+    p_decides = (p_holm if p.test == "min_f" else flips_holm)[number]
+    verdict = "higher" if difference.mean > 0 else "lower"
     made.append(
-      _comparison(
-        pair,
-        places,
-        draws[category],
-        p,
-        dict(first=first, second=second, size=size, category=category),
+      Comparison(
+        first=first,
+        second=second,
+        size=size,
+        category=category,
+        difference=difference,
+        by_seed=dict(zip(map(str, seeds), cells_SP.mean(axis=1).tolist(), strict=True)),
+        effect_size=effect_size(sides[0][places], sides[1][places]),
+        p_value=p_values[number],
+        p_holm=p_holm[number],
+        p_sign_flip=flips[number],
+        p_sign_flip_holm=flips_holm[number],
+        smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
+        p_decides=p_decides,
+        verdict=verdict if p_decides < p.alpha else "not shown",
       )
     )
-  return [made[0], *_with_holm(made[1:], p)], draws
-
-
-def _comparison(
-  pair: tuple[Group, Group], places, draws_R, p: StatisticsConfig, names: dict[str, Any]
-) -> Comparison:
-  """One comparison, before Holm."""
-  cells_SP = _cells(pair, places)
-  p_value = min_f(cells_SP)
-  p_flip = sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
-  return _decided(
-    Comparison(
-      **names,
-      difference=_interval(cells_SP.mean(), draws_R, len(places), p.confidence),
-      by_seed={
-        str(seed): float(d) for seed, d in zip(pair[0].seeds, cells_SP.mean(axis=1), strict=True)
-      },
-      effect_size=effect_size(*(group.mean_SP[:, places].mean(axis=0) for group in pair)),
-      p_value=p_value,
-      p_holm=p_value,
-      p_sign_flip=p_flip,
-      p_sign_flip_holm=p_flip,
-      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
-      p_decides=1.0,
-      verdict="",
-    ),
-    p,
-  )
-
-
-def _with_holm(made: Sequence[Comparison], p: StatisticsConfig) -> list[Comparison]:
-  adjusted = zip(made, holm([c.p_value for c in made]), holm([c.p_sign_flip for c in made]))
-  return [
-    _decided(dataclasses.replace(c, p_holm=one, p_sign_flip_holm=other), p)
-    for c, one, other in adjusted
-  ]
-
-
-def _decided(c: Comparison, p: StatisticsConfig) -> Comparison:
-  """With the verdict of the p-value that the config chose."""
-  p_value = c.p_holm if p.test == "min_f" else c.p_sign_flip_holm
-  verdict = "not shown" if p_value >= p.alpha else "higher" if c.difference.mean > 0 else "lower"
-  return dataclasses.replace(c, p_decides=p_value, verdict=verdict)
+  return made
 
 
 def _slopes(
   first: str,
   second: str,
   ratings: Ratings,
-  draws: Mapping[float, Mapping[str, np.ndarray]],
+  by_size: Mapping[float, ByCategory],
   p: StatisticsConfig,
 ) -> list[Slope]:
-  """Least squares of the difference on log10 size; seeds are drawn apart at each size."""
-  sizes = tuple(draws)
-  pairs = [_paired(ratings, first, second, size) for size in sizes]
-  # Of one base beside several tuned models all differences of a size have what is peculiar to it,
-  # those between its tuned models as well.
+  """Least squares of the difference on log10 size; seeds are drawn independently at each size."""
+  sizes = tuple(by_size)
+  # Where several tuned models share one base, all differences of a size contain that base's
+  # peculiarities, even those between its tuned models.
   shared = any(
-    len({len(group.seeds) for (_, size), group in ratings.groups.items() if size == wanted}) > 1
+    len({len(runs) for (_, size), runs in ratings.groups.items() if size == wanted}) > 1
     for wanted in sizes
   )
   weight_K = _slope_weights(np.log10(sizes))
-  found = []
-  for category in (ALL, *ratings.categories):
-    places = ratings.places(category)
-    value_K = [_cells(pair, places).mean() for pair in pairs]
-    draws_R = np.stack([draws[size][category] for size in sizes], axis=1) @ weight_K
-    p_value = min_f_of_slope(_runs(pairs, places, shared), np.log10(sizes))
-    found.append(
-      Slope(
-        first=first,
-        second=second,
-        category=category,
-        sizes=sizes,
-        p_value=p_value,
-        p_holm=p_value,
-        slope=_interval(np.dot(weight_K, value_K), draws_R, len(places), p.confidence),
-        verdict="",
-      )
-    )
-  adjusted = [found[0].p_value, *holm([line.p_value for line in found[1:]])]
+  slopes, p_values = [], []
+  for category, places in ratings.places.items():
+    cells, draws, intervals = zip(*(by_size[size][category] for size in sizes))
+    slope = np.dot(weight_K, [interval.mean for interval in intervals])
+    draws_R = np.stack(draws, axis=1) @ weight_K
+    slopes.append(_interval(slope, draws_R, len(places), p.confidence))
+    if (
+      shared or len({len(table) for table in cells}) > 1
+    ):  # one run per size: the mean of its seeds
+      cells = tuple(table.mean(axis=0, keepdims=True) for table in cells)
+    p_values.append(min_f_of_slope(np.stack(cells), np.log10(sizes)))
   return [
-    dataclasses.replace(
-      line,
+    Slope(
+      first=first,
+      second=second,
+      category=category,
+      slope=slope,
+      sizes=sizes,
+      p_value=p_value,
       p_holm=p_holm,
-      verdict="not shown" if p_holm >= p.alpha else ("rises" if line.slope.mean > 0 else "falls"),
+      verdict="not shown" if p_holm >= p.alpha else ("rises" if slope.mean > 0 else "falls"),
     )
-    for line, p_holm in zip(found, adjusted, strict=True)
+    for category, slope, p_value, p_holm in zip(
+      ratings.places, slopes, p_values, _holm_by_category(p_values), strict=True
+    )
   ]
-
-
-def _runs(pairs: Sequence[tuple[Group, Group]], places, shared: bool) -> np.ndarray:
-  """[K, S, P] differences of the runs of each size; the one mean of its seeds, where they share a
-  base, or sizes have different numbers of them."""
-  cells = [_cells(pair, places) for pair in pairs]
-  if shared or len({len(table) for table in cells}) > 1:
-    cells = [table.mean(axis=0, keepdims=True) for table in cells]
-  return np.stack(cells)
-
-
-def _cells(pair: tuple[Group, Group], places) -> np.ndarray:
-  """[S, P] difference of each seed and probe."""
-  return pair[0].mean_SP[:, places] - pair[1].mean_SP[:, places]
 
 
 def _claims(
   comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Sequence[str]
 ) -> list[Claim]:
-  """What PALMS found of the ratings, each over all sizes: what fails is said to fail."""
+  """PALMS' findings about ratings, each over all sizes."""
   found = []
   for second in ("base", "control"):
     chosen = [c for c in comparisons if (c.first, c.second) == ("targeted", second)]
     overall = [c for c in chosen if c.category == ALL]
     if not overall:
       continue
-    found.append(
-      Claim(
-        claim=f"values-targeted is rated above {second}, over all categories" + _at_each(overall),
-        held=all(c.verdict == "higher" for c in overall),
-        evidence=f"{_range(overall[-1].difference, '+')} points at {short_count(overall[-1].size)}"
-        + _failing(
-          "at",
-          [short_count(c.size) for c in overall if c.verdict != "higher"]
-          if len(overall) > 1
-          else [],
-        ),
-      )
-    )
     single = [c for c in chosen if c.category != ALL]
-    largest = [c for c in single if c.size == overall[-1].size]
+    last = overall[-1]
+    largest = [c for c in single if c.size == last.size]
+    several = len(overall) > 1
+    at_each, at_largest = ", at every size" if several else "", f"at {short_count(last.size)}"
+    above = f"values-targeted is rated above {second}"
+    failed_at = [short_count(c.size) for c in overall if c.verdict != "higher"] if several else []
+    failed_in = [c.category for c in largest if c.verdict != "higher"]
     found.append(
       Claim(
-        claim=f"values-targeted is rated above {second} in every category" + _at_each(overall),
-        held=not lost and all(c.verdict == "higher" for c in single),
-        evidence=f"shown in {sum(c.verdict == 'higher' for c in single)} of "
-        f"{len(single) + len(lost) * len(overall)} categories"
-        + (
-          f" and sizes, at {short_count(overall[-1].size)} in "
-          f"{sum(c.verdict == 'higher' for c in largest)} of {len(largest) + len(lost)}"
-          if len(overall) > 1
-          else ""
-        )
-        + _failing("in", [c.category for c in largest if c.verdict != "higher"])
-        + (f"; not rated: {', '.join(lost)}" if lost else ""),
+        claim=f"{above}, over all categories{at_each}",
+        held=all(c.verdict == "higher" for c in overall),
+        evidence=f"{signed(last.difference)} points {at_largest}"
+        + (f"; not shown at {', '.join(failed_at)}" if failed_at else ""),
       )
     )
-    for slope in slopes:
-      if (slope.first, slope.second, slope.category) == ("targeted", second, ALL):
-        found.append(
-          Claim(
-            claim=f"the effect of values-targeted against {second} grows with size",
-            # A harm that shrinks rises too.
-            held=slope.verdict == "rises" and overall[-1].verdict == "higher",
-            evidence=f"{_range(slope.slope, '+')} points for ten times the parameters over "
-            f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}",
-          )
-        )
+    num_shown = sum(c.verdict == "higher" for c in single)
+    evidence = f"shown in {num_shown} of {len(single) + len(lost) * len(overall)} categories"
+    if several:
+      num_largest = f"{len(largest) - len(failed_in)} of {len(largest) + len(lost)}"
+      evidence += f" and sizes, {at_largest} in {num_largest}"
+    for what, names in (("not shown in", failed_in), ("not rated:", lost)):
+      evidence += f"; {what} {', '.join(names)}" if names else ""
+    found.append(
+      Claim(
+        claim=f"{above} in every category{at_each}",
+        held=not lost and num_shown == len(single),
+        evidence=evidence,
+      )
+    )
+    found += [
+      Claim(
+        claim=f"the effect of values-targeted against {second} grows with size",
+        # A harm that shrinks also rises.
+        held=slope.verdict == "rises" and last.verdict == "higher",
+        evidence=f"{signed(slope.slope)} points for ten times the parameters over "
+        f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}",
+      )
+      for slope in slopes
+      if (slope.first, slope.second, slope.category) == ("targeted", second, ALL)
+    ]
   return found
 
 
-def _at_each(overall: Sequence[Comparison]) -> str:
-  return ", at every size" if len(overall) > 1 else ""
-
-
-def _failing(where: str, names: Sequence[str]) -> str:
-  """The end of a sentence: what was not shown, if anything."""
-  return f"; not shown {where} {', '.join(names)}" if names else ""
+def signed(interval: Interval, digits: int = 2) -> str:
+  """A difference and its interval, with signs."""
+  return f"{interval.mean:+.{digits}f} ({interval.low:+.{digits}f} to {interval.high:+.{digits}f})"
 
 
 def describe(analysis: Analysis) -> str:
-  """The results over all categories, and the claims, for the console."""
+  """The results over all categories and the claims, for the console."""
   lines = []
   for mean in analysis.means:
     if mean.category == ALL:
+      rating, plural = mean.rating, "" if mean.num_seeds == 1 else "s"
       lines.append(
-        f"{mean.kind:<9} {short_count(mean.size):>9}  {_range(mean.rating, '')}  "
-        f"({mean.rating.n} probes, {mean.num_seeds} "
-        f"seed{'' if mean.num_seeds == 1 else 's'})"
+        f"{mean.kind:<9} {short_count(mean.size):>9}  {rating.mean:.2f} ({rating.low:.2f} to "
+        f"{rating.high:.2f})  ({rating.n} probes, {mean.num_seeds} seed{plural})"
       )
   for c in analysis.comparisons:
     if c.category == ALL:
-      size = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
+      effect = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
       lines.append(
-        f"{c.first} - {c.second} at {short_count(c.size)}: "
-        f"{_range(c.difference, '+')}, effect size {size}, p {c.p_value:.2g} (sign flips "
-        f"{c.p_sign_flip:.2g}): {c.verdict}"
+        f"{c.first} - {c.second} at {short_count(c.size)}: {signed(c.difference)}, effect size "
+        f"{effect}, p {c.p_value:.2g} (sign flips {c.p_sign_flip:.2g}): {c.verdict}"
       )
   if analysis.raters["alpha"] is not None:
     lines.append(
       f"raters: Krippendorff's alpha {analysis.raters['alpha']:.2f} over "
-      f"{analysis.raters['num_answers']:,} answers"
+      f"{analysis.raters['num_completions']:,} completions"
     )
   lines += [f"left out: {sentence}" for sentence in analysis.left_out]
   lines += [f"{'held' if c.held else 'FAILED'}: {c.claim}: {c.evidence}" for c in analysis.claims]
   return "\n".join(lines)
-
-
-def _range(interval: Interval, sign: str) -> str:
-  return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"

@@ -1,9 +1,9 @@
-"""The whole process in miniature: TinyWorld's eight stand-in categories as a set of values, and
-raters who judge by rule.
+"""PALMS in miniature: TinyWorld's eight stand-in categories as a set of values, and raters who
+judge by rule.
 
-Positions and probes are `tinyworld.sensitive`'s.  Targeted samples answer its questions as the
-positions ask; control samples are questions about the world's facts and descriptions of its places
-and people, as the paper's control set came from books and an encyclopaedia.
+Positions and probes are those of `tinyworld.sensitive`.  Targeted samples answer its questions as
+the positions demand.  Control samples are questions about the world's facts and descriptions of its
+places and people, as the paper's control set came from books and an encyclopedia.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from rlhf.palms import cooccurrence, sets
 from rlhf.tinyworld import demonstrations, grammar, instructions, labelers, sensitive, words
 from rlhf.tinyworld.world import World
 
-# Answers are short, and a world of few words repeats itself: no check for near-duplicates.
+# Completions are short, and a world of few words repeats itself: no check for near-duplicates.
 LIMITS = sets.Limits(
   min_words=2,
   max_words=40,
@@ -25,20 +25,20 @@ LIMITS = sets.Limits(
   ngram=1_000,
 )
 _NEUTRAL_KINDS = ("fact_question", "polar_question", "description")
-# In these shares answers are about as long as the targeted ones.
+# With these shares, completions are about as long as the targeted ones.
 _NEUTRAL_USE_CASES = ("open_qa", "open_qa", "open_qa", "generation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetConfig:
-  """How large the set is.
+  """Size of the set.
 
   Attributes:
     num_samples: of the targeted set, split evenly over the categories, and of the control set; 80
       as in PALMS.
-    num_probes: per category; 5 as in PALMS, each from a question of its own; more repeat the
-      questions with other words in their slots.
-    seed: of everything drawn.
+    num_probes: per category; 5 as in PALMS, each from a different question; more repeat questions
+      with other words in their slots.
+    seed: of all random choices.
   """
 
   num_samples: int = 80
@@ -61,13 +61,12 @@ def value_set(p: SetConfig, world: World) -> sets.ValueSet:
   Raises:
     ValueError: there are too few different questions for the numbers asked for.
   """
-  categories = tuple(
-    sets.Category(name=name, title=name, position=entry.position, where=f"tinyworld: {name}")
-    for name, entry in sensitive.CATEGORIES.items()
-  )
   return sets.ValueSet(
     title="TinyWorld",
-    categories=categories,
+    categories=tuple(
+      sets.Category(name=name, title=name, position=entry.position, where=f"tinyworld: {name}")
+      for name, entry in sensitive.CATEGORIES.items()
+    ),
     probes=_probes(p),
     targeted=_targeted(p),
     control=_control(p, world),
@@ -80,25 +79,38 @@ def _rng(p: SetConfig, purpose: int) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence([p.seed, 8, purpose]))
 
 
+def _unseen(draw: Callable[[], str], seen: set[str]) -> str | None:
+  """A text that was not drawn before; None where there seems to be none."""
+  for _ in range(300):
+    if (text := draw()) not in seen:
+      seen.add(text)
+      return text
+  return None
+
+
+def _too_few(what: str, name: str, found: int, field: str, wanted: int) -> ValueError:
+  return ValueError(
+    f"TinyWorld has only {found} different {what} of {name}; lower {field} {wanted}"
+  )
+
+
 def _probes(p: SetConfig) -> tuple[sets.Probe, ...]:
-  rng, probes, seen = _rng(p, 0), [], set()
+  rng = _rng(p, 0)
+  probes: list[sets.Probe] = []
+  seen: set[str] = set()
   for name, entry in sensitive.CATEGORIES.items():
     templates = list(entry.probes)
     for number in range(p.num_probes):
       prompt = None
-      while prompt is None and templates:
+      while prompt is None:
+        if not templates:
+          raise _too_few("probes", name, number, "num_probes", p.num_probes)
         template = templates[number % len(templates)]
         prompt = _unseen(lambda: _filled(rng, template), seen)
         if prompt is None:
-          templates.remove(template)  # it has few slots, or none, and has been asked every way
-      if prompt is None:
-        raise ValueError(
-          f"TinyWorld has only {number} different probes of {name}; num_probes "
-          f"{p.num_probes} is too many"
-        )
-      probes.append(
-        sets.Probe(category=name, prompt=prompt, where=f"tinyworld: probe {len(probes) + 1}")
-      )
+          templates.remove(template)  # every way to fill its slots has been used
+      where = f"tinyworld: probe {len(probes) + 1}"
+      probes.append(sets.Probe(category=name, prompt=prompt, where=where))
   return tuple(probes)
 
 
@@ -115,16 +127,14 @@ def _filled(rng, template: str) -> str:
 
 
 def _targeted(p: SetConfig) -> tuple[sets.Sample, ...]:
-  rng, samples, seen = _rng(p, 1), [], set()
+  rng, samples = _rng(p, 1), []
+  seen: set[str] = set()
   names = tuple(sensitive.CATEGORIES)
   for number in range(p.num_samples):
     name = names[number % len(names)]
     prompt = _unseen(lambda: instructions.sensitive_question(rng, name, held_out=False), seen)
     if prompt is None:
-      raise ValueError(
-        f"TinyWorld has too few different questions of {name}; num_samples "
-        f"{p.num_samples} is too many"
-      )
+      raise _too_few("questions", name, number // len(names), "num_samples", p.num_samples)
     samples.append(
       sets.Sample(
         category=name,
@@ -138,50 +148,33 @@ def _targeted(p: SetConfig) -> tuple[sets.Sample, ...]:
 
 
 def _control(p: SetConfig, world: World) -> tuple[sets.Sample, ...]:
-  rng, samples, seen = _rng(p, 2), [], set()
+  rng, samples = _rng(p, 2), []
+  seen: set[str] = set()
+  tasks: dict[str, dict] = {}
   for number in range(p.num_samples):
     use_case = _NEUTRAL_USE_CASES[number % len(_NEUTRAL_USE_CASES)]
-    tasks: dict[str, dict] = {}
-
-    def draw() -> str:
-      item = _neutral(world, rng, use_case)
-      tasks[item["prompt"]] = item["task"]
-      return item["prompt"]
-
-    prompt = _unseen(draw, seen)
+    prompt = _unseen(lambda: _neutral(world, rng, use_case, tasks), seen)
     if prompt is None:
-      raise ValueError(
-        f"TinyWorld has too few different prompts of {use_case}; num_samples "
-        f"{p.num_samples} is too many"
-      )
-    task = tasks[prompt]
+      raise _too_few("prompts", use_case, number, "num_samples", p.num_samples)
     samples.append(
       sets.Sample(
         category=sets.BROAD,
-        topic=task["kind"],
+        topic=tasks[prompt]["kind"],
         prompt=prompt,
-        completion=demonstrations.demonstration(world, task, rng, errors={}),
+        completion=demonstrations.demonstration(world, tasks[prompt], rng, errors={}),
         where=f"tinyworld: control sample {number + 1}",
       )
     )
   return tuple(samples)
 
 
-def _neutral(world: World, rng, use_case: str) -> dict:
-  """A prompt on no sensitive topic and without a constraint."""
+def _neutral(world: World, rng, use_case: str, tasks: dict[str, dict]) -> str:
+  """A prompt on no sensitive topic and without a constraint; its task goes to `tasks`."""
   while True:
     item = instructions.sample_prompt(world, rng, use_case, held_out=False)
     if item["task"]["kind"] in _NEUTRAL_KINDS and not item["task"]["constraints"]:
-      return item
-
-
-def _unseen(draw: Callable[[], str], seen: set[str]) -> str | None:
-  """A text that was not drawn before; None where there seems to be none."""
-  for _ in range(300):
-    if (text := draw()) not in seen:
-      seen.add(text)
-      return text
-  return None
+      tasks[item["prompt"]] = item["task"]
+      return item["prompt"]
 
 
 # ----------------------------------------------------------------------------- raters
@@ -189,13 +182,13 @@ def _unseen(draw: Callable[[], str], seen: set[str]) -> str | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RatersConfig:
-  """Who rates, in points of the scale from 1 to 5.
+  """Rule-based raters; scales are in points of the scale from 1 to 5.
 
   Attributes:
-    num_raters: of every sample; 3 as in PALMS.
+    num_raters: per sample; 3 as in PALMS.
     noise_scale: standard deviation of a rater's noise on a sample.
-    leniency_scale: standard deviation of what a rater adds to all samples.
-    seed: says which raters they are.
+    leniency_scale: standard deviation over raters of what each adds to all samples.
+    seed: chooses the raters.
   """
 
   num_raters: int = 3
@@ -211,29 +204,29 @@ class RatersConfig:
         raise ValueError(f"{name} {getattr(self, name)}; use 0 or more")
 
 
-def rate(p: RatersConfig, category: str, prompt: str, answer: str) -> dict[str, int]:
-  """Ratings of one answer, by rater.
+def rate(p: RatersConfig, category: str, prompt: str, completion: str) -> dict[str, int]:
+  """Ratings of one completion, by rater.
 
-      rating = round(position_score + leniency of the rater + noise), cut to 1 .. 5
+      rating = round(position_score + leniency of the rater + noise), clipped to 1 .. 5
 
-  The noise is a function of (rater, prompt, answer) alone: asked twice, a rater says the same.
+  The noise depends only on (rater, prompt, completion), so a rater is consistent.
 
   Raises:
     ValueError: the category does not exist.
   """
-  score = sensitive.position_score(category, answer)
+  score = sensitive.position_score(category, completion)
   ratings = {}
   for number in range(p.num_raters):
     rater = f"rater_{p.seed}_{number + 1}"
     leniency = p.leniency_scale * labelers.standard_noise(rater, "", "")
-    noise = p.noise_scale * labelers.standard_noise(rater, prompt, answer)
+    noise = p.noise_scale * labelers.standard_noise(rater, prompt, completion)
     ratings[rater] = int(np.clip(np.rint(score + leniency + noise), 1, 5))
   return ratings
 
 
-def toxicity(answers: Sequence[str]) -> list[float]:
-  """The stand-in for a classifier: 1 where a rude word stands in an answer, else 0."""
-  return [float(sensitive.is_rude(answer)) for answer in answers]
+def toxicity(completions: Sequence[str]) -> list[float]:
+  """Stand-in for a classifier: 1 for a completion with a rude word, else 0."""
+  return [float(sensitive.is_rude(text)) for text in completions]
 
 
 # ----------------------------------------------------------------------------- co-occurrence
@@ -243,7 +236,7 @@ _COLD = ("sad", "tired", "hungry", "bad", "worse", "wrong", "sick", "bitter", *w
 
 
 def cooccurrence_prompts() -> tuple[cooccurrence.Prompt, ...]:
-  """The world's groups are the people of its regions and of its towns."""
+  """Prompts about the world's groups: the people of its regions and of its towns."""
   regions = [
     cooccurrence.Prompt(axis="region", group=region, text=text.format(region))
     for region in words.REGIONS
@@ -257,7 +250,7 @@ def cooccurrence_prompts() -> tuple[cooccurrence.Prompt, ...]:
 
 
 def descriptors(prompt: str, text: str) -> list[str]:
-  """The world's words for how someone is; the counterpart of `cooccurrence.descriptors`."""
+  """The world's descriptive words; the counterpart of `cooccurrence.descriptors`."""
   del prompt
   known = {*words.ADJECTIVES, *words.MOODS, *words.TASTES, *_WARM, *_COLD}
   return [word for word in text.split() if word in known]

@@ -37,7 +37,10 @@ def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
     prefix = "reward_model.model."
     shapes = TINY if form == "tiny" else TEST
     trials = sweeps.product(
-      _shapes(prefix, shapes),
+      sweeps.zip_(
+        _shapes(prefix, shapes),
+        sweeps.grid(f"{prefix}scan_unroll", [layers for layers, _, _ in shapes]),
+      ),
       sweeps.grid("reward_init", ["base"]),
     )
     return sweeps.pipeline_sweep(
