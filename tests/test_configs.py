@@ -343,7 +343,7 @@ CHAT = chat.ChatTemplate(
   tail=("A",),
   strips_left=False,
   strips_right=False,
-  answer_prefix="",
+  completion_prefix="",
   end=None,
 )
 

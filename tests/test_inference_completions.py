@@ -148,7 +148,7 @@ def test_a_completion_in_a_chat_ends_with_its_turn(small: Network):
     tail=(),
     strips_left=False,
     strips_right=False,
-    answer_prefix="",
+    completion_prefix="",
     end="e",
   )
   p = completions.CompletionConfig(

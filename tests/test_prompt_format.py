@@ -45,14 +45,14 @@ def test_a_template_is_taken_apart():
     tail=("<|end|>", "\n", "<|turn|>", "model\n"),
     strips_left=True,
     strips_right=True,
-    answer_prefix="",
+    completion_prefix="",
     end="<|end|>",
   )
   assert gemma.text_around("  a\n") == "user\na"
   llama = template(LLAMA2)
   assert (llama.head, llama.tail) == (("<s>",), ())
   assert (llama.before, llama.after) == ("[INST] ", " [/INST]")
-  assert (llama.answer_prefix, llama.end) == (" ", "</s>")
+  assert (llama.completion_prefix, llama.end) == (" ", "</s>")
   assert llama.text_around(" a ") == "[INST]  a  [/INST]"
 
 

@@ -255,7 +255,8 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
 def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
   cut = {
     name: pieces(
-      Tokenizer.from_gguf(bpe_reader(ggml__pre=name), num_embeddings=300), "abc  1<tool><eos>"
+      Tokenizer.from_gguf(bpe_reader(ggml__pre=name), num_embeddings=300, name="m.gguf"),
+      "abc  1<tool><eos>",
     )
     for name in ("gpt-2", "smollm", "qwen2", "llama-bpe")
   }
@@ -263,9 +264,9 @@ def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
   assert cut["gpt-2"] == ["abc", " ", " 1", "<tool>", *ordinary]
   assert cut["smollm"] == ["abc", "  ", "1", "<tool>", *ordinary]
   assert cut["qwen2"] == cut["llama-bpe"] == ["abc", " ", " ", "1", "<tool>", *ordinary]
-  tokenizer = Tokenizer.from_gguf(bpe_reader(), num_embeddings=300)
+  tokenizer = Tokenizer.from_gguf(bpe_reader(), num_embeddings=300, name="m.gguf")
   assert (tokenizer.eot_id, tokenizer.pad_id, tokenizer.prefix_ids) == (0, 300, ())
-  llama = Tokenizer.from_gguf(bpe_reader(ggml__pre="llama-bpe"), num_embeddings=300)
+  llama = Tokenizer.from_gguf(bpe_reader(ggml__pre="llama-bpe"), num_embeddings=300, name="m.gguf")
   assert llama.prefix_ids == (1,)  # llama.cpp's own default for this pre-tokenizer
 
 
@@ -276,16 +277,16 @@ def test_byte_pairs_of_gguf_are_cut_as_their_name_says():
     (dict(ggml__model="t5"), "tokenizer.ggml.model 't5'; known are gpt2, llama"),
     (dict(ggml__tokens=None), "has no tokenizer.ggml.tokens"),
     (dict(ggml__merges=None), "has no tokenizer.ggml.merges"),
-    (dict(ggml__merges=["a x"]), "merges 'a' and 'x' but its vocabulary has no 'ax'"),
+    (dict(ggml__merges=["a x"]), "m.gguf: 'a' and 'x' are merged, but 'ax'"),
     (dict(ggml__eos_token_id=None), "has no tokenizer.ggml.eos_token_id"),
     (dict(ggml__eos_token_id=999), "tokenizer.ggml.eos_token_id 999, and 263 tokens"),
   ],
 )
 def test_gguf_that_cannot_be_read(changes: dict, message: str):
   with pytest.raises(ValueError, match=message):
-    Tokenizer.from_gguf(bpe_reader(**changes), num_embeddings=300)
+    Tokenizer.from_gguf(bpe_reader(**changes), num_embeddings=300, name="m.gguf")
   with pytest.raises(ValueError, match="ids up to 262 and the model's embedding 100 rows"):
-    Tokenizer.from_gguf(bpe_reader(), num_embeddings=100)
+    Tokenizer.from_gguf(bpe_reader(), num_embeddings=100, name="m.gguf")
 
 
 def test_a_gguf_file_without_a_template_is_named():
@@ -324,7 +325,9 @@ def test_sentencepiece_of_gguf_joins_what_scores_highest():
     ggml__unknown_token_id=3,
   )
   at = {token: i for i, token in enumerate(tokens)}
-  gemma = Tokenizer.from_gguf(Reader(**fields, ggml__add_space_prefix=False), num_embeddings=280)
+  gemma = Tokenizer.from_gguf(
+    Reader(**fields, ggml__add_space_prefix=False), num_embeddings=280, name="m.gguf"
+  )
   assert (gemma.pad_id, gemma.eot_id, gemma.prefix_ids, gemma.num_ids) == (0, 1, (2,), 280)
   assert gemma.encode("abc") == [at["a"], at["bc"]]  # a better score than "ab"
   assert gemma.encode("a   b\n\nz") == [
@@ -336,15 +339,8 @@ def test_sentencepiece_of_gguf_joins_what_scores_highest():
     at["<0x7A>"],
   ]
   assert gemma.encode("b  a") == [at["b"], at["  "], at["a"]]  # user-defined before any score
-  llama = Tokenizer.from_gguf(Reader(**fields), num_embeddings=280)
+  llama = Tokenizer.from_gguf(Reader(**fields), num_embeddings=280, name="m.gguf")
   assert llama.encode("a a") == [at["▁a"], at["▁a"]] and llama.decode([at["▁a"]] * 2) == "a a"
-
-
-def test_a_file_that_is_no_gguf(tmp_path):
-  pytest.importorskip("gguf", reason="gguf is not installed; this test reads a broken file with it")
-  (tmp_path / "x.gguf").write_bytes(b"GGUX" + bytes(64))
-  with pytest.raises(ValueError, match="x.gguf is not a GGUF file that can be read"):
-    Tokenizer.from_gguf(tmp_path / "x.gguf", num_embeddings=10)
 
 
 # ----------------------------------------------------------------------------- transformers
@@ -372,9 +368,8 @@ def test_transformers_reads_what_is_written_for_it(tmp_path, pad, num_embeddings
 
 
 def test_an_added_padding_row_is_named_where_it_is_exported(tmp_path):
-  tokenizer = Tokenizer.from_json(
-    make_directory(tmp_path / "hf") / "tokenizer.json", eot_token="</s>"
-  )
+  make_directory(tmp_path / "hf", pad_token=None)
+  tokenizer = Tokenizer.from_spec(f"json:{tmp_path / 'hf'}")
   assert tokenizer.pad_id == tokenizer.vocab_size
   for rows, expected in ((tokenizer.num_ids, PAD_TOKEN), (tokenizer.vocab_size, "</s>")):
     tokenizer.save_hf(tmp_path / "out", num_embeddings=rows)
@@ -404,10 +399,12 @@ def real(name: str, num_embeddings: int):
   )
   if not (directory / name).exists():
     pytest.skip(f"{name} is not in {directory}; ../shared/data/get_models.sh fetches it")
-  pytest.importorskip("gguf", reason="gguf is not installed; this test reads a real file with it")
+  gguf = pytest.importorskip("gguf", reason="this test reads a real file with it")
   transformers = pytest.importorskip("transformers", reason="transformers is not installed")
   return (
-    Tokenizer.from_gguf(directory / name, num_embeddings=num_embeddings),
+    Tokenizer.from_gguf(
+      gguf.GGUFReader(directory / name), num_embeddings=num_embeddings, name=name
+    ),
     transformers.AutoTokenizer.from_pretrained(directory, gguf_file=name),
   )
 

@@ -135,7 +135,7 @@ class PromptFormat:
     )
 
   def _completion_prefix(self, tokenizer: Tokenizer) -> str:
-    return tokenizer.chat.answer_prefix if self.is_chat else self.completion_prefix
+    return tokenizer.chat.completion_prefix if self.is_chat else self.completion_prefix
 
 
 PLAIN = PromptFormat()

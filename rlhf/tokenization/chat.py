@@ -1,21 +1,22 @@
-"""A model's chat template: how one prompt becomes the ids that the model answers.
+"""A model's chat template: how a prompt becomes the ids that the model completes.
 
 The template is Jinja source that came with the tokenizer.  It is rendered once, in a sandbox, with
-a marker where the prompt will stand: so no prompt is ever read as a template, the result depends on
-the prompt alone (a template that asks for today's date takes the one it has for programs without a
-clock), and a special token written out in a prompt stays ordinary characters.
+a marker in place of the prompt.  So a prompt is never read as a template, the result depends on the
+prompt alone (a template that asks for today's date falls back to its default), and a special token
+that a prompt spells out stays ordinary characters.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jinja2
 from jinja2 import ext, sandbox
 
-_PROMPT, _ANSWER = "\ue000prompt\ue001", "\ue000answer\ue001"
-# What a template raises that is wrong, or refuses what it is given.
+# Characters for private use, which no template contains.
+_PROMPT, _COMPLETION = "\ue000prompt\ue001", "\ue000completion\ue001"
+# What is raised by a template that is wrong or refuses its input.
 _FAILURES = (
   jinja2.TemplateError,
   ArithmeticError,
@@ -24,19 +25,18 @@ _FAILURES = (
   TypeError,
   ValueError,
 )
-_EDGE = " \n"  # around the marker: shows whether the template strips what it is given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-  """A template as pieces, each a special token or text.
+  """A template as pieces, each of which is a special token or text.
 
   Attributes:
-    head, tail: pieces before and after the one that holds the prompt.
+    head, tail: pieces before and after the one that contains the prompt.
     before, after: text of that piece on either side of the prompt.
-    strips_left, strips_right: whether white space at the prompt's ends is taken off.
-    answer_prefix: white space that the template puts before an answer.
-    end: the special token behind an answer; None where there is none.
+    strips_left, strips_right: whether white space at the ends of the prompt is removed.
+    completion_prefix: white space before a completion.
+    end: the special token after a completion, or None.
   """
 
   head: tuple[str, ...]
@@ -45,42 +45,40 @@ class ChatTemplate:
   tail: tuple[str, ...]
   strips_left: bool
   strips_right: bool
-  answer_prefix: str
+  completion_prefix: str
   end: str | None
 
   def text_around(self, prompt: str) -> str:
-    """The piece that holds the prompt."""
+    """The piece that contains the prompt."""
     prompt = prompt.lstrip() if self.strips_left else prompt
     prompt = prompt.rstrip() if self.strips_right else prompt
     return self.before + prompt + self.after
 
 
 def read_template(
-  source: str, specials: Sequence[str], variables: dict[str, str], where: str
+  source: str, specials: Collection[str], variables: dict[str, str], where: str
 ) -> ChatTemplate:
-  """Renders a template and takes the result apart.
+  """Renders a template with markers and takes the result apart.
 
   Args:
     source: Jinja.
     specials: the tokenizer's special tokens.
     variables: bos_token and the like.
-    where: the file that holds the template, for error messages.
+    where: the file of the template, for error messages.
 
   Raises:
-    ValueError: the template fails, or does not write the prompt exactly once.
+    ValueError: the template fails, or does not contain the prompt exactly once.
   """
+  user = lambda text: {"role": "user", "content": text}
+  assistant = {"role": "assistant", "content": _COMPLETION}
   try:
-    template = _environment().from_string(source)
-    question = {"role": "user", "content": _EDGE + _PROMPT + _EDGE}
-    render = lambda messages, generate: template.render(
-      messages=messages, add_generation_prompt=generate, tools=None, documents=None, **variables
-    )
-    asked = render([question], True)
-    answered = render([question, {"role": "assistant", "content": _ANSWER}], False)
+    asked = _render(source, [user(_PROMPT)], variables, True)
+    spaced = _render(source, [user(f" \n{_PROMPT} \n")], variables, True)
+    answered = _render(source, [user(_PROMPT), assistant], variables, False)
   except _FAILURES as error:
     raise ValueError(
-      f"{where}: the chat template cannot be rendered for one prompt "
-      f"({' '.join(str(error).split())}); use prompt_format plain"
+      f"{where}: the chat template cannot be rendered for one prompt ({_one_line(error)}); use "
+      "prompt_format plain"
     ) from error
   if asked.count(_PROMPT) != 1:
     raise ValueError(
@@ -88,26 +86,30 @@ def read_template(
       "it must be there once (or use prompt_format plain)"
     )
   left, right = asked.split(_PROMPT)
-  strips_left, strips_right = not left.endswith(_EDGE), not right.startswith(_EDGE)
-  left = left if strips_left else left.removesuffix(_EDGE)
-  right = right if strips_right else right.removeprefix(_EDGE)
   left_pieces, right_pieces = split_specials(left, specials), split_specials(right, specials)
   before = left_pieces.pop() if left_pieces and left_pieces[-1] not in specials else ""
   after = right_pieces.pop(0) if right_pieces and right_pieces[0] not in specials else ""
-  answer_prefix, end = _around_answer(answered, asked, specials)
+  # A template that strips the prompt gives the same text for a prompt with white space around it.
+  spaced_left, _, spaced_right = spaced.partition(_PROMPT)
+  completion_prefix, end = "", None
+  if _COMPLETION in answered:
+    before_completion, behind = answered.split(_COMPLETION, 1)
+    gap = before_completion.removeprefix(asked) if before_completion.startswith(asked) else ""
+    completion_prefix = "" if gap.strip() else gap
+    end = next((piece for piece in split_specials(behind, specials) if piece in specials), None)
   return ChatTemplate(
     head=tuple(left_pieces),
     before=before,
     after=after,
     tail=tuple(right_pieces),
-    strips_left=strips_left,
-    strips_right=strips_right,
-    answer_prefix=answer_prefix,
+    strips_left=spaced_left == left,
+    strips_right=spaced_right == right,
+    completion_prefix=completion_prefix,
     end=end,
   )
 
 
-def render(
+def render_turns(
   source: str,
   messages: Sequence[Mapping[str, str]],
   variables: dict[str, str],
@@ -115,39 +117,25 @@ def render(
   *,
   add_generation_prompt: bool,
 ) -> str:
-  """The text of any turns.
+  """The text of a conversation.
 
   Args:
     source, variables, where: as in `read_template`.
-    messages: {"role", "content"} each; system turns are left out where the template knows none.
-    add_generation_prompt: end where the model answers; else behind the last turn's content.
+    messages: {"role", "content"} each; system turns are left out if the template has none.
+    add_generation_prompt: end where the model writes; else after the last turn's content.
 
   Raises:
     ValueError: the template fails.
   """
-
-  def rendered(messages):
-    return (
-      _environment()
-      .from_string(source)
-      .render(
-        messages=list(messages),
-        add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
-        **variables,
-      )
-    )
-
   try:
     try:
-      text = rendered(messages)
+      text = _render(source, messages, variables, add_generation_prompt)
     except jinja2.TemplateError:
-      text = rendered([message for message in messages if message["role"] != "system"])
+      messages_without_system = [turn for turn in messages if turn["role"] != "system"]
+      text = _render(source, messages_without_system, variables, add_generation_prompt)
   except _FAILURES as error:
     raise ValueError(
-      f"{where}: the chat template cannot be rendered for these turns "
-      f"({' '.join(str(error).split())})"
+      f"{where}: the chat template cannot be rendered for these turns ({_one_line(error)})"
     ) from error
   if add_generation_prompt or not messages:
     return text
@@ -155,27 +143,31 @@ def render(
   return text[: text.rindex(last) + len(last)] if last in text else text
 
 
-def _around_answer(answered: str, asked: str, specials: Sequence[str]) -> tuple[str, str | None]:
-  """(white space before an answer, special token behind it)."""
-  if _ANSWER not in answered:
-    return "", None
-  before, behind = answered.split(_ANSWER, 1)
-  gap = before.removeprefix(asked) if before.startswith(asked) else ""
-  ends = [piece for piece in split_specials(behind, specials) if piece in specials]
-  return gap if not gap.strip() else "", ends[0] if ends else None
-
-
-def split_specials(text: str, specials: Sequence[str]) -> list[str]:
-  """A text cut at special tokens, which stay as pieces; no piece is empty."""
-  if not specials:
-    return [text] if text else []
-  longest_first = sorted(specials, key=len, reverse=True)
-  pattern = "(" + "|".join(re.escape(token) for token in longest_first) + ")"
-  return [piece for piece in re.split(pattern, text) if piece]
+def _render(
+  source: str,
+  messages: Sequence[Mapping[str, str]],
+  variables: dict[str, str],
+  add_generation_prompt: bool,
+) -> str:
+  """Renders in Jinja as `transformers` sets it up for chat templates, but without a clock."""
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation]
+  )
+  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+    value, ensure_ascii=False, indent=indent
+  )
+  environment.globals["raise_exception"] = _raise_exception
+  return environment.from_string(source).render(
+    messages=list(messages),
+    add_generation_prompt=add_generation_prompt,
+    tools=None,
+    documents=None,
+    **variables,
+  )
 
 
 class _Generation(ext.Extension):
-  """`{% generation %}` marks what an assistant wrote; rendering needs no mark."""
+  """`{% generation %}` marks what an assistant wrote; it renders as its content."""
 
   tags = {"generation"}
 
@@ -184,17 +176,18 @@ class _Generation(ext.Extension):
     return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
-  """Jinja as transformers sets it up for chat templates, but without a clock."""
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation]
-  )
-  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
-  environment.globals["raise_exception"] = _raise_exception
-  return environment
-
-
 def _raise_exception(message: str):
   raise jinja2.TemplateError(message)
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())
+
+
+def split_specials(text: str, specials: Collection[str]) -> list[str]:
+  """Cuts a text at special tokens, which are pieces too; no piece is empty."""
+  if not specials:
+    return [text] if text else []
+  longest_first = sorted(specials, key=len, reverse=True)
+  pattern = "(" + "|".join(re.escape(token) for token in longest_first) + ")"
+  return [piece for piece in re.split(pattern, text) if piece]

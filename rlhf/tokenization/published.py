@@ -1,51 +1,50 @@
-"""Tokenizers as others publish them: Hugging Face directories and GGUF files, read into one form.
+"""Tokenizers that others publish, in Hugging Face directories and GGUF files, read into one form.
 
-Only JSON, Jinja and GGUF metadata are read; nothing in a file is run but a chat template, in
-Jinja's sandbox (`rlhf/chat.py`).
+Only JSON, Jinja and GGUF metadata are read; nothing in a file is executed except a chat template,
+in Jinja's sandbox (`chat.py`).
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
-
-from rlhf import extras
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 # Field of an exported tokenizer_config.json: see `TokenizerParts.padding_row`.
 PADDING_ROW = "padding_row"
-# GPT-2's pre-tokenizer cuts by one regular expression; these are Llama 3's and Qwen 2's.
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = _CONTRACTIONS + (
-  r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+# GPT-2's pre-tokenizer cuts with one regular expression; these are Llama 3's and Qwen 2's, which
+# differ in how they cut digits.
+_WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
   r"|\s+(?!\S)|\s+"
 )
 # Kinds of GGUF tokens (`tokenizer.ggml.token_type`).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_SPACE = "\u2581"  # SentencePiece writes a space so
+_SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerParts:
-  """What a published tokenizer says of itself.
+  """A published tokenizer.
 
   Attributes:
     inner: the library's tokenizer.
     eot_token: ends a text.
-    pad_token: its own padding token, where nothing else is written with it.
-    bos_token: the token named so, whether or not texts begin with it.
+    pad_token: its padding token, if that has no other meaning.
+    bos_token: the token of this name, whether or not texts begin with it.
     prefix_ids: ids that it puts before a text.
     chat_template: Jinja source.
-    source: the file that says which token is which, for error messages.
-    padding_row: id of padding in the network that was exported with a token added for it, which
-      `inner` is without; None of all others.
+    source: the file that names the special tokens, for error messages.
+    padding_row: in our exports of a network that pads with a row behind its embedding: that row.
+      Its token, added for other programs, is not in `inner`.
   """
 
   inner: tokenizers.Tokenizer
@@ -59,9 +58,9 @@ class TokenizerParts:
 
 
 def read_json_object(path: pathlib.Path) -> dict:
-  text = read_text(path)
+  """Reads a JSON file.  Raises ValueError if it is missing or is not an object."""
   try:
-    value = json.loads(text)
+    value = json.loads(read_text(path))
   except json.JSONDecodeError as error:
     raise ValueError(
       f"{path}:{error.lineno}: not JSON ({error.msg}); it must hold one object"
@@ -72,20 +71,17 @@ def read_json_object(path: pathlib.Path) -> dict:
 
 
 def read_text(path: pathlib.Path) -> str:
+  """Reads a UTF-8 file.  Raises ValueError if that fails."""
   try:
     return path.read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(
-      f"{path} cannot be read ({error.strerror}); a tokenizer file must be there"
-    ) from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text; a tokenizer file must be") from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} cannot be read ({error}); it must be a UTF-8 text file") from error
 
 
 def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
-  text = read_text(path)
+  """Reads a `tokenizer.json`.  Raises ValueError if it is missing or damaged."""
   try:
-    return tokenizers.Tokenizer.from_str(text)
+    return tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises bare Exception
     raise ValueError(
       f"{path} is not a tokenizer.json of the tokenizers library ({error})"
@@ -101,71 +97,38 @@ def byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
 
 
 def read_gpt2(vocabulary_path: pathlib.Path, merges_path: pathlib.Path) -> tokenizers.Tokenizer:
-  """GPT-2's two files, whatever their names; special tokens are not yet named.
+  """GPT-2's two files; special tokens are not named in them.
 
   Raises:
-    ValueError: a file is absent or is not GPT-2's format.
+    ValueError: a file is missing, is not in GPT-2's format, or belongs to another tokenizer.
   """
-  vocabulary = read_json_object(vocabulary_path)
-  for token, number in vocabulary.items():
-    if not isinstance(number, int) or number < 0:
-      raise ValueError(
-        f"{vocabulary_path}: {token!r} has the id {number!r}; ids must be whole numbers from 0"
-      )
-  merges = _read_merges(merges_path)
-  _check_merges(
-    vocabulary,
-    merges,
-    f"{vocabulary_path} has",
-    str(merges_path),
-    "give the two files of one tokenizer",
-  )
+  where = f"{vocabulary_path} and {merges_path}"
+  try:
+    vocabulary, merges = tokenizers.models.BPE.read_file(str(vocabulary_path), str(merges_path))
+  except Exception as error:  # the library raises bare Exception
+    raise ValueError(f"{where} are not the two files of a GPT-2 tokenizer ({error})") from error
+  _check_merges(vocabulary, merges, where)
   return byte_level(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
 
 
-def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
-  merges = []
-  for number, line in enumerate(read_text(path).split("\n"), start=1):
-    if (number == 1 and line.startswith("#version")) or not line:
-      continue
-    pair = tuple(line.split(" "))
-    if len(pair) != 2:
-      raise ValueError(
-        f"{path}:{number}: {line!r} is not a merge; it must be two tokens with one "
-        "space between them"
-      )
-    merges.append(pair)
-  return merges
-
-
 def _check_merges(
-  vocabulary: dict[str, int],
-  merges: Sequence[tuple[str, str]],
-  holder: str,
-  source: str,
-  remedy: str,
+  vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]], where: str
 ) -> None:
-  """The library would end the process at a merge of unknown tokens."""
+  """Raises ValueError for a merge of unknown tokens, at which the library would panic."""
   for left, right in merges:
     for token in (left, right, left + right):
       if token not in vocabulary:
-        raise ValueError(
-          f"{source} merges {left!r} and {right!r} but {holder} no {token!r}; {remedy}"
-        )
+        raise ValueError(f"{where}: {left!r} and {right!r} are merged, but {token!r} is no token")
 
 
 def add_prefix(inner: tokenizers.Tokenizer, bos_token: str | None) -> None:
   """Makes the library's tokenizer put `bos_token` before a text when it adds special tokens."""
-  if bos_token is None:
-    inner.post_processor = processors.TemplateProcessing(
-      single="$A", pair="$A $B", special_tokens=[]
-    )
-  else:
-    inner.post_processor = processors.TemplateProcessing(
-      single=[bos_token, "$A"],
-      pair=[bos_token, "$A", "$B"],
-      special_tokens=[(bos_token, inner.token_to_id(bos_token))],
-    )
+  prefix = [bos_token] if bos_token is not None else []
+  inner.post_processor = processors.TemplateProcessing(
+    single=[*prefix, "$A"],
+    pair=[*prefix, "$A", "$B"],
+    special_tokens=[(token, inner.token_to_id(token)) for token in prefix],
+  )
 
 
 def find_prefix(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -178,51 +141,60 @@ def find_prefix(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
   return ()
 
 
+# ----------------------------------------------------------------------------- leading spaces
+
+
 def spaces_first_only(inner: tokenizers.Tokenizer) -> bool:
-  """Whether a space is written before the first word of a text, but not behind special tokens."""
+  """Whether it writes a space before the first word of a text, but not after special tokens."""
   return any(
     step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first"
-    for step in _steps(_settings(inner)["pre_tokenizer"], "pretokenizers")
+    for step in _steps(_settings(inner), "pre_tokenizer")
   )
 
 
 def without_leading_space(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """A copy that writes no space before a text and takes none off when it decodes; `inner` itself
-  where it does neither."""
+  """A copy that neither writes a space before a text nor removes one when it decodes.
+
+  Returns `inner` itself if it does neither.
+  """
   settings = _settings(inner)
-  changed = False
-  for step in _steps(settings["pre_tokenizer"], "pretokenizers"):
-    for field, never in (("prepend_scheme", "never"), ("add_prefix_space", False)):
-      if field in step and step[field] != never:
-        step[field], changed = never, True
-  for step in _steps(settings["decoder"], "decoders"):
-    if step["type"] == "Strip" and step["content"] == " " and step["start"]:
-      step["start"], changed = 0, True
-    if step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
-      step["prepend_scheme"], changed = "never", True
-  for step in _steps(settings["normalizer"], "normalizers"):
+  before = json.dumps(settings)
+  for step in _steps(settings, "pre_tokenizer"):
+    if "prepend_scheme" in step:
+      step["prepend_scheme"] = "never"
+    if "add_prefix_space" in step:
+      step["add_prefix_space"] = False
+  for step in _steps(settings, "decoder"):
+    if step["type"] == "Strip" and step["content"] == " ":
+      step["start"] = 0
+    if step["type"] == "Metaspace":
+      step["prepend_scheme"] = "never"
+  for step in _steps(settings, "normalizer"):
     if step["type"] == "Prepend" and step["prepend"] == _SPACE:
-      step["prepend"], changed = "", True
-  if not changed:
+      step["prepend"] = ""
+  if json.dumps(settings) == before:
     return inner
   return tokenizers.Tokenizer.from_str(json.dumps(json.loads(inner.to_str()) | settings))
 
 
-def _settings(inner: tokenizers.Tokenizer) -> dict:
-  """What `tokenizer.json` says but for the vocabulary, which takes seconds to write."""
-  whole = tokenizers.Tokenizer(tokenizers.models.BPE())
-  for field in ("normalizer", "pre_tokenizer", "decoder"):
+def _settings(inner: tokenizers.Tokenizer) -> dict[str, dict | None]:
+  """Parts of its `tokenizer.json`, without the vocabulary, which takes seconds to write."""
+  empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+  fields = ("normalizer", "pre_tokenizer", "decoder")
+  for field in fields:
     if getattr(inner, field) is not None:
-      setattr(whole, field, getattr(inner, field))
-  settings = json.loads(whole.to_str())
-  return {field: settings[field] for field in ("normalizer", "pre_tokenizer", "decoder")}
+      setattr(empty, field, getattr(inner, field))
+  settings = json.loads(empty.to_str())
+  return {field: settings[field] for field in fields}
 
 
-def _steps(setting: dict | None, inside: str) -> list[dict]:
-  """The steps of a normalizer, pre-tokenizer or decoder, one or a sequence."""
+def _steps(settings: dict[str, dict | None], field: str) -> list[dict]:
+  """The steps of a normalizer, pre-tokenizer or decoder, which is one step or a sequence."""
+  setting = settings[field]
   if setting is None:
     return []
-  return setting[inside] if setting["type"] == "Sequence" else [setting]
+  steps = {"pre_tokenizer": "pretokenizers"}.get(field, f"{field}s")
+  return setting[steps] if setting["type"] == "Sequence" else [setting]
 
 
 # ----------------------------------------------------------------------------- Hugging Face
@@ -231,67 +203,76 @@ def _steps(setting: dict | None, inside: str) -> list[dict]:
 def read_hf(directory: str | os.PathLike) -> TokenizerParts:
   """The tokenizer of a Hugging Face directory.
 
-  `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`; the special tokens by
-  `tokenizer_config.json`, then `special_tokens_map.json`, then the ids of `generation_config.json`
-  and `config.json`; the chat template by `chat_template.jinja`, then `tokenizer_config.json`.
+  The vocabulary is in `tokenizer.json`, or in GPT-2's `vocab.json` and `merges.txt`.  Special
+  tokens are named by `tokenizer_config.json`, then `special_tokens_map.json`, then the ids of
+  `generation_config.json` and `config.json`; the chat template is `chat_template.jinja`, or in
+  `tokenizer_config.json`.
 
   Raises:
-    ValueError: a file that is missing or no such file, a form that is not read here, or no
+    ValueError: a file is missing or damaged, the format is not supported, or there is no
       end-of-text.
   """
   directory = pathlib.Path(directory)
-  settings = {
-    name: read_json_object(directory / name) if (directory / name).exists() else {}
+  path = directory / CONFIG_FILE
+  config, named, generation, model = (
+    read_json_object(directory / name) if (directory / name).exists() else {}
     for name in (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json")
-  }
+  )
   inner = _read_hf_vocabulary(directory)
-  end_ids = _end_ids(settings)
-  tokens = {
-    field: _named_token(settings, field)
+  end_ids = _end_ids(generation) or _end_ids(model)
+  eot_token, pad_token, bos_token, unk_token = (
+    token_of(config, field) or token_of(named, field)
     for field in ("eos_token", "pad_token", "bos_token", "unk_token")
-  }
-  if tokens["eos_token"] is None and end_ids:
-    tokens["eos_token"] = inner.id_to_token(end_ids[0])
-  if tokens["eos_token"] is None:
-    raise ValueError(
-      f"{directory / CONFIG_FILE} names no eos_token; it must name the token that ends a text"
-    )
-  padding_row = _find_padding_row(directory, settings[CONFIG_FILE])
+  )
+  if eot_token is None and end_ids:
+    eot_token = inner.id_to_token(end_ids[0])
+  if eot_token is None:
+    raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
+  padding_row = config.get(PADDING_ROW)
   if padding_row is not None:
-    inner, tokens["pad_token"] = _without_added(inner, tokens["pad_token"]), None
-  _add_named_tokens(inner, settings[CONFIG_FILE], tokens)
-  for field in ("bos_token", "eos_token"):
-    if tokens[field] is not None and inner.token_to_id(tokens[field]) is None:
+    if isinstance(padding_row, bool) or not isinstance(padding_row, int) or padding_row < 1:
       raise ValueError(
-        f"{directory / CONFIG_FILE} has {field} {tokens[field]!r}, which is not in "
-        f"the vocabulary of {directory}; name a token that is"
+        f"{path} has {PADDING_ROW} {padding_row!r}; it must be a whole number from 1"
       )
-  add_bos = settings[CONFIG_FILE].get("add_bos_token")
+    inner, pad_token = _without_added(inner, pad_token), None
+  special = [eot_token, pad_token, bos_token, unk_token]
+  _add_special_tokens(inner, config, [token for token in special if token is not None])
+  for field, token in (("bos_token", bos_token), ("eos_token", eot_token)):
+    if token is not None and inner.token_to_id(token) is None:
+      raise ValueError(
+        f"{path} has {field} {token!r}, which is not in the vocabulary of {directory}"
+      )
+  add_bos = config.get("add_bos_token")
   if isinstance(add_bos, bool) and add_bos != bool(find_prefix(inner)):
-    add_prefix(inner, tokens["bos_token"] if add_bos else None)
+    add_prefix(inner, bos_token if add_bos else None)
   return TokenizerParts(
     inner=inner,
-    eot_token=tokens["eos_token"],
-    pad_token=_own_padding(inner, tokens, end_ids),
-    bos_token=tokens["bos_token"],
+    eot_token=eot_token,
+    pad_token=_own_padding(inner, pad_token, {eot_token, bos_token, unk_token}, end_ids),
+    bos_token=bos_token,
     prefix_ids=find_prefix(inner),
-    chat_template=_find_template(directory, settings[CONFIG_FILE]),
-    source=str(directory / CONFIG_FILE),
+    chat_template=_find_template(directory, config),
+    source=str(path),
     padding_row=padding_row,
   )
 
 
-def _find_padding_row(directory: pathlib.Path, config: dict) -> int | None:
-  value = config.get(PADDING_ROW)
-  if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-    raise ValueError(
-      f"{directory / CONFIG_FILE} has {PADDING_ROW} {value!r}; it must be a whole number from 1"
-    )
-  return value
+def token_of(config: Mapping[str, Any], field: str) -> str | None:
+  """A special token that a config names, as a string or as an object with its content."""
+  token = config.get(field)
+  token = token.get("content") if isinstance(token, dict) else token
+  return token if isinstance(token, str) else None
+
+
+def _end_ids(config: Mapping[str, Any]) -> list[int]:
+  """Ids at which the model stops; the first is its end-of-text."""
+  ids = config.get("eos_token_id")
+  ids = ids if isinstance(ids, list) else [ids]
+  return ids if all(isinstance(i, int) for i in ids) else []
 
 
 def _without_added(inner: tokenizers.Tokenizer, token: str | None) -> tokenizers.Tokenizer:
-  """A copy without a token that was added to the vocabulary, if it was."""
+  """A copy without a token that was added to the vocabulary."""
   whole = json.loads(inner.to_str())
   whole["added_tokens"] = [added for added in whole["added_tokens"] if added["content"] != token]
   return tokenizers.Tokenizer.from_str(json.dumps(whole))
@@ -305,8 +286,8 @@ def _read_hf_vocabulary(directory: pathlib.Path) -> tokenizers.Tokenizer:
   for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
     if (directory / name).exists():
       raise ValueError(
-        f"{directory} has {name} (SentencePiece) but no {TOKENIZER_FILE}; write that file beside "
-        "it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        f"{directory} has {name} (SentencePiece) but no {TOKENIZER_FILE}; write that file with "
+        "transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
       )
   raise ValueError(
     f"{directory} has no {TOKENIZER_FILE}, nor vocab.json with merges.txt; a "
@@ -314,63 +295,40 @@ def _read_hf_vocabulary(directory: pathlib.Path) -> tokenizers.Tokenizer:
   )
 
 
-def _named_token(settings: dict[str, dict], field: str) -> str | None:
-  for name in (CONFIG_FILE, "special_tokens_map.json"):
-    token = settings[name].get(field)
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str):
-      return token
-  return None
-
-
-def _end_ids(settings: dict[str, dict]) -> list[int]:
-  """Ids at which the model is said to stop; the first is its end-of-text."""
-  for name in ("generation_config.json", "config.json"):
-    ids = settings[name].get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [ids]
-    if ids and all(isinstance(i, int) for i in ids):
-      return ids
-  return []
-
-
-def _add_named_tokens(inner: tokenizers.Tokenizer, config: dict, tokens: dict) -> None:
-  """Makes the named tokens special, as `vocab.json` and old `tokenizer.json`s do not say it."""
-  special = [token for token in tokens.values() if token is not None]
+def _add_special_tokens(
+  inner: tokenizers.Tokenizer, config: Mapping[str, Any], special: list[str]
+) -> None:
+  """Marks tokens as special, which `vocab.json` and old `tokenizer.json`s do not."""
   listed = config.get("added_tokens_decoder")
   for value in listed.values() if isinstance(listed, dict) else ():
     if isinstance(value, dict) and value.get("special") and isinstance(value.get("content"), str):
-      special.append(value["content"])
+      special = [*special, value["content"]]
   known = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
-  missing = [
-    token
-    for token in dict.fromkeys(special)
-    if token not in known and inner.token_to_id(token) is not None
-  ]
   inner.add_special_tokens(
-    [tokenizers.AddedToken(token, special=True, normalized=False) for token in missing]
+    [
+      tokenizers.AddedToken(token, special=True, normalized=False)
+      for token in dict.fromkeys(special)
+      if token not in known and inner.token_to_id(token) is not None
+    ]
   )
 
 
-def _own_padding(inner: tokenizers.Tokenizer, tokens: dict, end_ids: Sequence[int]) -> str | None:
-  """The padding token, unless it has another meaning too: then padding gets a row of its own."""
-  token = tokens["pad_token"]
-  in_use = {tokens[field] for field in ("eos_token", "bos_token", "unk_token")}
+def _own_padding(
+  inner: tokenizers.Tokenizer, token: str | None, in_use: set[str | None], end_ids: Sequence[int]
+) -> str | None:
+  """The padding token, unless it has another meaning as well."""
   number = None if token is None else inner.token_to_id(token)
   if number is None or token in in_use or number in end_ids or number in find_prefix(inner):
     return None
   return token
 
 
-def _find_template(directory: pathlib.Path, config: dict) -> str | None:
+def _find_template(directory: pathlib.Path, config: Mapping[str, Any]) -> str | None:
   if (directory / TEMPLATE_FILE).exists():
     return read_text(directory / TEMPLATE_FILE)
   template = config.get("chat_template")
-  if isinstance(template, list):  # several, by name
-    named = {
-      item["name"]: item["template"]
-      for item in template
-      if isinstance(item, dict) and {"name", "template"} <= item.keys()
-    }
+  if isinstance(template, list):  # several templates with names
+    named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
     template = named.get("default")
   return template if isinstance(template, str) else None
 
@@ -378,121 +336,112 @@ def _find_template(directory: pathlib.Path, config: dict) -> str | None:
 # ----------------------------------------------------------------------------- GGUF
 
 
-def read_gguf(source, name: str) -> TokenizerParts:
+class _Metadata:
+  """The tokenizer's metadata in a GGUF file."""
+
+  def __init__(self, reader, name: str):
+    self.reader, self.name = reader, name
+
+  def get(self, field: str) -> Any:
+    """The value of the field, or None."""
+    found = self.reader.fields.get(f"tokenizer.{field}")
+    return None if found is None else found.contents()
+
+  def need(self, field: str) -> Any:
+    """As `get`.  Raises ValueError if the field is missing."""
+    value = self.get(field)
+    if value is None:
+      raise ValueError(f"{self.name} has no tokenizer.{field}; its tokenizer cannot be read")
+    return value
+
+  @functools.cached_property
+  def tokens(self) -> list[str]:
+    """The token of every id."""
+    return self.need("ggml.tokens")
+
+  def choose(self, field: str, table: Mapping[str, Any]) -> Any:
+    """The entry of the table that the field names."""
+    value = self.get(field)
+    if value not in table:
+      raise ValueError(
+        f"{self.name} has tokenizer.{field} {value!r}; known are {', '.join(sorted(table))}"
+      )
+    return table[value]
+
+  def token(self, kind: str) -> str | None:
+    """The special token of a kind such as "eos"."""
+    number = self.get(f"ggml.{kind}_token_id")
+    if number is not None and not 0 <= number < len(self.tokens):
+      raise ValueError(
+        f"{self.name} has tokenizer.ggml.{kind}_token_id {number}, and {len(self.tokens)} tokens; "
+        "it must be one of them"
+      )
+    return None if number is None else self.tokens[number]
+
+
+def read_gguf(reader, name: str) -> TokenizerParts:
   """The tokenizer in a GGUF file's metadata.
 
   Args:
-    source: a path, or an open `gguf.GGUFReader`.
+    reader: an open `gguf.GGUFReader`.
     name: of the file, for error messages.
 
   Raises:
-    ValueError: not a GGUF file, no tokenizer in it, or a kind that is not read here.
+    ValueError: there is no tokenizer in the file, or one of an unknown kind.
   """
-  get = _gguf_fields(source, name)
-  kind = get("tokenizer.ggml.model")
-  if kind not in _GGUF_MODELS:
-    raise ValueError(
-      f"{name} has tokenizer.ggml.model {kind!r}; known are {', '.join(sorted(_GGUF_MODELS))}"
-    )
-  for field in ("tokens", "token_type"):
-    if get(f"tokenizer.ggml.{field}") is None:
-      raise ValueError(f"{name} has no tokenizer.ggml.{field}; a tokenizer must be in the file")
-  tokens, kinds = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
-  inner, starts_with_bos = _GGUF_MODELS[kind](name, get, tokens, kinds)
+  metadata = _Metadata(reader, name)
+  read = metadata.choose("ggml.model", {"gpt2": _gguf_bpe, "llama": _gguf_sentencepiece})
+  tokens, kinds = metadata.tokens, metadata.need("ggml.token_type")
+  inner, starts_with_bos = read(metadata, tokens, kinds)
   _add_gguf_tokens(inner, tokens, kinds)
-  named = {
-    field: _gguf_token(name, get, tokens, field) for field in ("eos", "padding", "bos", "unknown")
-  }
-  if named["eos"] is None:
-    raise ValueError(
-      f"{name} has no tokenizer.ggml.eos_token_id; it must name the token that ends a text"
-    )
-  add_bos = get("tokenizer.ggml.add_bos_token")
-  add_bos = starts_with_bos if add_bos is None else bool(add_bos)
-  if add_bos and named["bos"] is not None:
-    add_prefix(inner, named["bos"])
-  own = dict(
-    eos_token=named["eos"],
-    pad_token=named["padding"],
-    bos_token=named["bos"],
-    unk_token=named["unknown"],
-  )
+  eot_token, bos_token = metadata.token("eos"), metadata.token("bos")
+  if eot_token is None:
+    raise ValueError(f"{name} has no tokenizer.ggml.eos_token_id; it must name the end of a text")
+  add_bos = metadata.get("ggml.add_bos_token")
+  if (starts_with_bos if add_bos is None else add_bos) and bos_token is not None:
+    add_prefix(inner, bos_token)
   return TokenizerParts(
     inner=inner,
-    eot_token=named["eos"],
-    pad_token=_own_padding(inner, own, ()),
-    bos_token=named["bos"],
+    eot_token=eot_token,
+    pad_token=_own_padding(
+      inner, metadata.token("padding"), {eot_token, bos_token, metadata.token("unknown")}, ()
+    ),
+    bos_token=bos_token,
     prefix_ids=find_prefix(inner),
-    chat_template=get("tokenizer.chat_template"),
+    chat_template=metadata.get("chat_template"),
     source=name,
   )
-
-
-def _gguf_fields(source, name: str):
-  """Function from a field's name to its value or None."""
-  if isinstance(source, (str, os.PathLike)):
-    gguf = extras.load("gguf", "gguf", f"gguf:{source}")
-    try:
-      reader = gguf.GGUFReader(source)
-    except (OSError, ValueError, IndexError) as error:
-      raise ValueError(f"{name} is not a GGUF file that can be read ({error})") from error
-  else:
-    reader = source
-
-  def get(field: str) -> Any:
-    return reader.fields[field].contents() if field in reader.fields else None
-
-  return get
-
-
-def _gguf_token(name: str, get, tokens: Sequence[str], field: str) -> str | None:
-  number = get(f"tokenizer.ggml.{field}_token_id")
-  if number is None:
-    return None
-  if not 0 <= number < len(tokens):
-    raise ValueError(
-      f"{name} has tokenizer.ggml.{field}_token_id {number}, and {len(tokens)} "
-      "tokens; it must be one of them"
-    )
-  return tokens[number]
 
 
 def _add_gguf_tokens(
   inner: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]
 ) -> None:
-  """Tokens that are found in a text before it is cut."""
+  """Adds the tokens that are found in a text before it is cut."""
   added = []
   for token, kind in zip(tokens, kinds, strict=True):
-    if kind in (_UNKNOWN, _CONTROL):
-      added.append(tokenizers.AddedToken(token, special=True, normalized=False))
-    elif kind == _USER_DEFINED and token.strip(" "):  # runs of spaces are merged like others
-      added.append(tokenizers.AddedToken(token, special=False, normalized=False))
+    special = kind in (_UNKNOWN, _CONTROL)
+    # Runs of spaces are merged like other tokens.
+    if special or (kind == _USER_DEFINED and token.strip(" ")):
+      added.append(tokenizers.AddedToken(token, special=special, normalized=False))
   inner.add_tokens(added)
 
 
 def _gguf_bpe(
-  name: str, get, tokens: Sequence[str], kinds: Sequence[int]
+  metadata: _Metadata, tokens: Sequence[str], kinds: Sequence[int]
 ) -> tuple[tokenizers.Tokenizer, bool]:
-  """GPT-2's byte-level BPE with the pre-tokenizer that the file names."""
+  """(GPT-2's byte-level BPE with the pre-tokenizer that the file names, whether it adds BOS)."""
   del kinds
-  pre = get("tokenizer.ggml.pre")
-  if pre not in PRE_TOKENIZERS:
-    raise ValueError(
-      f"{name} has tokenizer.ggml.pre {pre!r}; known are {', '.join(sorted(PRE_TOKENIZERS))}"
-    )
-  if get("tokenizer.ggml.merges") is None:
-    raise ValueError(f"{name} has no tokenizer.ggml.merges; a tokenizer must be in the file")
-  merges = [tuple(merge.split(" ")) for merge in get("tokenizer.ggml.merges")]
+  steps, normalizer, is_llama3 = metadata.choose("ggml.pre", PRE_TOKENIZERS)
+  merges = [tuple(merge.split(" ")) for merge in metadata.need("ggml.merges")]
   vocabulary = {token: i for i, token in enumerate(tokens)}
   if not all(len(merge) == 2 for merge in merges):
     raise ValueError(
-      f"{name}: a line of tokenizer.ggml.merges is not two tokens with one space between them"
+      f"{metadata.name}: tokenizer.ggml.merges has a line that is not two tokens with one space "
+      "between them"
     )
-  _check_merges(vocabulary, merges, "its vocabulary has", name, "the file is damaged")
-  steps, normalizer, is_llama3 = PRE_TOKENIZERS[pre]
-  inner = byte_level(
-    tokenizers.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=is_llama3)
-  )
+  _check_merges(vocabulary, merges, metadata.name)
+  model = tokenizers.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=is_llama3)
+  inner = byte_level(model)
   if steps is not None:
     inner.pre_tokenizer = pre_tokenizers.Sequence(steps)
   if normalizer is not None:
@@ -513,9 +462,9 @@ _DIGITS = [
   pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
 ]
 _LLAMA3 = (_split(_WORDS % r"\p{N}{1,3}"), None, True)
-# tokenizer.ggml.pre -> (steps, None for GPT-2's; normalizer; Llama 3: a whole word that is a token
-# needs no merges, and texts begin with begin-of-text).  The regular expressions are those of the
-# models' own tokenizer.json.
+# tokenizer.ggml.pre -> (steps, None for GPT-2's; normalizer; whether it is Llama 3's, where a word
+# that is a token needs no merges and texts begin with begin-of-text).  The regular expressions are
+# those of the models' own tokenizer.json.
 PRE_TOKENIZERS = {
   "gpt-2": (None, None, False),
   "smollm": (_DIGITS, None, False),
@@ -529,13 +478,11 @@ PRE_TOKENIZERS = {
 
 
 def _gguf_sentencepiece(
-  name: str, get, tokens: Sequence[str], kinds: Sequence[int]
+  metadata: _Metadata, tokens: Sequence[str], kinds: Sequence[int]
 ) -> tuple[tokenizers.Tokenizer, bool]:
-  """SentencePiece's BPE: of two neighbours, those whose union scores highest are joined first."""
-  scores = get("tokenizer.ggml.scores")
-  if scores is None:
-    raise ValueError(f"{name} has no tokenizer.ggml.scores; a tokenizer must be in the file")
-  # llama.cpp writes the runs of spaces that are tokens of their own with plain spaces.
+  """(SentencePiece's BPE, whether it adds BOS); merges that give a higher score come first."""
+  scores = metadata.need("ggml.scores")
+  # llama.cpp writes the runs of spaces that are tokens with plain spaces.
   tokens = [
     token.replace(" ", _SPACE) if kind == _USER_DEFINED and not token.strip(" ") else token
     for token, kind in zip(tokens, kinds, strict=True)
@@ -550,25 +497,21 @@ def _gguf_sentencepiece(
       if left in vocabulary and right in vocabulary:
         ranked.append(((kind == _NORMAL, -score, i, cut), (left, right)))
   ranked.sort()
-  unknown = _gguf_token(name, get, tokens, "unknown")
   inner = tokenizers.Tokenizer(
     tokenizers.models.BPE(
       vocab=vocabulary,
       merges=[pair for _, pair in ranked],
-      unk_token=unknown,
+      unk_token=metadata.token("unknown"),
       fuse_unk=True,
       byte_fallback=True,
     )
   )
   replace = normalizers.Replace(" ", _SPACE)
   decode = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-  if get("tokenizer.ggml.add_space_prefix") is False:
+  if metadata.get("ggml.add_space_prefix") is False:
     inner.normalizer = replace
   else:  # SentencePiece's own default
     inner.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace])
     decode.append(decoders.Strip(" ", 1, 0))
   inner.decoder = decoders.Sequence(decode)
   return inner, True
-
-
-_GGUF_MODELS = {"gpt2": _gguf_bpe, "llama": _gguf_sentencepiece}

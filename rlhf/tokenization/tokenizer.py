@@ -1,12 +1,11 @@
-"""Text <-> token ids: a thin face over the `tokenizers` library, with named special ids.
+"""Text <-> token ids: a thin wrapper of the `tokenizers` library with named special ids.
 
-Two ids have a meaning: end-of-text (`eot_id`), which ends every document and every response, and
-padding (`pad_id`), which means nothing.  They are never the same: a model whose padding is its
-end-of-text never learns to stop, and masks made from token ids go wrong.  Some tokenizers begin
-every text with an id of their own as well (`prefix_ids`: begin-of-text of Llama 3 and Gemma; OPT's
-"</s>").
+Two ids have a meaning: end-of-text (`eot_id`) ends every document and every response, and padding
+(`pad_id`) fills unused slots.  They always differ: a model whose padding is its end-of-text never
+learns to stop, and masks made from token ids go wrong.  Some tokenizers also begin every text with
+ids of their own (`prefix_ids`: begin-of-text of Llama 3 and Gemma, "</s>" of OPT).
 
-Special tokens written out in a text ("<|endoftext|>") are ordinary characters here: only this
+Special tokens that a text spells out ("<|endoftext|>") are ordinary characters here: only this
 program places special ids.
 """
 
@@ -15,6 +14,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import tokenizers
 
@@ -32,13 +32,13 @@ class Tokenizer:
   """Byte-pair encoding with an end-of-text id and a padding id.
 
   Attributes:
-    vocab_size: ids that the tokenizer itself has: 0 .. vocab_size - 1.
+    vocab_size: number of ids of the tokenizer itself: 0 .. vocab_size - 1.
     eot_id: ends a document or a response.
-    pad_id: fills unused slots; the first row after the vocabulary, or after the embedding that the
-      tokenizer came with, where the tokenizer has no padding token of its own.
-    num_ids: ids that a model must have an embedding row for.
-    prefix_ids: ids that begin every document and every prompt; mostly none.
-    chat_template: Jinja source, or None; `chat` is what becomes of it.
+    pad_id: fills unused slots.  For a tokenizer without a padding token it is the first row after
+      the vocabulary, or after the embedding that the tokenizer came with.
+    num_ids: rows that a model's embedding must have.
+    prefix_ids: ids that begin every document and every prompt; often empty.
+    chat_template: Jinja source, or None; see `chat`.
   """
 
   def __init__(
@@ -58,11 +58,11 @@ class Tokenizer:
     Args:
       inner: the library's tokenizer.
       eot_token: the vocabulary's token that ends a text.
-      pad_token: the vocabulary's padding token; None adds a row behind the embedding.
-      num_embeddings: rows of the embedding that the tokenizer came with; None: as many as ids.
-      bos_token: the vocabulary's begin-of-text token, which chat templates and exports name.
+      pad_token: the vocabulary's padding token; None adds a row after the embedding.
+      num_embeddings: rows of the embedding that the tokenizer came with; default `vocab_size`.
+      bos_token: the vocabulary's begin-of-text token, for chat templates and exports.
       prefix_ids, chat_template: see the class.
-      source: where the chat template is from, for error messages.
+      source: the file of the chat template, for error messages.
 
     Raises:
       ValueError: a named token is not in the vocabulary, end-of-text and padding are the same, or
@@ -82,7 +82,7 @@ class Tokenizer:
         f"end-of-text and padding are both {eot_token!r}; they must differ, "
         "or the model never learns to stop (leave the padding token out)"
       )
-    # Specials that a user wrote out are split like any other characters.
+    # Special tokens that a text spells out are split like any other characters.
     inner.encode_special_tokens = True
     inner.no_padding()
     inner.no_truncation()
@@ -106,23 +106,25 @@ class Tokenizer:
     self.chat_template = chat_template
 
   def encode(self, text: str, *, continues: bool = False) -> list[int]:
-    """Ids of a text; nothing is added before or after it.
+    """Ids of a text, without special ids.
 
     Args:
-      continues: the text goes on from another, so that a tokenizer which writes a space before a
-        text (Llama 2) writes none.
+      continues: the text continues another, so a tokenizer that writes a space before a text
+        (Llama 2) writes none.
     """
     return self.encode_batch([text], continues=continues)[0]
 
   def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
-    """Ids of many texts, on all cores; equal to `encode` of each."""
+    """Ids of many texts, encoded on all cores."""
     inner = self._continuing if continues else self._inner
     encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
   def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
-    """Text of ids; end-of-text, padding and begin-of-text are left out, broken UTF-8 becomes
-    U+FFFD.  `continues` as in `encode`."""
+    """Text of ids, without end-of-text, padding and begin-of-text; `continues` as in `encode`.
+
+    Incomplete UTF-8 becomes U+FFFD.
+    """
     dropped = {self.eot_id, self.pad_id, *self.prefix_ids}
     kept = [int(i) for i in ids if int(i) not in dropped]
     inner = self._continuing if continues else self._inner
@@ -143,41 +145,44 @@ class Tokenizer:
     Raises:
       ValueError: there is none, or it cannot be used; see `chat.read_template`.
     """
+    return chat.read_template(
+      self._template_source(), self._special_tokens, self._template_variables, self._source
+    )
+
+  def _template_source(self) -> str:
     if self.chat_template is None:
       raise ValueError(
         f"prompt_format chat, but {self._source} has no chat_template; use "
         "prompt_format plain, or a model that was trained to chat"
       )
-    return chat.read_template(
-      self.chat_template, self._special_tokens, self._template_variables, self._source
-    )
+    return self.chat_template
 
   @property
   def turn_end_id(self) -> int:
-    """Ends an answer in the chat template, end-of-text where the template names no other token:
-    Gemma's "<end_of_turn>", Llama 3's "<|eot_id|>".  Raises as `chat`."""
-    return self.eot_id if self.chat.end is None else self._inner.token_to_id(self.chat.end)
+    """The id that ends a completion in the chat template; end-of-text if it has no other.
+
+    For example Gemma's "<end_of_turn>" and Llama 3's "<|eot_id|>".  Raises as `chat`.
+    """
+    return self.eot_id if self.chat.end is None else _id_of(self._inner, self.chat.end)
 
   @property
   def end_ids(self) -> tuple[int, ...]:
-    """Ends of what a model writes: end-of-text, and where there is a chat template that can be
-    used and ends a turn with another token, that one too."""
+    """Ids that end a completion: end-of-text, and the chat template's `turn_end_id`."""
     try:
       return tuple(dict.fromkeys((self.eot_id, self.turn_end_id)))
     except ValueError:
       return (self.eot_id,)
 
   def encode_chat(self, prompts: Sequence[str]) -> list[list[int]]:
-    """Each prompt as a chat of one turn, up to where the model answers.  Raises as `chat`.
+    """Ids of each prompt as a conversation of one turn, up to where the model writes.
 
-    Equal to what the template's text gives with its special tokens as ids, but for special tokens
-    within a prompt, which stay characters.
+    Equal to the text of the template with its special tokens as ids, except that special tokens
+    spelled out in a prompt stay characters.  Raises as `chat`.
     """
     template = self.chat
     head = self._encode_pieces(template.head, is_start=True)
     tail = self._encode_pieces(template.tail, is_start=False)
-    # The library puts no space before a text that follows a special token, if its pre-tokenizer
-    # says "first"; so it is here.
+    # A pre-tokenizer that writes spaces "first" writes none after a special token.
     middle = self.encode_batch(
       [template.text_around(prompt) for prompt in prompts],
       continues=bool(head) and self._spaces_first_only,
@@ -186,12 +191,12 @@ class Tokenizer:
 
   @functools.cached_property
   def num_chat_head(self) -> int:
-    """How many ids of `encode_chat` stand before the prompt's own.  Raises as `chat`."""
+    """Number of ids of `encode_chat` before those of the prompt.  Raises as `chat`."""
     return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
 
   @functools.cached_property
   def num_chat_tail(self) -> int:
-    """How many ids of `encode_chat` stand behind the prompt's own.  Raises as `chat`."""
+    """Number of ids of `encode_chat` after those of the prompt.  Raises as `chat`."""
     return len(self.encode(self.chat.after, continues=True)) + len(
       self._encode_pieces(self.chat.tail, is_start=False)
     )
@@ -199,18 +204,18 @@ class Tokenizer:
   def render_chat(
     self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
   ) -> str:
-    """Any turns as the template's text, special tokens written out; for `encode_with_specials`.
+    """The text of a conversation, special tokens spelled out; for `encode_with_specials`.
 
     Args:
       messages: {"role", "content"} each.
-      add_generation_prompt: end where the model answers; else the last turn stays open.
+      add_generation_prompt: end where the model writes; else the last turn stays open.
 
     Raises:
       ValueError: as `chat`, or the template refuses these turns.
     """
-    self.chat  # there is a template that can be used
-    return chat.render(
-      self.chat_template,
+    self.chat  # raises if the template cannot be used
+    return chat.render_turns(
+      self._template_source(),
       messages,
       self._template_variables,
       self._source,
@@ -218,26 +223,25 @@ class Tokenizer:
     )
 
   def encode_with_specials(self, text: str) -> list[int]:
-    """Ids of a text in which special tokens that are written out are meant as such."""
+    """Ids of a text whose spelled-out special tokens become special ids."""
     return self._encode_pieces(chat.split_specials(text, self._special_tokens), is_start=True)
 
   def _encode_pieces(self, pieces: Sequence[str], *, is_start: bool) -> list[int]:
-    ids = []
+    ids: list[int] = []
     for piece in pieces:
       if piece in self._special_tokens:
-        ids.append(self._inner.token_to_id(piece))
+        ids.append(_id_of(self._inner, piece))
       else:
         ids += self.encode(piece, continues=self._spaces_first_only and not (is_start and not ids))
     return ids
 
   @functools.cached_property
   def _template_variables(self) -> dict[str, str]:
-    unknown = self._inner.model.unk_token if hasattr(self._inner.model, "unk_token") else None
     named = dict(
       bos_token=self._bos_token,
       eos_token=self._eot_token,
       pad_token=self._pad_token,
-      unk_token=unknown,
+      unk_token=getattr(self._inner.model, "unk_token", None),
     )
     return {name: "" if token is None else token for name, token in named.items()}
 
@@ -253,15 +257,12 @@ class Tokenizer:
   # ---- files
 
   def same_as(self, other: "Tokenizer") -> bool:
-    """Whether both turn every text into the same ids."""
+    """Whether both encode every text as the same ids."""
     facts = lambda t: (t.eot_id, t.pad_id, t.num_ids, t.prefix_ids, t.chat_template)
     return facts(self) == facts(other) and self._inner.to_str() == other._inner.to_str()
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` (names and ids of the specials)."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    self._inner.save(str(directory / files.TOKENIZER_FILE))
+    """Writes `tokenizer.json` and `tokenizer_config.json`, which names the special tokens."""
     config = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "eos_token": self._eot_token,
@@ -273,13 +274,11 @@ class Tokenizer:
       "num_ids": self.num_ids,
       "chat_template": self.chat_template,
     }
-    (directory / files.CONFIG_FILE).write_text(
-      json.dumps(config, indent=2) + "\n", encoding="utf-8"
-    )
+    _write(directory, self._inner, config)
 
   @property
   def bos_id(self) -> int | None:
-    """Of the begin-of-text token, where there is one."""
+    """Id of the begin-of-text token, or None."""
     return None if self._bos_token is None else self._inner.token_to_id(self._bos_token)
 
   def save_hf(
@@ -287,14 +286,14 @@ class Tokenizer:
   ) -> int:
     """Writes the tokenizer for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
-    A padding row that this program added has no token in the vocabulary.  Where the exported
-    embedding has that row right behind the vocabulary, it is named "<|pad|>"; else the exported
-    model pads with its end-of-text, as most published ones do.
+    A padding row that this program added has no token in the vocabulary.  If the exported embedding
+    has that row right after the vocabulary, the row is named "<|pad|>"; else the exported model
+    pads with its end-of-text, as most published ones do.
 
     Args:
       num_embeddings: rows of the exported embedding.
-      own_padding: padding gets the first id behind the vocabulary if it has none; a sequence
-        classifier, which scores the last token that is no padding, cannot pad with end-of-text.
+      own_padding: give padding the first id after the vocabulary if it has none.  A sequence
+        classifier scores the last token that is not padding, so it cannot pad with end-of-text.
 
     Returns:
       the id of padding in what was written.
@@ -307,43 +306,41 @@ class Tokenizer:
         f"the tokenizer has ids up to {self.vocab_size - 1} and the exported "
         f"embedding {num_embeddings} rows; export all rows of the vocabulary"
       )
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     inner, pad_token = self._inner, self._pad_token
     if pad_token is None and (own_padding or self.pad_id == self.vocab_size < num_embeddings):
       inner, pad_token = tokenizers.Tokenizer.from_str(inner.to_str()), PAD_TOKEN
       inner.add_special_tokens([PAD_TOKEN])
-    inner.save(str(directory / files.TOKENIZER_FILE))
-    config = {
+    written_pad_token = self._eot_token if pad_token is None else pad_token
+    config: dict[str, Any] = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "bos_token": self._bos_token,
       "eos_token": self._eot_token,
-      "pad_token": self._eot_token if pad_token is None else pad_token,
+      "pad_token": written_pad_token,
       "clean_up_tokenization_spaces": False,
     }
     if inner is not self._inner:
       config[files.PADDING_ROW] = self.pad_id  # so that `from_hf` gives this tokenizer back
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
-      (directory / files.TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
-    (directory / files.CONFIG_FILE).write_text(
-      json.dumps(config, indent=2) + "\n", encoding="utf-8"
-    )
-    return inner.token_to_id(config["pad_token"])
+    _write(directory, inner, config)
+    if self.chat_template is not None:
+      template_path = pathlib.Path(directory) / files.TEMPLATE_FILE
+      template_path.write_text(self.chat_template, encoding="utf-8")
+    return _id_of(inner, written_pad_token)
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> "Tokenizer":
     """Reads what `save` wrote.
 
     Raises:
-      ValueError: a file is absent, is not a tokenizer, or contradicts the other.
+      ValueError: a file is missing, is not a tokenizer's, or contradicts the other.
     """
     path = pathlib.Path(directory) / files.CONFIG_FILE
     config = files.read_json_object(path)
     for field in ("eos_token", "eos_token_id", "pad_token", "pad_token_id"):
       if field not in config:
         raise ValueError(f"{path}: no field {field!r}; it must name the special tokens and ids")
-    # Written before tokenizers came with models: without the fields of the second group.
+    # Older versions wrote only the fields above.
     config = dict(bos_token=None, prefix_ids=[], num_ids=None, chat_template=None) | config
     num_embeddings = config["num_ids"]
     if config["pad_token"] is None and num_embeddings is not None:
@@ -362,57 +359,45 @@ class Tokenizer:
     expected = (config["eos_token_id"], config["pad_token_id"])
     if found != expected:
       raise ValueError(
-        f"{path}: end-of-text and padding ids are {expected} but "
-        f"{files.TOKENIZER_FILE} beside it gives {found}; the files are not of one "
-        "save"
+        f"{path}: end-of-text and padding ids are {expected}, but {files.TOKENIZER_FILE} gives "
+        f"{found}; restore the files of one export"
       )
     return tokenizer
 
   @classmethod
   def from_hf(cls, directory: str | os.PathLike, *, num_embeddings: int) -> "Tokenizer":
-    """The tokenizer of a Hugging Face directory; see `tokenizer_files.read_hf`.
+    """The tokenizer of a Hugging Face directory; see `published.read_hf`.
 
     Args:
-      num_embeddings: rows of the model's embedding; padding is the row behind them where the
-        tokenizer has no padding token that means nothing else.
+      num_embeddings: rows of the model's embedding.  Padding is the row after them if the tokenizer
+        has no padding token, or one with another meaning.
 
     Raises:
-      ValueError: the directory holds no tokenizer that can be read, or one of more ids than rows.
+      ValueError: the directory has no readable tokenizer, or it has more ids than rows.
     """
     return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
 
   @classmethod
-  def from_gguf(cls, source, *, num_embeddings: int, name: str = "the GGUF file") -> "Tokenizer":
-    """The tokenizer in a GGUF file, a path or an open `gguf.GGUFReader`; otherwise as `from_hf`.
-
-    `name` is that of an open reader's file, for error messages.
-    """
-    name = str(source) if isinstance(source, (str, os.PathLike)) else name
-    return cls._of_parts(files.read_gguf(source, name), num_embeddings, name)
+  def from_gguf(cls, reader, *, num_embeddings: int, name: str) -> "Tokenizer":
+    """The tokenizer in an open `gguf.GGUFReader`, whose file is `name`; otherwise as `from_hf`."""
+    return cls._of_parts(files.read_gguf(reader, name), num_embeddings, name)
 
   @classmethod
   def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
-    if parts.padding_row is not None:
-      if parts.padding_row > num_embeddings:
+    fields = dict(vars(parts))
+    padding_row = fields.pop("padding_row")
+    if padding_row is not None:
+      if padding_row > num_embeddings:
         raise ValueError(
-          f"{parts.source} has {files.PADDING_ROW} {parts.padding_row}, and the "
-          f"model's embedding {num_embeddings} rows; it must not be larger"
+          f"{parts.source} has {files.PADDING_ROW} {padding_row}, and the model's embedding "
+          f"{num_embeddings} rows; it must not be larger"
         )
-      num_embeddings = parts.padding_row
-    build = lambda pad_token: cls(
-      parts.inner,
-      eot_token=parts.eot_token,
-      pad_token=pad_token,
-      num_embeddings=num_embeddings,
-      bos_token=parts.bos_token,
-      prefix_ids=parts.prefix_ids,
-      chat_template=parts.chat_template,
-      source=parts.source,
-    )
+      num_embeddings = padding_row
     try:
-      tokenizer = build(parts.pad_token)
-      # Padding is never sampled: an answer could not end in it.
-      return build(None) if tokenizer.pad_id in tokenizer.end_ids else tokenizer
+      tokenizer = cls(**fields, num_embeddings=num_embeddings)
+      if tokenizer.pad_id in tokenizer.end_ids:  # padding is never sampled, so nothing would end
+        tokenizer = cls(**fields | {"pad_token": None}, num_embeddings=num_embeddings)
+      return tokenizer
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from None
 
@@ -423,8 +408,8 @@ class Tokenizer:
     Source: Radford et al. 2019 (GPT-2), section 2.2.
 
     Args:
-      texts: what to learn from; too little text gives fewer ids than asked for.
-      vocab_size: ids to learn, the 256 bytes and the two specials included.
+      texts: what to learn from; too little text gives fewer ids.
+      vocab_size: ids to learn, including the 256 bytes and the two special tokens.
 
     Raises:
       ValueError: `vocab_size` is below 258, or there is no text.
@@ -436,7 +421,7 @@ class Tokenizer:
       )
     texts = list(texts)
     if not any(texts):
-      raise ValueError("a BPE tokenizer needs text to learn from, and there is none")
+      raise ValueError("a BPE tokenizer learns from text, and there is none")
     inner = files.byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size,
@@ -448,52 +433,41 @@ class Tokenizer:
     return cls(inner, eot_token=EOT_TOKEN, pad_token=PAD_TOKEN)
 
   @classmethod
-  def from_json(
-    cls, path: str | os.PathLike, *, eot_token: str = EOT_TOKEN, pad_token: str | None = None
-  ) -> "Tokenizer":
-    """Reads any `tokenizer.json` of the `tokenizers` library; see `__init__` for the tokens."""
-    return cls(files.read_tokenizer(pathlib.Path(path)), eot_token=eot_token, pad_token=pad_token)
-
-  @classmethod
-  def from_gpt2(cls, encoder_json: str | os.PathLike, vocab_bpe: str | os.PathLike) -> "Tokenizer":
-    """Reads GPT-2's published files; GPT-3 and InstructGPT use the same encoding.
-
-    There are 50,257 ids, end-of-text is 50,256, and padding is the added row 50,257.
-
-    Raises:
-      ValueError: a file is absent or is not GPT-2's format.
-    """
-    inner = files.read_gpt2(pathlib.Path(encoder_json), pathlib.Path(vocab_bpe))
-    inner.add_special_tokens([EOT_TOKEN])
-    return cls(inner, eot_token=EOT_TOKEN, pad_token=None)
-
-  @classmethod
   def from_spec(cls, spec: str, texts: Iterable[str] | None = None) -> "Tokenizer":
     """A tokenizer by name, as configs give it.
 
     Args:
       spec: "bpe:VOCAB_SIZE" learns from `texts`; "json:PATH" reads a `tokenizer.json`, or a
-        directory that holds one, with the special tokens that a `tokenizer_config.json` beside it
-        names ("<|endoftext|>" and none where there is no such file); "gpt2:DIR" reads
-        `encoder.json` and `vocab.bpe` of DIR.
-      texts: what "bpe" learns from.
+        directory that has one, with the special tokens that `tokenizer_config.json` next to it
+        names (without that file "<|endoftext|>" and no padding token); "gpt2:DIR" reads
+        GPT-2's `encoder.json` and `vocab.bpe` in DIR, which GPT-3 and InstructGPT use too.
+      texts: for "bpe".
 
     Raises:
-      ValueError: another spec, or what the constructors raise.
+      ValueError: another spec, or as the constructors.
     """
     kind, _, value = spec.partition(":")
     if kind == "bpe" and value.isdecimal():
       if texts is None:
-        raise ValueError(f"tokenizer {spec!r} needs text to learn from, and none was given")
+        raise ValueError(f"tokenizer {spec!r} learns from text, and none was given")
       return cls.train_bpe(texts, int(value))
     if kind == "json" and value:
       path = pathlib.Path(value)
       path = path / files.TOKENIZER_FILE if path.is_dir() else path
       eot_token, pad_token = _find_special_tokens(path.with_name(files.CONFIG_FILE))
-      return cls.from_json(path, eot_token=eot_token, pad_token=pad_token)
+      return cls(files.read_tokenizer(path), eot_token=eot_token, pad_token=pad_token)
     if kind == "gpt2" and value:
-      return cls.from_gpt2(pathlib.Path(value) / "encoder.json", pathlib.Path(value) / "vocab.bpe")
+      inner = files.read_gpt2(pathlib.Path(value, "encoder.json"), pathlib.Path(value, "vocab.bpe"))
+      inner.add_special_tokens([EOT_TOKEN])
+      return cls(inner, eot_token=EOT_TOKEN, pad_token=None)
     raise ValueError(f"tokenizer {spec!r}; choose from {list(SPECS)}")
+
+
+def _id_of(inner: tokenizers.Tokenizer, token: str) -> int:
+  """The id of a token that exists."""
+  number = inner.token_to_id(token)
+  assert number is not None, token
+  return number
 
 
 def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
@@ -501,12 +475,18 @@ def _find_special_tokens(path: pathlib.Path) -> tuple[str, str | None]:
   if not path.exists():
     return EOT_TOKEN, None
   config = files.read_json_object(path)
-  tokens = []
-  for field in ("eos_token", "pad_token"):
-    token = config[field] if field in config else None
-    tokens.append(token["content"] if isinstance(token, dict) else token)
-  eot_token, pad_token = tokens
+  eot_token, pad_token = files.token_of(config, "eos_token"), files.token_of(config, "pad_token")
   if eot_token is None:
     raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
-  # Many published tokenizers pad with end-of-text; here that gets a row of its own.
+  # Many published tokenizers pad with end-of-text; here padding gets a row of its own.
   return eot_token, None if pad_token == eot_token else pad_token
+
+
+def _write(
+  directory: str | os.PathLike, inner: tokenizers.Tokenizer, config: dict[str, Any]
+) -> None:
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  inner.save(str(directory / files.TOKENIZER_FILE))
+  text = json.dumps(config, indent=2) + "\n"
+  (directory / files.CONFIG_FILE).write_text(text, encoding="utf-8")
