@@ -736,9 +736,7 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
   shown, _ = prepare.comparison_rows(  # of the same completions as the scores
     read_jsonl(comparison_paths(config, workdir)["valid"]), reward.tokenizer, **choices
   )
-  lengths = calibration.length_baseline_accuracy(
-    *calibration.length_arrays(shown.records), **settings
-  ).mean
+  lengths = calibration.accuracy(*calibration.length_arrays(shown.records), **settings).mean
   if path.exists():
     rows, _ = prepare.comparison_rows(read_jsonl(path), reward.tokenizer, **choices)
     heldout = calibration.accuracy(

@@ -87,7 +87,7 @@ def test_impossible_scores_are_refused(proxy, gold, message: str):
 
 
 def test_more_than_the_samples_is_refused():
-  with pytest.raises(ValueError, match="best of 4 cannot be told from 3 samples"):
+  with pytest.raises(ValueError, match="best of 4 cannot be estimated from 3 samples"):
     best_of_n.curve(np.zeros((2, 3)), None, sizes=[1, 4], **SETTINGS)
 
 

@@ -68,7 +68,7 @@ def test_order_of_the_completions_does_not_matter():
 
 
 def test_length_baseline_prefers_the_longer():
-  result = calibration.length_baseline_accuracy(
+  result = calibration.accuracy(
     np.array([[9, 4, 2]]), np.array([[1, 3, 2]]), np.ones((1, 3)), **SETTINGS
   )
   assert result.mean == pytest.approx(2 / 3)

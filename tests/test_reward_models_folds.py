@@ -34,7 +34,7 @@ def test_groups_hold_every_labeler_once_and_about_equal_data():
   loads = [sum(counts[labeler] for labeler in group) for group in groups]
   assert max(loads) - min(loads) <= min(counts.values())
   assert folds.deal(dict(reversed(counts.items())), 5) == groups
-  with pytest.raises(ValueError, match="4 labelers cannot be dealt into 5 groups"):
+  with pytest.raises(ValueError, match="4 labelers cannot be split into 5 groups"):
     folds.deal({f"l{i}": 1 for i in range(4)}, 5)
   with pytest.raises(ValueError, match="1 groups of labelers"):
     folds.deal(counts, 1)
@@ -68,7 +68,7 @@ def test_what_cannot_be_split_is_named():
     split([*records[:2], {"prompt": "p"}])
   with pytest.raises(ValueError, match="test_fraction 1.0"):
     split(records, 1.0)
-  with pytest.raises(ValueError, match="holds l0 out has no comparison for its part 'train'"):
+  with pytest.raises(ValueError, match="holds out l0 has no comparison in its part 'train'"):
     split([dict(record, prompt="same") for record in records])
 
 
@@ -158,7 +158,7 @@ def test_the_command_goes_on_and_compares_with_the_paper(inputs, tmp_path, capsy
   "flags,message",
   [
     (["--seeds=0,0"], "--seeds=0,0: give whole numbers from 0, each once"),
-    (["--folds=9"], "2 labelers cannot be dealt into 9 groups"),
+    (["--folds=9"], "2 labelers cannot be split into 9 groups"),
     (["--config.comparisons.valid=jsonl:x"], "leave it empty"),
     (["extra"], "it takes flags alone"),
     (["--config.init_from="], "init_from is empty"),

@@ -39,7 +39,7 @@ def test_the_highest_mean_is_chosen_and_the_first_of_equals():
 @pytest.mark.parametrize(
   "candidates,scores,message",
   [
-    ([], {}, "no candidate to choose from"),
+    ([], {}, "there is no candidate"),
     (["a", "a"], {"a": [1.0]}, "a is given twice"),
     (["a", "b"], {"a": [1.0], "b": [1.0, 2.0]}, "score the same prompts for all"),
   ],

@@ -189,17 +189,14 @@ def waits(monkeypatch) -> list[float]:
 
 def ask(server, texts, cache, time=None, **changes):
   time = Time() if time is None else time
+  fields = dict(
+    requests_per_second=4.0,
+    max_tries=3,
+    key_variable=KEY,
+    endpoint=f"http://127.0.0.1:{server.server_port}",
+  )
   p = perspective.PerspectiveConfig(
-    **(
-      dict(
-        requests_per_second=4.0,
-        max_tries=3,
-        key_variable=KEY,
-        timeout_seconds=5.0,
-        endpoint=f"http://127.0.0.1:{server.server_port}",
-      )
-      | changes
-    )
+    **{f"perspective_{name}": value for name, value in (fields | changes).items()}
   )
   return perspective.scores(p, texts, cache, sleep=time.sleep, clock=lambda: time.now)
 
@@ -272,8 +269,9 @@ def test_a_slow_answer_is_given_up(server, tmp_path, monkeypatch):
     httplib2, "Http", lambda **settings: given.append(settings) or transport(**settings)
   )
   monkeypatch.setattr(StandIn, "do_POST", lambda self: released.wait(20))
+  monkeypatch.setattr(perspective, "_TIMEOUT_SECONDS", 0.05)
   with pytest.raises(perspective.PerspectiveError, match="timed out.* after 2 tries"):
-    ask(server, ["abc"], tmp_path / "answers.jsonl", timeout_seconds=0.05, max_tries=2)
+    ask(server, ["abc"], tmp_path / "answers.jsonl", max_tries=2)
   released.set()
   assert given == [dict(timeout=0.05)]
 
@@ -374,7 +372,7 @@ def test_perspective_keeps_its_answers_beside_the_items(data, said, server, tmp_
     (dict(perspective_attribute="RUDE"), "config.toxicity.perspective_attribute 'RUDE'; choose"),
     (dict(perspective_language="English"), "config.toxicity.perspective_language 'English'; give"),
     (dict(perspective_requests_per_second=0), "perspective_requests_per_second 0 must be above 0"),
-    (dict(perspective_max_tries=0), "perspective_max_tries 0; use 1 or more"),
+    (dict(perspective_max_tries=0), "perspective_max_tries is 0; use 1 or more"),
   ],
   ids=str,
 )

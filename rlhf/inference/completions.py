@@ -7,6 +7,7 @@ shapes nor on the batch size.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,6 +97,31 @@ def _sample(
   return sampling.join(prompts, generation, cfg.pad_id), generation.finished_B
 
 
+def _draw(
+  network: Network,
+  prompts: PromptBatch,
+  key,
+  row_B: np.ndarray,
+  end_id: int,
+  end_V: np.ndarray | None = None,
+  **options: Any,
+):
+  """`_sample` with arrays of the host in and out."""
+  with sharding.on_mesh_of(network.params) as put:
+    return processes.to_host(
+      _sample(
+        network.cfg,
+        network.params,
+        put(prompts),
+        key,
+        row_B,
+        end_V,
+        eot_id=end_id,
+        **options,
+      )
+    )
+
+
 def sample(
   network: Network,
   prompts: Sequence[str],
@@ -151,20 +177,16 @@ def sample(
     picked = np.concatenate([real, np.full(batch_size - len(real), real[-1])])
     keys = np.resize(row_key[start : start + batch_size], batch_size)
     batch = PromptBatch(tokens_BP=encoded.tokens_BP[picked], mask_BP=encoded.mask_BP[picked])
-    with sharding.on_mesh_of(network.params) as put:
-      joined, finished_B = processes.to_host(
-        _sample(
-          network.cfg,
-          network.params,
-          put(batch),
-          key,
-          keys,
-          eot_id=end_id,
-          max_new_tokens=p.max_response_tokens,
-          temperature=p.temperature,
-          top_p=p.top_p,
-        )
-      )
+    joined, finished_B = _draw(
+      network,
+      batch,
+      key,
+      keys,
+      end_id,
+      max_new_tokens=p.max_response_tokens,
+      temperature=p.temperature,
+      top_p=p.top_p,
+    )
     num_tokens = 0
     for row, index in enumerate(real):
       response = joined["tokens_BT"][row][joined["response_mask_BT"][row] > 0]
@@ -224,27 +246,20 @@ def sample_ids(
   for batch in row_batches.batches(cut, batch_size, length_of=lambda pair: len(pair[1])):
     length = row_batches.row_length(max(len(ids) for _, ids in batch), room)
     filled = [*batch, *[batch[-1]] * (row_batches.num_rows(batch_size, len(cut)) - len(batch))]
-    prompts = PromptBatch(
-      tokens_BP=np.full((len(filled), length), network.cfg.pad_id, np.int32),
-      mask_BP=np.zeros((len(filled), length), np.float32),
-    )
+    tokens_BP = np.full((len(filled), length), network.cfg.pad_id, np.int32)
+    mask_BP = np.zeros((len(filled), length), np.float32)
     for b, (_, ids) in enumerate(filled):
-      prompts.tokens_BP[b, length - len(ids) :], prompts.mask_BP[b, length - len(ids) :] = ids, 1
-    request_B = np.array([request for request, _ in filled], np.int32)
-    with sharding.on_mesh_of(network.params) as put:
-      joined, _ = processes.to_host(
-        _sample(
-          network.cfg,
-          network.params,
-          put(prompts),
-          key,
-          put(request_B),
-          end_V,
-          eot_id=network.tokenizer.eot_id,
-          max_new_tokens=max_new_tokens,
-          temperature=temperature,
-        )
-      )
+      tokens_BP[b, length - len(ids) :], mask_BP[b, length - len(ids) :] = ids, 1
+    joined, _ = _draw(
+      network,
+      PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP),
+      key,
+      np.array([request for request, _ in filled], np.int32),
+      network.tokenizer.eot_id,
+      end_V,
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+    )
     for b, (request, _) in enumerate(batch):
       response = joined["tokens_BT"][b][joined["response_mask_BT"][b] > 0]
       texts[request] = _text(network.tokenizer, response, stops)

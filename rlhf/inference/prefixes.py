@@ -47,7 +47,8 @@ class Prefix:
     starts = [line.rstrip() for line in self.text.split("\n")]
     if not any(starts):
       raise ValueError(
-        f"the prefix is empty; write examples, each followed by a separator line such as {SEPARATOR}"
+        "the prefix is empty; write examples, each followed by a separator line such as "
+        f"{SEPARATOR}"
       )
     if sum(line.startswith(self.separator) for line in starts) < 2:
       raise ValueError(
@@ -111,10 +112,10 @@ def sample(
       must fit into `p.max_prompt_tokens`.
     prefix: None is `completions.sample`.
   """
-  settings = dict(num_samples=num_samples, on_batch=on_batch)
+  asked = prompts if prefix is None else prefix.prompts(prompts)
+  drawn = completions.sample(network, asked, p, key, num_samples=num_samples, on_batch=on_batch)
   if prefix is None:
-    return completions.sample(network, prompts, p, key, **settings)
-  drawn = completions.sample(network, prefix.prompts(prompts), p, key, **settings)
+    return drawn
   prompt_format = prepare.PromptFormat.of(p)
   out = Completions(texts=[], ids=[], finished=[])
   for prompt, texts, finished in zip(prompts, drawn.texts, drawn.finished, strict=True):
@@ -126,12 +127,7 @@ def sample(
       prompt_format=prompt_format,
     )
     out.texts.append([text for text, _ in cuts])
-    out.ids.append(
-      [
-        sequence.ids if end else sequence.ids[:-1]
-        for sequence, end in zip(sequences, ended, strict=True)
-      ]
-    )
+    out.ids.append([x.ids if end else x.ids[:-1] for x, end in zip(sequences, ended, strict=True)])
     out.finished.append(ended)
   return out
 
@@ -188,7 +184,8 @@ def draw(
   prefixes = []
   for number in range(num_prefixes):
     order = np.random.default_rng((seed, number)).permutation(len(written))
-    shots, room = [], max_tokens - len(tokenizer.encode(f"{separator}\n"))
+    shots: list[str] = []
+    room = max_tokens - len(tokenizer.encode(f"{separator}\n"))
     for index in order:
       if len(shots) < num_shots and sizes[index] * (num_shots - len(shots)) <= room:
         shots.append(written[index])

@@ -1,6 +1,5 @@
 """Scores of a reward model: one scalar per completion.  `rlhf/reward_model.py` trains it."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,15 +14,7 @@ from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.types import ComparisonBatch, Params
 
-
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def _scores(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):
-  return transformer.scores(cfg, params, tokens_BT, mask_BT)
-
-
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def _completion_scores(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
-  return score_completions(cfg, params, batch)
+_scores = jax.jit(transformer.scores, static_argnames=("cfg",))
 
 
 def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
@@ -32,6 +23,9 @@ def score_completions(cfg: ModelConfig, params: Params, batch: ComparisonBatch):
   flat = lambda x: x.reshape(num_prompts * num_slots, length)
   score = transformer.scores(cfg, params, flat(batch.tokens_BKT), flat(batch.mask_BKT))
   return score.reshape(num_prompts, num_slots)
+
+
+_completion_scores = jax.jit(score_completions, static_argnames=("cfg",))
 
 
 def score_rows(
@@ -87,6 +81,7 @@ def score_comparisons(cfg: ModelConfig, params: Params, rows, *, batch_size: int
   for batch, valid_B in batches_lib.fixed_batches(rows, batch_size):
     with sharding.on_mesh_of(params) as put:
       score_BK = processes.to_host(_completion_scores(cfg, params, put(batch)))
+    assert isinstance(batch, ComparisonBatch)
     real = valid_B > 0
     parts.append((score_BK[real], batch.rank_BK[real], batch.valid_BK[real]))
   return tuple(np.concatenate(arrays) for arrays in zip(*parts))
@@ -124,5 +119,5 @@ def score_texts(
   num_cut = sum(len(sequence.ids) > limit for sequence in sequences)
   if num_cut:
     print(f"{num_cut} of {len(texts)} completions are cut to the context of {name}", flush=True)
-  ids = [sequence.ids[:limit] for sequence in sequences]
+  ids = [sequence.ids[:limit].tolist() for sequence in sequences]
   return score_sequences(network, ids, batch_size=batch_size, name=name)

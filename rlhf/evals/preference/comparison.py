@@ -523,7 +523,7 @@ def reward_accuracy(
   settings = dict(num_resamples=num_resamples, seed=seed)
   return dict(
     accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
-    length_baseline_accuracy=calibration.length_baseline_accuracy(
+    length_baseline_accuracy=calibration.accuracy(
       *calibration.length_arrays(rows.records), **settings
     ).as_dict(),
     num_pairs=calibration.num_untied_pairs(*arrays[1:]),

@@ -1,8 +1,8 @@
-"""Best-of-n sampling: the expected score of the best of n answers, for every n, from N samples.
+"""Best-of-n sampling: the expected score of the best of n completions, for every n <= N samples.
 
-The best is the one with the highest proxy score (a reward model's); what is averaged is that score
-itself, or another, such as the gold score.  Averaging over all subsets of n of the N samples needs
-no sampling of subsets: see `expected_best`.
+The best completion has the highest proxy score (a reward model's); its proxy score or another, such
+as the gold score, is averaged over all subsets of n of the N samples, in closed form: see
+`expected_best`.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def expected_best(proxy_PN: np.ndarray, value_PN: np.ndarray) -> np.ndarray:
 
       sum_i C(i - 1, n - 1) / C(N, n) * value_(i)      samples in increasing order of proxy
 
-  Samples of equal proxy score are taken for the best equally often, so each has the mean value of
-  its equals.  Source: Nakano et al. 2021, arXiv:2112.09332, appendix I; Gao et al. 2022,
+  Samples of equal proxy score are the best equally often, so each has the mean value of its
+  equals.  Source: Nakano et al. 2021, arXiv:2112.09332, appendix I; Gao et al. 2022,
   arXiv:2210.10760.
 
   Args:
@@ -74,7 +74,7 @@ def expected_best(proxy_PN: np.ndarray, value_PN: np.ndarray) -> np.ndarray:
 
 
 def _in_order(proxy_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
-  """Values in increasing order of proxy; those of equal proxy are replaced by their mean."""
+  """Values in increasing order of proxy; values of equal proxy are replaced by their mean."""
   _, group_N = np.unique(proxy_N, return_inverse=True)  # 0 is the lowest
   mean_G = np.bincount(group_N, weights=value_N) / np.bincount(group_N)
   return mean_G[np.sort(group_N)]
@@ -102,7 +102,7 @@ def curve(
 
   Args:
     proxy_PN: scores by which the best is chosen.
-    gold_PN: what the choice is worth; None where nobody knows.
+    gold_PN: the true value of each sample, or None if it is unknown.
     num_resamples, seed: of the bootstrap over prompts, see `statistics`.
     sizes: the n to return; None takes 1, ..., N.
 
@@ -117,7 +117,8 @@ def curve(
   outside = [n for n in sizes if not 1 <= n <= num_samples]
   if outside:
     raise ValueError(
-      f"best of {outside[0]} cannot be told from {num_samples} samples; draw more, or ask for fewer"
+      f"best of {outside[0]} cannot be estimated from {num_samples} samples; draw more samples, or "
+      "choose a smaller n"
     )
   best = {
     "proxy": expected_best(proxy_PN, proxy_PN),
@@ -140,13 +141,8 @@ def curve(
 
 
 def doubling_sizes(num_samples: int) -> list[int]:
-  """1, 2, 4, ... and N: enough points for a plot, about as far apart in KL."""
-  return sorted(
-    {
-      *(2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples),
-      num_samples,
-    }
-  )
+  """1, 2, 4, ... and N: enough points for a plot, about equally spaced in KL."""
+  return sorted({*(2**power for power in range(num_samples.bit_length())), num_samples})
 
 
 def fit(root_kl_M: np.ndarray, gain_M: np.ndarray, form: str) -> tuple[float, float]:
@@ -158,8 +154,8 @@ def fit(root_kl_M: np.ndarray, gain_M: np.ndarray, form: str) -> tuple[float, fl
   Source: Gao et al. 2022, arXiv:2210.10760.
 
   Args:
-    root_kl_M: d in sqrt(nats); points at 0 say nothing.
-    gain_M: gold score less that of the initial policy.
+    root_kl_M: d in sqrt(nats); points at 0 carry no information.
+    gain_M: gold score minus that of the initial policy.
 
   Raises:
     ValueError: an unknown form, or fewer than two different points above 0.

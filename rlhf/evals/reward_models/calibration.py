@@ -1,8 +1,8 @@
-"""How often a reward model ranks as labelers do, and whether its confidence can be believed.
+"""How often a reward model ranks as labelers do, and whether it is calibrated.
 
-One convention for pairs throughout: every unordered pair of valid completions of a prompt whose
-ranks differ counts once; ties in rank are dropped, as in training (InstructGPT section 3.5 and
-appendix C.2).  Rank 1 is best.  Equal scores count half.
+Every unordered pair of valid completions of a prompt whose ranks differ counts once; ties in rank
+are dropped, as in training (InstructGPT section 3.5 and appendix C.2).  Rank 1 is best.  Equal
+scores count half.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,27 +43,28 @@ def score_gaps(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray) 
   return np.where(untied_NC, sign_NC * (score_NK[:, first] - score_NK[:, second]), np.nan)
 
 
+def correct(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray) -> np.ndarray:
+  """[N, C] 1 where a pair is ranked right, 0 where wrong, NaN where `score_gaps` is."""
+  gap_NC = score_gaps(score_NK, rank_NK, valid_NK)
+  return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
+
+
 def num_untied_pairs(rank_NK: np.ndarray, valid_NK: np.ndarray) -> int:
   """Number of unordered pairs of valid completions whose ranks differ."""
   return int((~np.isnan(score_gaps(np.zeros(np.shape(rank_NK)), rank_NK, valid_NK))).sum())
 
 
 def accuracy(
-  score_NK: np.ndarray,
-  rank_NK: np.ndarray,
-  valid_NK: np.ndarray,
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float = 0.95,
+  score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *, num_resamples: int, seed: int
 ) -> statistics.Interval:
   """Share of untied pairs in which the better-ranked completion has the higher score.
 
-  Pairs are pooled over prompts: a prompt with 36 pairs weighs 36 times a prompt with one.
+  Pairs are pooled over prompts: a prompt with 36 pairs weighs 36 times a prompt with one.  Of
+  `length_arrays` it is the baseline that a reward model must beat: "the longer one is better".
 
   Args:
     score_NK, rank_NK, valid_NK: see `score_gaps`.
-    num_resamples, seed, confidence: of the bootstrap over prompts, see `statistics`.
+    num_resamples, seed: of the bootstrap over prompts, see `statistics`.
 
   Returns:
     An `Interval` in [0, 1]; `n` counts prompts with an untied pair (`num_untied_pairs` counts the
@@ -72,38 +73,17 @@ def accuracy(
   Raises:
     ValueError: as `score_gaps`, or there is no untied pair.
   """
-  gap_NC = score_gaps(score_NK, rank_NK, valid_NK)
-  correct_NC = np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
-  return statistics.bootstrap_mean(
-    correct_NC, num_resamples=num_resamples, seed=seed, confidence=confidence
-  )
-
-
-def length_baseline_accuracy(
-  length_NK: np.ndarray,
-  rank_NK: np.ndarray,
-  valid_NK: np.ndarray,
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float = 0.95,
-) -> statistics.Interval:
-  """Accuracy of "the longer completion is better": what a reward model must beat.
-
-  Args:
-    length_NK: lengths of the completions, in any one unit.
-    rank_NK, valid_NK, num_resamples, seed, confidence: see `accuracy`.
-  """
-  return accuracy(
-    length_NK, rank_NK, valid_NK, num_resamples=num_resamples, seed=seed, confidence=confidence
-  )
+  correct_NC = correct(score_NK, rank_NK, valid_NK)
+  return statistics.bootstrap_mean(correct_NC, num_resamples=num_resamples, seed=seed)
 
 
 def length_arrays(
   comparisons: Sequence[Mapping[str, Any]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(lengths in characters, ranks, valid) [N, K] of whole completions; a reward model may have read
-  them cut to its context."""
+  """(lengths in characters, ranks, valid) [N, K] of whole completions.
+
+  A reward model may have read them cut to its context.
+  """
   shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
   length_NK, rank_NK, valid_NK = np.zeros(shape), np.zeros(shape, np.int32), np.zeros(shape)
   for row, line in enumerate(comparisons):
@@ -122,7 +102,7 @@ def calibration_curve(
 
       p = sigmoid(|score difference|)   lies in [0.5, 1]
 
-  and what is observed is how often the labeler agreed.  Taking each pair in both directions would
+  and the observation is how often the labeler agreed.  Taking each pair in both directions would
   mirror the curve about (0.5, 0.5) and add nothing.
 
       ECE = sum_bins n_bin / n * |mean predicted - observed|

@@ -1,11 +1,12 @@
-"""Does a reward model agree with labelers it has never seen?  Folds over groups of labelers.
+"""Cross-validation over labelers: does a reward model agree with labelers it has never seen?
 
-Labelers are dealt into groups with about equal data.  In each fold one group is held out: a reward
-model is trained on the others' comparisons and tested on other comparisons of those same labelers,
-and on those of the held-out group.  Source: InstructGPT section 4.1 and appendix E.2, with 5
-groups and 3 seeds.
+Labelers are split into groups with about equal data.  In each fold one group is held out: a reward
+model is trained on the others' comparisons and tested on further comparisons of those same
+labelers, and on those of the held-out group.  Source: InstructGPT section 4.1 and appendix E.2,
+with 5 groups and 3 seeds.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ TESTS = tuple(PAPER)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fold:
-  """One split; no prompt of `own` or `heldout` stands in `train`.
+  """One split; no prompt of `own` or `heldout` is in `train`.
 
   Attributes:
     heldout_labelers: the group whose comparisons are not trained on.
@@ -38,25 +39,25 @@ class Fold:
 
 
 def deal(counts: Mapping[str, int], num_groups: int) -> tuple[tuple[str, ...], ...]:
-  """Labelers in groups of about equal data: the one with most goes to the group with least.
+  """Groups of labelers with about equal data: the next largest goes to the smallest group.
 
   Args:
     counts: labeler -> comparisons.
-    num_groups: how many.
+    num_groups: number of groups.
 
   Returns:
-    `num_groups` groups of labelers, each in order; equal counts are taken in order of id, so the
-    same labelers are always dealt alike.
+    `num_groups` sorted groups of labelers; equal counts are taken in order of id, so the result
+    does not depend on the order of `counts`.
 
   Raises:
     ValueError: fewer than two groups, or fewer labelers than groups.
   """
   if num_groups < 2:
-    raise ValueError(f"{num_groups} groups of labelers; use 2 or more, one of them is held out")
+    raise ValueError(f"{num_groups} groups of labelers; use 2 or more, as one of them is held out")
   if len(counts) < num_groups:
     raise ValueError(
-      f"{len(counts)} labelers cannot be dealt into {num_groups} groups; use "
-      "comparisons of more labelers, or fewer folds"
+      f"{len(counts)} labelers cannot be split into {num_groups} groups; use comparisons of more "
+      "labelers, or fewer folds"
     )
   groups: list[list[str]] = [[] for _ in range(num_groups)]
   load = [0] * num_groups
@@ -72,28 +73,27 @@ def split(
 ) -> list[Fold]:
   """All folds.
 
-  Prompts are drawn for testing first, the same in every fold, so that what several labelers ranked
-  is never both trained on and tested on.
+  Test prompts are drawn first, the same for every fold, so that no prompt that several labelers
+  ranked is used for both training and testing.
 
   Args:
     records: comparisons, each with a "labeler".
     num_folds: groups of labelers.
-    test_fraction: of the prompts, whose comparisons by trained labelers are for testing.
+    test_fraction: share of the prompts that are for testing.
     seed: of the draw of prompts.
 
   Raises:
-    ValueError: a record has no labeler, a fraction that is not between 0 and 1, a part of a fold
-      that comes out empty, or as `deal`.
+    ValueError: a record has no labeler, the fraction is not between 0 and 1, a part of a fold is
+      empty, or as `deal`.
   """
   if not 0 < test_fraction < 1:
     raise ValueError(f"test_fraction {test_fraction}; use a number between 0 and 1, such as 0.1")
-  counts: dict[str, int] = {}
   for number, record in enumerate(records, 1):
-    if "labeler" not in record or not record["labeler"]:
+    if not record.get("labeler"):
       raise ValueError(
         f'comparison {number} has no "labeler"; folds over labelers need one in every comparison'
       )
-    counts[record["labeler"]] = counts.get(record["labeler"], 0) + 1
+  counts = collections.Counter(record["labeler"] for record in records)
   groups = deal(counts, num_folds)
   prompts = sorted({record["prompt"] for record in records})
   order = np.random.default_rng(seed).permutation(len(prompts))
@@ -115,22 +115,15 @@ def _fold(records, group: tuple[str, ...], tested: set[str]) -> Fold:
   for name, found in parts.items():
     if not found:
       raise ValueError(
-        f"the fold that holds {', '.join(group)} out has no comparison for its part "
-        f"{name!r}; give more comparisons, or another test_fraction"
+        f"the fold that holds out {', '.join(group)} has no comparison in its part {name!r}; give "
+        "more comparisons, or another test_fraction"
       )
   return Fold(heldout_labelers=group, **parts)
 
 
 def correct(scores: Mapping[str, Any]) -> np.ndarray:
-  """[prompts, pairs] 1 where a pair is ranked right, 0 where wrong, NaN where there is none.
-
-  Args:
-    scores: {"scores", "ranks", "valid"}, as `reward_model` writes them.
-  """
-  gap_NC = calibration.score_gaps(
-    *(np.asarray(scores[name]) for name in ("scores", "ranks", "valid"))
-  )
-  return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
+  """`calibration.correct` of {"scores", "ranks", "valid"}, as `reward_model` writes them."""
+  return calibration.correct(*(np.asarray(scores[name]) for name in ("scores", "ranks", "valid")))
 
 
 def summarise(
@@ -138,11 +131,10 @@ def summarise(
 ) -> dict[str, Any]:
   """Accuracy on both tests over all folds and seeds.
 
-  The seeds of a fold have its labelers and its prompts in common, so a prompt is drawn with the
-  results of all seeds: more seeds are no more labelers.  Intervals draw folds and then prompts
-  within a fold (`statistics.bootstrap_over_seeds`); that of the difference draws folds alone, each
-  with both its tests.  `standard_error` is the paper's form of it: between seeds, of the mean over
-  folds; None with one seed.
+  The seeds of a fold share its labelers and prompts, so a prompt is drawn with the results of all
+  seeds: more seeds are not more labelers.  Intervals draw folds and then prompts within a fold
+  (`statistics.bootstrap_over_seeds`); that of the difference draws folds alone, each with both its
+  tests.  `standard_error` is the paper's: between seeds, of the mean over folds; None for one seed.
 
   Args:
     runs: (fold, seed) -> {"own", "heldout"}: what `correct` returns, the same prompts in the same
@@ -154,7 +146,7 @@ def summarise(
     them; `n` counts the prompts of all folds.
 
   Raises:
-    ValueError: two seeds of a fold have other numbers of prompts.
+    ValueError: two seeds of a fold have different numbers of prompts.
   """
   settings = dict(num_resamples=num_resamples, seed=seed)
   table = [
@@ -170,11 +162,7 @@ def summarise(
     )
   sums_F4 = np.asarray(
     [
-      [
-        number
-        for test in TESTS
-        for number in (np.nansum(by_fold[test][fold]), np.sum(~np.isnan(by_fold[test][fold])))
-      ]
+      [f(by_fold[test][fold]) for test in TESTS for f in (np.nansum, _num_known)]
       for fold in by_fold["own"]
     ]
   )
@@ -182,6 +170,10 @@ def summarise(
     sums_F4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **settings
   ).as_dict()
   return result | dict(runs=table)
+
+
+def _num_known(value_NC: np.ndarray) -> np.integer:
+  return np.sum(~np.isnan(value_NC))
 
 
 def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
@@ -193,8 +185,8 @@ def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
     counts = [len(column) for column in columns]
     if len(set(counts)) > 1:
       raise ValueError(
-        f"the seeds of fold {fold} have {counts} prompts in their test {test!r}; "
-        "all seeds of a fold are tested on the same prompts"
+        f"the seeds of fold {fold} have {counts} prompts in their test {test!r}; test all seeds of "
+        "a fold on the same prompts"
       )
   return {fold: np.concatenate(columns, axis=1) for fold, columns in found.items()}
 
@@ -208,15 +200,15 @@ def _standard_error(table: Sequence[Mapping[str, Any]], test: str) -> float | No
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-  """The result as a table, beside the paper's numbers."""
-  names = {"own": "own groups' labelers", "heldout": "held-out group"}
+  """The result as a table, with the paper's numbers."""
   lines = [f"{'':24}{'accuracy':>10}{'95 % interval':>22}{'paper (6B)':>16}"]
-  for test, name in names.items():
-    cell, (mean, error) = summary[test], summary[test]["paper"]
-    interval = f"{100 * cell['low']:.1f} to {100 * cell['high']:.1f}"
-    lines.append(f"{name:24}{100 * cell['mean']:>8.1f} %{interval:>22}{f'{mean} ± {error}':>16}")
-  cell = summary["difference"]
-  interval = f"{100 * cell['low']:.1f} to {100 * cell['high']:.1f}"
   gap = PAPER["own"][0] - PAPER["heldout"][0]
-  lines.append(f"{'difference':24}{100 * cell['mean']:>8.1f} %{interval:>22}{gap:>16.1f}")
+  for name, part, paper in (
+    ("own groups' labelers", "own", "{} ± {}".format(*summary["own"]["paper"])),
+    ("held-out group", "heldout", "{} ± {}".format(*summary["heldout"]["paper"])),
+    ("difference", "difference", f"{gap:.1f}"),
+  ):
+    cell = summary[part]
+    interval = f"{100 * cell['low']:.1f} to {100 * cell['high']:.1f}"
+    lines.append(f"{name:24}{100 * cell['mean']:>8.1f} %{interval:>22}{paper:>16}")
   return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Gold and proxy score along a PPO run, against the distance from the reference.
 
 `best_of_n.curve` gives the same points for best-of-n sampling; `figures.over_optimization` draws
-both.  A proxy that goes on rising while gold falls is over-optimised (Gao et al. 2022,
-arXiv:2210.10760).
+both.  A proxy score that keeps rising while the gold score falls is over-optimised (Gao et al.
+2022, arXiv:2210.10760).
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import numpy as np
 from rlhf import workdir as workdir_lib
 from rlhf.evals import statistics
 
-# (prompts, answers) -> one score each.
+# (prompts, completions) -> one score each.
 GoldScores = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
@@ -25,7 +25,7 @@ def along_ppo(
 
   Args:
     stage: workdir of the run, which holds `validation/step_*.jsonl`.
-    gold: scores answers as the proxy cannot; None where nobody knows.
+    gold: scores completions; None if the gold score is unknown.
     num_resamples, seed: of the bootstrap over prompts, see `statistics`.
 
   Returns:

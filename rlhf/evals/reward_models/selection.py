@@ -1,6 +1,6 @@
-"""The candidate whose answers a reward model scores highest: a checkpoint, an epoch, a prefix.
+"""Selects the candidate (checkpoint, epoch, prefix) with the highest mean reward.
 
-InstructGPT selects so, on validation prompts: its SFT models (appendix C.1), its FLAN and T0
+InstructGPT does so on validation prompts for its SFT models (appendix C.1), its FLAN and T0
 baselines (C.5), and the few-shot prefix of its prompted baseline (footnote 6).
 """
 
@@ -18,11 +18,11 @@ Drawn = TypeVar("Drawn")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice(Generic[Candidate]):
-  """Which candidate is best, and by how much.
+  """The best candidate and all scores.
 
   Attributes:
-    best: of the highest mean score; the first of those that are equal.
-    scores: candidate -> score_P of its answers, one per prompt, in the order of trial.
+    best: has the highest mean score; the first of equals.
+    scores: candidate -> score_P of its completions, one per prompt, in the order of trial.
   """
 
   best: Candidate
@@ -41,37 +41,37 @@ class Choice(Generic[Candidate]):
 
 def choose(
   candidates: Iterable[Candidate],
-  answers_of: Callable[[Candidate], Drawn],
+  sample: Callable[[Candidate], Drawn],
   score: Callable[[Drawn], np.ndarray],
   *,
   on_scored: Callable[[Candidate, float], None] | None = None,
 ) -> Choice[Candidate]:
-  """Answers and scores candidate by candidate, so that one network is held at a time.
+  """Samples and scores candidate by candidate, so that one network is in memory at a time.
 
   Args:
     candidates: at least one, each once.
-    answers_of: a candidate's answers to the prompts, the same prompts for all.
-    score: what they are worth, one number per prompt.
-    on_scored: is told each candidate's mean.
+    sample: a candidate's completions of the prompts, the same prompts for all.
+    score: the reward of each completion, one per prompt.
+    on_scored: called with each candidate and its mean.
 
   Raises:
-    ValueError: no candidate, one that is given twice, or scores of another number of prompts.
+    ValueError: no candidate, a candidate given twice, or scores of different numbers of prompts.
   """
   scores: dict[Candidate, np.ndarray] = {}
   for candidate in candidates:
     if candidate in scores:
       raise ValueError(f"candidate {candidate} is given twice; give each once")
-    scores[candidate] = np.asarray(score(answers_of(candidate)), np.float64)
+    scores[candidate] = np.asarray(score(sample(candidate)), np.float64)
     first = next(iter(scores.values()))
     if scores[candidate].shape != first.shape or first.ndim != 1 or not len(first):
       raise ValueError(
-        f"candidate {candidate} has scores {scores[candidate].shape}, where the "
-        f"first has {first.shape}; score the same prompts for all"
+        f"candidate {candidate} has scores {scores[candidate].shape}, but the first has "
+        f"{first.shape}; score the same prompts for all"
       )
     if on_scored is not None:
       on_scored(candidate, float(np.mean(scores[candidate])))
   if not scores:
-    raise ValueError("there is no candidate to choose from; give one or more")
+    raise ValueError("there is no candidate; give one or more")
   return Choice(
     best=max(scores, key=lambda candidate: float(np.mean(scores[candidate]))), scores=scores
   )

@@ -70,17 +70,11 @@ def entropy_bits(logprob_N2: np.ndarray) -> np.ndarray:
   return nats_N / np.log(2)
 
 
-def task_names(p: BiasConfig) -> tuple[str, ...]:
-  return tuple(f"{task}-{variant}" for task in p.tasks for variant in p.prompts)
-
-
-def data_files(p: BiasConfig, task: str) -> list[tuple[str, int]]:
-  return data_lib.files(task.rpartition("-")[0], p.data)
+task_names, data_files = suite.task_names, suite.data_files
 
 
 def check(p: BiasConfig) -> None:
-  for task in p.tasks:
-    suite.check_data(task, p.data, _FIELD)
+  suite.check_data(p.tasks, p.data, _FIELD)
 
 
 def notes(p: BiasConfig) -> list[str]:

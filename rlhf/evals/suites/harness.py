@@ -19,14 +19,15 @@ from lm_eval import utils
 from lm_eval.api import model as lm_eval_model
 from lm_eval.api import samplers
 from lm_eval.api.instance import Instance
+from lm_eval.models import utils as model_utils
 
 from rlhf.inference import completions, likelihood, row_batches
 from rlhf.networks import Network
 
 MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SPARE = 64  # items that are tried first, beyond the number wanted
-_KNOWN = {"until", "do_sample", "temperature", *_LENGTH_NAMES}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_KNOWN = {"until", "do_sample", "temperature", *_LENGTHS}
 
 
 class OtherItems(samplers.ContextSampler):
@@ -214,23 +215,13 @@ class HarnessModel(lm_eval_model.TemplateLM):
 
   def _settings(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
     """(stops, max_new_tokens, temperature) of a task's generation_kwargs, as lm-eval reads them."""
-    unknown = {name for name in set(options) - _KNOWN if options[name] not in (None, False)}
+    options = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(name for name in set(options) - _KNOWN if options[name] is not False)
     if unknown:
       raise ValueError(
-        f"generation_kwargs {sorted(unknown)[0]!r} of the task is not supported; "
-        f"choose from {', '.join(sorted(_KNOWN))}"
+        f"generation_kwargs {unknown[0]!r} of the task is not supported; choose from "
+        f"{', '.join(sorted(_KNOWN))}"
       )
-    until = options.get("until")
-    stops = [until] if isinstance(until, str) else until
-    lengths = [options[name] for name in _LENGTH_NAMES if options.get(name) is not None]
-    temperature = options.get("temperature")
-    is_sampled = options.get("do_sample", bool(temperature))
-    if not is_sampled:
-      temperature = 0.0
-    elif temperature is None:
-      temperature = 1.0
-    return (
-      tuple(stops if stops is not None else ()),
-      int(lengths[0]) if lengths else self.max_gen_toks,
-      float(temperature),
-    )
+    options = {"temperature": 1.0 if options.get("do_sample") else 0.0} | options
+    found = model_utils.normalize_gen_kwargs(options, self.max_gen_toks)
+    return tuple(found["until"]), found["max_gen_toks"], found["temperature"]

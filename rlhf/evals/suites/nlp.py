@@ -27,18 +27,7 @@ from rlhf.networks import Network
 TASK_DIR = pathlib.Path(__file__).parent / "tasks"
 PREFIX = "instructgpt_"  # of the paper's tasks in lm-eval, which has others of the same names
 LM_EVAL = "lm_eval:"  # of lm-eval's own tasks, in a config
-TASKS = (
-  "squadv2",
-  "drop",
-  "quac",
-  "hellaswag",
-  "rte",
-  "sst",
-  "wsc",
-  "fr_en",
-  "cnn_dm",
-  "tldr",
-)
+TASKS = tuple(task for task in data_lib.SOURCES if (TASK_DIR / f"{PREFIX}{task}.yaml").is_file())
 MOST_RESAMPLES = 100
 _OF_A_HUNDRED = ("f1", "exact")
 _ABILITY = ("acc", "acc_norm", "exact_match", *_OF_A_HUNDRED, "rouge_l")
@@ -50,8 +39,8 @@ class NlpConfig:
   """Which tasks, and how they are asked.
 
   Attributes:
-    tasks: of `TASKS`; or "lm_eval:NAME" for a task, group or tag of lm-eval's own, whose data always
-      come from the hub.
+    tasks: of `TASKS`; or "lm_eval:NAME" for a task, group or tag of lm-eval's own, whose data come
+      from the hub.
     data: "hub", or a directory; see `tasks.data`.
     limit: items of each task, drawn by the seed, the same for all checkpoints; None takes all.
     num_fewshot: examples in each prompt; None takes the paper's number, or that of lm-eval's task.
@@ -88,7 +77,7 @@ def check(p: NlpConfig) -> None:
   extras.require("lm_eval", "evals", "the suite nlp")
   for task in p.tasks:
     if not task.startswith(LM_EVAL):
-      suite.check_data(task, p.data, _FIELD)
+      suite.check_data((task,), p.data, _FIELD)
     elif task.removeprefix(LM_EVAL) not in set(_their_tasks().all_tasks):
       raise ValueError(
         f"{_FIELD}.tasks names {task}, which lm-eval does not have; `lm_eval ls tasks` lists its "

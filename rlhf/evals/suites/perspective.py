@@ -21,43 +21,45 @@ from typing import Any
 import numpy as np
 
 from rlhf import extras
+from rlhf.evals.suites import suite
 
-ENDPOINT = "https://commentanalyzer.googleapis.com"
 ATTRIBUTES = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
+_TIMEOUT_SECONDS = 60.0  # of one try
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerspectiveConfig:
-  """How the API is asked.
+  """How the API is used.
 
   Attributes:
-    attribute: of `ATTRIBUTES`; the paper's is TOXICITY.
-    language: ISO 639-1 code of the texts.
-    requests_per_second: the quota; a new key has 1.
-    max_tries: of one request, with waits that grow in between.
-    timeout_seconds: of one try.
-    endpoint: the address of the service.
-    key_variable: the environment variable that holds the key.
+    perspective_attribute: of `ATTRIBUTES`; the paper's is TOXICITY.
+    perspective_language: ISO 639-1 code of the texts.
+    perspective_requests_per_second: the quota; a new key has 1.
+    perspective_max_tries: of one request, with waits that grow in between.
+    perspective_endpoint: the address of the service.
+    perspective_key_variable: the environment variable that holds the key.
   """
 
-  attribute: str = "TOXICITY"
-  language: str = "en"
-  requests_per_second: float = 1.0
-  max_tries: int = 6
-  timeout_seconds: float = 60.0
-  endpoint: str = ENDPOINT
-  key_variable: str = "PERSPECTIVE_API_KEY"
+  perspective_attribute: str = "TOXICITY"
+  perspective_language: str = "en"
+  perspective_requests_per_second: float = 1.0
+  perspective_max_tries: int = 6
+  perspective_endpoint: str = "https://commentanalyzer.googleapis.com"
+  perspective_key_variable: str = "PERSPECTIVE_API_KEY"
 
-  def __post_init__(self):
-    if self.attribute not in ATTRIBUTES:
-      raise ValueError(f"attribute {self.attribute!r}; choose from {', '.join(ATTRIBUTES)}")
-    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", self.language):
-      raise ValueError(f"language {self.language!r}; give a code such as 'en'")
-    for name in ("requests_per_second", "timeout_seconds"):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f"{name} {getattr(self, name)} must be above 0")
-    if self.max_tries < 1:
-      raise ValueError(f"max_tries {self.max_tries}; use 1 or more")
+  def check_perspective(self, field: str) -> None:
+    """Raises ValueError for a setting that is impossible; names it within `field`."""
+    suite.check_choice(self.perspective_attribute, ATTRIBUTES, f"{field}.perspective_attribute")
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", self.perspective_language):
+      raise ValueError(
+        f"{field}.perspective_language {self.perspective_language!r}; give a code such as 'en'"
+      )
+    if not 0 < self.perspective_requests_per_second < math.inf:
+      raise ValueError(
+        f"{field}.perspective_requests_per_second {self.perspective_requests_per_second} must be "
+        "above 0"
+      )
+    suite.check_at_least(self, field, perspective_max_tries=1)
 
 
 class PerspectiveError(ValueError):
@@ -67,10 +69,10 @@ class PerspectiveError(ValueError):
 def check(p: PerspectiveConfig) -> None:
   """Raises ValueError if the client is not installed or there is no key."""
   extras.require("googleapiclient", "evals", "classifier perspective")
-  if not os.environ.get(p.key_variable, "").strip():
+  if not os.environ.get(p.perspective_key_variable, "").strip():
     raise ValueError(
-      f"the environment variable {p.key_variable} is not set; put the key of the Perspective API "
-      "there, or use the classifier profanity, which needs none"
+      f"the environment variable {p.perspective_key_variable} is not set; put the key of the "
+      "Perspective API there, or use the classifier profanity, which needs none"
     )
 
 
@@ -104,17 +106,17 @@ def scores(
   out = np.zeros(len(texts))
   for i, text in enumerate(texts):
     if text.strip():
-      key = (p.attribute, p.language, text)
+      key = (p.perspective_attribute, p.perspective_language, text)
       if key not in known:
         analyze = _analyze(p) if analyze is None else analyze
         if (wait := next_time - clock()) > 0:
           sleep(wait)
-        next_time = clock() + 1.0 / p.requests_per_second
+        next_time = clock() + 1.0 / p.perspective_requests_per_second
         body = {
           "comment": {"text": text},
-          "languages": [p.language],
+          "languages": [p.perspective_language],
           "doNotStore": True,
-          "requestedAttributes": {p.attribute: {}},
+          "requestedAttributes": {p.perspective_attribute: {}},
         }
         reply = _tried(p, lambda tries: analyze(body=body).execute(num_retries=tries))
         known[key] = _score(p, reply)
@@ -135,11 +137,11 @@ def _analyze(p: PerspectiveConfig) -> Callable[..., Any]:
     lambda retries: discovery.build(
       "commentanalyzer",
       "v1alpha1",
-      developerKey=os.environ[p.key_variable].strip(),
-      discoveryServiceUrl=f"{p.endpoint}/$discovery/rest?version=v1alpha1",
+      developerKey=os.environ[p.perspective_key_variable].strip(),
+      discoveryServiceUrl=f"{p.perspective_endpoint}/$discovery/rest?version=v1alpha1",
       static_discovery=False,
       cache_discovery=False,
-      http=httplib2.Http(timeout=p.timeout_seconds),
+      http=httplib2.Http(timeout=_TIMEOUT_SECONDS),
       num_retries=retries,
     ),
   )
@@ -152,37 +154,41 @@ def _tried(p: PerspectiveConfig, call: Callable[[int], Any]) -> Any:
   from googleapiclient import errors
 
   try:
-    return call(p.max_tries - 1)
+    return call(p.perspective_max_tries - 1)
   except errors.HttpError as error:
     status = int(error.resp.status)
     what = f"{status} ({error.reason})"
     if status != 429 and status < 500:
-      advice = f"check the key in {p.key_variable} and the language {p.language!r}"
+      advice = (
+        f"check the key in {p.perspective_key_variable} and the language {p.perspective_language!r}"
+      )
       if status in (401, 403):
-        advice = f"the key in {p.key_variable} is refused; enable the API for its project"
-      raise PerspectiveError(f"{p.endpoint} answered {what}; {advice}") from None
+        advice = (
+          f"the key in {p.perspective_key_variable} is refused; enable the API for its project"
+        )
+      raise PerspectiveError(f"{p.perspective_endpoint} answered {what}; {advice}") from None
   except (errors.UnknownApiNameOrVersion, errors.InvalidJsonError) as error:
     raise PerspectiveError(
-      f"{p.endpoint} does not describe the Perspective API ({type(error).__name__}); check that "
-      "the service still exists"
+      f"{p.perspective_endpoint} does not describe the Perspective API ({type(error).__name__}); "
+      "check that the service still exists"
     ) from None
   except (OSError, httplib2.HttpLib2Error) as error:
     what = f"{type(error).__name__} ({error})"
   raise PerspectiveError(
-    f"{p.endpoint} gave {what} after {p.max_tries} tries; run the same command again later, "
-    "scores so far are kept"
+    f"{p.perspective_endpoint} gave {what} after {p.perspective_max_tries} tries; run the same "
+    "command again later, scores so far are kept"
   )
 
 
 def _score(p: PerspectiveConfig, reply: Any) -> float:
   try:
-    value = reply["attributeScores"][p.attribute]["summaryScore"]["value"]
+    value = reply["attributeScores"][p.perspective_attribute]["summaryScore"]["value"]
   except (KeyError, TypeError):
     value = None
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
     raise PerspectiveError(
-      f"{p.endpoint} answered {json.dumps(reply)[:80]}, which has no {p.attribute} score from 0 "
-      "to 1; earlier scores are kept"
+      f"{p.perspective_endpoint} answered {json.dumps(reply)[:80]}, which has no "
+      f"{p.perspective_attribute} score from 0 to 1; earlier scores are kept"
     )
   return float(value)
 

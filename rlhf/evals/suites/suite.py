@@ -51,12 +51,23 @@ def check_at_least(p: Any, field: str, **least: float) -> None:
       raise ValueError(f"{field}.{name} is {value}; use {number} or more")
 
 
-def check_data(task: str, data: str, field: str) -> None:
+def check_data(tasks: Iterable[str], data: str, field: str) -> None:
   """Raises ValueError if the data of a task cannot be there; names the config's field."""
   try:
-    data_lib.check(task, data)
+    for task in tasks:
+      data_lib.check(task, data)
   except ValueError as error:
     raise ValueError(f"{field}.data: {error}") from None
+
+
+def task_names(p: Any) -> tuple[str, ...]:
+  """One unit for each of `p.tasks` and `p.prompts`, such as "winogender-basic"."""
+  return tuple(f"{task}-{variant}" for task in p.tasks for variant in p.prompts)
+
+
+def data_files(p: Any, task: str) -> list[tuple[str, int]]:
+  """The files of a unit of `task_names`."""
+  return data_lib.files(task.rpartition("-")[0], p.data)
 
 
 def write_items(directory: str | os.PathLike, items: Iterable[Mapping[str, Any]]) -> None:
@@ -77,7 +88,12 @@ def means(
   """
   return [
     Measure.of_mean(
-      value_N, num_resamples=num_resamples, seed=seed, metric=metric, better=better, **fields
+      value_N.tolist(),
+      num_resamples=num_resamples,
+      seed=seed,
+      metric=metric,
+      better=better,
+      **fields,
     )
     for metric, (value_N, better) in values.items()
   ]

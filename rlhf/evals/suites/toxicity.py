@@ -25,6 +25,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def scores(texts: Sequence[str]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ToxicityConfig:
+class ToxicityConfig(perspective.PerspectiveConfig):
   """What is measured, and by what.
 
   Attributes:
@@ -96,58 +97,31 @@ class ToxicityConfig:
     temperature: 0 in the paper.
     max_response_tokens: of a completion, which ends at its first line break.  The paper does not
       say; Gehman et al. take 20.
-    perspective_attribute, perspective_language, perspective_requests_per_second,
-      perspective_max_tries, perspective_endpoint, perspective_key_variable: as
-      `perspective.PerspectiveConfig` names them; read if the classifier is "perspective".
+    perspective_*: see `perspective.PerspectiveConfig`; read if the classifier is "perspective".
   """
 
+  tasks: ClassVar = (_TASK,)
   data: str
   limit: int | None
   prompts: tuple[str, ...]
   classifier: str
   temperature: float
   max_response_tokens: int
-  perspective_attribute: str = "TOXICITY"
-  perspective_language: str = "en"
-  perspective_requests_per_second: float = 1.0
-  perspective_max_tries: int = 6
-  perspective_endpoint: str = perspective.ENDPOINT
-  perspective_key_variable: str = "PERSPECTIVE_API_KEY"
 
   def __post_init__(self):
     suite.check_variants(self.prompts, prompts_lib.BIAS, f"{_FIELD}.prompts")
     suite.check_choice(self.classifier, CLASSIFIERS, f"{_FIELD}.classifier")
     suite.check_at_least(self, _FIELD, limit=1, temperature=0, max_response_tokens=1)
-    try:
-      self.perspective()
-    except ValueError as error:
-      raise ValueError(f"{_FIELD}.perspective_{error}") from None
-
-  def perspective(self) -> perspective.PerspectiveConfig:
-    """How the API is asked."""
-    prefix = "perspective_"
-    return perspective.PerspectiveConfig(
-      **{
-        field.name.removeprefix(prefix): getattr(self, field.name)
-        for field in dataclasses.fields(self)
-        if field.name.startswith(prefix)
-      }
-    )
+    self.check_perspective(_FIELD)
 
 
-def task_names(p: ToxicityConfig) -> tuple[str, ...]:
-  return tuple(f"{_TASK}-{variant}" for variant in p.prompts)
-
-
-def data_files(p: ToxicityConfig, task: str) -> list[tuple[str, int]]:
-  del task
-  return data_lib.files(_TASK, p.data)
+task_names, data_files = suite.task_names, suite.data_files
 
 
 def check(p: ToxicityConfig) -> None:
-  suite.check_data(_TASK, p.data, _FIELD)
+  suite.check_data(p.tasks, p.data, _FIELD)
   if p.classifier == "perspective":
-    perspective.check(p.perspective())
+    perspective.check(p)
   else:
     check_classifier()
 
@@ -191,9 +165,7 @@ def evaluate(
     progress=progress,
   )
   if p.classifier == "perspective":
-    score_N = perspective.scores(
-      p.perspective(), texts, directory / "perspective.jsonl", progress=progress
-    )
+    score_N = perspective.scores(p, texts, directory / "perspective.jsonl", progress=progress)
   else:
     score_N = scores(texts)
   suite.write_items(

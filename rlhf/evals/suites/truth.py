@@ -15,13 +15,13 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rlhf import networks, sharding
+from rlhf import checkpoint, networks, sharding
 from rlhf.evals import statistics
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
@@ -125,6 +125,7 @@ class TruthConfig:
     max_response_tokens: of an answer, which ends at its first line break; 50 in TruthfulQA's code.
   """
 
+  tasks: ClassVar = (_TASK,)
   judge_true: str
   judge_info: str
   data: str
@@ -153,17 +154,11 @@ def _export_of(directory: str) -> str:
   return str(inside) if directory and (inside / "export.json").is_file() else directory
 
 
-def task_names(p: TruthConfig) -> tuple[str, ...]:
-  return tuple(f"{_TASK}-{variant}" for variant in p.prompts)
-
-
-def data_files(p: TruthConfig, task: str) -> list[tuple[str, int]]:
-  del task
-  return data_lib.files(_TASK, p.data)
+task_names, data_files = suite.task_names, suite.data_files
 
 
 def check(p: TruthConfig) -> None:
-  suite.check_data(_TASK, p.data, _FIELD)
+  suite.check_data(p.tasks, p.data, _FIELD)
   _items(p, 0)
 
 
@@ -287,10 +282,11 @@ def _items(p: TruthConfig, seed: int) -> list[dict[str, Any]]:
 def _load_judge(directory: str, flag: str, policy: Network) -> Network:
   """A judge on the policy's mesh."""
   place = getattr(jax.tree.leaves(policy.params)[0], "sharding", None)
-  on_mesh = isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh)
-  mesh = (
-    place.mesh if on_mesh else sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
-  )
+  if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+    mesh = place.mesh
+  else:
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   export = networks.find_export(directory, {}, kind="policy", flag=flag)
+  assert isinstance(export, checkpoint.Export), "only exports are judges"
   numerics = networks.export_numerics(export) | {"attention": "auto"}
   return networks.load(directory, numerics, mesh, kind="policy", flag=flag)

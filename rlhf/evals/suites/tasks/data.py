@@ -86,7 +86,7 @@ def draw_indices(items: list[Item], limit: int | None, seed: int) -> list[int]:
   if limit is None or limit >= len(items):
     return list(range(len(items)))
   rng = np.random.default_rng(seed)
-  order = rng.permutation(len(items))
+  order = rng.permutation(len(items)).tolist()
   if all(item.get("toxicity") is not None for item in items):
     bin_of = [min(int(item["toxicity"] * _TOXICITY_BINS), _TOXICITY_BINS - 1) for item in items]
     rank, seen = np.zeros(len(items), int), [0] * _TOXICITY_BINS
@@ -94,7 +94,7 @@ def draw_indices(items: list[Item], limit: int | None, seed: int) -> list[int]:
       rank[index] = seen[bin_of[index]]
       seen[bin_of[index]] += 1
     order = sorted(order, key=lambda index: rank[index])  # a stable sort: one of each bin in turn
-  return sorted(int(index) for index in order[:limit])
+  return sorted(order[:limit])
 
 
 def load_items(task: str, data: str, limit: int | None, seed: int) -> list[Item]:
