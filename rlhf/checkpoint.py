@@ -32,6 +32,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from rlhf import processes, types, workdir
+from rlhf.model import compute as compute_lib
+from rlhf.model.compute import ComputeConfig
 
 KINDS = ("policy", "reward", "value", "adapter")
 _EXPORT = "export.json"
@@ -211,11 +213,17 @@ class HasSave(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-  """What an export says of itself; `load_params` reads the arrays."""
+  """What an export says of itself; `load_params` reads the arrays.
+
+  Attributes:
+    model: the arguments of `ModelConfig`, except for `compute`.
+    compute: how the run that wrote it computed, with the attention kernel of the platform.
+  """
 
   directory: pathlib.Path
   kind: str
   model: dict[str, Any]
+  compute: ComputeConfig
   config: dict[str, Any]
   step: int
   metadata: dict[str, Any]
@@ -239,7 +247,7 @@ def export_params(
   Args:
     directory: of the export.
     params: one network's parameters; written as float32.
-    model: the arguments of the model's config.
+    model: `ModelConfig.shape()` of the network.
     kind: what the head means, one of KINDS.
     tokenizer: has `save(directory)`.
     config: the resolved config of the run.
@@ -280,8 +288,14 @@ def load_export(directory: str | os.PathLike) -> Export:
     raise ValueError(f"{directory} {found}; name the export directory of a stage that has finished")
   fields = workdir.read_json(directory / _EXPORT)
   contents = directory / fields.pop("contents")
+  # Exports written before shape and compute were told apart hold both in `model`.
+  model = fields["model"]
+  computed = fields["config"]["compute"] if "compute" in fields["config"] else model
+  compute = {name: computed[name] for name in compute_lib.FIELDS if name in computed}
+  fields["model"] = {name: model[name] for name in model if name not in compute_lib.FIELDS}
   return Export(
     directory=directory,
+    compute=ComputeConfig(**compute | {"attention": "auto"}),
     params_dir=contents / "params",
     tokenizer_dir=contents / "tokenizer",
     **fields,

@@ -8,6 +8,7 @@ Where a network comes from is the directory of an export, `hf:DIR` (a Hugging Fa
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from jax.sharding import Mesh
 from rlhf import checkpoint, sharding
 from rlhf.interop import reading
 from rlhf.model import transformer
-from rlhf.model.architecture import NUMERICS, ModelConfig
+from rlhf.model.architecture import ModelConfig
+from rlhf.model.compute import ComputeConfig
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
@@ -29,19 +31,9 @@ class Network:
   metadata: dict[str, Any]
 
 
-def model_config(group: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
-  """The `model` group of a config, completed by the tokenizer's sizes."""
-  return ModelConfig(vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id, **group)
-
-
-def shape_of(group: dict[str, Any]) -> ModelConfig:
-  """The `model` group of a config before any tokenizer is known: its checks and its counts."""
-  return ModelConfig(vocab_size=1, pad_id=0, **group)
-
-
-def is_imported(group: dict[str, Any]) -> bool:
-  """Whether a `model` group says only how to compute, so that the shape comes from the source."""
-  return "width" not in group
+def configured(config) -> ModelConfig:
+  """The groups `model` and `compute` of a config; the tokenizer is yet to give the vocabulary."""
+  return ModelConfig(**config.model, compute=ComputeConfig(**config.compute))
 
 
 def config_shape(config) -> ModelConfig | None:
@@ -51,12 +43,11 @@ def config_shape(config) -> ModelConfig | None:
     None where the pipeline has yet to fill the source in.
 
   Raises:
-    ValueError: a shape that cannot be, no source, or one that cannot be read.
+    ValueError: an impossible shape, no source, or one that cannot be read.
   """
-  group = dict(config.model)
-  if not is_imported(group):
-    return shape_of(group)
-  field = "policy_from" if "ppo" in config else "init_from"
+  if config.model:
+    return configured(config)
+  field = "policy_from" if config.kind == "ppo" else "init_from"
   if field not in config:
     return None
   if not config[field]:
@@ -64,12 +55,8 @@ def config_shape(config) -> ModelConfig | None:
       f"{field} is empty, and config.model has no shape of its own (:imported); "
       "name hf:DIR, gguf:FILE or the export directory of a policy"
     )
-  return imported_shape(config[field], group, flag=field)
-
-
-def imported_shape(source: str, group: dict[str, Any], *, flag: str) -> ModelConfig:
-  """The shape of a source's policy, computing as the `model` group says; raises as `find_export`."""
-  return ModelConfig(**(find_export(source, group, kind="policy", flag=flag).model | group))
+  found = find_export(config[field], kind="policy", flag=field)
+  return ModelConfig(**found.model, compute=ComputeConfig(**config.compute))
 
 
 def check_shape(config, mesh: Mesh) -> ModelConfig | None:
@@ -99,13 +86,12 @@ def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
 
 
 def find_export(
-  directory: str | os.PathLike, group: dict[str, Any], *, kind: str, flag: str
+  directory: str | os.PathLike, *, kind: str, flag: str, shape: Mapping[str, Any] | None = None
 ) -> checkpoint.Export | reading.Source:
-  """What an export or a published model says of itself, where it is the one asked for; arguments as
-  in `load`.
+  """What an export or a published model says of itself; arguments as in `load`.
 
   Raises:
-    ValueError: there is none, it is of another kind, or of another shape than the config says.
+    ValueError: there is none, or it has another kind or another shape than was asked for.
   """
   if not str(directory):
     raise ValueError(f"{flag} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
@@ -120,7 +106,8 @@ def find_export(
     what = f"{found.kind} model" if reading.is_source(directory) else f"{found.kind} export"
     raise ValueError(f"{flag}={directory} is a {what}; it must be a {kind}")
   _check_fields(found.model, f"{flag}={directory}")
-  _check_shape(found.model, group, f"{flag}={directory}")
+  if shape:
+    _check_shape(found.model, shape, f"{flag}={directory}")
   return found
 
 
@@ -133,15 +120,12 @@ def _load_export(directory: str | os.PathLike, flag: str) -> checkpoint.Export:
     raise ValueError(f"{directory} is a published model; write {flag}={meant}") from error
 
 
-def _check_shape(saved: dict[str, Any], group: dict[str, Any], where: str) -> None:
-  """Raises ValueError where the config names a shape, and another than what was saved."""
-  if is_imported(group):
-    return
-  ids = {name: saved[name] for name in ("vocab_size", "pad_id")}
-  wanted = dataclasses.asdict(ModelConfig(**(NUMERICS | group | ids)))
-  have = dataclasses.asdict(ModelConfig(**(NUMERICS | saved)))
-  for name in sorted(group, key=lambda name: group[name] is None):  # what is derived comes last
-    if name not in NUMERICS and have[name] != wanted[name]:
+def _check_shape(saved: dict[str, Any], shape: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError where the config's shape is not the saved one."""
+  have = ModelConfig(**saved).shape()
+  wanted = ModelConfig(**shape).shape()
+  for name in sorted(shape, key=lambda name: shape[name] is None):  # derived fields come last
+    if have[name] != wanted[name]:
       raise ValueError(
         f"{where} has {name} {have[name]}, but config.model.{name} is {wanted[name]}; make them "
         "equal, or take the shape from the source with :imported in place of the config's size"
@@ -165,7 +149,7 @@ def _check_fields(saved: dict[str, Any], where: str) -> None:
   """Raises ValueError where an export lacks a field of the shape, or has one that is not known."""
   fields = dataclasses.fields(ModelConfig)
   needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-  missing = sorted(needed - set(NUMERICS) - saved.keys())
+  missing = sorted((needed | {"vocab_size", "pad_id"}) - saved.keys())
   unknown = sorted(saved.keys() - {field.name for field in fields})
   if missing or unknown:
     what = f"does not say its {missing[0]}" if missing else f"has an unknown field {unknown[0]!r}"
@@ -175,32 +159,30 @@ def _check_fields(saved: dict[str, Any], where: str) -> None:
     )
 
 
-def export_numerics(export: checkpoint.Export) -> dict[str, Any]:
-  """How an export's network was computed; where it does not say, as `NUMERICS` does."""
-  return {
-    name: export.model[name] if name in export.model else default
-    for name, default in NUMERICS.items()
-  }
-
-
 def load(
-  directory: str | os.PathLike, group: dict[str, Any], mesh: Mesh, *, kind: str, flag: str
+  directory: str | os.PathLike,
+  compute: ComputeConfig,
+  mesh: Mesh,
+  *,
+  kind: str,
+  flag: str,
+  shape: Mapping[str, Any] | None = None,
 ) -> Network:
   """A network from an export or a published model, laid out on the mesh.
 
   Args:
     directory: of the export, or `hf:DIR`, or `gguf:FILE`.
-    group: the config's `model` group; its `NUMERICS` are used, and where it names a shape, that
-      must be the source's (numerics alone take the source's).
+    compute: how the network is computed here.
     kind: "policy" or "reward", what the source must be.
     flag: the config field that named the directory, for error messages.
+    shape: fields that the source's shape must have, such as a config's `model` group; none where
+      it is empty.
 
   Raises:
     ValueError: as `find_export`, or the mesh does not divide a parameter.
   """
-  found = find_export(directory, group, kind=kind, flag=flag)
-  numerics = {name: group[name] for name in NUMERICS}
-  cfg = ModelConfig(**(found.model | numerics))
+  found = find_export(directory, kind=kind, flag=flag, shape=shape)
+  cfg = ModelConfig(**found.model, compute=compute)
   shapes = reading.abstract_params(cfg, kind)
   sharding.check_divides(mesh, shapes)
   abstract = jax.tree.map(

@@ -35,6 +35,7 @@ from rlhf.evals.reward_models import calibration, selection
 from rlhf.evals.suites import bigram
 from rlhf.inference import completions, likelihood
 from rlhf.inference.completions import CompletionConfig
+from rlhf.model.compute import ComputeConfig
 from rlhf.networks import Network
 from rlhf.report import pipeline as report_lib
 from rlhf.sharding import MeshConfig
@@ -341,14 +342,14 @@ def format_fields(config, group: str = "") -> dict[str, str]:
 
 def load_policy(config, directory) -> Network:
   mesh = sharding.make_mesh(MeshConfig(**config.base.mesh))
-  numerics = {name: config.base.model[name] for name in networks.NUMERICS}
-  return networks.load(directory, numerics, mesh, kind="policy", flag="policy")
+  compute = ComputeConfig(**config.base.compute)
+  return networks.load(directory, compute, mesh, kind="policy", flag="policy")
 
 
 def load_reward(config, directory) -> Network:
   mesh = sharding.make_mesh(MeshConfig(**config.base.mesh))
-  numerics = {name: config.base.model[name] for name in networks.NUMERICS}
-  return networks.load(directory, numerics, mesh, kind="reward", flag="reward_model")
+  compute = ComputeConfig(**config.base.compute)
+  return networks.load(directory, compute, mesh, kind="reward", flag="reward_model")
 
 
 def answer_config(config, temperature: float) -> CompletionConfig:
@@ -947,11 +948,12 @@ def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> floa
 
 def summary(config) -> dict[str, Any]:
   """The few settings that a reader of the report wants first."""
-  p, group = config.ppo.ppo, dict(config.base.model)
+  p = config.ppo.ppo
   if "source" in config.base:
-    shape = networks.imported_shape(config.base.source, group, flag="config.base.source")
+    found = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
+    shape = networks.ModelConfig(**found.model)
   else:
-    shape = networks.shape_of(group)
+    shape = networks.configured(config.base)
   return {
     "non-embedding parameters": f"{shape.num_block_params:,}",
     **({"base model": config.base.source} if "source" in config.base else {}),
@@ -1019,10 +1021,8 @@ def check_config(config) -> None:
     if config[field] not in choices:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
   for name, size in config.reward_model.model.items():
-    if (
-      config.reward_init == "sft"
-      and name not in networks.NUMERICS
-      and (name not in config.sft.model or size != config.sft.model[name])
+    if config.reward_init == "sft" and (
+      name not in config.sft.model or size != config.sft.model[name]
     ):
       raise ValueError(
         f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
@@ -1052,9 +1052,7 @@ def base_tokenizer(config) -> Tokenizer:
   """The tokenizer of a published base model, or one of the kind that the base stage will make."""
   if "source" in config.base:
     return networks.tokenizer_of(
-      networks.find_export(
-        config.base.source, dict(config.base.model), kind="policy", flag="config.base.source"
-      )
+      networks.find_export(config.base.source, kind="policy", flag="config.base.source")
     )
   return Tokenizer.from_spec(config.base.tokenizer, ["any text"])
 
@@ -1118,7 +1116,7 @@ def import_base(config, stage: pathlib.Path) -> None:
   checkpoint.export_params(
     stage / "export",
     network.params,
-    model=dataclasses.asdict(network.cfg),
+    model=network.cfg.shape(),
     kind="policy",
     tokenizer=network.tokenizer,
     config=workdir_lib.config_to_dict(config),

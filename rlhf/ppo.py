@@ -38,6 +38,7 @@ from rlhf.data import records as records_lib
 from rlhf.inference import ensembles, sampling
 from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
@@ -724,25 +725,17 @@ def check_inputs(config) -> None:
   Raises:
     ValueError: as `train` would raise later.
   """
-  p, group = PpoConfig(**config.ppo), dict(config.model)
-  policy = networks.find_export(config.policy_from, group, kind="policy", flag="policy_from")
-  reward = networks.find_export(
-    config.reward_from,
-    {name: group[name] for name in networks.NUMERICS},
-    kind="reward",
-    flag="reward_from",
+  p = PpoConfig(**config.ppo)
+  policy = networks.find_export(
+    config.policy_from, kind="policy", flag="policy_from", shape=config.model
   )
+  reward = networks.find_export(config.reward_from, kind="reward", flag="reward_from")
   tokenizer = networks.tokenizer_of(policy)
   networks.check_same_tokenizer(
     tokenizer, networks.tokenizer_of(reward), "policy_from and reward_from"
   )
   for name in config.reward_others:
-    other = networks.find_export(
-      name,
-      {field: group[field] for field in networks.NUMERICS},
-      kind="reward",
-      flag="reward_others",
-    )
+    other = networks.find_export(name, kind="reward", flag="reward_others")
     check_member(ModelConfig(**reward.model), ModelConfig(**other.model), name)
     networks.check_same_tokenizer(
       tokenizer, networks.tokenizer_of(other), "policy_from and reward_others"
@@ -752,7 +745,7 @@ def check_inputs(config) -> None:
   check_read_as_trained(prompt_format, reward.config, config.reward_from)
   if config.reference_from:
     reference = networks.find_export(
-      config.reference_from, group, kind="policy", flag="reference_from"
+      config.reference_from, kind="policy", flag="reference_from", shape=config.model
     )
     networks.check_same_tokenizer(
       tokenizer, networks.tokenizer_of(reference), "policy_from and reference_from"
@@ -822,10 +815,11 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   keep = checkpoint.CheckpointConfig(**config.checkpoint)
   prompts_cfg, mesh = PromptData(**config.prompts), sharding.make_mesh(MeshConfig(**config.mesh))
   lora_cfg = LoraConfig(**config.lora)
-  group = dict(config.model)
-  policy = networks.load(config.policy_from, group, mesh, kind="policy", flag="policy_from")
-  numerics = {name: group[name] for name in networks.NUMERICS}
-  reward = networks.load(config.reward_from, numerics, mesh, kind="reward", flag="reward_from")
+  compute = ComputeConfig(**config.compute)
+  policy = networks.load(
+    config.policy_from, compute, mesh, kind="policy", flag="policy_from", shape=config.model
+  )
+  reward = networks.load(config.reward_from, compute, mesh, kind="reward", flag="reward_from")
   networks.check_same_tokenizer(policy.tokenizer, reward.tokenizer, "policy_from and reward_from")
   reference = load_reference(config, policy, mesh)
   judges = load_ensemble(config, reward, mesh)
@@ -971,7 +965,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     live = state.train.params["policy"]
     for name, params in (("export", state.ema_params), ("export_live", live)):
       shared = dict(
-        model=dataclasses.asdict(policy.cfg),
+        model=policy.cfg.shape(),
         tokenizer=tokenizer,
         config=workdir_lib.config_to_dict(config),
         step=p.num_iterations,
@@ -1020,7 +1014,12 @@ def load_reference(config, policy: networks.Network, mesh) -> networks.Network:
   if not config.reference_from:
     return policy
   reference = networks.load(
-    config.reference_from, dict(config.model), mesh, kind="policy", flag="reference_from"
+    config.reference_from,
+    policy.cfg.compute,
+    mesh,
+    kind="policy",
+    flag="reference_from",
+    shape=config.model,
   )
   networks.check_same_tokenizer(
     policy.tokenizer, reference.tokenizer, "policy_from and reference_from"
@@ -1030,11 +1029,10 @@ def load_reference(config, policy: networks.Network, mesh) -> networks.Network:
 
 def check_member(first: ModelConfig, other: ModelConfig, name: str) -> None:
   """Raises ValueError where a further reward model has another shape than the first."""
-  for field in dataclasses.fields(ModelConfig):
-    one, two = getattr(first, field.name), getattr(other, field.name)
-    if field.name not in networks.NUMERICS and one != two:
+  for field, value in first.shape().items():
+    if getattr(other, field) != value:
       raise ValueError(
-        f"reward_others: {name} has {field.name} {two}, but reward_from has {one}; "
+        f"reward_others: {name} has {field} {getattr(other, field)}, but reward_from has {value}; "
         "the members of an ensemble have one shape"
       )
 
@@ -1049,9 +1047,8 @@ def load_ensemble(config, reward: networks.Network, mesh) -> Params | tuple[Para
   """
   if not config.reward_others:
     return reward.params
-  numerics = {name: config.model[name] for name in networks.NUMERICS}
   others = [
-    networks.load(name, numerics, mesh, kind="reward", flag="reward_others")
+    networks.load(name, reward.cfg.compute, mesh, kind="reward", flag="reward_others")
     for name in config.reward_others
   ]
   for name, other in zip(config.reward_others, others, strict=True):

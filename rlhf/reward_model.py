@@ -27,6 +27,7 @@ from rlhf.data import records as records_lib
 from rlhf.inference.rewards import score_comparisons, score_completions, score_rows
 from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
@@ -198,7 +199,7 @@ def check_inputs(config) -> None:
     ValueError: as `train` would raise later.
   """
   export = networks.find_export(
-    config.init_from, dict(config.model), kind="policy", flag="init_from"
+    config.init_from, kind="policy", flag="init_from", shape=config.model
   )
   prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
   for name, kind in (
@@ -240,7 +241,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   sets, lora_cfg = ComparisonData(**config.comparisons), LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   network = networks.load(
-    config.init_from, dict(config.model), mesh, kind="policy", flag="init_from"
+    config.init_from,
+    ComputeConfig(**config.compute),
+    mesh,
+    kind="policy",
+    flag="init_from",
+    shape=config.model,
   )
   tokenizer = network.tokenizer
   cfg, trunk = transformer.without_output(network.cfg, network.params)
@@ -344,7 +350,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       cfg, params, valid_rows, batch_size=p.batch_size
     )
     shared = dict(
-      model=dataclasses.asdict(network.cfg),
+      model=network.cfg.shape(),
       tokenizer=tokenizer,
       config=workdir_lib.config_to_dict(config),
       step=total_steps,

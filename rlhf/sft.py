@@ -29,6 +29,7 @@ from rlhf.data import records as records_lib
 from rlhf.inference import likelihood
 from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
@@ -262,7 +263,7 @@ def check_inputs(config) -> None:
   """
   if config.init_from:
     export = networks.find_export(
-      config.init_from, dict(config.model), kind="policy", flag="init_from"
+      config.init_from, kind="policy", flag="init_from", shape=config.model
     )
     if "demonstrations" in config:
       prepare.PromptFormat.of(config.demonstrations).check(networks.tokenizer_of(export))
@@ -445,13 +446,20 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   lora_cfg = LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  model_group = dict(config.model)
   network = None
   if config.init_from:
-    network = networks.load(config.init_from, model_group, mesh, kind="policy", flag="init_from")
+    network = networks.load(
+      config.init_from,
+      ComputeConfig(**config.compute),
+      mesh,
+      kind="policy",
+      flag="init_from",
+      shape=config.model,
+    )
   rows = load_rows(config, None if network is None else network.tokenizer, data_dir)
   if network is None:
-    cfg = networks.model_config(model_group, rows.tokenizer)
+    ids = dict(vocab_size=rows.tokenizer.num_ids, pad_id=rows.tokenizer.pad_id)
+    cfg = dataclasses.replace(networks.configured(config), **ids)
     params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
   else:
     cfg, params = network.cfg, network.params
@@ -515,7 +523,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
     def export(directory, state, step):
       shared = dict(
-        model=dataclasses.asdict(exported),
+        model=exported.shape(),
         tokenizer=rows.tokenizer,
         config=workdir_lib.config_to_dict(config),
         step=step,

@@ -15,6 +15,7 @@ _NETWORK = (
   "seed",
   "base.mesh",
   "base.model",
+  "base.compute",
   "format",
   "ppo.ppo.max_prompt_tokens",
   "ppo.ppo.max_response_tokens",

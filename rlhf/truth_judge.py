@@ -41,6 +41,7 @@ from rlhf.evals import statistics
 from rlhf.evals.suites import truth
 from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
@@ -385,7 +386,7 @@ def check_inputs(config) -> None:
   Raises:
     ValueError: as `train` would raise later.
   """
-  networks.find_export(config.init_from, dict(config.model), kind="policy", flag="init_from")
+  networks.find_export(config.init_from, kind="policy", flag="init_from", shape=config.model)
   p = AnswerData(**config.answers)
   if not p.specs:
     raise ValueError(
@@ -436,7 +437,12 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
   parts = split_answers(load_answers(sets, data_dir), sets)
   network = networks.load(
-    config.init_from, dict(config.model), mesh, kind="policy", flag="init_from"
+    config.init_from,
+    ComputeConfig(**config.compute),
+    mesh,
+    kind="policy",
+    flag="init_from",
+    shape=config.model,
   )
   tokenizer, exported = network.tokenizer, network.cfg
   rows = tokenise(parts["train"], tokenizer, length=config.length)
@@ -512,7 +518,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
     judge = dataclasses.replace(network, params=lora.combine(frozen, state.params))
     found = accuracy(judge, last, batch_size=p.batch_size, seed=config.seed)
     shared = dict(
-      model=dataclasses.asdict(exported),
+      model=exported.shape(),
       tokenizer=tokenizer,
       config=workdir_lib.config_to_dict(config),
       step=total_steps,

@@ -99,7 +99,7 @@ def make_inputs(directory: pathlib.Path) -> Inputs:
     checkpoint.export_params(
       directory / kind,
       weights,
-      model=dataclasses.asdict(cfg),
+      model=cfg.shape(),
       kind=kind,
       tokenizer=tokenizer,
       config=config,

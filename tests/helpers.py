@@ -14,7 +14,9 @@ import optax
 import pytest
 
 from rlhf import sharding
+from rlhf.model import compute as compute_lib
 from rlhf.model import transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.optim import OptimConfig
@@ -58,16 +60,16 @@ def model_config(**changes) -> ModelConfig:
     width=16,
     band_width=3,
     init_std=0.1,
-    dtype="float32",
-    remat="none",
-    scan_unroll=1,
-    logprob_chunk=64,
-    attention="reference",
-    shard_sequence=False,
-    decode_split="tensor",
-    decode_scan=False,
+    compute=ComputeConfig(logprob_chunk=64, attention="reference"),
   )
-  return ModelConfig(**(fields | changes))
+  compute = {name: changes.pop(name) for name in compute_lib.FIELDS if name in changes}
+  return replace(ModelConfig(**(fields | changes)), **compute)
+
+
+def replace(cfg: ModelConfig, **changes) -> ModelConfig:
+  """`dataclasses.replace`, of fields of the shape and of `compute` alike."""
+  compute = {name: changes.pop(name) for name in compute_lib.FIELDS if name in changes}
+  return dataclasses.replace(cfg, compute=dataclasses.replace(cfg.compute, **compute), **changes)
 
 
 def optim_config(**changes) -> OptimConfig:

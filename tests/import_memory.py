@@ -59,7 +59,6 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   import numpy as np
   import safetensors.numpy
 
-  from rlhf import networks
   from rlhf.interop import families, layout, reading
   from rlhf.model.transformer import ModelConfig
   from tests import interop_models
@@ -68,9 +67,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
 
   def config(num_layers):
     fields = family.model_fields(FIELDS | {"num_hidden_layers": num_layers}, "this test")
-    return ModelConfig(
-      vocab_size=FIELDS["vocab_size"], pad_id=interop_models.PAD, **networks.NUMERICS, **fields
-    )
+    return ModelConfig(vocab_size=FIELDS["vocab_size"], pad_id=interop_models.PAD, **fields)
 
   one = config(1).num_block_params
   outside = 2 * FIELDS["vocab_size"] * FIELDS["hidden_size"]
@@ -105,12 +102,13 @@ def measure(directory: pathlib.Path) -> dict[str, int]:
 
   from rlhf import networks, sharding
   from rlhf.interop import reading
+  from rlhf.model.compute import ComputeConfig
 
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))
   reading.open_source(f"hf:{directory}")  # what is imported and compiled on the way does not count
   before = own_memory()
   with Peak() as peak:
-    network = networks.load(f"hf:{directory}", networks.NUMERICS, mesh, kind="policy", flag="DIR")
+    network = networks.load(f"hf:{directory}", ComputeConfig(), mesh, kind="policy", flag="DIR")
     jax.block_until_ready(network.params)
   leaves = jax.tree.leaves(network.params)
   result = sum(leaf.nbytes for leaf in leaves)

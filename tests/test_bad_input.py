@@ -320,7 +320,7 @@ def test_a_budget_longer_than_the_context(refused_training):
     ("sft", "demonstrations.overlong", "['drop', 'truncate_left', 'truncate_right']"),
     ("sft", "optim.schedule", "['constant', 'cosine', 'linear']"),
     ("sft", "demonstrations.on_bad", "['skip', 'stop']"),
-    ("sft", "model.dtype", "['bfloat16', 'float16', 'float32']"),
+    ("sft", "compute.dtype", "['bfloat16', 'float16', 'float32']"),
     (
       "reward_model",
       "comparisons.overlong",

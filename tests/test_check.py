@@ -82,7 +82,7 @@ def test_a_topology_changes_the_layout_and_nothing_else():
     "mesh.fsdp",
     "mesh.tensor",
     "model.shard_sequence",
-    "model.decode_split",
+    "compute.decode_split",
     "ppo.microbatch_size",
     "ppo.ptx_microbatch_size",
   }
@@ -94,16 +94,14 @@ def test_a_topology_changes_the_layout_and_nothing_else():
 
 def small_job(devices):
   config = ppo_configs.get_config("test").unlock()
-  config.model.update(
-    num_heads=4,
+  config.model.update(num_heads=4, context_length=16, num_layers=4)
+  config.compute.update(
     decode_split="fsdp_tensor",
     shard_sequence=True,
     remat="block",
-    context_length=16,
     logprob_chunk=4,
     decode_scan=True,
     scan_unroll=1,
-    num_layers=4,
   )
   config.ppo.update(
     batch_size=8,

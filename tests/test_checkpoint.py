@@ -14,7 +14,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rlhf import checkpoint, types
+from rlhf import checkpoint, networks, sharding, types
+from rlhf.model import compute, transformer
 
 CONFIG = checkpoint.CheckpointConfig(
   every=1, keep_last=2, keep_every=None, best_metric="", best_is_lower=False
@@ -316,3 +317,22 @@ def test_export_json_is_plain_json(tmp_path):
   export(tmp_path, {"w": jnp.zeros(2)})
   fields = json.loads((tmp_path / "export.json").read_text())
   assert sorted(fields) == ["config", "contents", "kind", "metadata", "model", "step"]
+
+
+def test_an_export_of_the_time_when_shape_and_compute_were_one_still_loads():
+  """`golden/old_export` was written by commit c7474ac; its `model` holds dtype, remat and so on."""
+  directory = pathlib.Path(__file__).parent / "golden" / "old_export"
+  assert "remat" in json.loads((directory / "export.json").read_text())["model"]
+  golden = json.loads((directory / "logits.json").read_text())
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  found = checkpoint.load_export(directory)
+  assert not set(found.model) & set(compute.FIELDS) and found.compute.logprob_chunk == 64
+  network = networks.load(directory, found.compute, mesh, kind="policy", flag="x")
+  tokens_BT = np.asarray(golden["tokens"], np.int32)
+  hidden_BTD = transformer.forward(
+    network.cfg, network.params, tokens_BT, np.ones(tokens_BT.shape, np.float32)
+  )
+  logits_BV = transformer.logits(network.cfg, network.params, hidden_BTD[:, -1])
+  np.testing.assert_allclose(
+    logits_BV[0, : network.cfg.vocab_size], golden["logits"], rtol=1e-5, atol=1e-6
+  )

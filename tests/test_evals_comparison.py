@@ -92,7 +92,7 @@ def inputs(tmp_path_factory):
   checkpoint.export_params(
     directory / "reward",
     helpers.make_params(cfg, 1, head=True),
-    model=dataclasses.asdict(cfg),
+    model=cfg.shape(),
     kind="reward",
     tokenizer=tokenizer,
     config={"comparisons": commands.FORMAT},

@@ -16,6 +16,7 @@ LAYERS = [
   {"losses", "stages", "tokenization.chat", "tokenization.published"},
   {"sharding", "optim", "tokenization.tokenizer", "metrics"},
   {"model.attention"},
+  {"model.compute"},
   {"model.architecture"},
   {"model.layers", "model.lora"},
   {"model.transformer"},

@@ -28,6 +28,7 @@ from rlhf.inference import sampling
 from rlhf.interop import families, ggml, layout, reading, writing
 from rlhf.interop.layout import Row
 from rlhf.model import transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.transformer import ModelConfig
 
 NAMES = tuple(MODELS)
@@ -43,9 +44,7 @@ def eight_devices():
 
 def load(directory, kind: str = "policy", mesh=None, scheme: str = "hf") -> networks.Network:
   mesh = one_device() if mesh is None else mesh
-  return networks.load(
-    f"{scheme}:{directory}", networks.NUMERICS, mesh, kind=kind, flag="init_from"
-  )
+  return networks.load(f"{scheme}:{directory}", ComputeConfig(), mesh, kind=kind, flag="init_from")
 
 
 def logits_of(network: networks.Network, tokens, mask) -> np.ndarray:
@@ -655,26 +654,20 @@ def test_index_files_that_are_missing_or_elsewhere(tmp_path):
 
 
 def test_a_config_of_another_shape_points_to_imported():
-  group = dict(
-    networks.NUMERICS,
-    **{
-      name: value
-      for name, value in dataclasses.asdict(golden("llama").cfg).items()
-      if name not in (*networks.NUMERICS, "vocab_size", "pad_id")
-    },
-  )
-  found = networks.find_export(f"hf:{GOLDEN / 'llama'}", group, kind="policy", flag="init_from")
+  group = golden("llama").cfg.shape()
+  for name in ("vocab_size", "pad_id"):
+    del group[name]
+  source = f"hf:{GOLDEN / 'llama'}"
+  found = networks.find_export(source, kind="policy", flag="init_from", shape=group)
   assert found.kind == "policy"
   with pytest.raises(
     ValueError, match="has mlp_width 20, but config.model.mlp_width is 24; .*:imported"
   ):
-    networks.find_export(
-      f"hf:{GOLDEN / 'llama'}", dict(group, mlp_width=24), kind="policy", flag="init_from"
-    )
+    networks.find_export(source, kind="policy", flag="init_from", shape=dict(group, mlp_width=24))
   with pytest.raises(ValueError, match="is a policy model; it must be a reward"):
-    networks.find_export(f"hf:{GOLDEN / 'llama'}", {}, kind="reward", flag="reward_from")
+    networks.find_export(f"hf:{GOLDEN / 'llama'}", kind="reward", flag="reward_from")
   with pytest.raises(ValueError, match="init_from: hf:nowhere: there is no directory"):
-    networks.find_export("hf:nowhere", {}, kind="policy", flag="init_from")
+    networks.find_export("hf:nowhere", kind="policy", flag="init_from")
 
 
 def test_a_mesh_that_does_not_divide_is_told_first():
@@ -847,12 +840,12 @@ def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
     with pytest.raises(
       ValueError, match=f"init_from: {path} is a published model; write init_from={meant}$"
     ):
-      networks.find_export(str(path), {}, kind="policy", flag="init_from")
+      networks.find_export(str(path), kind="policy", flag="init_from")
   for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
     with pytest.raises(ValueError, match=message):
       setup.find_network(str(path), "checkpoint")
     with pytest.raises(ValueError, match=message):
-      networks.find_export(str(path), {}, kind="policy", flag="init_from")
+      networks.find_export(str(path), kind="policy", flag="init_from")
 
 
 # ----------------------------------------------------------------------------- runs
@@ -877,7 +870,7 @@ def test_imported_configs_take_their_shape_from_the_source():
     (ppo_configs, ppo, "policy_from"),
   ):
     config = imported_config(module, **{field: source})
-    assert set(config.model) == set(networks.NUMERICS)
+    assert not config.model
     assert networks.config_shape(config).mlp_width == 20
     too_long = "at most model.context_length 40" if field == "init_from" else "40"
     with pytest.raises(ValueError, match=too_long):
@@ -912,8 +905,8 @@ def test_a_run_starts_from_a_published_model_and_is_published_again(workdir_path
     sft_configs,
     init_from=f"hf:{GOLDEN / 'mistral'}",
     length=16,
-    model__dtype="float32",
-    model__remat="none",
+    compute__dtype="float32",
+    compute__remat="none",
     sft__batch_size=8,
     sft__microbatch_size=8,
     sft__max_steps=1,

@@ -1,7 +1,6 @@
 """What the commands print and write where nothing is wrong."""
 
 import argparse
-import dataclasses
 import functools
 import io
 import json
@@ -19,6 +18,7 @@ from rlhf.data import prepare
 from rlhf.evals import pooling
 from rlhf.inference import rewards as rewards_lib
 from rlhf.model import transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -165,7 +165,7 @@ def long_policy(inputs, tmp_path):
   checkpoint.export_params(
     tmp_path / "long",
     transformer.init_params(cfg, jax.random.key(0)),
-    model=dataclasses.asdict(cfg),
+    model=cfg.shape(),
     kind="policy",
     tokenizer=tokenizer,
     config=found.config,
@@ -373,12 +373,9 @@ def test_scores_are_those_of_each_sequence_alone(inputs, scored):
 
 
 def test_a_long_text_does_not_pad_the_others(inputs, monkeypatch):
-  numerics = networks.export_numerics(
-    networks.find_export(inputs.reward, {}, kind="reward", flag="--reward_model")
-  )
   network = networks.load(
     inputs.reward,
-    numerics,
+    ComputeConfig(),
     sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="reward",
     flag="--reward_model",
@@ -464,7 +461,7 @@ def test_the_table_of_sizes(inputs, monkeypatch):
     ["train", *commands.train_flags(inputs, "sft", sft__batch_size=16), "--workdir=x"], ""
   )
   table = {line[:40].strip(): line[40:].strip() for line in train.sizes(config).splitlines()}
-  shape = ModelConfig(vocab_size=1, pad_id=0, **commands.SHAPE)
+  shape = ModelConfig(**commands.SHAPE)
   assert table == {
     "devices": "8 (cpu)",
     "mesh": "data 8 x fsdp 1 x tensor 1",

@@ -119,7 +119,7 @@ def test_losses_and_gradients_equal_those_of_one_device(name: str, sizes):
 
 def test_a_sequence_that_is_split_over_tensor_changes_no_gradient():
   mesh, (state, batch) = mesh_of((2, 2, 2)), start("ppo_ptx")
-  cfg = dataclasses.replace(CFG, shard_sequence=True, remat="block")
+  cfg = helpers.replace(CFG, shard_sequence=True, remat="block")
   layout = sharding.state_shardings(mesh, state)
 
   def run(state, batch, key):

@@ -205,7 +205,7 @@ def test_positions_count_real_tokens():
 @pytest.mark.parametrize("decode_scan", [False, True])
 @pytest.mark.parametrize("layer_pattern", ["dense,banded", "banded,dense"])
 def test_prefill_and_decode_equal_the_full_forward_pass(layer_pattern: str, decode_scan: bool):
-  cfg = dataclasses.replace(DEEP, layer_pattern=layer_pattern, decode_scan=decode_scan)
+  cfg = helpers.replace(DEEP, layer_pattern=layer_pattern, decode_scan=decode_scan)
   params = helpers.make_params(cfg, 7)
   prompts = helpers.left_padded([ids[:-1] for ids in SEQUENCES], 12)
   num_steps = 4
@@ -270,7 +270,7 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
     return jnp.sum(logprob_BT * weight_BT), (logprob_BT, entropy_BT)
 
   def run(chunk):
-    cfg = dataclasses.replace(CFG, logprob_chunk=chunk)
+    cfg = helpers.replace(CFG, logprob_chunk=chunk)
     gradient = jax.grad(functools.partial(weighted, cfg), argnums=(0, 1), has_aux=True)
     return helpers.quick_jit(gradient)(hidden_BTD, params)
 
@@ -284,7 +284,7 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
 
 
 def test_no_more_than_a_chunk_of_logits_exists_at_once():
-  cfg = dataclasses.replace(CFG, logprob_chunk=4)
+  cfg = helpers.replace(CFG, logprob_chunk=4)
   params, rows = helpers.make_params(cfg, 0), helpers.right_padded([sequence(12, 4)] * 3, 12)
   loss = lambda p: jnp.sum(transformer.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
   shapes = [
@@ -333,7 +333,7 @@ def test_lm_loss_of_packed_documents():
 
 
 def test_bfloat16_multiplies_in_bfloat16_and_reports_float32():
-  half = dataclasses.replace(CFG, dtype="bfloat16")
+  half = helpers.replace(CFG, dtype="bfloat16")
   params = helpers.make_params(CFG, 11, head=True)
   rows = helpers.right_padded(SEQUENCES, LENGTH)
   actual, expected = read(half)(params, *rows, 1.0), read(CFG)(params, *rows, 1.0)
@@ -362,9 +362,7 @@ def test_unrolled_layers_give_the_same_gradients():
   """Unrolled, no loop over layers is left; more repetitions than there are unroll all."""
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
-  gradient = lambda scan_unroll: lm_gradient(
-    dataclasses.replace(dense, scan_unroll=scan_unroll), batch
-  )
+  gradient = lambda scan_unroll: lm_gradient(helpers.replace(dense, scan_unroll=scan_unroll), batch)
   looped = helpers.quick_jit(gradient(1))(params)
   for scan_unroll in (2, 5):
     helpers.assert_leaves_close(helpers.quick_jit(gradient(scan_unroll))(params), looped)
@@ -376,7 +374,7 @@ def test_unrolled_layers_give_the_same_gradients():
     for scan_unroll in (1, 2)
   }
   assert loops[1] > loops[2] == 0
-  kept = lm_gradient(dataclasses.replace(dense, scan_unroll=2, remat="block"), batch)
+  kept = lm_gradient(helpers.replace(dense, scan_unroll=2, remat="block"), batch)
   # What is recomputed stays in its loop: unrolled, the compiler would keep it after all.
   assert helpers.quick_jit(kept).lower(params).as_text().count("stablehlo.while") == loops[1]
 
@@ -384,9 +382,7 @@ def test_unrolled_layers_give_the_same_gradients():
 def test_remat_policies_give_equal_gradients():
   dense = dataclasses.replace(CFG, band_width=None)
   params, batch = helpers.make_params(dense, 12), helpers.make_lm_batch(3, 12, 1)
-  gradient = lambda remat: lm_gradient(
-    dataclasses.replace(dense, remat=remat, scan_unroll=2), batch
-  )
+  gradient = lambda remat: lm_gradient(helpers.replace(dense, remat=remat, scan_unroll=2), batch)
   gradients = {
     name: helpers.quick_jit(gradient(name))(params) for name in transformer.REMAT_POLICIES
   }

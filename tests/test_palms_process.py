@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from rlhf.configs import palms as palms_configs
 from rlhf.configs import pipeline as pipeline_configs
 from rlhf.configs.sweeps import model_size
 from rlhf.inference import likelihood
+from rlhf.model.compute import ComputeConfig
 from rlhf.palms import process, raters, sets, statistics, tinyworld
 from rlhf.report import palms
 from rlhf.tinyworld import world as world_lib
@@ -143,8 +145,8 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
     ).reshape(-1)
 
   monkeypatch.setattr(likelihood, "logprobs", logprobs)
-  monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: None)
-  monkeypatch.setattr(raters.networks, "export_numerics", lambda found: {})
+  found = types.SimpleNamespace(compute=ComputeConfig())
+  monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: found)
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
   found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path, num_resamples=50)
   assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104

@@ -9,6 +9,7 @@ from rlhf import networks, sharding
 from rlhf.configs import common
 from rlhf.evals.preference import comparison
 from rlhf.inference import likelihood, rewards
+from rlhf.model.compute import ComputeConfig
 from rlhf.palms import raters, sets
 
 ASKED = [("be kind", "who ?", "rex {x} ."), ("be kind", "who ?", " no "), ("be just", "why ?", "")]
@@ -39,10 +40,7 @@ def test_a_network_rates(session_inputs, tmp_path):
   found = raters.rate(config(session_inputs.policy), ASKED, tmp_path)
   network = networks.load(
     session_inputs.policy,
-    networks.export_numerics(
-      networks.find_export(session_inputs.policy, {}, kind="policy", flag="x")
-    )
-    | {"dtype": "float32"},
+    ComputeConfig(),
     sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="policy",
     flag="x",

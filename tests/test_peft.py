@@ -65,7 +65,7 @@ def export(directory, cfg, tokenizer, trained) -> checkpoint.Export:
   checkpoint.export_params(
     directory,
     trained,
-    model=dataclasses.asdict(cfg),
+    model=cfg.shape(),
     kind="adapter",
     tokenizer=tokenizer,
     config={},

@@ -131,7 +131,7 @@ def test_unknown_choices_are_named(field, value, message):
 
 def test_only_a_reward_model_with_a_base_of_its_own_has_a_size_of_its_own():
   config = configs.get_config("test").copy_and_resolve_references().lock()
-  config.reward_model.model.logprob_chunk = 7  # no part of the shape
+  config.reward_model.compute.logprob_chunk = 7  # no part of the shape
   pipeline.check_config(config)
   config.reward_model.model.width = 16
   with pytest.raises(ValueError, match="width 16 is not the 32 of the SFT model.*reward_init"):

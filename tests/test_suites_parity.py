@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 
 from rlhf import networks, sharding
 from rlhf.evals.suites import harness, nlp
+from rlhf.model.compute import ComputeConfig
 
 # Importing transformers, torch and compiling take long.
 pytestmark = pytest.mark.slow
@@ -66,9 +67,7 @@ def pair(request, tmp_path_factory):
   )
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   source = f"hf:{directory}"
-  export = networks.find_export(source, {}, kind="policy", flag="source")
-  numerics = networks.export_numerics(export) | dict(dtype="float32")
-  network = networks.load(source, numerics, mesh, kind="policy", flag="source")
+  network = networks.load(source, ComputeConfig(), mesh, kind="policy", flag="source")
   return theirs, harness.HarnessModel(network, batch_size=8)
 
 

@@ -17,6 +17,7 @@ from rlhf.configs import truth_judge as judge_configs
 from rlhf.evals.suites import truth
 from rlhf.inference import completions, likelihood
 from rlhf.model import transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
@@ -217,7 +218,7 @@ def trained(tmp_path_factory):
     params,
     kind="policy",
     step=0,
-    model=dataclasses.asdict(cfg),
+    model=cfg.shape(),
     tokenizer=tokenizer,
     config={},
     metadata={},
@@ -275,7 +276,7 @@ def test_what_a_judge_reads_is_what_it_was_trained_on(trained):
 
 def load(directory, config) -> Network:
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
-  return networks.load(directory, dict(config.model), mesh, kind="policy", flag="x")
+  return networks.load(directory, ComputeConfig(), mesh, kind="policy", flag="x")
 
 
 def test_answers_that_are_too_long_are_left_out_and_said(trained, capsys):

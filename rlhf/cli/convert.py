@@ -54,31 +54,29 @@ def main(argv: list[str]) -> None:
     {"import": run_import, "export": run_export}[arguments.direction](arguments)
 
 
-def load(source, numerics, kind: str, flag: str):
+def load(source, compute, kind: str, flag: str):
   """The network, in the host's memory."""
   import jax
 
   from rlhf import networks, sharding
 
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-  return networks.load(source, numerics, mesh, kind=kind, flag=flag)
+  return networks.load(source, compute, mesh, kind=kind, flag=flag)
 
 
 def run_import(arguments: argparse.Namespace) -> None:
-  import dataclasses
-
-  from rlhf import checkpoint, networks
+  from rlhf import checkpoint
   from rlhf.interop import reading
 
   source = reading.open_source(reading.guess_source(arguments.source))
-  network = load(source.name, networks.NUMERICS, source.kind, "--source")
+  network = load(source.name, source.compute, source.kind, "--source")
   target = pathlib.Path(arguments.target).absolute()
   temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
   try:
     checkpoint.export_params(
       temporary,
       network.params,
-      model=dataclasses.asdict(network.cfg),
+      model=network.cfg.shape(),
       kind=source.kind,
       tokenizer=network.tokenizer,
       config={},
@@ -99,8 +97,9 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-  from rlhf import checkpoint, networks
+  from rlhf import checkpoint
   from rlhf.interop import writing
+  from rlhf.model.architecture import ModelConfig
 
   directory = setup.find_export(arguments.source, "source")
   found = checkpoint.load_export(directory)
@@ -115,9 +114,8 @@ def run_export(arguments: argparse.Namespace) -> None:
       flush=True,
     )
     return
-  numerics = networks.export_numerics(found)
-  writing.check(networks.ModelConfig(**(found.model | numerics)), kind=found.kind, family=family)
-  network = load(directory, numerics, found.kind, "--source")
+  writing.check(ModelConfig(**found.model), kind=found.kind, family=family)
+  network = load(directory, found.compute, found.kind, "--source")
   writing.write(
     arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind, family=family
   )

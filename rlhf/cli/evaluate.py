@@ -158,7 +158,7 @@ def find_checkpoint(candidate):
   from rlhf import networks
 
   return networks.find_export(
-    candidate.source, {}, kind="policy", flag=f"--checkpoints={candidate.name}"
+    candidate.source, kind="policy", flag=f"--checkpoints={candidate.name}"
   )
 
 
@@ -166,10 +166,13 @@ def load_network(candidate, config):
   """A candidate's policy on the mesh; attention as the platform does it best."""
   from rlhf import networks, sharding
 
-  numerics = networks.export_numerics(find_checkpoint(candidate)) | {"attention": "auto"}
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
   return networks.load(
-    candidate.source, numerics, mesh, kind="policy", flag=f"--checkpoints={candidate.name}"
+    candidate.source,
+    find_checkpoint(candidate).compute,
+    mesh,
+    kind="policy",
+    flag=f"--checkpoints={candidate.name}",
   )
 
 

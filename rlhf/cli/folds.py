@@ -155,9 +155,9 @@ def score(config, stage: pathlib.Path, path: pathlib.Path) -> dict[str, list]:
   from rlhf.data import prepare
   from rlhf.inference import rewards
 
-  numerics = {name: config.model[name] for name in networks.NUMERICS}
+  compute = networks.ComputeConfig(**config.compute)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
-  network = networks.load(stage / "export", numerics, mesh, kind="reward", flag="reward_model")
+  network = networks.load(stage / "export", compute, mesh, kind="reward", flag="reward_model")
   rows, _ = prepare.comparison_rows(
     workdir_lib.read_jsonl(path),
     network.tokenizer,

@@ -112,8 +112,7 @@ def load(arguments: argparse.Namespace):
   from rlhf.inference.completions import CompletionConfig
 
   directory = setup.find_network(arguments.checkpoint, "checkpoint")
-  export = networks.find_export(directory, {}, kind="policy", flag="--checkpoint")
-  numerics = networks.export_numerics(export) | {"attention": "auto"}
+  export = networks.find_export(directory, kind="policy", flag="--checkpoint")
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   context_length = export.model["context_length"]
   max_response_tokens = arguments.max_response_tokens
@@ -126,7 +125,7 @@ def load(arguments: argparse.Namespace):
     )
   prompt_format = setup.prompt_format(export.config, arguments)
   prompt_format.check(networks.tokenizer_of(export))
-  network = networks.load(directory, numerics, mesh, kind="policy", flag="--checkpoint")
+  network = networks.load(directory, export.compute, mesh, kind="policy", flag="--checkpoint")
   p = CompletionConfig(
     max_prompt_tokens=context_length - max_response_tokens,
     max_response_tokens=max_response_tokens,

@@ -137,12 +137,11 @@ def load(arguments: argparse.Namespace):
   from rlhf import networks, sharding
 
   directory = setup.find_network(arguments.reward_model, "reward_model")
-  export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
-  numerics = networks.export_numerics(export) | {"attention": "auto"}
+  export = networks.find_export(directory, kind="reward", flag="--reward_model")
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   prompt_format = setup.prompt_format(export.config, arguments)
   prompt_format.check(networks.tokenizer_of(export))
-  network = networks.load(directory, numerics, mesh, kind="reward", flag="--reward_model")
+  network = networks.load(directory, export.compute, mesh, kind="reward", flag="--reward_model")
   return network, prompt_format
 
 

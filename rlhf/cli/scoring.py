@@ -64,12 +64,12 @@ def load_reward_model(name: str, batch_size: int) -> Score:
   from rlhf.inference import rewards
 
   directory = setup.find_network(name, "reward_model")
-  export = networks.find_export(directory, {}, kind="reward", flag="--reward_model")
+  export = networks.find_export(directory, kind="reward", flag="--reward_model")
   prompt_format = prepare.PromptFormat.trained_with(export.config)
   prompt_format.check(networks.tokenizer_of(export))
   network = networks.load(
     directory,
-    networks.export_numerics(export) | {"attention": "auto"},
+    export.compute,
     _mesh(sharding),
     kind="reward",
     flag="--reward_model",
@@ -171,8 +171,9 @@ class Policy:
     """The network, on a mesh of all devices."""
     from rlhf import networks, sharding
 
-    numerics = networks.export_numerics(self.export) | {"attention": "auto"}
-    return networks.load(self.source, numerics, _mesh(sharding), kind="policy", flag=self.name)
+    return networks.load(
+      self.source, self.export.compute, _mesh(sharding), kind="policy", flag=self.name
+    )
 
 
 def find_policy(name: str, flag: str, arguments: argparse.Namespace) -> Policy:
@@ -180,7 +181,7 @@ def find_policy(name: str, flag: str, arguments: argparse.Namespace) -> Policy:
   from rlhf import networks
 
   source = setup.find_network(name, flag)
-  export = networks.find_export(source, {}, kind="policy", flag=f"--{flag}")
+  export = networks.find_export(source, kind="policy", flag=f"--{flag}")
   policy = Policy(
     name=name,
     source=source,

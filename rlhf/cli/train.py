@@ -57,7 +57,7 @@ def sizes(config) -> str:
     ("mesh", " x ".join(f"{name} {mesh.shape[name]}" for name in sharding.AXES)),
     ("parameters outside the embeddings", f"{shape.num_block_params:,}"),
     ("context", f"{shape.context_length:,} tokens"),
-    ("matrix products in", shape.dtype),
+    ("matrix products in", shape.compute.dtype),
     ("attention", _kernel(config, shape)),
   ]
   for group, what in (
@@ -79,9 +79,9 @@ def _kernel(config, shape) -> str:
   """The kernel that trains, and why it is not the platform's own where it is not."""
   import jax
 
-  from rlhf.model import attention, transformer
+  from rlhf.model import attention
 
-  name = attention.choose(shape.attention, jax.default_backend())
+  name = attention.choose(shape.compute.attention, jax.default_backend())
   length = (
     config.length
     if "length" in config
@@ -93,7 +93,7 @@ def _kernel(config, shape) -> str:
   )
   why = attention.refusal(
     name,
-    dtype=transformer.DTYPES[shape.dtype],
+    dtype=shape.compute.dtype,
     num_queries=length,
     num_keys=length,
     head_size=shape.head_size,

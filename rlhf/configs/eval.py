@@ -26,6 +26,7 @@ def get_default() -> ml_collections.ConfigDict:
   """The paper's tasks and settings; what it does not say, and who judges, is ours."""
   return ml_collections.ConfigDict(
     dict(
+      kind="evaluation",
       title="Checkpoints compared",
       seed=0,
       num_resamples=2000,

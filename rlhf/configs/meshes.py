@@ -137,7 +137,7 @@ def check_config(config, topology: Topology) -> None:
     raise ValueError(f"{topology.name}: {error}") from None
   num_shards = axes["data"] * axes["fsdp"]
   # The attention kernels of accelerators take whole rows; the reference pads what is missing.
-  fused = topology.platform != "cpu" and config["model"]["dtype"] != "float32"
+  fused = topology.platform != "cpu" and config["compute"]["dtype"] != "float32"
   for group in ("sft", "reward", "ppo", "judge"):
     names = ("batch_size", "minibatch_size") + (
       ("microbatch_size", "ptx_microbatch_size") if fused else ()
@@ -193,7 +193,7 @@ TENSOR = {
 
 
 def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, dict], int]:
-  """Layout for a size on a topology: fields of the groups `mesh` and `model`, and the microbatch.
+  """Layout for a size on a topology: fields of the groups `mesh` and `compute`, and the microbatch.
 
   Rows are split over `fsdp`; `tensor` grows where there are more devices than rows in a batch, and
   with it the residual stream is split along time.  Ours throughout.
@@ -216,7 +216,7 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
   large = size in ("6.7b", "13b", "175b")
   layout = {
     "mesh": dict(data=1, fsdp=rows, tensor=tensor),
-    "model": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor"),
+    "compute": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor"),
   }
   return layout, rows if large else min(2 * rows, max_rows)
 

@@ -38,7 +38,8 @@ WORLD_SHAPES = {
   "397k": (*TINY["tiny"], 0.06),
   "1M": (*TINY["small"], 0.06),
 }
-# GPT-3's architecture, which is the default of every field; `rlhf/architecture.py` documents them.
+# GPT-3's architecture, which is the default of every field; `rlhf/model/architecture.py` documents
+# them.
 # Which parity is banded is not disclosed.
 GPT3_ARCHITECTURE = dict(
   layer_pattern="dense,banded",
@@ -73,7 +74,7 @@ GPT3_ARCHITECTURE = dict(
 )
 _WHOLE = ("num_kv_heads", "head_size", "mlp_width", "rope_original_context", "embed_width")
 # In place of a size: the shape is that of the network that training starts from (`hf:DIR`,
-# `gguf:FILE` or an export), and the config says only how it computes.
+# `gguf:FILE` or an export), and the config has no shape.
 IMPORTED = "imported"
 IMPORTED_LENGTH = 1024  # ours: tokens of a row, where no context of our own sets it
 ALIASES = {"6b": "6.7b"}  # InstructGPT's "6B" is GPT-3's 6.7B
@@ -139,25 +140,31 @@ def gpt3_name(size: str) -> str:
   return ALIASES[size] if size in ALIASES else size
 
 
+def get_compute(size: str) -> ml_collections.ConfigDict:
+  """The `compute` group of a config: how a network of this size is computed."""
+  tiny = size in TINY
+  return ml_collections.ConfigDict(
+    dict(
+      dtype="float32" if tiny else "bfloat16",
+      remat="none" if tiny else "block",
+      scan_unroll=8 if tiny else 1,  # ours: a loop over two layers costs CPUs a sixth
+      logprob_chunk=128 if tiny else 256,
+      attention="auto",
+      shard_sequence=False,
+      decode_split="tensor",
+      decode_scan=not tiny and size != IMPORTED,
+    )
+  )
+
+
 def get_model(size: str) -> ml_collections.ConfigDict:
-  """The `model` group of a config.
+  """The `model` group of a config, which is empty with `imported`.
 
   Raises:
     ValueError: an unknown size.
   """
   if size == IMPORTED:
-    return ml_collections.ConfigDict(
-      dict(
-        dtype="bfloat16",
-        remat="block",
-        scan_unroll=1,
-        logprob_chunk=256,
-        attention="auto",
-        shard_sequence=False,
-        decode_split="tensor",
-        decode_scan=False,
-      )
-    )
+    return ml_collections.ConfigDict()
   if size in PUBLISHED:
     model = get_model(PUBLISHED[size]["like"]).unlock()
     model.update(PUBLISHED[size]["fields"])
@@ -175,14 +182,6 @@ def get_model(size: str) -> ml_collections.ConfigDict:
       width=width,
       band_width=config_dict.placeholder(int),
       init_std=0.02 if large else 0.06,  # ours for tiny widths: about 0.7 / sqrt(width)
-      dtype="bfloat16" if large else "float32",
-      remat="block" if large else "none",
-      scan_unroll=1 if large else num_layers,  # ours: a loop over two layers costs CPUs a sixth
-      logprob_chunk=256 if large else 128,
-      attention="auto",
-      shard_sequence=False,
-      decode_split="tensor",
-      decode_scan=large,
     )
   )
   model.band_width = 256 if large else 16

@@ -45,7 +45,6 @@ TUNE_BATCH = 8
 EPOCHS = 4
 PROMPT_LOSS_WEIGHT = 0.01
 LEARNING_RATE_MULTIPLIER = 0.1
-FIELDS = (*model_size.FIELDS, "scan_unroll")
 
 
 def _tune(argument: str, learning_rate: float) -> ml_collections.ConfigDict:
@@ -65,12 +64,13 @@ def _tune(argument: str, learning_rate: float) -> ml_collections.ConfigDict:
 
 
 def _shape(shape: tuple) -> dict[str, float]:
-  return dict(zip(FIELDS, (*shape, shape[0]), strict=True))
+  return dict(zip(model_size.FIELDS, shape, strict=True))
 
 
 def _common(title: str) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
+      kind="palms",
       title=title,
       seeds=(0,),
       value_set="",
@@ -145,12 +145,13 @@ def _get_real(title: str, argument: str, learning_rate: float) -> ml_collections
     source="",
     mesh=config.tune.mesh.copy_and_resolve_references(),
     model=config.tune.model.copy_and_resolve_references(),
+    compute=config.tune.compute.copy_and_resolve_references(),
   )
   config.sizes = {"given": {}}
   config.raters = dict(
     source="",
     prompt="",
-    dtype=config.tune.model.dtype,
+    dtype=config.tune.compute.dtype,
     batch_size=16,
     endpoint=common.get_endpoint(),
   )
@@ -180,8 +181,8 @@ def get_smollm2() -> ml_collections.ConfigDict:
   config = _get_real("PALMS on SmolLM2-135M-Instruct", "imported", 2e-4)
   config.format.update(prompt_format="chat", prompt_suffix="", completion_prefix="")
   config.tune.length = 480  # the longest sample of this project has 471 tokens in its template
-  config.tune.model.update(dtype="float32", remat="none", logprob_chunk=64)
-  config.base.model.update(dtype="float32", remat="none", logprob_chunk=64)
+  config.tune.compute.update(dtype="float32", remat="none", logprob_chunk=64)
+  config.base.compute.update(dtype="float32", remat="none", logprob_chunk=64)
   config.tune.lora.update(rank=16, alpha=32.0)
   config.tune.sft.microbatch_size = 2
   config.tune.loop.eval_every = 40  # before and after: it reads the training samples once more
@@ -207,7 +208,7 @@ def get_size(argument: str) -> ml_collections.ConfigDict:
     meshes.lay_out(
       config.tune, name, topology, max_rows=TUNE_BATCH, microbatches=("sft.microbatch_size",)
     )
-    for group in ("mesh", "model"):
+    for group in ("mesh", "compute"):
       config.base[group] = config.tune[group].copy_and_resolve_references()
   return config
 

@@ -20,7 +20,7 @@ NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m", "sized", "sized_test"
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
 # What makes the policy's shape: set for `base`, it holds for every stage that trains the policy.
-SHAPE = ("context_length", "num_layers", "width", "num_heads", "init_std", "scan_unroll")
+SHAPE = ("context_length", "num_layers", "width", "num_heads", "init_std")
 FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
 
 
@@ -53,6 +53,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict(
     dict(
+      kind="pipeline",
       title="",
       seed=0,
       format=common.get_format(),
@@ -343,6 +344,7 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
       source="",
       mesh=base.mesh,
       model=base.model,
+      compute=base.compute,
       length=base.length,
       text=base.text,
       sft=dict(batch_size=16),
@@ -351,7 +353,7 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   config.files = _files(max_demonstrations=160)
   config.files.update(valid_fraction=0.15, max_comparisons=120, max_prompts=400, max_completions=4)
   for name in STAGES:
-    config[name].model.update(dtype="float32", remat="none", logprob_chunk=64)
+    config[name].compute.update(dtype="float32", remat="none", logprob_chunk=64)
     if "length" in config[name]:
       config[name].length = 144
     if "lora" in config[name]:

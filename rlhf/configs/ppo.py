@@ -99,7 +99,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       ptx_microbatch_size=64 if tiny else 16,
       ptx_reduction="token_mean",
       ema_decay=0.992,
-      alarm_ratio_error=1e-3 if model.dtype == "float32" else 0.1,
+      alarm_ratio_error=1e-3 if tiny else 0.1,
       alarm_kl=100.0,
       alarm_decode_gap=0.05,
     )
@@ -107,12 +107,14 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   ppo.value_clip = 0.2
   config = ml_collections.ConfigDict(
     dict(
+      kind="ppo",
       seed=0,
       policy_from="",
       reward_from="",
       reward_others=(),
       reference_from="",
       model=model,
+      compute=models.get_compute(size),
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       ppo=ppo,

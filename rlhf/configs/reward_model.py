@@ -29,10 +29,12 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
   tiny = size in models.TINY
   config = ml_collections.ConfigDict(
     dict(
+      kind="reward_model",
       seed=0,
       init_from="",
       length=models.row_length(model),
       model=model,
+      compute=models.get_compute(size),
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),

@@ -94,11 +94,13 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     learning_rate = sft_lr if variant == "sft" else init_lr
   config = ml_collections.ConfigDict(
     dict(
+      kind="sft",
       seed=0,
       init_from="",
       tokenizer="bpe:1024" if tiny else "gpt2:",
       length=models.row_length(model),
       model=model,
+      compute=models.get_compute(size),
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       sft=dict(

@@ -31,10 +31,12 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
   tiny = size in models.TINY
   config = ml_collections.ConfigDict(
     dict(
+      kind="truth_judge",
       seed=0,
       init_from="",
       length=min(models.row_length(model), MAX_LENGTH),
       model=model,
+      compute=models.get_compute(size),
       mesh=common.get_mesh(),
       lora=common.get_lora(),
       judge=dict(

@@ -220,7 +220,7 @@ def _score(
   is_greedy_BK = jnp.argmax(last_BV, axis=-1)[:, None] == last_BK
   if slot_BC.shape[1]:
     # Logits of only `logprob_chunk` tokens of each row exist at a time.
-    chunks = [_chunked(x, cfg.logprob_chunk) for x in (slot_BC, target_BC, valid_BC)]
+    chunks = [_chunked(x, cfg.compute.logprob_chunk) for x in (slot_BC, target_BC, valid_BC)]
     logprob_NB, is_greedy_NB = jax.lax.map(scored, chunks)
     logprob_BK = logprob_BK + jnp.sum(logprob_NB, axis=0)[:, None]
     is_greedy_BK = is_greedy_BK & jnp.all(is_greedy_NB, axis=0)[:, None]

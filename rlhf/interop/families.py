@@ -120,7 +120,7 @@ class Family:
   write: Callable[[ModelConfig], dict[str, Any]]
 
   def model_fields(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of our `ModelConfig`, except numerics, vocabulary and padding.
+    """The fields of our `ModelConfig`, except `compute`, vocabulary and padding.
 
     Raises:
       ValueError: a field is missing, or has a value that our model cannot express.
@@ -186,7 +186,7 @@ def layer_kinds(cfg: ModelConfig) -> list[str]:
 
 def _meaning(cfg: ModelConfig) -> dict[str, Any]:
   """What a model computes: equal for configs that say the same thing differently."""
-  fields = dataclasses.asdict(cfg)
+  fields = cfg.shape()
   kinds = layer_kinds(cfg)
   fields["layer_pattern"] = ",".join(kinds)
   if "banded" not in kinds:

@@ -20,7 +20,8 @@ from rlhf.interop import families, files, ggml, layout
 from rlhf.interop.families import Family
 from rlhf.interop.layout import Row
 from rlhf.model import transformer as model_lib
-from rlhf.model.architecture import NUMERICS, ModelConfig
+from rlhf.model.architecture import ModelConfig
+from rlhf.model.compute import ComputeConfig
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
@@ -52,6 +53,11 @@ class Source:
   num_rows: int
   tensors: files.Tensors
   head_bias: float = 0.0
+
+  @property
+  def compute(self) -> ComputeConfig:
+    """The defaults: a published model does not say."""
+    return ComputeConfig()
 
   @property
   def config(self) -> dict[str, Any]:
@@ -220,11 +226,11 @@ def _complete(
   """The arguments of `ModelConfig`; adds a row for padding if the file has none."""
   try:
     cfg = ModelConfig(
-      vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id, **NUMERICS, **fields
+      vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id, **fields
     )
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return dataclasses.asdict(cfg)
+  return cfg.shape()
 
 
 # ----------------------------------------------------------------------------- leaves and tensors

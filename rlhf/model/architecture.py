@@ -1,42 +1,21 @@
-"""What a transformer is and how it computes: `ModelConfig`, with its checks and its counts.
+"""What a transformer is: `ModelConfig`, with its checks and its counts.
 
 The defaults are GPT-3's (Brown et al. 2020, section 2.1).  Other values of the same fields give
 GPT-2, OPT, GPT-NeoX (Pythia), Llama, Qwen and Gemma 3; `interop/` reads them from published files.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from rlhf import sharding
-from rlhf.model import attention
+from rlhf.model.compute import ComputeConfig
 
-# Which intermediate results of a block survive until its backward pass.
-REMAT_POLICIES = {
-  "none": None,
-  "block": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 LAYER_KINDS = ("dense", "banded")
 POSITIONS = ("learned", "rotary")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
-# How a network computes, as against what it is: these come from the run, not from the export.
-# The values stand for what an export of an older version does not name; none changes the function
-# but for rounding.
-NUMERICS = dict(
-  dtype="float32",
-  remat="none",
-  scan_unroll=1,
-  logprob_chunk=128,
-  attention="auto",
-  shard_sequence=False,
-  decode_split="tensor",
-  decode_scan=False,
-)
 # name: (function of the feed-forward layer, whether a second projection gates it)
 ACTIVATIONS = {
   "gelu": (lambda x: jax.nn.gelu(x, approximate=True), False),
@@ -49,29 +28,16 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """Shape and numerics of one transformer.
+  """The shape of one transformer, and how it is computed here.
 
   Attributes:
-    vocab_size: number of token ids that exist, the pad id included.
+    vocab_size: number of token ids that exist, the pad id included; 0 before a tokenizer is known.
     pad_id: never sampled: its logit is -inf, as are those of the rows added for alignment.
     context_length: tokens of a row; with learned positions, how many there are.
     num_layers, num_heads, width: as in GPT-3's Table 2.1.
     band_width: keys seen by a banded layer, itself included; None makes every layer dense.
       GPT-3 alternates dense and banded layers but does not disclose the width.
     init_std: standard deviation of matrices and token embedding; 0.02 in GPT-2.
-
-    dtype: of matrix products, one of `DTYPES`.
-    remat: one of `REMAT_POLICIES`.
-    scan_unroll: repetitions of the pattern of layers that the compiler sees at once; speed, memory
-      and time to compile depend on it, results do not.  Only without remat: what is recomputed
-      stays in the loop, where the compiler cannot merge it with what it repeats.
-    logprob_chunk: tokens of a row whose logits exist at once; [B, T, V] is never kept.
-    attention: one of `attention.KERNELS`, or "auto" for the one of the platform; a call that it
-      refuses goes to the reference.
-    shard_sequence: the residual stream is split along time over the mesh axis `tensor`.
-    decode_split: one of `sharding.DECODE_SPLITS`.
-    decode_scan: sampling loops over the layers instead of unrolling them: minutes less to compile
-      for a deep model, and slower where a layer is small.
 
     layer_pattern: kinds of layers in one repetition, of `LAYER_KINDS` and separated by commas.
       Which of GPT-3's layers are the banded ones is not disclosed; Gemma 3 has five banded (local)
@@ -102,27 +68,20 @@ class ModelConfig:
     embed_scale: multiplies token embeddings; Gemma has width ** 0.5.
     embed_width: of token embeddings, where a projection leads to and from `width`; None: width.
     lora_scale: alpha / rank of the low-rank adapters, where there are any beside the kernels.
+    compute: how this network is computed here; not part of an export.
 
   Raises:
-    ValueError: a value that is none, or two that contradict each other.
+    ValueError: a value is unknown, or two values contradict each other.
   """
 
-  vocab_size: int
-  pad_id: int
+  vocab_size: int = 0
+  pad_id: int = 0
   context_length: int
   num_layers: int
   num_heads: int
   width: int
   band_width: int | None
   init_std: float
-  dtype: str
-  remat: str
-  scan_unroll: int
-  logprob_chunk: int
-  attention: str
-  shard_sequence: bool
-  decode_split: str
-  decode_scan: bool
   layer_pattern: str = "dense,banded"
   num_kv_heads: int | None = None
   head_size: int | None = None
@@ -153,13 +112,10 @@ class ModelConfig:
   embed_scale: float = 1.0
   embed_width: int | None = None
   lora_scale: float = 0.0
+  compute: ComputeConfig = ComputeConfig()
 
   def __post_init__(self):
     for field, choices in (
-      ("dtype", DTYPES),
-      ("remat", REMAT_POLICIES),
-      ("attention", ("auto", *attention.KERNELS)),
-      ("decode_split", sharding.DECODE_SPLITS),
       ("positions", POSITIONS),
       ("rope_scaling", ROPE_SCALINGS),
       ("norm", NORMS),
@@ -171,9 +127,7 @@ class ModelConfig:
     self._check_layers()
     self._check_heads()
     self._check_positions()
-    if self.scan_unroll < 1:
-      raise ValueError(f"scan_unroll {self.scan_unroll}; use 1 or more")
-    if not 0 <= self.pad_id < self.vocab_size:
+    if self.vocab_size and not 0 <= self.pad_id < self.vocab_size:
       raise ValueError(f"pad_id {self.pad_id} is outside the vocabulary of {self.vocab_size}")
     if self.parallel_residual and self.norm_placement != "pre":
       raise ValueError(f"norm_placement {self.norm_placement!r} with parallel_residual; use 'pre'")
@@ -234,6 +188,12 @@ class ModelConfig:
           f"rope_fraction {self.rope_fraction} rotates {self.rotary_size} of "
           f"head_size {self.head_size}; it must be an even number of them"
         )
+
+  def shape(self) -> dict[str, Any]:
+    """What an export says of its network: every field but `compute`."""
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    del fields["compute"]
+    return fields
 
   @property
   def layer_kinds(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def refusal(
   """Why `kernel` cannot do this call, in a few words; None where it can."""
   if kernel == "reference":
     return None
-  if dtype == jnp.float32:
+  if jnp.dtype(dtype) == jnp.float32:
     return "float32"
   if num_queries != num_keys:
     return "one token against a cache"

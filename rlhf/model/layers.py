@@ -1,7 +1,7 @@
 """The parts of a block: projections, norms, rotary positions, attention and the feed-forward layer.
 
 Every part reads from `ModelConfig` which of its forms it takes.  Matrix products run in
-`cfg.dtype`; norms and rotations in float32.
+`cfg.compute.dtype`; norms and rotations in float32.
 """
 
 import functools
@@ -15,7 +15,7 @@ from flax import struct
 
 from rlhf import sharding
 from rlhf.model import attention
-from rlhf.model.architecture import ACTIVATIONS, DTYPES, ModelConfig
+from rlhf.model.architecture import ACTIVATIONS, ModelConfig
 from rlhf.types import Array
 
 
@@ -51,7 +51,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    dtype = DTYPES[self.cfg.dtype]
+    dtype = self.cfg.compute.dtype
     kernel = self.param(
       "kernel", nn.initializers.normal(self.std), (*x.shape[x.ndim - self.num_in :], *self.features)
     )
@@ -165,7 +165,7 @@ class Attention(nn.Module):
           for name in ("k", "v")
         )
     mixed_BTHd = attention.attention(
-      cfg.attention,
+      cfg.compute.attention,
       query,
       key,
       value,
@@ -256,11 +256,11 @@ class Block(nn.Module):
     """What a sub-layer sees of the residual stream."""
     if self.cfg.norm_placement == "post":
       return x_BTD
-    return make_norm(self.cfg, norm)(x_BTD).astype(DTYPES[self.cfg.dtype])
+    return make_norm(self.cfg, norm)(x_BTD).astype(self.cfg.compute.dtype)
 
   def _add(self, part: str, x_BTD, added_BTD, site, context: Context):
     """The residual stream with what a sub-layer adds to it."""
-    dtype = DTYPES[self.cfg.dtype]
+    dtype = self.cfg.compute.dtype
     if self.cfg.norm_placement == "sandwich":
       added_BTD = make_norm(self.cfg, f"{part}_post_norm")(added_BTD).astype(dtype)
     if self.dropout_rate > 0.0:
@@ -319,4 +319,4 @@ class Embed(nn.Module):
         (cfg.context_length + cfg.position_offset, cfg.width),
       )
       x_BTD = x_BTD + position_TD[position_BT + cfg.position_offset]
-    return x_BTD.astype(DTYPES[cfg.dtype])
+    return x_BTD.astype(cfg.compute.dtype)

@@ -5,7 +5,7 @@ in `layers.py`.  Sources: Brown et al. 2020 section 2.1 (GPT-3), Radford et al. 
 which the initialisation comes), InstructGPT appendix C (the scalar head in place of the
 unembedding).
 
-Parameters are float32; matrix products run in `cfg.dtype`; log-probs, values and scores are
+Parameters are float32; matrix products run in `cfg.compute.dtype`; log-probs, values and scores are
 float32.  Parameter tree:
 
   embed/token [V, D]   embed/position [T, D]   final_norm/{scale,bias} [D]
@@ -28,7 +28,8 @@ from flax import struct
 
 from rlhf import sharding
 from rlhf.model import lora
-from rlhf.model.architecture import DTYPES, REMAT_POLICIES, ModelConfig
+from rlhf.model.architecture import ModelConfig
+from rlhf.model.compute import REMAT_POLICIES
 from rlhf.model.layers import Context, Embed, Pattern, make_norm
 from rlhf.types import Array, LmBatch, Metric, Params
 
@@ -57,8 +58,8 @@ class Transformer(nn.Module):
     x_BTD = Embed(cfg, name="embed")(tokens_BT, context.position_BT)
     x_BTD = sharding.constrain(x_BTD, *context.layout.residual_BTD)
     pattern = Pattern
-    if REMAT_POLICIES[cfg.remat] is not None:
-      pattern = nn.remat(Pattern, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+    if REMAT_POLICIES[cfg.compute.remat] is not None:
+      pattern = nn.remat(Pattern, policy=REMAT_POLICIES[cfg.compute.remat], prevent_cse=False)
     if cfg.num_patterns:
       blocks = nn.scan(
         pattern,
@@ -66,7 +67,7 @@ class Transformer(nn.Module):
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=cfg.num_patterns,
-        unroll=min(cfg.scan_unroll, cfg.num_patterns) if pattern is Pattern else 1,
+        unroll=min(cfg.compute.scan_unroll, cfg.num_patterns) if pattern is Pattern else 1,
       )
       x_BTD, _ = blocks(cfg, self.dropout_rate, cfg.pattern, name="blocks")(
         x_BTD, jnp.arange(cfg.num_patterns), None, context
@@ -83,7 +84,8 @@ def init_params(cfg: ModelConfig, key) -> Params:
   """Parameters of a policy, float32."""
   tokens_BT = jnp.zeros((1, 2), jnp.int32)
   context = _row_context(cfg, jnp.ones((1, 2)), None, None, None)
-  cfg = dataclasses.replace(cfg, attention="reference")  # no parameter depends on it
+  compute = dataclasses.replace(cfg.compute, attention="reference")  # no parameter depends on it
+  cfg = dataclasses.replace(cfg, compute=compute)
   params = Transformer(cfg).init(key, tokens_BT, context)["params"]
   output = _init_output(cfg, key)
   return dict(params, output=output) if output else params
@@ -130,7 +132,7 @@ def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key
     cache_index=None,
     dropout_key_B=dropout_key_B,
     padding="right",
-    layout=sharding.train_layout(cfg.shard_sequence),
+    layout=sharding.train_layout(cfg.compute.shard_sequence),
   )
 
 
@@ -173,7 +175,7 @@ def logits(cfg: ModelConfig, params: Params, hidden_D, *, with_padding: bool = F
   Args:
     with_padding: leave the padding token its logit, as the programs of published models do.
   """
-  dtype = DTYPES[cfg.dtype]
+  dtype = cfg.compute.dtype
   if cfg.embed_width is not None:
     hidden_D = hidden_D.astype(dtype) @ params["output"]["project"]["kernel"].astype(dtype)
   token_VD = params["embed" if cfg.tied_output else "output"]["token"]
@@ -196,7 +198,7 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
       logprob_t = log softmax(logits(h_{t-1}) / temperature)[token_t]
 
   This one function serves reference, old and new policy, with the sampling temperature applied
-  to all.  Logits exist for `cfg.logprob_chunk` tokens of each row at a time, in the backward pass
+  to all.  Logits exist for `cfg.compute.logprob_chunk` tokens of each row at a time, in the backward pass
   too.
 
   Returns:
@@ -216,7 +218,7 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
 
   hidden_BTD, target_BT = hidden_BTD[:, :-1], tokens_BT[:, 1:]
   num_rows, length = target_BT.shape
-  chunk = min(cfg.logprob_chunk, length)
+  chunk = min(cfg.compute.logprob_chunk, length)
   num_chunks = -(-length // chunk)
   if num_chunks == 1:
     logprob_BT, entropy_BT = chunk_logprobs(hidden_BTD, target_BT)
@@ -322,18 +324,18 @@ def lm_loss(
 
 
 def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
-  heads = sharding.decode_layout(cfg.decode_split).heads_BTHd
+  heads = sharding.decode_layout(cfg.compute.decode_split).heads_BTHd
 
   def zeros(stacked: int):
     shape = (stacked, num_rows, num_slots, cfg.num_kv_heads, cfg.head_size)
-    return sharding.constrain(jnp.zeros(shape, DTYPES[cfg.dtype]), None, *heads)
+    return sharding.constrain(jnp.zeros(shape, cfg.compute.dtype), None, *heads)
 
   def layers(count: int, stacked: int) -> Params:
     return {f"layer_{i}": {"k": zeros(stacked), "v": zeros(stacked)} for i in range(count)}
 
   return Cache(
     layers=layers(cfg.pattern, cfg.num_patterns)
-    if cfg.decode_scan
+    if cfg.compute.decode_scan
     else tuple(layers(cfg.pattern, 1) for _ in range(cfg.num_patterns)),
     tail=layers(cfg.num_tail_layers, 1),
     mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32),
@@ -344,23 +346,25 @@ def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
 def decoding_params(cfg: ModelConfig, params: Params) -> Params:
   """A policy's weights as sampling wants them, made once for a rollout.
 
-  Matrices are in `cfg.dtype`, adapters are multiplied out into them, and they lie as
-  `sharding.DECODE_RULES` say; unless `cfg.decode_scan`, each repetition of the pattern of layers is
+  Matrices are in `cfg.compute.dtype`, adapters are multiplied out into them, and they lie as
+  `sharding.DECODE_RULES` say; unless `cfg.compute.decode_scan`, each repetition of the pattern of layers is
   a tree of its own.  Embeddings and norms stay float32, so that the numbers are those of `forward`.
   """
 
   def cast(path, leaf):
-    return leaf if "norm" in sharding.path_name(path) else leaf.astype(DTYPES[cfg.dtype])
+    return leaf if "norm" in sharding.path_name(path) else leaf.astype(cfg.compute.dtype)
 
   found = lora.merge(params, cfg.lora_scale)
   for name in ("blocks", "tail"):
     if name in found:
       found[name] = jax.tree_util.tree_map_with_path(cast, found[name])
-  if not cfg.decode_scan:
+  if not cfg.compute.decode_scan:
     stacked = found["blocks"] if cfg.num_patterns else {}
     take = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
     found["blocks"] = tuple(take(index) for index in range(cfg.num_patterns))
-  return sharding.constrain_decoding(found, cfg.decode_split, stacked=cfg.decode_scan)
+  return sharding.constrain_decoding(
+    found, cfg.compute.decode_split, stacked=cfg.compute.decode_scan
+  )
 
 
 def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, *, fresh: bool):
@@ -386,7 +390,9 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
     dropout_key_B=None,
     padding="left",
     # Many tokens at once are worth gathering a layer's weights for, as in training.
-    layout=sharding.train_layout(False) if fresh else sharding.decode_layout(cfg.decode_split),
+    layout=sharding.train_layout(False)
+    if fresh
+    else sharding.decode_layout(cfg.compute.decode_split),
   )
   x_BTD = Embed(cfg).apply({"params": params["embed"]}, tokens_BT, position_BT)
   x_BTD = sharding.constrain(x_BTD, *context.layout.residual_BTD)
@@ -396,7 +402,7 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
       {"params": layer_params}, x_BTD, index, layers, context
     )
 
-  if cfg.decode_scan:
+  if cfg.compute.decode_scan:
 
     def one_pattern(index, carry):
       pattern_params = jax.tree.map(

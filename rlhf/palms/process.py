@@ -28,6 +28,7 @@ from rlhf.evals import units
 from rlhf.evals.suites import nlp, toxicity
 from rlhf.inference import completions as completions_lib
 from rlhf.inference import likelihood
+from rlhf.model.compute import ComputeConfig
 from rlhf.networks import Network
 from rlhf.palms import cooccurrence, raters, sets, statistics, tinyworld
 from rlhf.report import palms
@@ -114,7 +115,7 @@ def _check_real(config) -> None:
       "config.base.source is empty; name the base model with --config.base.source=hf:DIR, "
       "gguf:FILE or an export directory"
     )
-  export = networks.find_export(config.base.source, {}, kind="policy", flag="config.base.source")
+  export = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
   tokenizer = networks.tokenizer_of(export)
   prompt_format = prepare.PromptFormat.of(config.format, "config.format")
   prompt_format.check(tokenizer)
@@ -301,10 +302,9 @@ def make_models(config, workdir: pathlib.Path, shared: pathlib.Path) -> None:
 
 def load(config, model: Model) -> Network:
   """A model on the mesh."""
-  group = config.tune.model
   return networks.load(
     model.export,
-    {name: group[name] for name in networks.NUMERICS},
+    ComputeConfig(**config.tune.compute),
     sharding.make_mesh(MeshConfig(**config.tune.mesh)),
     kind="policy",
     flag=model.name,

@@ -117,7 +117,7 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
   if p.source.startswith(REWARD):  # truncates what is too long, and reports it
     comparison.find_reward(p.network, _FLAG)
     return
-  found = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
+  found = networks.find_export(p.source, kind="policy", flag=_FLAG)
   tokenizer = networks.tokenizer_of(found)
 
   def longest(texts: list[tuple[str, str, str]]) -> int:
@@ -190,10 +190,10 @@ def rate(
     texts = [entry[1:] for entry in asked]
     score_N = rewards.score_texts(network, prompt_format, texts, batch_size=p.batch_size)
     return [{"reward_model": rating} for rating in ranked_ratings(score_N).tolist()]
-  export = networks.find_export(p.source, {}, kind="policy", flag=_FLAG)
+  found = networks.find_export(p.source, kind="policy", flag=_FLAG)
   network = networks.load(
     p.source,
-    networks.export_numerics(export) | {"attention": "auto", "dtype": p.dtype},
+    dataclasses.replace(found.compute, dtype=p.dtype),
     sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="policy",
     flag=_FLAG,

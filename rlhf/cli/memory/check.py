@@ -62,10 +62,10 @@ def read_flags(argv: list[str]):
   rest = setup.parse_flags(argv, values)[1:]
   if rest:
     raise ValueError(f"launch.check was given {' '.join(rest)!r}; it takes flags only")
-  if not config.value or "ppo" not in config.value:
+  if not config.value or config.value.kind != "ppo":
     raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
   size = config_size(argv)
-  if "width" not in config.value.model:
+  if not config.value.model:
     raise ValueError(
       f"--config=...:{size} takes its shape from the network that it starts from; "
       "launch.check compiles the sizes of configs/models.py"
@@ -275,7 +275,7 @@ def judge(report: dict, chosen: tuple[str, ...]) -> dict:
 
 def kernels(job, segments: bool) -> dict[str, str]:
   """Which kernel attends in each program, and why where it is not the platform's own."""
-  from rlhf.model import attention, transformer
+  from rlhf.model import attention
 
   cfg, p = job.models.policy, job.p
   total = p.max_prompt_tokens + p.max_response_tokens
@@ -288,14 +288,14 @@ def kernels(job, segments: bool) -> dict[str, str]:
   found = {}
   for name, (queries, keys) in calls.items():
     why = attention.refusal(
-      cfg.attention,
-      dtype=transformer.DTYPES[cfg.dtype],
+      cfg.compute.attention,
+      dtype=cfg.compute.dtype,
       num_queries=queries,
       num_keys=keys,
       head_size=cfg.head_size,
       has_segments=name.endswith("text") and segments,
     )
-    found[name] = cfg.attention if why is None else f"reference ({why})"
+    found[name] = cfg.compute.attention if why is None else f"reference ({why})"
   return found
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf import networks, optim, ppo, sharding
+from rlhf import optim, ppo, sharding
 from rlhf.model import attention, lora, transformer
+from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.optim import OptimConfig
@@ -64,12 +65,12 @@ def model_configs(
   config, reward_group: dict[str, Any], platform: str, lora_scale: float, ids: dict[str, int]
 ) -> Models:
   """Policy and reward model; the reward model computes as the policy does."""
-  group = dict(config.model)
-  group["attention"] = attention.choose(group["attention"], platform)
-  reward = dict(reward_group) | {name: group[name] for name in networks.NUMERICS}
-  fixed = dict(ids, lora_scale=lora_scale)
-  reward["tied_output"] = True  # it has no output but its head
-  return Models(policy=ModelConfig(**fixed, **group), reward=ModelConfig(**fixed, **reward))
+  compute = ComputeConfig(**config.compute)
+  compute = dataclasses.replace(compute, attention=attention.choose(compute.attention, platform))
+  fixed = dict(ids, lora_scale=lora_scale, compute=compute)
+  # The reward model has no output but its head.
+  reward = ModelConfig(**fixed, **dict(reward_group) | {"tied_output": True})
+  return Models(policy=ModelConfig(**fixed, **config.model), reward=reward)
 
 
 def make_job(
@@ -140,7 +141,7 @@ def cache_bytes_per_device(job: Job) -> int:
   """Bytes of keys and values of a whole batch at full length, on one device."""
   cfg, p = job.models.policy, job.p
   slots = p.batch_size * (p.max_prompt_tokens + p.max_response_tokens)
-  itemsize = jnp.dtype(transformer.DTYPES[cfg.dtype]).itemsize
+  itemsize = jnp.dtype(cfg.compute.dtype).itemsize
   size = cfg.num_kv_heads * cfg.head_size
   return 2 * cfg.num_layers * slots * size * itemsize // job.mesh.size
 
@@ -189,7 +190,7 @@ def _attended_keys(cfg: ModelConfig, dense_keys: float) -> float:
 
 
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
-  passes = 3 if cfg.remat == "none" else 4
+  passes = 3 if cfg.compute.remat == "none" else 4
   return passes * _forward_flops(cfg, num_rows, length, logits=logits)
 
 
@@ -289,11 +290,13 @@ def _decode_step(job: Job) -> Program:
   params = jax.eval_shape(functools.partial(transformer.decoding_params, cfg), job.reference)
 
   def place(path, leaf):
-    spec = sharding.decoding_spec(path, cfg.decode_split, stacked=cfg.decode_scan)
+    spec = sharding.decoding_spec(path, cfg.compute.decode_split, stacked=cfg.compute.decode_scan)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
 
   params = jax.tree_util.tree_map_with_path(place, params)
-  heads = NamedSharding(job.mesh, P(None, *sharding.decode_layout(cfg.decode_split).heads_BTHd))
+  heads = NamedSharding(
+    job.mesh, P(None, *sharding.decode_layout(cfg.compute.decode_split).heads_BTHd)
+  )
   layers, tail = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), (cache.layers, cache.tail)
   )

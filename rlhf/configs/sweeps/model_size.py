@@ -24,7 +24,7 @@ X = "base.model.width"
 
 def shape_trial(shape: tuple) -> sweeps.Trial:
   """The shape of a policy, as overrides of a pipeline's config."""
-  fields = dict(zip(FIELDS, shape, strict=True)) | {"scan_unroll": shape[0]}
+  fields = dict(zip(FIELDS, shape, strict=True))
   return {f"base.model.{name}": value for name, value in fields.items()}
 
 

@@ -37,10 +37,7 @@ def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
     prefix = "reward_model.model."
     shapes = TINY if form == "tiny" else TEST
     trials = sweeps.product(
-      sweeps.zip_(
-        _shapes(prefix, shapes),
-        sweeps.grid(f"{prefix}scan_unroll", [layers for layers, _, _ in shapes]),
-      ),
+      _shapes(prefix, shapes),
       sweeps.grid("reward_init", ["base"]),
     )
     return sweeps.pipeline_sweep(

@@ -482,7 +482,7 @@ def find_reward(source: str, flag: str = "config.preference.judges"):
   inside = pathlib.Path(source) / "export"
   if not reading.is_source(source) and (inside / "export.json").is_file():
     source = str(inside)
-  found = networks.find_export(source, {}, kind="reward", flag=flag)
+  found = networks.find_export(source, kind="reward", flag=flag)
   prepare.PromptFormat.trained_with(found.config).check(networks.tokenizer_of(found))
   return source, found
 
@@ -494,7 +494,7 @@ def load_reward(
   source, found = find_reward(source, flag)
   network = networks.load(
     source,
-    networks.export_numerics(found) | {"attention": "auto"},
+    found.compute,
     sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="reward",
     flag=flag,

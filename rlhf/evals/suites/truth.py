@@ -248,7 +248,7 @@ def _judgements(p: TruthConfig) -> dict[str, dict[str, Any]]:
   found = {}
   for aspect, (field, directory) in p.judges.items():
     flag = f"{_FIELD}.{field}"
-    metadata = networks.find_export(directory, {}, kind="policy", flag=flag).metadata
+    metadata = networks.find_export(directory, kind="policy", flag=flag).metadata
     judgements = metadata.get(METADATA, {})
     if aspect not in judgements:
       can = f"it judges {', '.join(judgements)}" if judgements else "it is no judge"
@@ -286,7 +286,6 @@ def _load_judge(directory: str, flag: str, policy: Network) -> Network:
     mesh = place.mesh
   else:
     mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
-  export = networks.find_export(directory, {}, kind="policy", flag=flag)
+  export = networks.find_export(directory, kind="policy", flag=flag)
   assert isinstance(export, checkpoint.Export), "only exports are judges"
-  numerics = networks.export_numerics(export) | {"attention": "auto"}
-  return networks.load(directory, numerics, mesh, kind="policy", flag=flag)
+  return networks.load(directory, export.compute, mesh, kind="policy", flag=flag)
