@@ -131,7 +131,7 @@ def test_every_parameter_is_counted_and_has_both_rules(form: str):
 def test_decoding_reads_as_the_whole_row_does(form: str, scanned):
   """Left-padded prompts of different lengths, then token by token."""
   cfg, params = made(form)
-  cfg = dataclasses.replace(cfg, **scanned)
+  cfg = helpers.replace(cfg, **scanned)
   prompts = helpers.make_prompts(3, 6, 0)
   rng = np.random.default_rng(0)
   answer_BR = np.stack([helpers.random_ids(rng, 4) for _ in range(3)])
@@ -234,7 +234,7 @@ def adapted(form: str):
   moved = jax.tree.map(
     lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), adapters
   )
-  return dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg)), params, adapters, moved
+  return helpers.replace(cfg, lora_scale=lora.scale(lora_cfg)), params, adapters, moved
 
 
 @pytest.mark.parametrize("form", ["gpt3", pytest.param("gemma3", marks=pytest.mark.slow)])
@@ -321,7 +321,7 @@ def test_ppo_trains_adapters_beside_the_reference_itself(value_network: str, val
   """No second copy: the frozen arrays are those of the reference and of the reward model; the first
   ratio is 1; what is not an adapter or a head has no optimizer state and does not move."""
   cfg, policy = made("llama")
-  cfg = dataclasses.replace(cfg, lora_scale=1.5)
+  cfg = helpers.replace(cfg, lora_scale=1.5)
   reward = helpers.make_params(cfg, 3, head=True)
   models = ppo.Models(policy=cfg, reward=cfg)
   p = helpers.ppo_config(value_network=value_network, value_init=value_init)

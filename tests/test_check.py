@@ -81,7 +81,7 @@ def test_a_topology_changes_the_layout_and_nothing_else():
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
-    "model.shard_sequence",
+    "compute.shard_sequence",
     "compute.decode_split",
     "ppo.microbatch_size",
     "ppo.ptx_microbatch_size",
@@ -141,7 +141,7 @@ def test_no_logits_of_a_whole_batch_exist_in_the_update():
     shape for shape in shapes if shape[-1] in (vocabulary, vocabulary // 2) and len(shape) == 3
   ]
   assert logits  # those of a chunk are there
-  assert max(shape[1] for shape in logits) <= job.models.policy.logprob_chunk
+  assert max(shape[1] for shape in logits) <= job.models.policy.compute.logprob_chunk
 
 
 # ----------------------------------------------------------------------------- collectives

@@ -194,7 +194,7 @@ def test_a_network_is_born_in_its_layout():
 
 def episodes(**decoding):
   """(networks, prompts, function of both and a key that rolls out)."""
-  cfg = dataclasses.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
+  cfg = helpers.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
   models = ppo.Models(policy=cfg, reward=cfg)
   policy, ref = helpers.make_params(cfg, 0), helpers.make_params(cfg, 1)
   reward = helpers.make_params(cfg, 2, head=True)

@@ -113,7 +113,7 @@ def sequence(length: int, seed: int) -> list[int]:
 )
 def test_hidden_states_against_a_plain_loop(changes):
   """Layer i has its own weights in their order, and is dense or banded as the parity says."""
-  cfg = dataclasses.replace(DEEP, **changes)
+  cfg = helpers.replace(DEEP, **changes)
   params, ids = helpers.make_params(cfg, 1), sequence(10, 0)
   hidden = helpers.quick_jit(functools.partial(transformer.forward, cfg))(params, *whole(ids))
   np.testing.assert_allclose(hidden[0], hidden_loop(cfg, params, ids), atol=2e-5)
