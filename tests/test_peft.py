@@ -98,14 +98,10 @@ def test_an_adapter_of_a_fused_projection_becomes_one_of_each_tensor(tmp_path):
   ]
   tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
   merged = lora.merged(LORA, frozen, trained)
+  rows = writing.num_rows(cfg, "policy", tokenizer)
   weights = [
     dict(
-      writing.tensors(
-        writing.plan(
-          cfg, kind="policy", family=families.FAMILIES["llama"], tokenizer=tokenizer, head_bias=0.0
-        ),
-        params,
-      )
+      writing.tensors(cfg, params, kind="policy", family=families.FAMILIES["llama"], num_rows=rows)
     )
     for params in (merged, frozen)
   ]

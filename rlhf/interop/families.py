@@ -306,6 +306,28 @@ def _write_rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
   return written
 
 
+def _usual_fields(
+  sizes: tuple[int, int, int, int, int], **others: tuple[str, Any]
+) -> dict[str, tuple[str, Any]]:
+  """`Family.fields` with the usual names; `others` replace or extend them.
+
+  Args:
+    sizes: defaults of num_layers, num_heads, width, mlp_width and context_length.
+  """
+  num_layers, num_heads, width, mlp_width, context_length = sizes
+  usual = dict(
+    num_layers=("num_hidden_layers", num_layers),
+    num_heads=("num_attention_heads", num_heads),
+    width=("hidden_size", width),
+    mlp_width=("intermediate_size", mlp_width),
+    context_length=("max_position_embeddings", context_length),
+    norm_eps=("rms_norm_eps", 1e-6),
+    init_std=("initializer_range", 0.02),
+    tied_output=("tie_word_embeddings", False),
+  )
+  return usual | others
+
+
 def _all_heads(fields: Fields, found: Mapping[str, Any]) -> dict[str, Any]:
   """The heads of a family without shared key heads or a head size of its own."""
   num_heads, width = found["num_heads"], found["width"]
@@ -558,18 +580,12 @@ GPT_NEOX = Family(
     *linear("mlp/in", "mlp.dense_h_to_4h", "width", "mlp"),
     *linear("mlp/out", "mlp.dense_4h_to_h", "mlp", "width"),
   ),
-  fields=dict(
-    num_layers=("num_hidden_layers", 44),
-    num_heads=("num_attention_heads", 64),
-    width=("hidden_size", 6144),
-    mlp_width=("intermediate_size", 24576),
-    context_length=("max_position_embeddings", 2048),
+  fields=_usual_fields(
+    (44, 64, 6144, 24576, 2048),
     norm_eps=("layer_norm_eps", 1e-5),
-    init_std=("initializer_range", 0.02),
     attention_out_bias=("attention_bias", True),
     qkv_bias=("attention_bias", True),
     parallel_residual=("use_parallel_residual", True),
-    tied_output=("tie_word_embeddings", False),
   ),
   activations=("hidden_act", "gelu", _GELUS),
   ignored=(
@@ -610,27 +626,6 @@ def _write_llama(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-def _gated_fields(
-  num_layers: int,
-  num_heads: int,
-  width: int,
-  mlp_width: int,
-  context_length: int,
-  **others: tuple[str, bool],
-) -> dict[str, tuple[str, Any]]:
-  """The fields of such a config, with the family's defaults."""
-  return dict(
-    num_layers=("num_hidden_layers", num_layers),
-    num_heads=("num_attention_heads", num_heads),
-    width=("hidden_size", width),
-    mlp_width=("intermediate_size", mlp_width),
-    context_length=("max_position_embeddings", context_length),
-    norm_eps=("rms_norm_eps", 1e-6),
-    init_std=("initializer_range", 0.02),
-    **{"tied_output": ("tie_word_embeddings", False), **others},
-  )
-
-
 # Biases of the query, key, value and output projections.
 _ATTENTION_BIAS = dict(
   attention_out_bias=("attention_bias", False), qkv_bias=("attention_bias", False)
@@ -653,7 +648,9 @@ LLAMA = Family(
     *linear("mlp/in", "mlp.up_proj", "width", "mlp"),
     *linear("mlp/out", "mlp.down_proj", "mlp", "width"),
   ),
-  fields=_gated_fields(32, 32, 4096, 11008, 2048, **_ATTENTION_BIAS, mlp_bias=("mlp_bias", False)),
+  fields=_usual_fields(
+    (32, 32, 4096, 11008, 2048), **_ATTENTION_BIAS, mlp_bias=("mlp_bias", False)
+  ),
   activations=("hidden_act", "silu", _GATED),
   ignored=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_freq"),
   read=lambda fields, found: _read_llama(fields, found) | dict(mlp_bias=found["mlp_bias"]),
@@ -678,7 +675,7 @@ MISTRAL = dataclasses.replace(
   name="mistral",
   policy="MistralForCausalLM",
   reward="MistralForSequenceClassification",
-  fields=_gated_fields(32, 32, 4096, 14336, 131_072),
+  fields=_usual_fields((32, 32, 4096, 14336, 131_072)),
   defaults={"num_key_value_heads": 8},
   read=_read_mistral,
   write=lambda cfg: _write_llama(cfg) | {"sliding_window": cfg.band_width},
@@ -714,7 +711,7 @@ QWEN2 = dataclasses.replace(
   name="qwen2",
   policy="Qwen2ForCausalLM",
   reward="Qwen2ForSequenceClassification",
-  fields=_gated_fields(32, 32, 4096, 22016, 32_768),
+  fields=_usual_fields((32, 32, 4096, 22016, 32_768)),
   read=lambda fields, found: (
     _read_qwen(fields, found) | dict(qkv_bias=True, attention_out_bias=False)
   ),
@@ -725,7 +722,7 @@ QWEN3 = dataclasses.replace(
   name="qwen3",
   policy="Qwen3ForCausalLM",
   reward="Qwen3ForSequenceClassification",
-  fields=_gated_fields(32, 32, 4096, 22016, 32_768, **_ATTENTION_BIAS),
+  fields=_usual_fields((32, 32, 4096, 22016, 32_768), **_ATTENTION_BIAS),
   defaults={"head_dim": 128},
   read=lambda fields, found: _read_qwen(fields, found) | dict(qk_norm=True),
 )
@@ -785,8 +782,8 @@ GEMMA3 = dataclasses.replace(
     *norm("mlp_post_norm", "post_feedforward_layernorm"),
     *(row for row in LLAMA.rows if row.leaf.startswith(("attention/", "mlp/"))),
   ),
-  fields=_gated_fields(
-    26, 8, 2304, 9216, 131_072, **_ATTENTION_BIAS, tied_output=("tie_word_embeddings", True)
+  fields=_usual_fields(
+    (26, 8, 2304, 9216, 131_072), **_ATTENTION_BIAS, tied_output=("tie_word_embeddings", True)
   ),
   activations=("hidden_activation", "gelu_pytorch_tanh", _GATED),
   defaults={"head_dim": 256, "num_key_value_heads": 4},

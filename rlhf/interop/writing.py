@@ -10,7 +10,6 @@ field `score_bias` of `config.json`, to be added to the logit:
     reward = model(**inputs).logits[:, 0] + model.config.score_bias
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -28,17 +27,6 @@ from rlhf.types import Params
 
 SHARD_BYTES = 5 * 2**30  # of a file; the default of the hub's own tools
 DEFAULT_FAMILY = "gpt2"  # of models that were trained here
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """The contents of a directory, decided before anything is written."""
-
-  family: Family
-  cfg: ModelConfig
-  kind: str
-  num_rows: int
-  config: dict[str, Any]
 
 
 def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
@@ -64,31 +52,15 @@ def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
   family.config(cfg)
 
 
-def plan(
-  cfg: ModelConfig, *, kind: str, family: Family, tokenizer: Tokenizer, head_bias: float
-) -> Plan:
-  """The plan of an export; raises as `check`."""
-  check(cfg, kind=kind, family=family)
-  # A row that was added for padding is not exported.  Only a reward model needs an id of padding,
-  # because `transformers` finds the end of a text by it: it takes the next free id.
-  num_rows = cfg.vocab_size
-  if tokenizer.pad_id >= tokenizer.vocab_size:
-    num_rows -= 1
-    if kind == "reward":
-      num_rows = max(num_rows, tokenizer.vocab_size + 1)
-  config = {
-    "architectures": [family.policy if kind == "policy" else family.reward],
-    **family.config(cfg),
-    "vocab_size": num_rows,
-    "torch_dtype": "float32",
-  }
-  if kind == "reward":
-    config |= {
-      "id2label": {"0": "LABEL_0"},
-      "label2id": {"LABEL_0": 0},
-      families.SCORE_BIAS: head_bias,
-    }
-  return Plan(family=family, cfg=cfg, kind=kind, num_rows=num_rows, config=config)
+def num_rows(cfg: ModelConfig, kind: str, tokenizer: Tokenizer) -> int:
+  """Rows of the exported embedding.
+
+  A row that was added for padding is not exported.  Only a reward model needs an id of padding,
+  because `transformers` finds the end of a text by it: it takes the next free id.
+  """
+  if tokenizer.pad_id < tokenizer.vocab_size:
+    return cfg.vocab_size
+  return max(cfg.vocab_size - 1, tokenizer.vocab_size + 1 if kind == "reward" else 0)
 
 
 def locate(name: str, cfg: ModelConfig, family: Family) -> reading.Leaf:
@@ -99,15 +71,16 @@ def locate(name: str, cfg: ModelConfig, family: Family) -> reading.Leaf:
   return found
 
 
-def tensors(planned: Plan, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(
+  cfg: ModelConfig, params: Params, *, kind: str, family: Family, num_rows: int
+) -> Iterator[tuple[str, np.ndarray]]:
   """Every (name, tensor) of the files, in the order of our tree.
 
   Raises:
     ValueError: a leaf has no place in the family's files.
   """
-  cfg, family = planned.cfg, planned.family
-  sizes = layout.axis_sizes(cfg, planned.num_rows)
-  if planned.kind == "reward":
+  sizes = layout.axis_sizes(cfg, num_rows)
+  if kind == "reward":
     params = _scored(cfg, params)
   for name, leaf in reading.named_leaves(params).items():
     if name == "head/bias":
@@ -160,16 +133,27 @@ def write(
     ValueError: the directory is not empty, or the family cannot express the model.
   """
   files.check_target(pathlib.Path(directory))
+  check(cfg, kind=kind, family=family)
   params = lora.merge(params, cfg.lora_scale)
-  head_bias = float(np.asarray(params["head"]["bias"])[0]) if kind == "reward" else 0.0
-  planned = plan(cfg, kind=kind, family=family, tokenizer=tokenizer, head_bias=head_bias)
+  rows = num_rows(cfg, kind, tokenizer)
+  config = {
+    "architectures": [family.policy if kind == "policy" else family.reward],
+    **family.config(cfg),
+    "vocab_size": rows,
+    "torch_dtype": "float32",
+  }
+  if kind == "reward":
+    config |= {
+      "id2label": {"0": "LABEL_0"},
+      "label2id": {"LABEL_0": 0},
+      families.SCORE_BIAS: float(np.asarray(params["head"]["bias"])[0]),
+    }
   if not processes.is_main():
     return
   with files.new_directory(directory) as temporary:
-    _write_tensors(temporary, planned, params, shard_bytes)
-    pad_id = tokenizer.save_hf(
-      temporary, num_embeddings=planned.num_rows, own_padding=kind == "reward"
-    )
+    written = tensors(cfg, params, kind=kind, family=family, num_rows=rows)
+    _write_tensors(temporary, written, shard_bytes)
+    pad_id = tokenizer.save_hf(temporary, num_embeddings=rows, own_padding=kind == "reward")
     # A policy also stops at the end of a turn; a classifier has one end-of-text.
     ends = list(tokenizer.end_ids) if kind == "policy" else [tokenizer.eot_id]
     ids = {
@@ -177,43 +161,38 @@ def write(
       "eos_token_id": ends if len(ends) > 1 else ends[0],
       "pad_token_id": pad_id,
     }
-    workdir.write_json(temporary / files.CONFIG, planned.config | ids)
+    workdir.write_json(temporary / files.CONFIG, config | ids)
     if kind == "policy":
       workdir.write_json(temporary / "generation_config.json", ids)
 
 
 def _write_tensors(
-  directory: pathlib.Path, planned: Plan, params: Params, shard_bytes: int
+  directory: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int
 ) -> None:
   """Writes one file, or several and their index, with the tensors of one file in memory."""
-  written: list[dict[str, int]] = []  # tensor -> bytes, of each file
+  parts: list[tuple[pathlib.Path, dict[str, int]]] = []  # file, bytes of each tensor in it
   pending: dict[str, np.ndarray] = {}
 
   def flush():
-    path = directory / _part_name(len(written))
+    path = directory / f"part-{len(parts):05d}.safetensors"
     files.save(path, pending)
-    written.append({name: tensor.nbytes for name, tensor in pending.items()})
+    parts.append((path, {name: tensor.nbytes for name, tensor in pending.items()}))
     pending.clear()
 
-  for name, tensor in tensors(planned, params):
+  for name, tensor in tensors:
     size = sum(other.nbytes for other in pending.values())
     if pending and size + tensor.nbytes > shard_bytes:
       flush()
     pending[name] = np.ascontiguousarray(tensor)
   flush()
-  if len(written) == 1:
-    os.replace(directory / _part_name(0), directory / files.SINGLE)
+  if len(parts) == 1:
+    os.replace(parts[0][0], directory / files.SINGLE)
     return
   weight_map: dict[str, str] = {}
-  for number, names in enumerate(written):
-    final = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
-    os.replace(directory / _part_name(number), directory / final)
-    weight_map |= {name: final for name in names}
-  total = sum(size for names in written for size in names.values())
-  workdir.write_json(
-    directory / files.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
-  )
-
-
-def _part_name(number: int) -> str:
-  return f"part-{number:05d}.safetensors"
+  for number, (path, sizes) in enumerate(parts, start=1):
+    final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+    os.replace(path, directory / final)
+    weight_map |= dict.fromkeys(sizes, final)
+  total = sum(sum(sizes.values()) for _, sizes in parts)
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  workdir.write_json(directory / files.INDEX, index)

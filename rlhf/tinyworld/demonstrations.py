@@ -27,12 +27,9 @@ _SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
 _HERO_SLOTS = ("heroanimal", "heroperson")
 
 
-def constraint_value(task_constraints: Sequence[dict], constraint_type: str) -> str | None:
-  """The value of the constraint of this type, or None."""
-  for constraint in task_constraints:
-    if constraint["type"] == constraint_type:
-      return constraint["value"]
-  return None
+def _by_type(constraints: Sequence[dict]) -> dict[str, str]:
+  """Type of constraint -> value, of a task's list of constraints."""
+  return {constraint["type"]: constraint["value"] for constraint in constraints}
 
 
 def write_text(rng, kind: str, required: Sequence[str], constraints: Sequence[dict]) -> str:
@@ -52,10 +49,10 @@ def write_text(rng, kind: str, required: Sequence[str], constraints: Sequence[di
 
 
 def _attempt_text(rng, kind, required, constraints) -> tuple[str, int]:
-  end_word = constraint_value(constraints, "end_word")
-  use_word = constraint_value(constraints, "use_word")
-  avoided = constraint_value(constraints, "avoid_word")
-  asked = constraint_value(constraints, "num_sentences")
+  end_word, use_word, avoided, asked = (
+    _by_type(constraints).get(name)
+    for name in ("end_word", "use_word", "avoid_word", "num_sentences")
+  )
   num_sentences = words.NUMBERS.index(asked) + 1 if asked else pick(rng, (2, 2, 2, 3))
   missing = list(required) + ([use_word] if use_word else [])
   hero = _choose_hero(rng, required) if kind == "story" else None
@@ -122,7 +119,7 @@ def format_list(items: Sequence[str]) -> str:
 
 def _demo_description(world: World, rng, task: dict, wrong: bool) -> str:
   facts = list(world.facts_by_subject[task["required"][0]])
-  asked = constraint_value(task["constraints"], "num_sentences")
+  asked = _by_type(task["constraints"]).get("num_sentences")
   num_facts = words.NUMBERS.index(asked) + 1 if asked else 2
   order = rng.permutation(len(facts))[:num_facts]
   return " ".join(
@@ -143,7 +140,7 @@ def _fact_of(world: World, task: dict) -> Fact:
 
 def _demo_fact(world: World, rng, task: dict, wrong: bool) -> str:
   fact = _fact_of(world, task)
-  if constraint_value(task["constraints"], "one_word") is not None:
+  if "one_word" in _by_type(task["constraints"]):
     return f"{world.wrong_value(rng, fact) if wrong else fact.value} ."
   return _state(world, rng, fact, wrong)
 
@@ -164,10 +161,10 @@ def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
   candidates = words.choices(task["members"])
   if "relation" in task and not wrong:
     candidates = world.subjects_by_value[task["relation"], task["value"]]
-  avoided = constraint_value(task["constraints"], "avoid_word")
+  constraints = _by_type(task["constraints"])
+  avoided, used = constraints.get("avoid_word"), constraints.get("use_word")
   members = [word for word in candidates if word != avoided]
   items = [members[i] for i in rng.permutation(len(members))[: task["num_items"]]]
-  used = constraint_value(task["constraints"], "use_word")
   if used is not None and used not in items:
     items[int(rng.random() * len(items))] = used
   return format_list(items)
@@ -176,7 +173,7 @@ def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
 def _demo_chat(world: World, rng, task: dict, wrong: bool) -> str:
   kind = f"chat_{task['mood']}"
   first = grammar.random_sentence(rng, kind, person=task["person"])
-  asked = constraint_value(task["constraints"], "num_sentences")
+  asked = _by_type(task["constraints"]).get("num_sentences")
   if asked == "one" or (not task["topic"] and asked is None):
     return first
   if task["topic"]:
@@ -208,7 +205,7 @@ def _demo_label(world: World, rng, task: dict, wrong: bool) -> str:
 
 
 def _demo_passage(world: World, rng, task: dict, wrong: bool) -> str:
-  one_word = constraint_value(task["constraints"], "one_word") is not None
+  one_word = "one_word" in _by_type(task["constraints"])
   return f"{task['answer']} ." if one_word or rng.random() < 0.5 else task["source"]
 
 
