@@ -27,7 +27,7 @@ from rlhf import checkpoint, loop, networks, ppo, processes, reward_model, sft, 
 from rlhf import metrics as metrics_lib
 from rlhf import stages as stages_lib
 from rlhf import workdir as workdir_lib
-from rlhf.data import hygiene, prepare, sources
+from rlhf.data import cache, hygiene, prepare, sources
 from rlhf.data import records as records_lib
 from rlhf.evals import statistics
 from rlhf.evals.preference import judges, win_rates
@@ -170,7 +170,9 @@ def write_jsonl(path, lines) -> None:
   )
 
 
-def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int]:
+def files_to_data(
+  cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: pathlib.Path | None = None
+) -> dict[str, int]:
   """Reads, cleans and splits one's own files into the names that TinyWorld writes.
 
   Prompts are deduplicated by long common prefix, capped per user and split by user; the
@@ -183,7 +185,7 @@ def files_to_data(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[
   def read(specs, kind):
     found = []
     for spec in specs:
-      found.extend(sources.load(spec, kind, data_dir=directory / "tfds", on_bad=cfg.on_bad))
+      found.extend(sources.load(spec, kind, cache_dir=cache_dir, on_bad=cfg.on_bad))
     return found
 
   def clean(what, records):
@@ -1096,14 +1098,14 @@ def demonstration_fields(config, workdir: pathlib.Path) -> dict[str, str]:
   )
 
 
-def pretrain(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+def pretrain(config, workdir: pathlib.Path, cache_dir: pathlib.Path, *, stage: str) -> None:
   if "source" in config.base:
     import_base(config, workdir / stage)
     return
   sft.train(
     stage_config(config, "base", init_from="", **text_fields(workdir)),
     workdir / stage,
-    data_dir=data_dir,
+    cache_dir=cache_dir,
   )
 
 
@@ -1131,7 +1133,7 @@ def import_base(config, stage: pathlib.Path) -> None:
   workdir_lib.mark_done(stage, dict(seconds=time.perf_counter() - began))
 
 
-def finetune(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+def finetune(config, workdir: pathlib.Path, cache_dir: pathlib.Path, *, stage: str) -> None:
   """`sft`, on demonstrations, or `init`, PPO's start, on pretraining text as well."""
   sft.train(
     stage_config(
@@ -1143,11 +1145,11 @@ def finetune(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: st
       **(text_fields(workdir) if stage == "init" else {}),
     ),
     workdir / stage,
-    data_dir=data_dir,
+    cache_dir=cache_dir,
   )
 
 
-def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+def train_reward_model(config, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
   start = stages_lib.reward_start(config)
   init_from = last_epoch(config, workdir) if start == "sft" else workdir / start / "export"
   paths = comparison_paths(config, workdir)
@@ -1162,11 +1164,11 @@ def train_reward_model(config, workdir: pathlib.Path, data_dir: pathlib.Path) ->
       **format_fields(config, "comparisons"),
     ),
     workdir / "reward_model",
-    data_dir=data_dir,
+    cache_dir=cache_dir,
   )
 
 
-def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: str) -> None:
+def train_ppo(config, workdir: pathlib.Path, cache_dir: pathlib.Path, *, stage: str) -> None:
   """`ppo`, whose view of the config has no pretraining gradients, or `ppo_ptx`."""
   reference = str(workdir / "base" / "export") if config.kl_reference == "base" else ""
   ppo.train(
@@ -1182,11 +1184,11 @@ def train_ppo(config, workdir: pathlib.Path, data_dir: pathlib.Path, *, stage: s
       **format_fields(config, "prompts"),
     ),
     workdir / stage,
-    data_dir=data_dir,
+    cache_dir=cache_dir,
   )
 
 
-def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+def pretrain_more(config, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
   # Another seed than the base's: not the order of its first epoch once more.
   sft.train(
     stage_config(
@@ -1199,7 +1201,7 @@ def pretrain_more(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> None
       sft__max_steps=extra_steps(config),
     ),
     workdir / "base_more_pretraining",
-    data_dir=data_dir,
+    cache_dir=cache_dir,
   )
 
 
@@ -1235,7 +1237,9 @@ STAGES = {
 }
 
 
-def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> pathlib.Path | None:
+def run(
+  config, workdir, *, last_stage: str = "evaluation", shared=None, cache_dir=None
+) -> pathlib.Path | None:
   """Runs what is not done yet; returns the path of the report page.
 
   Args:
@@ -1245,6 +1249,7 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
     shared: a directory in which stages of equal fingerprint are run once for all pipelines that
       name it; the workdir then links to them.  One process per pipeline: it waits for a stage that
       another pipeline is running.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     the page, or None where the run ended at an earlier stage.
@@ -1254,7 +1259,7 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
   """
   workdir = pathlib.Path(workdir).absolute()
   shared = None if shared is None else pathlib.Path(shared).absolute()
-  data_dir = (workdir if shared is None else shared) / "tfds"  # most stages read the same text
+  cache_dir = cache.directory(cache_dir, workdir if shared is None else shared)
   stages_lib.check_name(config, last_stage)
   names = stages_lib.names(config)
   for name in names[: names.index(last_stage) + 1]:
@@ -1265,7 +1270,7 @@ def run(config, workdir, *, last_stage: str = "evaluation", shared=None) -> path
       if shared is not None and name != "evaluation":
         stack.enter_context(shared_stage(config, name, workdir, shared))
       # Only what the stage is known to read: so equal fingerprints mean equal stages.
-      function(stages_lib.view(config, name), workdir, data_dir)
+      function(stages_lib.view(config, name), workdir, cache_dir)
   if last_stage != "evaluation":
     return None
   page = write_report(config, workdir)

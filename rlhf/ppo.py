@@ -33,7 +33,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
 from rlhf.data import packing as packing_lib
-from rlhf.data import prepare, sources
+from rlhf.data import cache, prepare, sources
 from rlhf.data import records as records_lib
 from rlhf.inference import ensembles, sampling
 from rlhf.loop import LoopConfig
@@ -642,7 +642,7 @@ class PromptData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PtxData:
-  """Pretraining text for ptx; see `packing.pack_text`."""
+  """Pretraining text for ptx; see `prepare.text_rows`."""
 
   train: str
   max_tokens: int | None
@@ -789,7 +789,7 @@ def check_read_as_trained(prompt_format: prepare.PromptFormat, trained, source: 
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Runs PPO-ptx from an initial policy and a reward model; exports the moving average.
 
   Writes `validation/step_*.jsonl` (held-out prompts, responses, reward, KL) beside the usual files,
@@ -798,14 +798,13 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   Args:
     config: `configs/ppo.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept, for stages that share them; None takes
-      `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     what `done.json` holds.
   """
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
+  cache_dir = cache.directory(cache_dir, workdir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -833,14 +832,15 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   prompt_sets = []
   for name, spec in (("prompts", prompts_cfg.train), ("validation prompts", prompts_cfg.valid)):
     with processes.main_first(name):
-      source = sources.load(spec, "prompt", data_dir=data_dir, on_bad=prompts_cfg.on_bad)
-    rows, kept, counts = prepare.prompt_rows(
-      source,
-      tokenizer,
-      max_prompt_tokens=p.max_prompt_tokens,
-      prompt_format=prompt_format,
-      overlong=prompts_cfg.overlong,
-    )
+      source = sources.load(spec, "prompt", cache_dir=cache_dir, on_bad=prompts_cfg.on_bad)
+      rows, kept, counts = prepare.prompt_rows(
+        source,
+        tokenizer,
+        max_prompt_tokens=p.max_prompt_tokens,
+        prompt_format=prompt_format,
+        overlong=prompts_cfg.overlong,
+        cache_dir=cache_dir,
+      )
     print(records_lib.describe_counts(name, counts), flush=True)
     prompt_sets.append((rows, kept))
   (rows, _), (valid_rows, valid_records) = prompt_sets
@@ -852,7 +852,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   ptx_stream, use_segments = None, False
   if p.ptx_coef > 0.0:
     ptx_stream, use_segments = load_ptx(
-      p, PtxData(**config.pretraining), tokenizer, data_dir, mesh, seed=config.seed
+      p, PtxData(**config.pretraining), tokenizer, cache_dir, mesh, seed=config.seed
     )
 
   total_updates = p.num_iterations * p.updates_per_iteration
@@ -1221,21 +1221,22 @@ def validate(
 
 
 def load_ptx(
-  p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, data_dir: pathlib.Path, mesh, *, seed: int
+  p: PpoConfig, cfg: PtxData, tokenizer: Tokenizer, cache_dir: pathlib.Path, mesh, *, seed: int
 ):
   """A function of the iteration that gives [updates, minibatch_size * ptx_ratio, T] rows, the
   second axis split over the mesh."""
   with processes.main_first("pretraining"):
-    source = sources.load(cfg.train, "text", data_dir=data_dir, on_bad=cfg.on_bad)
-  rows, counts = prepare.text_rows(
-    source,
-    tokenizer,
-    length=p.ptx_length,
-    packing=cfg.packing,
-    max_tokens=cfg.max_tokens,
-    attend_across_documents=cfg.attend_across_documents,
-    reset_positions=cfg.reset_positions,
-  )
+    source = sources.load(cfg.train, "text", cache_dir=cache_dir, on_bad=cfg.on_bad)
+    rows, counts = prepare.text_rows(
+      source,
+      tokenizer,
+      length=p.ptx_length,
+      packing=cfg.packing,
+      max_tokens=cfg.max_tokens,
+      attend_across_documents=cfg.attend_across_documents,
+      reset_positions=cfg.reset_positions,
+      cache_dir=cache_dir,
+    )
   print(records_lib.describe_counts("pretraining text", counts), flush=True)
   num_updates, num_rows = p.updates_per_iteration, p.num_ptx_per_minibatch
   place_Ub = np.arange(num_updates * num_rows).reshape(num_updates, num_rows)

@@ -22,7 +22,7 @@ from rlhf import checkpoint, loop, losses, networks, optim, processes, sharding
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare, sources
+from rlhf.data import cache, prepare, sources
 from rlhf.data import records as records_lib
 from rlhf.inference.rewards import score_comparisons, score_completions, score_rows
 from rlhf.loop import LoopConfig
@@ -218,20 +218,19 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains on rankings, validates, centres demonstrations at 0 and exports.
 
   Args:
     config: `configs/reward_model.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept, for stages that share them; None takes
-      `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     what `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
   """
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
+  cache_dir = cache.directory(cache_dir, workdir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -255,10 +254,15 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
 
   def comparison_rows(name, spec):
     with processes.main_first(name):
-      source = sources.load(spec, "comparison", data_dir=data_dir, on_bad=sets.on_bad)
-    rows, counts = prepare.comparison_rows(
-      source, tokenizer, length=config.length, overlong=sets.overlong, prompt_format=prompt_format
-    )
+      source = sources.load(spec, "comparison", cache_dir=cache_dir, on_bad=sets.on_bad)
+      rows, counts = prepare.comparison_rows(
+        source,
+        tokenizer,
+        length=config.length,
+        overlong=sets.overlong,
+        prompt_format=prompt_format,
+        cache_dir=cache_dir,
+      )
     print(records_lib.describe_counts(name, counts), flush=True)
     return rows
 
@@ -266,7 +270,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   valid_rows = comparison_rows("validation comparisons", sets.valid)
   with processes.main_first("demonstrations"):
     source = sources.load(
-      sets.demonstrations, "demonstration", data_dir=data_dir, on_bad=sets.on_bad
+      sets.demonstrations, "demonstration", cache_dir=cache_dir, on_bad=sets.on_bad
     )
   demonstrations = demonstration_ids(
     source,

@@ -23,7 +23,7 @@ import optax
 from rlhf import checkpoint, loop, networks, optim, processes, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import mixtures, prepare, sources
+from rlhf.data import cache, mixtures, prepare, sources
 from rlhf.data import packing as packing_lib
 from rlhf.data import records as records_lib
 from rlhf.inference import likelihood
@@ -84,7 +84,7 @@ class TextData:
   Attributes:
     fraction: of all rows that are text; 1 where there are no demonstrations.
     max_tokens: what comes after so many tokens is left out; None takes all.
-    packing, attend_across_documents, reset_positions: see `packing.pack_text`.
+    packing, attend_across_documents, reset_positions: see `prepare.text_rows`.
     on_bad: "stop" or "skip" at a malformed line.
   """
 
@@ -299,7 +299,7 @@ class SftRows:
   use_segments: bool
 
 
-def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> SftRows:
+def load_rows(config, tokenizer: Tokenizer | None, cache_dir: pathlib.Path | None) -> SftRows:
   """Reads, tokenises and packs; prints what was dropped and why.
 
   Args:
@@ -315,20 +315,19 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
   if text is not None and demos is None and text.fraction != 1.0:
     raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
   texts = demo_sources = None
-  with processes.main_first("data"):
-    if text is not None:
-      texts = [
-        sources.load(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
-        for spec in (text.train, text.valid)
-      ]
-    if demos is not None:
-      read = functools.partial(
-        sources.load, kind="demonstration", data_dir=data_dir, on_bad=demos.on_bad
-      )
-      demo_sources = [
-        training_demonstrations(demos, [read(spec) for spec in demos.sources], config.seed),
-        read(demos.valid),
-      ]
+  if text is not None:
+    texts = [
+      sources.load(spec, "text", cache_dir=cache_dir, on_bad=text.on_bad)
+      for spec in (text.train, text.valid)
+    ]
+  if demos is not None:
+    read = functools.partial(
+      sources.load, kind="demonstration", cache_dir=cache_dir, on_bad=demos.on_bad
+    )
+    demo_sources = [
+      training_demonstrations(demos, [read(spec) for spec in demos.sources], config.seed),
+      read(demos.valid),
+    ]
   if tokenizer is None:
     if texts is None:
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
@@ -347,6 +346,7 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
           max_tokens=text.max_tokens,
           attend_across_documents=text.attend_across_documents,
           reset_positions=text.reset_positions,
+          cache_dir=cache_dir,
         ),
       )
       for name, source in zip(("text", "validation text"), texts)
@@ -367,7 +367,12 @@ def load_rows(config, tokenizer: Tokenizer | None, data_dir: pathlib.Path) -> Sf
       _printed(
         name,
         prepare.demonstration_rows(
-          source, tokenizer, length=length, prompt_format=prepare.PromptFormat.of(demos), **choices
+          source,
+          tokenizer,
+          length=length,
+          prompt_format=prepare.PromptFormat.of(demos),
+          cache_dir=cache_dir,
+          **choices,
         ),
       )
       for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)
@@ -412,7 +417,7 @@ def whole_batches(rows: LmBatch, batch_size: int) -> LmBatch:
       f"the mixture has {num_rows} rows and sft.batch_size is {batch_size}; use "
       "more examples or a smaller batch, as each is read once"
     )
-  return batches_lib.take_rows(rows, np.arange(kept))
+  return jax.tree.map(lambda array: array[:kept], rows)
 
 
 def _printed(name: str, rows_and_counts):
@@ -424,20 +429,19 @@ def _printed(name: str, rows_and_counts):
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains, validates, checkpoints and exports; the only impure function here.
 
   Args:
     config: `configs/sft.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept, for stages that share them; None takes
-      `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     what `done.json` holds: validation losses, steps, tokens, seconds.
   """
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
+  cache_dir = cache.directory(cache_dir, workdir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -456,7 +460,8 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
       flag="init_from",
       shape=config.model,
     )
-  rows = load_rows(config, None if network is None else network.tokenizer, data_dir)
+  with processes.main_first("data"):
+    rows = load_rows(config, None if network is None else network.tokenizer, cache_dir)
   if network is None:
     ids = dict(vocab_size=rows.tokenizer.num_ids, pad_id=rows.tokenizer.pad_id)
     cfg = dataclasses.replace(networks.configured(config), **ids)

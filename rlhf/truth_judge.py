@@ -35,7 +35,7 @@ import optax
 from rlhf import checkpoint, loop, networks, optim, processes, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import formats, prepare, sources
+from rlhf.data import cache, formats, prepare, sources
 from rlhf.data import records as records_lib
 from rlhf.evals import statistics
 from rlhf.evals.suites import truth
@@ -281,12 +281,12 @@ def split_answers(answers: Sequence[Answer], p: AnswerData) -> dict[str, list[An
   return parts
 
 
-def load_answers(p: AnswerData, data_dir: pathlib.Path) -> list[Answer]:
+def load_answers(p: AnswerData, cache_dir: pathlib.Path) -> list[Answer]:
   """All labelled answers that the config names."""
   answers = []
   for asked, spec in p.specs.items():
     with processes.main_first(asked):
-      source = sources.load(spec, "demonstration", data_dir=data_dir, on_bad=p.on_bad)
+      source = sources.load(spec, "demonstration", cache_dir=cache_dir, on_bad=p.on_bad)
     answers += read_answers(asked, source, spec, p.on_bad)
   return answers
 
@@ -409,20 +409,20 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains a judge, measures it on questions that it has not seen, and exports it.
 
   Args:
     config: `configs/truth_judge.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept; None takes `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     what `done.json` holds: accuracy on the test questions (on those of validation, where there are
     none), balanced accuracy and the majority's, each with its interval; steps and seconds.
   """
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / "tfds" if data_dir is None else pathlib.Path(data_dir)
+  cache_dir = cache.directory(cache_dir, workdir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
@@ -435,7 +435,7 @@ def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
   lora_cfg = LoraConfig(**config.lora)
   mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  parts = split_answers(load_answers(sets, data_dir), sets)
+  parts = split_answers(load_answers(sets, cache_dir), sets)
   network = networks.load(
     config.init_from,
     ComputeConfig(**config.compute),

@@ -4,8 +4,11 @@ The settings are environment variables, made before jax is imported, so that pro
 test starts run under them too. A variable that is set already is left alone.
 """
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 
@@ -16,7 +19,14 @@ def _set_environment() -> None:
   flags = os.environ.get("XLA_FLAGS", "")
   if "--xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+  # Data caches of this session alone: an entry does not know the code that made it.
+  cache_home = os.environ.get("XDG_CACHE_HOME", "")
+  if "rlhf_tests_" not in cache_home:
+    cache_home = tempfile.mkdtemp(prefix="rlhf_tests_")
+    atexit.register(shutil.rmtree, cache_home, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = cache_home
   defaults = {
+    "MPLCONFIGDIR": str(_ROOT / ".jax_cache" / "matplotlib"),  # it would go to XDG_CACHE_HOME
     "JAX_PLATFORMS": "cpu",
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     "JAX_COMPILATION_CACHE_DIR": str(_ROOT / ".jax_cache"),

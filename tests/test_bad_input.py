@@ -484,7 +484,7 @@ def test_bad_lines_are_skipped_and_counted_if_asked(
     source = sources.load(
       config.comparisons.train,
       "comparison",
-      data_dir=workdir + "/tfds",
+      cache_dir=workdir + "/cache",
       on_bad=config.comparisons.on_bad,
     )
     return {"records": len(source)}

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import helpers
 import jax
@@ -335,7 +336,7 @@ def digest(value) -> str:
     return digest([getattr(value, field.name) for field in dataclasses.fields(value)])
   if isinstance(value, dict):
     return digest(sorted(value.items()))
-  if isinstance(value, (list, tuple)):
+  if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
     return hashlib.sha1("".join(digest(item) for item in value).encode()).hexdigest()
   if isinstance(value, np.ndarray):
     return hashlib.sha1(value.tobytes() + str(value.shape).encode()).hexdigest()
@@ -388,7 +389,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
     sources,
     "load",
     lambda args, kwargs, _: (args, kwargs["on_bad"]),
-    lambda spec, kind, *, data_dir, on_bad: (JUDGED if spec in JUDGED else RECORDS)[
+    lambda spec, kind, *, cache_dir, on_bad: (JUDGED if spec in JUDGED else RECORDS)[
       spec if spec in {**JUDGED, **RECORDS} else kind
     ],
   )

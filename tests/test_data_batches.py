@@ -192,11 +192,3 @@ def test_fixed_batches_of_comparisons_and_prompts():
   prompts = types.PromptBatch(tokens_BP=np.ones((3, 2), np.int32), mask_BP=np.ones((3, 2)))
   ((batch, valid),) = batches_lib.fixed_batches(prompts, 4)
   assert batch.mask_BP.all() and valid.tolist() == [1, 1, 1, 0]
-
-
-def test_holding_rows_out():
-  train, held_out = batches_lib.split_rows(lm_rows(10), 0.2)
-  assert (numbers(train), numbers(held_out)) == (list(range(8)), [8, 9])
-  assert batches_lib.num_rows(batches_lib.split_rows(lm_rows(10), 0.001)[1]) == 1
-  with pytest.raises(ValueError, match="leaves none to train on"):
-    batches_lib.split_rows(lm_rows(1), 0.1)

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 
+import numpy as np
 import pytest
 
 from rlhf.data import formats
@@ -269,11 +271,52 @@ def test_text_splits(tmp_path):
       r["text"]
       for r in formats.read("text", path, "text", options=FormatOptions(document_split=name))[0]
     ]
-    for name in formats.DOCUMENT_SPLITS
+    for name in ("blank_line", "line", "file")
   }
   assert split["blank_line"] == ["one\nline", "two", "indented"]
   assert split["line"] == ["one", "line", "two", "  indented"]
   assert split["file"] == ["one\nline\n \t\n\ntwo\n\n  indented"]
+
+
+@pytest.mark.parametrize("name", ["blank_line", "line", "file"])
+def test_text_read_by_line_splits_as_the_whole_text_does(tmp_path, name: str):
+  split = {
+    "blank_line": lambda text: re.split(r"\n[^\S\n]*\n\s*", text),
+    "line": lambda text: text.split("\n"),
+    "file": lambda text: [text],
+  }[name]
+  rng = np.random.default_rng(0)
+  pieces = ["\n", "\n", " ", "\t", "\r\n", "\x0b", "\u2028", "a", "é"]
+  for _ in range(300):
+    text = "".join(rng.choice(pieces, size=12)) + "x"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    options = FormatOptions(document_split=name)
+    found = formats.read("text", tmp_path / "a.txt", "text", options=options)[0]
+    expected = [d.strip("\n") for d in split(text.replace("\r\n", "\n")) if d.strip()]
+    assert [record["text"] for record in found] == expected
+
+
+def test_written_end_of_text_splits_documents(tmp_path):
+  (tmp_path / "stories.txt").write_text("One.\n\nTwo.\n<|endoftext|>\n\nThree.\n<|endoftext|>\n")
+  options = FormatOptions(document_split="end_of_text")
+  found = formats.read("text", tmp_path / "stories.txt", "text", options=options)[0]
+  assert found == [{"text": "One.\n\nTwo."}, {"text": "Three."}]
+
+
+def test_specs_are_parsed():
+  assert formats.parse_spec("jsonl:a:b.jsonl") == ("jsonl", "a:b.jsonl", FormatOptions())
+  assert formats.parse_spec("lm1b") is None and formats.parse_spec("gsm8k:1.0.0") is None
+  assert formats.parse_spec("alpaca_eval,min_completions=2,max_completions=3:x")[2] == (
+    FormatOptions(min_completions=2, max_completions=3)
+  )
+  for spec, named in (
+    ("jsonl,seed=1:x", "jsonl has no option 'seed'; its options: none"),
+    ("text,split=line:x", "'split'; its options: document_split"),
+    ("alpaca_eval,seed=a:x", "seed is 'a'"),
+    ("text,document_split=page:x", "document_split 'page'; choose from .*'end_of_text'"),
+  ):
+    with pytest.raises(ValueError, match=named):
+      formats.parse_spec(spec)
 
 
 def test_text_of_a_directory(tmp_path):

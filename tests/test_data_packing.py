@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf.data import packing, prepare
+from rlhf.data import packing as packing_lib
+from rlhf.data import prepare
 from rlhf.data.packing import TokenSequence
 from rlhf.tokenization.tokenizer import EOT_TOKEN, Tokenizer
 
@@ -20,6 +21,35 @@ def sequence(num_prompt: int, *ids: int) -> TokenSequence:
   return TokenSequence(ids=np.asarray(ids, np.int32), num_prompt=num_prompt)
 
 
+def pack_text(docs, *, packing="cut", attend=True, reset=False, length=4):
+  """As GPT-3 packs, unless told otherwise."""
+  return packing_lib.pack(
+    np.concatenate(docs) if docs else np.zeros(0, np.int32),
+    np.asarray([len(ids) for ids in docs]),
+    length=length,
+    pad_id=PAD,
+    packing=packing,
+    attend_across_documents=attend,
+    reset_positions=reset,
+  )
+
+
+def pack_sequences(
+  sequences, *, packing="best_fit", attend=False, reset=True, weight=0.0, length=8, pad_id=PAD
+):
+  return packing_lib.pack(
+    np.concatenate([s.ids for s in sequences]),
+    np.asarray([len(s.ids) for s in sequences]),
+    num_prompt=np.asarray([s.num_prompt for s in sequences]),
+    length=length,
+    pad_id=pad_id,
+    packing=packing,
+    prompt_loss_weight=weight,
+    attend_across_documents=attend,
+    reset_positions=reset,
+  )
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
   return Tokenizer.train_bpe(["The cat sat on the mat. Answer: yes\n\n" * 9], 290)
@@ -31,7 +61,7 @@ TEXT = documents([1, 2, 3, 0], [4, 0], [5, 6, 7, 8, 0])
 
 
 def test_text_as_gpt3_packs_it():
-  rows = packing.pack_text(TEXT, length=4, pad_id=PAD)
+  rows = pack_text(TEXT, length=4)
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 8, 0, PAD]]
   assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 0]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1] * 4, [1, 1, 1, 0]]
@@ -42,9 +72,7 @@ def test_text_as_gpt3_packs_it():
 
 
 def test_text_with_documents_apart():
-  rows = packing.pack_text(
-    TEXT, length=4, pad_id=PAD, attend_across_documents=False, reset_positions=True
-  )
+  rows = pack_text(TEXT, length=4, attend=False, reset=True)
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [4, 0, 5, 6], [7, 8, 0, PAD]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1, 1, 2, 2], [1, 1, 1, 0]]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 2, 0]]
@@ -54,9 +82,7 @@ def test_text_with_documents_apart():
 
 @pytest.mark.parametrize("attend, reset", [(True, True), (False, False)])
 def test_the_two_choices_are_independent(attend: bool, reset: bool):
-  rows = packing.pack_text(
-    TEXT, length=4, pad_id=PAD, attend_across_documents=attend, reset_positions=reset
-  )
+  rows = pack_text(TEXT, length=4, attend=attend, reset=reset)
   assert rows.position_BT[1].tolist() == ([0, 1, 0, 1] if reset else [0, 1, 2, 3])
   assert rows.segment_BT[1].tolist() == ([1] * 4 if attend else [1, 1, 2, 2])
   assert rows.loss_mask_BT[1].tolist() == ([0, 1, 1, 1] if attend else [0, 1, 0, 1])
@@ -66,9 +92,7 @@ def test_text_against_a_plain_loop():
   rng = np.random.default_rng(0)
   docs = [rng.integers(1, 50, size=rng.integers(1, 40)).astype(np.int32) for _ in range(60)]
   length = 16
-  rows = packing.pack_text(
-    docs, length=length, pad_id=PAD, attend_across_documents=False, reset_positions=True
-  )
+  rows = pack_text(docs, length=length, attend=False, reset=True)
   tokens = np.full(rows.tokens_BT.size, PAD)
   segment, position, mask = (np.zeros(rows.tokens_BT.size) for _ in range(3))
   slot, number = 0, 0
@@ -93,13 +117,12 @@ def test_text_against_a_plain_loop():
 
 def test_best_fit_keeps_documents_whole_and_cuts_only_those_longer_than_a_row():
   text = documents([1, 2, 3, 0], [4, 0], [5, 6, 7, 8, 0])
-  rows = packing.pack_text(
+  rows = pack_text(
     text,
     length=4,
-    pad_id=PAD,
     packing="best_fit",
-    attend_across_documents=False,
-    reset_positions=True,
+    attend=False,
+    reset=True,
   )
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8], [4, 0, 0, PAD]]
   assert rows.segment_BT.tolist() == [[1] * 4, [1] * 4, [1, 1, 2, 0]]
@@ -107,13 +130,12 @@ def test_best_fit_keeps_documents_whole_and_cuts_only_those_longer_than_a_row():
   assert rows.loss_mask_BT.tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]]
   rng = np.random.default_rng(0)
   docs = [np.append(rng.integers(1, 50, size=rng.integers(1, 16)), 0) for _ in range(200)]
-  rows = packing.pack_text(
+  rows = pack_text(
     docs,
     length=16,
-    pad_id=PAD,
     packing="best_fit",
-    attend_across_documents=False,
-    reset_positions=True,
+    attend=False,
+    reset=True,
   )
   pieces = [
     tuple(row[segment == n])
@@ -126,45 +148,51 @@ def test_best_fit_keeps_documents_whole_and_cuts_only_those_longer_than_a_row():
 
 def test_an_unknown_packing_of_text_is_named():
   with pytest.raises(ValueError, match="packing 'tight'; choose from .*best_fit.*cut"):
-    packing.pack_text(TEXT, length=4, pad_id=PAD, packing="tight")
+    pack_text(TEXT, length=4, packing="tight")
 
 
 def test_documents_end_in_end_of_text_and_stop_at_the_limit(tokenizer: Tokenizer):
   texts = ["The cat"] * 400
-  docs = packing.tokenize_documents(texts, tokenizer)
+  docs = list(packing_lib.tokenize_documents(texts, tokenizer))
   one = tokenizer.encode("The cat") + [tokenizer.eot_id]
   assert len(docs) == 400 and all(d.tolist() == one for d in docs)
-  some = packing.tokenize_documents(texts, tokenizer, max_tokens=len(one) + 1)
+  some = packing_lib.tokenize_documents(texts, tokenizer, max_tokens=len(one) + 1)
   assert [d.tolist() for d in some] == [one, one[:1]]
   assert sum(
-    len(d) for d in packing.tokenize_documents(texts, tokenizer, max_tokens=10**9)
+    len(d) for d in packing_lib.tokenize_documents(texts, tokenizer, max_tokens=10**9)
   ) == 400 * len(one)
 
 
-def test_text_rows_count_and_shuffle(tokenizer: Tokenizer):
+def test_text_rows_are_counted(tokenizer: Tokenizer):
   records = [{"text": c * 3} for c in "abcdefgh"]
-  rows, counts = prepare.text_rows(records, tokenizer, length=8)
+  _, counts = prepare.text_rows(records, tokenizer, length=8)
   total = sum(len(tokenizer.encode(r["text"])) + 1 for r in records)
   assert counts == {"kept": 8, "tokens": total, "rows": -(-total // 8)}
-  shuffled, same = (
-    prepare.text_rows(records, tokenizer, length=8, shuffle_seed=s)[0].tokens_BT for s in (1, 1)
-  )
-  assert (shuffled == same).all() and (shuffled != rows.tokens_BT).any()
-  assert sorted(shuffled.ravel()) == sorted(rows.tokens_BT.ravel())
   _, counts = prepare.text_rows(records, tokenizer, length=8, max_tokens=9)
   assert counts["tokens"] == 9 and counts["kept"] + counts["dropped (beyond 9 tokens)"] == 8
+
+
+@pytest.mark.parametrize("packing", ["cut", "best_fit"])
+def test_rows_do_not_depend_on_how_many_tokens_are_laid_out_at_once(packing: str, monkeypatch):
+  rng = np.random.default_rng(0)
+  docs = [rng.integers(1, 50, size=rng.integers(1, 40)).astype(np.int32) for _ in range(60)]
+  choices = dict(packing=packing, attend=False, reset=True, length=16)
+  whole = pack_text(docs, **choices)
+  monkeypatch.setattr(packing_lib, "_CHUNK_TOKENS", 37)
+  chunked = pack_text(docs, **choices)
+  for name in ("tokens_BT", "loss_mask_BT", "segment_BT", "position_BT"):
+    np.testing.assert_array_equal(getattr(chunked, name), getattr(whole, name))
 
 
 # ---- demonstrations
 
 
 def test_one_sequence_per_row():
-  rows = packing.pack_sequences(
+  rows = pack_sequences(
     [sequence(2, 1, 2, 3, 0), sequence(1, 4, 5, 0)],
     length=5,
-    pad_id=PAD,
     packing="one_per_row",
-    prompt_loss_weight=0.5,
+    weight=0.5,
   )
   assert rows.tokens_BT.tolist() == [[1, 2, 3, 0, PAD], [4, 5, 0, PAD, PAD]]
   assert rows.loss_mask_BT.tolist() == [[0, 0.5, 1, 1, 0], [0, 1, 1, 0, 0]]
@@ -175,7 +203,7 @@ def test_one_sequence_per_row():
 def test_best_fit_fills_the_fullest_row_that_has_room():
   # Longest first: 6 opens row 0 (2 free), 5 opens row 1 (3 free), 2 fits both and fills row 0.
   sequences = [sequence(1, 1, 1), sequence(1, *[2] * 5), sequence(0, 3), sequence(1, *[4] * 6)]
-  rows = packing.pack_sequences(sequences, length=8, pad_id=PAD)
+  rows = pack_sequences(sequences, length=8)
   assert rows.tokens_BT.tolist() == [[4] * 6 + [1, 1], [2] * 5 + [3, PAD, PAD]]
   assert rows.segment_BT.tolist() == [[1] * 6 + [2, 2], [1] * 5 + [2, 0, 0]]
   assert rows.position_BT.tolist() == [[*range(6), 0, 1], [*range(5), 0, 0, 0]]
@@ -183,13 +211,12 @@ def test_best_fit_fills_the_fullest_row_that_has_room():
 
 
 def test_packed_sequences_may_see_each_other_by_choice():
-  rows = packing.pack_sequences(
+  rows = pack_sequences(
     [sequence(1, 1, 2, 0), sequence(1, 3, 0)],
     length=5,
-    pad_id=PAD,
-    attend_across_documents=True,
-    reset_positions=False,
-    prompt_loss_weight=0.25,
+    attend=True,
+    reset=False,
+    weight=0.25,
   )
   assert rows.segment_BT.tolist() == [[1] * 5]
   assert rows.position_BT.tolist() == [[0, 1, 2, 3, 4]]
@@ -202,7 +229,7 @@ def test_every_sequence_is_in_the_rows_once_and_whole():
   for i in range(500):
     num_prompt, total = sorted(rng.integers(1, 20, size=2) + np.arange(2))
     sequences.append(sequence(num_prompt, *(i * 100 + np.arange(total))))
-  rows = packing.pack_sequences(sequences, length=32, pad_id=-1)
+  rows = pack_sequences(sequences, length=32, pad_id=-1)
   found = []
   for b in range(len(rows.tokens_BT)):
     for number in range(1, rows.segment_BT[b].max() + 1):
@@ -223,17 +250,15 @@ def test_every_sequence_is_in_the_rows_once_and_whole():
 
 def test_packing_errors():
   with pytest.raises(ValueError, match=r"packing 'dense'; choose from \['best_fit', 'one_per_row'"):
-    packing.pack_sequences([sequence(1, 1, 2)], length=4, pad_id=PAD, packing="dense")
+    pack_sequences([sequence(1, 1, 2)], length=4, packing="dense")
   with pytest.raises(ValueError, match="a sequence has 5 tokens and a row 4"):
-    packing.pack_sequences([sequence(1, *range(5))], length=4, pad_id=PAD)
-  with pytest.raises(ValueError, match="no sequence to pack"):
-    packing.pack_sequences([], length=4, pad_id=PAD)
+    pack_sequences([sequence(1, *range(5))], length=4)
   with pytest.raises(ValueError, match="no document to pack"):
-    packing.pack_text([], length=4, pad_id=PAD)
+    pack_text([], length=4)
 
 
 def test_a_prompt_that_contains_end_of_text_changes_no_mask():
-  rows = packing.pack_sequences([sequence(4, 1, 0, 2, 0, 3, 0)], length=8, pad_id=PAD)
+  rows = pack_sequences([sequence(4, 1, 0, 2, 0, 3, 0)], length=8)
   assert rows.loss_mask_BT.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
   assert rows.segment_BT.tolist() == [[1] * 6 + [0, 0]]
 
@@ -423,7 +448,7 @@ def test_every_untied_pair_becomes_a_row(tokenizer: Tokenizer):
   texts = [tuple(tokenizer.decode(ids)[-1] for ids in row) for row in pairs.ids]
   assert sorted(texts) == [("b", "a"), ("b", "d"), ("c", "a"), ("c", "d"), ("d", "a")]
   assert pairs.num_slots == 2 and {tuple(r) for r in pairs.ranks} == {(1, 2)}
-  assert pairs.records == records * 5
+  assert list(pairs.records) == records * 5
   tied, _ = prepare.comparison_rows([dict(records[0], ranks=[1] * 4)], tokenizer, length=20)
   with pytest.raises(ValueError, match="no comparison has an untied pair"):
     tied.pairs()

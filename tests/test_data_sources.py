@@ -1,6 +1,6 @@
-"""Records through tfds and array_record, the cache, public sets, and spec errors."""
+"""Records of local files through the cache, of public sets, and spec errors."""
 
-import contextlib
+import functools
 import json
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from rlhf.data import builders, formats, sources
+from rlhf.data import formats, sources
 
 RECORDS = {
   "demonstration": [
@@ -43,113 +43,93 @@ def write(path: pathlib.Path, records: list) -> pathlib.Path:
   return path
 
 
-def load(spec: str, kind: str, tmp_path, **choices):
-  lines = []
-  found = sources.load(spec, kind, data_dir=tmp_path / "array_records", log=lines.append, **choices)
-  return found, lines
+@pytest.fixture
+def load(tmp_path, capsys):
+  """(records, what was printed) of a spec."""
+
+  def load(spec: str, kind: str, **choices):
+    capsys.readouterr()
+    found = sources.load(spec, kind, cache_dir=tmp_path / "cache", **choices)
+    return found, capsys.readouterr().out
+
+  return load
 
 
+@pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kind", sorted(RECORDS))
-def test_records_come_back_as_they_were(tmp_path, kind: str):
+def test_records_come_back_as_they_were(tmp_path, capsys, kind: str, cached: bool):
   path = write(tmp_path / "x.jsonl", RECORDS[kind])
-  found, lines = load(f"jsonl:{path}", kind, tmp_path)
+  found = sources.load(f"jsonl:{path}", kind, cache_dir=tmp_path / "cache" if cached else None)
   assert list(found) == RECORDS[kind]
   assert found[-1] == RECORDS[kind][1] and found[:1] == RECORDS[kind][:1]
-  assert lines == [f"{kind} records from jsonl:{path}: 2 kept"]
+  assert capsys.readouterr().out == f"{kind} records from jsonl:{path}: 2 kept\n"
+  assert (found.fingerprint is not None) == cached == (tmp_path / "cache").exists()
   with pytest.raises(IndexError):
     found[2]
 
 
-def test_the_files_are_array_records_in_the_order_of_the_lines(tmp_path):
-  texts = [{"text": str(i)} for i in range(500)]
-  found, _ = load(f"jsonl:{write(tmp_path / 'x.jsonl', texts)}", "text", tmp_path)
-  assert list(found) == texts
-  assert list((tmp_path / "array_records").rglob("pretraining_text-train.array_record*"))
+def test_an_empty_user_is_left_out(tmp_path, load):
+  path = write(tmp_path / "x.jsonl", [{"user": "", "x": "", "prompt": "p"}])
+  assert list(load(f"jsonl:{path}", "prompt")[0]) == [{"prompt": "p", "x": ""}]
 
 
-def test_a_second_run_reads_what_the_first_one_wrote(tmp_path, monkeypatch):
+def test_half_a_surrogate_pair_in_a_field_that_nothing_reads(tmp_path, load):
+  path = write(tmp_path / "x.jsonl", [{"prompt": "p", "x": "\ud800"}])
+  assert load(f"jsonl:{path}", "prompt")[0][0]["x"] == "\ud800"
+
+
+def test_a_second_run_reads_what_the_first_one_wrote(tmp_path, load, monkeypatch):
   path = write(tmp_path / "x.jsonl", RECORDS["prompt"])
-  first, first_lines = load(f"jsonl:{path}", "prompt", tmp_path)
-  monkeypatch.setattr(builders, "read", None)  # whoever reads the file again fails
-  second, second_lines = load(f"jsonl:{path}", "prompt", tmp_path)
-  assert list(first) == list(second) and first_lines == second_lines
+  first, first_line = load(f"jsonl:{path}", "prompt")
+  monkeypatch.setattr(formats, "iterate", None)  # whoever reads the file again fails
+  second, second_line = load(f"jsonl:{path}", "prompt")
+  assert list(first) == list(second) and first_line == second_line
+  copy = tmp_path / "copy.jsonl"
+  copy.write_bytes(path.read_bytes())
+  assert load(f"jsonl:{copy}", "prompt")[0].fingerprint == first.fingerprint
 
 
-def test_a_file_that_another_process_is_reading_is_waited_for(tmp_path, monkeypatch):
-  """Whoever is let in second finds what the first one wrote."""
-  path = write(tmp_path / "x.jsonl", RECORDS["prompt"])
-  alone, prepare, times = sources.workdir_lib.alone, builders.Prompts.download_and_prepare, []
-
-  @contextlib.contextmanager
-  def after_another(lock_path, what):
-    monkeypatch.setattr(sources.workdir_lib, "alone", alone)
-    load(f"jsonl:{path}", "prompt", tmp_path)
-    with alone(lock_path, what):
-      yield
-
-  monkeypatch.setattr(sources.workdir_lib, "alone", after_another)
-  monkeypatch.setattr(
-    builders.Prompts,
-    "download_and_prepare",
-    lambda self, **choices: (times.append(1), prepare(self, **choices)),
-  )
-  found, lines = load(f"jsonl:{path}", "prompt", tmp_path)
-  assert list(found) == RECORDS["prompt"] and len(times) == 1
-  assert lines == [f"prompt records from jsonl:{path}: 2 kept"]
-
-
-def test_the_cache_knows_contents_format_kind_and_choices(tmp_path):
+def test_the_cache_knows_contents_format_kind_and_options(tmp_path, load):
   path = write(tmp_path / "x.jsonl", [{"prompt": str(i), "completion": "c"} for i in range(20)])
-  assert len(load(f"jsonl:{path}", "demonstration", tmp_path)[0]) == 20
-  assert "completion" in load(f"jsonl:{path}", "prompt", tmp_path)[0][0]
-  assert "completion" not in load(f"t0:{path}", "prompt", tmp_path)[0][0]
-  some = load(f"jsonl:{path}", "demonstration", tmp_path, max_records=5)
-  assert len(some[0]) == 5 and some[1][0].endswith("5 kept, 15 left out (max_records)")
-  assert list(load(f"jsonl:{path}", "demonstration", tmp_path, max_records=5)[0]) == list(some[0])
-  other = load(f"jsonl:{path}", "demonstration", tmp_path, max_records=5, seed=1)[0]
-  assert list(other) != list(some[0])
+  assert len(load(f"jsonl:{path}", "demonstration")[0]) == 20
+  assert "completion" in load(f"jsonl:{path}", "prompt")[0][0]
+  assert "completion" not in load(f"t0:{path}", "prompt")[0][0]
   write(path, [{"prompt": "new", "completion": "c"}])
-  assert len(load(f"jsonl:{path}", "demonstration", tmp_path)[0]) == 1
-
-
-def test_options_reach_the_reader(tmp_path):
+  assert len(load(f"jsonl:{path}", "demonstration")[0]) == 1
   (tmp_path / "a.txt").write_text("one\ntwo")
-  assert len(load(f"text:{tmp_path / 'a.txt'}", "text", tmp_path)[0]) == 1
-  options = formats.FormatOptions(document_split="line")
-  assert len(load(f"text:{tmp_path / 'a.txt'}", "text", tmp_path, options=options)[0]) == 2
+  assert len(load(f"text:{tmp_path / 'a.txt'}", "text")[0]) == 1
+  assert len(load(f"text,document_split=line:{tmp_path / 'a.txt'}", "text")[0]) == 2
 
 
-def test_a_malformed_line_stops_before_anything_is_written(tmp_path):
+def test_a_directory_of_text_is_known_by_all_its_files(tmp_path, load):
+  directory = tmp_path / "texts"
+  directory.mkdir()
+  (directory / "a.txt").write_text("A")
+  assert len(load(f"text:{directory}", "text")[0]) == 1
+  (directory / "b.txt").write_text("B")
+  assert len(load(f"text:{directory}", "text")[0]) == 2
+
+
+def test_a_malformed_line_stops_and_leaves_no_entry(tmp_path, load):
   path = write(tmp_path / "x.jsonl", [{"prompt": "p"}, {"prompt": ""}])
   with pytest.raises(ValueError, match='x.jsonl:2: "prompt" is empty'):
-    load(f"jsonl:{path}", "prompt", tmp_path)
-  assert not (tmp_path / "array_records").exists()
-  found, lines = load(f"jsonl:{path}", "prompt", tmp_path, on_bad="skip")
-  assert len(found) == 1 and lines[0].endswith("1 kept, 1 skipped (empty text)")
+    load(f"jsonl:{path}", "prompt")
+  assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+  found, line = load(f"jsonl:{path}", "prompt", on_bad="skip")
+  assert len(found) == 1 and line.endswith("1 kept, 1 skipped (empty text)\n")
 
 
-def test_a_builder_reads_a_file_by_itself(tmp_path):
-  config = builders.RecordsConfig(
-    name="mine", format_name="jsonl", path=str(write(tmp_path / "x.jsonl", RECORDS["comparison"]))
-  )
-  builder = builders.Comparisons(config=config, data_dir=tmp_path / "tfds")
-  builder.download_and_prepare(file_format="array_record")
-  example = builder.as_data_source("train")[1]
-  assert builders.from_example("comparison", example) == RECORDS["comparison"][1]
-  assert builder.info.metadata["counts"] == {"kept": 2}
-
-
-def test_no_tensorflow_and_nothing_on_the_console_but_the_counts(tmp_path, repository):
+def test_local_files_need_no_tensorflow_datasets(tmp_path, repository):
   path = write(tmp_path / "x.jsonl", RECORDS["text"])
   program = (
     "import sys\nfrom rlhf.data import sources\n"
-    f"found = sources.load({f'jsonl:{path}'!r}, 'text', data_dir={str(tmp_path)!r})\n"
-    "print(len(found), 'tensorflow' in sys.modules)"
+    f"found = sources.load({f'jsonl:{path}'!r}, 'text', cache_dir={str(tmp_path / 'cache')!r})\n"
+    "print(len(found), {'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
   )
   done = subprocess.run(
     [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=repository
   )
-  assert done.stdout == f"text records from jsonl:{path}: 2 kept\n2 False\n"
+  assert done.stdout == f"text records from jsonl:{path}: 2 kept\n2 set()\n"
   assert not done.stderr
 
 
@@ -179,36 +159,32 @@ class Gsm8k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @pytest.fixture
-def public_dir(tmp_path) -> str:
+def public(tmp_path, monkeypatch):
   directory = str(tmp_path / "public")
   Gsm8k(data_dir=directory).download_and_prepare(file_format="array_record")
-  return directory
+  monkeypatch.setattr(tfds, "builder", functools.partial(tfds.builder, data_dir=directory))
 
 
-def test_public_sets_by_name_and_split(tmp_path, public_dir: str):
-  found, lines = load("gsm8k", "demonstration", tmp_path, public_dir=public_dir)
-  assert len(found) == 8 and lines == ["demonstration records from gsm8k: 8 kept"]
-  assert found[3] == {"prompt": "3 + é?", "completion": "3"}
-  assert list(load("gsm8k@test", "prompt", tmp_path, public_dir=public_dir)[0]) == [
-    {"prompt": "0 + é?"},
-    {"prompt": "1 + é?"},
-  ]
-  part, _ = load("gsm8k:1.0.0@train[50%:]", "prompt", tmp_path, public_dir=public_dir)
-  assert len(part) == 4
-  some, lines = load("gsm8k", "prompt", tmp_path, public_dir=public_dir, max_records=3)
-  assert len(some) == 3 and lines[0].endswith("3 kept, 5 left out (max_records)")
+def test_public_sets_by_name_and_split(load, public):
+  found, line = load("gsm8k", "demonstration")
+  assert len(found) == 8 and line == "demonstration records from gsm8k: 8 kept\n"
+  assert found[3] == {"prompt": "3 + é?", "completion": "3"} and list(found) == found[:]
+  other, _ = load("gsm8k@test", "demonstration")
+  assert other.fingerprint != found.fingerprint
+  assert list(load("gsm8k@test", "prompt")[0]) == [{"prompt": "0 + é?"}, {"prompt": "1 + é?"}]
+  assert len(load("gsm8k:1.0.0@train[50%:]", "prompt")[0]) == 4
 
 
-def test_a_public_set_that_cannot_be_had(tmp_path, public_dir: str, monkeypatch):
-  with pytest.raises(ValueError, match=r"public tfds set 'gsm8k' \(split 'dev'\) cannot be had"):
-    load("gsm8k@dev", "prompt", tmp_path, public_dir=public_dir)
+def test_a_public_set_that_cannot_be_loaded(load, public, monkeypatch):
+  with pytest.raises(ValueError, match=r"'gsm8k' \(split 'dev'\) cannot be loaded"):
+    load("gsm8k@dev", "prompt")
 
   def unreachable(*args, **kwargs):
     raise ConnectionError("no route to host\nmore")
 
   monkeypatch.setattr(tfds, "builder", unreachable)
   with pytest.raises(ValueError, match="'lm1b' .*ConnectionError: no route to host.*FORMAT:PATH"):
-    load("lm1b", "text", tmp_path)
+    load("lm1b", "text")
 
 
 def test_fields_are_joined_where_not_empty():
@@ -238,19 +214,16 @@ def test_fields_are_joined_where_not_empty():
     ("jsonl:x", "pair", "record kind 'pair'; choose from"),
   ],
 )
-def test_bad_specs(tmp_path, spec: str, kind: str, message: str):
+def test_bad_specs(tmp_path, load, spec: str, kind: str, message: str):
   with pytest.raises(ValueError, match=message):
-    load(spec, kind, tmp_path)
-  assert not (tmp_path / "array_records").exists()
+    load(spec, kind)
+  assert not (tmp_path / "cache").exists()
 
 
-def test_no_records_wanted(tmp_path):
-  with pytest.raises(ValueError, match="max_records 0 keeps nothing"):
-    load("jsonl:x", "text", tmp_path, max_records=0)
-
-
-def test_real_comparisons_through_array_record(shared_data, tmp_path):
+def test_a_cached_file_gives_what_it_holds(shared_data, load):
   path = shared_data / "preferences" / "alpaca_eval_v2.jsonl.gz"
-  found, _ = load(f"alpaca_eval:{path}", "comparison", tmp_path)
+  found, _ = load(f"alpaca_eval:{path}", "comparison")
   assert list(found) == formats.read("comparison", path, "alpaca_eval")[0]
   assert {len(r["ranks"]) for r in found} == {4, 5, 6, 7, 8, 9}
+  few, _ = load(f"alpaca_eval,min_completions=2,max_completions=3:{path}", "comparison")
+  assert {len(r["ranks"]) for r in few} == {2, 3}

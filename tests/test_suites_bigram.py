@@ -11,11 +11,14 @@ from rlhf.evals.suites import bigram
 
 
 def rows_of(documents, length: int = 5):
-  return packing.pack_text(
-    [np.asarray(d, np.int32) for d in documents],
+  return packing.pack(
+    np.concatenate([np.asarray(d, np.int32) for d in documents]),
+    np.asarray([len(d) for d in documents]),
     length=length,
     pad_id=9,
+    packing="cut",
     attend_across_documents=False,
+    reset_positions=False,
   )
 
 

@@ -107,7 +107,7 @@ def split(config, workdir: pathlib.Path, values: flags.FlagValues):
     sources.load(
       config.comparisons.train,
       "comparison",
-      data_dir=workdir / "tfds",
+      cache_dir=None,
       on_bad=config.comparisons.on_bad,
     )
   )
@@ -139,7 +139,7 @@ def run(config, workdir: pathlib.Path, number: int, seed: int):
   config.seed = seed
   config.comparisons.train = f"jsonl:{data_file(workdir, number, 'train')}"
   config.comparisons.valid = f"jsonl:{data_file(workdir, number, 'own')}"
-  reward_model.train(config.lock(), stage, data_dir=workdir / "tfds")
+  reward_model.train(config.lock(), stage, cache_dir=None)
   scores = stage / "heldout_scores.json"
   if not scores.is_file():
     workdir_lib.write_json(scores, score(config, stage, data_file(workdir, number, "heldout")))

@@ -2,7 +2,7 @@
 
 records    the four kinds of record and their checks
 formats    files as their authors published them -> records
-builders   tfds builders: records <-> array_record
+cache      memory-mapped arrays on disk, shared by fingerprint
 sources    `load`: a config's data field -> records
 hygiene    dedup, cap per user, splits, disjointness
 packing    token sequences -> rows of a fixed length

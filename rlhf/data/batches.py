@@ -37,18 +37,6 @@ def take_rows(rows: Rows, indices: np.ndarray):
   return rows.replace(**{name: array[indices] for name, array in _arrays(rows).items()})
 
 
-def split_rows(rows: types.LmBatch, holdout_fraction: float) -> tuple[types.LmBatch, types.LmBatch]:
-  """(training, held out): the last rows, at least one of each; for text packed in order."""
-  total = num_rows(rows)
-  num_held_out = max(1, round(total * holdout_fraction))
-  if total < 2 or num_held_out >= total:
-    raise ValueError(
-      f"holding out {holdout_fraction} of {total} rows leaves none to train on; give more text"
-    )
-  order = np.arange(total)
-  return take_rows(rows, order[:-num_held_out]), take_rows(rows, order[-num_held_out:])
-
-
 def _arrays(rows) -> dict[str, np.ndarray]:
   return {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)}
 

@@ -1,29 +1,36 @@
 """Files as their authors published them -> records.
 
-Each reader yields `records.Item`s: a record, or a problem (a malformed line, which stops the run
-unless the user asks to skip), or a known flaw of that data set (always counted, never fatal).
-Files may be plain or end in .gz.
+A data field names a file as
+
+    FORMAT[,OPTION=VALUE...]:PATH      jsonl:mine.jsonl      text,document_split=line:corpus.txt.gz
+
+Files may be plain or end in .gz, and are read line by line; only a file that is one JSON list is
+parsed as a whole.  A reader yields ("path:line", value) where the value is a record, a
+`records.Problem` (a malformed line: it stops the run unless the user asks to skip it) or a
+`records.Flaw` (known of that data set: always counted, never fatal).
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from rlhf.data import records
-from rlhf.data.records import Item, Problem
+from rlhf.data.records import Flaw, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FormatOptions:
-  """Named choices of the readers.
+  """Options of the formats, as in `text,document_split=line:PATH`.
 
   Attributes:
-    document_split: "text" only, where a document ends: "blank_line", "line" or "file".
+    document_split: "text" only, where a document ends: "blank_line", "line", "file", or
+      "end_of_text" for files with a line "<|endoftext|>" after each document, such as TinyStories.
     min_completions, max_completions: "alpaca_eval" only, K is drawn uniformly from this range;
       4 to 9 as in InstructGPT section 3.5.
     seed: "alpaca_eval" only, of that draw.
@@ -46,6 +53,44 @@ class FormatOptions:
       )
 
 
+# format -> its options
+OPTIONS = {
+  "text": ("document_split",),
+  "alpaca_eval": ("min_completions", "max_completions", "seed"),
+}
+
+Reader = Callable[[pathlib.Path, FormatOptions], Iterator[tuple[str, object]]]
+
+
+def parse_spec(spec: str) -> tuple[str, str, FormatOptions] | None:
+  """(format, path, options) of `FORMAT[,OPTION=VALUE...]:PATH`; None if no format is named.
+
+  Raises:
+    ValueError: an option that the format does not have, or a bad value.
+  """
+  head, colon, path = spec.partition(":")
+  format_name, *choices = head.split(",")
+  if not colon or format_name not in FORMATS:
+    return None
+  allowed = OPTIONS[format_name] if format_name in OPTIONS else ()
+  options: dict[str, Any] = {}
+  for choice in choices:
+    name, _, value = choice.partition("=")
+    if name not in allowed:
+      raise ValueError(
+        f"{spec}: format {format_name} has no option {name!r}; "
+        f"its options: {', '.join(allowed) or 'none'}"
+      )
+    is_text = name == "document_split"
+    if not is_text and not value.isdecimal():
+      raise ValueError(f"{spec}: {name} is {value!r}; give a whole number")
+    options[name] = value if is_text else int(value)
+  try:
+    return format_name, path, FormatOptions(**options)
+  except ValueError as error:
+    raise ValueError(f"{spec}: {error}") from None
+
+
 def read(
   kind: str,
   path: str | pathlib.Path,
@@ -54,17 +99,29 @@ def read(
   on_bad: str = "stop",
   options: FormatOptions | None = None,
 ) -> tuple[list[dict], dict[str, int]]:
-  """All records of `kind` in a file.
+  """All records of a file as (records, counts); see `iterate`."""
+  counts: dict[str, int] = {}
+  return list(iterate(kind, path, format_name, counts, on_bad=on_bad, options=options)), counts
+
+
+def iterate(
+  kind: str,
+  path: str | pathlib.Path,
+  format_name: str,
+  counts: dict[str, int],
+  *,
+  on_bad: str = "stop",
+  options: FormatOptions | None = None,
+) -> Iterator[dict]:
+  """The records of `kind` in a file, one at a time.
 
   Args:
     kind: a key of `records.KINDS`.
     path: the file; for "text" also a directory of .txt and .txt.gz files.
     format_name: a key of `FORMATS`.
+    counts: empty; gets "kept" and what was dropped or skipped, by reason.
     on_bad: what to do at a malformed line: "stop" raises, "skip" counts it and goes on.
     options: of the format; None takes the defaults.
-
-  Returns:
-    (records, counts): counts has "kept", then what was dropped or skipped, by reason.
 
   Raises:
     ValueError: a malformed line ("path:line: what was found; what would be right"), a file that
@@ -74,29 +131,28 @@ def read(
   if on_bad not in ("stop", "skip"):
     raise ValueError(f"on_bad {on_bad!r}; choose from ['skip', 'stop']")
   reader = choose_reader(kind, format_name)
-  kept, counts = [], {"kept": 0}
-  for item in reader(pathlib.Path(path), options if options is not None else FormatOptions()):
-    problem = item.problem
-    if problem is None and item.dropped is None:
-      problem = records.find_problem(kind, item.record)
-    if problem is not None:
-      if on_bad == "stop":
-        raise ValueError(f"{item.where}: {problem.message}")
-      _count(counts, f"skipped ({problem.reason})")
-    elif item.dropped is not None:
-      _count(counts, f"dropped ({item.dropped})")
+  counts["kept"] = 0
+  for where, value in reader(pathlib.Path(path), FormatOptions() if options is None else options):
+    if isinstance(value, Flaw):
+      records.count(counts, f"dropped ({value.reason})")
+      continue
+    problem = value if isinstance(value, Problem) else records.find_problem(kind, value)
+    if problem is None:
+      counts["kept"] += 1
+      assert isinstance(value, dict)  # or `find_problem` had found one
+      yield value
+    elif on_bad == "stop":
+      raise ValueError(f"{where}: {problem.message}")
     else:
-      kept.append(item.record)
-  counts["kept"] = len(kept)
-  if not kept:
+      records.count(counts, f"skipped ({problem.reason})")
+  if not counts["kept"]:
     raise ValueError(
       f"{path} gave no {kind} ({records.describe_counts(format_name, counts)}); "
       "give a file that holds at least one"
     )
-  return kept, counts
 
 
-def choose_reader(kind: str, format_name: str) -> Callable:
+def choose_reader(kind: str, format_name: str) -> Reader:
   """The reader of a format for a kind; ValueError says the choices."""
   records.check_kind(kind)
   if format_name not in FORMATS:
@@ -105,57 +161,62 @@ def choose_reader(kind: str, format_name: str) -> Callable:
   if kind not in readers:
     raise ValueError(
       f"format {format_name!r} holds no {kind} records, only {sorted(readers)}; "
-      f"formats for {kind}: {sorted(f for f in FORMATS if kind in FORMATS[f])}"
+      f"formats for {kind}: {formats_of(kind)}"
     )
   return readers[kind]
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-  counts[name] = counts.get(name, 0) + 1
+def formats_of(kind: str) -> list[str]:
+  """The formats that hold records of a kind."""
+  return sorted(name for name in FORMATS if kind in FORMATS[name])
 
 
 # ---- jsonl: the documented records, one object a line ----------------------------------------
 
 
-def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
+def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, object]]:
   del options
-  yield from _read_json_lines(path)
-
-
-def _read_json_lines(path: pathlib.Path) -> Iterator[Item]:
   for where, line in records.read_lines(path):
     value, problem = records.parse_json(line)
-    yield Item(where=where, record=value, problem=problem)
+    yield where, value if problem is None else problem
 
 
-def _read_objects(path: pathlib.Path) -> Iterator[Item]:
+# ---- objects with other fields, converted one by one ---------------------------------------------
+
+Converter = Callable[[str, dict, FormatOptions], dict | Problem | Flaw]
+
+
+def _readers(convert: Converter, fields: tuple[str, ...], *kinds: str) -> dict[str, Reader]:
+  """Readers of objects that all have `fields`, which are strings."""
+  return {kind: functools.partial(_read_converted, convert, fields, kind) for kind in kinds}
+
+
+def _read_converted(
+  convert: Converter,
+  fields: tuple[str, ...],
+  kind: str,
+  path: pathlib.Path,
+  options: FormatOptions,
+) -> Iterator[tuple[str, object]]:
+  for where, value in _read_objects(path, options):
+    problem = value if isinstance(value, Problem) else _find_field_problem(value, fields)
+    yield where, convert(kind, value, options) if problem is None else problem
+
+
+def _read_objects(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
   """Objects of a JSONL file, or of a file that is one JSON list."""
-  raw = records.read_bytes(path)
-  if not raw.lstrip().startswith(b"["):
-    yield from _read_json_lines(path)
+  _, first_line = next(records.read_lines(path), ("", b""))
+  if not first_line.lstrip().startswith(b"["):
+    yield from _read_jsonl(path, options)
     return
-  values, problem = records.parse_json(raw)
+  values, problem = records.parse_json(records.read_bytes(path))
   if problem is not None:
     raise ValueError(
       f"{path} starts like a JSON list but is {problem.message.split(';')[0]}; "
       "it must be one list of objects, or one object a line"
     )
   for number, value in enumerate(values, start=1):
-    yield Item(where=f"{path}: item {number}", record=value)
-
-
-def _convert(
-  path: pathlib.Path, convert: Callable[[str, dict], Item], fields: tuple[str, ...]
-) -> Iterator[Item]:
-  """Applies `convert` to every object that has `fields`, all strings."""
-  for item in _read_objects(path):
-    problem = item.problem
-    if problem is None:
-      problem = _find_field_problem(item.record, fields)
-    if problem is not None:
-      yield Item(where=item.where, problem=problem)
-    else:
-      yield convert(item.where, item.record)
+    yield f"{path}: item {number}", value
 
 
 def _find_field_problem(value: object, fields: tuple[str, ...]) -> Problem | None:
@@ -172,26 +233,67 @@ def _find_field_problem(value: object, fields: tuple[str, ...]) -> Problem | Non
 
 # ---- text: plain text files --------------------------------------------------------------------
 
-DOCUMENT_SPLITS = {
-  "blank_line": lambda text: re.split(r"\n[^\S\n]*\n\s*", text),
-  "line": lambda text: text.split("\n"),
-  "file": lambda text: [text],
+_WRITTEN_EOT = "<|endoftext|>"
+
+
+def _split_at_blank_lines(lines: Iterator[str]) -> Iterator[str]:
+  """Also drops the white space before a document's first line."""
+  document: list[str] = []
+  is_between = False
+  for line in lines:
+    if is_between:
+      line = line.lstrip()
+      if line:
+        document, is_between = [line], False
+    elif document and line.isspace() and line.endswith("\n"):
+      yield "".join(document)
+      is_between = True
+    else:
+      document.append(line)
+  if not is_between:
+    yield "".join(document)
+
+
+def _split_at_end_of_text(lines: Iterator[str]) -> Iterator[str]:
+  document: list[str] = []
+  for line in lines:
+    if line.strip() == _WRITTEN_EOT:
+      yield "".join(document)
+      document = []
+    else:
+      document.append(line)
+  yield "".join(document)
+
+
+DOCUMENT_SPLITS: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {
+  "blank_line": _split_at_blank_lines,
+  "line": lambda lines: lines,
+  "file": lambda lines: iter(["".join(lines)]),
+  "end_of_text": _split_at_end_of_text,
 }
 
 
-def _read_text(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-  files = [path]
-  if path.is_dir():
-    files = list_text_files(path)
-  for file in files:
-    try:
-      text = records.read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-      raise ValueError(f"{file} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-    documents = DOCUMENT_SPLITS[options.document_split](text)
+def _read_text(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, object]]:
+  for file in list_text_files(path) if path.is_dir() else [path]:
+    documents = DOCUMENT_SPLITS[options.document_split](_read_text_lines(file))
     for number, document in enumerate(documents, start=1):
       if document.strip():
-        yield Item(where=f"{file}: document {number}", record={"text": document.strip("\n")})
+        yield f"{file}: document {number}", {"text": document.strip("\n")}
+
+
+def _read_text_lines(path: pathlib.Path) -> Iterator[str]:
+  """Lines with their "\n"."""
+  num_bytes = 0
+  with records.open_file(path) as file:
+    for line in file:
+      try:
+        text = line.decode("utf-8" if num_bytes else "utf-8-sig")
+      except UnicodeDecodeError as error:
+        raise ValueError(
+          f"{path} is not UTF-8 at byte {num_bytes + error.start}; convert it to UTF-8"
+        ) from error
+      num_bytes += len(line)
+      yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
 def list_text_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -219,122 +321,71 @@ def _split_dialogue(dialogue: str) -> tuple[str, str] | None:
   return dialogue[:start].strip("\n"), dialogue[start + len(_ASSISTANT) :].strip()
 
 
-def _convert_hh(kind: str) -> Callable[[str, dict], Item]:
-  def convert(where: str, value: dict) -> Item:
-    chosen, rejected = _split_dialogue(value["chosen"]), _split_dialogue(value["rejected"])
-    if chosen is None or rejected is None:
-      return Item(
-        where=where,
-        problem=Problem(
-          "no reply", 'a dialogue without "\\n\\nAssistant:"; it must hold the reply after one'
-        ),
-      )
-    if not chosen[0].strip():
-      return Item(where=where, dropped="empty prompt")
-    if kind == "prompt":
-      return Item(where=where, record={"prompt": chosen[0]})
-    if not chosen[1] or (kind == "comparison" and not rejected[1]):
-      return Item(where=where, dropped="empty reply")
-    if kind == "demonstration":
-      return Item(where=where, record={"prompt": chosen[0], "completion": chosen[1]})
-    if chosen[0] != rejected[0]:
-      return Item(where=where, dropped="replies to different prompts")
-    return Item(
-      where=where,
-      record={"prompt": chosen[0], "completions": [chosen[1], rejected[1]], "ranks": [1, 2]},
+def _convert_hh(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  del options
+  chosen, rejected = _split_dialogue(value["chosen"]), _split_dialogue(value["rejected"])
+  if chosen is None or rejected is None:
+    return Problem(
+      "no reply", 'a dialogue without "\\n\\nAssistant:"; it must hold the reply after one'
     )
-
-  return convert
-
-
-def _read_hh(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    del options
-    return _convert(path, _convert_hh(kind), ("chosen", "rejected"))
-
-  return reader
+  if not chosen[0].strip():
+    return Flaw("empty prompt")
+  if kind == "prompt":
+    return {"prompt": chosen[0]}
+  if not chosen[1] or (kind == "comparison" and not rejected[1]):
+    return Flaw("empty reply")
+  if kind == "demonstration":
+    return {"prompt": chosen[0], "completion": chosen[1]}
+  if chosen[0] != rejected[0]:
+    return Flaw("replies to different prompts")
+  return {"prompt": chosen[0], "completions": [chosen[1], rejected[1]], "ranks": [1, 2]}
 
 
 # ---- alpaca: instruction, input, output --------------------------------------------------------
 
 
-def _alpaca_prompt(value: dict) -> str | None:
-  """The instruction, and the input below it where there is one; None if the input is no text."""
+def _alpaca_prompt(value: dict) -> str | Problem | Flaw:
+  """The instruction, and the input below it where there is one."""
   extra = value["input"] if "input" in value else ""
   if not isinstance(extra, str):
-    return None
-  return f"{value['instruction']}\n\n{extra}" if extra.strip() else value["instruction"]
+    return Problem(
+      "wrong type", '"input" is not a string; it must be one, empty where there is none'
+    )
+  prompt = f"{value['instruction']}\n\n{extra}" if extra.strip() else value["instruction"]
+  return prompt if prompt.strip() else Flaw("empty instruction")
 
 
-def _convert_alpaca(kind: str) -> Callable[[str, dict], Item]:
-  completion_fields = {
-    "prompt": (),
-    "demonstration": ("output",),
-    "comparison": ("chosen", "rejected"),
-  }[kind]
-
-  def convert(where: str, value: dict) -> Item:
-    if "output" not in value and "response" in value:  # GPTeacher's name for it
-      value = dict(value, output=value["response"])
-    problem = _find_field_problem(value, completion_fields)
-    if problem is not None:
-      return Item(where=where, problem=problem)
-    prompt = _alpaca_prompt(value)
-    if prompt is None:
-      return Item(
-        where=where,
-        problem=Problem(
-          "wrong type", '"input" is not a string; it must be one, empty where there is none'
-        ),
-      )
-    if not prompt.strip():
-      return Item(where=where, dropped="empty instruction")
-    completions = [value[field] for field in completion_fields]
-    if not all(completion.strip() for completion in completions):
-      return Item(where=where, dropped="empty output")
-    record = {"prompt": prompt}
-    if kind == "demonstration":
-      record["completion"] = completions[0]
-    if kind == "comparison":
-      record.update(completions=completions, ranks=[1, 2])
-    return Item(where=where, record=record)
-
-  return convert
-
-
-def _read_alpaca(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    del options
-    return _convert(path, _convert_alpaca(kind), ("instruction",))
-
-  return reader
+def _convert_alpaca(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  del options
+  fields = {"prompt": (), "demonstration": ("output",), "comparison": ("chosen", "rejected")}[kind]
+  if "output" not in value and "response" in value:  # GPTeacher's name for it
+    value = dict(value, output=value["response"])
+  problem = _find_field_problem(value, fields)
+  if problem is not None:
+    return problem
+  prompt = _alpaca_prompt(value)
+  if not isinstance(prompt, str):
+    return prompt
+  completions = [value[field] for field in fields]
+  if not all(completion.strip() for completion in completions):
+    return Flaw("empty output")
+  if kind == "comparison":
+    return {"prompt": prompt, "completions": completions, "ranks": [1, 2]}
+  return {"prompt": prompt} | ({} if kind == "prompt" else {"completion": completions[0]})
 
 
 # ---- t0: P3 templates, completions that end in a literal end-of-text ---------------------------
 
-_WRITTEN_EOT = "<|endoftext|>"
 
-
-def _convert_t0(kind: str) -> Callable[[str, dict], Item]:
-  def convert(where: str, value: dict) -> Item:
-    if not value["prompt"].strip():
-      return Item(where=where, dropped="empty prompt")
-    record = {"prompt": value["prompt"].strip()}
-    if kind == "demonstration":
-      record["completion"] = value["completion"].removesuffix(_WRITTEN_EOT).strip()
-      if not record["completion"]:
-        return Item(where=where, dropped="empty completion")
-    return Item(where=where, record=record)
-
-  return convert
-
-
-def _read_t0(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    del options
-    return _convert(path, _convert_t0(kind), ("prompt", "completion"))
-
-  return reader
+def _convert_t0(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  del options
+  prompt = value["prompt"].strip()
+  if not prompt:
+    return Flaw("empty prompt")
+  if kind == "prompt":
+    return {"prompt": prompt}
+  completion = value["completion"].removesuffix(_WRITTEN_EOT).strip()
+  return {"prompt": prompt, "completion": completion} if completion else Flaw("empty completion")
 
 
 # ---- alpaca_eval: many models' outputs, each with a preference against one reference -----------
@@ -374,28 +425,18 @@ def _find_candidates_problem(value: dict) -> Problem | None:
   return None
 
 
-def _convert_alpaca_eval(kind: str, options: FormatOptions) -> Callable[[str, dict], Item]:
-  def convert(where: str, value: dict) -> Item:
-    if not value["instruction"].strip():
-      return Item(where=where, dropped="empty instruction")
-    if kind == "prompt":
-      return Item(where=where, record={"prompt": value["instruction"]})
-    problem = _find_candidates_problem(value)
-    if problem is not None:
-      return Item(where=where, problem=problem)
-    candidates = [c for c in value["candidates"] if c["output"].strip()]
-    if len(candidates) < options.min_completions:
-      return Item(where=where, dropped=f"fewer than {options.min_completions} outputs")
-    return Item(where=where, record=_draw_comparison(value["instruction"], candidates, options))
-
-  return convert
-
-
-def _read_alpaca_eval(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    return _convert(path, _convert_alpaca_eval(kind, options), ("instruction",))
-
-  return reader
+def _convert_alpaca_eval(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  if not value["instruction"].strip():
+    return Flaw("empty instruction")
+  if kind == "prompt":
+    return {"prompt": value["instruction"]}
+  problem = _find_candidates_problem(value)
+  if problem is not None:
+    return problem
+  candidates = [c for c in value["candidates"] if c["output"].strip()]
+  if len(candidates) < options.min_completions:
+    return Flaw(f"fewer than {options.min_completions} outputs")
+  return _draw_comparison(value["instruction"], candidates, options)
 
 
 # ---- pandalm: pairs with the votes of three people (Wang et al. 2023, arXiv:2306.05087) ---------
@@ -405,120 +446,75 @@ _ANNOTATORS = ("annotator1", "annotator2", "annotator3")
 
 
 def _majority_ranks(votes: list[int]) -> list[int]:
-  """Ranks of two answers by the majority; a tie where most say so, or all three differ."""
+  """Ranks of two completions by the majority; a tie where most say so, or all three differ."""
   for vote, ranks in ((1, [1, 2]), (2, [2, 1])):
     if votes.count(vote) > len(votes) / 2:
       return ranks
   return [1, 1]
 
 
-def _pandalm_response(value: object) -> object:
-  """The published file holds the answers "True" and "False" as JSON's own true and false."""
-  return str(value) if isinstance(value, bool) else value
-
-
-def _convert_pandalm(kind: str) -> Callable[[str, dict], Item]:
-  def convert(where: str, value: dict) -> Item:
-    prompt = _alpaca_prompt(value)
-    if prompt is None:
-      return Item(
-        where=where,
-        problem=Problem(
-          "wrong type", '"input" is not a string; it must be one, empty where there is none'
-        ),
+def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  del options
+  prompt = _alpaca_prompt(value)
+  if not isinstance(prompt, str):
+    return prompt
+  if kind == "prompt":
+    return {"prompt": prompt}
+  # The published file holds the responses "True" and "False" as JSON's own true and false.
+  responses = {name: value[name] for name in _RESPONSES if name in value}
+  responses = {name: str(r) if isinstance(r, bool) else r for name, r in responses.items()}
+  problem = _find_field_problem(responses, _RESPONSES)
+  if problem is not None:
+    return problem
+  votes = [value[name] if name in value else None for name in _ANNOTATORS]
+  for name, vote in zip(_ANNOTATORS, votes):
+    if type(vote) is not int or vote not in (0, 1, 2):
+      return Problem(
+        "vote",
+        f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
+        "response, or 0 for a tie",
       )
-    if not prompt.strip():
-      return Item(where=where, dropped="empty instruction")
-    if kind == "prompt":
-      return Item(where=where, record={"prompt": prompt})
-    value = value | {name: _pandalm_response(value[name]) for name in _RESPONSES if name in value}
-    problem = _find_field_problem(value, _RESPONSES)
-    if problem is not None:
-      return Item(where=where, problem=problem)
-    votes = [value[name] if name in value else None for name in _ANNOTATORS]
-    for name, vote in zip(_ANNOTATORS, votes):
-      if type(vote) is not int or vote not in (0, 1, 2):
-        return Item(
-          where=where,
-          problem=Problem(
-            "vote",
-            f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
-            "response, or 0 for a tie",
-          ),
-        )
-    completions = [value[name] for name in _RESPONSES]
-    if not all(completion.strip() for completion in completions):
-      return Item(where=where, dropped="empty response")
-    return Item(
-      where=where,
-      record={
-        "prompt": prompt,
-        "completions": completions,
-        "ranks": _majority_ranks(votes),
-        "votes": votes,
-      },
-    )
-
-  return convert
-
-
-def _read_pandalm(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    del options
-    return _convert(path, _convert_pandalm(kind), ("instruction",))
-
-  return reader
+  completions = [responses[name] for name in _RESPONSES]
+  if not all(completion.strip() for completion in completions):
+    return Flaw("empty response")
+  ranks = _majority_ranks(votes)
+  return {"prompt": prompt, "completions": completions, "ranks": ranks, "votes": votes}
 
 
 # ---- llmbar: pairs of which one is better beyond doubt (Zeng et al. 2023, arXiv:2310.07641) -----
 
 
-def _convert_llmbar(kind: str) -> Callable[[str, dict], Item]:
-  def convert(where: str, value: dict) -> Item:
-    if not value["input"].strip():
-      return Item(where=where, dropped="empty instruction")
-    if kind == "prompt":
-      return Item(where=where, record={"prompt": value["input"]})
-    label = value["label"] if "label" in value else None
-    if type(label) is not int or label not in (1, 2):
-      return Item(
-        where=where,
-        problem=Problem(
-          "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'
-        ),
-      )
-    completions = [value["output_1"], value["output_2"]]
-    if not all(completion.strip() for completion in completions):
-      return Item(where=where, dropped="empty output")
-    return Item(
-      where=where,
-      record={
-        "prompt": value["input"],
-        "completions": completions,
-        "ranks": [1, 2] if label == 1 else [2, 1],
-      },
+def _convert_llmbar(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+  del options
+  if not value["input"].strip():
+    return Flaw("empty instruction")
+  if kind == "prompt":
+    return {"prompt": value["input"]}
+  problem = _find_field_problem(value, ("input", "output_1", "output_2"))
+  if problem is not None:
+    return problem
+  label = value["label"] if "label" in value else None
+  if type(label) is not int or label not in (1, 2):
+    return Problem(
+      "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'
     )
+  completions = [value["output_1"], value["output_2"]]
+  if not all(completion.strip() for completion in completions):
+    return Flaw("empty output")
+  ranks = [1, 2] if label == 1 else [2, 1]
+  return {"prompt": value["input"], "completions": completions, "ranks": ranks}
 
-  return convert
 
-
-def _read_llmbar(kind: str) -> Callable:
-  def reader(path: pathlib.Path, options: FormatOptions) -> Iterator[Item]:
-    del options
-    needed = ("input",) if kind == "prompt" else ("input", "output_1", "output_2")
-    return _convert(path, _convert_llmbar(kind), needed)
-
-  return reader
-
+_PAIRS = ("comparison", "prompt")
 
 # format -> kind -> reader(path, options)
-FORMATS: dict[str, dict[str, Callable[[pathlib.Path, FormatOptions], Iterator[Item]]]] = {
+FORMATS: dict[str, dict[str, Reader]] = {
   "jsonl": {kind: _read_jsonl for kind in records.KINDS},
   "text": {"text": _read_text},
-  "hh": {kind: _read_hh(kind) for kind in ("comparison", "prompt", "demonstration")},
-  "alpaca": {kind: _read_alpaca(kind) for kind in ("comparison", "prompt", "demonstration")},
-  "t0": {kind: _read_t0(kind) for kind in ("prompt", "demonstration")},
-  "alpaca_eval": {kind: _read_alpaca_eval(kind) for kind in ("comparison", "prompt")},
-  "pandalm": {kind: _read_pandalm(kind) for kind in ("comparison", "prompt")},
-  "llmbar": {kind: _read_llmbar(kind) for kind in ("comparison", "prompt")},
+  "hh": _readers(_convert_hh, ("chosen", "rejected"), *_PAIRS, "demonstration"),
+  "alpaca": _readers(_convert_alpaca, ("instruction",), *_PAIRS, "demonstration"),
+  "t0": _readers(_convert_t0, ("prompt", "completion"), "prompt", "demonstration"),
+  "alpaca_eval": _readers(_convert_alpaca_eval, ("instruction",), *_PAIRS),
+  "pandalm": _readers(_convert_pandalm, ("instruction",), *_PAIRS),
+  "llmbar": _readers(_convert_llmbar, ("input",), *_PAIRS),
 }

@@ -1,17 +1,22 @@
 """Which prompts are kept and who sees them (InstructGPT sections 3.2, A.1 and A.2).
 
 Records are anything with a "prompt" and perhaps a "user" (a document's "text" serves as its
-prompt).  Every function keeps the order, changes nothing in place, and says how many it dropped.
+prompt).  What comes back are views of the records, in their order; prompts are compared by hash, so
+that memory holds neither records nor prompts.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from rlhf.data.records import subset
+
 
 def deduplicate_by_prefix(
   records: Sequence[dict], prefix_length: int
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[Sequence[dict], dict[str, int]]:
   """Drops a prompt whose first `prefix_length` characters an earlier prompt has too.
 
   The paper drops "prompts that share a long common prefix" and gives no length.  A prompt shorter
@@ -22,16 +27,18 @@ def deduplicate_by_prefix(
   """
   if prefix_length < 1:
     raise ValueError(f"prefix_length {prefix_length} would call all prompts equal; use at least 1")
-  seen, kept = set(), []
+  seen: set[bytes] = set()
+  is_new = []
   for record in records:
-    prefix = prompt_of(record)[:prefix_length]
-    if prefix not in seen:
-      seen.add(prefix)
-      kept.append(record)
-  return kept, _counts(kept, records, f"share their first {prefix_length} characters")
+    prefix = text_hash(prompt_of(record)[:prefix_length])
+    is_new.append(prefix not in seen)
+    seen.add(prefix)
+  return _kept(records, is_new, f"share their first {prefix_length} characters")
 
 
-def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[list[dict], dict[str, int]]:
+def cap_per_user(
+  records: Sequence[dict], limit: int = 200
+) -> tuple[Sequence[dict], dict[str, int]]:
   """Keeps the first `limit` records of every user; those without a user are all kept.
 
   200 prompts per user is InstructGPT's number (section 3.2).
@@ -39,19 +46,18 @@ def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[list[dict],
   if limit < 1:
     raise ValueError(f"{limit} prompts per user keeps nobody's; use at least 1")
   num_of_user: dict[str, int] = {}
-  kept = []
+  is_kept = []
   for record in records:
     user = record["user"] if "user" in record else None
     if user is not None:
       num_of_user[user] = num_of_user.get(user, 0) + 1
-    if user is None or num_of_user[user] <= limit:
-      kept.append(record)
-  return kept, _counts(kept, records, f"beyond {limit} of one user")
+    is_kept.append(user is None or num_of_user[user] <= limit)
+  return _kept(records, is_kept, f"beyond {limit} of one user")
 
 
 def split_by_user(
   records: Sequence[dict], fractions: Mapping[str, float], seed: int
-) -> tuple[dict[str, list[dict]], dict[str, int]]:
+) -> tuple[dict[str, Sequence[dict]], dict[str, int]]:
   """Splits so that no user is in two parts; where there is no user, by the prompt.
 
   A user's part depends on (seed, user) alone, so a user stays in it when more data come in; the
@@ -73,37 +79,33 @@ def split_by_user(
     sum(fractions.values()), 1, abs_tol=1e-6
   ):
     raise ValueError(f"fractions {dict(fractions)}; they must be positive and add up to 1")
-  parts: dict[str, list[dict]] = {name: [] for name in fractions}
-  for record in records:
-    parts[_part_of(record, fractions, seed)].append(record)
-  for name, part in parts.items():
-    if not part:
+  borders = np.cumsum(list(fractions.values()))
+  # The shares may add up to slightly less than 1.
+  part = np.minimum([_part_of(record, borders, seed) for record in records], len(fractions) - 1)
+  parts = {name: subset(records, np.flatnonzero(part == i)) for i, name in enumerate(fractions)}
+  for name, found in parts.items():
+    if not found:
       raise ValueError(
         f"the part {name!r} ({fractions[name]:.0%}) of {len(records)} records came "
         "out empty; give more users, a larger fraction or another seed"
       )
-  return parts, {name: len(part) for name, part in parts.items()}
+  return parts, {name: len(found) for name, found in parts.items()}
 
 
-def _part_of(record: dict, fractions: Mapping[str, float], seed: int) -> str:
+def _part_of(record: dict, borders: np.ndarray, seed: int) -> int:
   owner = f"user:{record['user']}" if "user" in record else f"prompt:{prompt_of(record)}"
   digest = hashlib.sha256(f"{seed}\n{owner}".encode()).digest()
   point = int.from_bytes(digest[:8], "big") / 2**64
-  border = 0.0
-  for name, share in fractions.items():
-    border += share
-    if point < border:
-      return name
-  return name  # the shares add up to a hair less than 1
+  return int(np.searchsorted(borders, point, side="right"))
 
 
 def remove_overlap(
   records: Sequence[dict], against: Sequence[dict]
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[Sequence[dict], dict[str, int]]:
   """Drops records whose prompt also occurs in `against`."""
-  taken = {prompt_of(record) for record in against}
-  kept = [record for record in records if prompt_of(record) not in taken]
-  return kept, _counts(kept, records, "prompt is in another set")
+  taken = _prompt_hashes(against)
+  is_kept = [text_hash(prompt_of(record)) not in taken for record in records]
+  return _kept(records, is_kept, "prompt is in another set")
 
 
 def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
@@ -112,15 +114,17 @@ def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
   Raises:
     ValueError: two sets share a prompt.
   """
-  prompts = {name: {prompt_of(r) for r in records} for name, records in named_records.items()}
+  prompts = {name: _prompt_hashes(records) for name, records in named_records.items()}
   names = list(prompts)
   for i, first in enumerate(names):
     for second in names[i + 1 :]:
       shared = prompts[first] & prompts[second]
       if shared:
+        found = (prompt_of(record) for record in named_records[first])
+        example = min(prompt for prompt in found if text_hash(prompt) in shared)
         raise ValueError(
           f"{first} and {second} share {len(shared)} prompts, for example "
-          f"{min(shared)[:60]!r}; they must be disjoint (see remove_overlap)"
+          f"{example[:60]!r}; they must be disjoint (see remove_overlap)"
         )
   return {name: len(found) for name, found in prompts.items()}
 
@@ -130,8 +134,18 @@ def prompt_of(record: dict) -> str:
   return (record["prompt"] if "prompt" in record else record["text"]).strip()
 
 
-def _counts(kept: list, records: Sequence, reason: str) -> dict[str, int]:
+def text_hash(*texts: str) -> bytes:
+  """16 bytes that stand for some texts where they are compared."""
+  return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+
+def _prompt_hashes(records: Sequence[dict]) -> set[bytes]:
+  return {text_hash(prompt_of(record)) for record in records}
+
+
+def _kept(records: Sequence[dict], is_kept: list[bool], reason: str):
+  kept = subset(records, np.flatnonzero(is_kept))
   counts = {"kept": len(kept)}
   if len(kept) < len(records):
     counts[f"dropped ({reason})"] = len(records) - len(kept)
-  return counts
+  return kept, counts

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf import workdir as workdir_lib
+from rlhf.data import hygiene
+from rlhf.data.records import LazySequence, concatenate, subset
+
 
 def mix(
   sources: Sequence[Sequence[dict]],
@@ -15,7 +19,7 @@ def mix(
   *,
   max_examples: int | None,
   seed: int,
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[LazySequence, dict[str, int]]:
   """Examples drawn from each source without replacement, in a random order.
 
   Args:
@@ -42,8 +46,8 @@ def mix(
     raise ValueError(f"weights {tuple(weights)}; each must be above 0; leave a source out instead")
   if max_examples is not None and max_examples < 1:
     raise ValueError(f"max_examples {max_examples}; use 1 or more, or None for all")
-  distinct, num_repeated = _distinct(sources)
-  sizes = np.asarray([len(records) for records in distinct])
+  distinct = _distinct(sources)
+  sizes = np.asarray([len(indices) for indices in distinct])
   share = np.asarray(weights if weights else sizes, np.float64)
   share = share / share.sum()
   total = int(np.floor((sizes / share).min() + 1e-9)) if weights else int(sizes.sum())
@@ -60,13 +64,16 @@ def mix(
       f"an example among {total}; give it more weight, or raise max_examples"
     )
   rng = np.random.default_rng(seed)
-  drawn = [
-    records[int(i)]
-    for records, count in zip(distinct, counts)
-    for i in rng.permutation(len(records))[:count]
-  ]
-  records = [drawn[int(i)] for i in rng.permutation(len(drawn))]
+  drawn = [indices[rng.permutation(len(indices))[:n]] for indices, n in zip(distinct, counts)]
+  records = concatenate(*(subset(source, rows) for source, rows in zip(sources, drawn)))
+  records = subset(records, rng.permutation(len(records)))
+  fingerprints = [getattr(source, "fingerprint", None) for source in sources]
+  if None not in fingerprints:
+    records.fingerprint = workdir_lib.config_hash(
+      dict(mixture=fingerprints, weights=weights, max_examples=max_examples, seed=seed)
+    )
   found = {"kept": len(records)}
+  num_repeated = sum(map(len, sources)) - int(sizes.sum())
   if num_repeated:
     found["dropped (the same example once more)"] = num_repeated
   if len(records) < sizes.sum():
@@ -74,18 +81,15 @@ def mix(
   return records, found
 
 
-def _distinct(sources: Sequence[Sequence[dict]]) -> tuple[list[list[dict]], int]:
-  """(each source without what came before, how many that were)."""
-  seen: set[tuple[str, str]] = set()
-  distinct, num_repeated = [], 0
+def _distinct(sources: Sequence[Sequence[dict]]) -> list[np.ndarray]:
+  """For each source, the places of examples that did not come before."""
+  seen: set[bytes] = set()
+  distinct = []
   for source in sources:
-    records = []
+    is_new = []
     for record in source:
-      example = record["prompt"], record["completion"]
-      if example in seen:
-        num_repeated += 1
-      else:
-        seen.add(example)
-        records.append(record)
-    distinct.append(records)
-  return distinct, num_repeated
+      example = hygiene.text_hash(record["prompt"], record["completion"])
+      is_new.append(example not in seen)
+      seen.add(example)
+    distinct.append(np.flatnonzero(is_new))
+  return distinct

@@ -5,13 +5,17 @@ of its arguments alone: the number of processes never enters.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from rlhf import types
+from rlhf.data import cache, records
 from rlhf.tokenization.tokenizer import Tokenizer
+
+_CHUNK_TOKENS = 2**20  # laid out at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,186 +36,122 @@ class TokenSequence:
 
 def tokenize_documents(
   texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int | None = None
-) -> list[np.ndarray]:
+) -> Iterator[np.ndarray]:
   """int32 ids of each text, begin-of-text before and end-of-text behind, up to `max_tokens`.
 
   The document that crosses the limit is cut there (without end-of-text).
   """
-  documents, total, texts = [], 0, iter(texts)
-  while chunk := list(itertools.islice(texts, 256)):  # so that a limit saves the work behind it
+  total = 0
+  for chunk in records.chunks(texts):
     for ids in tokenizer.encode_batch(chunk):
       document = np.asarray([*tokenizer.prefix_ids, *ids, tokenizer.eot_id], np.int32)
       if max_tokens is not None and total + len(document) >= max_tokens:
-        documents.append(document[: max_tokens - total])
-        return documents
-      documents.append(document)
+        yield document[: max_tokens - total]
+        return
+      yield document
       total += len(document)
-  return documents
 
 
-def pack_text(
-  documents: Sequence[np.ndarray],
+def pack(
+  ids: np.ndarray,
+  sizes: np.ndarray,
   *,
+  num_prompt: np.ndarray | None = None,
   length: int,
   pad_id: int,
-  packing: str = "cut",
-  attend_across_documents: bool = True,
-  reset_positions: bool = False,
+  packing: str,
+  prompt_loss_weight: float = 0.0,
+  attend_across_documents: bool,
+  reset_positions: bool,
+  writer: cache.ArrayWriter | None = None,
 ) -> types.LmBatch:
-  """Documents -> rows of `length`.
-
-  The defaults are GPT-3's: sequences are packed "without special masking", documents being told
-  apart by end-of-text alone (Brown et al. 2020, arXiv:2005.14165, appendix B).
+  """Documents or demonstrations -> rows of `length`.
 
   Args:
-    documents: int32 ids, each with end-of-text at its end.
+    ids: int32, all sequences end to end, each with end-of-text at its end.
+    sizes: tokens of each sequence.
+    num_prompt: how many of them are the prompt's; sequences are then whole, of at most `length`.
     length: tokens per row.
     pad_id: fills the ends of rows.
-    packing: a key of `TEXT_PACKINGS`: "cut" concatenates the documents and cuts where rows end, so
-      that only the last row has padding; "best_fit" keeps documents whole, as `pack_sequences`
-      does, and cuts only those longer than a row.  Where rows are not much longer than documents,
-      "cut" parts most answers from their questions.
+    packing: a key of `TEXT_PACKINGS`, or of `PACKINGS` with `num_prompt`.
+    prompt_loss_weight: loss weight of prompt tokens; all others have 1.
     attend_across_documents: True gives a row one segment; False gives each document its own, and
       then nothing predicts a document's first token.
     reset_positions: positions count from the start of the document's part in the row, not from
       the start of the row.
+    writer: makes the arrays; None makes them in memory.
 
   Returns:
-    LmBatch of numpy arrays; loss weight 1 on every target.
+    LmBatch of numpy arrays with one entry per row.
 
   Raises:
-    ValueError: there is no document, or an unknown packing.
+    ValueError: there is no sequence, one is too long, or an unknown packing.
   """
-  if packing not in TEXT_PACKINGS:
-    raise ValueError(f"packing {packing!r}; choose from {sorted(TEXT_PACKINGS)}")
-  if not documents:
+  packings = TEXT_PACKINGS if num_prompt is None else PACKINGS
+  if packing not in packings:
+    raise ValueError(f"packing {packing!r}; choose from {sorted(packings)}")
+  if not len(sizes):
     raise ValueError("no document to pack; give at least one")
-  size, row, column = TEXT_PACKINGS[packing](np.asarray([len(d) for d in documents]), length)
-  return _lay_out(
-    np.concatenate(documents),
-    np.ones(size.sum(), np.float32),
-    size,
-    row,
-    column,
-    num_rows=int(row.max()) + 1,
-    length=length,
-    pad_id=pad_id,
-    attend_across_documents=attend_across_documents,
-    reset_positions=reset_positions,
-  )
-
-
-def _cut_at_rows(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(size, row, column) of the pieces of documents that stand end to end."""
-  flat = np.arange(sizes.sum())
-  is_start = (flat % length) == 0
-  is_start[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
-  start = np.flatnonzero(is_start)
-  return np.diff(np.append(start, len(flat))), start // length, start % length
-
-
-def _cut_if_longer(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(size, row, column) of documents that stay whole where a row can hold them."""
-  index = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the document
-  start = np.flatnonzero(index % length == 0)
-  size = np.diff(np.append(start, len(index)))
-  return size, *_best_fit(size, length)
-
-
-def pack_sequences(
-  sequences: Sequence[TokenSequence],
-  *,
-  length: int,
-  pad_id: int,
-  packing: str = "best_fit",
-  prompt_loss_weight: float = 0.0,
-  attend_across_documents: bool = False,
-  reset_positions: bool = True,
-) -> types.LmBatch:
-  """Whole sequences -> rows; a sequence is never cut.
-
-  Args:
-    sequences: each at most `length` long.
-    length: tokens per row.
-    pad_id: fills the ends of rows.
-    packing: a key of `PACKINGS`: "best_fit" (longest first, each into the fullest row that has
-      room) or "one_per_row".
-    prompt_loss_weight: loss weight of prompt tokens; completion and end-of-text have 1.
-    attend_across_documents, reset_positions: as in `pack_text`.
-
-  Returns:
-    LmBatch of numpy arrays.
-
-  Raises:
-    ValueError: no sequence, one that is too long, or an unknown packing.
-  """
-  if packing not in PACKINGS:
-    raise ValueError(f"packing {packing!r}; choose from {sorted(PACKINGS)}")
-  if not sequences:
-    raise ValueError("no sequence to pack; give at least one")
-  sizes = np.asarray([len(s.ids) for s in sequences])
-  if sizes.max() > length:
+  if num_prompt is not None and sizes.max() > length:
     raise ValueError(
       f"a sequence has {sizes.max()} tokens and a row {length}; drop or cut it before packing"
     )
-  row, column = PACKINGS[packing](sizes, length)
-  num_prompt = np.asarray([s.num_prompt for s in sequences])
-  index = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-  is_prompt = index < np.repeat(num_prompt, sizes)
-  weight = np.where(is_prompt, np.float32(prompt_loss_weight), np.float32(1))
-  return _lay_out(
-    np.concatenate([s.ids for s in sequences]),
-    weight,
-    sizes,
-    row,
-    column,
-    num_rows=int(row.max()) + 1,
-    length=length,
-    pad_id=pad_id,
-    attend_across_documents=attend_across_documents,
-    reset_positions=reset_positions,
-  )
-
-
-def _lay_out(
-  ids: np.ndarray,
-  weight: np.ndarray,
-  size: np.ndarray,
-  row: np.ndarray,
-  column: np.ndarray,
-  *,
-  num_rows: int,
-  length: int,
-  pad_id: int,
-  attend_across_documents: bool,
-  reset_positions: bool,
-) -> types.LmBatch:
-  """Puts pieces of text into rows.
-
-  Args:
-    ids, weight: of all tokens, piece after piece.
-    size, row, column: of each piece: its number of tokens, its row, its first column.
-  """
-  index = np.arange(len(ids)) - np.repeat(np.cumsum(size) - size, size)  # within the piece
-  row_of = np.repeat(row, size)
-  column_of = np.repeat(column, size) + index
-  tokens_BT = np.full((num_rows, length), pad_id, np.int32)
-  loss_mask_BT = np.zeros((num_rows, length), np.float32)
-  segment_BT = np.zeros((num_rows, length), np.int32)
-  position_BT = np.zeros((num_rows, length), np.int32)
-  if attend_across_documents:
-    segment = np.ones(len(size), np.int32)
-  else:
+  size, row, column = packings[packing](sizes, length)
+  segment = np.ones(len(size), np.int32)
+  if not attend_across_documents:
     segment = _number_within_row(row, column)
-    weight = np.where(index == 0, np.float32(0), weight)  # nothing comes before a first token
-  tokens_BT[row_of, column_of] = ids
-  loss_mask_BT[row_of, column_of] = weight
+  num_prompt = np.zeros(len(size), np.int64) if num_prompt is None else num_prompt
+  writer = cache.ArrayWriter() if writer is None else writer
+  shape = (int(row.max()) + 1, length)
+  tokens_BT = writer.full("tokens_BT", shape, pad_id, np.int32)
+  loss_mask_BT = writer.full("loss_mask_BT", shape, 0, np.float32)
+  segment_BT = writer.full("segment_BT", shape, 0, np.int32)
+  position_BT = writer.full("position_BT", shape, 0, np.int32)
+  end = np.cumsum(size)
+  cuts = np.searchsorted(end, np.arange(_CHUNK_TOKENS, end[-1], _CHUNK_TOKENS))
+  for first, last in itertools.pairwise(np.unique([0, *cuts, len(size)])):
+    here = slice(first, last)  # of the pieces
+    repeat = functools.partial(np.repeat, repeats=size[here])
+    start = end[first] - size[first]
+    index = np.arange(start, end[last - 1]) - repeat(end[here] - size[here])  # within the piece
+    rows, columns = repeat(row[here]), repeat(column[here]) + index
+    weight = np.where(index < repeat(num_prompt[here]), np.float32(prompt_loss_weight), 1)
+    if not attend_across_documents:
+      weight[index == 0] = 0  # nothing comes before a first token
+    tokens_BT[rows, columns] = ids[start : end[last - 1]]
+    loss_mask_BT[rows, columns] = weight
+    segment_BT[rows, columns] = repeat(segment[here])
+    position_BT[rows, columns] = index if reset_positions else columns
   loss_mask_BT[:, 0] = 0
-  segment_BT[row_of, column_of] = np.repeat(segment, size)
-  position_BT[row_of, column_of] = index if reset_positions else column_of
   return types.LmBatch(
     tokens_BT=tokens_BT, loss_mask_BT=loss_mask_BT, segment_BT=segment_BT, position_BT=position_BT
   )
+
+
+# ---- packings: (sizes, length) -> (size, row, column) of the pieces, in the order of the text ----
+
+Pieces = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _cut_at_rows(sizes: np.ndarray, length: int) -> Pieces:
+  """Documents end to end, cut where rows end."""
+  total = sizes.sum()
+  document_start = (np.cumsum(sizes) - sizes)[sizes > 0]
+  start = np.union1d(document_start, np.arange(0, total, length))
+  return np.diff(np.append(start, total)), start // length, start % length
+
+
+def _cut_if_longer(sizes: np.ndarray, length: int) -> Pieces:
+  """Documents stay whole where a row can hold them."""
+  num_pieces = -(-sizes // length)
+  number = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+  size = np.minimum(np.repeat(sizes, num_pieces) - number * length, length)
+  return size, *_best_fit(size, length)
+
+
+def _one_per_row(sizes: np.ndarray, length: int) -> Pieces:
+  del length
+  return sizes, np.arange(len(sizes)), np.zeros(len(sizes), np.int64)
 
 
 def _number_within_row(row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -249,10 +189,9 @@ def _best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
   return row, column
 
 
-def _one_per_row(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-  del length
-  return np.arange(len(sizes)), np.zeros(len(sizes), np.int64)
-
-
-PACKINGS = {"best_fit": _best_fit, "one_per_row": _one_per_row}
+# "cut" concatenates the documents and cuts where rows end, so that only the last row has padding
+# (Brown et al. 2020, arXiv:2005.14165, appendix B).  "best_fit" puts the longest first,
+# each into the fullest row that has room, and cuts only documents longer than a row: where rows are
+# not much longer than documents, "cut" parts most answers from their questions.
 TEXT_PACKINGS = {"cut": _cut_at_rows, "best_fit": _cut_if_longer}
+PACKINGS = {"best_fit": _cut_if_longer, "one_per_row": _one_per_row}

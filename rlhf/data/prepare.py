@@ -7,14 +7,18 @@ comparison and when the policy is asked to answer.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlhf import types
+from rlhf.data import cache
 from rlhf.data import packing as packing_lib
+from rlhf.data import records as records_lib
 from rlhf.data.packing import TokenSequence
+from rlhf.data.records import LazySequence
 from rlhf.tokenization.tokenizer import Tokenizer
 
 PROMPT_SUFFIX = "\n\nAnswer:"
@@ -75,7 +79,7 @@ class PromptFormat:
 
   @classmethod
   def trained_with(cls, export_config: Mapping[str, Any]) -> "PromptFormat":
-    """The format of an export's own data; this house's plain one where it does not say."""
+    """The format of an export's own data; plain where the export does not say."""
     trained = [
       export_config[group]
       for group in ("demonstrations", "prompts", "comparisons")
@@ -154,9 +158,9 @@ class ComparisonRows:
     pad_id: fills unused slots.
   """
 
-  ids: list[list[np.ndarray]]
-  ranks: list[np.ndarray]
-  records: list[dict]
+  ids: Sequence[Sequence[np.ndarray]]
+  ranks: Sequence[np.ndarray]
+  records: Sequence[dict]
   num_slots: int
   length: int
   pad_id: int
@@ -188,22 +192,41 @@ class ComparisonRows:
     Shuffled as independent rows they let a completion take part in up to K-1 updates of one
     epoch, which overfits (InstructGPT section 3.5): for that ablation, and for nothing else.
     """
-    triples = [
-      (row, i, j)
-      for row, rank in enumerate(self.ranks)
-      for i in range(len(rank))
-      for j in range(len(rank))
-      if rank[i] < rank[j]
-    ]
-    if not triples:
+    found = []
+    for row, rank in enumerate(self.ranks):
+      better, worse = np.nonzero(rank[:, None] < rank[None, :])
+      found.append(np.stack([np.full_like(better, row), better, worse], axis=1))
+    triples = np.concatenate(found)
+    if not len(triples):
       raise ValueError("no comparison has an untied pair; give ranks that differ")
+    lazy = lambda get: LazySequence(len(triples), lambda index: get(*triples[index]))
     return dataclasses.replace(
       self,
-      ids=[[self.ids[row][i], self.ids[row][j]] for row, i, j in triples],
-      ranks=[np.asarray([1, 2], np.int32) for _ in triples],
-      records=[self.records[row] for row, _, _ in triples],
+      ids=lazy(lambda row, i, j: [self.ids[row][i], self.ids[row][j]]),
+      ranks=lazy(lambda row, i, j: np.asarray([1, 2], np.int32)),
+      records=lazy(lambda row, i, j: self.records[row]),
       num_slots=2,
     )
+
+
+def _load_or_build(
+  what: str,
+  records: Sequence[dict],
+  tokenizer: Tokenizer,
+  settings: dict[str, Any],
+  build: Callable[[cache.ArrayWriter], dict[str, Any]],
+  cache_dir: str | os.PathLike | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Arrays from the cache where the records have a fingerprint, else in memory."""
+  key = None
+  if cache_dir is not None and isinstance(records, LazySequence) and records.fingerprint:
+    prompt_format = settings.pop("prompt_format", None)
+    if prompt_format is not None:
+      settings = settings | dataclasses.asdict(prompt_format)
+    key = dict(
+      content=what, records=records.fingerprint, tokenizer=tokenizer.fingerprint, settings=settings
+    )
+  return cache.load_or_build(cache_dir, key, build, f"tokenisation of {what}")
 
 
 def demonstration_rows(
@@ -217,6 +240,7 @@ def demonstration_rows(
   prompt_loss_weight: float = 0.0,
   attend_across_documents: bool = False,
   reset_positions: bool = True,
+  cache_dir: str | os.PathLike | None = None,
 ) -> tuple[types.LmBatch, dict[str, int]]:
   """Demonstrations as rows for LM training, with loss on completion and end-of-text.
 
@@ -225,12 +249,12 @@ def demonstration_rows(
     tokenizer: text to ids.
     length: tokens per row.
     prompt_format: how prompts and completions are written.
-    packing, prompt_loss_weight, attend_across_documents, reset_positions: as in
-      `packing.pack_sequences`.
+    packing, prompt_loss_weight, attend_across_documents, reset_positions: as in `packing.pack`.
     overlong: a key of `OVERLONG_DEMONSTRATIONS`, for sequences of more than `length` tokens:
       "drop"; "truncate_left" (the prompt loses its start; dropped where no token of it would stay);
       "truncate_right" (the end is lost, end-of-text with it; dropped where the prompt alone fills
       the row).
+    cache_dir: see `cache`; None makes the rows in memory, as for records without a fingerprint.
 
   Returns:
     (rows, counts): LmBatch of numpy arrays; counts of kept, truncated and dropped sequences, and
@@ -240,24 +264,42 @@ def demonstration_rows(
     ValueError: nothing fits into `length`, or an unknown name.
   """
   shorten = _choose("overlong", overlong, OVERLONG_DEMONSTRATIONS)
-  sequences = tokenize_demonstrations(records, tokenizer, prompt_format=prompt_format)
-  kept, counts = _fit(sequences, length, shorten)
-  if not kept:
-    raise ValueError(
-      f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
-      "rows or another overlong than " + repr(overlong)
-    )
-  rows = packing_lib.pack_sequences(
-    kept,
+  layout = dict(
     length=length,
-    pad_id=tokenizer.pad_id,
     packing=packing,
     prompt_loss_weight=prompt_loss_weight,
     attend_across_documents=attend_across_documents,
     reset_positions=reset_positions,
   )
-  counts["rows"] = len(rows.tokens_BT)
-  return rows, counts
+
+  def build(writer: cache.ArrayWriter) -> dict[str, int]:
+    counts = {"kept": 0}
+    for chunk in records_lib.chunks(records):
+      for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format):
+        kept = sequence if len(sequence.ids) <= length else shorten(sequence, length)
+        _count_overlong(counts, kept is None, len(sequence.ids) > length, length)
+        if kept is not None:
+          writer.append("ids", kept.ids)
+          writer.append("sizes", np.asarray([len(kept.ids), kept.num_prompt]))
+    if not counts["kept"]:
+      raise ValueError(
+        f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
+        "rows or another overlong than " + repr(overlong)
+      )
+    sizes, num_prompt = writer.take("sizes").reshape(-1, 2).T
+    rows = packing_lib.pack(
+      writer.take("ids"),
+      sizes,
+      num_prompt=num_prompt,
+      pad_id=tokenizer.pad_id,
+      writer=writer,
+      **layout,
+    )
+    return counts | {"rows": len(rows.tokens_BT)}
+
+  settings = layout | dict(overlong=overlong, prompt_format=prompt_format)
+  arrays, counts = _load_or_build("demonstrations", records, tokenizer, settings, build, cache_dir)
+  return types.LmBatch(**arrays), counts
 
 
 def tokenize_demonstrations(
@@ -285,7 +327,8 @@ def prompt_rows(
   max_prompt_tokens: int,
   prompt_format: PromptFormat = PLAIN,
   overlong: str = "drop",
-) -> tuple[types.PromptBatch, list[dict], dict[str, int]]:
+  cache_dir: str | os.PathLike | None = None,
+) -> tuple[types.PromptBatch, Sequence[dict], dict[str, int]]:
   """Prompts, left-padded.
 
   Args:
@@ -296,6 +339,7 @@ def prompt_rows(
     overlong: a key of `OVERLONG_PROMPTS`: "drop" (the paper filters prompts of more than 1k
       tokens, InstructGPT appendix C) or "truncate_left" (it loses its start; dropped where no
       token of it would stay).
+    cache_dir: as in `demonstration_rows`.
 
   Returns:
     (rows, kept records in the order of the rows, counts).
@@ -304,31 +348,43 @@ def prompt_rows(
     ValueError: no prompt fits, or an unknown name.
   """
   shorten = _choose("overlong", overlong, OVERLONG_PROMPTS)
-  encoded = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   around = prompt_format.num_around(tokenizer)
-  kept, kept_records, counts = [], [], {"kept": 0}
-  for record, ids in zip(records, encoded, strict=True):
-    if len(ids) > max_prompt_tokens:
-      ids = shorten(ids, around, max_prompt_tokens)
-      _count(
-        counts,
-        f"dropped (longer than {max_prompt_tokens} tokens)" if ids is None else "of them truncated",
+
+  def build(writer: cache.ArrayWriter) -> dict[str, int]:
+    counts = {"kept": 0}
+    index = -1
+    for chunk in records_lib.chunks(records):
+      for ids in prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk]):
+        index += 1
+        is_long = len(ids) > max_prompt_tokens
+        kept = shorten(ids, around, max_prompt_tokens) if is_long else ids
+        _count_overlong(counts, kept is None, is_long, max_prompt_tokens)
+        if kept is not None:
+          writer.append("ids", np.asarray(kept, np.int32))
+          writer.append("ends", np.asarray([len(kept)]))
+          writer.append("index", np.asarray([index]))
+    if not counts["kept"]:
+      raise ValueError(
+        f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
+        "max_prompt_tokens or truncate"
       )
-    if ids is not None:
-      kept.append(ids)
-      kept_records.append(record)
-  counts["kept"] = len(kept)
-  if not kept:
-    raise ValueError(
-      f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
-      "max_prompt_tokens or truncate"
-    )
-  tokens_BP = np.full((len(kept), max_prompt_tokens), tokenizer.pad_id, np.int32)
-  mask_BP = np.zeros((len(kept), max_prompt_tokens), np.float32)
-  for row, ids in enumerate(kept):
-    tokens_BP[row, max_prompt_tokens - len(ids) :] = ids
-    mask_BP[row, max_prompt_tokens - len(ids) :] = 1
-  return types.PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP), kept_records, counts
+    flat, sizes = writer.take("ids"), writer.take("ends")
+    shape = (counts["kept"], max_prompt_tokens)
+    tokens_BP = writer.full("tokens_BP", shape, tokenizer.pad_id, np.int32)
+    mask_BP = writer.full("mask_BP", shape, 0, np.float32)
+    end = 0
+    for row, size in enumerate(sizes):
+      end += size
+      tokens_BP[row, max_prompt_tokens - size :] = flat[end - size : end]
+      mask_BP[row, max_prompt_tokens - size :] = 1
+    return counts
+
+  settings = dict(
+    max_prompt_tokens=max_prompt_tokens, overlong=overlong, prompt_format=prompt_format
+  )
+  arrays, counts = _load_or_build("prompts", records, tokenizer, settings, build, cache_dir)
+  kept_records = records_lib.subset(records, arrays.pop("index"))
+  return types.PromptBatch(**arrays), kept_records, counts
 
 
 def comparison_rows(
@@ -339,6 +395,7 @@ def comparison_rows(
   num_slots: int | None = None,
   prompt_format: PromptFormat = PLAIN,
   overlong: str = "drop_completion",
+  cache_dir: str | os.PathLike | None = None,
 ) -> tuple[ComparisonRows, dict[str, int]]:
   """Comparisons, all completions of a prompt together.
 
@@ -354,6 +411,7 @@ def comparison_rows(
       prompt alone fills `length`), or "truncate_prompt" (as much of its start is lost, for every
       completion alike, as lets the longest completion fit; the comparison goes where nothing of the
       prompt would be left): what long dialogues want.
+    cache_dir: as in `demonstration_rows`.
 
   Returns:
     (rows, counts).
@@ -362,62 +420,82 @@ def comparison_rows(
     ValueError: a record has more than `num_slots` completions, nothing fits, or an unknown name.
   """
   shorten = _choose("overlong", overlong, OVERLONG_COMPARISONS)
-  most = max((len(r["completions"]) for r in records), default=0)
+  around = prompt_format.num_around(tokenizer)
+
+  def build(writer: cache.ArrayWriter) -> dict[str, Any]:
+    counts = {"kept": 0}
+    most, index, num_tokens, num_sequences = 0, -1, 0, 0
+    for name in ("ends", "row_ends"):
+      writer.append(name, np.zeros(1, np.int64))
+    for chunk in records_lib.chunks(records):
+      prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk])
+      texts = [text for r in chunk for text in r["completions"]]
+      completions = iter(prompt_format.encode_completions(tokenizer, texts))
+      for record, prompt in zip(chunk, prompts, strict=True):
+        index += 1
+        most = max(most, len(record["completions"]))
+        sequences = [
+          np.asarray([*prompt, *next(completions)], np.int32) for _ in record["completions"]
+        ]
+        shown = shorten(sequences, around, len(prompt), length)
+        num_overlong = sum(len(ids) > length for ids in sequences)
+        if len(shown) < 2:
+          records_lib.count(counts, f"dropped (longer than {length} tokens)")
+          continue
+        counts["kept"] += 1
+        if num_overlong and overlong == "truncate_prompt":
+          records_lib.count(counts, "prompts truncated")
+        elif num_overlong:
+          what = "truncated" if len(shown) == len(sequences) else "dropped"
+          records_lib.count(counts, f"completions {what}", num_overlong)
+        ranks = np.asarray([record["ranks"][i] for i in shown], np.int32)
+        if (ranks == ranks[0]).all():
+          records_lib.count(counts, "of them without an untied pair")
+        ends = num_tokens + np.cumsum([len(ids) for ids in shown.values()])
+        num_tokens, num_sequences = int(ends[-1]), num_sequences + len(shown)
+        writer.append("ids", np.concatenate(list(shown.values())))
+        writer.append("ends", ends)
+        writer.append("ranks", ranks)
+        writer.append("places", np.asarray(list(shown)))
+        writer.append("row_ends", np.asarray([num_sequences]))
+        writer.append("index", np.asarray([index]))
+    if not counts["kept"]:
+      raise ValueError(
+        f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
+        "length or truncate"
+      )
+    return {"counts": counts, "most": most}
+
+  settings = dict(length=length, overlong=overlong, prompt_format=prompt_format)
+  arrays, facts = _load_or_build("comparisons", records, tokenizer, settings, build, cache_dir)
+  most = facts["most"]
   if num_slots is not None and most > num_slots:
     raise ValueError(
       f"a comparison has {most} completions and a batch num_slots={num_slots}; use at least {most}"
     )
-  prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
-  flat = iter(
-    prompt_format.encode_completions(
-      tokenizer, [text for r in records for text in r["completions"]]
-    )
+  ids, ends, ranks, places, row_ends, index = (
+    arrays[name] for name in ("ids", "ends", "ranks", "places", "row_ends", "index")
   )
-  around = prompt_format.num_around(tokenizer)
+
+  def shown_record(row: int) -> dict:
+    record = records[int(index[row])]
+    shown = places[row_ends[row] : row_ends[row + 1]]
+    return record | {name: [record[name][i] for i in shown] for name in ("completions", "ranks")}
+
   rows = ComparisonRows(
-    ids=[],
-    ranks=[],
-    records=[],
+    ids=LazySequence(
+      len(index),
+      lambda row: [
+        ids[ends[i] : ends[i + 1]] for i in range(int(row_ends[row]), int(row_ends[row + 1]))
+      ],
+    ),
+    ranks=LazySequence(len(index), lambda row: ranks[row_ends[row] : row_ends[row + 1]]),
+    records=LazySequence(len(index), shown_record),
+    num_slots=most if num_slots is None else num_slots,
     length=length,
     pad_id=tokenizer.pad_id,
-    num_slots=most if num_slots is None else num_slots,
   )
-  counts = {"kept": 0}
-  for record, prompt in zip(records, prompts, strict=True):
-    sequences = [np.asarray([*prompt, *next(flat)], np.int32) for _ in record["completions"]]
-    shown = shorten(sequences, around, len(prompt), length)
-    num_overlong = sum(len(ids) > length for ids in sequences)
-    if len(shown) < 2:
-      _count(counts, f"dropped (longer than {length} tokens)")
-      continue
-    if num_overlong:
-      if overlong == "truncate_prompt":
-        _count(counts, "prompts truncated")
-      else:
-        _count(
-          counts,
-          "completions truncated" if len(shown) == len(sequences) else "completions dropped",
-          num_overlong,
-        )
-    ranks = np.asarray([record["ranks"][i] for i in shown], np.int32)
-    if len(set(ranks.tolist())) == 1:
-      _count(counts, "of them without an untied pair")
-    rows.ids.append(list(shown.values()))
-    rows.ranks.append(ranks)
-    rows.records.append(
-      dict(
-        record,
-        completions=[record["completions"][i] for i in shown],
-        ranks=[record["ranks"][i] for i in shown],
-      )
-    )
-  counts["kept"] = len(rows)
-  if not len(rows):
-    raise ValueError(
-      f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
-      "length or truncate"
-    )
-  return rows, counts
+  return rows, facts["counts"]
 
 
 def text_rows(
@@ -429,42 +507,49 @@ def text_rows(
   attend_across_documents: bool = True,
   reset_positions: bool = False,
   max_tokens: int | None = None,
-  shuffle_seed: int | None = None,
+  cache_dir: str | os.PathLike | None = None,
 ) -> tuple[types.LmBatch, dict[str, int]]:
-  """Documents packed into rows, by default as GPT-3 does; see `packing.pack_text`.
+  """Documents packed into rows, by default as GPT-3 does: sequences are packed "without special
+  masking", documents being told apart by end-of-text alone (Brown et al. 2020, arXiv:2005.14165,
+  appendix B).
 
   Args:
     records: texts.
     tokenizer: text to ids.
     length: tokens per row.
-    packing, attend_across_documents, reset_positions: as in `packing.pack_text`.
+    packing, attend_across_documents, reset_positions: as in `packing.pack`.
     max_tokens: what comes after so many tokens is left out.
-    shuffle_seed: takes the documents in a random order; None keeps theirs.
+    cache_dir: as in `demonstration_rows`.
 
   Returns:
     (rows, counts of documents, tokens and rows).
   """
-  texts = (record["text"] for record in records)
-  if shuffle_seed is not None:
-    order = np.random.default_rng(shuffle_seed).permutation(len(records))
-    texts = (records[int(i)]["text"] for i in order)
-  documents = packing_lib.tokenize_documents(texts, tokenizer, max_tokens=max_tokens)
-  rows = packing_lib.pack_text(
-    documents,
+  layout = dict(
     length=length,
-    pad_id=tokenizer.pad_id,
     packing=packing,
     attend_across_documents=attend_across_documents,
     reset_positions=reset_positions,
   )
-  counts = {
-    "kept": len(documents),
-    "tokens": int(sum(len(d) for d in documents)),
-    "rows": len(rows.tokens_BT),
-  }
-  if len(documents) < len(records):
-    counts[f"dropped (beyond {max_tokens:,} tokens)"] = len(records) - len(documents)
-  return rows, counts
+
+  def build(writer: cache.ArrayWriter) -> dict[str, int]:
+    counts = {"kept": 0, "tokens": 0}
+    texts = (record["text"] for record in records)
+    for ids in packing_lib.tokenize_documents(texts, tokenizer, max_tokens=max_tokens):
+      counts["kept"] += 1
+      counts["tokens"] += len(ids)
+      writer.append("ids", ids)
+      writer.append("sizes", np.asarray([len(ids)]))
+    rows = packing_lib.pack(
+      writer.take("ids"), writer.take("sizes"), pad_id=tokenizer.pad_id, writer=writer, **layout
+    )
+    counts["rows"] = len(rows.tokens_BT)
+    if counts["kept"] < len(records):
+      counts[f"dropped (beyond {max_tokens:,} tokens)"] = len(records) - counts["kept"]
+    return counts
+
+  settings = layout | dict(max_tokens=max_tokens)
+  arrays, counts = _load_or_build("text", records, tokenizer, settings, build, cache_dir)
+  return types.LmBatch(**arrays), counts
 
 
 def _choose(what: str, name: str, choices: dict):
@@ -473,25 +558,14 @@ def _choose(what: str, name: str, choices: dict):
   return choices[name]
 
 
-def _count(counts: dict[str, int], name: str, number: int = 1) -> None:
-  counts[name] = counts.get(name, 0) + number
-
-
-def _fit(
-  sequences: Sequence[TokenSequence], length: int, shorten
-) -> tuple[list[TokenSequence], dict[str, int]]:
-  kept, counts = [], {"kept": 0}
-  for sequence in sequences:
-    if len(sequence.ids) > length:
-      sequence = shorten(sequence, length)
-      _count(
-        counts,
-        f"dropped (longer than {length} tokens)" if sequence is None else "of them truncated",
-      )
-    if sequence is not None:
-      kept.append(sequence)
-  counts["kept"] = len(kept)
-  return kept, counts
+def _count_overlong(counts: dict[str, int], is_dropped: bool, is_long: bool, length: int) -> None:
+  """Counts a sequence that was kept, perhaps truncated, or dropped."""
+  if is_dropped:
+    records_lib.count(counts, f"dropped (longer than {length} tokens)")
+    return
+  counts["kept"] += 1
+  if is_long:
+    records_lib.count(counts, "of them truncated")
 
 
 # ---- what to do with what is too long: name -> function ------------------------------------------

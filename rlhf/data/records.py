@@ -10,12 +10,16 @@
 A line may hold other fields: they travel with the record, and nothing in this room reads them.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
 
 KINDS = {
   "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',
@@ -51,21 +55,78 @@ class Problem:
   message: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Item:
-  """One candidate record of a file, good or not.
+@dataclasses.dataclass(frozen=True)
+class Flaw:
+  """A flaw that a published data set is known to have, such as an empty reply: only counted."""
+
+  reason: str
+
+
+class LazySequence(Sequence):
+  """A sequence whose items are made when they are read.
 
   Attributes:
-    where: "path:line", or "path: item 3" in a JSON list.
-    record: the record, or None where there is a problem.
-    problem: a malformed line; it stops the run, or is skipped and counted if the user asks.
-    dropped: a flaw that a published format is known to have (an empty reply): always only counted.
+    fingerprint: of the items, for caches; None where they have none.
   """
 
-  where: str
-  record: dict | None = None
-  problem: Problem | None = None
-  dropped: str | None = None
+  def __init__(self, length: int, get: Callable[[int], Any], fingerprint: str | None = None):
+    """`get(i)` makes item i of 0 .. length - 1."""
+    self._length = length
+    self._get = get
+    self.fingerprint = fingerprint
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._get(i) for i in range(*index.indices(self._length))]
+    return self._get(range(self._length)[int(index)])  # a range raises IndexError
+
+  def __add__(self, other: Sequence) -> "LazySequence":
+    return concatenate(self, other)
+
+
+def subset(items: Sequence, indices: Sequence[int] | np.ndarray) -> LazySequence:
+  """The items at `indices`, in their order."""
+  indices = np.asarray(indices, np.int64)
+  return LazySequence(len(indices), lambda i: items[int(indices[i])])
+
+
+def concatenate(*parts: Sequence) -> LazySequence:
+  """All items of all parts."""
+  ends = np.cumsum([len(part) for part in parts])
+
+  def get(index: int):
+    number = int(np.searchsorted(ends, index, side="right"))
+    return parts[number][index - (int(ends[number]) - len(parts[number]))]
+
+  return LazySequence(int(ends[-1]), get)
+
+
+_MAX_CHUNK_ITEMS, _MAX_CHUNK_CHARACTERS = 1024, 2_000_000
+
+
+def chunks(items: Iterable) -> Iterator[list]:
+  """Lists of records or texts, each small enough to be tokenised at once."""
+  chunk: list = []
+  num_characters = 0
+  for item in items:
+    chunk.append(item)
+    num_characters += _num_characters(item)
+    if len(chunk) == _MAX_CHUNK_ITEMS or num_characters >= _MAX_CHUNK_CHARACTERS:
+      yield chunk
+      chunk, num_characters = [], 0
+  if chunk:
+    yield chunk
+
+
+def _num_characters(value: object) -> int:
+  if isinstance(value, str):
+    return len(value)
+  if isinstance(value, dict):
+    return sum(map(_num_characters, value.values()))
+  return sum(map(_num_characters, value)) if isinstance(value, list) else 0
 
 
 def check_kind(kind: str) -> None:
@@ -188,33 +249,48 @@ def _type_name(value: object) -> str:
   return names[type(value)]
 
 
-def read_bytes(path: pathlib.Path) -> bytes:
-  """A whole file, unpacked if its name ends in .gz.
+@contextlib.contextmanager
+def open_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A file to read bytes from, unpacked if its name ends in .gz.
 
   Raises:
     ValueError: it cannot be read.
   """
+  is_packed = path.suffix == ".gz"
   try:
-    raw = path.read_bytes()
+    file = gzip.open(path) if is_packed else open(path, "rb")
   except FileNotFoundError as error:
     raise ValueError(f"{path} does not exist; name a file that does") from error
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error.strerror}); name a readable file") from error
-  if path.suffix != ".gz":
-    return raw
-  try:
-    return gzip.decompress(raw)
-  except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(
-      f"{path} is not a whole gzip file ({error}); compress it anew or drop the .gz from its name"
-    ) from error
+  with file:
+    try:
+      yield file
+    except (OSError, EOFError, zlib.error) as error:
+      if not is_packed:
+        raise
+      raise ValueError(
+        f"{path} is not a whole gzip file ({error}); compress it anew or drop the .gz from its name"
+      ) from error
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """A whole file; see `open_file`."""
+  with open_file(path) as file:
+    return file.read()
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
   """("path:line", line) of every line that is not blank; lines count from 1."""
-  for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
-    if line.strip():
-      yield f"{path}:{number}", line
+  with open_file(path) as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        yield f"{path}:{number}", line.removesuffix(b"\n")
+
+
+def count(counts: dict[str, int], name: str, number: int = 1) -> None:
+  """Adds to a count, which starts at 0."""
+  counts[name] = counts.get(name, 0) + number
 
 
 def describe_counts(what: str, counts: Mapping[str, int]) -> str:

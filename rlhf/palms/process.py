@@ -12,7 +12,6 @@ is measured on its own training samples.
 
 import dataclasses
 import pathlib
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -272,7 +271,9 @@ def find_models(config, workdir: pathlib.Path) -> list[Model]:
   return found
 
 
-def make_models(config, workdir: pathlib.Path, shared: pathlib.Path) -> None:
+def make_models(
+  config, workdir: pathlib.Path, shared: pathlib.Path, cache_dir: pathlib.Path | None
+) -> None:
   """Makes what `find_models` lists; runs with the same `shared` share TinyWorld's base models."""
   base = ""
   for model in find_models(config, workdir):
@@ -286,6 +287,7 @@ def make_models(config, workdir: pathlib.Path, shared: pathlib.Path) -> None:
           directory,
           last_stage="base",
           shared=shared,
+          cache_dir=cache_dir,
         )
       else:
         pipeline.import_base(config, directory)
@@ -295,9 +297,8 @@ def make_models(config, workdir: pathlib.Path, shared: pathlib.Path) -> None:
     sft.train(
       tune_config(config, model.size, model.seed, base, values, model.kind),
       model.directory / "tuned",
-      data_dir=model.directory / "tfds",
+      cache_dir=cache_dir,
     )
-    shutil.rmtree(model.directory / "tfds", ignore_errors=True)
 
 
 def load(config, model: Model) -> Network:
@@ -467,7 +468,7 @@ def describe_rater(config) -> str:
 # ----------------------------------------------------------------------------- the run
 
 
-def run(config, workdir, *, shared=None) -> pathlib.Path:
+def run(config, workdir, *, shared=None, cache_dir=None) -> pathlib.Path:
   """Runs what is missing; returns the path of the report page.
 
   Args:
@@ -475,12 +476,13 @@ def run(config, workdir, *, shared=None) -> pathlib.Path:
     workdir: of the whole run, already claimed by `workdir.prepare`.
     shared: base models that other runs make too, such as those of a sweep over sizes; None keeps
       them below the workdir.
+    cache_dir: of tokenised data; see `cache.directory`.
   """
   workdir = pathlib.Path(workdir).absolute()
   shared = workdir / "shared" if shared is None else pathlib.Path(shared).absolute()
   if not is_world(config):
     hold_sources(config, workdir)
-  make_models(config, workdir, shared)
+  make_models(config, workdir, shared, cache_dir)
   models = find_models(config, workdir)
   for number, model in enumerate(models, start=1):
     values, _ = make_values(config, workdir, model.seed)

@@ -10,6 +10,7 @@ program places special ids.
 """
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -258,8 +259,13 @@ class Tokenizer:
 
   def same_as(self, other: "Tokenizer") -> bool:
     """Whether both encode every text as the same ids."""
-    facts = lambda t: (t.eot_id, t.pad_id, t.num_ids, t.prefix_ids, t.chat_template)
-    return facts(self) == facts(other) and self._inner.to_str() == other._inner.to_str()
+    return self.fingerprint == other.fingerprint
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Of everything that the ids of a text depend on."""
+    facts = (self.eot_id, self.pad_id, self.num_ids, self.prefix_ids, self.chat_template)
+    return hashlib.sha256(f"{facts}{self._inner.to_str()}".encode()).hexdigest()
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, which names the special tokens."""
