@@ -32,8 +32,8 @@ from rlhf import checkpoint, loop, losses, networks, optim, processes, sharding
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import packing as packing_lib
 from rlhf.data import cache, prepare, sources
+from rlhf.data import packing as packing_lib
 from rlhf.data import records as records_lib
 from rlhf.inference import ensembles, sampling
 from rlhf.loop import LoopConfig

@@ -11,7 +11,9 @@ program places special ids.
 
 import functools
 import hashlib
+import itertools
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -425,8 +427,9 @@ class Tokenizer:
         f"vocab_size {vocab_size} is too small for {NUM_BYTES} bytes and 2 special "
         f"tokens; use at least {NUM_BYTES + 2}"
       )
-    texts = list(texts)
-    if not any(texts):
+    texts = itertools.dropwhile(operator.not_, texts)  # not a list: the text may be large
+    first = next(texts, None)
+    if first is None:
       raise ValueError("a BPE tokenizer learns from text, and there is none")
     inner = files.byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
@@ -435,7 +438,7 @@ class Tokenizer:
       show_progress=False,
       initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator(itertools.chain([first], texts), trainer)
     return cls(inner, eot_token=EOT_TOKEN, pad_token=PAD_TOKEN)
 
   @classmethod
