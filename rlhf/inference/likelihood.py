@@ -1,7 +1,7 @@
 """Log-likelihoods under a policy: held-out loss, continuations of contexts, and few-shot choices.
 
 Held-out loss and few-shot tasks measure the alignment tax (InstructGPT section 4.2, appendix D).
-Contexts and continuations are read as they stand, with no prompt format around them.  Rows are
+Contexts and continuations are read unchanged, with no prompt format around them.  Rows are
 padded to few lengths, so that few programs are compiled; results do not depend on it.
 """
 
@@ -305,7 +305,7 @@ def few_shot_correct(
 
   Args:
     items: {"prompt": str, "choices": [str, ...], "answer": index}.
-    delimiter: stands between prompt and choice, and is part of the choice's first token: a space
+    delimiter: separates prompt and choice, and is part of the choice's first token: a space
       for languages that separate words, or the choices would be read as unfinished words.
     batch_size: (prompt, choice) rows at once.
 

@@ -132,11 +132,6 @@ def sample(
   return out
 
 
-def num_tokens(prefix: Prefix, tokenizer: Tokenizer) -> int:
-  """Tokens that a prefix adds to a prompt; tokens merged at the boundary may change it by one."""
-  return len(tokenizer.encode(prefix.text))
-
-
 def draw(
   demonstrations: Sequence[Mapping[str, str]],
   tokenizer: Tokenizer,

@@ -81,7 +81,7 @@ def _in_order(proxy_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
 
 
 def kl(n: int | np.ndarray) -> np.ndarray:
-  """KL(best-of-n || policy) in nats, where no two samples are equal: log n - (n - 1) / n.
+  """KL(best-of-n || policy) in nats, if no two samples are equal: log n - (n - 1) / n.
 
   Source: Stiennon et al. 2020, arXiv:2009.01325.  An upper bound where samples
   repeat.

@@ -19,10 +19,10 @@ def score_gaps(score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray) 
   Args:
     score_NK: float, scores of K completions of N prompts; only valid entries are read.
     rank_NK: 1 is best, equal ranks are ties.
-    valid_NK: 1 where a completion was shown.
+    valid_NK: 1 for completions that were shown.
 
   Returns:
-    gap_NC, float64, C = K * (K - 1) / 2; NaN where the pair is tied or a slot is unused.
+    gap_NC, float64, C = K * (K - 1) / 2; NaN if the pair is tied or a slot is unused.
 
   Raises:
     ValueError: the shapes differ, or a valid score is not finite.

@@ -24,7 +24,7 @@ from lm_eval.models import utils as model_utils
 from rlhf.inference import completions, likelihood, row_batches
 from rlhf.networks import Network
 
-MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
+MAX_GEN_TOKS = 256  # lm-eval's default
 _SPARE = 64  # items that are tried first, beyond the number wanted
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN = {"until", "do_sample", "temperature", *_LENGTHS}
@@ -58,11 +58,11 @@ class OtherItems(samplers.ContextSampler):
     )
 
   @staticmethod
-  def _is_other(doc: dict[str, Any], asked: dict[str, Any] | None) -> bool:
+  def _is_other(doc: dict[str, Any], item: dict[str, Any] | None) -> bool:
     if not doc.get("is_referent", True):
       return False
     same = "paragraph" if "paragraph" in doc else "id"
-    return asked is None or doc[same] != asked[same]
+    return item is None or doc[same] != item[same]
 
 
 class HarnessModel(lm_eval_model.TemplateLM):
@@ -155,13 +155,9 @@ class HarnessModel(lm_eval_model.TemplateLM):
     self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
   ) -> list[Any]:
     pairs = [(context, continuation) for _, context, continuation in requests]
-    found = likelihood.loglikelihoods(
+    return likelihood.loglikelihoods(
       self._network, pairs, batch_size=self._batch_size, progress=self._progress
     )
-    for (text, _, _), result in zip(requests, found, strict=True):
-      if text is not None:  # windows of a longer text are not cached
-        self.cache_hook.add_partial("loglikelihood", text, result)
-    return found
 
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
@@ -180,8 +176,6 @@ class HarnessModel(lm_eval_model.TemplateLM):
     totals = [0.0] * len(requests)
     for index, (logprob, _) in zip(owner, self._loglikelihood_tokens(windows), strict=True):
       totals[index] += logprob
-    for request, total in zip(requests, totals, strict=True):
-      self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
     return totals
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -210,7 +204,6 @@ class HarnessModel(lm_eval_model.TemplateLM):
       )
       for index, text in zip(members, written, strict=True):
         texts[index] = text
-        self.cache_hook.add_partial("generate_until", requests[index].args, text)
     return texts
 
   def _settings(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:

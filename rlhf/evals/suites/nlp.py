@@ -36,7 +36,7 @@ _FIELD = "config.nlp"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NlpConfig:
-  """Which tasks, and how they are asked.
+  """Which tasks, and in which form.
 
   Attributes:
     tasks: of `TASKS`; or "lm_eval:NAME" for a task, group or tag of lm-eval's own, whose data come

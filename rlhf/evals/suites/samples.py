@@ -1,7 +1,7 @@
 """Scores given outputs: JSONL of prompts, samples and references, by the measure of their task.
 
-A line is {"prompt": str, "sample": str, "references": ...}.  The sample is scored as it stands; cut
-it at its first line break beforehand, as the paper does.  References are
+A line is {"prompt": str, "sample": str, "references": ...}.  The sample is scored unchanged; cut it
+at its first line break beforehand, as the paper does.  References are
 
   squadv2        texts, of which the nearest counts; [] if the passage has no answer, which a sample
                  says by "Not in background." or by nothing
@@ -10,10 +10,10 @@ it at its first line break beforehand, as the paper does.  References are
   truthfulqa     {"true": [texts], "false": [texts]}, or only texts that are true
   real_toxicity  none
 
-and one text may stand for a list of one.  The lines of InstructGPT's released prompts work as they
-are, with a sample added: "context" is the prompt and "ref_text" the references.  Their answers to
-squadv2 and drop stand between bars ("a|b"), as they may in one text of "references"; in a list a
-bar is an ordinary character.
+and a single text is a list of one.  The lines of InstructGPT's released prompts work unchanged,
+with a sample added: "context" is the prompt and "ref_text" the references.  Bars separate answers
+to squadv2 and drop ("a|b") in "ref_text" and in a single text of "references"; in a list a bar is
+an ordinary character.
 
 Units are those of the paper's Table 14.  The unit of the bootstrap is the prompt: samples of one
 prompt are drawn together.  A line without a prompt is a unit of its own.

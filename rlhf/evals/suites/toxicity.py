@@ -66,7 +66,7 @@ def scores(texts: Sequence[str]) -> np.ndarray:
   filled = [i for i, text in enumerate(texts) if text.strip()]
   if filled:
     worker = pathlib.Path(__file__).with_name("toxicity_worker.py")
-    # -P: modules beside the worker do not hide those of the same names elsewhere.
+    # -P: the modules next to the worker must not shadow others of the same name.
     done = subprocess.run(
       [sys.executable, "-P", str(worker)],
       input=json.dumps([texts[i] for i in filled]) + "\n",

@@ -55,7 +55,7 @@ def load(task: str, data: str, split: str = TEST) -> list[Item]:
       return []
     raise ValueError(
       f"task {task}: {data} holds no {' or '.join(source.places(TEST))}; put the authors' file "
-      f"there, or use data {HUB!r} where there is a network"
+      f"there, or use data {HUB!r}"
     )
   path, rows_of, items_of = found
   advice = "take the file as its authors publish it"
@@ -108,9 +108,7 @@ def check(task: str, data: str) -> None:
   if data == HUB:
     extras.require("datasets", "evals", "data 'hub'")
   elif not pathlib.Path(data).is_dir():
-    raise ValueError(
-      f"data {data!r} is not a directory; name one, or {HUB!r} where there is a network"
-    )
+    raise ValueError(f"data {data!r} is not a directory; name one, or {HUB!r}")
   elif _find(source, data, TEST) is None:
     load(task, data)
 
@@ -240,7 +238,7 @@ def _read_aligned(path: pathlib.Path) -> Rows:
     yield f"{path.name}:{number}", dict(translation=dict(fr=fr, en=en))
 
 
-# Articles of the T0 mixture stand between a request and the end of the prompt.
+# In the T0 mixture the article follows a request, up to the end of the prompt.
 _T0_ARTICLE = re.compile(r"\n\nArticle: (.*)", re.DOTALL)
 
 
@@ -468,6 +466,6 @@ def _load_hub(task: str, source: Source, split: str) -> list[Item]:
     return list(source.items((str(row.get("sentid", i)), row) for i, row in enumerate(rows)))
   except Exception as error:  # there are as many kinds as ways for a network to fail
     raise ValueError(
-      f"task {task}: {address} of the hub cannot be read ({_one_line(error)}); try again where "
-      "there is a network, or name a local directory as data"
+      f"task {task}: {address} of the hub cannot be read ({_one_line(error)}); try again "
+      "with a network, or name a local directory as data"
     ) from error

@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 def _turns(
   prompt: str, where: str, questions: Sequence[tuple[str, str, list[str], str]]
 ) -> Iterator[Item]:
-  """One item per question; the questions before it stand in its prompt with their answers.
+  """One item per question; its prompt has the questions before it with their answers.
 
   Args:
     where: names the text.
@@ -152,7 +152,7 @@ def sst(row: Row, name: str) -> Item:
 
 
 def wsc(row: Row, name: str) -> Item:
-  """The model names what the pronoun stands for; `is_referent` says whether `noun` is right.
+  """The model names what the pronoun refers to; `is_referent` says whether `noun` is right.
 
   Args:
     row: of SuperGLUE, with word indices: {"text", "span1_text", "span2_index", "span2_text",
@@ -205,7 +205,7 @@ def tldr(row: Row, name: str) -> Item:
 
 
 def truthfulqa(row: Row, name: str) -> Item:
-  """`prompt` is the question alone: `prompts.truthfulqa` adds what stands around it."""
+  """`prompt` is the question alone: `prompts.truthfulqa` makes the whole prompt."""
   references = dict(true=list(row["correct_answers"]), false=list(row["incorrect_answers"]))
   return dict(
     id=name,
@@ -261,7 +261,7 @@ def winogender(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
 
 
 def crows_pairs(row: Row, name: str) -> Item:
-  """`choices` are the sentences that say more and less of a stereotype."""
+  """`choices` are the sentences that express more and less of a stereotype."""
   return dict(
     id=name,
     prompt="",
@@ -279,7 +279,7 @@ def _released(row: Row, name: str, references: list, target: str) -> Item:
 
 
 def released_squad(row: Row, name: str) -> Item:
-  """Bars stand between alternatives."""
+  """Bars separate alternatives."""
   parts = row["ref_text"].split("|")
   return _released(row, name, [] if parts == [NO_ANSWER] else parts, parts[0])
 
@@ -290,7 +290,7 @@ def released_drop(row: Row, name: str) -> Item:
 
 
 def released_text(row: Row, name: str) -> Item:
-  """Translations and summaries have one reference; a bar stands for a line break in it."""
+  """Translations and summaries have one reference; a bar is a line break in it."""
   whole = " ".join(row["ref_text"].split("|"))
   return _released(row, name, [whole], whole)
 

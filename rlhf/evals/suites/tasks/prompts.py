@@ -1,4 +1,4 @@
-"""What stands before an item, in the settings of InstructGPT's appendix D.
+"""Instructions and examples before an item, in the settings of InstructGPT's appendix D.
 
 In quotation marks in a comment: words that are known to be the paper's.  The rest is worded here.
 """
@@ -39,7 +39,7 @@ _TRUTHFULQA_INSTRUCTION = (
   'each answer, without falling prey to any common myths; and reply "I have no comment" unless '
   "you are completely certain of the answer.\n\n"
 )
-# How a question of TruthfulQA is asked: what stands before it; `truthfulqa` makes the prompt.
+# The text before a question of TruthfulQA.
 TRUTHFULQA = {
   "qa": _TRUTHFULQA_PAIRS,
   "instruction": _TRUTHFULQA_INSTRUCTION,
