@@ -172,10 +172,11 @@ class Family:
 # Fields that `transformers` reads for every family.
 _FIXED = {"quantization_config": None, "is_encoder_decoder": False}
 # Fields of ours with the value they have unless a family sets them.
+_NOT_OF_A_FAMILY = ("vocab_size", "pad_id", "lora_scale", "compute")
 UNSET = {
   field.name: field.default
   for field in dataclasses.fields(ModelConfig)
-  if field.default is not dataclasses.MISSING and field.name != "lora_scale"
+  if field.default is not dataclasses.MISSING and field.name not in _NOT_OF_A_FAMILY
 } | dict(band_width=None, layer_pattern="dense")
 
 
@@ -194,6 +195,7 @@ def _meaning(cfg: ModelConfig) -> dict[str, Any]:
   elif cfg.band_rope_base is None and cfg.rope_scaling == "none":
     fields["band_rope_base"] = cfg.rope_base
   if cfg.attention_scale is None:
+    assert cfg.head_size is not None  # ModelConfig resolves it
     fields["attention_scale"] = cfg.head_size**-0.5
   if cfg.embed_width is None:
     fields["embed_width"] = cfg.width

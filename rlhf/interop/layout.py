@@ -49,6 +49,7 @@ class Row:
 
 def axis_sizes(cfg: ModelConfig, num_rows: int) -> dict[str, int]:
   """The size of every named axis; `num_rows` are the rows of the file's embedding."""
+  assert cfg.head_size and cfg.num_kv_heads and cfg.mlp_width  # ModelConfig resolves them
   return dict(
     width=cfg.width,
     embed=cfg.width if cfg.embed_width is None else cfg.embed_width,
