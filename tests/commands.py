@@ -16,6 +16,7 @@ from rlhf import checkpoint, metrics
 from rlhf.configs import models
 from rlhf.model import transformer
 from rlhf.model.transformer import ModelConfig
+from rlhf.palms import sets
 from rlhf.tinyworld import write as write_lib
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -118,6 +119,14 @@ def write_jsonl(path, lines) -> pathlib.Path:
   path = pathlib.Path(path)
   path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
   return path
+
+
+def write_values(values: sets.ValueSet, directory) -> None:
+  """The files of a value set, as `sets.load` reads them."""
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  for name, text in sets.texts(values).items():
+    (directory / name).write_text(text, encoding="utf-8")
 
 
 def train_flags(inputs: Inputs, algorithm: str, **changes) -> list[str]:

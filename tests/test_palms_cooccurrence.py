@@ -61,7 +61,7 @@ def analyse(texts, p=P, **more):
   found = cooccurrence.analyse(
     p, texts, tag=lambda prompt, words: words.split(), polarity=polarity, num_resamples=200, **more
   )
-  return {result.group: result for result in found}
+  return {result["group"]: result for result in found}
 
 
 TEXTS = [
@@ -77,40 +77,46 @@ TEXTS = [
 def test_skew_by_hand():
   found = analyse(TEXTS)
   # Texts with the word, of 3: kind 2 and 0, tall 2 and 1, cold 1 and 2; odd is not among three.
-  (kind, tall) = found["a"].skewed
-  assert (kind.word, kind.num_texts, kind.num_texts_others) == ("kind", 2, 0)
-  assert kind.log2_ratio == pytest.approx(math.log2((3 / 5) / (1 / 5)))
-  assert tall.word == "tall" and tall.log2_ratio == pytest.approx(math.log2((3 / 5) / (2 / 5)))
-  (cold,) = found["b"].skewed
-  assert (cold.word, cold.num_texts, cold.num_texts_others) == ("cold", 2, 1)
-  assert cold.log2_ratio == pytest.approx(math.log2((3 / 5) / (2 / 5)))
-  assert found["a"].num_texts == found["b"].num_texts == 3
+  (kind, tall) = found["a"]["skewed"]
+  assert (kind["word"], kind["num_texts"], kind["num_texts_others"]) == ("kind", 2, 0)
+  assert kind["log2_ratio"] == pytest.approx(math.log2((3 / 5) / (1 / 5)))
+  assert tall["word"] == "tall" and tall["log2_ratio"] == pytest.approx(
+    math.log2((3 / 5) / (2 / 5))
+  )
+  (cold,) = found["b"]["skewed"]
+  assert (cold["word"], cold["num_texts"], cold["num_texts_others"]) == ("cold", 2, 1)
+  assert cold["log2_ratio"] == pytest.approx(math.log2((3 / 5) / (2 / 5)))
+  assert found["a"]["num_texts"] == found["b"]["num_texts"] == 3
 
 
 def test_only_favoured_words_are_looked_at_and_the_most_skewed_reported():
   one = analyse(TEXTS, cooccurrence.CooccurrenceConfig(num_favoured=1))
-  assert one["b"].skewed == () or one["b"].skewed[0].word == "cold"
-  assert not one["a"].skewed  # cold has most texts, with tall, and comes first by the alphabet
+  assert one["b"]["skewed"] == [] or one["b"]["skewed"][0]["word"] == "cold"
+  assert not one["a"]["skewed"]  # cold has most texts, with tall, and comes first by the alphabet
   many = analyse(TEXTS, cooccurrence.CooccurrenceConfig(num_favoured=10, num_skewed=1))
-  assert [s.word for s in many["b"].skewed] == ["odd"] and len(many["a"].skewed) == 1
+  assert [s["word"] for s in many["b"]["skewed"]] == ["odd"] and len(many["a"]["skewed"]) == 1
 
 
 def test_sentiment_by_hand():
   found = analyse(TEXTS)
   # a: kind kind tall, kind, tall cold: 100 100 0 100 0 -100.
-  assert found["a"].sentiment.mean == pytest.approx(200 / 6) and found["a"].sentiment.n == 3
-  assert found["b"].sentiment.mean == pytest.approx(-50)  # cold, cold tall tall: -100 -100 0 0
+  assert (
+    found["a"]["sentiment"]["mean"] == pytest.approx(200 / 6) and found["a"]["sentiment"]["n"] == 3
+  )
+  assert found["b"]["sentiment"]["mean"] == pytest.approx(
+    -50
+  )  # cold, cold tall tall: -100 -100 0 0
   # Of words skewed to a: kind in 2 texts at 100, tall in 2 at 0.
-  assert found["a"].skewed_sentiment == 50 and found["b"].skewed_sentiment == -100
+  assert found["a"]["skewed_sentiment"] == 50 and found["b"]["skewed_sentiment"] == -100
   unknown = analyse([text("x", "a", "odd"), text("x", "b", "even")])
-  assert unknown["a"].sentiment is None and unknown["a"].skewed_sentiment is None
+  assert unknown["a"]["sentiment"] is None and unknown["a"]["skewed_sentiment"] is None
 
 
 def test_names_of_groups_are_no_descriptors():
   texts = [text("race", "Middle Eastern", "eastern tall"), text("race", "Asian", "asian tall")]
-  assert all("tall" in s.word for r in analyse(texts).values() for s in r.skewed)
+  assert all("tall" in s["word"] for r in analyse(texts).values() for s in r["skewed"])
   texts = [text("religion", "Islam", "muslim islamic tall"), text("religion", "Judaism", "jewish")]
-  assert [s.word for r in analyse(texts).values() for s in r.skewed] == ["tall"]
+  assert [s["word"] for r in analyse(texts).values() for s in r["skewed"]] == ["tall"]
 
 
 def test_axes_are_compared_within_themselves():
@@ -142,9 +148,9 @@ def test_words_of_the_lexicon_have_a_polarity():
     num_resamples=10,
   )
   he, she = results
-  assert he.skewed[0].word == "horrible" and -100 <= he.skewed[0].polarity < -50
-  assert she.skewed[0].word == "beautiful" and 50 < she.skewed[0].polarity <= 100
-  assert he.as_dict()["skewed"][0]["word"] == "horrible"
+  assert he["skewed"][0]["word"] == "horrible" and -100 <= he["skewed"][0]["polarity"] < -50
+  assert she["skewed"][0]["word"] == "beautiful" and 50 < she["skewed"][0]["polarity"] <= 100
+  assert he["skewed"][0]["word"] == "horrible"
 
 
 def test_a_network_continues_the_prompt_alone(monkeypatch):
@@ -189,6 +195,6 @@ def test_tinyworld_has_groups_and_words_of_its_own():
   north, south = cooccurrence.analyse(
     P, texts, tag=tinyworld.descriptors, polarity=tinyworld.polarity, num_resamples=10
   )
-  assert north.sentiment.mean == 100 and south.sentiment.mean == -100
-  assert {s.word for s in north.skewed} <= {"kind", "brave"}
+  assert north["sentiment"]["mean"] == 100 and south["sentiment"]["mean"] == -100
+  assert {s["word"] for s in north["skewed"]} <= {"kind", "brave"}
   assert len({p.text for p in tinyworld.cooccurrence_prompts()}) == 13

@@ -1,4 +1,4 @@
-"""PALMS from positions to the report: what is refused first, what is computed, and the whole run."""
+"""PALMS from positions to the report: what is refused, what is computed, and the whole run."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import types
 
+import commands
 import numpy as np
 import pytest
 
@@ -344,7 +345,7 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
     tmp_path / "own",
   )
   short = [dataclasses.replace(category, position=category.name) for category in values.categories]
-  sets.write(dataclasses.replace(values, categories=tuple(short)), own)
+  commands.write_values(dataclasses.replace(values, categories=tuple(short)), own)
   config = config_of(own)
   config.format = common.get_format()
   config.base.source = str(session_inputs.policy)

@@ -169,7 +169,7 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
 
 
 def test_the_page_says_what_was_found_and_what_not(tmp_path):
-  html = palms.write(tmp_path, **contents()).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents()).read_text(encoding="utf-8")
   found = workdir_lib.read_json(tmp_path / "palms.json")
   claims = {claim["claim"]: claim for claim in found["analysis"]["claims"]}
   assert [claim["held"] for claim in claims.values()] == [
@@ -216,11 +216,11 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
   judge = dict(
     num=52, preferred=dict(mean=0.55, low=0.42, high=0.68, n=52), written=3.1, swapped=3.0
   )
-  html = palms.write(tmp_path, **contents(judge)).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
   assert "rated by two people, which was not shown to prefer written completions" in html
   assert "This is a low bar" in html
   judge["preferred"]["low"] = 0.51
-  html = palms.write(tmp_path, **contents(judge)).read_text(encoding="utf-8")
+  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
   assert "reproduced, as rated by two people</h1>" in html
 
 
@@ -270,7 +270,7 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   analysis = statistics.analyse(rows, made["p"])
   lines = palms.with_ratings(made["lines"], rows)
   html = " ".join(
-    palms.write(tmp_path, **made | dict(lines=lines, analysis=analysis))
+    palms.write(tmp_path, made | dict(lines=lines, analysis=analysis))
     .read_text(encoding="utf-8")
     .split()
   ).replace("\u202f", " ")

@@ -81,7 +81,7 @@ def test_a_good_set_is_read_whole(tmp_path, found):
 def test_a_set_is_written_as_it_is_read(tmp_path, found):
   found(good(), limits={"max_words": 70})
   values = sets.load(tmp_path / "set")
-  sets.write(values, tmp_path / "copy")
+  commands.write_values(values, tmp_path / "copy")
   copy = sets.load(tmp_path / "copy")
   assert copy.limits == values.limits == sets.Limits(max_words=70)
   without = lambda entries: [dataclasses.replace(entry, where="") for entry in entries]
@@ -371,7 +371,7 @@ def test_tinyworld_has_a_set_of_values_too(tmp_path):
       sensitive.position_score(name, sample.completion) == 3 for name in sensitive.CATEGORIES
     )
     assert not re.search("one word|sentence", sample.prompt)  # no constraint
-  sets.write(values, tmp_path)
+  commands.write_values(values, tmp_path)
   assert sets.load(tmp_path).targeted[0].prompt == values.targeted[0].prompt
   assert values == tinyworld.value_set(tinyworld.SetConfig(), make_world(0))
   assert values.targeted != tinyworld.value_set(tinyworld.SetConfig(seed=1), make_world(0)).targeted

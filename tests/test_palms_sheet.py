@@ -320,7 +320,7 @@ def test_the_commands_go_from_answers_to_statistics(tmp_path, capsys):
       sets.Sample(category="broad", topic="t", prompt="p", where="", completion="c " * 50),
     ),
   )
-  sets.write(sets.ValueSet(**vars(values) | with_probes), tmp_path / "values")
+  commands.write_values(sets.ValueSet(**vars(values) | with_probes), tmp_path / "values")
   path = commands.write_jsonl(tmp_path / "completions.jsonl", completions())
   flags = [f"--completions={path}", f"--values={tmp_path}/values", f"--output={tmp_path}/out"]
   palms.main(["palms", "sheet", *flags, "--raters=anna,ben"])

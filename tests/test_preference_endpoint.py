@@ -133,7 +133,7 @@ def open_endpoint(server, tmp_path, **changes):
 
 
 def test_a_pair_is_asked_with_the_key_and_the_settings(server, tmp_path):
-  found = open_endpoint(server, tmp_path).compare([PAIR, PAIR])
+  found = open_endpoint(server, tmp_path).ask("pairwise", [PAIR, PAIR])
   assert found == {PAIR: 0.0}
   (request,) = server.requests
   assert request["path"] == "/v1/chat/completions" and request["key"] == "Bearer secret"
@@ -143,12 +143,12 @@ def test_a_pair_is_asked_with_the_key_and_the_settings(server, tmp_path):
 
 
 def test_settings_left_to_the_server_are_not_sent(server, tmp_path):
-  open_endpoint(server, tmp_path, temperature=None, max_tokens=None).compare([PAIR])
+  open_endpoint(server, tmp_path, temperature=None, max_tokens=None).ask("pairwise", [PAIR])
   assert not {"temperature", "max_tokens"} & server.requests[0].keys()
 
 
 def test_braces_of_a_text_are_text(server, tmp_path):
-  open_endpoint(server, tmp_path).compare([("{prompt} {0}", "{answer_b}", "}{")])
+  open_endpoint(server, tmp_path).ask("pairwise", [("{prompt} {0}", "{answer_b}", "}{")])
   assert shown(server.requests[0]["messages"]) == ("{answer_b}", "}{")
 
 
@@ -161,8 +161,8 @@ def test_own_templates_are_used(server, tmp_path):
     likert_prompt="{{}} {answer} to {prompt}",
   )
   server.reply = lambda messages, number: "Verdict: B" if number == 0 else "Rating: 2"
-  assert asker.compare([PAIR]) == {PAIR: 0.0}
-  assert asker.rate([("p", "x")]) == {("p", "x"): 2}
+  assert asker.ask("pairwise", [PAIR]) == {PAIR: 0.0}
+  assert asker.ask("likert", [("p", "x")]) == {("p", "x"): 2}
   assert [request["messages"][0]["content"] for request in server.requests] == [
     "the prompt|short|a longer answer",
     "{} x to p",
@@ -263,10 +263,10 @@ def test_ratings(text, rating):
 
 
 def test_a_second_run_asks_only_what_is_missing(server, tmp_path):
-  open_endpoint(server, tmp_path).compare([PAIR])
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
   again = open_endpoint(server, tmp_path)
   other = ("the prompt", "x", "yy")
-  assert again.compare([PAIR, other]) == {PAIR: 0.0, other: 0.0}
+  assert again.ask("pairwise", [PAIR, other]) == {PAIR: 0.0, other: 0.0}
   assert len(server.requests) == 2
   assert again.summary() | dict(cost=0) == dict(
     model="judge-1",
@@ -283,10 +283,10 @@ def test_a_second_run_asks_only_what_is_missing(server, tmp_path):
 
 
 def test_a_line_without_text_that_is_in_the_cache_counts_for_nothing(server, tmp_path):
-  open_endpoint(server, tmp_path).compare([PAIR])
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
   path = tmp_path / "cache" / "endpoint.jsonl"
   path.write_text(json.dumps(json.loads(path.read_text()) | dict(text="")) + "\n")
-  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 0.0}
+  assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {PAIR: 0.0}
   assert len(server.requests) == 2
 
 
@@ -301,27 +301,27 @@ def test_a_line_without_text_that_is_in_the_cache_counts_for_nothing(server, tmp
 )
 def test_another_question_is_not_answered_from_the_cache(server, tmp_path, change):
   server.reply = lambda messages, number: "Verdict: A"
-  open_endpoint(server, tmp_path).compare([PAIR])
-  open_endpoint(server, tmp_path, **change).compare([PAIR])
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
+  open_endpoint(server, tmp_path, **change).ask("pairwise", [PAIR])
   assert len(server.requests) == 2
 
 
 def test_another_server_with_a_model_of_that_name_is_asked_itself(server, tmp_path):
-  open_endpoint(server, tmp_path).compare([PAIR])
-  open_endpoint(server, tmp_path, base_url=f"{server.url}/").compare([PAIR])
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
+  open_endpoint(server, tmp_path, base_url=f"{server.url}/").ask("pairwise", [PAIR])
   assert len(server.requests) == 1
-  open_endpoint(server, tmp_path, base_url=server.url.replace("127.0.0.1", "localhost")).compare(
-    [PAIR]
+  open_endpoint(server, tmp_path, base_url=server.url.replace("127.0.0.1", "localhost")).ask(
+    "pairwise", [PAIR]
   )
   assert len(server.requests) == 2
 
 
 def test_a_line_that_a_killed_run_left_half_is_asked_again(server, tmp_path):
-  open_endpoint(server, tmp_path).compare([PAIR])
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
   path = tmp_path / "cache" / "endpoint.jsonl"
   whole = path.read_text()
   path.write_text(whole + whole[:40])
-  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 0.0}
+  assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {PAIR: 0.0}
   assert path.read_text() == whole and len(server.requests) == 1
   path.write_text("not json\n" + whole)
   with pytest.raises(ValueError, match=r"endpoint.jsonl:1: not a reply of the endpoint"):
@@ -334,13 +334,13 @@ def test_a_line_that_a_killed_run_left_half_is_asked_again(server, tmp_path):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_refusal_that_passes_is_repeated(server, tmp_path, status):
   server.reply = lambda messages, number: status if number < 2 else longer_wins(messages)
-  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 0.0}
+  assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {PAIR: 0.0}
   assert len(server.requests) == 3
 
 
 def test_a_timeout_that_passes_is_repeated(server, tmp_path):
   server.reply = lambda messages, number: (1.6 if number == 0 else 0, longer_wins(messages))
-  assert open_endpoint(server, tmp_path, timeout=0.8).compare([PAIR]) == {PAIR: 0.0}
+  assert open_endpoint(server, tmp_path, timeout=0.8).ask("pairwise", [PAIR]) == {PAIR: 0.0}
   assert len(server.requests) == 2
 
 
@@ -366,13 +366,13 @@ def test_a_failure_for_good_is_one_sentence_and_keeps_what_was_answered(
   )
   others = [PAIR, ("p", "x", "yy"), ("p", "x", "zz")]
   with pytest.raises(ValueError) as error:
-    asker.compare(others)
+    asker.ask("pairwise", others)
   assert sentence in str(error.value) and "\n" not in str(error.value)
   assert "the same command asks for the others" in str(error.value)
   assert "1 questions" in asker.describe() and "100 + 10 tokens" in asker.describe()  # was paid for
   server.reply = lambda messages, number: longer_wins(messages)
   before = len(server.requests)
-  open_endpoint(server, tmp_path).compare(others)
+  open_endpoint(server, tmp_path).ask("pairwise", others)
   assert len(server.requests) == before + 2
 
 
@@ -380,13 +380,13 @@ def test_an_endpoint_that_is_not_there(server, tmp_path):
   asker = open_endpoint(server, tmp_path, max_retries=0)
   server.close()
   with pytest.raises(ValueError, match="could not be reached .* check endpoint.base_url"):
-    asker.compare([PAIR])
+    asker.ask("pairwise", [PAIR])
 
 
 def test_nonsense_is_asked_once_more_in_the_conversation(server, tmp_path):
   server.reply = lambda messages, number: "Hm." if number == 0 else "Verdict: A"
   asker = open_endpoint(server, tmp_path)
-  assert asker.compare([PAIR]) == {PAIR: 1.0}
+  assert asker.ask("pairwise", [PAIR]) == {PAIR: 1.0}
   assert [m["role"] for m in server.requests[1]["messages"]] == ["user", "assistant", "user"]
   assert server.requests[1]["messages"][1]["content"] == "Hm."
   assert asker.summary()["prompt_tokens"] == 200  # both were paid for
@@ -428,25 +428,30 @@ def test_what_stays_nonsense_is_not_judged_and_counted(server, tmp_path, said):
 def test_a_server_that_says_nothing_is_no_judge(server, tmp_path):
   server.reply = lambda messages, number: b"<html>down for maintenance</html>"
   asker = open_endpoint(server, tmp_path)
-  for ask in (lambda: asker.compare([PAIR]), lambda: asker.rate_from_1_to_5(["a", "b"])):
+  for ask in (
+    lambda: asker.ask("pairwise", [PAIR]),
+    lambda: asker.ask("position", [("a",), ("b",)]),
+  ):
     with pytest.raises(ValueError, match="sent an empty reply to all of [12] questions"):
       ask()
   assert not (tmp_path / "cache" / "endpoint.jsonl").exists()
-  assert asker.compare([]) == {}
+  assert asker.ask("pairwise", []) == {}
 
 
 def test_a_reply_without_text_does_not_undo_one_with(server, tmp_path):
   server.reply = lambda messages, number: "" if number else "Hm."
-  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: None}
-  open_endpoint(server, tmp_path).compare([PAIR])
+  assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {PAIR: None}
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
   assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("last", ["Verdict: A", "No."])
 def test_half_of_a_surrogate_pair_is_read_sent_back_and_kept(server, tmp_path, last):
   server.reply = lambda messages, number: f"Hm \ud800. {last if number else ''}"
-  assert open_endpoint(server, tmp_path).compare([PAIR]) == {PAIR: 1.0 if "A" in last else None}
-  open_endpoint(server, tmp_path).compare([PAIR])
+  assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {
+    PAIR: 1.0 if "A" in last else None
+  }
+  open_endpoint(server, tmp_path).ask("pairwise", [PAIR])
   assert len(server.requests) == 2
 
 

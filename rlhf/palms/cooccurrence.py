@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,47 +86,6 @@ class CooccurrenceConfig:
         raise ValueError(f"cooccurrence.{name} {getattr(self, name)}; use a number above 0")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"cooccurrence.top_p {self.top_p}; use a number above 0 and up to 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Skew:
-  """A word that appears with one group more than with the others.
-
-  Attributes:
-    num_texts, num_texts_others: texts of the group, and of the others, with the word.
-    log2_ratio: see the module; 1 is twice as often.
-    polarity: -100 to 100, or None where the lexicon does not have the word.
-  """
-
-  word: str
-  num_texts: int
-  num_texts_others: int
-  log2_ratio: float
-  polarity: float | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupResult:
-  """The words of one group.
-
-  Attributes:
-    num_texts: continuations.
-    skewed: most skewed first.
-    sentiment: mean polarity of all descriptors in the lexicon, -100 to 100, with an interval from
-      resampling texts; None where none is in it.
-    skewed_sentiment: mean polarity of the favoured words that appear more often with this group
-      than with the others, weighted by their texts (GPT-3's figure 6.1); None where none is known.
-  """
-
-  axis: str
-  group: str
-  num_texts: int
-  skewed: tuple[Skew, ...]
-  sentiment: statistics.Interval | None
-  skewed_sentiment: float | None
-
-  def as_dict(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
 
 
 def gpt3_prompts() -> tuple[Prompt, ...]:
@@ -226,14 +185,24 @@ def analyse(
   polarity: Callable[[str], float | None] = polarity_of,
   num_resamples: int = 2000,
   seed: int = 0,
-) -> list[GroupResult]:
+) -> list[dict[str, Any]]:
   """Skewed descriptors and sentiment of every group of every axis.
 
   Args:
     texts: of `collect`.
     tag: (prompt, continuation) -> its descriptors in lower case.
-    polarity: word -> -100 .. 100 or None.
+    polarity: word -> -100 .. 100, or None where the lexicon does not have it.
     num_resamples, seed: of the intervals.
+
+  Returns:
+    {"axis", "group", "num_texts": continuations,
+     "skewed": [{"word", "num_texts", "num_texts_others": with the word, "log2_ratio": see the
+       module, "polarity"}], most skewed first,
+     "sentiment": mean polarity of all descriptors in the lexicon, with an interval from resampling
+       texts,
+     "skewed_sentiment": mean polarity of the favoured words that appear more often with this group
+       than with the others, weighted by their texts (GPT-3's figure 6.1)} of each group.
+    A sentiment is None where no word is in the lexicon.
 
   Raises:
     ValueError: there are no texts, or an axis has only one group.
@@ -250,18 +219,37 @@ def analyse(
       raise ValueError(
         f"axis {axis!r} has the one group {next(iter(words_of_group))!r}; give at least two"
       )
-    results += _analyse_axis(p, axis, words_of_group, polarity, num_resamples, seed)
+    for group, skews, kept in _skews(p, words_of_group):
+      values = [[polarity(word) for word in words] for words in kept]
+      known = [[value for value in of_text if value is not None] for of_text in values]
+      sentiment = None
+      if any(known):
+        interval = statistics.bootstrap_mean(known, num_resamples=num_resamples, seed=seed)
+        sentiment = interval.as_dict()
+      for skew in skews:
+        skew["polarity"] = polarity(skew["word"])
+      weighed = [skew for skew in skews if skew["polarity"] is not None]
+      skewed_sentiment = None
+      if weighed:
+        total = math.fsum(skew["polarity"] * skew["num_texts"] for skew in weighed)
+        skewed_sentiment = total / sum(skew["num_texts"] for skew in weighed)
+      results.append(
+        dict(
+          axis=axis,
+          group=group,
+          num_texts=len(kept),
+          skewed=skews[: p.num_skewed],
+          sentiment=sentiment,
+          skewed_sentiment=skewed_sentiment,
+        )
+      )
   return results
 
 
-def _analyse_axis(
-  p: CooccurrenceConfig,
-  axis: str,
-  words_of_group: Mapping[str, list[list[str]]],
-  polarity: Callable[[str], float | None],
-  num_resamples: int,
-  seed: int,
-) -> list[GroupResult]:
+def _skews(
+  p: CooccurrenceConfig, words_of_group: Mapping[str, list[list[str]]]
+) -> Iterator[tuple[str, list[dict[str, Any]], list[list[str]]]]:
+  """(group, favoured words that are skewed to it, its texts' words without names of groups)."""
   names = _names(words_of_group)
   kept = {
     group: [[word for word in words if word not in names] for words in texts]
@@ -276,41 +264,21 @@ def _analyse_axis(
   num_G = np.array([len(texts) for texts in kept.values()])
   # Stable: equally frequent words are in alphabetical order.
   favoured = np.argsort(-count_GV.sum(axis=0), kind="stable")[: p.num_favoured]
-  results = []
-  for row, (group, texts) in enumerate(kept.items()):
-    others_V, num_others = count_GV.sum(axis=0) - count_GV[row], num_G.sum() - num_G[row]
-    share_V = (count_GV[row] + p.smoothing) / (num_G[row] + 2 * p.smoothing)
-    share_others_V = (others_V + p.smoothing) / (num_others + 2 * p.smoothing)
-    ratio_V = np.log2(share_V / share_others_V)
+  for count_V, num, (group, texts) in zip(count_GV, num_G, kept.items(), strict=True):
+    others_V, num_others = count_GV.sum(axis=0) - count_V, num_G.sum() - num
+    share_V = (count_V + p.smoothing) / (num + 2 * p.smoothing)
+    ratio_V = np.log2(share_V / ((others_V + p.smoothing) / (num_others + 2 * p.smoothing)))
     skews = [
-      Skew(
+      dict(
         word=vocabulary[index],
-        num_texts=int(count_GV[row, index]),
+        num_texts=int(count_V[index]),
         num_texts_others=int(others_V[index]),
         log2_ratio=float(ratio_V[index]),
-        polarity=polarity(vocabulary[index]),
       )
       for index in favoured
-      if ratio_V[index] > 0 and count_GV[row, index]
+      if ratio_V[index] > 0 and count_V[index]
     ]
-    skews.sort(key=lambda skew: (-skew.log2_ratio, skew.word))
-    values = [
-      [number for word in words if (number := polarity(word)) is not None] for words in texts
-    ]
-    settings = dict(num_resamples=num_resamples, seed=seed)
-    weighed = [(s.polarity * s.num_texts, s.num_texts) for s in skews if s.polarity is not None]
-    totals, counts = zip(*weighed) if weighed else ((), ())
-    results.append(
-      GroupResult(
-        axis=axis,
-        group=group,
-        num_texts=int(num_G[row]),
-        skewed=tuple(skews[: p.num_skewed]),
-        sentiment=statistics.bootstrap_mean(values, **settings) if any(values) else None,
-        skewed_sentiment=math.fsum(totals) / sum(counts) if weighed else None,
-      )
-    )
-  return results
+    yield group, sorted(skews, key=lambda skew: (-skew["log2_ratio"], skew["word"])), texts
 
 
 def _names(groups: Iterable[str]) -> set[str]:

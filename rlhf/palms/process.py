@@ -651,8 +651,7 @@ def write_report(
     claims=palms.claims(analysis, toxic, tasks, margin=p.capability_margin),
   )
   resampled = "seeds, and the items of each seed's world" if is_world(config) else "items and seeds"
-  page = palms.write(
-    directory,
+  contents = dict(
     title=config.title,
     values=values,
     lines=palms.with_ratings(lines, rows),
@@ -667,6 +666,7 @@ def write_report(
     cooccurrence=groups_of_largest(config, models, keys),
     settings=report_settings(config, values, rater),
   )
+  page = palms.write(directory, contents)
   print(statistics.describe(analysis), flush=True)
   print(f"report: {page}", flush=True)
   return page
@@ -685,7 +685,7 @@ def groups_of_largest(
   for kind in statistics.KINDS:
     chosen = [model for model in models if keys[model.name][:2] == (kind, largest)]
     texts = [line for model in chosen for line in read_jsonl(model.directory / TEXTS)]
-    found[kind] = [group.as_dict() for group in cooccurrence.analyse(p, texts, **own)]
+    found[kind] = cooccurrence.analyse(p, texts, **own)
   return found
 
 

@@ -172,7 +172,7 @@ def rate(
   if not asked:
     return []
   if p.source == ENDPOINT:
-    questions = contexts(p, asked)
+    questions = [(context,) for context in contexts(p, asked)]
     with metrics_lib.Progress("rated", len(set(questions))) as progress:
       asker = endpoint_lib.Endpoint(
         endpoint_lib.EndpointConfig(**p.endpoint),
@@ -180,7 +180,7 @@ def rate(
         on_answer=lambda done, total: progress.update(done, {}, num_tokens=0),
       )
       try:
-        found = asker.rate_from_1_to_5(questions)
+        found = asker.ask("position", questions)
       finally:
         print(asker.describe(), flush=True)  # replies before a failure were paid for too
     ratings = [found[question] for question in questions]

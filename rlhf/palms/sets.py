@@ -28,7 +28,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf import workdir as workdir_lib
 from rlhf.data import records
 
 POSITIONS, PROBES = "positions.json", "probes.jsonl"
@@ -192,14 +191,8 @@ def check(
   return values, sorted(found, key=lambda problem: problem.is_warning)
 
 
-def write(values: ValueSet, directory: str | pathlib.Path) -> None:
-  """Writes a set as files that `load` reads; without control samples there is no such file."""
-  for name, text in texts(values).items():
-    workdir_lib.write_text(pathlib.Path(directory) / name, text)
-
-
 def texts(values: ValueSet) -> dict[str, str]:
-  """File name -> its content."""
+  """File name -> content that `load` reads; without control samples there is no such file."""
 
   def plain(entries) -> list[dict[str, str]]:
     found = [dataclasses.asdict(entry) for entry in entries]
@@ -231,18 +224,13 @@ def describe(values: ValueSet) -> str:
   lines.append(f"  {'all':<18}{len(groups[0]):>8}{len(groups[1]):>10}{len(groups[2]):>9}")
   for name, samples in (("targeted", values.targeted), ("control", values.control)):
     if samples:
-      lengths = [num_words(sample.completion) for sample in samples]
+      lengths = [len(sample.completion.split()) for sample in samples]
       size = sum(len((s.prompt + s.completion).encode()) for s in samples)
       lines.append(
         f"  {name} completions: {min(lengths)} to {max(lengths)} words, median "
         f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their prompts"
       )
   return "\n".join(lines)
-
-
-def num_words(text: str) -> int:
-  """Runs of characters between white space."""
-  return len(text.split())
 
 
 # ----------------------------------------------------------------------------- reading
@@ -467,7 +455,7 @@ def _sizes(name: str, samples: Sequence[Sample], limits: Limits) -> Iterator[Pro
       f"than {limits.max_samples}, so leave out what adds nothing new",
     )
   for sample in samples:
-    length = num_words(sample.completion)
+    length = len(sample.completion.split())
     if not limits.min_words <= length <= limits.max_words:
       yield _warning(
         sample.where,
@@ -487,7 +475,7 @@ def _balance(values: ValueSet) -> Iterator[Problem]:
     message = f"{counts[0]} control samples and {counts[1]} targeted ones; use equal numbers"
     yield _warning(where, message)
   control, targeted = (
-    statistics.mean(num_words(sample.completion) for sample in samples)
+    statistics.mean(len(sample.completion.split()) for sample in samples)
     for samples in (values.control, values.targeted)
   )
   if abs(control / targeted - 1) > 0.2:

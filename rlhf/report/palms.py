@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf import workdir as workdir_lib
-from rlhf.palms import sets, statistics
+from rlhf.palms import statistics
 from rlhf.palms.statistics import Analysis, Claim
 from rlhf.report import figures
 from rlhf.report import pipeline as report_lib
@@ -159,66 +159,48 @@ def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: flo
 # ----------------------------------------------------------------------------- the page
 
 
-def write(
-  directory: str | pathlib.Path,
-  *,
-  title: str,
-  values: sets.ValueSet,
-  lines: Sequence[Line],
-  rater: str,
-  judge: Mapping[str, Any] | None,
-  own_rater: Mapping[str, Any] | None,
-  analysis: Analysis,
-  p: statistics.StatisticsConfig,
-  toxicity: Mapping[str, Any],
-  capability: Mapping[str, Any],
-  capability_lead: str,
-  cooccurrence: Mapping[str, Any],
-  settings: Mapping[str, Any],
-) -> pathlib.Path:
+_JSON = (
+  "title",
+  "toxicity",
+  "capability",
+  "cooccurrence",
+  "judge",
+  "own_rater",
+  "rater",
+  "settings",
+)
+
+
+def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib.Path:
   """Writes palms.json and palms.html; returns the page's path.
 
   Args:
-    lines: completions of all models, of `with_ratings`.
-    rater: who rated.
-    judge: of `raters.check_judge`; None where people or rules rated.
-    own_rater: of `process.own_rater`; None where these are the run's own ratings.
-    toxicity, capability: of `compare`, of each task.
-    capability_lead: the sentence above its tables.
-    cooccurrence: kind -> `GroupResult.as_dict` of each group.
-    settings: name -> value.
+    contents: {"title", "values": `ValueSet`, "lines": completions of all models, of `with_ratings`,
+      "rater": who rated, "judge": of `raters.check_judge` or None, "own_rater": of
+      `process.own_rater` or None, "analysis", "p": `StatisticsConfig`, "toxicity": of `compare`,
+      "capability": task -> of `compare`, "capability_lead": the sentence above its tables,
+      "cooccurrence": kind -> of `cooccurrence.analyse`, "settings": name -> value}.
   """
   directory = pathlib.Path(directory)
-  data = dict(
-    title=title,
-    toxicity=toxicity,
-    capability=capability,
-    cooccurrence=cooccurrence,
-    judge=judge,
-    own_rater=own_rater,
-    settings=settings,
+  analysis, lines, p = contents["analysis"], contents["lines"], contents["p"]
+  shares = dict(
     cut=share(lines, lambda line: not line["finished"]),
     unrated=share(lines, lambda line: not line["ratings"]),
     by_end=by_end(lines),
   )
-  workdir_lib.write_json(
-    directory / "palms.json", data | dict(analysis=analysis.as_dict(), rater=rater)
-  )
+  found = {name: contents[name] for name in _JSON} | shares | dict(analysis=analysis.as_dict())
+  workdir_lib.write_json(directory / "palms.json", found)
   sizes = sorted({mean.size for mean in analysis.means})
   html = report_lib.render_template(
     "palms.html",
-    **data,
-    analysis=analysis,
+    **contents,
+    **shares,
     labels=LABELS,
     sizes=sizes,
     short_count=figures.short_count,
-    headline=headline(analysis.claims, rater, judge),
-    capability_lead=capability_lead,
-    lead=lead(analysis, rater, p),
-    alpha=p.alpha,
-    test=p.test,
-    categories=values.categories,
-    figures=draw(analysis, toxicity, sizes),
+    headline=headline(analysis.claims, contents["rater"], contents["judge"]),
+    lead=lead(analysis, contents["rater"], p),
+    figures=draw(analysis, contents["toxicity"], sizes),
     samples=samples(lines),
     tables={size: by_category(analysis, size) for size in reversed(sizes)},
     p_text=lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",

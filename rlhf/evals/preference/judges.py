@@ -197,8 +197,9 @@ def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
     for _, _, prompt, text, other in everything:
       if text != other:
         pairs += [(prompt, text, other), (prompt, other, text)]
-    wins = asker.compare(pairs)
-    likert = asker.rate([(prompt, text) for _, _, prompt, text, _ in everything])
+    wins = asker.ask("pairwise", pairs)
+    texts = [(prompt, text) for _, _, prompt, text, _ in everything]
+    likert = asker.ask("likert", texts) if asker.p.likert else dict.fromkeys(texts)
     rows = []
     for policy, index, prompt, text, other in everything:
       win = None if policy == baseline else 0.5
