@@ -81,6 +81,7 @@ setuptools.setup(
     "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["templates/*", "values/*"],
   },
+  entry_points={"console_scripts": ["rlhf = rlhf.cli.main:run"]},
   install_requires=REQUIRES,
   extras_require=EXTRAS,
 )

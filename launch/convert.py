@@ -1,8 +1,6 @@
 """`python -m launch.convert`; the code is in `rlhf/cli/convert.py`."""
 
-import sys
-
-from rlhf.cli.convert import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("convert")

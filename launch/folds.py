@@ -1,8 +1,6 @@
 """`python -m launch.folds`; the code is in `rlhf/cli/folds.py`."""
 
-import sys
-
-from rlhf.cli.folds import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("folds")

@@ -1,8 +1,6 @@
 """`python -m launch.generate`; the code is in `rlhf/cli/generate.py`."""
 
-import sys
-
-from rlhf.cli.generate import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("generate")

@@ -1,8 +1,6 @@
 """`python -m launch.jobset`; the code is in `rlhf/cli/cluster/jobset.py`."""
 
-import sys
-
-from rlhf.cli.cluster.jobset import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("jobset")

@@ -1,8 +1,6 @@
 """`python -m launch.local`; the code is in `rlhf/cli/local.py`."""
 
-import sys
-
-from rlhf.cli.local import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("local")

@@ -1,8 +1,6 @@
 """`python -m launch.palms`; the code is in `rlhf/cli/palms.py`."""
 
-import sys
-
-from rlhf.cli.palms import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("palms")

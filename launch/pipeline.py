@@ -1,8 +1,6 @@
 """`python -m launch.pipeline`; the code is in `rlhf/cli/pipeline.py`."""
 
-import sys
-
-from rlhf.cli.pipeline import command
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(command(sys.argv))
+  main.run("pipeline")

@@ -1,8 +1,6 @@
 """`python -m launch.pool`; the code is in `rlhf/cli/pool.py`."""
 
-import sys
-
-from rlhf.cli.pool import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("pool")

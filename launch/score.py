@@ -1,8 +1,6 @@
 """`python -m launch.score`; the code is in `rlhf/cli/score.py`."""
 
-import sys
-
-from rlhf.cli.score import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("score")

@@ -1,8 +1,6 @@
 """`python -m launch.slurm`; the code is in `rlhf/cli/cluster/slurm.py`."""
 
-import sys
-
-from rlhf.cli.cluster.slurm import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("slurm")

@@ -1,8 +1,6 @@
 """`python -m launch.xpk`; the code is in `rlhf/cli/cluster/xpk.py`."""
 
-import sys
-
-from rlhf.cli.cluster.xpk import main
+from rlhf.cli import main
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  main.run("xpk")

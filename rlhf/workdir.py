@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -112,18 +113,31 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a file that this house wrote."""
+  """The objects of a file that `write_jsonl` wrote."""
   # Not `splitlines`: a text may hold U+2028 and other ends of lines that JSON leaves as they are.
   lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
   return [json.loads(line) for line in lines if line]
+
+
+def check_local(path: str | os.PathLike) -> None:
+  """Raises ValueError where a path is the address of a bucket, such as gs://runs.
+
+  As a path it would silently become a local directory named "gs:".
+  """
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+    raise ValueError(
+      f"{path} is not a directory of this machine; mount the bucket, for example with gcsfuse or "
+      "rclone, and name the mounted directory"
+    )
 
 
 def check(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
   """Whether `workdir` holds a run of `config` to go on with; writes nothing.
 
   Raises:
-    ValueError: `workdir` is a file, or holds another config's run.
+    ValueError: `workdir` is a file or not local, or holds another config's run.
   """
+  check_local(workdir)
   workdir = pathlib.Path(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a directory")
@@ -245,6 +259,11 @@ def _check_same_config(workdir: pathlib.Path, old: Any, new: Any) -> None:
   )
   num_more = len(differences) - _NUM_DIFFERENCES_SHOWN
   more = f" (and {num_more} more)" if num_more > 0 else ""
+  if "kind" in new and "kind" not in old:  # configs have had a kind since 0.2
+    raise ValueError(
+      f"{workdir} was written by an earlier version of rlhf, whose config differs: {shown}{more}; "
+      "choose another --workdir, or finish this run with the commit in its git.txt"
+    )
   raise ValueError(
     f"{workdir} holds the run of another config: {shown}{more}; "
     "choose another --workdir, or delete this one"

@@ -14,14 +14,12 @@ import sys
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
 
 import conftest  # noqa: F401  pylint: disable=unused-import  (its settings come before jax)
-from absl import flags
 
-from rlhf.cli import setup
+from rlhf.cli.common import flags, join, startup
 
-values = flags.FlagValues()
-setup.define_process_flags(values)
-values([sys.argv[0]])
-setup.join_processes(values)
+parser = flags.Parser("one_of_many", __doc__)
+join.add_flags(parser)
+join.join(parser.parse([sys.argv[0]]))
 
 import helpers  # noqa: E402
 import jax  # noqa: E402
@@ -82,5 +80,5 @@ def main(sizes: str, output: str, *more: str) -> None:
 
 
 if __name__ == "__main__":
-  with setup.ends_at_once():
+  with startup.end_at_once():
     main(*sys.argv[1:])

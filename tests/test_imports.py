@@ -39,6 +39,7 @@ LAYERS = [
   {"pipeline"},
   {"palms.process"},
   {"cli"},
+  {"__main__"},
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 HOST_SIDE = ("data", "tinyworld")

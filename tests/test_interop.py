@@ -20,7 +20,8 @@ import tokenizers
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 
 from rlhf import checkpoint, networks, ppo, reward_model, sft, sharding
-from rlhf.cli import convert, setup
+from rlhf.cli import convert
+from rlhf.cli.common import models as cli_models
 from rlhf.configs import ppo as ppo_configs
 from rlhf.configs import reward_model as reward_configs
 from rlhf.configs import sft as sft_configs
@@ -844,14 +845,14 @@ def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
     with pytest.raises(
       ValueError, match=f"--checkpoint={path} is a published model; write --checkpoint={meant}$"
     ):
-      setup.find_network(str(path), "checkpoint")
+      cli_models.find_network(str(path), "checkpoint")
     with pytest.raises(
       ValueError, match=f"init_from: {path} is a published model; write init_from={meant}$"
     ):
       networks.find_export(str(path), kind="policy", flag="init_from")
   for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
     with pytest.raises(ValueError, match=message):
-      setup.find_network(str(path), "checkpoint")
+      cli_models.find_network(str(path), "checkpoint")
     with pytest.raises(ValueError, match=message):
       networks.find_export(str(path), kind="policy", flag="init_from")
 

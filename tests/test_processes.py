@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 import test_mesh_equivalence as equivalence
-from absl import flags
 
 from rlhf import metrics, processes, sharding
-from rlhf.cli import local, setup
+from rlhf.cli import local
 from rlhf.cli.cluster import roll_call
+from rlhf.cli.common import flags, join
 from rlhf.data import batches as batches_lib
 from rlhf.sharding import MeshConfig
 
@@ -30,21 +30,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_what_follows_the_dashes_is_for_the_processes():
-  given, command = local.parse(
-    ["local", "--num_processes=3", "--", "sft", "--workdir=x", "--", "y"]
-  )
+  job = ["--config=c.py", "--workdir=x", "--config.seed=1"]
+  given, command = local.parse(["local", "--num_processes=3", "--", "sft", *job])
   assert (given.num_processes, given.devices_per_process) == (3, 4)
-  assert command == ["launch.train", "sft", "--workdir=x", "--", "y"]
-  assert local.parse(["local", "--", "pipeline", "--workdir=x"])[1] == [
-    "launch.pipeline",
-    "--workdir=x",
-  ]
+  assert command == ["train", "sft", *job]
+  assert local.parse(["local", "--", "pipeline", *job])[1] == ["pipeline", *job]
 
 
 @pytest.mark.parametrize(
   "argv,sentence",
   [
-    (["--num_processes=2"], "nothing stands behind `--`; put what launch.train takes there"),
+    (["--num_processes=2"], "there is no job; write -- and the arguments of `rlhf train`"),
+    (["--", "sft", "--config=c.py"], "the following arguments are required: --workdir"),
+    (
+      ["--", "sft", "--config=c.py", "--workdir=x", "--process_id=1"],
+      "--process_id is given after --, but the launcher sets it",
+    ),
     (["--num_processes=0", "--", "sft"], "argument --num_processes: 0 is below 1"),
     (["--processes=2", "--", "sft"], "unrecognized arguments: --processes=2"),
     (["sft", "--workdir=x"], "unrecognized arguments: sft --workdir=x"),
@@ -52,7 +53,7 @@ def test_what_follows_the_dashes_is_for_the_processes():
 )
 def test_wrong_flags_of_launch_local(capsys, argv, sentence):
   with pytest.raises(SystemExit) as stopped:
-    local.parse(["local", *argv])
+    local.main(["local", *argv])
   assert stopped.value.code == 2
   assert f"error: {sentence}" in capsys.readouterr().err
 
@@ -99,7 +100,7 @@ def test_the_first_failure_ends_all_and_is_shown(tmp_path, capsys, monkeypatch):
   assert "process 1 of 3 ended with status 7; its last lines:\nline of 1\n" in err
   assert (
     "error: process 1 of 3 ended with status 7; 2 still ran and were ended; run the same "
-    "command to go on"
+    "command to resume"
   ) in err
 
 
@@ -143,15 +144,14 @@ def test_signals_reach_all_processes(tmp_path):
 
 
 def place_of(monkeypatch, *argv, **environment):
-  """What `setup.find_place` makes of flags and environment."""
+  """What `join.find_place` makes of flags and environment."""
   for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
     monkeypatch.delenv(name, raising=False)
   for name, text in environment.items():
     monkeypatch.setenv(name, text)
-  values = flags.FlagValues()
-  setup.define_process_flags(values)
-  values(["program", *argv])
-  return setup.find_place(values)
+  parser = flags.Parser("program", None)
+  join.add_flags(parser)
+  return join.find_place(parser.parse(["program", *argv]))
 
 
 def test_flags_come_before_the_environment(monkeypatch):
@@ -162,7 +162,7 @@ def test_flags_come_before_the_environment(monkeypatch):
     JAX_COORDINATOR_ADDRESS="a:1",
     JAX_NUM_PROCESSES="4",
     JAX_PROCESS_ID="3",
-  ) == setup.Place(coordinator_address="a:1", num_processes=4, process_id=2, local_device_ids=None)
+  ) == join.Place(coordinator_address="a:1", num_processes=4, process_id=2)
   assert (
     place_of(monkeypatch, "--coordinator_address=a:1", "--num_processes=1", "--process_id=0")
     is None
@@ -190,7 +190,7 @@ def test_the_cluster_is_asked_if_wanted(monkeypatch):
     (
       ["--coordinator_address=a:1", "--process_id=0"],
       "--num_processes (or JAX_NUM_PROCESSES) is "
-      "missing beside --coordinator_address and --process_id",
+      "missing, but --coordinator_address and --process_id is given",
     ),
     (
       ["--coordinator_address=a", "--num_processes=2", "--process_id=0"],
@@ -198,22 +198,33 @@ def test_the_cluster_is_asked_if_wanted(monkeypatch):
     ),
     (
       ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
-      "--process_id=2 of --num_processes=2; use 0 to 1",
+      "--process_id=2 does not fit --num_processes=2; use 0 to 1",
     ),
-    (["--cluster=slurn"], "--cluster=slurn; choose auto or one of slurm, "),
     (
       ["--cluster=slurm"],
-      "--cluster=slurm: jax cannot tell this process's place from the "
-      "environment (KeyError: 'SLURM_",
+      "--cluster=slurm: jax cannot find this process's place in the environment (KeyError: 'SLURM_",
     ),
     (["--cluster=auto"], "--cluster=auto: jax finds no cluster in this environment; start the job"),
-    (["--connect_timeout=0"], "--connect_timeout=0 is below 1 second"),
   ],
 )
 def test_wrong_places(monkeypatch, argv, sentence):
   with pytest.raises(ValueError) as error:
     place_of(monkeypatch, *argv)
   assert str(error.value).startswith(sentence)
+
+
+def test_flags_of_a_place_are_checked_alone(monkeypatch, capsys):
+  for flag in ("--cluster=slurn", "--connect_timeout=0", "--process_id=-1"):
+    with pytest.raises(SystemExit):
+      place_of(monkeypatch, flag)
+    assert f"argument {flag.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_a_jax_that_cannot_be_asked_for_the_cluster(monkeypatch):
+  monkeypatch.setitem(sys.modules, "jax._src.clusters", None)
+  monkeypatch.delattr("jax._src.clusters", raising=False)
+  with pytest.raises(ValueError, match="give --coordinator_address, --num_processes and --proc"):
+    place_of(monkeypatch, "--cluster=auto")
 
 
 def test_a_number_in_the_environment_that_is_none(monkeypatch):
@@ -401,13 +412,11 @@ def test_counting_processes_needs_no_jax():
 
 TOGETHER = """
 import pathlib, sys, time
-from absl import flags
-from rlhf.cli import setup
-values = flags.FlagValues()
-setup.define_process_flags(values)
-values(["program"])
-with setup.ends_at_once(), setup.one_sentence_errors():
-  setup.join_processes(values)
+from rlhf.cli.common import flags, join, startup
+parser = flags.Parser("program", None)
+join.add_flags(parser)
+with startup.end_at_once(), startup.one_sentence_errors():
+  join.join(parser.parse(["program"]))
   import jax
   import numpy as np
   from rlhf import processes, sharding, workdir
@@ -631,4 +640,4 @@ def test_sigterm_to_the_launcher_reaches_all(inputs, tmp_path):
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=300)[0]
   assert process.returncode == 143, text
-  assert text.count("run the same command to go on") == 1 and "Traceback" not in text
+  assert text.count("run the same command to resume") == 1 and "Traceback" not in text

@@ -157,10 +157,10 @@ def test_the_command_goes_on_and_compares_with_the_paper(inputs, tmp_path, capsy
 @pytest.mark.parametrize(
   "flags,message",
   [
-    (["--seeds=0,0"], "--seeds=0,0: give whole numbers from 0, each once"),
+    (["--seeds=0,0"], "'0' is given twice"),
     (["--folds=9"], "2 labelers cannot be split into 9 groups"),
     (["--config.comparisons.valid=jsonl:x"], "leave it empty"),
-    (["extra"], "it takes flags alone"),
+    (["extra"], "unrecognized arguments: extra"),
     (["--config.init_from="], "init_from is empty"),
   ],
 )

@@ -8,8 +8,9 @@ import commands
 import numpy as np
 import pytest
 
-from rlhf.cli import best_of_n, scoring, select
+from rlhf.cli import best_of_n, select
 from rlhf.cli import few_shot_prefix as launch_prefix
+from rlhf.cli.common import models
 from rlhf.data import prepare
 from rlhf.evals.reward_models import best_of_n as estimator
 from rlhf.evals.reward_models import selection
@@ -170,7 +171,7 @@ def test_select_takes_a_directory_of_exports_and_writes_the_best(
     shutil.copytree(inputs.policy, tmp_path / "epochs" / name)
   values = {"01": 1.0, "02": 3.0, "policy": 2.0}
   loaded = []
-  monkeypatch.setattr(scoring.Policy, "load", lambda self: loaded.append(self.name))
+  monkeypatch.setattr(models.Model, "load", lambda self: loaded.append(self.name))
   monkeypatch.setattr(
     completions,
     "sample",
@@ -179,9 +180,11 @@ def test_select_takes_a_directory_of_exports_and_writes_the_best(
     ),
   )
   monkeypatch.setattr(
-    scoring,
+    models,
     "load_reward_model",
-    lambda name, batch_size: lambda texts: np.asarray([values[answer] for _, answer in texts]),
+    lambda name, flag, batch_size: (
+      lambda texts: np.asarray([values[answer] for _, answer in texts])
+    ),
   )
   select.main(
     ["select", f"--candidates={tmp_path / 'epochs'},{inputs.policy}", *flags, "--num_prompts=5"]
@@ -207,9 +210,9 @@ def test_prefixes_are_drawn_chosen_and_written(inputs, flags, tmp_path, monkeypa
     ),
   )
   monkeypatch.setattr(
-    scoring,
+    models,
     "load_reward_model",
-    lambda name, batch_size: (
+    lambda name, flag, batch_size: (
       lambda texts: np.asarray([float(answer.count("#")) for _, answer in texts])
     ),
   )
@@ -300,7 +303,7 @@ def test_best_of_n_writes_curves_of_each_rule_and_of_ppo(inputs, ppo_run, tmp_pa
 
 
 def test_an_answer_beyond_the_reward_models_context_is_read_up_to_there(inputs, capsys):
-  score = scoring.load_reward_model(str(inputs.reward), 4)
+  score = models.load_reward_model(str(inputs.reward), "reward_model", 4)
   length = commands.SHAPE["context_length"]
   long = "goat " * 2 * length
   alone, cut, longer = score([("who ?", "a goat ."), ("who ?", long), ("who ?", long + "no")])
@@ -376,7 +379,7 @@ def test_networks_answer_and_score_in_every_command(inputs, flags, tmp_path):
     (select.main, ["--candidates=POLICY,POLICY"], "is given twice"),
     (select.main, ["--candidates=REWARD"], "is a reward export; it must be a policy"),
     (select.main, ["--candidates=POLICY", "--prompts=pandalm:none.jsonl"], "none.jsonl does not"),
-    (select.main, ["--candidates=POLICY", "--max_response_tokens=64"], "prompts fits beside"),
+    (select.main, ["--candidates=POLICY", "--max_response_tokens=64"], "prompts fits with"),
     (launch_prefix.main, ["--checkpoint=POLICY"], "there is no candidate"),
     (launch_prefix.main, ["--checkpoint=POLICY", "--prefixes=none.txt"], "none.txt cannot be read"),
     (

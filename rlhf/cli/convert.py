@@ -1,67 +1,64 @@
-"""Models that others publish become exports of ours, and exports become theirs.
+"""Converts published models to exports, and exports to published formats.
 
-  python -m launch.convert import --source=DIR_OR_FILE --target=CKPT
-  python -m launch.convert export --source=CKPT --target=DIR [--family=FAMILY]
+  rlhf convert import --source=DIR_OR_FILE --target=CKPT
+  rlhf convert export --source=CKPT --target=DIR [--family=FAMILY]
 
 `import` reads a Hugging Face directory (config.json, safetensors, tokenizer.json) or a GGUF file
-and writes an export directory, which any config takes as init_from, policy_from or reward_from.
-They take `hf:DIR` and `gguf:FILE` as well; converting once saves reading the file anew in every
-run.
+and writes an export directory, which any config accepts as init_from, policy_from or reward_from.
+These fields also accept `hf:DIR` and `gguf:FILE`; an export saves converting in every run.
 
 `export` reads an export directory, or the workdir of a stage, and writes a directory that
-`transformers` and vLLM load.  Its family is the one it was imported from; a model trained here is
-written as gpt2, or as what --family says, where that can express it.  A reward model becomes an
+`transformers` and vLLM load. Its family is the one it was imported from; a model trained from
+scratch is written as gpt2, or as --family where that can express it. A reward model becomes an
 AutoModelForSequenceClassification with one label; add `score_bias` of its config.json to its logit:
 
   reward = model(**inputs).logits[:, 0] + model.config.score_bias
 
-A run with `lora.rank` above 0 leaves `export`, which holds the merged network, and
-`export_adapter`, which becomes PEFT's adapter_config.json and adapter_model.safetensors.
+A run with `lora.rank` above 0 leaves `export`, the merged network, and `export_adapter`, which
+becomes PEFT's adapter_config.json and adapter_model.safetensors.
 
-Both write all or nothing, and never over something.
+Both write the whole target or nothing, and never overwrite.
 """
 
 import argparse
 import os
 import pathlib
 import shutil
-import sys
 
-from rlhf.cli import setup
+from rlhf.cli.common import flags, models, startup
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  """The flags, checked as far as they can be alone."""
-  parser = setup.Parser(__doc__)
-  parser.add_argument("direction", choices=("import", "export"))
-  parser.add_argument("--source", required=True, help="what is read")
-  parser.add_argument("--target", required=True, help="directory to write; must not exist")
-  parser.add_argument("--family", help="export: the architecture to write, by its model_type")
-  arguments = parser.parse_args(argv[1:])
+  """The flags."""
+  parser = flags.Parser("rlhf convert", __doc__)
+  parser.add_argument("direction", choices=("import", "export"), help="from or to published models")
+  parser.flag("source", "what is read", required=True)
+  parser.flag("target", "directory to write; must not exist", flags.directory, required=True)
+  parser.flag("family", "export: the architecture to write, by its model_type")
+  arguments = parser.parse(argv)
   if arguments.direction == "import" and arguments.family is not None:
-    parser.error("--family is for export; an import takes what the source says")
+    parser.error("--family is for export; an import has the family of its source")
   return arguments
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
-  os.environ["JAX_PLATFORMS"] = "cpu"  # a host has room for a model that no single device holds
   arguments = parse(argv)
-  with setup.one_sentence_errors():
-    from rlhf.interop import files
+  os.environ["JAX_PLATFORMS"] = "cpu"  # a host has room for a model that no single device holds
+  from rlhf.interop import files
 
-    files.check_target(pathlib.Path(arguments.target).absolute())
-    {"import": run_import, "export": run_export}[arguments.direction](arguments)
+  files.check_target(pathlib.Path(arguments.target).absolute())
+  {"import": run_import, "export": run_export}[arguments.direction](arguments)
 
 
-def load(source, compute, kind: str, flag: str):
+def load(source, compute, kind: str):
   """The network, in the host's memory."""
   import jax
 
   from rlhf import networks, sharding
 
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-  return networks.load(source, compute, mesh, kind=kind, flag=flag)
+  return networks.load(source, compute, mesh, kind=kind, flag="--source")
 
 
 def run_import(arguments: argparse.Namespace) -> None:
@@ -69,7 +66,7 @@ def run_import(arguments: argparse.Namespace) -> None:
   from rlhf.interop import reading
 
   source = reading.open_source(reading.guess_source(arguments.source))
-  network = load(source.name, source.compute, source.kind, "--source")
+  network = load(source.name, source.compute, source.kind)
   target = pathlib.Path(arguments.target).absolute()
   temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
   try:
@@ -101,7 +98,7 @@ def run_export(arguments: argparse.Namespace) -> None:
   from rlhf.interop import writing
   from rlhf.model.architecture import ModelConfig
 
-  directory = setup.find_export(arguments.source, "source")
+  directory = models.find_export(arguments.source, "source")
   found = checkpoint.load_export(directory)
   family = writing.choose_family(found.metadata, arguments.family)
   if found.kind == "adapter":
@@ -109,18 +106,14 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     peft.write(arguments.target, found, checkpoint.load_params(directory), family)
     print(
-      f"{arguments.target}: an adapter of PEFT's for {family.name}, beside "
+      f"{arguments.target}: a PEFT adapter for {family.name}, to be used with "
       f"{found.metadata['base']}",
       flush=True,
     )
     return
   writing.check(ModelConfig(**found.model), kind=found.kind, family=family)
-  network = load(directory, found.compute, found.kind, "--source")
+  network = load(directory, found.compute, found.kind)
   writing.write(
     arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind, family=family
   )
   print(f"{arguments.target}: a {found.kind} of the family {family.name}", flush=True)
-
-
-if __name__ == "__main__":
-  main(sys.argv)

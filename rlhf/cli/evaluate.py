@@ -1,14 +1,14 @@
 """Compares checkpoints: preferences, public tasks, truth, toxicity, bias.
 
-  python -m launch.evaluate --checkpoints=base=runs/base,sft=runs/sft,aligned=runs/ppo \\
+  rlhf evaluate --checkpoints=base=runs/base,sft=runs/sft,aligned=runs/ppo \\
       --suite=nlp,truth,toxicity,bias --workdir=runs/evaluation --config.nlp.data=hub
-  python -m launch.evaluate --pool=runs/evaluation0,runs/evaluation1 --workdir=runs/pooled
-  python -m launch.evaluate --samples=answers.jsonl --task=squadv2 --json=-
+  rlhf evaluate --pool=runs/evaluation0,runs/evaluation1 --workdir=runs/pooled
+  rlhf evaluate --samples=answers.jsonl --task=squadv2 --json=-
 
 A checkpoint is `NAME=SOURCE` or SOURCE alone: an export directory or the workdir of its stage,
 hf:DIR or gguf:FILE.  `METHOD@SIZE` as a name draws the methods as lines over the number of
-parameters.  --prefixes=NAME=FILE puts the text of a file before every prompt of one checkpoint, in the suite
-preference.
+parameters.  --prefixes=NAME=FILE puts the text of a file before every prompt of one checkpoint, in
+the suite preference.
 
 Suites: preference, nlp, truth, toxicity, bias; their settings are `--config.SUITE.FIELD` of
 --config, which is configs/eval.py unless given.  Running again does only what is missing: another
@@ -20,10 +20,10 @@ judges; what they hand in is read by --config.preference.judges="('ratings:FILE'
 checkpoint cannot do (a context that is too short) or a judge that fails is named, the others go on,
 and the next run tries again; RLHF_TRACEBACK=1 shows where it failed.
 
-The second form pools the preferences of evaluations of several training seeds, whose checkpoints have
-the same names: intervals then resample seeds, and prompts within each.
+The second form pools the preferences of evaluations of several training seeds, whose checkpoints
+have the same names: intervals then resample seeds, and prompts within each.
 
-The third form scores given outputs and needs no model; `python -m launch.evaluate_samples --help`.
+The third form scores given outputs and needs no model; `rlhf evaluate_samples --help`.
 """
 
 import contextlib
@@ -37,13 +37,9 @@ from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from rlhf import workdir as workdir_lib
-from rlhf.cli import setup
+from rlhf.cli.common import flags, models, startup
 
-CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "eval.py"
 SUITES = ("preference", "nlp", "truth", "toxicity", "bias")
 SHOWN_SAMPLES = 30
 
@@ -66,72 +62,59 @@ def read_request(argv: Sequence[str]) -> Request:
   Raises:
     ValueError: a checkpoint, a suite or a prefix is wrong; one sentence says which.
   """
-  from rlhf.evals import units
+  parser = flags.Parser("rlhf evaluate", __doc__)
+  parser.add_config("configs/eval.py", default="configs/eval.py")
+  parser.add_workdir("directory of the evaluation")
+  parser.flag("checkpoints", "NAME=SOURCE,NAME=SOURCE,...", flags.names, [])
+  parser.flag("prefixes", "NAME=FILE,NAME=FILE,...", flags.names, [])
+  parser.flag("suite", f"some of {','.join(SUITES)}", flags.names, [])
+  parser.flag("sheets", "directory for blind rating sheets", flags.directory)
+  parser.flag("pool", "workdirs of evaluations, one for each training seed", flags.names, [])
+  arguments = parser.parse(argv)
+  config = flags.load_config(arguments.config, arguments.overrides, "evaluation")
+  from rlhf.evals import units  # after the flags: importing jax takes seconds
 
-  argv = list(argv)
-  if not any(
-    argument.lstrip("-").partition("=")[0] == "config"
-    for argument in argv[1:]
-    if argument.startswith("-")
-  ):
-    argv.insert(1, f"--config={CONFIG}")  # whose fields are then looked up like those of any other
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", str(CONFIG), flag_values=values, sys_argv=argv)
-  define = lambda kind, *spec: getattr(flags, f"DEFINE_{kind}")(*spec, flag_values=values)
-  define("string", "workdir", None, "Directory of the evaluation.")
-  define("list", "checkpoints", [], "NAME=SOURCE,NAME=SOURCE,...")
-  define("list", "prefixes", [], "NAME=FILE,NAME=FILE,...")
-  define("list", "suite", [], f"Some of {','.join(SUITES)}.")
-  define("string", "sheets", None, "Directory for blind rating sheets.")
-  define("list", "pool", [], "Workdirs of evaluations, one for each training seed.")
-  rest = setup.parse_flags(argv, values)[1:]
-  if rest:
-    raise ValueError(
-      f"launch.evaluate was given {rest[0]!r}; it takes flags only, --help lists them"
-    )
-  if not values["workdir"].value:
-    raise ValueError("--workdir is missing; give for example --workdir=runs/evaluation")
   for name in ("num_resamples", "batch_size"):
-    if config.value[name] < 1:
-      raise ValueError(f"--config.{name}={config.value[name]}; use 1 or more")
-  workdir = pathlib.Path(values["workdir"].value).absolute()
+    if config[name] < 1:
+      raise ValueError(f"--config.{name}={config[name]}; use 1 or more")
+  workdir = pathlib.Path(arguments.workdir).absolute()
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a directory")
-  if values["pool"].value:
+  if arguments.pool:
     for name in ("checkpoints", "prefixes", "suite", "sheets"):
-      if values[name].value:
+      if getattr(arguments, name):
         raise ValueError(
           f"--{name} and --pool do not go together: what is pooled has been evaluated"
         )
     return Request(
       candidates=[],
       suites=[],
-      config=config.value,
+      config=config,
       workdir=workdir,
-      pooled=[pathlib.Path(name).absolute() for name in values["pool"].value],
+      pooled=[pathlib.Path(name).absolute() for name in arguments.pool],
     )
-  wanted = values["suite"].value
+  wanted = arguments.suite
   for name in wanted:
     if name not in SUITES:
       raise ValueError(f"--suite: {name!r}; choose from {', '.join(SUITES)}")
   if not wanted:
     raise ValueError(f"--suite is missing; give some of {','.join(SUITES)}, separated by commas")
-  if values["sheets"].value is not None and "preference" not in wanted:
+  if arguments.sheets is not None and "preference" not in wanted:
     raise ValueError(
-      f"--sheets={values['sheets'].value} needs the suite preference, whose answers "
+      f"--sheets={arguments.sheets} needs the suite preference, whose answers "
       "are rated; add it to --suite"
     )
-  candidates = units.parse_candidates(values["checkpoints"].value)
+  candidates = units.parse_candidates(arguments.checkpoints)
   candidates = [
-    dataclasses.replace(candidate, source=str(setup.find_network(candidate.source, "checkpoints")))
+    dataclasses.replace(candidate, source=str(models.find_network(candidate.source, "checkpoints")))
     for candidate in candidates
   ]
   return Request(
-    candidates=units.with_prefixes(candidates, values["prefixes"].value),
+    candidates=units.with_prefixes(candidates, arguments.prefixes),
     suites=[name for name in SUITES if name in wanted],
-    config=config.value,
+    config=config,
     workdir=workdir,
-    sheets=values["sheets"].value,
+    sheets=arguments.sheets,
   )
 
 
@@ -240,7 +223,7 @@ def evaluate_candidate(
 
 def add_failure(failed: list[str], what: str, error: Exception) -> None:
   """Adds what did not come about and why to `failed`, a sentence, and says it on the console."""
-  failed.append(f"{what}: {setup.sentence_of(error)}")
+  failed.append(f"{what}: {startup.sentence_of(error)}")
   print(f"  {failed[-1]}", file=sys.stderr, flush=True)
   if os.environ.get("RLHF_TRACEBACK"):
     traceback.print_exception(error)
@@ -545,7 +528,7 @@ def pool(request: Request) -> pathlib.Path:
     if data["preference"] is None or not result.is_file():
       raise ValueError(
         f"--pool: {directory} holds no report with preferences; name workdirs of "
-        "launch.evaluate --suite=preference that have finished"
+        "rlhf evaluate --suite=preference that have finished"
       )
     result = workdir_lib.read_json(result)
     judged_names = (
@@ -641,8 +624,8 @@ def write_report(request: Request, checkpoints, measures, compared, notes) -> pa
   )
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
   if any(
     argument.lstrip("-").partition("=")[0] == "samples"
     for argument in argv[1:]
@@ -652,16 +635,8 @@ def main(argv: list[str]) -> None:
 
     evaluate_samples.main(argv)
     return
-  if {"--help", "-h", "--helpfull"} & set(argv):
-    print(__doc__)
-    return
-  with setup.one_sentence_errors():
-    request = read_request(argv)
-    if request.pooled:
-      pool(request)
-    else:
-      run(request)
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  request = read_request(argv)
+  if request.pooled:
+    pool(request)
+  else:
+    run(request)

@@ -1,7 +1,7 @@
-"""Scores given outputs, without a model: `launch.evaluate --samples=... --task=...`.
+"""Scores given outputs, without a model: `rlhf evaluate --samples=... --task=...`.
 
-  python -m launch.evaluate --samples=outputs.jsonl --task=squadv2
-  python -m launch.evaluate --samples=outputs.jsonl --task=fr_en --json=-
+  rlhf evaluate --samples=outputs.jsonl --task=squadv2
+  rlhf evaluate --samples=outputs.jsonl --task=fr_en --json=-
 
 A line of the file is {"prompt", "sample", "references"}; `rlhf/evals/samples.py` says what
 references are in each task, and by which measure it is scored.  The measure is printed with its
@@ -12,53 +12,45 @@ references are in each task, and by which measure it is scored.  The measure is 
 import argparse
 import json
 import pathlib
-import sys
 
-from rlhf.cli import setup
+from rlhf.cli.common import flags, startup
 
 TASKS = ("squadv2", "drop", "tldr", "fr_en", "truthfulqa", "real_toxicity")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  parser = setup.Parser(__doc__)
-  parser.add_argument("--samples", required=True, help="JSONL of prompt, sample and references")
-  parser.add_argument("--task", required=True, choices=TASKS, help="whose measure to take")
-  parser.add_argument(
-    "--json", help="- prints the result as one line of JSON at the end; else a file to write it to"
-  )
-  parser.add_argument(
-    "--num_resamples", type=setup.at_least(1), default=2000, help="of the bootstrap over prompts"
-  )
-  parser.add_argument("--seed", type=setup.at_least(0), default=0, help="of the bootstrap")
-  return parser.parse_args(argv[1:])
+  """The flags."""
+  parser = flags.Parser("rlhf evaluate --samples", __doc__)
+  parser.flag("samples", "JSONL of prompt, sample and references", required=True)
+  parser.flag("task", "whose measure to take", choices=TASKS, required=True)
+  parser.flag("json", "file for the result; - prints it as one line of JSON at the end")
+  parser.flag("num_resamples", "of the bootstrap over prompts", flags.at_least(1), 2000)
+  parser.flag("seed", "of the bootstrap", flags.at_least(0), 0)
+  return parser.parse(argv)
 
 
+@startup.command
 def main(argv: list[str]) -> None:
   arguments = parse(argv)
-  with setup.one_sentence_errors():
-    if arguments.json not in (None, "-") and pathlib.Path(arguments.json).is_dir():
-      raise ValueError(f"--json={arguments.json} is a directory; name a file, or - to print")
-    from rlhf.evals.suites import samples
+  if arguments.json not in (None, "-") and pathlib.Path(arguments.json).is_dir():
+    raise ValueError(f"--json={arguments.json} is a directory; name a file, or - to print")
+  from rlhf.evals.suites import samples
 
-    found = samples.read(arguments.samples, arguments.task)
-    measure = samples.score(
-      arguments.task, found, num_resamples=arguments.num_resamples, seed=arguments.seed
-    )
-    interval = measure.interval
-    print(
-      f"{measure.task}: {measure.metric} {interval.mean:.4g} (95 % interval "
-      f"{interval.low:.4g} to {interval.high:.4g}) over {interval.n:,} prompts, "
-      f"{len(found):,} samples",
-      flush=True,
-    )
-    line = json.dumps(dict(task=measure.task, metric=measure.metric, **interval.as_dict()))
-    if arguments.json == "-":
-      print(line, flush=True)
-    elif arguments.json is not None:
-      from rlhf import workdir as workdir_lib
+  found = samples.read(arguments.samples, arguments.task)
+  measure = samples.score(
+    arguments.task, found, num_resamples=arguments.num_resamples, seed=arguments.seed
+  )
+  interval = measure.interval
+  print(
+    f"{measure.task}: {measure.metric} {interval.mean:.4g} (95 % interval "
+    f"{interval.low:.4g} to {interval.high:.4g}) over {interval.n:,} prompts, "
+    f"{len(found):,} samples",
+    flush=True,
+  )
+  line = json.dumps(dict(task=measure.task, metric=measure.metric, **interval.as_dict()))
+  if arguments.json == "-":
+    print(line, flush=True)
+  elif arguments.json is not None:
+    from rlhf import workdir as workdir_lib
 
-      workdir_lib.write_text(arguments.json, line + "\n")
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+    workdir_lib.write_text(arguments.json, line + "\n")

@@ -1,101 +1,84 @@
-"""Reward-model accuracy on labelers that were not trained on: folds over groups of labelers.
+"""Measures reward models on labelers they were not trained on, by folds.
 
-  python -m launch.folds --config=configs/reward_model.py:6b --workdir=runs/folds \\
+  rlhf folds --config=configs/reward_model.py:6b --workdir=runs/folds \\
       --config.init_from=runs/sft/export --config.comparisons.train=jsonl:ranked.jsonl \\
       --config.comparisons.demonstrations=jsonl:demos.jsonl --folds=5 --seeds=0,1,2
 
-Labelers ("labeler" of each comparison) are dealt into groups of about equal data.  For each group
-and seed a reward model is trained on the other groups' comparisons, and tested on comparisons of
-their labelers that were left out, and on those of the group.  InstructGPT section 4.1: 72.4 ± 0.4
-against 69.6 ± 0.9 per cent.
+Labelers ("labeler" of each comparison) are dealt into groups of about equal data. For each group
+and seed a reward model is trained on the other groups' comparisons, and tested on held-out
+comparisons of their labelers and on those of the group. InstructGPT section 4.1: 72.4 ± 0.4 against
+69.6 ± 0.9 per cent.
 
-Run the same command again to go on: one directory per fold and seed, those that are done are
-skipped.
+Run the same command again to resume: finished folds and seeds are skipped. --config.seed and
+--config.comparisons.valid are filled in.
 
   WORKDIR/fold_F/data/{train,own,heldout}.jsonl   the comparisons
-  WORKDIR/fold_F/seed_S/                          a run of launch.train reward_model
+  WORKDIR/fold_F/seed_S/                          a run of `rlhf train reward_model`
   WORKDIR/folds.json                              the accuracies with their intervals
-
---config.seed and --config.comparisons.valid are filled in.  --test_fraction: of the prompts, left
-out for testing.
 """
 
+import argparse
 import pathlib
-import sys
-
-from absl import flags
-from ml_collections import config_flags
 
 from rlhf import workdir as workdir_lib
-from rlhf.cli import setup
-
-NUM_RESAMPLES = 2000
+from rlhf.cli.common import flags, models, startup
 
 
-def parse(argv: list[str]) -> tuple[object, flags.FlagValues]:
-  """(config, the other flags); ends the program with one sentence where one is wrong."""
-  if {"--help", "-h", "--helpfull"} & set(argv):
-    print(__doc__)
-    sys.exit(0)
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
-  flags.DEFINE_string("workdir", None, "Directory of all runs.", flag_values=values)
-  flags.DEFINE_integer("folds", 5, "Groups of labelers.", flag_values=values)
-  flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each fold.", flag_values=values)
-  flags.DEFINE_float("test_fraction", 0.1, "Of the prompts, for testing.", flag_values=values)
-  rest = setup.parse_flags(argv, values)[1:]
-  if rest:
-    setup.fail(f"launch.folds was given {rest[0]!r}; it takes flags alone")
-  for name, example in (("config", "configs/reward_model.py:6b"), ("workdir", "runs/folds")):
-    if not values[name].value:
-      setup.fail(f"--{name} is missing; give for example --{name}={example}")
-  for seed in values.seeds:
-    if not seed.isdigit() or values.seeds.count(seed) > 1:
-      setup.fail(f"--seeds={','.join(values.seeds)}: give whole numbers from 0, each once")
-  if not values.seeds:
-    setup.fail("--seeds is empty; give for example --seeds=0,1,2")
-  return config.value, values
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags."""
+  parser = flags.Parser("rlhf folds", __doc__)
+  parser.add_config("configs/reward_model.py:6b")
+  parser.add_workdir("directory of all runs")
+  parser.flag("folds", "groups of labelers", flags.at_least(2), 5)
+  parser.flag("seeds", "of each fold, joined by commas", flags.names, ["0", "1", "2"])
+  parser.flag("test_fraction", "share of the prompts to test on", flags.share, 0.1)
+  arguments = parser.parse(argv)
+  if not all(seed.isdigit() for seed in arguments.seeds):
+    parser.error(f"--seeds={','.join(arguments.seeds)}: give whole numbers from 0")
+  return arguments
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
-  with setup.one_sentence_errors():
-    config, values = parse(list(argv))
-    from rlhf import reward_model  # after the flags: importing jax takes seconds
-    from rlhf.evals.reward_models import folds as folds_lib
+  arguments = parse(argv)
+  config = flags.load_config(arguments.config, arguments.overrides, "reward_model")
+  from rlhf import reward_model  # after the flags: importing jax takes seconds
+  from rlhf.evals.reward_models import folds as folds_lib
 
-    reward_model.check_config(config)
-    if config.comparisons.valid:
-      raise ValueError(
-        f"--config.comparisons.valid={config.comparisons.valid}: the folds say what "
-        "is tested on; leave it empty"
+  reward_model.check_config(config)
+  if config.comparisons.valid:
+    raise ValueError(
+      f"--config.comparisons.valid={config.comparisons.valid}: the folds are what is tested on; "
+      "leave it empty"
+    )
+  workdir = pathlib.Path(arguments.workdir)
+  claimed = workdir_lib.config_to_dict(config) | dict(
+    folds=arguments.folds, test_fraction=arguments.test_fraction
+  )
+  workdir_lib.check(workdir, claimed)
+  folds = split(config, workdir, arguments)
+  workdir_lib.prepare(workdir, claimed, workdir_lib.default_command())
+  for number, fold in enumerate(folds):
+    for part in ("train", "own", "heldout"):
+      workdir_lib.write_jsonl(data_file(workdir, number, part), getattr(fold, part))
+  runs = {}
+  for number, fold in enumerate(folds):
+    for seed in map(int, arguments.seeds):
+      print(
+        f"\n== fold {number + 1} of {len(folds)} (held out: "
+        f"{', '.join(fold.heldout_labelers)}), seed {seed}",
+        flush=True,
       )
-    workdir, seeds = pathlib.Path(values.workdir), [int(seed) for seed in values.seeds]
-    claimed = workdir_lib.config_to_dict(config) | dict(
-      folds=values.folds, test_fraction=values.test_fraction
-    )
-    workdir_lib.check(workdir, claimed)
-    folds = split(config, workdir, values)
-    workdir_lib.prepare(workdir, claimed, workdir_lib.default_command())
-    write_data(workdir, folds)
-    runs = {}
-    for number, fold in enumerate(folds):
-      for seed in seeds:
-        print(
-          f"\n== fold {number + 1} of {len(folds)} (held out: "
-          f"{', '.join(fold.heldout_labelers)}), seed {seed}",
-          flush=True,
-        )
-        runs[number, seed] = run(config, workdir, number, seed)
-    summary = folds_lib.summarise(runs, num_resamples=NUM_RESAMPLES, seed=0)
-    workdir_lib.write_json(
-      workdir / "folds.json", summary | dict(groups=[fold.heldout_labelers for fold in folds])
-    )
-    print(f"\n{folds_lib.describe(summary)}\n{workdir}/folds.json", flush=True)
+      runs[number, seed] = run(config, workdir, number, seed)
+  summary = folds_lib.summarise(runs, num_resamples=models.NUM_RESAMPLES, seed=0)
+  workdir_lib.write_json(
+    workdir / "folds.json", summary | dict(groups=[fold.heldout_labelers for fold in folds])
+  )
+  print(f"\n{folds_lib.describe(summary)}\n{workdir}/folds.json", flush=True)
 
 
-def split(config, workdir: pathlib.Path, values: flags.FlagValues):
-  """The folds; everything that can be found wrong is, before anything is written."""
+def split(config, workdir: pathlib.Path, arguments: argparse.Namespace):
+  """The folds; raises ValueError for every mistake that can be found before anything is written."""
   from rlhf import reward_model
   from rlhf.data import sources
   from rlhf.evals.reward_models import folds as folds_lib
@@ -103,26 +86,15 @@ def split(config, workdir: pathlib.Path, values: flags.FlagValues):
   checked = config.copy_and_resolve_references().unlock()
   checked.comparisons.valid = checked.comparisons.train
   reward_model.check_inputs(checked)
-  records = list(
-    sources.load(
-      config.comparisons.train,
-      "comparison",
-      cache_dir=None,
-      on_bad=config.comparisons.on_bad,
-    )
+  records = sources.load(
+    config.comparisons.train,
+    "comparison",
+    cache_dir=None,
+    on_bad=config.comparisons.on_bad,
   )
   return folds_lib.split(
-    records, num_folds=values.folds, test_fraction=values.test_fraction, seed=0
+    list(records), num_folds=arguments.folds, test_fraction=arguments.test_fraction, seed=0
   )
-
-
-def write_data(workdir: pathlib.Path, folds) -> None:
-  """The comparisons of each fold, which come out the same whenever this is run."""
-  from rlhf.cli import jsonl
-
-  for number, fold in enumerate(folds):
-    for part in ("train", "own", "heldout"):
-      jsonl.write(data_file(workdir, number, part), getattr(fold, part))
 
 
 def data_file(workdir: pathlib.Path, number: int, part: str) -> pathlib.Path:
@@ -169,7 +141,3 @@ def score(config, stage: pathlib.Path, path: pathlib.Path) -> dict[str, list]:
     network.cfg, network.params, rows, batch_size=config.reward.batch_size
   )
   return {name: array.tolist() for name, array in zip(("scores", "ranks", "valid"), arrays)}
-
-
-if __name__ == "__main__":
-  main(sys.argv)

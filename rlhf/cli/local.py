@@ -1,13 +1,12 @@
 """Runs one job as several processes of this machine, with simulated CPU devices.
 
-  python -m launch.local --num_processes=2 --devices_per_process=4 -- sft --config=... --workdir=...
-  python -m launch.local --num_processes=2 --devices_per_process=4 -- pipeline --config=... ...
+  rlhf local --num_processes=2 --devices_per_process=4 -- sft --config=... --workdir=...
+  rlhf local --num_processes=2 --devices_per_process=4 -- pipeline --config=... ...
 
-What follows `--` is what launch.train takes; with `pipeline` as its first word, what
-launch.pipeline takes.  Shows what process 0 prints.  When a process fails, the others are ended,
-the last lines of the one that failed are shown, and its exit status is this program's.  SIGTERM and
-Ctrl-C go to all of them: after SIGTERM they save the same step and end with status 143; the same
-command goes on.
+After `--` come the arguments of `rlhf train`, or `pipeline` and those of `rlhf pipeline`. Prints
+the output of process 0. When a process fails, the others are ended, its last lines are shown, and
+its exit status is this program's. SIGTERM and Ctrl-C go to all processes: after SIGTERM they save
+at the same step and end with status 143; the same command resumes.
 """
 
 import argparse
@@ -23,12 +22,13 @@ import tempfile
 import threading
 from typing import IO
 
-from rlhf.cli import setup
+from rlhf.cli.cluster import job as job_lib
 from rlhf.cli.cluster import roll_call
+from rlhf.cli.common import flags, startup
 
 TAIL_LINES = 20
-# How long the others may take to end by themselves after one has ended: where all stop at the same
-# mistake a moment, after SIGTERM until the last has left jax's shutdown.
+# How long the others may take to end by themselves after one has ended: a moment where all stop at
+# the same mistake, longer after SIGTERM, until the last has left jax's shutdown.
 SECONDS_AFTER_FAILURE = 5.0
 SECONDS_AFTER_SIGTERM = 120.0
 # The CPU's collectives announce every connection, from several threads into one line.
@@ -39,35 +39,21 @@ _NOISE = re.compile(
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-  """(flags of this program, module and arguments of the processes)."""
-  argv = list(argv[1:])
-  cut = argv.index("--") if "--" in argv else len(argv)
-  parser = setup.Parser(__doc__)
-  parser.add_argument("--num_processes", type=setup.at_least(1), default=2)
-  parser.add_argument(
-    "--devices_per_process", type=setup.at_least(1), default=4, help="simulated CPU devices of each"
-  )
-  arguments = parser.parse_args(argv[:cut])
-  job = argv[cut + 1 :]
-  if not job:
-    parser.error(
-      "nothing stands behind `--`; put what launch.train takes there, for example "
-      "-- sft --config=configs/sft.py:tiny --workdir=runs/sft"
-    )
-  try:
-    setup.check_no_place(job)
-  except ValueError as error:
-    setup.fail(str(error))
-  if job[0] == "pipeline":
-    return arguments, ["launch.pipeline", *job[1:]]
-  return arguments, ["launch.train", *job]
+  """(flags of this program, command of the processes)."""
+  parser = flags.Parser("rlhf local", __doc__)
+  parser.flag("num_processes", "processes to start", flags.at_least(1), 2)
+  parser.flag("devices_per_process", "simulated CPU devices of each", flags.at_least(1), 4)
+  own, words = job_lib.split(argv)
+  arguments = parser.parse(own)
+  command, _ = job_lib.parse_command(words)
+  return arguments, command
 
 
 def environment(process_id: int, num_processes: int, devices: int, port: int) -> dict[str, str]:
   """Of one process: its place in the job and its simulated devices."""
   return {
     **os.environ,
-    **setup.simulated_devices(devices),
+    **startup.simulated_devices(devices),
     "PYTHONUNBUFFERED": "1",
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     "JAX_NUM_PROCESSES": str(num_processes),
@@ -87,25 +73,29 @@ class Job:
     """
     Args:
       command: of every process.
+      num_processes: how many.
       devices: of every process.
-      logs: where the output of the processes other than 0 goes.
+      logs: directory for the output of the processes other than 0.
     """
     port = roll_call.free_port()
     self._logs, self.processes, self._threads = logs, [], []
     self.ended: queue.Queue[tuple[int, int]] = queue.Queue()
     for process_id in range(num_processes):
-      variables = environment(process_id, num_processes, devices, port)
-      # A session of its own: Ctrl-C of the terminal reaches it once, from here.
-      options = dict(env=variables, stdin=subprocess.DEVNULL, start_new_session=True)
-      if process_id == 0:
+      with contextlib.ExitStack() as stack:
+        outputs = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if process_id:
+          log = stack.enter_context(open(self.log(process_id), "wb"))
+          outputs = dict(stdout=log, stderr=subprocess.STDOUT)
         process = subprocess.Popen(
-          command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+          command,
+          env=environment(process_id, num_processes, devices, port),
+          stdin=subprocess.DEVNULL,
+          start_new_session=True,  # so that Ctrl-C on the terminal reaches it once, from here
+          **outputs,
         )
-        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-          self._start(show, source, target)
-      else:
-        with open(self.log(process_id), "wb") as log:
-          process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+      if not process_id:
+        self._start(show, process.stdout, sys.stdout)
+        self._start(show, process.stderr, sys.stderr)
       self.processes.append(process)
       self._start(lambda i=process_id, p=process: self.ended.put((i, p.wait())))
 
@@ -118,13 +108,13 @@ class Job:
     return self._logs / f"process_{process_id}.log"
 
   def send(self, number: int) -> None:
-    """A signal to all that still run."""
+    """Sends a signal to all that still run."""
     for process in self.processes:
       if process.poll() is None:
         process.send_signal(number)
 
   def kill(self) -> None:
-    """Ends all, and returns when they and what shows their output have ended."""
+    """Ends all, and returns when they and the threads that show their output have ended."""
     self.send(signal.SIGKILL)
     for thread in self._threads:
       thread.join()
@@ -145,7 +135,7 @@ def show(source: IO[bytes], target: IO[str]) -> None:
 
 
 def readable(line: bytes) -> str:
-  """The text of a line, empty where it is nothing but noise."""
+  """The text of a line, empty where it is only noise."""
   text = line.decode("utf-8", errors="replace")
   left = _NOISE.sub("", text)
   return text if left == text else left.lstrip() if left.strip(" \n0123456789") else ""
@@ -153,7 +143,7 @@ def readable(line: bytes) -> str:
 
 @contextlib.contextmanager
 def forwarding(job: Job):
-  """SIGTERM and SIGINT go to the processes, and this program waits for what they make of it."""
+  """Passes SIGTERM and SIGINT on to the processes, while this program waits for their end."""
   before = {
     number: signal.signal(number, lambda number, _: job.send(number))
     for number in (signal.SIGTERM, signal.SIGINT)
@@ -165,11 +155,6 @@ def forwarding(job: Job):
       signal.signal(number, handler)
 
 
-def exit_status(returncode: int) -> int:
-  """A process that a signal ended counts as in a shell: 128 + the signal."""
-  return returncode if returncode >= 0 else 128 - returncode
-
-
 def wait(job: Job) -> int:
   """Waits for the end of all; the exit status of the first that failed, or 0."""
   ended: dict[int, int] = {}
@@ -179,7 +164,8 @@ def wait(job: Job) -> int:
       process_id, returncode = job.ended.get(timeout=patience)
     except queue.Empty:
       break
-    ended[process_id] = exit_status(returncode)
+    # A process that a signal ended counts as in a shell: 128 + the signal.
+    ended[process_id] = returncode if returncode >= 0 else 128 - returncode
     if failed is None and returncode:
       failed = process_id
       patience = SECONDS_AFTER_SIGTERM if ended[process_id] == 143 else SECONDS_AFTER_FAILURE
@@ -187,30 +173,23 @@ def wait(job: Job) -> int:
   job.kill()
   if failed is None:
     return 0
+  what = f"process {failed} of {len(job.processes)} ended with status {ended[failed]}"
   # Where process 0 came to the same end by itself, it has said why.
   if failed != 0 and ended.get(0) != ended[failed]:
-    print(
-      f"process {failed} of {len(job.processes)} ended with status {ended[failed]}; its last "
-      f"lines:\n{job.tail(failed)}",
-      file=sys.stderr,
-      flush=True,
-    )
+    print(f"{what}; its last lines:\n{job.tail(failed)}", file=sys.stderr, flush=True)
   if ended[failed] not in (2, 143):
-    what = f"; {still_running} still ran and were ended" if still_running else ""
-    print(
-      f"error: process {failed} of {len(job.processes)} ended with status {ended[failed]}{what}"
-      "; run the same command to go on from the last checkpoint",
-      file=sys.stderr,
-      flush=True,
-    )
+    others = f"; {still_running} still ran and were ended" if still_running else ""
+    again = "run the same command to resume from the last checkpoint"
+    print(f"error: {what}{others}; {again}", file=sys.stderr, flush=True)
   return ended[failed]
 
 
+@startup.command
 def main(argv: list[str]) -> None:
   arguments, command = parse(argv)
   with tempfile.TemporaryDirectory(prefix="rlhf_local_") as logs:
     job = Job(
-      [sys.executable, "-m", *command],
+      [sys.executable, "-m", "rlhf", *command],
       arguments.num_processes,
       arguments.devices_per_process,
       pathlib.Path(logs),
@@ -221,7 +200,3 @@ def main(argv: list[str]) -> None:
     finally:
       job.kill()
   sys.exit(status)
-
-
-if __name__ == "__main__":
-  main(sys.argv)

@@ -1,16 +1,16 @@
-"""The paper's main figure in miniature: which answers labelers prefer, over the size of the policy.
+"""Makes the paper's main figure in miniature: preferences over model sizes.
 
-  python -m launch.main_figure --workdir=runs/model_size --jobs=2 --output=results/model_size
+  rlhf main_figure --workdir=runs/model_size --jobs=2 --output=results/model_size
 
-On TinyWorld, for three sizes and three seeds: runs the sweep `configs/sweeps/model_size.py`, chooses a
-few-shot prefix for every base model by reward, lets base, few-shot base, SFT, PPO and PPO-ptx of every
-size answer the test prompts, compares all of them with the largest SFT model by training and held-out
-labelers, and pools the seeds (InstructGPT Fig. 1, 3, 4, 30 and 31).  The smallest aligned models are
-compared with the largest base models as well.  Every part is run once: the same command goes on after
-an interruption.
+On TinyWorld, for three sizes and three seeds: runs the sweep `configs/sweeps/model_size.py`,
+chooses a few-shot prefix for every base model by reward, lets base, few-shot base, SFT, PPO and
+PPO-ptx of every size answer the test prompts, compares all of them with the largest SFT model by
+training and held-out labelers, and pools the seeds (InstructGPT Fig. 1, 3, 4, 30 and 31).  The
+smallest aligned models are compared with the largest base models as well.  Every part is run once:
+the same command goes on after an interruption.
 
-A base model of TinyWorld reads 128 tokens, so that its prefix has two short examples; prompts that do
-not fit behind it are left out for all models, and the page says how many.
+A base model of TinyWorld reads 128 tokens, so that its prefix has two short examples; prompts that
+do not fit behind it are left out for all models, and the page says how many.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import sys
 from collections.abc import Sequence
 
 from rlhf import workdir as workdir_lib
-from rlhf.cli import setup
 from rlhf.cli import sweep as launch_sweep
+from rlhf.cli.common import flags, startup
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 SWEEP, EVAL = CONFIGS / "sweeps" / "model_size.py", CONFIGS / "eval.py"
@@ -52,14 +52,12 @@ class Models:
 
 def parse(argv: list[str]) -> argparse.Namespace:
   """The flags."""
-  parser = setup.Parser(__doc__)
-  parser.add_argument(
-    "--workdir", required=True, help="directory of the sweep and all that follows"
-  )
-  parser.add_argument("--form", choices=("tiny", "test"), default="tiny")
-  parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="trials at once")
-  parser.add_argument("--output", help="directory to which the page and the numbers are copied")
-  return parser.parse_args(argv[1:])
+  parser = flags.Parser("rlhf main_figure", __doc__)
+  parser.add_workdir("directory of the sweep and all that follows")
+  parser.flag("form", "size of the sweep", choices=("tiny", "test"), default="tiny")
+  parser.flag("jobs", "trials at once", flags.at_least(1), 1)
+  parser.flag("output", "directory to copy the page and the numbers to", flags.directory)
+  return parser.parse(argv)
 
 
 def command(module: str, *flags: str) -> None:
@@ -68,12 +66,10 @@ def command(module: str, *flags: str) -> None:
   Raises:
     SystemExit: with its status.
   """
-  status = subprocess.run(
-    [sys.executable, "-m", f"launch.{module}", *flags], check=False
-  ).returncode
+  status = subprocess.run([sys.executable, "-m", "rlhf", module, *flags], check=False).returncode
   if status:
     print(
-      f"error: launch.{module} ended with status {status}; the same command goes on",
+      f"error: rlhf {module} ended with status {status}; the same command goes on",
       file=sys.stderr,
       flush=True,
     )
@@ -174,40 +170,35 @@ def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathli
   return output
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
   arguments = parse(argv)
-  with setup.one_sentence_errors():
-    workdir = pathlib.Path(arguments.workdir).absolute()
-    found = find_models(arguments.form, workdir)
-    config = launch_sweep.base_config(launch_sweep.load_sweep(f"{SWEEP}:{arguments.form}"), ())
-    command(
-      "sweep",
-      f"{SWEEP}:{arguments.form}",
-      "--local",
-      f"--jobs={arguments.jobs}",
-      f"--workdir={workdir}",
-    )
-    found = [link(models, workdir / "main_figure") for models in found]
-    seeds = list(dict.fromkeys(models.seed for models in found))
-    evaluations = [
-      evaluate([models for models in found if models.seed == seed], workdir / "main_figure", config)
-      for seed in seeds
-    ]
-    pooled = workdir / "main_figure" / "pooled"
-    command(
-      "evaluate",
-      f"--pool={','.join(map(str, evaluations))}",
-      f"--workdir={pooled}",
-      "--config.title=Preferred to the largest SFT model, over the size of the policy",
-    )
-    if arguments.output is not None:
-      output = pathlib.Path(arguments.output)
-      output.mkdir(parents=True, exist_ok=True)
-      for file in ("evaluation.html", "evaluation.json"):
-        shutil.copy(pooled / "report" / file, output / file)
-      print(f"copied to {output}", flush=True)
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  workdir = pathlib.Path(arguments.workdir).absolute()
+  found = find_models(arguments.form, workdir)
+  config = launch_sweep.base_config(launch_sweep.load_sweep(f"{SWEEP}:{arguments.form}"), ())
+  command(
+    "sweep",
+    f"{SWEEP}:{arguments.form}",
+    "--local",
+    f"--jobs={arguments.jobs}",
+    f"--workdir={workdir}",
+  )
+  found = [link(models, workdir / "main_figure") for models in found]
+  seeds = list(dict.fromkeys(models.seed for models in found))
+  evaluations = [
+    evaluate([models for models in found if models.seed == seed], workdir / "main_figure", config)
+    for seed in seeds
+  ]
+  pooled = workdir / "main_figure" / "pooled"
+  command(
+    "evaluate",
+    f"--pool={','.join(map(str, evaluations))}",
+    f"--workdir={pooled}",
+    "--config.title=Preferred to the largest SFT model, over the size of the policy",
+  )
+  if arguments.output is not None:
+    output = pathlib.Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in ("evaluation.html", "evaluation.json"):
+      shutil.copy(pooled / "report" / file, output / file)
+    print(f"copied to {output}", flush=True)

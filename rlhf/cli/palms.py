@@ -1,79 +1,86 @@
-"""Change a model's values with a small set of samples, and measure it (PALMS).
+"""Prepares and analyses PALMS: changing a model's values with few samples.
 
-  python -m launch.palms check --values=DIR
-      what is missing in positions, probes and samples; without --values the set of this project
+  rlhf palms check --values=DIR
+      lists what is missing in positions, probes and samples; without --values, the shipped set
 
-  python -m launch.palms sheet --completions=completions.jsonl --values=DIR --output=DIR
-      blind rating sheets for three raters, one HTML page and one CSV each, and their key
+  rlhf palms sheet --completions=completions.jsonl --values=DIR --output=DIR
+      writes blind rating sheets for three raters, one HTML page and one CSV each, and their key
 
-  python -m launch.palms ratings --sheets=DIR --key=DIR/key.json --output=ratings.jsonl
-      what the raters handed in, joined with the key
+  rlhf palms ratings --sheets=DIR --key=DIR/key.json --output=ratings.jsonl
+      joins the sheets that raters handed in with the key
 
-  python -m launch.palms statistics --ratings=ratings.jsonl --output=statistics.json
-      base against targeted against control: means, tests, effect of size
+  rlhf palms statistics --ratings=ratings.jsonl --output=statistics.json
+      compares base, targeted and control models: means, tests, effect sizes
 
-  python -m launch.palms report --workdir=runs/palms --ratings=ratings.jsonl --output=runs/palms/people
-      the page of a finished `launch.pipeline --config=configs/palms.py:...` with these ratings, or,
-      by --rater=SOURCE in their place, with those of another judge
+  rlhf palms report --workdir=runs/palms --ratings=ratings.jsonl --output=runs/palms/people
+      writes the page of a finished `rlhf pipeline --config=configs/palms.py:...` with these ratings
+      or, with --rater=SOURCE, with those of another judge
 
-`python -m launch.palms COMMAND --help` lists the flags of one.
+`rlhf palms COMMAND --help` lists the flags of one.
 """
 
 import argparse
-import dataclasses
+import functools
 import pathlib
 import sys
-from collections.abc import Callable
 
 import ml_collections
 
 from rlhf import workdir as workdir_lib
-from rlhf.cli import jsonl, setup
-from rlhf.palms import sets
-from rlhf.palms import sheet as sheet_lib
-from rlhf.palms import statistics as statistics_lib
+from rlhf.cli.common import flags, startup
 
-_MOST_SHOWN = 20  # problems of handed-in sheets; the rest are counted
+VALUES = pathlib.Path(__file__).resolve().parents[1] / "palms" / "values"  # the shipped set
+_MAX_SHOWN = 20  # problems of handed-in sheets; the others are counted
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
-  """A subcommand: its flags, and what it does."""
-
-  about: str
-  add_flags: Callable[[argparse.ArgumentParser], None]
-  run: Callable[[argparse.Namespace], None]
-
-
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
-  parser = setup.Parser(__doc__)
+  parser = flags.Parser("rlhf palms", __doc__)
   commands = parser.add_subparsers(
-    dest="command", required=True, metavar="COMMAND", parser_class=setup.Parser
+    required=True,
+    metavar="COMMAND",
+    parser_class=functools.partial(flags.Parser, "", None),
   )
-  for name, command in COMMANDS.items():
-    command.add_flags(commands.add_parser(name, doc=command.about, help=command.about))
+  for add in (_add_check, _add_sheet, _add_ratings, _add_statistics, _add_report):
+    add(commands)
   arguments = parser.parse_args(argv[1:])
-  with setup.one_sentence_errors():
-    COMMANDS[arguments.command].run(arguments)
+  arguments.parser.check(arguments)
+  arguments.run(arguments)
+
+
+def _add_command(commands, name: str, about: str, run) -> flags.Parser:
+  parser = commands.add_parser(name, help=about, description=about)
+  parser.set_defaults(run=run, parser=parser)
+  return parser
+
+
+def _describing(flag: str, path: str, run, *arguments):
+  """Calls `run`, whose errors name the flag."""
+  try:
+    return run(*arguments)
+  except ValueError as error:
+    raise ValueError(f"--{flag}={path}: {error}") from error
 
 
 # ----------------------------------------------------------------------------- check
 
 
-def _check_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--values",
-    default=str(sets.SHIPPED),
-    help="directory of positions.json, probes.jsonl, targeted.jsonl and control.jsonl",
+def _add_check(commands) -> None:
+  parser = _add_command(commands, "check", "Lists what is missing in a set of values.", _check)
+  parser.flag(
+    "values",
+    "directory of positions.json, probes.jsonl, targeted.jsonl and control.jsonl",
+    default=str(VALUES),
   )
-  parser.add_argument("--strict", action="store_true", help="take warnings for errors")
+  parser.switch("strict", "treat warnings as errors")
 
 
 def _check(arguments: argparse.Namespace) -> None:
+  from rlhf.palms import sets
+
   if not pathlib.Path(arguments.values).is_dir():
     raise ValueError(
-      f"--values={arguments.values} is no directory; name one that holds {sets.POSITIONS}"
+      f"--values={arguments.values} is not a directory; name one that holds {sets.POSITIONS}"
     )
   values, problems = sets.check(arguments.values, strict=arguments.strict)
   if values is not None:
@@ -89,33 +96,31 @@ def _check(arguments: argparse.Namespace) -> None:
 # ----------------------------------------------------------------------------- sheet
 
 
-def _sheet_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--completions",
+def _add_sheet(commands) -> None:
+  parser = _add_command(commands, "sheet", "Writes blind rating sheets.", _sheet)
+  parser.flag(
+    "completions",
+    "JSONL of model, kind, size, seed, category, probe, sample, prompt and completion",
     required=True,
-    help="JSONL: model, kind, size, seed, category, probe, sample, prompt, completion",
   )
-  parser.add_argument("--values", default=str(sets.SHIPPED), help="directory of the positions")
-  parser.add_argument("--output", required=True, help="directory to write, which must be new")
-  parser.add_argument("--raters", default="3", help="how many, or their names: anna,ben,cleo")
-  parser.add_argument("--seed", type=setup.at_least(0), default=0, help="of ids and orders")
+  parser.flag("values", "directory of the positions", default=str(VALUES))
+  parser.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
+  parser.flag("raters", "how many, or their names: anna,ben,cleo", default="3")
+  parser.flag("seed", "of ids and orders", flags.at_least(0), 0)
 
 
 def _sheet(arguments: argparse.Namespace) -> None:
-  directory = pathlib.Path(arguments.output)
-  if directory.exists():
-    raise ValueError(
-      f"--output={directory} exists; name a new directory, as ratings of older "
-      "sheets would lose their key"
-    )
+  from rlhf.palms import sets
+  from rlhf.palms import sheet as sheet_lib
+
   p = sheet_lib.SheetConfig(raters=_raters(arguments.raters), seed=arguments.seed)
   values = sets.load(arguments.values)
   lines = sheet_lib.read_completions(arguments.completions, values)
+  directory = pathlib.Path(arguments.output)
   sheet_lib.write(sheet_lib.make(lines, values, p), directory)
   print(
-    f"{directory / 'sheets'}: {len(lines)} samples for each of {', '.join(p.raters)}, as "
-    f"HTML and CSV\n{directory / sheet_lib.KEY}: which sample is which model's; raters must "
-    "not see it",
+    f"{directory / 'sheets'}: {len(lines)} samples for each of {', '.join(p.raters)}, as HTML "
+    f"and CSV\n{directory / sheet_lib.KEY}: which sample is which model's; raters must not see it",
     flush=True,
   )
 
@@ -131,38 +136,35 @@ def _raters(text: str) -> tuple[str, ...]:
 # ----------------------------------------------------------------------------- ratings
 
 
-def _ratings_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--sheets",
-    required=True,
-    help="CSV and JSON files that were handed in, or directories of them, with commas between",
+def _add_ratings(commands) -> None:
+  parser = _add_command(commands, "ratings", "Reads the sheets that raters handed in.", _ratings)
+  parser.flag(
+    "sheets", "CSV and JSON files, or directories of them, joined by commas", required=True
   )
-  parser.add_argument("--key", required=True, help="key.json of these sheets")
-  parser.add_argument("--output", required=True, help="JSONL to write; whole or not at all")
-  parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-  parser.add_argument(
-    "--incomplete", action="store_true", help="go on though ratings or raters are missing"
-  )
+  parser.flag("key", "key.json of these sheets", required=True)
+  parser.add_output("JSONL to write")
+  parser.switch("incomplete", "go on where ratings or raters are missing")
 
 
 def _ratings(arguments: argparse.Namespace) -> None:
-  jsonl.check_output(arguments.output, arguments.overwrite)
+  from rlhf.palms import sheet as sheet_lib
+
   key = sheet_lib.read_key(arguments.key)
   handed_in = sheet_lib.read(sheet_lib.find_exports(arguments.sheets.split(",")), key)
   fatal = handed_in.problems + ([] if arguments.incomplete else handed_in.missing)
-  for sentence in fatal[:_MOST_SHOWN]:
+  for sentence in fatal[:_MAX_SHOWN]:
     print(f"error: {sentence}", file=sys.stderr)
-  if len(fatal) > _MOST_SHOWN:
-    print(f"error: and {len(fatal) - _MOST_SHOWN} more", file=sys.stderr)
+  if len(fatal) > _MAX_SHOWN:
+    print(f"error: and {len(fatal) - _MAX_SHOWN} more", file=sys.stderr)
   if fatal:
     if not handed_in.problems:
-      print("--incomplete goes on without what is missing", file=sys.stderr)
+      print("add --incomplete to go on without what is missing", file=sys.stderr)
     sys.exit(2)
   if not handed_in.rows:
     raise ValueError(f"--sheets={arguments.sheets} holds no rating")
   for sentence in handed_in.missing:
     print(f"missing: {sentence}")
-  jsonl.write(arguments.output, handed_in.rows)
+  workdir_lib.write_jsonl(arguments.output, handed_in.rows)
   print(
     f"{arguments.output}: {len(handed_in.rows)} ratings of {len(key['samples'])} samples by "
     f"{len({row['rater'] for row in handed_in.rows})} raters",
@@ -173,29 +175,26 @@ def _ratings(arguments: argparse.Namespace) -> None:
 # ----------------------------------------------------------------------------- statistics
 
 
-def _statistics_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--ratings", required=True, help="JSONL as `ratings` writes it")
-  parser.add_argument("--output", help="JSON to write: every mean, difference and slope")
-  parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-  parser.add_argument(
-    "--test",
-    choices=statistics_lib.TESTS,
+def _add_statistics(commands) -> None:
+  about = "Compares base, targeted and control models."
+  parser = _add_command(commands, "statistics", about, _statistics)
+  parser.flag("ratings", "JSONL as `ratings` writes it", required=True)
+  parser.add_output("JSON to write: every mean, difference and slope", required=False)
+  parser.flag(
+    "test",
+    "decides what is shown: min_f over probes and seeds, sign_flip over probes",
     default="min_f",
-    help="decides what is shown: min_f over probes and seeds, sign_flip over probes",
+    choices=("min_f", "sign_flip"),
   )
-  parser.add_argument("--seed", type=setup.at_least(0), default=0, help="of the resampling")
+  parser.flag("seed", "of the resampling", flags.at_least(0), 0)
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-  if arguments.output is not None:
-    jsonl.check_output(arguments.output, arguments.overwrite)
+  from rlhf.palms import statistics as statistics_lib
+
   rows = statistics_lib.read_rows(arguments.ratings)
-  try:
-    analysis = statistics_lib.analyse(
-      rows, statistics_lib.StatisticsConfig(test=arguments.test, seed=arguments.seed)
-    )
-  except ValueError as error:
-    raise ValueError(f"--ratings={arguments.ratings}: {error}") from error
+  p = statistics_lib.StatisticsConfig(test=arguments.test, seed=arguments.seed)
+  analysis = _describing("ratings", arguments.ratings, statistics_lib.analyse, rows, p)
   print(statistics_lib.describe(analysis), flush=True)
   if arguments.output is not None:
     workdir_lib.write_json(arguments.output, analysis.as_dict())
@@ -204,67 +203,35 @@ def _statistics(arguments: argparse.Namespace) -> None:
 # ----------------------------------------------------------------------------- report
 
 
-def _report_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="of a PALMS run that is finished")
+def _add_report(commands) -> None:
+  parser = _add_command(commands, "report", "Writes a run's page with other ratings.", _report)
+  parser.flag("workdir", "of a finished PALMS run", required=True)
   who = parser.add_mutually_exclusive_group(required=True)
   who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own completions")
   who.add_argument(
     "--rater",
-    help="who rates them anew: an export directory, hf:DIR, gguf:FILE, "
-    "or reward:SOURCE, with the other settings of the run's config.raters",
+    help="another judge: an export directory, hf:DIR, gguf:FILE or reward:SOURCE, with the other "
+    "settings of the run's config.raters",
   )
-  parser.add_argument("--output", required=True, help="directory to write, which must be new")
+  parser.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
 
 
 def _report(arguments: argparse.Namespace) -> None:
-  if pathlib.Path(arguments.output).exists():
-    raise ValueError(f"--output={arguments.output} exists; name a new directory")
-  from rlhf.palms import process  # brings jax, which the other commands can do without
+  path = pathlib.Path(arguments.workdir) / "config.json"
+  config = ml_collections.ConfigDict(workdir_lib.read_json(path) if path.is_file() else {})
+  if "kind" not in config or config.kind != "palms":
+    raise ValueError(
+      f"--workdir={arguments.workdir} is not a PALMS run; name the workdir of "
+      "`rlhf pipeline --config=configs/palms.py:...`"
+    )
+  from rlhf.palms import process, statistics
 
-  config = pathlib.Path(arguments.workdir) / "config.json"
-  if not config.is_file():
-    raise ValueError(
-      f"--workdir={arguments.workdir} has no config.json; name the workdir of a PALMS run"
-    )
-  config = ml_collections.ConfigDict(workdir_lib.read_json(config))
-  if "cooccurrence" not in config:
-    raise ValueError(
-      f"--workdir={arguments.workdir} is no PALMS run; name one of "
-      "launch.pipeline --config=configs/palms.py:..."
-    )
   if arguments.rater is not None:
     try:
       process.rate_again(config, arguments.workdir, arguments.rater, arguments.output)
     except ValueError as error:
       raise ValueError(str(error).replace("config.raters.source", "--rater")) from error
     return
-  rows = statistics_lib.read_rows(arguments.ratings)
-  try:
-    process.report_of(config, arguments.workdir, rows, arguments.output)
-  except ValueError as error:
-    raise ValueError(f"--ratings={arguments.ratings}: {error}") from error
-
-
-COMMANDS = {
-  "check": Command(
-    about="Says what is missing in a set of values.", add_flags=_check_flags, run=_check
-  ),
-  "sheet": Command(
-    about="Makes blind rating sheets of completions.", add_flags=_sheet_flags, run=_sheet
-  ),
-  "ratings": Command(
-    about="Reads what the raters handed in.", add_flags=_ratings_flags, run=_ratings
-  ),
-  "statistics": Command(
-    about="Compares base, targeted and control models.",
-    add_flags=_statistics_flags,
-    run=_statistics,
-  ),
-  "report": Command(
-    about="Draws a run's page with other ratings.", add_flags=_report_flags, run=_report
-  ),
-}
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  rows = statistics.read_rows(arguments.ratings)
+  report = functools.partial(process.report_of, config, arguments.workdir)
+  _describing("ratings", arguments.ratings, report, rows, arguments.output)

@@ -1,42 +1,39 @@
-"""Chooses the checkpoint whose answers to validation prompts a reward model scores highest.
+"""Chooses the checkpoint whose completions have the highest reward.
 
-  python -m launch.select --candidates=runs/t0/rows,runs/t0/export --reward_model=runs/rm \\
+  rlhf select --candidates=runs/t0/rows,runs/t0/export --reward_model=runs/rm \\
       --prompts=jsonl:prompts_valid.jsonl --output=runs/t0/selection.json
 
---candidates: exports of policies, workdirs of their stages, hf:DIR or gguf:FILE, joined by commas;
-a directory of exports (WORKDIR/epochs, WORKDIR/rows) stands for all that lie in it.  --output gets
-the best one and the mean reward of each with its 95 % interval over prompts.
+--candidates joins policies by commas; a directory of exports (WORKDIR/epochs, WORKDIR/rows) stands
+for all exports in it. --output gets the best candidate, and the mean reward of each with its 95 %
+interval over prompts. Several reward models are an ensemble.
 
-InstructGPT selects so: its SFT models (appendix C.1), FLAN and T0 (C.5).  Several reward models are
-an ensemble.
+InstructGPT selects its SFT models (appendix C.1), FLAN and T0 (C.5) in this way.
 """
 
 import argparse
 import pathlib
-import sys
 
-from rlhf.cli import jsonl, scoring, setup
+from rlhf import workdir as workdir_lib
+from rlhf.cli.common import flags, models, startup
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  """The flags, checked as far as they can be alone."""
-  parser = setup.Parser(__doc__)
-  parser.add_argument("--candidates", required=True, help="policies, joined by commas")
-  parser.add_argument("--output", required=True, help="JSON to write")
-  parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-  scoring.add_reward_flags(parser)
-  scoring.add_answer_flags(parser)
-  return parser.parse_args(argv[1:])
+  """The flags."""
+  parser = flags.Parser("rlhf select", __doc__)
+  parser.flag("candidates", "policies, joined by commas", flags.names, required=True)
+  parser.add_output("JSON to write")
+  models.add_selection(parser)
+  return parser.parse(argv)
 
 
-def expand(text: str) -> list[str]:
-  """The candidates, with those in a directory of exports in order of their names.
+def expand(names: list[str]) -> list[str]:
+  """The candidates; a directory of exports becomes the exports in it, in order of their names.
 
   Raises:
-    ValueError: one is empty or comes twice.
+    ValueError: one comes twice.
   """
   found: list[str] = []
-  for name in scoring.split_list(text, "candidates"):
+  for name in names:
     directory = pathlib.Path(name)
     if any((directory / place / "export.json").is_file() for place in ("", "export")):
       found.append(name)
@@ -45,60 +42,35 @@ def expand(text: str) -> list[str]:
       found += inside if inside else [name]
   for name in found:
     if found.count(name) > 1:
-      raise ValueError(f"--candidates={text}: {name} comes twice; give each once")
+      raise ValueError(f"--candidates={','.join(names)}: {name} comes twice; give each once")
   return found
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
   arguments = parse(argv)
-  with setup.one_sentence_errors():
-    jsonl.check_output(arguments.output, arguments.overwrite)
-    policies = {
-      name: scoring.find_policy(name, "candidates", arguments)
-      for name in expand(arguments.candidates)
-    }
-    records = scoring.fitting(scoring.read_prompts(arguments), list(policies.values()), arguments)
-    score = scoring.ensemble(scoring.load_reward_models(arguments), arguments)
-    choice = choose(policies, [record["prompt"] for record in records], score, arguments)
-    from rlhf import workdir as workdir_lib
-
-    workdir_lib.write_json(arguments.output, scoring.report(choice, "candidate", arguments))
-    print(
-      f"{arguments.output}: {choice.best} of {len(policies)} has the highest reward "
-      f"{choice.mean(choice.best):.4g} over {len(records)} prompts",
-      flush=True,
-    )
-
-
-def choose(
-  policies: dict[str, scoring.Policy],
-  prompts: list[str],
-  score: scoring.Score,
-  arguments: argparse.Namespace,
-):
-  """`selection.Choice` among the policies, one of them in memory at a time."""
   from rlhf import loop
-  from rlhf.evals.reward_models import selection
   from rlhf.inference import completions
 
-  def texts_of(name: str) -> list[tuple[str, str]]:
+  policies = {
+    name: models.find(name, "candidates", "policy", arguments)
+    for name in expand(arguments.candidates)
+  }
+  prompts = models.fitting_prompts(list(policies.values()), arguments)
+
+  def sample(name: str):
     policy = policies[name]
-    drawn = completions.sample(
+    return completions.sample(
       policy.load(),
       prompts,
-      scoring.answer_config(policy, prompts, arguments),
+      models.completion_config(policy, max(policy.lengths(prompts)), arguments),
       loop.step_key(arguments.seed, "validate", 0),
     )
-    return [(prompt, texts[0]) for prompt, texts in zip(prompts, drawn.texts, strict=True)]
 
-  return selection.choose(
-    policies,
-    texts_of,
-    score,
-    on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),
+  choice = models.choose(policies, sample, prompts, arguments)
+  workdir_lib.write_json(arguments.output, models.report(choice, "candidate", arguments))
+  print(
+    f"{arguments.output}: {choice.best} of {len(policies)} has the highest reward "
+    f"{choice.mean(choice.best):.4g} over {len(prompts)} prompts",
+    flush=True,
   )
-
-
-if __name__ == "__main__":
-  main(sys.argv)

@@ -1,29 +1,28 @@
 """Runs a sweep: every trial of a file of configs/sweeps/, with every seed.
 
-  python -m launch.sweep configs/sweeps/ptx_coef.py --dry_run
-  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --local --jobs=2 --workdir=runs/ptx_coef
-  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --slurm --workdir=runs/ptx_coef --gpus=8
-  python -m launch.sweep configs/sweeps/ptx_coef.py:tiny --collect --workdir=runs/ptx_coef
+  rlhf sweep configs/sweeps/ptx_coef.py --dry_run
+  rlhf sweep configs/sweeps/ptx_coef.py:tiny --local --jobs=2 --workdir=runs/ptx_coef
+  rlhf sweep configs/sweeps/ptx_coef.py:tiny --slurm --workdir=runs/ptx_coef --gpus=8
+  rlhf sweep configs/sweeps/ptx_coef.py:tiny --collect --workdir=runs/ptx_coef
 
---config.GROUP.FIELD=VALUE holds for all trials: exports and data of one's own go there.  Run the
-same command again to go on: a trial that is done is skipped, one that failed is resumed.  The exit
-status is 0 where all trials are done (with --slurm: are submitted), 1 where one is not, 2 where the
-command or a trial is wrong, which is said before anything starts.
+--config.GROUP.FIELD=VALUE applies to all trials: use it for exports and data. Run the same command
+again to resume: finished trials are skipped, failed ones continue. The exit status is 0 where all
+trials are done (with --slurm: submitted), 1 where one is not, 2 where the command or a trial is
+wrong, which is reported before anything starts.
 
---dry_run looks every field of every trial up and needs no jax; with --check the algorithms check
-each config too (what divides by what, what a number may be, this machine's devices), as --local
-and --slurm do before they start.
+--dry_run looks up every field of every trial and needs no jax. --dry_run --check also runs the
+algorithms' own checks (divisibility, ranges, this machine's devices), as --local and --slurm do
+before they start.
 
 --slurm: trials run the commit that is checked out, from a clone in WORKDIR/slurm; paths of data are
-read from the current directory.  --partition, --account, --qos, --time, --save_seconds,
---max_restarts and --allow_dirty are as in `launch.slurm`: before its time limit a trial is asked to
-save, requeued, and goes on.  A trial whose job is in the queue, as `squeue` says, is not submitted
-again; where squeue does not answer, nothing is.
+relative to the current directory. As in `rlhf slurm`, a trial is asked to save before its time
+limit, requeued, and resumes. A trial that squeue still lists is not submitted again; where squeue
+does not answer, nothing is submitted.
 
   WORKDIR/trials/NAME/      workdir of a trial
-  WORKDIR/shared/           pipeline stages that trials have in common; each is run once
-  WORKDIR/logs/NAME.txt     what a trial printed
-  WORKDIR/results.csv summary.csv table.md plot.svg plot.png      what --collect writes
+  WORKDIR/shared/           pipeline stages that trials share; each runs once
+  WORKDIR/logs/NAME.txt     output of a trial
+  WORKDIR/results.csv summary.csv table.md plot.svg plot.png      written by --collect
 """
 
 import argparse
@@ -33,7 +32,7 @@ import copy
 import dataclasses
 import functools
 import getpass
-import importlib.util
+import importlib
 import os
 import pathlib
 import re
@@ -46,14 +45,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from rlhf import stages
 from rlhf import workdir as workdir_lib
-from rlhf.cli import setup
 from rlhf.cli.cluster import job as job_lib
 from rlhf.cli.cluster import requeue, slurm
+from rlhf.cli.common import flags, startup
 from rlhf.configs import sweeps
 from rlhf.report import sweeps as results
 
@@ -66,11 +63,14 @@ class Trial:
 
   Attributes:
     number: from 1.
-    name: of its directory; made of what it overrides.
-    overrides, seed: what it sets; `config` is what comes out.
+    name: of its directory; made of its overrides.
+    overrides: field -> value.
+    seed: of the run.
+    config: the result.
     command: argv, interpreter included.
-    workdir: of the run; `log` is the file that its output goes to.
-    shared: pipeline stage -> directory of it that trials share, in order.
+    workdir: of the run.
+    log: file of its output.
+    shared: pipeline stage -> its directory, which trials share, in order.
     last: the file that the run writes last.
   """
 
@@ -89,8 +89,17 @@ class Trial:
     return self.last.is_file()
 
   @property
+  def state(self) -> str:
+    return "done" if self.is_done() else "failed" if self.record.exists() else "to run"
+
+  @property
+  def missing(self) -> list[pathlib.Path]:
+    """The shared stages that are not done, in order."""
+    return [path for path in self.shared.values() if not workdir_lib.is_done(path)]
+
+  @property
   def record(self) -> pathlib.Path:
-    """How the trial last ended, where that was not well."""
+    """The file that records a failed end."""
     return self.log.with_suffix(".json")
 
 
@@ -101,20 +110,14 @@ def load_sweep(spec: str) -> sweeps.Sweep:
   """The sweep of `configs/sweeps/NAME.py[:FORM]`.
 
   Raises:
-    ValueError: no such file, it makes no sweep of that form, or one of an unknown measure.
+    ValueError: there is no such file or form, or the sweep has an unknown measure.
   """
-  path, _, form = spec.partition(":")
-  if not pathlib.Path(path).is_file():
-    raise ValueError(f"{spec}: there is no file {path}; name one of configs/sweeps/")
-  module_spec = importlib.util.spec_from_file_location("sweep", path)
-  if module_spec is None:
-    raise ValueError(f"{spec} is no Python file; name one of configs/sweeps/")
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  path, form = flags.find_file(spec)
+  module = flags.load_module(path)
   if not hasattr(module, "get_sweep"):
     raise ValueError(f"{path} has no get_sweep(form); name one of configs/sweeps/")
   try:
-    sweep = module.get_sweep(form) if form else module.get_sweep()
+    sweep = module.get_sweep(*form)
   except ValueError as error:
     raise ValueError(f"{spec}: {error}") from None
   for name in sweep.measures:
@@ -126,21 +129,17 @@ def load_sweep(spec: str) -> sweeps.Sweep:
 
 
 def base_config(sweep: sweeps.Sweep, common: Sequence[str]):
-  """The config of every trial before its overrides; ends the program where a flag is wrong."""
-  argv = ["launch.sweep", f"--config={sweep.config}", *common]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
-  setup.parse_flags(argv, values)
-  return holder.value
+  """The config of every trial before its overrides."""
+  return flags.load_config(sweep.config, common, sweep.command)
 
 
 def set_field(config, key: str, value: Any) -> None:
   """Sets one leaf of a locked config.
 
   Raises:
-    ValueError: no such field, or a value of another type; a whole number may stand for a float.
+    ValueError: no such field, or a value of another type; an int may stand for a float.
   """
-  setup.check_field(config, f"config.{key}")
+  flags.check_field(config, f"config.{key}")
   *groups, field = key.split(".")
   group = config
   for name in groups:
@@ -159,7 +158,7 @@ def set_field(config, key: str, value: Any) -> None:
 
 
 def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Path) -> list[Trial]:
-  """Every trial with every seed, each checked against the locked config; no jax is needed.
+  """Every trial with every seed, each checked against the locked config, without jax.
 
   Raises:
     ValueError: names the trial, the field, what was found and what would be right.
@@ -225,11 +224,11 @@ def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Tri
       names = list(shared)
       shared = {stage: shared[stage] for stage in names[: names.index(sweep.last_stage) + 1]}
     arguments += [f"--shared={workdir / 'shared'}", f"--last_stage={sweep.last_stage}"]
-    command = ["launch.pipeline", *arguments]
+    command = ["pipeline", *arguments]
     whole = sweep.last_stage == "evaluation"
     last = directory / ("report/report.json" if whole else f"{sweep.last_stage}/{workdir_lib.DONE}")
   else:
-    command, last = ["launch.train", sweep.command, *arguments], directory / workdir_lib.DONE
+    command, last = ["train", sweep.command, *arguments], directory / workdir_lib.DONE
   return Trial(
     number=number,
     name=name,
@@ -237,17 +236,11 @@ def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Tri
     seed=seed,
     config=config,
     shared=shared,
-    command=[sys.executable, "-m", *command],
+    command=[sys.executable, "-m", "rlhf", *command],
     workdir=directory,
     last=last,
     log=workdir / "logs" / f"{name}.txt",
   )
-
-
-def check_workdirs(trials: Sequence[Trial]) -> None:
-  """Raises ValueError where a trial's directory holds another config's run."""
-  for trial in trials:
-    workdir_lib.check(trial.workdir, workdir_lib.config_to_dict(trial.config))
 
 
 def check_configs(sweep: sweeps.Sweep, trials: Sequence[Trial]) -> None:
@@ -256,11 +249,7 @@ def check_configs(sweep: sweeps.Sweep, trials: Sequence[Trial]) -> None:
   Raises:
     ValueError: names the trial.
   """
-  from rlhf import pipeline, ppo, reward_model, sft
-
-  algorithm = {"pipeline": pipeline, "sft": sft, "reward_model": reward_model, "ppo": ppo}[
-    sweep.command
-  ]
+  algorithm = importlib.import_module(f"rlhf.{sweep.command}")
   for trial in trials:
     try:
       algorithm.check_config(trial.config)
@@ -271,15 +260,11 @@ def check_configs(sweep: sweeps.Sweep, trials: Sequence[Trial]) -> None:
 # ----------------------------------------------------------------------------- dry run
 
 
-def state(trial: Trial) -> str:
-  return "done" if trial.is_done() else "failed" if trial.record.exists() else "to run"
-
-
 def print_plan(trials: Sequence[Trial]) -> None:
-  """A line per trial, and what sharing spares."""
+  """Prints a line per trial, and how many stages are shared."""
   for trial in trials:
     command = shlex.join(["python", *trial.command[1:]])
-    print(f"{trial.number:>3}/{len(trials)} {state(trial):<6} {trial.name}: {command}")
+    print(f"{trial.number:>3}/{len(trials)} {trial.state:<6} {trial.name}: {command}")
   counts = collections.Counter()
   for trial in trials:
     counts.update(trial.shared.keys())
@@ -297,18 +282,10 @@ def print_plan(trials: Sequence[Trial]) -> None:
 # ----------------------------------------------------------------------------- local
 
 
-def first_missing(trial: Trial) -> pathlib.Path | None:
-  """The first shared stage of a trial that is not done."""
-  missing = (path for path in trial.shared.values() if not workdir_lib.is_done(path))
-  return next(missing, None)
-
-
 def next_trial(waiting: Sequence[Trial], running: Sequence[Trial]) -> Trial | None:
-  """The first trial that would not at once wait for a stage that a running one is to make."""
-  busy = {
-    path for trial in running for path in trial.shared.values() if not workdir_lib.is_done(path)
-  }
-  return next((trial for trial in waiting if first_missing(trial) not in busy), None)
+  """The first trial whose next stage is not being made by a running one."""
+  busy = {path for trial in running for path in trial.missing}
+  return next((trial for trial in waiting if not busy.intersection(trial.missing[:1])), None)
 
 
 def cores_of(slot: int, jobs: int) -> set[int]:
@@ -332,9 +309,9 @@ def start(trial: Trial, slot: int, jobs: int) -> subprocess.Popen:
 
 
 def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:
-  """Runs what is not done, `jobs` at a time; returns the trials that failed.
+  """Runs the unfinished trials, `jobs` at a time; returns those that failed.
 
-  SIGTERM and Ctrl-C are handed on to the trials, which save their state and end.
+  SIGTERM and Ctrl-C are passed on to the trials, which save their state and end.
   """
   waiting = [trial for trial in trials if not trial.is_done()]
   print(
@@ -365,25 +342,17 @@ def run_local(trials: Sequence[Trial], jobs: int) -> list[Trial]:
 
 
 def finish(trial: Trial, status: int, num_trials: int, seconds: float) -> bool:
-  """Prints and records how a trial ended; returns whether it is done."""
+  """Prints and records a trial's end; returns whether it is done."""
   where = f"{trial.number}/{num_trials} {trial.name}"
   if status == 0 and trial.is_done():
     trial.record.unlink(missing_ok=True)
     print(f"{where}: done in {seconds:.0f} s", flush=True)
     return True
   workdir_lib.write_json(trial.record, dict(exit_status=status, log=str(trial.log)))
-  print(
-    f"{where}: FAILED with exit status {status}: {last_line(trial.log)}; see {trial.log}",
-    flush=True,
-  )
+  lines = trial.log.read_text(encoding="utf-8", errors="replace").split("\n")
+  last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
+  print(f"{where}: FAILED with exit status {status}: {last}; see {trial.log}", flush=True)
   return False
-
-
-def last_line(path: pathlib.Path) -> str:
-  lines = [
-    line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-  ]
-  return lines[-1].strip() if lines else "nothing was printed"
 
 
 @contextlib.contextmanager
@@ -395,7 +364,7 @@ def _stopping(running):
   try:
     yield
   except KeyboardInterrupt:
-    print(f"stopping {len(running)} trials; run the same command again to go on", flush=True)
+    print(f"stopping {len(running)} trials; run the same command again to resume", flush=True)
     sys.exit(143)
   finally:
     for _, process, _ in running.values():
@@ -409,11 +378,10 @@ def _stopping(running):
 
 
 def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]:
-  """Trial -> id of the SLURM job that an earlier call submitted and that has not ended.
+  """Trial -> id of its SLURM job, where an earlier call submitted one that has not ended.
 
-  `squeue` is asked, the scheduler's own list of this user's jobs.  sacct, which submitit asks,
-  hears of a job only some time after it was submitted and may be out of reach; then it would be
-  submitted twice, and two runs would want one workdir.
+  Asks squeue, the scheduler's own list of this user's jobs. sacct, which submitit asks, learns of a
+  job with a delay and may be unreachable; a trial would be submitted twice, into one workdir.
 
   Raises:
     ValueError: squeue cannot say; nothing has been submitted.
@@ -433,9 +401,9 @@ def queued_jobs(trials: Sequence[Trial], folder: pathlib.Path) -> dict[str, str]
     trouble = str(error)
   if trouble:
     raise ValueError(
-      f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were "
-      f"submitted before are still queued ({' '.join(trouble.split())}); nothing is "
-      "submitted, run the same command when it answers"
+      f"{shlex.join(question)} cannot say which of {len(tickets)} jobs that were submitted before "
+      f"are still queued ({' '.join(trouble.split())}); nothing is submitted, run the same command "
+      "when it answers"
     )
   queued = set(done.stdout.split())
   return {name: job_id for name, job_id in tickets.items() if job_id in queued}
@@ -454,15 +422,17 @@ def submit(
   max_restarts: int,
   queued: Mapping[str, str],
 ) -> list[tuple[Trial, Any]]:
-  """Hands what is neither done nor queued to submitit; returns (trial, job) of each.
+  """Submits the trials that are neither done nor queued; returns (trial, job) of each.
 
-  A trial is asked to save before its time limit, requeued, and goes on in its workdir.  One that
+  A trial is asked to save before its time limit, requeued, and resumes in its workdir. One that
   shares an unfinished stage with an earlier one waits in the queue until that one has ended,
   instead of holding devices while it waits for the stage.
 
   Args:
+    trials: all of them.
     executor: of submitit; its folder has the tickets.
-    code: what `job.check_out` made; the trials run it.
+    code: the clone that the trials run.
+    max_restarts: of a trial.
     queued: of `queued_jobs`.
   """
   folder, jobs, makers = pathlib.Path(executor.folder), [], {}
@@ -481,15 +451,17 @@ def submit(
       job = slurm.submit(
         executor,
         requeue.Requeued(
-          pinned(trial.command, code), restarts=max_restarts, log=trial.log, record=trial.record
+          pinned(trial.command, code),
+          restarts=max_restarts,
+          log=trial.log,
+          record=trial.record,
         ),
       )
       job_id = job.job_id
       workdir_lib.write_json(ticket_of(trial, folder), dict(job_id=job_id))
       jobs.append((trial, job))
-    for path in trial.shared.values():
-      if not workdir_lib.is_done(path):
-        makers.setdefault(path, job_id)
+    for path in trial.missing:
+      makers.setdefault(path, job_id)
   return jobs
 
 
@@ -507,8 +479,8 @@ def submit_to_slurm(
   """Checks all, then submits.
 
   Raises:
-    ValueError: something is wrong, before anything is submitted or written; or sbatch refuses a
-      trial: those before it are queued, and the same command goes on with the others.
+    ValueError: a mistake, before anything is submitted or written; or sbatch refuses a trial: those
+      before it are queued, and the same command continues with the others.
   """
   slurm.check_limits(arguments)
   folder = workdir / "slurm"
@@ -516,21 +488,17 @@ def submit_to_slurm(
     folder, arguments.max_restarts, instead="run the trials here with --local"
   )
   commit = job_lib.commit(arguments.allow_dirty)
-  run_checks(arguments, common, setup.simulated_devices(max(arguments.gpus, 1)))
+  run_checks(arguments, common, startup.simulated_devices(max(arguments.gpus, 1)))
   queued = queued_jobs(trials, folder)
   code = folder / f"code-{commit[:12]}"
   job_lib.check_out(commit, code)
-  parameters = dict(
-    slurm.limits(arguments),
+  slurm.update(
+    executor,
+    arguments,
+    commit,
+    job_lib.code_environment(code),
     nodes=1,
     gpus_per_node=arguments.gpus,
-    comment=f"rlhf {commit}",
-    cpus_per_task=arguments.cpus_per_task,
-    setup=slurm.exports(job_lib.code_environment(code)),
-    srun_args=[f"--cpus-per-task={arguments.cpus_per_task}"],
-  )  # srun has it not from sbatch
-  executor.update_parameters(
-    **{name: value for name, value in parameters.items() if value is not None}
   )
   for trial, job in submit(
     trials, executor, code=code, max_restarts=arguments.max_restarts, queued=queued
@@ -547,7 +515,7 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   """Gathers the trials that are done; returns whether all are.
 
   Raises:
-    ValueError: none is.
+    ValueError: no trial is done.
   """
   from rlhf.report import figures
 
@@ -577,7 +545,7 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   print(table, end="")
   for trial in trials:
     if not trial.is_done():
-      print(f"{trial.number}/{len(trials)} {trial.name}: {state(trial)}; not in the table")
+      print(f"{trial.number}/{len(trials)} {trial.name}: {trial.state}; not in the table")
   print(
     f"{len(done)} of {len(trials)} trials: {workdir}/results.csv, summary.csv, table.md, "
     "plot.svg, plot.png"
@@ -589,61 +557,45 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-  """(arguments, --config flags for all trials)."""
-  parser = setup.Parser(__doc__)
+  """(arguments, overrides for all trials)."""
+  parser = flags.Parser("rlhf sweep", __doc__)
+  parser.takes_overrides = True
   parser.add_argument("sweep", help="configs/sweeps/NAME.py[:FORM]")
   mode = parser.add_mutually_exclusive_group(required=True)
   mode.add_argument("--dry_run", action="store_true", help="check and print every trial")
   mode.add_argument("--local", action="store_true", help="run the trials on this machine")
   mode.add_argument("--slurm", action="store_true", help="submit the trials to SLURM")
   mode.add_argument("--collect", action="store_true", help="gather the results")
-  parser.add_argument(
-    "--check",
-    action="store_true",
-    help="with --dry_run: the algorithms' own checks too, which import jax",
-  )
-  parser.add_argument("--workdir", help="directory of the sweep")
-  parser.add_argument("--jobs", type=setup.at_least(1), default=1, help="local trials at a time")
-  parser.add_argument("--gpus", type=setup.at_least(0), default=0, help="of a trial on SLURM")
-  parser.add_argument(
-    "--cpus_per_task", type=setup.at_least(1), default=8, help="cores of a trial on SLURM"
-  )
+  parser.switch("check", "with --dry_run: also run the algorithms' own checks, which import jax")
+  parser.flag("workdir", "directory of the sweep", flags.directory)
+  parser.flag("jobs", "local trials at a time", flags.at_least(1), 1)
+  parser.flag("gpus", "of a trial on SLURM", flags.at_least(0), 0)
+  parser.flag("cpus_per_task", "cores of a trial on SLURM", flags.at_least(1), 8)
   slurm.add_limits(parser)
   job_lib.add_commit_and_restarts(parser)
-  arguments, common = parser.parse_known_args(argv[1:])
-  for argument in common:
-    if not re.match(r"--?config\.[^=]+=", argument):
-      parser.error(
-        f"unknown argument {argument!r}; flags for all trials are --config.GROUP.FIELD=VALUE"
-      )
+  arguments = parser.parse(argv)
   if arguments.allow_dirty and not arguments.slurm:
-    parser.error("--allow_dirty belongs to --slurm, whose trials run a commit; leave it out")
+    parser.error("--allow_dirty is for --slurm, whose trials run a commit; leave it out")
   if arguments.check and not arguments.dry_run:
-    parser.error("--check belongs to --dry_run; what starts trials checks them in any case")
+    parser.error("--check is for --dry_run; --local and --slurm always check")
   if not arguments.workdir and not arguments.dry_run:
     parser.error("--workdir is missing; give for example --workdir=runs/sweep")
-  return arguments, common
+  return arguments, arguments.overrides
 
 
 def run_checks(
   arguments: argparse.Namespace, common: Sequence[str], variables: Mapping[str, str]
 ) -> None:
-  """`--dry_run --check` in a process of its own, which gives the accelerators back at its end.
+  """Runs --dry_run --check in a process of its own, which frees the accelerators at its end.
 
   Args:
-    variables: of its environment, beside those of this process.
+    arguments: of `parse`.
+    common: overrides for all trials.
+    variables: added to the environment.
   """
+  command = [sys.executable, "-m", "rlhf", "sweep", arguments.sweep, "--dry_run", "--check"]
   done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "launch.sweep",
-      arguments.sweep,
-      "--dry_run",
-      "--check",
-      f"--workdir={arguments.workdir}",
-      *common,
-    ],
+    [*command, f"--workdir={arguments.workdir}", *common],
     stdout=subprocess.DEVNULL,
     check=False,
     env={**os.environ, **variables},
@@ -652,30 +604,26 @@ def run_checks(
     sys.exit(done.returncode)
 
 
+@startup.command
 def main(argv: list[str]) -> int:
-  setup.quiet_logs()
   arguments, common = parse(argv)
-  with setup.one_sentence_errors():
-    workdir = pathlib.Path(arguments.workdir or "runs/sweep").absolute()
-    sweep = load_sweep(arguments.sweep)
-    trials = make_trials(sweep, common, workdir)
-    check_workdirs(trials)
-    if arguments.dry_run:
-      if arguments.check:
-        check_configs(sweep, trials)
-      print_plan(trials)
-      return 0
-    if arguments.collect:
-      return 0 if collect(sweep, trials, workdir) else 1
-    if arguments.slurm:
-      submit_to_slurm(arguments, common, trials, workdir)
-      return 0
-    run_checks(arguments, common, {})
-    failed = run_local(trials, arguments.jobs)
-    for trial in failed:
-      print(f"failed: {trial.name}; see {trial.log}; the same command resumes it", flush=True)
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  workdir = pathlib.Path(arguments.workdir or "runs/sweep").absolute()
+  sweep = load_sweep(arguments.sweep)
+  trials = make_trials(sweep, common, workdir)
+  for trial in trials:
+    workdir_lib.check(trial.workdir, workdir_lib.config_to_dict(trial.config))
+  if arguments.dry_run:
+    if arguments.check:
+      check_configs(sweep, trials)
+    print_plan(trials)
+    return 0
+  if arguments.collect:
+    return 0 if collect(sweep, trials, workdir) else 1
+  if arguments.slurm:
+    submit_to_slurm(arguments, common, trials, workdir)
+    return 0
+  run_checks(arguments, common, {})
+  failed = run_local(trials, arguments.jobs)
+  for trial in failed:
+    print(f"failed: {trial.name}; see {trial.log}; the same command resumes it", flush=True)
+  return 1 if failed else 0

@@ -1,50 +1,53 @@
-"""Runs one stage on one's own data.
+"""Trains one stage on your own data: sft, reward_model, ppo or truth_judge.
 
-  python -m launch.train sft          --config=configs/sft.py:SIZE[,VARIANT]  --workdir=DIR ...
-  python -m launch.train reward_model --config=configs/reward_model.py:SIZE   --workdir=DIR ...
-  python -m launch.train ppo          --config=configs/ppo.py:SIZE            --workdir=DIR ...
-  python -m launch.train truth_judge  --config=configs/truth_judge.py:SIZE    --workdir=DIR ...
+  rlhf train sft          --config=configs/sft.py:SIZE[,VARIANT]  --workdir=DIR ...
+  rlhf train reward_model --config=configs/reward_model.py:SIZE   --workdir=DIR ...
+  rlhf train ppo          --config=configs/ppo.py:SIZE            --workdir=DIR ...
+  rlhf train truth_judge  --config=configs/truth_judge.py:SIZE    --workdir=DIR ...
 
 `...` stands for --config.GROUP.FIELD=VALUE; the docstring of each config file shows a whole
-command.  Run the same command again to go on after an interruption.  What can be known to be wrong
-is said before the workdir is made; WORKDIR/export is what the next stage takes.
+command. Run the same command again to resume after an interruption. Errors in flags, config and
+data are reported before the workdir is made; the next stage starts from WORKDIR/export.
 
-Several processes: start one on every host with the same flags and --coordinator_address=HOST:PORT
---num_processes=N --process_id=I, or with --cluster=auto under SLURM, Kubernetes or on TPUs.  All
-see one WORKDIR; process 0 prints.  --connect_timeout, --heartbeat_timeout and --shutdown_timeout
-are in seconds.  `launch.local` does it on one machine.
+For several processes, start one on every host with the same flags and
+--coordinator_address=HOST:PORT --num_processes=N --process_id=I, or with --cluster=auto under
+SLURM, Kubernetes or on TPUs. All need one WORKDIR; process 0 prints. `rlhf local` starts them on
+one machine.
 """
 
-import sys
+import argparse
+import importlib
 from types import ModuleType
 
-from rlhf import workdir as workdir_lib
-from rlhf.cli import setup
+from rlhf.cli.common import flags, join, startup
 
 ALGORITHMS = ("sft", "reward_model", "ppo", "truth_judge")
+# The group of each algorithm's batch sizes, and what they count.
+_BATCHES = {
+  "sft": ("sft", "rows"),
+  "reward_model": ("reward", "prompts"),
+  "ppo": ("ppo", "episodes"),
+  "truth_judge": ("judge", "rows"),
+}
 
 
-def load_algorithm(arguments: list[str]) -> ModuleType:
-  """The algorithm's module.
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags."""
+  parser = flags.Parser("rlhf train", __doc__)
+  parser.add_argument("algorithm", choices=ALGORITHMS, help="what is trained")
+  parser.add_config({name: f"configs/{name}.py:1.3b" for name in ALGORITHMS})
+  parser.add_workdir()
+  join.add_flags(parser)
+  return parser.parse(argv)
 
-  Raises:
-    ValueError: not exactly one name, or an unknown one.
-  """
-  if len(arguments) != 1 or arguments[0] not in ALGORITHMS:
-    raise ValueError(
-      f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
-      f"{', '.join(ALGORITHMS)}"
-    )
-  # After the flags: importing jax takes seconds.
-  from rlhf import ppo, reward_model, sft, truth_judge
 
-  return {"sft": sft, "reward_model": reward_model, "ppo": ppo, "truth_judge": truth_judge}[
-    arguments[0]
-  ]
+def load_algorithm(name: str) -> ModuleType:
+  """The algorithm's module; importing jax takes seconds."""
+  return importlib.import_module(f"rlhf.{name}")
 
 
 def sizes(config) -> str:
-  """What the config comes to on these devices, as a table."""
+  """The sizes that the config has on these devices, as a table."""
   import jax
 
   from rlhf import networks, sharding
@@ -52,6 +55,8 @@ def sizes(config) -> str:
   shape = networks.config_shape(config)
   mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh))
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  group, what = _BATCHES[config.kind]
+  batch_size, microbatch_size = config[group].batch_size, config[group].microbatch_size
   rows = [
     ("devices", f"{mesh.size} ({jax.devices()[0].platform})"),
     ("mesh", " x ".join(f"{name} {mesh.shape[name]}" for name in sharding.AXES)),
@@ -59,35 +64,24 @@ def sizes(config) -> str:
     ("context", f"{shape.context_length:,} tokens"),
     ("matrix products in", shape.compute.dtype),
     ("attention", _kernel(config, shape)),
+    ("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
+    ("microbatch", f"{microbatch_size:,} {what}"),
   ]
-  for group, what in (
-    ("sft", "rows"),
-    ("reward", "prompts"),
-    ("ppo", "episodes"),
-    ("judge", "rows"),
-  ):
-    if group in config:
-      batch_size, microbatch_size = config[group].batch_size, config[group].microbatch_size
-      rows += [
-        ("batch", f"{batch_size:,} {what}, {batch_size // num_shards:,} on a device"),
-        ("microbatch", f"{microbatch_size:,} {what}"),
-      ]
   return "\n".join(f"  {name:<38}{value:>30}" for name, value in rows)
 
 
 def _kernel(config, shape) -> str:
-  """The kernel that trains, and why it is not the platform's own where it is not."""
+  """The attention kernel, and why it is not the platform's own where it is not."""
   import jax
 
   from rlhf.model import attention
 
   name = attention.choose(shape.compute.attention, jax.default_backend())
+  is_ppo = config.kind == "ppo"
   length = (
-    config.length
-    if "length" in config
-    else config.ppo.max_prompt_tokens + config.ppo.max_response_tokens
+    config.ppo.max_prompt_tokens + config.ppo.max_response_tokens if is_ppo else config.length
   )
-  packed = "judge" in config or any(
+  packed = config.kind == "truth_judge" or any(
     group in config and not config[group].attend_across_documents
     for group in ("text", "demonstrations", "pretraining")
   )
@@ -102,24 +96,16 @@ def _kernel(config, shape) -> str:
   return name if why is None else f"reference ({why})"
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
-  with setup.ends_at_once(), setup.one_sentence_errors():
-    arguments, config, workdir = setup.read_config(argv, __doc__)
-    algorithm = load_algorithm(arguments)
-    algorithm.check_config(config)
-    if not workdir_lib.check(workdir, workdir_lib.config_to_dict(config)):
-      algorithm.check_inputs(config)
-    setup.claim(config, workdir)
-    print(sizes(config), flush=True)
-    result = algorithm.train(config, workdir)
-    print(f"done: {', '.join(f'{name} {_text(value)}' for name, value in result.items())}")
-    print(f"export: {workdir}/export", flush=True)
-
-
-def _text(value) -> str:
-  return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  arguments = parse(argv)
+  config = flags.load_config(arguments.config, arguments.overrides, arguments.algorithm)
+  join.join(arguments)
+  algorithm = load_algorithm(arguments.algorithm)
+  algorithm.check_config(config)
+  startup.claim(config, arguments.workdir, algorithm.check_inputs)
+  print(sizes(config), flush=True)
+  result = algorithm.train(config, arguments.workdir)
+  text = lambda value: f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+  print(f"done: {', '.join(f'{name} {text(value)}' for name, value in result.items())}")
+  print(f"export: {arguments.workdir}/export", flush=True)

@@ -1,10 +1,10 @@
-"""What the launchers of every engine share: a checked job, the commit that it runs, its command.
+"""What the launchers share: a checked job, the commit that it runs, and its command.
 
-  python -m launch.ENGINE --topology=KIND:SHAPE ... -- ALGORITHM --config=... --workdir=... ...
+  rlhf ENGINE --topology=KIND:SHAPE ... -- ALGORITHM --config=... --workdir=... ...
 
-Behind `--` is what `launch.train` takes, or `pipeline` and what `launch.pipeline` takes.  A job
-runs the code of the commit that is checked out here, so uncommitted changes are refused.  All that
-can be known to be wrong is said before anything is printed or submitted, and without importing jax.
+After `--` come the arguments of `rlhf train`, or `pipeline` and those of `rlhf pipeline`. A job
+runs the commit that is checked out here, so uncommitted changes are refused. Mistakes are reported
+before anything is printed or submitted, without importing jax.
 """
 
 import argparse
@@ -21,20 +21,13 @@ from collections.abc import Callable, Sequence
 import yaml
 
 from rlhf import workdir as workdir_lib
-from rlhf.cli import setup, train
+from rlhf.cli import pipeline, train
+from rlhf.cli.common import flags, join, startup
 from rlhf.configs import meshes
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-PORT = 8476  # of the process that the others join, where the engine does not choose one
-MAX_NAME = 40  # xpk's limit; a JobSet's pods add their own suffixes to it
-# What shows that a config belongs to the command: a group of its own.
-_GROUPS = {
-  "sft": "sft",
-  "reward_model": "reward",
-  "ppo": "ppo",
-  "truth_judge": "judge",
-  "pipeline": "base",
-}
+PORT = 8476  # of process 0, where the engine does not choose one
+MAX_NAME = 40  # xpk's limit; a JobSet's pods append their own suffixes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,99 +35,133 @@ class Job:
   """A training command that has been checked against its topology.
 
   Attributes:
-    arguments: the command line behind `--`.
-    config_file: what `--config` names, as a path without its `:ARGUMENT`.
+    words: its command line, behind `rlhf`.
     workdir: as given.
     config: the resolved config as plain JSON.
+    topology: the hardware.
     name: lower case letters, digits and dashes, at most `MAX_NAME`.
-    commit: of the code that it runs, 40 hex digits.
+    commit: of its code, 40 hex digits.
   """
 
-  arguments: tuple[str, ...]
-  config_file: str
+  words: tuple[str, ...]
   workdir: str
   config: dict
   topology: meshes.Topology
   name: str
   commit: str
 
+  @property
+  def on_tpu(self) -> bool:
+    return self.topology.platform == "tpu"
+
+  def check_hardware(self, engine: str, kinds: Sequence[str]) -> None:
+    """Raises ValueError where an engine has no such hardware."""
+    if self.topology.kind not in kinds:
+      raise ValueError(
+        f"--topology={self.topology.name}: {engine} has no {self.topology.kind}; choose from "
+        f"{', '.join(kinds)}"
+      )
+
+  def command(
+    self, python: str = "python", *, config_file: Callable[[str], str] = str
+  ) -> list[str]:
+    """What every process runs, without `join_flags`.
+
+    Args:
+      python: the interpreter.
+      config_file: from the config file's path as given here to its path there.
+    """
+    return [python, "-m", "rlhf", *with_config_file(self.words, config_file)]
+
 
 # ----------------------------------------------------------------------------- the command line
 
 
-def parser(doc: str) -> setup.Parser:
+def parser(engine: str, doc: str | None) -> flags.Parser:
   """The flags that every engine has."""
-  flags = setup.Parser(doc)
-  flags.add_argument("--topology", required=True, help="for example h100:4x8 or v5p:4x4x4")
-  flags.add_argument("--name", help="of the job; made from the algorithm and the workdir")
-  flags.add_argument(
-    "--dry_run", action="store_true", help="print what would be submitted, and submit nothing"
+  found = flags.Parser(f"rlhf {engine}", doc)
+  found.flag("topology", "for example h100:4x8 or v5p:4x4x4", required=True)
+  found.flag("name", "of the job; made from the algorithm and the workdir if not given")
+  found.switch("dry_run", "print what would be submitted, and submit nothing")
+  add_commit_and_restarts(found)
+  return found
+
+
+def add_commit_and_restarts(parser: flags.Parser) -> None:
+  """The flags of every job that runs a commit."""
+  parser.switch("allow_dirty", "run the commit, without the changes that are not committed")
+  parser.flag("max_restarts", "restarts into the same workdir", flags.at_least(0), 100)
+
+
+def add_remote(parser: flags.Parser, volume: str) -> None:
+  """The flags of engines whose machines fetch the code and mount volumes."""
+  parser.flag("repository", "address of the code; the remote origin if not given")
+  parser.flag("output", "file to write instead of submitting the job")
+  parser.add_argument(
+    "--volume",
+    action="append",
+    default=[],
+    metavar="SOURCE:PATH",
+    help=f"{volume}, and where it is mounted; may be repeated",
   )
-  add_commit_and_restarts(flags)
-  return flags
 
 
-def add_commit_and_restarts(flags: setup.Parser) -> None:
-  """The flags that a job has however it was made."""
-  flags.add_argument(
-    "--allow_dirty",
-    action="store_true",
-    help="run the commit, without the changes that are not committed",
-  )
-  flags.add_argument(
-    "--max_restarts", type=setup.at_least(0), default=100, help="restarts into the same workdir"
-  )
+def add_grace(parser: flags.Parser) -> None:
+  """--grace_seconds."""
+  help = "from the SIGTERM of a preemption to the end, where the cloud allows it"
+  parser.flag("grace_seconds", help, flags.at_least(1), 600)
 
 
-def read(flags: setup.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  """The engine's flags and the job behind `--`.
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """(the launcher's command line, the words after --)."""
+  argv = list(argv)
+  cut = argv.index("--") if "--" in argv else len(argv)
+  return argv[:cut], argv[cut + 1 :]
+
+
+def parse_command(words: list[str]) -> tuple[list[str], argparse.Namespace]:
+  """(words behind `rlhf`, arguments) of a job's command line.
 
   Raises:
-    ValueError: anything that is known to be wrong before the job starts.
+    ValueError: there is none, or it has a flag that the launcher sets.
   """
-  own = list(argv[1:])
-  behind = own[own.index("--") + 1 :] if "--" in own else []
-  arguments = flags.parse_args(own[: own.index("--")] if "--" in own else own)
-  if not behind:
+  if not words:
     raise ValueError(
-      "there is no job; write -- and what launch.train takes, for example "
-      "-- ppo --config=configs/ppo.py:1.3b,h100:1x8 --workdir=runs/ppo"
+      "there is no job; write -- and the arguments of `rlhf train`, for example "
+      "-- ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo"
     )
-  setup.check_no_place(behind)
+  words = words if words[0] == "pipeline" else ["train", *words]
+  arguments = {"pipeline": pipeline, "train": train}[words[0]].parse(words)
+  join.check_no_place(arguments)
+  return words, arguments
+
+
+def read(parser: flags.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
+  """The engine's flags and the job after `--`.
+
+  Raises:
+    ValueError: any mistake that is known before the job starts.
+  """
+  own, words = split(argv)
+  arguments = parser.parse(own)
+  command, given = parse_command(words)
   topology = meshes.parse_topology(arguments.topology)
-  names, config, workdir = setup.read_config(["launch.train", *behind], train.__doc__, join=False)
-  if len(names) != 1 or names[0] not in _GROUPS or behind[0] != names[0]:
-    raise ValueError(f"the job is {' '.join(names)!r}; begin it with one of {', '.join(_GROUPS)}")
-  file = _config_value(behind).partition(":")[0]
-  if names[0] == "pipeline" and "pipeline" in config:
+  kinds = ("pipeline", "palms") if words[0] == "pipeline" else (given.algorithm,)
+  config = flags.load_config(given.config, given.overrides, *kinds)
+  if config.kind == "palms" and "pipeline" in config:
     raise ValueError(
-      f"--config={file}: PALMS on TinyWorld is one process on one machine; run it by "
-      "`python -m launch.pipeline` there, and submit the sizes, such as "
-      f"--config={file}:1.3b,{arguments.topology}"
-    )
-  if _GROUPS[names[0]] not in config:
-    raise ValueError(
-      f"--config={file} has no group {_GROUPS[names[0]]!r}, which {names[0]} needs; "
-      "name its own file of configs/"
+      f"--config={given.config}: PALMS on TinyWorld runs in one process on one machine; run it "
+      "there with `rlhf pipeline`, and submit the other sizes"
     )
   meshes.check_config(config, topology)
   return arguments, Job(
-    arguments=tuple(behind),
-    config_file=file,
-    workdir=workdir,
+    words=tuple(command),
+    workdir=given.workdir,
     topology=topology,
     config=workdir_lib.config_to_dict(config),
     commit=commit(arguments.allow_dirty),
-    name=_job_name(arguments.name, names[0], workdir),
+    name=_job_name(arguments.name, words[0], given.workdir),
   )
-
-
-def _config_value(arguments: Sequence[str]) -> str:
-  return [
-    following if argument in ("--config", "-config") else argument.partition("=")[2]
-    for argument, following in zip(arguments, [*arguments[1:], ""])
-    if re.fullmatch("--?config(=.*)?", argument)
-  ][-1]
 
 
 def _job_name(given: str | None, algorithm: str, workdir: str) -> str:
@@ -149,10 +176,29 @@ def _job_name(given: str | None, algorithm: str, workdir: str) -> str:
   return given
 
 
-def one_of(flag: str, choices: Sequence[str], found: str, engine: str) -> None:
-  """Raises ValueError where an engine has no such hardware."""
-  if found not in choices:
-    raise ValueError(f"{flag}: {engine} has no {found}; choose from {', '.join(choices)}")
+def volumes(given: Sequence[str], source: str, job: Job) -> list[tuple[str, str]]:
+  """(source, mount path) of each --volume.
+
+  Args:
+    given: SOURCE:PATH each.
+    source: regular expression of a source.
+    job: whose workdir must lie on one of them.
+
+  Raises:
+    ValueError: a volume of another form, or a workdir that would be lost.
+  """
+  found = []
+  for text in given:
+    match = re.fullmatch(rf"({source}):(/.+)", text)
+    if not match:
+      raise ValueError(f"--volume={text} is not SOURCE:/PATH, such as gs://BUCKET:/runs")
+    found.append((match.group(1), match.group(2)))
+  if not any(pathlib.PurePosixPath(job.workdir).is_relative_to(path) for _, path in found):
+    raise ValueError(
+      f"--workdir={job.workdir} would be lost with its machine; mount a volume with "
+      "--volume=gs://BUCKET:/PATH and give a workdir below its path"
+    )
+  return found
 
 
 # ----------------------------------------------------------------------------- the commit
@@ -162,7 +208,7 @@ def commit(allow_dirty: bool) -> str:
   """The commit that is checked out.
 
   Raises:
-    ValueError: this is no git repository, or something is not committed.
+    ValueError: this is not a git repository, or something is not committed.
   """
   head = _git("rev-parse", "--verify", "HEAD")
   if _git("rev-parse", "--show-toplevel") != str(ROOT):
@@ -175,10 +221,10 @@ def commit(allow_dirty: bool) -> str:
       f"{len(changed)} files are not committed ({changed[0].split()[-1]} is the "
       "first); commit them, or add --allow_dirty to run the commit without them"
     )
-  if _git("status", "--porcelain", "--", "configs"):
+  if _git("status", "--porcelain", "--", "configs", "rlhf/configs"):
     raise ValueError(
-      "configs/ has changes that are not committed; commit them: what was checked "
-      "here would not be what the job reads"
+      "the configs have changes that are not committed; commit them, so that the job reads what "
+      "was checked here"
     )
   return head
 
@@ -187,6 +233,7 @@ def source(job: Job, given: str | None) -> str:
   """Address of a repository from which a machine elsewhere fetches the job's commit.
 
   Args:
+    job: whose commit it is.
     given: --repository, or None for the remote `origin`.
 
   Raises:
@@ -195,14 +242,14 @@ def source(job: Job, given: str | None) -> str:
   url = given if given is not None else _git("remote", "get-url", "origin", missing="")
   if not url:
     raise ValueError(
-      "there is no remote named origin; name the address from which the job fetches "
-      "its code with --repository=URL"
+      "there is no remote named origin; name the repository that the job fetches with "
+      "--repository=URL"
     )
   parts = urllib.parse.urlsplit(url)
   if parts.password or (parts.username and parts.scheme in ("http", "https")):
     raise ValueError(
-      "the repository's address holds a user name or password, which would be "
-      "written into the job; name one without with --repository=URL"
+      "the repository's address holds a user name or password, which would be written into the "
+      "job; name one without with --repository=URL"
     )
   if given is None and not _git("branch", "--remotes", "--contains", job.commit):
     raise ValueError(
@@ -212,7 +259,7 @@ def source(job: Job, given: str | None) -> str:
 
 
 def check_out(revision: str, directory: pathlib.Path) -> None:
-  """A clone of this repository at a commit; one that is there already is kept."""
+  """Clones this repository at a commit, unless the directory exists."""
   if directory.is_dir():
     return
   directory.parent.mkdir(parents=True, exist_ok=True)
@@ -225,20 +272,19 @@ def check_out(revision: str, directory: pathlib.Path) -> None:
 
 
 def code_environment(code: pathlib.Path) -> dict[str, str]:
-  """What makes Python import the code that `check_out` put there, wherever it is started."""
+  """Environment variables that make Python import the clone's code, wherever it is started."""
   # Without PYTHONSAFEPATH `python -m` would import from the current directory first.
   return {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
 
 
 def committed(code: pathlib.Path, config_file: str) -> str:
   """The commit's copy of a config file; the file itself where it lies outside the repository."""
-  found = pathlib.Path(config_file).resolve()
-  inside = found.is_relative_to(ROOT)
-  return str(code / found.relative_to(ROOT) if inside else found)
+  found = flags.find_file(config_file)[0].resolve()
+  return str(code / found.relative_to(ROOT) if found.is_relative_to(ROOT) else found)
 
 
 def _git(*words: str, missing: str | None = None) -> str:
-  """What git prints; `missing` where it fails and that is no error."""
+  """What git prints; `missing` where it fails and that is not an error."""
   try:
     return subprocess.run(
       ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
@@ -255,73 +301,47 @@ def _git(*words: str, missing: str | None = None) -> str:
 # ----------------------------------------------------------------------------- the command
 
 
-def train_command(
-  job: Job, python: str = "python", *, config_file: Callable[[str], str] = str
-) -> list[str]:
-  """The program that every process of the job runs, and its flags but those of `join_flags`.
+def with_config_file(words: Sequence[str], config_file: Callable[[str], str]) -> list[str]:
+  """A command line whose --config names another path of the same file."""
+  changed = list(words)
+  for i, word in enumerate(words):
+    if word == "--config" or word.startswith("--config="):
+      place, given = (i, word[9:]) if "=" in word else (i + 1, words[i + 1])
+      path, colon, argument = given.partition(":")
+      start = "--config=" if place == i else ""
+      changed[place] = f"{start}{config_file(path)}{colon}{argument}"
+  return changed
+
+
+def join_flags(num_hosts: int, *, even_alone: bool = False, **place: str | None) -> list[str]:
+  """How the process of each host finds the others; nothing where there is one host.
 
   Args:
-    config_file: from the config file's path as given here to its path there.
-  """
-  arguments = with_config_file(job.arguments, config_file)
-  if arguments[0] == "pipeline":
-    return [python, "-m", "launch.pipeline", *arguments[1:]]
-  return [python, "-m", "launch.train", *arguments]
-
-
-def with_config_file(arguments: Sequence[str], config_file: Callable[[str], str]) -> list[str]:
-  """A command line whose --config names another place of the same file."""
-  arguments = list(arguments)
-  for i, argument in enumerate(arguments):
-    flag, equals, value = argument.partition("=")
-    if flag in ("--config", "-config"):
-      place, text = (i, value) if equals else (i + 1, arguments[i + 1])
-      path, colon, rest = text.partition(":")
-      arguments[place] = (flag + equals if equals else "") + config_file(path) + colon + rest
-  return arguments
-
-
-def join_flags(
-  num_hosts: int,
-  *,
-  cluster: str | None = None,
-  coordinator: str | None = None,
-  process_id: str | None = None,
-  even_alone: bool = False,
-) -> list[str]:
-  """How one process of each host finds the others; nothing where there is one host.
-
-  Args:
-    cluster: jax's name of a cluster where it finds out the others by itself; else
-    coordinator: HOST:PORT of process 0, and
-    process_id: of this host.  Both may be a shell's words.
-    even_alone: say that there is one host, against an environment that says less than that.
+    num_hosts: processes of the job.
+    even_alone: also for one host, where the environment would mislead it.
+    place: `cluster`, jax's name of one that it can ask; or else `coordinator_address` (HOST:PORT of
+      process 0) and `process_id` (of this host), which may be a shell's words.
   """
   if num_hosts == 1 and not even_alone:
     return []
-  if cluster is not None:
-    return [f"--cluster={cluster}"]
-  return [
-    f"--coordinator_address={coordinator}",
-    f"--num_processes={num_hosts}",
-    f"--process_id={process_id}",
-  ]
+  if "cluster" not in place:
+    place = {
+      "coordinator_address": place["coordinator_address"],
+      "num_processes": str(num_hosts),
+      "process_id": place["process_id"],
+    }
+  return [f"--{name}={value}" for name, value in place.items()]
 
 
 def fetch_and_train(job: Job, repository: str, join: Sequence[str]) -> str:
-  """One line for a container's shell: the code of the commit, then the program in its place.
+  """One line for a container's shell, which fetches the commit and becomes the program.
 
   `exec` gives the program the shell's process id, so that it gets the SIGTERM of a preemption.
   """
-  url, where = shlex.quote(repository), "/tmp/rlhf"
-  program = shlex.join(train_command(job, config_file=in_repository))
-  return " ".join(
-    [
-      f"git clone --quiet {url} {where} && cd {where} &&",
-      f"git checkout --quiet --detach {job.commit} && exec",
-      program,
-      *join,
-    ]
+  program = shlex.join(job.command(config_file=in_repository))
+  return (
+    f"git clone --quiet {shlex.quote(repository)} /tmp/rlhf && cd /tmp/rlhf && "
+    f"git checkout --quiet --detach {job.commit} && exec {' '.join([program, *join])}"
   )
 
 
@@ -331,7 +351,7 @@ def in_repository(path: str) -> str:
   Raises:
     ValueError: git does not have it, so the job would not either.
   """
-  resolved = pathlib.Path(path).resolve()
+  resolved = flags.find_file(path)[0].resolve()
   if not resolved.is_relative_to(ROOT) or not _git("ls-files", "--", str(resolved)):
     raise ValueError(
       f"--config={path} is not in the repository, and the job fetches no other "
@@ -355,11 +375,34 @@ def to_yaml(data: dict) -> str:
   return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=1000)
 
 
-def run(command: Sequence[str], install: str, text: str | None = None) -> None:
+def hand_over(
+  arguments: argparse.Namespace, text: str, command: Sequence[str], install: str
+) -> None:
+  """Prints (--dry_run) or writes (--output) a job's YAML, or pipes it into an engine's program.
+
+  Args:
+    arguments: of `parser` and `add_remote`.
+    text: the YAML.
+    command: the program and its arguments but the last, the file's name.
+    install: how to get the program.
+  """
+  if arguments.dry_run:
+    print(f"# {shlex.join([*command, 'FILE'])}\n{text}", end="")
+  elif arguments.output is not None:
+    workdir_lib.write_text(arguments.output, text)
+    print(f"{arguments.output}: {shlex.join([*command, arguments.output])} starts the job")
+  else:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      run([*command, file.name], install)
+
+
+def run(command: Sequence[str], install: str) -> None:
   """Runs an engine's program; ends with its exit status where that is not 0."""
   try:
-    status = subprocess.run(command, input=text, text=True, check=False).returncode
+    status = subprocess.run(command, check=False).returncode
   except FileNotFoundError:
     raise ValueError(f"there is no program {command[0]!r}; {install}, or add --dry_run") from None
   if status:
-    setup.fail(f"{command[0]} ended with status {status}", 1)
+    startup.fail(f"{command[0]} ended with status {status}", 1)

@@ -1,17 +1,17 @@
-"""The program that submitit runs on each node: the training command, resubmitted when it is ended.
+"""The program that submitit runs on each node: a training command that is requeued when it ends.
 
-submitit asks for a checkpoint by a signal (SIGUSR2, some minutes before the time limit); the
-training loop saves at SIGTERM and ends with status 143, and the same command goes on.  Here the two
-meet.
+submitit asks for a checkpoint with SIGUSR2, some minutes before the time limit; the training loop
+saves at SIGTERM and ends with status 143, and the same command resumes. This module connects the
+two.
 
   signal                 what happens
   SIGUSR2                SIGTERM to the command; when it has saved, submitit requeues the job
   SIGTERM                SIGTERM to the command, and no requeue of our own: the scheduler requeues
                          what it preempts, and a cancelled job must not come back
-  none, but status 143   somebody ended the command alone: requeued
+  none, but status 143   only the command was ended: requeued
 
-Restarts are counted here.  submitit counts those alone that come after 80 % of the time limit, or
-in its last ten minutes: a job that is asked to save earlier than that would be requeued for ever.
+Restarts are counted here. submitit counts only those after 80 % of the time limit, or in its last
+ten minutes: a job that is asked to save earlier would be requeued for ever.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ ENDED = (143, -signal.SIGTERM)  # saved, or ended before it could
 
 
 class Requeued:
-  """A command in submitit's form: called on a node, and asked for its successor by `checkpoint`.
+  """A command in submitit's form: called on a node, then asked for its successor by `checkpoint`.
 
   Attributes:
-    command: argv, the same for every node; where there are several, each adds its place to it.
-    restarts: how many times it may still be requeued by us.
+    command: argv, the same for every node; with several nodes, each appends its place.
+    restarts: how many times we may still requeue it.
     patience: seconds to wait, once the command has ended, for what the scheduler does next.
-    log: file to which the command's output is appended; None for this program's own.
-    record: file that says how the command last ended, where that was not well; None for no file.
+    log: file to which the command's output is appended; None for this program's own output.
+    record: file that records a failed end; None for no file.
   """
 
   def __init__(
@@ -55,7 +55,7 @@ class Requeued:
     """Runs the command to its end.
 
     Raises:
-      RuntimeError: it failed, or it was ended and nobody requeues it.  A failure is recorded.
+      RuntimeError: it failed, or was ended and is not requeued.  A failure is recorded.
     """
     import submitit
 
@@ -91,7 +91,7 @@ class Requeued:
       requeue(asks, None)  # ends task 0; the others return and are ended with the job
       self._wait(lambda: False)
     raise RuntimeError(
-      "SIGTERM ended the command after it had saved its state; submit the same command to go on"
+      "SIGTERM ended the command after it had saved its state; submit the same command to resume"
     )
 
   def checkpoint(self):
@@ -104,7 +104,7 @@ class Requeued:
       self._write_record(143)
       raise RuntimeError(
         "the command has saved its state and no restart is left (--max_restarts); "
-        "submit the same command to go on"
+        "submit the same command to resume"
       )
     from submitit.helpers import DelayedSubmission
 
@@ -135,9 +135,11 @@ class Requeued:
 def _join_flags(here) -> list[str]:
   """The place of this task.
 
-  Not jax's own detection of SLURM: that is for one process on each GPU, and hides the others.
+  jax's own detection of SLURM is for one process on each GPU, and would hide the other GPUs.
   """
   port = 61440 + int(here.raw_job_id) % 4096  # as jax chooses it: jobs on one node differ
   return job_lib.join_flags(
-    here.num_tasks, coordinator=f"{here.hostnames[0]}:{port}", process_id=str(here.global_rank)
+    here.num_tasks,
+    coordinator_address=f"{here.hostnames[0]}:{port}",
+    process_id=str(here.global_rank),
   )

@@ -1,46 +1,36 @@
-"""Says whether a PPO-ptx job fits a topology, on a machine without an accelerator.
+"""Checks whether a PPO-ptx job fits a topology, on a machine without an accelerator.
 
-  python -m launch.check --config=configs/ppo.py:175b --topology=v5p:4x4x8
-  python -m launch.check --config=configs/ppo.py:1.3b --topology=h100:1x8 --json=check.json
+  rlhf check --config=configs/ppo.py:175b --topology=v5p:4x4x8
+  rlhf check --config=configs/ppo.py:1.3b --topology=h100:1x8 --json=check.json
 
 Every program of the job is compiled by that hardware's own compiler (`pip install -e '.[tpu]'` or
-`'.[cuda12]'`; no device is needed).  A table says what each needs on a device; the last line is
+`'.[cuda12]'`; no device is needed). A table shows the memory of each on a device; the last line is
 `fits` or `does not fit`, and the exit status 0 or 1.
 
-  --topology=KIND:SHAPE   v5e:4x4, v5p:4x4x8, v6e:4x4, h100:NODESxGPUS
-  --reward_size=SIZE      of reward and value model; as configs/models.py says if not given
-  --shapes_only           rules and bytes of what is resident, without compiling: seconds
-  --programs=A,B          compile these only (restore, prefill, decode step, scoring, rollout,
-                          update); `fits` needs restore, rollout and update, the others
-                          are parts of a rollout
-  --json=FILE             the same numbers as JSON
-  --config.GROUP.FIELD=V  overrides, as everywhere
-
 A config without a topology (`configs/ppo.py:175b`) takes what `configs/meshes.py` recommends for
---topology.  Fits means: what is resident through the whole job (four networks, optimizer state,
-moving average), plus the largest temporaries and outputs of a program that the job runs (restore,
-rollout with its key-value cache, update), is at most 95 % of a device's memory.
+--topology. A job fits where what is resident all the time (four networks, optimizer state, moving
+average), plus the largest temporaries and outputs of a program that it runs (restore, rollout with
+its key-value cache, update), is at most 95 % of a device's memory.
 """
 
+import argparse
 import importlib.util
-import json
 import os
 import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import config_flags
-
-from rlhf.cli import setup
+from rlhf import workdir as workdir_lib
+from rlhf.cli.common import flags, startup
 from rlhf.configs import meshes
 from rlhf.configs import models as model_sizes
 
 USABLE = 0.95  # of a device's memory: the rest is the runtime's
 EXTRAS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda12_plugin", "cuda12")}
 PROGRAMS = ("restore", "prefill", "decode step", "scoring", "rollout", "update")
-RUN = ("restore", "rollout", "update")  # what a job really starts; the others are a rollout's parts
+RUN = ("restore", "rollout", "update")  # what a job starts; the others are parts of a rollout
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED:? ?(.*)")
 
@@ -48,89 +38,58 @@ _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED:? ?(.*)")
 # ----------------------------------------------------------------------------- flags
 
 
-def read_flags(argv: list[str]):
-  """(config, topology, reward group, flags); ends with one sentence where something is wrong."""
-  if {"--help", "-h", "--helpfull"} & set(argv):
-    print(__doc__)
-    sys.exit(0)
-  argv, topology = with_topology(list(argv))
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
-  for name in ("topology", "reward_size", "programs", "json"):
-    flags.DEFINE_string(name, None, "", flag_values=values)
-  flags.DEFINE_bool("shapes_only", False, "", flag_values=values)
-  rest = setup.parse_flags(argv, values)[1:]
-  if rest:
-    raise ValueError(f"launch.check was given {' '.join(rest)!r}; it takes flags only")
-  if not config.value or config.value.kind != "ppo":
-    raise ValueError("--config must be a PPO config, for example --config=configs/ppo.py:1.3b")
-  size = config_size(argv)
-  if not config.value.model:
-    raise ValueError(
-      f"--config=...:{size} takes its shape from the network that it starts from; "
-      "launch.check compiles the sizes of configs/models.py"
-    )
-  if values.reward_size is None and size not in model_sizes.REWARD_SIZES:
-    raise ValueError(
-      "--reward_size is missing: configs/models.py has no reward model for "
-      f"{size!r}; give for example --reward_size=6b"
-    )
-  reward_size = (
-    values.reward_size if values.reward_size is not None else (model_sizes.REWARD_SIZES[size])
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags; --config gets the topology where it names none."""
+  parser = flags.Parser("rlhf check", __doc__)
+  parser.add_config("configs/ppo.py:1.3b")
+  parser.flag("topology", "v5e:4x4, v5p:4x4x8, v6e:4x4 or h100:NODESxGPUS", required=True)
+  parser.flag("reward_size", "of reward and value model; as configs/models.py says if not given")
+  parser.switch("shapes_only", "rules and resident bytes, without compiling: takes seconds")
+  parser.flag(
+    "programs",
+    f"compile only these of {', '.join(PROGRAMS)}; a verdict needs {', '.join(RUN)}",
+    flags.names,
+    list(PROGRAMS),
   )
-  if values.programs is not None:
-    for name in values.programs.split(","):
-      if name not in PROGRAMS:
-        raise ValueError(f"--programs: {name!r}; choose from {', '.join(PROGRAMS)}")
+  parser.flag("json", "file for the same numbers as JSON")
+  arguments = parser.parse(argv)
+  for name in arguments.programs:
+    if name not in PROGRAMS:
+      parser.error(f"--programs: {name!r}; choose from {', '.join(PROGRAMS)}")
+  arguments.topology = meshes.parse_topology(arguments.topology)
+  if arguments.topology.platform not in EXTRAS:
+    accelerators = ", ".join(kind for kind in meshes.KINDS if kind != "cpu")
+    raise ValueError(
+      f"--topology={arguments.topology.name} is no accelerator; choose from {accelerators}"
+    )
+  file, _, argument = arguments.config.partition(":")
+  if "," not in argument:
+    arguments.config = f"{file}:{argument if argument else '1.3b'},{arguments.topology.name}"
+  return arguments
+
+
+def read(arguments: argparse.Namespace):
+  """(config, `model` group of the reward model, ids of a published tokenizer or None)."""
+  config = flags.load_config(arguments.config, arguments.overrides, "ppo")
+  name = arguments.config.partition(":")[2].partition(",")[0]
+  size = model_sizes.ALIASES[name] if name in model_sizes.ALIASES else name
+  if not config.model:
+    raise ValueError(
+      f"--config={arguments.config} takes its shape from the network that it starts from; "
+      "rlhf check compiles the sizes of configs/models.py"
+    )
+  reward_size = arguments.reward_size
+  if reward_size is None:
+    if size not in model_sizes.REWARD_SIZES:
+      raise ValueError(
+        f"--reward_size is missing: configs/models.py has no reward model for {size!r}; give for "
+        "example --reward_size=6b"
+      )
+    reward_size = model_sizes.REWARD_SIZES[size]
   ids = None
   if size in model_sizes.PUBLISHED:
     ids = dict(zip(("vocab_size", "pad_id"), model_sizes.PUBLISHED[size]["ids"]))
-  return config.value, topology, model_sizes.get_model(reward_size), ids, values
-
-
-def with_topology(argv: list[str]) -> tuple[list[str], meshes.Topology]:
-  """The command line, its config taking the recommendations for the topology where it names none.
-
-  Raises:
-    ValueError: no --topology or no --config; a topology that is none, or has no compiler.
-  """
-  argv = _joined(argv)
-  given = [argument.partition("=")[2] for argument in argv if argument.startswith("--topology=")]
-  if not given:
-    raise ValueError("--topology is missing; give for example --topology=v5p:4x4x8")
-  topology = meshes.parse_topology(given[-1])
-  if topology.platform not in EXTRAS:
-    raise ValueError(
-      f"--topology={given[-1]} is no accelerator; choose from "
-      f"{', '.join(kind for kind in meshes.KINDS if kind != 'cpu')}"
-    )
-  if not any(argument.startswith("--config=") for argument in argv):
-    raise ValueError("--config is missing; give for example --config=configs/ppo.py:1.3b")
-
-  def complete(argument: str) -> str:
-    if not argument.startswith("--config="):
-      return argument
-    file, colon, name = argument.partition(":")
-    return argument if "," in name else f"{file}:{name if colon else '1.3b'},{topology.name}"
-
-  return [complete(argument) for argument in argv], topology
-
-
-def _joined(argv: list[str]) -> list[str]:
-  """`--config FILE` and `--topology NAME` written with an equals sign."""
-  joined = []
-  for argument in argv:
-    if joined and joined[-1] in ("--config", "--topology"):
-      joined[-1] += f"={argument}"
-    else:
-      joined.append(argument)
-  return joined
-
-
-def config_size(argv: list[str]) -> str:
-  """The size in --config=FILE:SIZE,TOPOLOGY, by its own name."""
-  name = [a for a in argv if a.startswith("--config=")][-1].partition(":")[2].partition(",")[0]
-  return model_sizes.ALIASES[name] if name in model_sizes.ALIASES else name
+  return config, model_sizes.get_model(reward_size), ids
 
 
 def check_extra(topology: meshes.Topology) -> None:
@@ -202,18 +161,16 @@ def measure(job, program) -> dict:
       raise
     return row | dict(error=found.group(1).strip(), seconds=time.perf_counter() - began)
   memory = compiled.memory_analysis()
+  outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  held = sum(programs.bytes_per_device(tree) for tree in program.holds)
   return row | dict(
     arguments=memory.argument_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
-    outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    # Memory beside what is resident anyway: a restored state is resident, not an output.
+    outputs=outputs,
+    # Memory in addition to what is resident: a restored state is resident, not an output.
     extra=memory.temp_size_in_bytes
-    + (0 if program.name == "restore" else memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    + max(
-      memory.argument_size_in_bytes
-      - sum(programs.bytes_per_device(tree) for tree in program.holds),
-      0,
-    ),
+    + (0 if program.name == "restore" else outputs)
+    + max(memory.argument_size_in_bytes - held, 0),
     collectives=hlo.collectives(compiled.as_text()),
     seconds=time.perf_counter() - began,
   )
@@ -226,10 +183,10 @@ def check(
   ids,
   *,
   shapes_only: bool,
-  chosen: tuple[str, ...],
+  chosen: list[str],
   show,
 ) -> dict:
-  """All numbers, as they go into --json; `show` prints a line when it is known."""
+  """All numbers, as --json has them; `show` prints each line as soon as it is known."""
   from rlhf.cli.memory import programs
 
   job = programs.make_job(
@@ -263,7 +220,7 @@ def check(
   return report | judge(report, chosen)
 
 
-def judge(report: dict, chosen: tuple[str, ...]) -> dict:
+def judge(report: dict, chosen: Sequence[str]) -> dict:
   """Total bytes on a device and whether they fit; None where that is not known."""
   run = [row for row in report["programs"] if row["program"] in RUN]
   if any(row["error"] is not None for row in run):
@@ -359,47 +316,40 @@ def verdict(report: dict) -> str:
   return f"{'fits' if report['fits'] else 'does not fit'}: {numbers}"
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  setup.quiet_logs()
+  arguments = parse(argv)
+  topology = arguments.topology
   os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the compilers are asked by name
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it cannot hold what no device has loaded
-  for name, setting in (
-    ("TPU_SKIP_MDS_QUERY", "1"),
-    ("TPU_MIN_LOG_LEVEL", "3"),
-    ("TPU_STDERR_LOG_LEVEL", "3"),
-  ):
-    os.environ.setdefault(name, setting)
-  with setup.one_sentence_errors():
-    config, topology, reward_group, ids, values = read_flags(argv)
-    meshes.check_config(config, topology)
-    axes = meshes.check_mesh(config.mesh, topology.num_devices)
-    meshes.check_heads(reward_group, axes["tensor"], "--reward_size: its ")
-    if not values.shapes_only:
-      check_extra(topology)
-    if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
-      raise ValueError(
-        f"--json={values.json}: there is no folder "
-        f"{pathlib.Path(values.json).parent}; make it first"
-      )
-    chosen = PROGRAMS if values.programs is None else tuple(values.programs.split(","))
-    report = check(
-      config,
-      topology,
-      reward_group,
-      ids,
-      shapes_only=values.shapes_only,
-      chosen=chosen,
-      show=lambda text: print(text, flush=True),
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+  config, reward_group, ids = read(arguments)
+  meshes.check_config(config, topology)
+  axes = meshes.check_mesh(config.mesh, topology.num_devices)
+  meshes.check_heads(reward_group, axes["tensor"], "--reward_size: its ")
+  if not arguments.shapes_only:
+    check_extra(topology)
+  if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
+    raise ValueError(
+      f"--json={arguments.json}: there is no folder {pathlib.Path(arguments.json).parent}; make it "
+      "first"
     )
-    if values.json:
-      pathlib.Path(values.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if values.shapes_only:
-      share = report["total"] / topology.memory_bytes
-      print(f"rules and bytes only: {share:.0%} of a device's memory is resident")
-      sys.exit(0 if share <= USABLE else 1)
-    print(f"\n{report['formula']}\n{verdict(report)}", flush=True)
-    sys.exit(0 if report["fits"] else 1)
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  report = check(
+    config,
+    topology,
+    reward_group,
+    ids,
+    shapes_only=arguments.shapes_only,
+    chosen=arguments.programs,
+    show=lambda text: print(text, flush=True),
+  )
+  if arguments.json:
+    workdir_lib.write_json(arguments.json, report)
+  if arguments.shapes_only:
+    share = report["total"] / topology.memory_bytes
+    print(f"rules and bytes only: {share:.0%} of a device's memory is resident")
+    sys.exit(0 if share <= USABLE else 1)
+  print(f"\n{report['formula']}\n{verdict(report)}", flush=True)
+  sys.exit(0 if report["fits"] else 1)

@@ -1,10 +1,10 @@
-"""Asks `launch.check` about every size and prints a Markdown table of the answers.
+"""Runs `rlhf check` on every size and prints a Markdown table of the results.
 
-  python -m launch.check_table --output=results/check [--sizes=1.3b,175b] [--kinds=tpu,cuda]
+  rlhf check_table --output=results/check [--sizes=1.3b,175b] [--kinds=tpu,cuda]
 
-Each size is checked on the smallest slice and set of nodes that `configs/meshes.py` names
-(`SMALLEST`); a JSON file in the output folder that is there already is not made again, so an
-interrupted run goes on.  `--print_only` prints the table of what is there.
+Each size is checked on the smallest slice and the smallest set of nodes in `configs/meshes.py`
+(`SMALLEST`). Sizes whose JSON file exists in the output folder are skipped, so an interrupted run
+resumes.
 """
 
 import json
@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-from rlhf.cli import setup
+from rlhf.cli.common import flags, startup
 from rlhf.configs import meshes, models
 
 GIB = 2**30
@@ -23,27 +23,17 @@ def path_of(folder: pathlib.Path, size: str, topology: str) -> pathlib.Path:
 
 
 def check(folder: pathlib.Path, size: str, topology: str) -> None:
-  """Runs one check in a process of its own, its output beside the JSON file."""
+  """Runs one check in a process of its own; its output goes next to the JSON file."""
   path = path_of(folder, size, topology)
   print(f"{size} on {topology} ...", flush=True)
   unfinished = path.with_suffix(".unfinished")
   with open(path.with_suffix(".log"), "w", encoding="utf-8") as log:
-    status = subprocess.run(
-      [
-        sys.executable,
-        "-m",
-        "launch.check",
-        f"--config=configs/ppo.py:{size}",
-        f"--topology={topology}",
-        f"--json={unfinished}",
-      ],
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      check=False,
-    ).returncode
+    command = [sys.executable, "-m", "rlhf", "check"]
+    command += [f"--config=configs/ppo.py:{size}", f"--topology={topology}", f"--json={unfinished}"]
+    done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
   if not unfinished.is_file():
     last = path.with_suffix(".log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-    raise ValueError(f"{size} on {topology} ended with status {status}: {' '.join(last)}")
+    raise ValueError(f"{size} on {topology} ended with status {done.returncode}: {' '.join(last)}")
   unfinished.rename(path)
 
 
@@ -75,29 +65,23 @@ def row(size: str, report: dict) -> str:
   )
 
 
+@startup.command
 def main(argv: list[str]) -> None:
-  parser = setup.Parser(__doc__)
-  parser.add_argument("--output", required=True, help="folder of the JSON files")
-  parser.add_argument("--sizes", default=",".join(meshes.SMALLEST))
-  parser.add_argument("--kinds", default="cuda,tpu")
-  parser.add_argument("--print_only", action="store_true")
-  arguments = parser.parse_args(argv[1:])
-  with setup.one_sentence_errors():
-    for size in arguments.sizes.split(","):
-      if size not in meshes.SMALLEST:
-        raise ValueError(f"--sizes: {size!r}; choose from {', '.join(meshes.SMALLEST)}")
-    for kind in arguments.kinds.split(","):
-      if kind not in ("cuda", "tpu"):
-        raise ValueError(f"--kinds: {kind!r}; choose from cuda, tpu")
-    folder = pathlib.Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in () if arguments.print_only else arguments.kinds.split(","):
-      for size in arguments.sizes.split(","):
-        topology = meshes.SMALLEST[size][kind == "cuda"]
-        if not path_of(folder, size, topology).is_file():
-          check(folder, size, topology)
-    print(table(folder))
-
-
-if __name__ == "__main__":
-  main(sys.argv)
+  parser = flags.Parser("rlhf check_table", __doc__)
+  parser.flag("output", "folder of the JSON files", flags.directory, required=True)
+  parser.flag("sizes", "joined by commas", flags.names, list(meshes.SMALLEST))
+  parser.flag("kinds", "of hardware: cuda, tpu or both", flags.names, ["cuda", "tpu"])
+  parser.switch("print_only", "print the table of the files that exist")
+  arguments = parser.parse(argv)
+  for name, choices in (("sizes", meshes.SMALLEST), ("kinds", ("cuda", "tpu"))):
+    for given in getattr(arguments, name):
+      if given not in choices:
+        parser.error(f"--{name}: {given!r}; choose from {', '.join(choices)}")
+  folder = pathlib.Path(arguments.output)
+  folder.mkdir(parents=True, exist_ok=True)
+  for kind in () if arguments.print_only else arguments.kinds:
+    for size in arguments.sizes:
+      topology = meshes.SMALLEST[size][kind == "cuda"]
+      if not path_of(folder, size, topology).is_file():
+        check(folder, size, topology)
+  print(table(folder))

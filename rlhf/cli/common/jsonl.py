@@ -1,16 +1,38 @@
-"""JSONL in and out of the commands: bad lines by path:line, output whole or not at all."""
+"""JSONL into the commands: a bad line is named by path:line, or skipped and counted."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from rlhf import workdir as workdir_lib
-from rlhf.data import records
+from rlhf.cli.common import flags
+from rlhf.data import formats, records
 from rlhf.data.records import Problem
 
-ON_BAD = ("stop", "skip")
+
+def add_flags(parser: flags.Parser) -> None:
+  """--on_bad."""
+  parser.flag(
+    "on_bad", "at a bad line: stop, or skip it and count", default="stop", choices=("stop", "skip")
+  )
+
+
+def split_format(spec: str) -> tuple[str, str]:
+  """(format, path) of FORMAT:PATH; the format is jsonl where none is named."""
+  name, colon, path = spec.partition(":")
+  return (name, path) if colon and name in formats.FORMATS else ("jsonl", spec)
+
+
+def read_records(kind: str, spec: str, on_bad: str) -> list[dict[str, Any]]:
+  """The records of FORMAT:PATH; prints how many there are.
+
+  Raises:
+    ValueError: the file cannot be read, has a bad line, or no good one.
+  """
+  name, path = split_format(spec)
+  found, counts = formats.read(kind, path, name, on_bad=on_bad)
+  print(records.describe_counts(f"{kind}s", counts), flush=True)
+  return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +44,7 @@ class Line:
 
 
 class Reader:
-  """Reads lines and counts those that were skipped; `on_bad` as in the data fields of a config."""
+  """Reads lines and counts those that are skipped."""
 
   def __init__(self, path: str, on_bad: str):
     self.path, self._on_bad = path, on_bad
@@ -52,34 +74,14 @@ class Reader:
     self.counts[name] = self.counts.get(name, 0) + 1
 
   def keep(self, lines: list[Line]) -> list[Line]:
-    """The lines that go on; at least one."""
+    """Counts the lines that go on, of which there must be one."""
     self.counts["kept"] = len(lines)
     if not lines:
       raise ValueError(
-        f"{self.path} gave nothing ({self.describe()}); give a file with at least one good line"
+        f"{self.path} has no usable line ({self.describe()}); give a file with at least one"
       )
     return lines
 
   def describe(self) -> str:
     """One line for the console."""
     return records.describe_counts("lines", self.counts)
-
-
-def check_output(path: str | pathlib.Path, overwrite: bool, *, flag: str = "output") -> None:
-  """Before any work: an output that is there stays, unless the user says otherwise.
-
-  Raises:
-    ValueError: it exists and `overwrite` is off, or is a directory.
-  """
-  output = pathlib.Path(path)
-  if output.is_dir():
-    raise ValueError(f"--{flag}={path} is a directory; name a file")
-  if output.exists() and not overwrite:
-    raise ValueError(f"--{flag}={path} exists; name another file, or add --overwrite")
-
-
-def write(path: str, lines: Iterable[Mapping[str, Any]]) -> None:
-  """Writes every line, or no file."""
-  workdir_lib.write_text(
-    path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-  )

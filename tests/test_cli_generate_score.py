@@ -13,7 +13,8 @@ import pytest
 
 from rlhf import checkpoint, networks, sharding
 from rlhf import workdir as workdir_lib
-from rlhf.cli import generate, jsonl, pool, score, setup, train
+from rlhf.cli import generate, pool, score, train
+from rlhf.cli.common import flags, models, startup
 from rlhf.data import prepare
 from rlhf.evals import pooling
 from rlhf.inference import rewards as rewards_lib
@@ -199,19 +200,15 @@ def test_rows_are_as_long_and_as_many_as_the_prompts_need(answer, long_policy, s
 
 
 def test_answers_are_short_unless_asked_for(inputs, long_policy, capsys):
-  arguments = generate.parse(["generate", f"--checkpoint={long_policy}"])
-  _, p = generate.load(arguments)
-  assert (p.max_prompt_tokens, p.max_response_tokens) == (2048 - 512, 512)
-  assert [generate.fitted(p, longest).max_prompt_tokens for longest in (1, 64, 65, 1500)] == [
-    64,
-    64,
-    128,
-    1536,
-  ]
-  arguments = generate.parse(["generate", f"--checkpoint={inputs.policy}"])
-  _, p = generate.load(arguments)
-  assert (p.max_prompt_tokens, p.max_response_tokens) == (32, 32)
-  assert generate.fitted(p, 5).max_prompt_tokens == 32
+  for checkpoint, responses, rooms in (
+    (long_policy, 512, {1: 64, 64: 64, 65: 128, 1500: 1536}),
+    (inputs.policy, 32, {5: 32}),
+  ):
+    arguments = generate.parse(["generate", f"--checkpoint={checkpoint}"])
+    policy = generate.find(arguments)
+    assert arguments.max_response_tokens == responses
+    for longest, room in rooms.items():
+      assert models.completion_config(policy, longest, arguments).max_prompt_tokens == room
   with pytest.raises(SystemExit):
     generate.parse(["generate", "--help"])
   assert "if not given 512" in " ".join(capsys.readouterr().out.split())
@@ -233,7 +230,11 @@ def test_empty_answers_are_left_out_where_people_rank():
   assert generate.drop_empty([kept, one], counts) == [
     {"prompt": "p", "completions": ["a", "b"], "finished": [True, False], "u": "u"}
   ]
-  assert counts == {"kept": 1, "dropped (fewer than two answers)": 1, "empty answers dropped": 3}
+  assert counts == {
+    "kept": 1,
+    "dropped (fewer than two completions)": 1,
+    "empty completions dropped": 3,
+  }
 
 
 def test_nothing_is_written_where_sampling_fails(answer, tmp_path, monkeypatch):
@@ -434,7 +435,7 @@ def test_scores_that_are_not_finite_are_not_written(scored, tmp_path, monkeypatc
 
 def test_ties_alone_have_no_accuracy(scored, capsys):
   scored([{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}])
-  assert "accuracy: no untied pair among the ranks" in capsys.readouterr().out
+  assert "accuracy: the ranks have no untied pair" in capsys.readouterr().out
 
 
 def test_lines_without_ranks_have_no_accuracy(scored, capsys):
@@ -447,7 +448,7 @@ def test_lines_without_ranks_have_no_accuracy(scored, capsys):
 
 def test_lines_are_written_whole_and_in_unicode(tmp_path):
   path = tmp_path / "deep" / "out.jsonl"
-  jsonl.write(str(path), [{"text": "né\n☃"}, {"n": 1}])
+  workdir_lib.write_jsonl(path, [{"text": "né\n☃"}, {"n": 1}])
   assert path.read_text(encoding="utf-8") == '{"text": "né\\n☃"}\n{"n": 1}\n'
   assert [item.name for item in path.parent.iterdir()] == ["out.jsonl"]
 
@@ -457,9 +458,9 @@ def test_lines_are_written_whole_and_in_unicode(tmp_path):
 
 def test_the_table_of_sizes(inputs, monkeypatch):
   monkeypatch.chdir(commands.ROOT)
-  _, config, _ = setup.read_config(
-    ["train", *commands.train_flags(inputs, "sft", sft__batch_size=16), "--workdir=x"], ""
-  )
+  words = commands.train_flags(inputs, "sft", sft__batch_size=16)
+  arguments = train.parse(["train", *words, "--workdir=x"])
+  config = flags.load_config(arguments.config, arguments.overrides)
   table = {line[:40].strip(): line[40:].strip() for line in train.sizes(config).splitlines()}
   shape = ModelConfig(**commands.SHAPE)
   assert table == {
@@ -474,23 +475,13 @@ def test_the_table_of_sizes(inputs, monkeypatch):
   }
 
 
-def test_help_is_the_docstring(capsys):
-  for main in (train.main, generate.main, score.main, pool.main):
-    with pytest.raises(SystemExit) as stopped:
-      main(["program", "--help"])
-    assert stopped.value.code == 0
-    assert "python -m launch." in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("size", ["1.3b", "6b", "175b", "tiny"])
 def test_configs_pass_their_own_checks(monkeypatch, size):
   """No number of a shipped config is refused; what is missing is data."""
   monkeypatch.chdir(commands.ROOT)
   for name in train.ALGORITHMS:
-    _, config, _ = setup.read_config(
-      ["train", f"--config=configs/{name}.py:{size}", "--workdir=x"], ""
-    )
-    train.load_algorithm([name]).check_config(config)
+    config = flags.load_config(f"configs/{name}.py:{size}", (), name)
+    train.load_algorithm(name).check_config(config)
 
 
 # ----------------------------------------------------------------------------- errors
@@ -499,7 +490,7 @@ def test_configs_pass_their_own_checks(monkeypatch, size):
 def test_errors_of_the_user_are_one_sentence(capsys, monkeypatch):
   monkeypatch.delenv("RLHF_TRACEBACK", raising=False)
   for error, status in ((ValueError("x is 3; use 4"), 2), (FloatingPointError("step 3: nan"), 1)):
-    with pytest.raises(SystemExit) as stopped, setup.one_sentence_errors():
+    with pytest.raises(SystemExit) as stopped, startup.one_sentence_errors():
       raise error
     assert stopped.value.code == status
     assert capsys.readouterr().err == f"error: {error}\n"
@@ -508,16 +499,18 @@ def test_errors_of_the_user_are_one_sentence(capsys, monkeypatch):
 def test_errors_of_the_program_keep_their_traceback(monkeypatch):
   monkeypatch.delenv("RLHF_TRACEBACK", raising=False)
   for error in (ValueError("many\nlines"), KeyError("x"), RuntimeError("y")):
-    with pytest.raises(type(error)), setup.one_sentence_errors():
+    with pytest.raises(type(error)), startup.one_sentence_errors():
       raise error
   monkeypatch.setenv("RLHF_TRACEBACK", "1")
-  with pytest.raises(ValueError), setup.one_sentence_errors():
+  with pytest.raises(ValueError), startup.one_sentence_errors():
     raise ValueError("x is 3; use 4")
 
 
 def test_the_format_is_that_of_the_group_of_each_algorithm_unless_given():
-  flags = dict(prompt_format=None, prompt_suffix=None, completion_prefix=None)
-  ask = lambda config, **given: setup.prompt_format(config, argparse.Namespace(**flags | given))
+  given = dict(prompt_format=None, prompt_suffix=None, completion_prefix=None)
+  ask = lambda config, **more: models.prompt_format(
+    prepare.PromptFormat.trained_with(config), argparse.Namespace(**given | more)
+  )
   for group in ("demonstrations", "prompts", "comparisons"):
     config = {group: {"prompt_suffix": "?", "completion_prefix": "="}}  # before there were formats
     trained = prepare.PromptFormat(prompt_suffix="?", completion_prefix="=")
@@ -568,5 +561,5 @@ def test_pool_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
   }
   with pytest.raises(SystemExit):
     pool.main(flags)
-  assert "pooled.json exists; name another --output, or add --overwrite" in capsys.readouterr().err
+  assert "pooled.json exists; name another, or add --overwrite" in capsys.readouterr().err
   pool.main([*flags, "--overwrite"])

@@ -211,12 +211,14 @@ def test_shapes_only_needs_no_compiler(tmp_path):
   assert sum(report["resident"].values()) == report["total"]
 
 
-def test_flags_may_be_written_apart():
-  argv, topology = check.with_topology(
-    ["check", "--config", "configs/ppo.py:1.3b", "--topology", "h100:1x8"]
-  )
-  assert argv == ["check", "--config=configs/ppo.py:1.3b,h100:1x8", "--topology=h100:1x8"]
-  assert topology.num_devices == 8
+def test_a_config_gets_the_topology_unless_it_names_one():
+  for given, expected in (
+    ("configs/ppo.py", "configs/ppo.py:1.3b,h100:1x8"),
+    ("configs/ppo.py:6b", "configs/ppo.py:6b,h100:1x8"),
+    ("configs/ppo.py:6b,h100:2x8", "configs/ppo.py:6b,h100:2x8"),
+  ):
+    arguments = check.parse(["check", "--config", given, "--topology", "h100:1x8"])
+    assert (arguments.config, arguments.topology.num_devices) == (expected, 8)
 
 
 def test_shapes_that_are_larger_than_the_device_are_status_1():
@@ -226,8 +228,8 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
 @pytest.mark.parametrize(
   "flags,sentence",
   [
-    (["--config=configs/ppo.py:1.3b"], "--topology is missing"),
-    (["--topology=v5p:4x4x4"], "--config is missing"),
+    (["--config=configs/ppo.py:1.3b"], "required: --topology"),
+    (["--topology=v5p:4x4x4"], "required: --config"),
     (["--config=configs/ppo.py:1.3b", "--topology=v9:4x4"], "no known kind; choose from cpu, v5e"),
     (["--config=configs/ppo.py:1.3b", "--topology=v5p:4x4"], "needs 3 numbers"),
     (["--config=configs/ppo.py:1.3b", "--topology=cpu:8"], "is no accelerator"),
@@ -251,7 +253,10 @@ def test_shapes_that_are_larger_than_the_device_are_status_1():
       ],
       "is longer than the policy's context of 2048",
     ),
-    (["--config=configs/sft.py:1.3b,sft", "--topology=h100:1x8"], "must be a PPO config"),
+    (
+      ["--config=configs/sft.py:1.3b,sft", "--topology=h100:1x8"],
+      "is a sft config, not ppo; use `rlhf train sft`",
+    ),
     (
       ["--config=configs/ppo.py:1.3b", "--topology=h100:1x8", "--config.mesh.fsdp=3"],
       "does not use exactly the 8 devices",

@@ -151,7 +151,7 @@ def test_slurm_1_3b_on_eight_h100(printed, here, tmp_path):
   )
   # One host: nobody to join.
   assert (
-    f"# on each node: {sys.executable} -m launch.train ppo "
+    f"# on each node: {sys.executable} -m rlhf train ppo "
     f"--config={code}/configs/ppo.py:1.3b --workdir={workdir} --config.ppo.kl_coef=0.05 "
     f"{' '.join(MICRO)}\n"
   ) in text
@@ -193,7 +193,7 @@ def test_slurm_on_many_nodes_in_a_container(printed, here, tmp_path):
     f"{tmp_path}:{tmp_path},/data:/data --container-workdir={here} python -u -m"
   ) in text
   assert re.search(
-    r"# on each node: python -m launch.train sft --config \S+/code-\w+/configs/"
+    r"# on each node: python -m rlhf train sft --config \S+/code-\w+/configs/"
     rf"sft.py:1.3b --workdir={tmp_path} --coordinator_address=FIRST_NODE:PORT "
     r"--num_processes=4 --process_id=SLURM_PROCID\n",
     text,
@@ -228,7 +228,7 @@ def test_xpk_6b_on_a_v5p_slice(printed, here):
     "--restart-on-exit-codes=1",
     "--termination-grace-period-seconds=600",
     f"--command=git clone --quiet {origin} /tmp/rlhf && cd /tmp/rlhf && git checkout --quiet "
-    f"--detach {head} && exec python -m launch.train ppo --config=configs/ppo.py:6b "
+    f"--detach {head} && exec python -m rlhf train ppo --config=configs/ppo.py:6b "
     f"--workdir=/runs/six_b --config.mesh.fsdp=32 --config.mesh.tensor=2 {' '.join(MICRO)} "
     "--cluster=gketpu",
   ]
@@ -303,7 +303,7 @@ def test_jobset_on_a_v5p_slice(printed, here):
   assert container["volumeMounts"] == [{"name": "volume-0", "mountPath": "/runs"}]
   shell, flag, line = container["command"]
   assert (shell, flag) == ("bash", "-c")
-  assert f"git checkout --quiet --detach {head} && exec python -m launch.train ppo " in line
+  assert f"git checkout --quiet --detach {head} && exec python -m rlhf train ppo " in line
   assert line.endswith(" ".join((*LARGE[3:], "--cluster=gketpu")))
 
 
@@ -359,7 +359,7 @@ def test_shell_words_stay_words(printed, tmp_path):
   data = yaml.safe_load(printed(jobset, *JOBSET, job=job))
   pod = data["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
   program = pod["containers"][0]["command"][2].partition("exec ")[2]
-  assert shlex.split(program)[3:] == [*job, "--cluster=gketpu"]
+  assert shlex.split(program)[4:] == [*job, "--cluster=gketpu"]
 
 
 # ----------------------------------------------------------------------------- SkyPilot
@@ -367,7 +367,7 @@ def test_shell_words_stay_words(printed, tmp_path):
 
 def test_sky_on_h100_nodes(printed, here):
   text = printed(sky, *SKY, "--infra=gcp", "--spot", "--max_restarts=3")
-  assert text.startswith("# sky jobs launch --yes --name=ppo-ppo ppo-ppo.yaml\n")
+  assert text.startswith("# sky jobs launch --yes --name=ppo-ppo FILE\n")
   origin = git(here, "remote", "get-url", "origin")
   assert yaml.safe_load(text) == {
     "name": "ppo-ppo",
@@ -385,7 +385,7 @@ def test_sky_on_h100_nodes(printed, here):
       "python3 -m uv venv --python 3.12 ~/rlhf\n. ~/rlhf/bin/activate\n"
       "python3 -m uv pip install --quiet -e '.[cuda12]'\n"
     ),
-    "run": ". ~/rlhf/bin/activate\nexec python -m launch.train "
+    "run": ". ~/rlhf/bin/activate\nexec python -m rlhf train "
     + " ".join(JOB)
     + (
       ' --coordinator_address="$(echo "$SKYPILOT_NODE_IPS" | head -n1)":8476 --num_processes=2 '
@@ -430,7 +430,7 @@ def test_the_pipeline_is_a_job_too(printed):
     job=("pipeline", "--config=configs/pipeline.py:tiny", "--workdir=/runs/tiny"),
   )
   assert (
-    "exec python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=/runs/tiny\n"
+    "exec python -m rlhf pipeline --config=configs/pipeline.py:tiny --workdir=/runs/tiny\n"
   ) in text
 
 
@@ -441,7 +441,7 @@ def test_no_jax_before_the_job(repository):
   """Dry runs and refusals alike; 8 simulated devices of this process are none of theirs."""
   program = """if True:
     import sys
-    from launch import jobset, sky, slurm, xpk
+    from rlhf.cli.cluster import jobset, sky, slurm, xpk
     for launcher, flags in ((slurm, ["--topology=h100:1x8"]), (xpk, sys.argv[1].split()),
                             (jobset, sys.argv[2].split()), (sky, sys.argv[3].split())):
       launcher.main(["launcher", *flags, "--dry_run", "--", *sys.argv[4:]])
@@ -498,7 +498,7 @@ def test_no_jax_before_the_job(repository):
     (
       "--topology=h100:1x8",
       ("pipeline", "--config=configs/palms.py:tiny", "--workdir=/w"),
-      "PALMS on TinyWorld is one process on one machine",
+      "PALMS on TinyWorld runs in one process on one machine",
     ),
     (
       "--topology=h100:4x8",
@@ -512,14 +512,18 @@ def test_no_jax_before_the_job(repository):
     ),
     ("--topology=h100:1x8", (*JOB, "--config.ppo.batch_size=many"), "invalid literal for int()"),
     ("--topology=h100:1x8", (*JOB, "--verbose"), "verbose"),
-    ("--topology=h100:1x8", (), "there is no job; write -- and what launch.train takes"),
+    ("--topology=h100:1x8", (), "there is no job; write -- and the arguments of `rlhf train`"),
     (
       "--topology=h100:1x8",
       ("dpo", *JOB[1:]),
-      "the job is 'dpo'; begin it with one of sft, reward_model",
+      "argument algorithm: invalid choice: 'dpo' (choose from",
     ),
-    ("--topology=h100:1x8", ("sft", *JOB[1:]), "--config=configs/ppo.py has no group 'sft'"),
-    ("--topology=h100:1x8", JOB[:2], "--workdir is missing"),
+    (
+      "--topology=h100:1x8",
+      ("sft", *JOB[1:]),
+      "configs/ppo.py is a ppo config, not sft; use `rlhf train ppo`",
+    ),
+    ("--topology=h100:1x8", JOB[:2], "required: --workdir"),
     ("--topology=h100:1x8 --name=My_Job", JOB, "--name=My_Job must be at most 40 lower case"),
     ("--topology=h100:1x8 --time=soon", JOB, "argument --time: 'soon' is no time"),
     ("--topology=h100:1x8 --time=5", JOB, "--time is 5 minutes, and --save_seconds=600 of them"),
@@ -535,7 +539,7 @@ def test_slurm_refuses(refused, flags, job, sentence):
   "flag",
   [
     "--num_processes=2",
-    "-process_id=0",
+    "--process_id=0",
     "--coordinator_address=here:1",
     "--cluster=auto",
     "--num_processes",
@@ -543,8 +547,8 @@ def test_slurm_refuses(refused, flags, job, sentence):
 )
 def test_every_launcher_refuses_a_place_of_ones_own(refused, flag, capsys):
   sentence = (
-    f"--{flag.lstrip('-').partition('=')[0]} stands behind --, but the launcher tells "
-    "every process its place in the job; leave it out there"
+    f"{flag.partition('=')[0]} is given after --, but the launcher sets it for each process; "
+    "leave it out"
   )
   job = (*JOB, flag, *(["2"] if "=" not in flag else []))
   for launcher, flags in (
@@ -593,9 +597,9 @@ def test_a_local_job_needs_a_process(capsys):
       ),
       "GKE has machines of 1, 2, 4 or 8 H100",
     ),
-    (jobset, JOBSET[:2], JOB, "--workdir=/runs/ppo would be lost with its pod"),
-    (jobset, (*JOBSET[:2], "--volume=gs://bucket:/other"), JOB, "would be lost with its pod"),
-    (jobset, (*JOBSET[:2], "--volume=bucket"), JOB, "--volume=bucket is not gs://BUCKET:/PATH"),
+    (jobset, JOBSET[:2], JOB, "--workdir=/runs/ppo would be lost with its machine"),
+    (jobset, (*JOBSET[:2], "--volume=gs://bucket:/other"), JOB, "would be lost with its machine"),
+    (jobset, (*JOBSET[:2], "--volume=bucket"), JOB, "--volume=bucket is not SOURCE:/PATH"),
     (
       jobset,
       (*JOBSET, "--repository=https://me:secret@example.org/x"),
@@ -610,7 +614,7 @@ def test_a_local_job_needs_a_process(capsys):
     ),
     (sky, ("--topology=cpu:8", SKY[1]), JOB, "--topology=cpu:8: SkyPilot has no cpu"),
     (sky, SKY[:1], JOB, "--workdir=/runs/ppo would be lost with its machine"),
-    (sky, (SKY[0], "--volume=bucket:/runs"), JOB, "--volume=bucket:/runs is not BUCKET:/PATH"),
+    (sky, (SKY[0], "--volume=bucket:/runs"), JOB, "--volume=bucket:/runs is not SOURCE:/PATH"),
   ],
 )
 def test_clouds_refuse(refused, launcher, flags, job, sentence):
@@ -620,7 +624,7 @@ def test_clouds_refuse(refused, launcher, flags, job, sentence):
 def test_a_workdir_of_another_config(refused, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
   sentence = refused(slurm, "--topology=h100:1x8", job=(*JOB[:2], f"--workdir={tmp_path}"))
-  assert f"{tmp_path} holds the run of another config" in sentence
+  assert f"{tmp_path} was written by an earlier version of rlhf" in sentence
 
 
 @pytest.fixture
@@ -669,7 +673,7 @@ def test_a_job_runs_what_is_committed(here, refused, capsys):
   try:
     config.write_text((here / "configs" / "ppo.py").read_text())
     job = ("ppo", "--config=configs/mine.py", *JOB[2:])
-    assert "configs/ has changes" in refused(jobset, *JOBSET, "--allow_dirty", job=job)
+    assert "the configs have changes" in refused(jobset, *JOBSET, "--allow_dirty", job=job)
   finally:
     config.unlink()
 
@@ -800,13 +804,13 @@ def test_restarts_are_counted_however_early_the_job_is_asked_to_save(ended):
   """submitit counts those of the last fifth of the time limit alone."""
   marks, failure, recorded = ended["is asked to save, 0"]
   assert marks == ["start", "saved"] and recorded
-  assert "no restart is left (--max_restarts); submit the same command to go on" in str(failure)
+  assert "no restart is left (--max_restarts); submit the same command to resume" in str(failure)
 
 
 def test_a_cancelled_command_saves_and_does_not_come_back(ended):
   marks, failure, recorded = ended["is cancelled, 1"]
   assert marks == ["start", "saved"] and not recorded
-  assert "submit the same command to go on" in str(failure)
+  assert "submit the same command to resume" in str(failure)
 
 
 # Each of two tasks ends with 143 at the first start.
@@ -901,9 +905,10 @@ def test_a_sweep_on_slurm_runs_the_commit_and_is_submitted_once(
   assert git(code, "rev-parse", "HEAD") == head
   requeued = utils.DelayedSubmission.load(folder / "100_submitted.pkl").function
   name = "ptx_coef=0.0,seed=0"
-  assert requeued.command[1:5] == [
+  assert requeued.command[1:6] == [
     "-m",
-    "launch.pipeline",
+    "rlhf",
+    "pipeline",
     f"--config={code}/configs/pipeline.py:test",
     f"--workdir={workdir}/trials/{name}",
   ]

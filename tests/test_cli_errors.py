@@ -12,6 +12,7 @@ import pytest
 from rlhf import pipeline, ppo, reward_model, sft
 from rlhf import workdir as workdir_lib
 from rlhf.cli import generate, pool, score, train
+from rlhf.cli import pipeline as pipeline_command
 from rlhf.configs import pipeline as pipeline_configs
 from rlhf.data import sources
 from rlhf.tokenization.tokenizer import Tokenizer
@@ -82,49 +83,86 @@ def test_a_compilation_would_be_seen():
 
 def test_no_workdir(capsys, inputs):
   sentence = refused(capsys, train.main, *commands.train_flags(inputs, "sft"))
-  assert sentence == "--workdir is missing; give for example --workdir=runs/sft"
+  assert "required: --workdir" in sentence
 
 
 def test_no_config(capsys, workdir_path):
   sentence = refused(capsys, train.main, "sft", f"--workdir={workdir_path}")
-  assert sentence == "--config is missing; give for example --config=configs/sft.py:1.3b"
+  assert "required: --config" in sentence
 
 
-@pytest.mark.parametrize("arguments", [[], ["pretrain"], ["sft", "ppo"]])
-def test_not_one_known_algorithm(capsys, workdir_path, arguments):
+@pytest.mark.parametrize(
+  "arguments,expected",
+  [
+    ([], "required: algorithm"),
+    (["pretrain"], "argument algorithm: invalid choice: 'pretrain'"),
+    (["sft", "ppo"], "unrecognized arguments: ppo"),
+  ],
+)
+def test_not_one_known_algorithm(capsys, workdir_path, arguments, expected):
   sentence = refused(
     capsys, train.main, *arguments, "--config=configs/sft.py:test", f"--workdir={workdir_path}"
   )
-  assert sentence == (
-    f"launch.train was given {' '.join(arguments)!r}; choose one algorithm from "
-    "sft, reward_model, ppo, truth_judge"
-  )
+  assert expected in sentence and "see rlhf train --help" in sentence
   assert not workdir_path.exists()
 
 
 def test_a_config_of_another_algorithm(capsys, workdir_path):
-  for algorithm, config, expected in (
-    ("ppo", "sft", "the config has no groups `ppo` and `prompts`; use configs/ppo.py"),
-    ("sft", "ppo", "the config has no group `sft`; use configs/sft.py"),
-    ("reward_model", "sft", "the config has no group `reward`; use configs/reward_model.py"),
+  for algorithm, config, size, use in (
+    ("ppo", "sft", "test", "rlhf train sft"),
+    ("sft", "palms", "test", "rlhf pipeline"),
+    ("reward_model", "eval", "quick", "rlhf evaluate"),
   ):
     sentence = refused(
       capsys,
       train.main,
       algorithm,
-      f"--config=configs/{config}.py:test",
+      f"--config=configs/{config}.py:{size}",
       f"--workdir={workdir_path}",
     )
-    assert sentence == expected
+    assert sentence.startswith(f"configs/{config}.py is a ") and f"use `{use}`" in sentence
 
 
 def test_no_such_config_file(capsys, workdir_path):
   sentence = refused(
     capsys, train.main, "sft", "--config=configs/stf.py:test", f"--workdir={workdir_path}"
   )
-  assert sentence == (
-    "--config=configs/stf.py:test: there is no file configs/stf.py; name one of configs/"
+  assert "--config=configs/stf.py:test: there is no file configs/stf.py" in sentence
+  assert "configs/sft.py" in sentence
+
+
+def test_a_config_without_a_kind(capsys, tmp_path):
+  mine = tmp_path / "mine.py"
+  mine.write_text(
+    "import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict(dict(seed=0))\n"
   )
+  sentence = refused(capsys, train.main, "sft", f"--config={mine}", "--workdir=x")
+  assert str(mine) in sentence and "add kind='sft'" in sentence
+  mine.write_text("")
+  assert "no function get_config" in refused(
+    capsys, train.main, "sft", f"--config={mine}", "--workdir=x"
+  )
+
+
+@pytest.mark.parametrize(
+  "main,argv",
+  [
+    (train.main, ["sft", "--config=configs/sft.py:test", "--workdir=gs://bucket/run"]),
+    (generate.main, ["--checkpoint=x", "--prompts=p", "--output=s3://bucket/out.jsonl"]),
+    (
+      pipeline_command.main,
+      ["--config=configs/pipeline.py:test", "--workdir=runs/x", "--shared=gs://b"],
+    ),
+    (pool.main, ["run", "--output=hdfs://host/pooled"]),
+  ],
+)
+def test_buckets_are_refused(capsys, tmp_path, monkeypatch, main, argv):
+  """A path such as gs://bucket would become a local directory."""
+  (tmp_path / "configs").symlink_to(commands.ROOT / "configs")
+  monkeypatch.chdir(tmp_path)
+  sentence = refused(capsys, main, *argv)
+  assert "://" in sentence and "mount the bucket" in sentence
+  assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
 @pytest.mark.parametrize("algorithm", train.ALGORITHMS)
@@ -166,7 +204,7 @@ def test_a_value_of_another_type(refused_training):
 
 
 def test_unknown_flag(refused_training):
-  assert refused_training("sft", "--overwrite") == "Unknown command line flag 'overwrite'"
+  assert "unrecognized arguments: --overwrite" in refused_training("sft", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -692,7 +730,7 @@ def score_flags(inputs, path: pathlib.Path, **changes) -> list[str]:
     ({"prompts": None}, "--prompts and --output go together"),
     ({"num_samples": 0}, "argument --num_samples: 0 is below 1"),
     ({"num_samples": 5000}, "--num_samples=5000 is above 4096"),
-    ({"num_samples": "few"}, "argument --num_samples: invalid whole number value: 'few'"),
+    ({"num_samples": "few"}, "argument --num_samples: invalid whole_number value: 'few'"),
     ({"temperature": -1}, "argument --temperature: -1 must be 0 or above"),
     ({"top_p": 0}, "argument --top_p: 0 must be above 0 and at most 1"),
     (
@@ -735,7 +773,7 @@ def test_an_output_that_exists_stays(capsys, inputs, prompts, tmp_path):
     (score.main, score_flags(inputs, prompts, output=output)),
   ):
     sentence = refused(capsys, main, *flags)
-    assert sentence == f"--output={output} exists; name another file, or add --overwrite"
+    assert f"--output={output}" in sentence and "exists; name another, or add --overw" in sentence
   sentence = refused(capsys, generate.main, *generate_flags(inputs, prompts, output=tmp_path))
   assert sentence == f"--output={tmp_path} is a directory; name a file"
   assert output.read_text() == "mine"
@@ -754,7 +792,7 @@ def test_bad_lines_of_generate(capsys, inputs, tmp_path):
     assert not (tmp_path / "out").exists()
   path.write_text("\n")
   assert refused(capsys, generate.main, *generate_flags(inputs, path)).startswith(
-    f"{path} gave nothing (lines: 0 kept)"
+    f"{path} has no usable line (lines: 0 kept)"
   )
   path.unlink()
   assert refused(capsys, generate.main, *generate_flags(inputs, path)) == (
@@ -767,8 +805,8 @@ def test_bad_lines_of_generate(capsys, inputs, tmp_path):
   [
     ({"prompt": "p"}, 'no field "completions" or "completion"'),
     ({"completion": "c"}, 'no field "prompt"'),
-    ({"prompt": "p", "completions": "c"}, "what is to be scored is not text"),
-    ({"prompt": "p", "completions": ["c", 1]}, "what is to be scored is not text"),
+    ({"prompt": "p", "completions": "c"}, "the completions are not text"),
+    ({"prompt": "p", "completions": ["c", 1]}, "the completions are not text"),
     ({"prompt": "p", "completions": []}, '"completions" is empty; give one or more'),
     (
       {"prompt": "p", "completions": ["c", "d"], "ranks": [1]},
