@@ -760,7 +760,7 @@ def test_generate_and_score_take_exports_of_their_kind(capsys, inputs, prompts, 
     (generate.main, generate_flags(inputs, prompts, checkpoint=tmp_path)),
     (score.main, score_flags(inputs, lines, reward_model=tmp_path)),
   ):
-    assert f"={tmp_path} holds no export; name an export directory, or the workdir of a stage" in (
+    assert f"={tmp_path} holds no export; name an export directory, or the workdir of a finished stage" in (
       refused(capsys, main, *flags)
     )
 

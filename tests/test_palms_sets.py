@@ -331,7 +331,7 @@ def test_the_command_lists_everything_and_ends_with_status_2(tmp_path, capsys):
     palms.main(["palms", "check", "--values=nowhere"])
   assert end.value.code == 2
   assert capsys.readouterr().err == (
-    "error: --values=nowhere is no directory; name one that holds positions.json\n"
+    "error: --values=nowhere is not a directory; name one that holds positions.json\n"
   )
 
 
