@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     folds=arguments.folds, test_fraction=arguments.test_fraction
   )
   workdir_lib.check(workdir, claimed)
-  folds = split(config, workdir, arguments)
+  folds = split(config, arguments)
   workdir_lib.prepare(workdir, claimed, workdir_lib.default_command())
   for number, fold in enumerate(folds):
     for part in ("train", "own", "heldout"):
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
   print(f"\n{folds_lib.describe(summary)}\n{workdir}/folds.json", flush=True)
 
 
-def split(config, workdir: pathlib.Path, arguments: argparse.Namespace):
+def split(config, arguments: argparse.Namespace):
   """The folds; raises ValueError for every mistake that can be found before anything is written."""
   from rlhf import reward_model
   from rlhf.data import sources
@@ -87,10 +87,7 @@ def split(config, workdir: pathlib.Path, arguments: argparse.Namespace):
   checked.comparisons.valid = checked.comparisons.train
   reward_model.check_inputs(checked)
   records = sources.load(
-    config.comparisons.train,
-    "comparison",
-    cache_dir=None,
-    on_bad=config.comparisons.on_bad,
+    config.comparisons.train, "comparison", cache_dir=None, on_bad=config.comparisons.on_bad
   )
   return folds_lib.split(
     list(records), num_folds=arguments.folds, test_fraction=arguments.test_fraction, seed=0
