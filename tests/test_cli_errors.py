@@ -36,7 +36,9 @@ def at_the_root(monkeypatch):
   """Configs are named from the repository's root; no algorithm may start."""
   monkeypatch.chdir(commands.ROOT)
   for module in (sft, reward_model, ppo):
-    monkeypatch.setattr(module, "train", lambda config, workdir: pytest.fail("it started"))
+    monkeypatch.setattr(
+      module, "train", lambda config, workdir, cache_dir: pytest.fail("it started")
+    )
 
 
 def refused(capsys, main, *argv) -> str:
@@ -393,7 +395,7 @@ def test_no_data_was_named(refused_training):
 
 
 def test_ppo_without_ptx_needs_no_text(capsys, inputs, workdir_path, monkeypatch):
-  monkeypatch.setattr(ppo, "train", lambda config, workdir: {"seconds": 0.0})
+  monkeypatch.setattr(ppo, "train", lambda config, workdir, cache_dir: {"seconds": 0.0})
   train.main(
     [
       "program",
@@ -518,7 +520,7 @@ def test_bad_lines_are_skipped_and_counted_if_asked(
     [COMPARISON, COMPARISON | {"completions": ["a"]}, COMPARISON, COMPARISON | {"ranks": [1]}],
   )
 
-  def load(config, workdir):
+  def load(config, workdir, cache_dir):
     source = sources.load(
       config.comparisons.train,
       "comparison",
@@ -674,7 +676,7 @@ def test_a_tokenizer_that_cannot_be_had(capsys, inputs, workdir_path, spec):
 
 
 def test_the_workdir_of_another_config(capsys, inputs, workdir_path, monkeypatch):
-  monkeypatch.setattr(sft, "train", lambda config, workdir: {})
+  monkeypatch.setattr(sft, "train", lambda config, workdir, cache_dir: {})
   flags = commands.train_flags(inputs, "sft")
   train.main(["program", *flags, f"--workdir={workdir_path}"])
   before = {path: path.read_bytes() for path in workdir_path.rglob("*") if path.is_file()}
@@ -760,8 +762,9 @@ def test_generate_and_score_take_exports_of_their_kind(capsys, inputs, prompts, 
     (generate.main, generate_flags(inputs, prompts, checkpoint=tmp_path)),
     (score.main, score_flags(inputs, lines, reward_model=tmp_path)),
   ):
-    assert f"={tmp_path} holds no export; name an export directory, or the workdir of a finished stage" in (
-      refused(capsys, main, *flags)
+    assert (
+      f"={tmp_path} holds no export; name an export directory, or the workdir of a finished stage"
+      in (refused(capsys, main, *flags))
     )
 
 

@@ -29,6 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser = flags.Parser("rlhf folds", __doc__)
   parser.add_config("configs/reward_model.py:6b")
   parser.add_workdir("directory of all runs")
+  parser.add_cache_dir()
   parser.flag("folds", "groups of labelers", flags.at_least(2), 5)
   parser.flag("seeds", "of each fold, joined by commas", flags.names, ["0", "1", "2"])
   parser.flag("test_fraction", "share of the prompts to test on", flags.share, 0.1)
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
         f"{', '.join(fold.heldout_labelers)}), seed {seed}",
         flush=True,
       )
-      runs[number, seed] = run(config, workdir, number, seed)
+      runs[number, seed] = run(config, workdir, number, seed, arguments.cache_dir)
   summary = folds_lib.summarise(runs, num_resamples=models.NUM_RESAMPLES, seed=0)
   workdir_lib.write_json(
     workdir / "folds.json", summary | dict(groups=[fold.heldout_labelers for fold in folds])
@@ -87,7 +88,10 @@ def split(config, arguments: argparse.Namespace):
   checked.comparisons.valid = checked.comparisons.train
   reward_model.check_inputs(checked)
   records = sources.load(
-    config.comparisons.train, "comparison", cache_dir=None, on_bad=config.comparisons.on_bad
+    config.comparisons.train,
+    "comparison",
+    cache_dir=arguments.cache_dir,
+    on_bad=config.comparisons.on_bad,
   )
   return folds_lib.split(
     list(records), num_folds=arguments.folds, test_fraction=arguments.test_fraction, seed=0
@@ -98,7 +102,7 @@ def data_file(workdir: pathlib.Path, number: int, part: str) -> pathlib.Path:
   return workdir / f"fold_{number}" / "data" / f"{part}.jsonl"
 
 
-def run(config, workdir: pathlib.Path, number: int, seed: int):
+def run(config, workdir: pathlib.Path, number: int, seed: int, cache_dir: str | None):
   """Trains and tests one reward model; returns {test: what `folds.correct` returns}."""
   from rlhf import reward_model
   from rlhf.evals.reward_models import folds as folds_lib
@@ -108,7 +112,7 @@ def run(config, workdir: pathlib.Path, number: int, seed: int):
   config.seed = seed
   config.comparisons.train = f"jsonl:{data_file(workdir, number, 'train')}"
   config.comparisons.valid = f"jsonl:{data_file(workdir, number, 'own')}"
-  reward_model.train(config.lock(), stage, cache_dir=None)
+  reward_model.train(config.lock(), stage, cache_dir=cache_dir)
   scores = stage / "heldout_scores.json"
   if not scores.is_file():
     workdir_lib.write_json(scores, score(config, stage, data_file(workdir, number, "heldout")))

@@ -18,6 +18,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser = flags.Parser("rlhf pipeline", __doc__)
   parser.add_config("configs/pipeline.py:tiny")
   parser.add_workdir()
+  parser.add_cache_dir()
   parser.flag("shared", "directory of stages that several runs share", flags.directory)
   parser.flag("last_stage", "stop after this stage (data, base, sft, ...), without a report")
   join.add_flags(parser)
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
 
     process.check_config(config)
     startup.claim(config, arguments.workdir)
-    process.run(config, arguments.workdir, shared=arguments.shared)
+    process.run(config, arguments.workdir, shared=arguments.shared, cache_dir=arguments.cache_dir)
     return
   from rlhf import pipeline  # after the flags: importing jax takes seconds
 
@@ -51,4 +52,10 @@ def main(argv: list[str]) -> None:
   pipeline.check_config(config)
   stages.check_name(config, last_stage)
   startup.claim(config, arguments.workdir, pipeline.check_inputs)
-  pipeline.run(config, arguments.workdir, last_stage=last_stage, shared=arguments.shared)
+  pipeline.run(
+    config,
+    arguments.workdir,
+    last_stage=last_stage,
+    shared=arguments.shared,
+    cache_dir=arguments.cache_dir,
+  )

@@ -137,6 +137,11 @@ class Parser(argparse.ArgumentParser):
     """Adds --workdir, which is required."""
     self.flag("workdir", help, directory, required=True)
 
+  def add_cache_dir(self) -> None:
+    """Adds --cache_dir."""
+    help = "directory of tokenized data; the user's cache directory if not given"
+    self.flag("cache_dir", help, directory)
+
   def add_output(
     self, help: str, *, name: str = "output", file: str = "", required: bool = True
   ) -> None:
