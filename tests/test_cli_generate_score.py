@@ -200,11 +200,11 @@ def test_rows_are_as_long_and_as_many_as_the_prompts_need(answer, long_policy, s
 
 
 def test_answers_are_short_unless_asked_for(inputs, long_policy, capsys):
-  for checkpoint, responses, rooms in (
+  for policy_dir, responses, rooms in (
     (long_policy, 512, {1: 64, 64: 64, 65: 128, 1500: 1536}),
     (inputs.policy, 32, {5: 32}),
   ):
-    arguments = generate.parse(["generate", f"--checkpoint={checkpoint}"])
+    arguments = generate.parse(["generate", f"--checkpoint={policy_dir}"])
     policy = generate.find(arguments)
     assert arguments.max_response_tokens == responses
     for longest, room in rooms.items():
