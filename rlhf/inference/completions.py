@@ -99,27 +99,20 @@ def _sample(
 
 def _draw(
   network: Network,
-  prompts: PromptBatch,
+  ids: Sequence[Sequence[int]],
+  length: int,
   key,
   row_B: np.ndarray,
-  end_id: int,
-  end_V: np.ndarray | None = None,
   **options: Any,
 ):
-  """`_sample` with arrays of the host in and out."""
+  """`_sample` of rows of ids, left-padded to `length`; arrays of the host in and out."""
+  tokens_BP = np.full((len(ids), length), network.cfg.pad_id, np.int32)
+  mask_BP = np.zeros((len(ids), length), np.float32)
+  for b, row in enumerate(ids):
+    tokens_BP[b, length - len(row) :], mask_BP[b, length - len(row) :] = row, 1
   with sharding.on_mesh_of(network.params) as put:
-    return processes.to_host(
-      _sample(
-        network.cfg,
-        network.params,
-        put(prompts),
-        key,
-        row_B,
-        end_V,
-        eot_id=end_id,
-        **options,
-      )
-    )
+    prompts = put(PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP))
+    return processes.to_host(_sample(network.cfg, network.params, prompts, key, row_B, **options))
 
 
 def sample(
@@ -148,21 +141,14 @@ def sample(
       f"is longer than the context of {network.cfg.context_length}"
     )
   prompt_format = prepare.PromptFormat.of(p)
-  end_id = prompt_format.end_id(network.tokenizer)
   counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else list(num_samples)
-  encoded, kept, _ = prepare.prompt_rows(
-    [{"prompt": text, "index": i} for i, text in enumerate(prompts)],
-    network.tokenizer,
-    max_prompt_tokens=p.max_prompt_tokens,
-    prompt_format=prompt_format,
-    overlong="drop",
-  )
-  if len(kept) < len(prompts):
-    missing = sorted(set(range(len(prompts))) - {record["index"] for record in kept})[0]
-    raise ValueError(
-      f"prompt {missing} ({prompts[missing][:40]!r}...) is longer than "
-      f"max_prompt_tokens {p.max_prompt_tokens} in its format; shorten or drop it"
-    )
+  encoded = prompt_format.encode_prompts(network.tokenizer, prompts)
+  for index, ids in enumerate(encoded):
+    if len(ids) > p.max_prompt_tokens:
+      raise ValueError(
+        f"prompt {index} ({prompts[index][:40]!r}...) has {len(ids)} tokens in its format, more "
+        f"than max_prompt_tokens {p.max_prompt_tokens}; shorten or drop it"
+      )
   owner = np.repeat(np.arange(len(prompts)), counts)
   number = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
   # A power of two, so that few shapes are compiled and rows divide over devices.
@@ -176,13 +162,13 @@ def sample(
     real = owner[start : start + batch_size]
     picked = np.concatenate([real, np.full(batch_size - len(real), real[-1])])
     keys = np.resize(row_key[start : start + batch_size], batch_size)
-    batch = PromptBatch(tokens_BP=encoded.tokens_BP[picked], mask_BP=encoded.mask_BP[picked])
     joined, finished_B = _draw(
       network,
-      batch,
+      [encoded[index] for index in picked],
+      p.max_prompt_tokens,
       key,
       keys,
-      end_id,
+      eot_id=prompt_format.end_id(network.tokenizer),
       max_new_tokens=p.max_response_tokens,
       temperature=p.temperature,
       top_p=p.top_p,
@@ -246,17 +232,14 @@ def sample_ids(
   for batch in row_batches.batches(cut, batch_size, length_of=lambda pair: len(pair[1])):
     length = row_batches.row_length(max(len(ids) for _, ids in batch), room)
     filled = [*batch, *[batch[-1]] * (row_batches.num_rows(batch_size, len(cut)) - len(batch))]
-    tokens_BP = np.full((len(filled), length), network.cfg.pad_id, np.int32)
-    mask_BP = np.zeros((len(filled), length), np.float32)
-    for b, (_, ids) in enumerate(filled):
-      tokens_BP[b, length - len(ids) :], mask_BP[b, length - len(ids) :] = ids, 1
     joined, _ = _draw(
       network,
-      PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP),
+      [ids for _, ids in filled],
+      length,
       key,
       np.array([request for request, _ in filled], np.int32),
-      network.tokenizer.eot_id,
-      end_V,
+      end_V=end_V,
+      eot_id=network.tokenizer.eot_id,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
     )
