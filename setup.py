@@ -5,12 +5,10 @@ import setuptools
 # Lower bounds only: the oldest releases that the tests have passed with, on Python 3.11 and 3.12.
 REQUIRES = [
   "absl-py>=2.3.1",
-  "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
   "chex>=0.1.91",
   "filelock>=3.16",
   "flax>=0.12",
   "grain>=0.2.15",
-  "importlib_resources>=6.4",  # tensorflow-datasets needs it, but does not require it
   "jax>=0.10",
   "jinja2>=3.1.6",  # older sandboxes let templates out
   "matplotlib>=3.9",
@@ -23,7 +21,6 @@ REQUIRES = [
   "safetensors>=0.5.3",
   "scipy>=1.15",
   "tensorboardX>=2.6.2.2",
-  "tensorflow-datasets>=4.9.9",
   "tokenizers>=0.21",
 ]
 
@@ -44,6 +41,11 @@ EVALS = [
 GGUF = ["gguf>=0.17.1"]
 NOTEBOOK = ["ipykernel>=6.29", "jupyterlab>=4.2"]
 SLURM = ["submitit>=1.5.3"]
+TFDS = [  # public sets by name
+  "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
+  "importlib_resources>=6.4",  # tensorflow-datasets needs it, but does not require it
+  "tensorflow-datasets>=4.9.9",
+]
 
 EXTRAS = {
   "evals": EVALS,
@@ -51,12 +53,14 @@ EXTRAS = {
   "notebook": NOTEBOOK,
   "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
   "slurm": SLURM,
+  "tfds": TFDS,
   "tpu": ["jax[tpu]>=0.10"],
   "cuda12": ["jax[cuda12]>=0.10"],
   "test": [
     *EVALS,
     *GGUF,
     *SLURM,
+    *TFDS,
     "ipykernel>=6.29",
     "mypy==2.4.1",
     "nbclient>=0.10",

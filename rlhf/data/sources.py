@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rlhf import extras
 from rlhf import workdir as workdir_lib
 from rlhf.data import cache, formats, records
 from rlhf.data.records import LazySequence
@@ -210,9 +211,7 @@ class _PublicRecords(LazySequence):
 
 
 def _load_public(spec: str, kind: str) -> tuple[LazySequence, dict[str, int]]:
-  # Imported here: it takes half a second, and only public sets need it.
-  import tensorflow_datasets as tfds
-
+  tfds = extras.load("tensorflow_datasets", "tfds", f"the public set {spec}")
   match = _parse_public(spec, kind)
   name, split = match["builder"], match["split"] or "train"
   try:
