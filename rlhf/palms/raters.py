@@ -190,10 +190,10 @@ def rate(
     texts = [entry[1:] for entry in asked]
     score_N = rewards.score_texts(network, prompt_format, texts, batch_size=p.batch_size)
     return [{"reward_model": rating} for rating in ranked_ratings(score_N).tolist()]
-  found = networks.find_export(p.source, kind="policy", flag=_FLAG)
+  export = networks.find_export(p.source, kind="policy", flag=_FLAG)
   network = networks.load(
     p.source,
-    dataclasses.replace(found.compute, dtype=p.dtype),
+    dataclasses.replace(export.compute, dtype=p.dtype),
     sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
     kind="policy",
     flag=_FLAG,
