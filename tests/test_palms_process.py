@@ -305,12 +305,11 @@ def test_the_score_of_an_item_is_from_0_to_1(shared_data, tmp_path, monkeypatch)
 
 
 def test_a_run_of_an_older_version_is_one_sentence(tmp_path):
-  model = process.Model(size="given", seed=0, kind="base", export=tmp_path, directory=tmp_path)
-  workdir_lib.write_jsonl(tmp_path / process.COMPLETIONS, [dict(completion="x")])
-  assert process.all_completions([model]) == [dict(completion="x")]
-  (tmp_path / "answers.jsonl").write_text("")
+  config = palms_configs.get_config("smollm2")
+  (model, *_) = process.find_models(config, tmp_path)
+  workdir_lib.write_text(model.directory / "answers.jsonl", "")
   with pytest.raises(ValueError, match="answers.jsonl is of an older version.*another --workdir"):
-    process.all_completions([model])
+    process.find_models(config, tmp_path)
 
 
 # ----------------------------------------------------------------------------- the whole

@@ -255,7 +255,11 @@ def base_directory(config, workdir: pathlib.Path, size: str, seed: int) -> pathl
 
 
 def find_models(config, workdir: pathlib.Path) -> list[Model]:
-  """Base, targeted and control of every size and seed; a published base model appears once."""
+  """Base, targeted and control of every size and seed; a published base model appears once.
+
+  Raises:
+    ValueError: an older version, which used other file names, ran in the workdir.
+  """
   found = []
   for size in config.sizes:
     for seed in config.seeds:
@@ -268,6 +272,11 @@ def find_models(config, workdir: pathlib.Path) -> list[Model]:
         for kind, export in exports.items()
         if kind != "base" or is_world(config) or seed == config.seeds[0]
       ]
+  if (old := found[0].directory / "answers.jsonl").is_file():
+    raise ValueError(
+      f"{old} is of an older version, whose files called completions answers; use that version, or "
+      "another --workdir"
+    )
   return found
 
 
@@ -419,16 +428,7 @@ def public_tasks(config, model: Model, network: Network) -> dict[str, list[float
 
 
 def all_completions(models: Sequence[Model]) -> list[dict[str, Any]]:
-  """What all models wrote.
-
-  Raises:
-    ValueError: an older version wrote it, under another name.
-  """
-  if (old := models[0].directory / "answers.jsonl").is_file():
-    raise ValueError(
-      f"{old} is of an older version, whose files called completions answers; use that version, or "
-      "another --workdir"
-    )
+  """What all models wrote."""
   return [line for model in models for line in read_jsonl(model.directory / COMPLETIONS)]
 
 

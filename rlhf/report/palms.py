@@ -203,11 +203,16 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
     figures=draw(analysis, contents["toxicity"], sizes),
     samples=samples(lines),
     tables={size: by_category(analysis, size) for size in reversed(sizes)},
-    p_text=lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+    p_text=p_text,
   )
   path = directory / "palms.html"
   workdir_lib.write_text(path, html)
   return path
+
+
+def p_text(value: float) -> str:
+  """A p-value for the page."""
+  return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def lead(analysis: Analysis, rater: str, p: statistics.StatisticsConfig) -> str:
