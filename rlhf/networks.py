@@ -36,6 +36,11 @@ def configured(config) -> ModelConfig:
   return ModelConfig(**config.model, compute=ComputeConfig(**config.compute))
 
 
+def start_field(config) -> str:
+  """The field of a training config that names the network it starts from."""
+  return "policy_from" if config.kind == "ppo" else "init_from"
+
+
 def config_shape(config) -> ModelConfig | None:
   """The shape of a stage's network: of its `model` group or, with `:imported`, of its source.
 
@@ -47,7 +52,7 @@ def config_shape(config) -> ModelConfig | None:
   """
   if config.model:
     return configured(config)
-  field = "policy_from" if config.kind == "ppo" else "init_from"
+  field = start_field(config)
   if field not in config:
     return None
   if not config[field]:
@@ -78,11 +83,13 @@ def check_shape(config, mesh: Mesh) -> ModelConfig | None:
   return shape
 
 
-def create(cfg: ModelConfig, key, mesh: Mesh) -> Params:
-  """A policy from scratch, each leaf born in its layout."""
+def create(cfg: ModelConfig, tokenizer: Tokenizer, key, mesh: Mesh) -> Network:
+  """A policy from scratch with the tokenizer's vocabulary, each leaf made in its layout."""
+  cfg = dataclasses.replace(cfg, vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id)
   init = functools.partial(transformer.init_params, cfg)
   shardings = sharding.param_shardings(mesh, jax.eval_shape(init, key))
-  return jax.jit(init, out_shardings=shardings)(key)
+  params = jax.jit(init, out_shardings=shardings)(key)
+  return Network(cfg=cfg, params=params, tokenizer=tokenizer, metadata={})
 
 
 def find_export(

@@ -1,4 +1,4 @@
-"""The reward model: rankings of K completions in, one scalar per answer out.
+"""The reward model: rankings of K completions in, one scalar per completion out.
 
     loss = -1/C(K,2) * E_{(x, y_w, y_l)} [ log sigmoid(r(x, y_w) - r(x, y_l)) ]   (eq. 1)
 
@@ -10,7 +10,6 @@ demonstrations have mean reward 0.  Source: InstructGPT section 3.5 and appendix
 import dataclasses
 import functools
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -18,20 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import checkpoint, loop, losses, networks, optim, processes, sharding
+from rlhf import loop, losses, networks, optim, sharding, training
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import cache, prepare, sources
-from rlhf.data import records as records_lib
+from rlhf.data import prepare
 from rlhf.inference.rewards import score_comparisons, score_completions, score_rows
-from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
-from rlhf.model.compute import ComputeConfig
-from rlhf.model.lora import LoraConfig
-from rlhf.model.transformer import ModelConfig
-from rlhf.optim import OptimConfig
-from rlhf.sharding import MeshConfig
+from rlhf.model.architecture import ModelConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import ComparisonBatch, Params, TrainState
 
 
@@ -52,14 +46,8 @@ class RewardConfig:
   pairs: bool
 
   def __post_init__(self):
-    for name in ("batch_size", "microbatch_size", "num_epochs"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"reward.{name} is {getattr(self, name)}; use 1 or more")
-    if self.batch_size % self.microbatch_size:
-      raise ValueError(
-        f"reward.batch_size {self.batch_size} does not divide into "
-        f"reward.microbatch_size {self.microbatch_size}"
-      )
+    training.check_positive("reward", self, "batch_size", "microbatch_size", "num_epochs")
+    training.check_divides("reward", self, "batch_size", "microbatch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,14 +74,12 @@ class ComparisonData:
 
   def __post_init__(self):
     prepare.PromptFormat.of(self, "comparisons")  # checks its names
-    for field, choices in (
-      ("overlong", prepare.OVERLONG_COMPARISONS),
-      ("overlong_demonstrations", prepare.OVERLONG_DEMONSTRATIONS),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(
-          f"comparisons.{field} {getattr(self, field)!r}; choose from {sorted(choices)}"
-        )
+    training.check_choices(
+      "comparisons",
+      self,
+      overlong=prepare.OVERLONG_COMPARISONS,
+      overlong_demonstrations=prepare.OVERLONG_DEMONSTRATIONS,
+    )
 
 
 def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params | None = None):
@@ -128,13 +114,16 @@ def reward_update(
   tx,
   state: TrainState,
   batch: ComparisonBatch,
+  key=None,
   frozen: Params | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on `p.batch_size` prompts.
 
   Args:
+    key: unused; nothing here is random.
     frozen: parameters beside `state.params` that are not trained; None where all are.
   """
+  del key
   num_microbatches = p.batch_size // p.microbatch_size
   weight = 1.0 / jnp.maximum(num_prompts_with_pair(batch), 1.0)
   microbatches = (
@@ -181,15 +170,9 @@ def check_config(config) -> None:
   Raises:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
-  if "reward" not in config:
-    raise ValueError("the config has no group `reward`; use configs/reward_model.py")
-  p, _, _ = RewardConfig(**config.reward), LoopConfig(**config.loop), OptimConfig(**config.optim)
-  checkpoint.CheckpointConfig(**config.checkpoint)
-  LoraConfig(**config.lora)
+  training.check_kind(config, "reward_model")
   ComparisonData(**config.comparisons)
-  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  networks.check_shape(config, mesh)
-  sharding.check_rows(mesh, p.batch_size, "reward.batch_size")
+  training.check_groups(config, reward__batch_size=RewardConfig(**config.reward).batch_size)
 
 
 def check_inputs(config) -> None:
@@ -202,196 +185,137 @@ def check_inputs(config) -> None:
     config.init_from, kind="policy", flag="init_from", shape=config.model
   )
   prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
-  for name, kind in (
-    ("train", "comparison"),
-    ("valid", "comparison"),
-    ("demonstrations", "demonstration"),
-  ):
-    sources.check(
-      config.comparisons[name],
-      kind,
-      field=f"config.comparisons.{name}",
-      on_bad=config.comparisons.on_bad,
+  training.check_data(config, "comparisons", "comparison", "train", "valid")
+  training.check_data(config, "comparisons", "demonstration", "demonstrations")
+
+
+# ----------------------------------------------------------------------------- data
+
+
+def load_data(config, tokenizer: Tokenizer, data_dir: pathlib.Path):
+  """Reads and tokenises; prints what was dropped and why.
+
+  Returns:
+    (comparisons, comparisons for validation, ids of demonstrations).
+  """
+  sets = ComparisonData(**config.comparisons)
+  prompt_format = prepare.PromptFormat.of(sets)
+  read = functools.partial(training.read, data_dir=data_dir, on_bad=sets.on_bad)
+  rows, valid_rows = (
+    training.printed(
+      name,
+      *prepare.comparison_rows(
+        read(spec, "comparison"),
+        tokenizer,
+        length=config.length,
+        overlong=sets.overlong,
+        prompt_format=prompt_format,
+      ),
     )
+    for name, spec in (("comparisons", sets.train), ("validation comparisons", sets.valid))
+  )
+  # One whole demonstration a row, as the reward model reads responses.
+  demonstrations = training.printed(
+    "demonstrations for the offset",
+    *prepare.demonstration_rows(
+      read(sets.demonstrations, "demonstration"),
+      tokenizer,
+      length=config.length,
+      packing="one_per_row",
+      overlong=sets.overlong_demonstrations,
+      prompt_format=prompt_format,
+    ),
+  )
+  sizes = (demonstrations.segment_BT > 0).sum(axis=1)
+  ids = [row[:size] for row, size in zip(demonstrations.tokens_BT, sizes, strict=True)]
+  return rows, valid_rows, ids
 
 
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
   """Trains on rankings, validates, centres demonstrations at 0 and exports.
 
   Args:
     config: `configs/reward_model.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    cache_dir: of tokenised data; see `cache.directory`.
+    data_dir: where array_record files are kept, for stages that share them; None takes
+      `WORKDIR/tfds`.
 
   Returns:
-    what `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
+    What `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
   """
-  workdir = pathlib.Path(workdir)
-  cache_dir = cache.directory(cache_dir, workdir)
-  if workdir_lib.is_done(workdir):
-    return workdir_lib.done_result(workdir)
-  began = time.perf_counter()
   check_config(config)
-  p, loop_cfg = RewardConfig(**config.reward), LoopConfig(**config.loop)
-  optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
-  sets, lora_cfg = ComparisonData(**config.comparisons), LoraConfig(**config.lora)
-  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  network = networks.load(
-    config.init_from,
-    ComputeConfig(**config.compute),
-    mesh,
-    kind="policy",
-    flag="init_from",
-    shape=config.model,
-  )
-  tokenizer = network.tokenizer
-  cfg, trunk = transformer.without_output(network.cfg, network.params)
-  network = dataclasses.replace(network, cfg=cfg, params=None)
-  prompt_format = prepare.PromptFormat.of(sets)
+  return training.once(_train, config, workdir, data_dir)
 
-  def comparison_rows(name, spec):
-    with processes.main_first(name):
-      source = sources.load(spec, "comparison", cache_dir=cache_dir, on_bad=sets.on_bad)
-      rows, counts = prepare.comparison_rows(
-        source,
-        tokenizer,
-        length=config.length,
-        overlong=sets.overlong,
-        prompt_format=prompt_format,
-        cache_dir=cache_dir,
-      )
-    print(records_lib.describe_counts(name, counts), flush=True)
-    return rows
 
-  rows = comparison_rows("comparisons", sets.train)
-  valid_rows = comparison_rows("validation comparisons", sets.valid)
-  with processes.main_first("demonstrations"):
-    source = sources.load(
-      sets.demonstrations, "demonstration", cache_dir=cache_dir, on_bad=sets.on_bad
-    )
-  demonstrations = demonstration_ids(
-    source,
-    tokenizer,
-    length=config.length,
-    overlong=sets.overlong_demonstrations,
-    prompt_format=prompt_format,
-  )
-
+def _train(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any]:
+  groups, p = training.groups(config), RewardConfig(**config.reward)
+  policy = training.start(config, groups)
+  rows, valid_rows, demonstrations = load_data(config, policy.tokenizer, data_dir)
   batches = batches_lib.comparison_batches(
     rows,
     batch_size=p.batch_size,
     seed=config.seed,
     pairs=p.pairs,
-    share=sharding.local_rows(mesh, p.batch_size),
+    share=sharding.local_rows(groups.mesh, p.batch_size),
   )
-  total_steps = batches.num_steps(p.num_epochs)
-  tx = optim.make_optimizer(optim_cfg, total_steps)
-  schedule = optim.make_schedule(optim_cfg, total_steps)
+  num_steps = batches.num_steps(p.num_epochs)
+  cfg, trunk = transformer.without_output(policy.cfg, policy.params)
   print(
     f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
-    f"{total_steps:,} steps of {p.batch_size} prompts, up to {rows.num_slots} completions each",
+    f"{num_steps:,} steps of {p.batch_size} prompts, up to {rows.num_slots} completions each",
     flush=True,
   )
 
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(groups.mesh):
     head = transformer.init_head(cfg, loop.step_key(config.seed, "head", 0))
-    frozen, trained = lora.split(
-      lora_cfg, dict(trunk, head=head), loop.step_key(config.seed, "lora", 0)
+    network = dataclasses.replace(policy, cfg=cfg, params=dict(trunk, head=head))
+    trainee = training.adapt(config, groups, network)
+    cfg = trainee.cfg
+    del policy, trunk, network
+
+    def score_validation(params: Params):
+      return score_comparisons(cfg, params, valid_rows, batch_size=p.batch_size)
+
+    def evaluate(params: Params) -> dict[str, float]:
+      return validation_metrics(*score_validation(params))
+
+    state = training.train_network(
+      config,
+      workdir,
+      groups,
+      trainee,
+      functools.partial(reward_update, cfg, p),
+      batches,
+      batch_size=p.batch_size,
+      total_steps=num_steps,
+      evaluate=evaluate,
+      tokens_per_step=p.batch_size * rows.num_slots * config.length,
+      headline=("train/loss", "train/accuracy", "validation/accuracy"),
     )
-    cfg = dataclasses.replace(network.cfg, lora_scale=lora.scale(lora_cfg))
-    init = functools.partial(optim.init_train_state, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
-    state = jax.jit(init, out_shardings=layout)(trained)
-    del trunk, trained  # only what is frozen is still needed
-    update = jax.jit(
-      functools.partial(reward_update, cfg, p, tx), donate_argnums=0, out_shardings=(layout, None)
-    )
-    next_batch = loop.Stream(batches)
 
-    def train_step(state, step):
-      batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
-      state, metrics = update(state, batch, frozen)
-      return state, metrics | {
-        "train/learning_rate": schedule(step),
-        "train/epoch": (step + 1) / batches.num_batches_per_epoch,
-      }
-
-    def evaluate(state, step):
-      del step
-      return validation_metrics(
-        *score_comparisons(
-          cfg, lora.combine(frozen, state.params), valid_rows, batch_size=p.batch_size
-        )
-      )
-
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
-      state = loop.run(
-        name=workdir.name,
-        workdir=workdir,
-        cfg=loop_cfg,
-        checkpoints=checkpoints,
-        state=state,
-        total_steps=total_steps,
-        train_step=train_step,
-        evaluate=evaluate,
-        tokens_per_step=p.batch_size * rows.num_slots * config.length,
-        headline=("train/loss", "train/accuracy", "validation/accuracy"),
-        guarded=("train/loss", "train/grad_norm", "validation/loss"),
-        metadata=dict(seed=config.seed),
-      )
-
-    params = lora.merged(lora_cfg, frozen, state.params)
-    offset = float(
-      np.mean(
-        score_rows(cfg, params, demonstrations, length=config.length, batch_size=p.batch_size)
-      )
-    )
+    params = lora.merged(groups.lora, trainee.frozen, state.params)
+    score_N = score_rows(cfg, params, demonstrations, length=config.length, batch_size=p.batch_size)
+    offset = float(np.mean(score_N))
     params = with_zero_mean(params, offset)
-    score_NK, rank_NK, valid_NK = score_comparisons(
-      cfg, params, valid_rows, batch_size=p.batch_size
+    score_NK, rank_NK, valid_NK = score_validation(params)
+    training.export(
+      workdir / "export",
+      config,
+      params,
+      cfg=cfg,
+      tokenizer=trainee.tokenizer,
+      kind="reward",
+      step=num_steps,
+      metadata=trainee.metadata | dict(demonstration_offset=offset),
+      adapters=dict(state.params, head=params["head"]),
     )
-    shared = dict(
-      model=network.cfg.shape(),
-      tokenizer=tokenizer,
-      config=workdir_lib.config_to_dict(config),
-      step=total_steps,
-    )
-    metadata = networks.origin(network.metadata) | dict(demonstration_offset=offset)
-    checkpoint.export_params(workdir / "export", params, kind="reward", metadata=metadata, **shared)
-    if lora_cfg.rank:
-      checkpoint.export_params(
-        workdir / "export_adapter",
-        dict(state.params, head=params["head"]),
-        kind="adapter",
-        metadata=metadata | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
-        **shared,
-      )
   workdir_lib.write_json(
     workdir / "validation_scores.json",
     dict(scores=score_NK.tolist(), ranks=rank_NK.tolist(), valid=valid_NK.tolist()),
   )
-  result = validation_metrics(score_NK, rank_NK, valid_NK) | dict(
-    steps=total_steps, demonstration_offset=offset, seconds=time.perf_counter() - began
+  return validation_metrics(score_NK, rank_NK, valid_NK) | dict(
+    steps=num_steps, demonstration_offset=offset
   )
-  workdir_lib.mark_done(workdir, result)
-  return result
-
-
-def demonstration_ids(
-  records, tokenizer, *, length: int, overlong: str, prompt_format: prepare.PromptFormat
-) -> list[np.ndarray]:
-  """Whole demonstrations, one sequence each, as the reward model will read responses."""
-  rows, counts = prepare.demonstration_rows(
-    records,
-    tokenizer,
-    length=length,
-    packing="one_per_row",
-    overlong=overlong,
-    prompt_format=prompt_format,
-  )
-  print(records_lib.describe_counts("demonstrations for the offset", counts), flush=True)
-  sizes = (rows.segment_BT > 0).sum(axis=1)
-  return [row[:size] for row, size in zip(rows.tokens_BT, sizes, strict=True)]

@@ -11,30 +11,25 @@ nowhere else.  Source: InstructGPT section 3.5 and appendix C.1 (16-epoch baseli
 import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from rlhf import checkpoint, loop, networks, optim, processes, sharding
-from rlhf import workdir as workdir_lib
+from rlhf import loop, networks, optim, sharding, training
 from rlhf.data import batches as batches_lib
-from rlhf.data import cache, mixtures, prepare, sources
+from rlhf.data import mixtures, prepare
 from rlhf.data import packing as packing_lib
-from rlhf.data import records as records_lib
 from rlhf.inference import likelihood
-from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
-from rlhf.model.compute import ComputeConfig
+from rlhf.model.architecture import ModelConfig
 from rlhf.model.lora import LoraConfig
-from rlhf.model.transformer import ModelConfig
-from rlhf.optim import OptimConfig
-from rlhf.sharding import MeshConfig
 from rlhf.tokenization.tokenizer import Tokenizer
-from rlhf.types import LmBatch, TrainState
+from rlhf.training import Groups, TextData, Trainee
+from rlhf.types import LmBatch, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +43,8 @@ class SftConfig:
     max_steps: ends the run, and its schedule, earlier; None runs all epochs.
     dropout_rate: on what each sub-block adds to the residual stream.
     keep_epochs: also export the parameters after every epoch, to `epochs/01`, `epochs/02`, ...
-    keep_rows: also export them whenever so many more rows were read, to `rows/00128000`, ...; a row
-      is an example where packing is "one_per_row".  None: never.
+    keep_rows: also export them after every `keep_rows` rows, to `rows/00128000`, ...; a row is an
+      example where packing is "one_per_row".  None: never.
   """
 
   batch_size: int
@@ -61,50 +56,12 @@ class SftConfig:
   keep_rows: int | None
 
   def __post_init__(self):
-    for name in ("batch_size", "microbatch_size", "num_epochs"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"sft.{name} is {getattr(self, name)}; use 1 or more")
-    for name, none in (("max_steps", "for all epochs"), ("keep_rows", "to keep none")):
-      if getattr(self, name) is not None and getattr(self, name) < 1:
-        raise ValueError(f"sft.{name} is {getattr(self, name)}; use 1 or more, or None {none}")
-    if self.batch_size % self.microbatch_size:
-      raise ValueError(
-        f"sft.batch_size {self.batch_size} does not divide into "
-        f"sft.microbatch_size {self.microbatch_size}"
-      )
+    training.check_positive(
+      "sft", self, "batch_size", "microbatch_size", "num_epochs", "max_steps", "keep_rows"
+    )
+    training.check_divides("sft", self, "batch_size", "microbatch_size")
     if not 0.0 <= self.dropout_rate < 1.0:
       raise ValueError(f"sft.dropout_rate {self.dropout_rate} must be at least 0 and below 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextData:
-  """Pretraining text: `FORMAT:PATH` or a tfds name for training and validation.
-
-  Attributes:
-    fraction: of all rows that are text; 1 where there are no demonstrations.
-    max_tokens: what comes after so many tokens is left out; None takes all.
-    packing, attend_across_documents, reset_positions: see `prepare.text_rows`.
-    on_bad: "stop" or "skip" at a malformed line.
-  """
-
-  train: str
-  valid: str
-  fraction: float
-  max_tokens: int | None
-  packing: str
-  attend_across_documents: bool
-  reset_positions: bool
-  on_bad: str
-
-  def __post_init__(self):
-    if self.packing not in packing_lib.TEXT_PACKINGS:
-      raise ValueError(
-        f"text.packing {self.packing!r}; choose from {sorted(packing_lib.TEXT_PACKINGS)}"
-      )
-    if not 0 <= self.fraction <= 1:
-      raise ValueError(
-        f"text.fraction {self.fraction}; use a number from 0 to 1, below 1 beside demonstrations"
-      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +72,7 @@ class DemonstrationData:
     train, valid: `FORMAT:PATH` or tfds names.  Where `train` is a tuple of them, it is a mixture,
       of which each example is read once.
     weights, max_examples: of that mixture, see `mixtures.mix`; `max_examples` also of one set.
-      What is then too long for a row is dropped, so a source of long examples gives fewer.
+      Examples that are too long for a row are dropped afterwards.
   """
 
   train: str | Sequence[str]
@@ -142,18 +99,13 @@ class DemonstrationData:
       )
     if any(weight <= 0 for weight in self.weights):
       raise ValueError(f"demonstrations.weights {tuple(self.weights)}; each must be above 0")
-    if self.max_examples is not None and self.max_examples < 1:
-      raise ValueError(
-        f"demonstrations.max_examples {self.max_examples}; use 1 or more, or None for all"
-      )
-    for field, choices in (
-      ("packing", packing_lib.PACKINGS),
-      ("overlong", prepare.OVERLONG_DEMONSTRATIONS),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(
-          f"demonstrations.{field} {getattr(self, field)!r}; choose from {sorted(choices)}"
-        )
+    training.check_positive("demonstrations", self, "max_examples")
+    training.check_choices(
+      "demonstrations",
+      self,
+      packing=packing_lib.PACKINGS,
+      overlong=prepare.OVERLONG_DEMONSTRATIONS,
+    )
 
   @property
   def is_mixture(self) -> bool:
@@ -228,30 +180,23 @@ def check_config(config) -> None:
   Raises:
     ValueError: a number or a name is wrong; one sentence says which and what would be right.
   """
-  if "sft" not in config:
-    raise ValueError("the config has no group `sft`; use configs/sft.py")
-  p, _, _ = SftConfig(**config.sft), LoopConfig(**config.loop), OptimConfig(**config.optim)
-  checkpoint.CheckpointConfig(**config.checkpoint)
+  training.check_kind(config, "sft")
+  p = SftConfig(**config.sft)
   if LoraConfig(**config.lora).rank and not config.init_from:
     raise ValueError(
-      f"lora.rank {config.lora.rank} without init_from: adapters stand beside a "
-      "trained network; name one, or set lora.rank to 0"
+      f"lora.rank {config.lora.rank} without init_from: adapters are added to a trained network; "
+      "name one, or set lora.rank to 0"
     )
-  for group, data in (("text", TextData), ("demonstrations", DemonstrationData)):
-    if group in config:
-      data(**config[group])
-  if (
-    "demonstrations" in config
-    and DemonstrationData(**config.demonstrations).is_mixture
-    and p.num_epochs != 1
-  ):
-    raise ValueError(
-      f"sft.num_epochs is {p.num_epochs}, but each example of a mixture "
-      "(demonstrations.train is a tuple) is read once; use 1"
-    )
-  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  networks.check_shape(config, mesh)
-  sharding.check_rows(mesh, p.batch_size, "sft.batch_size")
+  if "text" in config:
+    TextData(**config.text)
+  if "demonstrations" in config:
+    demos = DemonstrationData(**config.demonstrations)
+    if demos.is_mixture and p.num_epochs != 1:
+      raise ValueError(
+        f"sft.num_epochs is {p.num_epochs}, but each example of a mixture "
+        "(demonstrations.train is a tuple) is read once; use 1"
+      )
+  training.check_groups(config, sft__batch_size=p.batch_size)
 
 
 def check_inputs(config) -> None:
@@ -270,16 +215,9 @@ def check_inputs(config) -> None:
     raise ValueError("init_from is empty; name the export directory of a policy")
   else:
     Tokenizer.from_spec(config.tokenizer, ["any text"])
-  for group, kind, data in (
-    ("text", "text", TextData),
-    ("demonstrations", "demonstration", DemonstrationData),
-  ):
+  for group, kind in (("text", "text"), ("demonstrations", "demonstration")):
     if group in config:
-      data(**config[group])
-      for name in ("train", "valid"):
-        specs = config[group][name]
-        for spec in (specs,) if isinstance(specs, str) else tuple(specs) or ("",):
-          sources.check(spec, kind, field=f"config.{group}.{name}", on_bad=config[group].on_bad)
+      training.check_data(config, group, kind, "train", "valid")
 
 
 # ----------------------------------------------------------------------------- data
@@ -289,16 +227,17 @@ def check_inputs(config) -> None:
 class SftRows:
   """What `train` reads: main rows, and text rows where demonstrations are mixed with text."""
 
-  tokenizer: Tokenizer
   main: LmBatch
-  main_valid: LmBatch
-  mixed: LmBatch | None
-  mixed_valid: LmBatch | None
-  fraction: float
-  use_segments: bool
+  main_valid: LmBatch | None
+  mixed: LmBatch | None = None
+  mixed_valid: LmBatch | None = None
+  fraction: float = 0.0
+  use_segments: bool = True
 
 
-def load_rows(config, tokenizer: Tokenizer | None, cache_dir: pathlib.Path | None) -> SftRows:
+def load_rows(
+  config, tokenizer: Tokenizer | None, data_dir: pathlib.Path
+) -> tuple[Tokenizer, SftRows]:
   """Reads, tokenises and packs; prints what was dropped and why.
 
   Args:
@@ -311,103 +250,83 @@ def load_rows(config, tokenizer: Tokenizer | None, cache_dir: pathlib.Path | Non
   demos = DemonstrationData(**config.demonstrations) if "demonstrations" in config else None
   if text is None and demos is None:
     raise ValueError("config has neither `text` nor `demonstrations`; give one or both")
-  if text is not None and demos is None and text.fraction != 1.0:
-    raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
-  texts = demo_sources = None
+  texts = text_sets = None
   if text is not None:
+    if demos is None and text.fraction != 1.0:
+      raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
     texts = [
-      sources.load(spec, "text", cache_dir=cache_dir, on_bad=text.on_bad)
+      training.read(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
       for spec in (text.train, text.valid)
-    ]
-  if demos is not None:
-    read = functools.partial(
-      sources.load, kind="demonstration", cache_dir=cache_dir, on_bad=demos.on_bad
-    )
-    demo_sources = [
-      training_demonstrations(demos, [read(spec) for spec in demos.sources], config.seed),
-      read(demos.valid),
     ]
   if tokenizer is None:
     if texts is None:
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
     tokenizer = Tokenizer.from_spec(config.tokenizer, (record["text"] for record in texts[0]))
-  length = config.length
-  text_sets = demo_sets = (None, None)
   if text is not None:
     text_sets = [
-      _printed(
-        name,
-        prepare.text_rows(
-          source,
-          tokenizer,
-          length=length,
-          packing=text.packing,
-          max_tokens=text.max_tokens,
-          attend_across_documents=text.attend_across_documents,
-          reset_positions=text.reset_positions,
-          cache_dir=cache_dir,
-        ),
-      )
-      for name, source in zip(("text", "validation text"), texts)
+      training.text_rows(name, records, text, tokenizer, length=config.length)
+      for name, records in zip(("text", "validation text"), texts)
     ]
-  if demos is not None:
-    fields = dataclasses.asdict(demos)
-    choices = {
-      name: fields[name]
-      for name in (
-        "packing",
-        "overlong",
-        "prompt_loss_weight",
-        "attend_across_documents",
-        "reset_positions",
-      )
-    }
-    demo_sets = [
-      _printed(
-        name,
-        prepare.demonstration_rows(
-          source,
-          tokenizer,
-          length=length,
-          prompt_format=prepare.PromptFormat.of(demos),
-          cache_dir=cache_dir,
-          **choices,
-        ),
-      )
-      for name, source in zip(("demonstrations", "validation demonstrations"), demo_sources)
-    ]
-    if demos.is_mixture:
-      demo_sets[0] = whole_batches(demo_sets[0], config.sft.batch_size)
-  given = [group for group in (text, demos) if group is not None]
-  main, main_valid = text_sets if demos is None else demo_sets
-  mixed, mixed_valid = (None, None) if demos is None else text_sets
-  return SftRows(
-    tokenizer=tokenizer,
+  if demos is None:
+    main, main_valid = text_sets
+    return tokenizer, SftRows(
+      main=main, main_valid=main_valid, use_segments=not text.attend_across_documents
+    )
+  main, main_valid = demonstration_sets(config, demos, tokenizer, data_dir)
+  if text is None:
+    return tokenizer, SftRows(
+      main=main, main_valid=main_valid, use_segments=not demos.attend_across_documents
+    )
+  return tokenizer, SftRows(
     main=main,
     main_valid=main_valid,
-    mixed=mixed,
-    mixed_valid=mixed_valid,
-    fraction=0.0 if mixed is None else text.fraction,
-    use_segments=not all(group.attend_across_documents for group in given),
+    mixed=text_sets[0],
+    mixed_valid=text_sets[1],
+    fraction=text.fraction,
+    use_segments=not (text.attend_across_documents and demos.attend_across_documents),
   )
 
 
-def training_demonstrations(
-  demos: DemonstrationData, found: Sequence[Sequence[dict]], seed: int
-) -> Sequence[dict]:
-  """One set as it is, or a mixture; prints what was left out."""
-  if not demos.is_mixture and demos.max_examples is None:
-    return found[0]
-  return _printed(
-    "examples", mixtures.mix(found, demos.weights, max_examples=demos.max_examples, seed=seed)
+def demonstration_sets(
+  config, demos: DemonstrationData, tokenizer: Tokenizer, data_dir: pathlib.Path
+) -> tuple[LmBatch, LmBatch]:
+  """Rows of demonstrations to train on, and of those for validation."""
+  read = functools.partial(
+    training.read, kind="demonstration", data_dir=data_dir, on_bad=demos.on_bad
   )
+  found = [read(spec) for spec in demos.sources]
+  examples = found[0]
+  if demos.is_mixture or demos.max_examples is not None:
+    mixed = mixtures.mix(found, demos.weights, max_examples=demos.max_examples, seed=config.seed)
+    examples = training.printed("examples", *mixed)
+  rows, valid_rows = (
+    training.printed(
+      name,
+      *prepare.demonstration_rows(
+        records,
+        tokenizer,
+        length=config.length,
+        prompt_format=prepare.PromptFormat.of(demos),
+        packing=demos.packing,
+        overlong=demos.overlong,
+        prompt_loss_weight=demos.prompt_loss_weight,
+        attend_across_documents=demos.attend_across_documents,
+        reset_positions=demos.reset_positions,
+      ),
+    )
+    for name, records in (
+      ("demonstrations", examples),
+      ("validation demonstrations", read(demos.valid)),
+    )
+  )
+  return whole_batches(rows, config.sft.batch_size) if demos.is_mixture else rows, valid_rows
 
 
 def whole_batches(rows: LmBatch, batch_size: int) -> LmBatch:
-  """As many rows as fill batches: the last batch would be filled with rows of another epoch.
+  """The rows that fill whole batches: a last, partial batch would read rows a second time.
 
   Raises:
-    ValueError: they fill none.
+    ValueError: there are fewer rows than one batch.
   """
   num_rows = batches_lib.num_rows(rows)
   kept = num_rows - num_rows % batch_size
@@ -416,166 +335,141 @@ def whole_batches(rows: LmBatch, batch_size: int) -> LmBatch:
       f"the mixture has {num_rows} rows and sft.batch_size is {batch_size}; use "
       "more examples or a smaller batch, as each is read once"
     )
-  return jax.tree.map(lambda array: array[:kept], rows)
-
-
-def _printed(name: str, rows_and_counts):
-  rows, counts = rows_and_counts
-  print(records_lib.describe_counts(name, counts), flush=True)
-  return rows
+  return batches_lib.take_rows(rows, np.arange(kept))
 
 
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
-  """Trains, validates, checkpoints and exports; the only impure function here.
+def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+  """Trains, validates, checkpoints and exports.
 
   Args:
     config: `configs/sft.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    cache_dir: of tokenised data; see `cache.directory`.
+    data_dir: where array_record files are kept, for stages that share them; None takes
+      `WORKDIR/tfds`.
 
   Returns:
-    what `done.json` holds: validation losses, steps, tokens, seconds.
+    What `done.json` holds: validation losses, steps, tokens, seconds.
   """
-  workdir = pathlib.Path(workdir)
-  cache_dir = cache.directory(cache_dir, workdir)
-  if workdir_lib.is_done(workdir):
-    return workdir_lib.done_result(workdir)
-  began = time.perf_counter()
   check_config(config)
-  p, loop_cfg = SftConfig(**config.sft), LoopConfig(**config.loop)
-  optim_cfg, keep = OptimConfig(**config.optim), checkpoint.CheckpointConfig(**config.checkpoint)
-  lora_cfg = LoraConfig(**config.lora)
-  mesh = sharding.make_mesh(MeshConfig(**config.mesh))
-  network = None
-  if config.init_from:
-    network = networks.load(
-      config.init_from,
-      ComputeConfig(**config.compute),
-      mesh,
-      kind="policy",
-      flag="init_from",
-      shape=config.model,
-    )
-  with processes.main_first("data"):
-    rows = load_rows(config, None if network is None else network.tokenizer, cache_dir)
-  if network is None:
-    ids = dict(vocab_size=rows.tokenizer.num_ids, pad_id=rows.tokenizer.pad_id)
-    cfg = dataclasses.replace(networks.configured(config), **ids)
-    params = networks.create(cfg, loop.step_key(config.seed, "init", 0), mesh)
-  else:
-    cfg, params = network.cfg, network.params
-  origin = {} if network is None else networks.origin(network.metadata)
-  frozen, trained = lora.split(lora_cfg, params, loop.step_key(config.seed, "lora", 0))
-  exported, cfg = cfg, dataclasses.replace(cfg, lora_scale=lora.scale(lora_cfg))
+  return training.once(_train, config, workdir, data_dir)
 
+
+def _train(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any]:
+  groups = training.groups(config)
+  network = training.start(config, groups) if config.init_from else None
+  tokenizer, rows = load_rows(config, None if network is None else network.tokenizer, data_dir)
+  if network is None:
+    network = networks.create(
+      networks.configured(config), tokenizer, loop.step_key(config.seed, "init", 0), groups.mesh
+    )
+  trainee = training.adapt(config, groups, network)
+
+  def evaluate(params: Params) -> dict[str, float]:
+    nll = functools.partial(
+      likelihood.negative_log_likelihood,
+      trainee.cfg,
+      params,
+      batch_size=config.sft.batch_size,
+      use_segments=rows.use_segments,
+    )
+    numbers = {"validation/loss": nll(rows.main_valid)}
+    if rows.mixed_valid is not None:
+      numbers["validation/text_loss"] = nll(rows.mixed_valid)
+    return numbers
+
+  with jax.set_mesh(groups.mesh):
+    state, num_steps = fine_tune(
+      config, workdir, groups, trainee, rows, evaluate, headline=("train/loss", "validation/loss")
+    )
+    export(workdir / "export", config, groups, trainee, state.params, num_steps)
+    numbers = evaluate(lora.combine(trainee.frozen, state.params))
+  return numbers | dict(steps=num_steps, tokens=num_steps * config.sft.batch_size * config.length)
+
+
+def fine_tune(
+  config,
+  workdir: pathlib.Path,
+  groups: Groups,
+  trainee: Trainee,
+  rows: SftRows,
+  evaluate: Callable[[Params], Mapping[str, float]],
+  *,
+  headline: tuple[str, ...],
+) -> tuple[TrainState, int]:
+  """The training itself: (last state, steps).
+
+  Args:
+    evaluate: of the whole network's parameters.
+    headline: metrics of the progress line.
+  """
+  p = SftConfig(**config.sft)
   stream = dict(
-    batch_size=p.batch_size, seed=config.seed, share=sharding.local_rows(mesh, p.batch_size)
+    batch_size=p.batch_size,
+    seed=config.seed,
+    share=sharding.local_rows(groups.mesh, p.batch_size),
   )
   batches = (
     batches_lib.lm_batches(rows.main, **stream)
     if rows.mixed is None
     else batches_lib.mixed_lm_batches(rows.main, rows.mixed, fraction=rows.fraction, **stream)
   )
-  total_steps = batches.num_steps(p.num_epochs)
+  num_steps = batches.num_steps(p.num_epochs)
   if p.max_steps is not None:
-    total_steps = min(total_steps, p.max_steps)
-  tx = optim.make_optimizer(optim_cfg, total_steps)
-  schedule = optim.make_schedule(optim_cfg, total_steps)
+    num_steps = min(num_steps, p.max_steps)
   epoch_ends = {batches.num_steps(epoch): epoch for epoch in range(1, p.num_epochs + 1)}
   print(
-    f"{workdir.name}: {cfg.num_block_params:,} parameters outside the embeddings, "
-    f"{total_steps:,} steps of {p.batch_size} rows of {config.length} tokens",
+    f"{workdir.name}: {trainee.cfg.num_block_params:,} parameters outside the embeddings, "
+    f"{num_steps:,} steps of {p.batch_size} rows of {config.length} tokens",
     flush=True,
   )
 
-  with jax.set_mesh(mesh):
-    init = functools.partial(optim.init_train_state, tx)
-    layout = sharding.state_shardings(mesh, jax.eval_shape(init, trained))
-    state = jax.jit(init, out_shardings=layout)(trained)
-    del params, trained, network  # only what is frozen is still needed
-    update = jax.jit(
-      functools.partial(sft_update, cfg, p, tx, use_segments=rows.use_segments),
-      donate_argnums=0,
-      out_shardings=(layout, None),
-    )
-    next_batch = loop.Stream(batches)
+  def export_along(state, step):
+    if p.keep_epochs and step in epoch_ends:
+      directory = workdir / "epochs" / f"{epoch_ends[step]:02d}"
+      export(directory, config, groups, trainee, state.params, step)
+    num_rows = step * p.batch_size
+    if p.keep_rows is not None and num_rows % p.keep_rows < p.batch_size:
+      directory = workdir / "rows" / f"{num_rows:08d}"
+      export(directory, config, groups, trainee, state.params, step)
 
-    def train_step(state, step):
-      batch = sharding.put_batch(mesh, next_batch(step), p.batch_size)
-      state, metrics = update(state, batch, loop.step_key(config.seed, "train", step), frozen)
-      return state, metrics | {
-        "train/learning_rate": schedule(step),
-        "train/epoch": (step + 1) / batches.num_batches_per_epoch,
-      }
+  state = training.train_network(
+    config,
+    workdir,
+    groups,
+    trainee,
+    functools.partial(sft_update, trainee.cfg, p, use_segments=rows.use_segments),
+    batches,
+    batch_size=p.batch_size,
+    total_steps=num_steps,
+    evaluate=evaluate,
+    after_step=export_along,
+    tokens_per_step=p.batch_size * config.length,
+    headline=headline,
+  )
+  return state, num_steps
 
-    def evaluate(state, step):
-      del step
-      nll = functools.partial(
-        likelihood.negative_log_likelihood,
-        cfg,
-        lora.combine(frozen, state.params),
-        batch_size=p.batch_size,
-        use_segments=rows.use_segments,
-      )
-      numbers = {"validation/loss": nll(rows.main_valid)}
-      if rows.mixed_valid is not None:
-        numbers["validation/text_loss"] = nll(rows.mixed_valid)
-      return numbers
 
-    def export(directory, state, step):
-      shared = dict(
-        model=exported.shape(),
-        tokenizer=rows.tokenizer,
-        config=workdir_lib.config_to_dict(config),
-        step=step,
-      )
-      checkpoint.export_params(
-        directory,
-        lora.merged(lora_cfg, frozen, state.params),
-        kind="policy",
-        metadata=origin,
-        **shared,
-      )
-      if lora_cfg.rank:
-        checkpoint.export_params(
-          directory.with_name(f"{directory.name}_adapter"),
-          state.params,
-          kind="adapter",
-          metadata=origin | dict(lora=dataclasses.asdict(lora_cfg), base=config.init_from),
-          **shared,
-        )
-
-    def after_step(state, step):
-      if p.keep_epochs and step in epoch_ends:
-        export(workdir / "epochs" / f"{epoch_ends[step]:02d}", state, step)
-      num_rows = step * p.batch_size
-      if p.keep_rows is not None and num_rows % p.keep_rows < p.batch_size:
-        export(workdir / "rows" / f"{num_rows:08d}", state, step)
-
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
-      state = loop.run(
-        name=workdir.name,
-        workdir=workdir,
-        cfg=loop_cfg,
-        checkpoints=checkpoints,
-        state=state,
-        total_steps=total_steps,
-        train_step=train_step,
-        evaluate=evaluate,
-        after_step=after_step,
-        tokens_per_step=p.batch_size * config.length,
-        headline=("train/loss", "validation/loss"),
-        guarded=("train/loss", "train/grad_norm", "validation/loss"),
-        metadata=dict(seed=config.seed),
-      )
-    export(workdir / "export", state, total_steps)
-    result = evaluate(state, total_steps) | dict(
-      steps=total_steps,
-      tokens=total_steps * p.batch_size * config.length,
-      seconds=time.perf_counter() - began,
-    )
-  workdir_lib.mark_done(workdir, result)
-  return result
+def export(
+  directory: pathlib.Path,
+  config,
+  groups: Groups,
+  trainee: Trainee,
+  params: Params,
+  step: int,
+  **metadata,
+) -> None:
+  """Writes the policy, given what was trained of it."""
+  training.export(
+    directory,
+    config,
+    lora.merged(groups.lora, trainee.frozen, params),
+    cfg=trainee.cfg,
+    tokenizer=trainee.tokenizer,
+    kind="policy",
+    step=step,
+    metadata=trainee.metadata | metadata,
+    adapters=params,
+  )

@@ -503,7 +503,7 @@ def test_no_jax_before_the_job(repository):
     (
       "--topology=h100:4x8",
       ("truth_judge", "--config=configs/truth_judge.py:1.3b", "--workdir=/w"),
-      "h100:4x8: judge.batch_size 16 does not divide over data*fsdp = 32",
+      "h100:4x8: sft.batch_size 16 does not divide over data*fsdp = 32",
     ),
     (
       "--topology=h100:1x8",

@@ -12,16 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf import checkpoint, networks, sharding, truth_judge
+from rlhf import checkpoint, networks, sharding
 from rlhf.configs import truth_judge as judge_configs
-from rlhf.evals.suites import truth
+from rlhf.evals.suites import truth, truth_answers, truth_judge
+from rlhf.evals.suites.truth_answers import AnswerData
 from rlhf.inference import completions, likelihood
 from rlhf.model import transformer
 from rlhf.model.compute import ComputeConfig
 from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
-from rlhf.truth_judge import AnswerData
 
 NOUNS = [f"{kind} {number}" for number in range(15) for kind in ("cat", "dog", "owl", "ant")]
 QUESTIONS = [f"What of {noun}?" for noun in NOUNS]
@@ -30,12 +30,12 @@ QUESTIONS = [f"What of {noun}?" for noun in NOUNS]
 WORDS = {"true": ("good", "bad"), "informative": ("big", "wee")}
 
 
-def labelled(asked: str) -> list[dict]:
+def labelled(aspect: str) -> list[dict]:
   """Whatever is good is true, and whatever is big is helpful: a rule that a tiny model learns."""
   return [
-    {"prompt": truth.judge_prompt(asked, question, f"It is {word}."), "completion": label}
+    {"prompt": truth.judge_prompt(aspect, question, f"It is {word}."), "completion": label}
     for question in QUESTIONS
-    for word, label in zip(WORDS[asked], (truth.YES, truth.NO))
+    for word, label in zip(WORDS[aspect], (truth.YES, truth.NO))
   ]
 
 
@@ -59,24 +59,24 @@ def answer_data(**changes) -> AnswerData:
 def test_a_question_is_in_one_part_whatever_is_asked_of_its_answers():
   p = answer_data(informative="jsonl:info.jsonl")
   answers = [
-    truth_judge.read_answer(asked, record, "x")
-    for asked in truth.ASKS
-    for record in labelled(asked)
+    truth_answers.read_answer(aspect, record, "x")
+    for aspect in truth.ASKS
+    for record in labelled(aspect)
   ]
-  parts = truth_judge.split_answers(answers, p)
+  parts = truth_answers.split_answers(answers, p)
   questions = {name: {answer.question for answer in part} for name, part in parts.items()}
   assert sum(map(len, questions.values())) == len(QUESTIONS)
   assert len(set().union(*questions.values())) == len(QUESTIONS)
   assert sum(map(len, parts.values())) == len(answers) == 240
   assert 3 <= len(questions["test"]) <= 24 and 2 <= len(questions["valid"]) <= 14
-  again = truth_judge.split_answers(answers[:120][::-1], answer_data())
+  again = truth_answers.split_answers(answers[:120][::-1], answer_data())
   assert {answer.question for answer in again["test"]} == questions["test"]
 
 
 def test_shares_of_many_questions():
   """A digest decides: 20 % and 10 % of 4,000, within four standard deviations."""
   p, ids = answer_data(), [truth.question_id(f"question {i}") for i in range(4000)]
-  parts = [truth_judge.part_of(name, p, frozenset()) for name in ids]
+  parts = [truth_answers.part_of(name, p, frozenset()) for name in ids]
   assert abs(parts.count("test") - 800) < 4 * math.sqrt(4000 * 0.2 * 0.8)
   assert abs(parts.count("valid") - 400) < 4 * math.sqrt(4000 * 0.1 * 0.9)
 
@@ -91,8 +91,8 @@ def test_named_questions_are_for_the_test(name, tmp_path):
     else:
       file.writelines(json.dumps({"context": text}) + "\n" for text in named)
   p = answer_data(test=str(path), test_fraction=0.0)
-  answers = [truth_judge.read_answer("true", record, "x") for record in labelled("true")]
-  parts = truth_judge.split_answers(answers, p)
+  answers = [truth_answers.read_answer("true", record, "x") for record in labelled("true")]
+  parts = truth_answers.split_answers(answers, p)
   assert {answer.question for answer in parts["test"]} == {
     truth.question_id("What of cat 0?"),
     truth.question_id("What of dog 1?"),
@@ -102,9 +102,9 @@ def test_named_questions_are_for_the_test(name, tmp_path):
 
 def test_nothing_left_to_train_on(tmp_path):
   commands.write_jsonl(tmp_path / "all.jsonl", [{"question": text} for text in QUESTIONS])
-  answers = [truth_judge.read_answer("true", record, "x") for record in labelled("true")]
+  answers = [truth_answers.read_answer("true", record, "x") for record in labelled("true")]
   with pytest.raises(ValueError, match="of the answers of answers.true none is left for 'train'"):
-    truth_judge.split_answers(answers, answer_data(test=str(tmp_path / "all.jsonl")))
+    truth_answers.split_answers(answers, answer_data(test=str(tmp_path / "all.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_nothing_left_to_train_on(tmp_path):
 )
 def test_a_record_that_is_no_labelled_answer(record, message):
   with pytest.raises(ValueError, match=message):
-    truth_judge.read_answer("true", record, "l:1")
+    truth_answers.read_answer("true", record, "l:1")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_file_of_questions_that_is_none(text, message, tmp_path):
   path = tmp_path / "test.jsonl"
   path.write_text(text)
   with pytest.raises(ValueError, match=message):
-    truth_judge.read_questions(str(path))
+    truth_answers.read_questions(str(path))
   with pytest.raises(ValueError, match="answers.test=.* cannot be read"):
-    truth_judge.read_questions(str(tmp_path / "nowhere.csv"))
+    truth_answers.read_questions(str(tmp_path / "nowhere.csv"))
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ SHAPE = dict(context_length=64, num_layers=1, num_heads=2, width=32, band_width=
 def trained(tmp_path_factory):
   """A judge of both, from a tiny scratch model: (directory, config, done.json)."""
   directory = tmp_path_factory.mktemp("judge")
-  for asked in truth.ASKS:
-    commands.write_jsonl(directory / f"{asked}.jsonl", labelled(asked))
+  for aspect in truth.ASKS:
+    commands.write_jsonl(directory / f"{aspect}.jsonl", labelled(aspect))
   tokenizer = Tokenizer.train_bpe(
-    [line["prompt"] + line["completion"] for asked in truth.ASKS for line in labelled(asked)], 300
+    [line["prompt"] + line["completion"] for aspect in truth.ASKS for line in labelled(aspect)], 300
   )
   config = judge_configs.get_config("test").unlock()
   config.model.update(SHAPE)
@@ -224,9 +224,9 @@ def trained(tmp_path_factory):
     metadata={},
   )
   config.init_from = str(directory / "base")
-  for asked in truth.ASKS:
-    config.answers[asked] = f"jsonl:{directory / asked}.jsonl"
-  config.judge.num_epochs, config.answers.num_valid = 12, 8
+  for aspect in truth.ASKS:
+    config.answers[aspect] = f"jsonl:{directory / aspect}.jsonl"
+  config.sft.num_epochs, config.answers.num_valid = 12, 8
   config.optim.learning_rate = 1e-2
   config.loop.eval_every = 1000
   result = truth_judge.train(config, directory / "run")
@@ -235,26 +235,26 @@ def trained(tmp_path_factory):
 
 def test_it_learns_both_rules_and_says_how_well_on_questions_it_has_not_seen(trained, capsys):
   directory, config, result = trained
-  for asked in truth.ASKS:
-    assert result[f"test/{asked}_accuracy"] > 0.9
-    assert result[f"test/{asked}_accuracy_low"] <= result[f"test/{asked}_accuracy"]
-    assert result[f"test/{asked}_majority"] == 0.5
+  for aspect in truth.ASKS:
+    assert result[f"test/{aspect}_accuracy"] > 0.9
+    assert result[f"test/{aspect}_accuracy_low"] <= result[f"test/{aspect}_accuracy"]
+    assert result[f"test/{aspect}_majority"] == 0.5
   first, *_, last = commands.read_jsonl(directory / "run" / "metrics.jsonl")
   assert first["validation/true_accuracy"] < 0.8 < last["validation/true_accuracy"]
   export = checkpoint.load_export(directory / "run" / "export")
-  parts = truth_judge.split_answers(
+  parts = truth_answers.split_answers(
     [
-      truth_judge.read_answer(asked, record, "x")
-      for asked in truth.ASKS
-      for record in labelled(asked)
+      truth_answers.read_answer(aspect, record, "x")
+      for aspect in truth.ASKS
+      for record in labelled(aspect)
     ],
     AnswerData(**config.answers),
   )
   seen = {answer.question for name in ("train", "valid") for answer in parts[name]}
-  for asked in truth.ASKS:
-    judgement = export.metadata[truth.METADATA][asked]
+  for aspect in truth.ASKS:
+    judgement = export.metadata[truth.METADATA][aspect]
     assert set(judgement["questions"]) == seen and judgement["held_out"] == "test"
-    assert judgement["accuracy"]["mean"] == result[f"test/{asked}_accuracy"]
+    assert judgement["accuracy"]["mean"] == result[f"test/{aspect}_accuracy"]
     assert judgement["accuracy"]["n"] == len(QUESTIONS) - len(seen)
   assert truth_judge.train(config, directory / "run") == result  # a finished stage is not run again
   capsys.readouterr()
@@ -264,9 +264,9 @@ def test_what_a_judge_reads_is_what_it_was_trained_on(trained):
   """The row of one answer, up to its label, is what `completions` scores."""
   directory, config, _ = trained
   network = load(directory / "base", config)
-  for asked in truth.ASKS:
-    answer = truth_judge.read_answer(asked, labelled(asked)[0], "x")
-    rows = truth_judge.tokenise([answer], network.tokenizer, length=64)
+  for aspect in truth.ASKS:
+    answer = truth_answers.read_answer(aspect, labelled(aspect)[0], "x")
+    rows = truth_answers.tokenise([answer], network.tokenizer, length=64)
     ((context, label),) = likelihood.encode(network, [(answer.prompt, truth.YES)])
     end = len(context) + len(label)
     assert rows.tokens_BT[0, :end].tolist() == [*context, *label]
@@ -282,9 +282,9 @@ def load(directory, config) -> Network:
 def test_answers_that_are_too_long_are_left_out_and_said(trained, capsys):
   directory, config, _ = trained
   network = load(directory / "base", config)
-  short = truth_judge.read_answer("true", labelled("true")[0], "x")
+  short = truth_answers.read_answer("true", labelled("true")[0], "x")
   long = dataclasses.replace(short, prompt=truth.judge_prompt("true", "What?", "zq" * 30))
-  assert truth_judge.that_fit([short, long], network.tokenizer, length=40) == [short]
+  assert truth_answers.that_fit([short, long], network.tokenizer, length=40) == [short]
   assert "1 of 2 held-out answers have more than 40 tokens" in capsys.readouterr().out
 
 
@@ -292,7 +292,7 @@ def test_answers_that_are_too_long_are_left_out_and_said(trained, capsys):
 def test_adapters_alone_can_be_trained(trained, tmp_path, capsys):
   directory, config, _ = trained
   config = config.copy_and_resolve_references().unlock()
-  config.lora.rank, config.judge.max_steps, config.answers.informative = 2, 2, ""
+  config.lora.rank, config.sft.max_steps, config.answers.informative = 2, 2, ""
   truth_judge.train(config, tmp_path / "run")
   export = checkpoint.load_export(tmp_path / "run" / "export_adapter")
   assert export.kind == "adapter" and set(export.metadata[truth.METADATA]) == {"true"}
@@ -324,7 +324,7 @@ def test_bad_input_is_named_before_anything_is_made(trained, changes, message, c
 
 
 def test_what_is_wrong_is_left_out_where_that_is_asked_for(capsys):
-  found = truth_judge.read_answers(
+  found = truth_answers.read_answers(
     "true", [*labelled("informative")[:2], *labelled("true")[:3]], "jsonl:x", "skip"
   )
   assert len(found) == 3
@@ -486,15 +486,15 @@ def test_impossible_settings_are_refused(changes, message):
 def test_the_published_answers(shared_data):
   """Every labelled answer is read, and most questions of TruthfulQA can be told from them."""
   p, num_yes = answer_data(), {}
-  for asked, name in (("true", "truth"), ("informative", "info")):
+  for aspect, name in (("true", "truth"), ("informative", "info")):
     path = shared_data / "evals" / "truthfulqa" / f"finetune_{name}.jsonl.gz"
-    found, _ = truth_judge.sources.formats.read("demonstration", path, "jsonl")
-    answers = [truth_judge.read_answer(asked, record, name) for record in found]
-    num_yes[asked] = len(answers), sum(answer.is_so for answer in answers)
-    parts = truth_judge.split_answers(
+    found, _ = truth_answers.sources.formats.read("demonstration", path, "jsonl")
+    answers = [truth_answers.read_answer(aspect, record, name) for record in found]
+    num_yes[aspect] = len(answers), sum(answer.label for answer in answers)
+    parts = truth_answers.split_answers(
       answers,
       dataclasses.replace(
-        p, true="x" if asked == "true" else "", informative="" if asked == "true" else "x"
+        p, true="x" if aspect == "true" else "", informative="" if aspect == "true" else "x"
       ),
     )
     counts = {name: len({answer.question for answer in part}) for name, part in parts.items()}

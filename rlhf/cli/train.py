@@ -27,7 +27,7 @@ _BATCHES = {
   "sft": ("sft", "rows"),
   "reward_model": ("reward", "prompts"),
   "ppo": ("ppo", "episodes"),
-  "truth_judge": ("judge", "rows"),
+  "truth_judge": ("sft", "rows"),
 }
 
 
@@ -44,7 +44,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def load_algorithm(name: str) -> ModuleType:
   """The algorithm's module; importing jax takes seconds."""
-  return importlib.import_module(f"rlhf.{name}")
+  package = "rlhf.evals.suites" if name == "truth_judge" else "rlhf"
+  return importlib.import_module(f"{package}.{name}")
 
 
 def sizes(config) -> str:

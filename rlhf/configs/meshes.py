@@ -138,7 +138,7 @@ def check_config(config, topology: Topology) -> None:
   num_shards = axes["data"] * axes["fsdp"]
   # The attention kernels of accelerators take whole rows; the reference pads what is missing.
   fused = topology.platform != "cpu" and config["compute"]["dtype"] != "float32"
-  for group in ("sft", "reward", "ppo", "judge"):
+  for group in ("sft", "reward", "ppo"):
     names = ("batch_size", "minibatch_size") + (
       ("microbatch_size", "ptx_microbatch_size") if fused else ()
     )

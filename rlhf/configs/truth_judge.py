@@ -6,8 +6,8 @@
       --config.answers.informative=jsonl:finetune_info.jsonl.gz
 
 `imported` in place of a SIZE: the shape of the network that `init_from` names.  One of the two files
-may be left out.  What the export has not read answers to can be asked of other models
-(`rlhf/evals/truth.py`): a fifth of the questions, and those of `answers.test`.
+may be left out.  A fifth of the questions, and those of `answers.test`, are held out, so that other
+models can be asked them (`rlhf/evals/suites/truth.py`).
 
 Lin et al. 2021 fine-tune GPT-3 6.7B; learning rates, epochs and shares of questions are ours.
 """
@@ -21,7 +21,7 @@ MAX_LENGTH = 128  # nearly all labelled answers have fewer tokens, and a row tak
 
 
 def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
-  """A complete config for `rlhf.truth_judge.train`, laid out for a topology where one is named.
+  """A complete config for `rlhf.evals.suites.truth_judge.train`, laid out for a topology where one is named.
 
   Raises:
     ValueError: an unknown size or topology.
@@ -39,8 +39,14 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
       compute=models.get_compute(size),
       mesh=common.get_mesh(),
       lora=common.get_lora(),
-      judge=dict(
-        batch_size=16, microbatch_size=16, num_epochs=2, max_steps=config_dict.placeholder(int)
+      sft=dict(
+        batch_size=16,
+        microbatch_size=16,
+        num_epochs=2,
+        max_steps=config_dict.placeholder(int),
+        dropout_rate=0.0,
+        keep_epochs=False,
+        keep_rows=config_dict.placeholder(int),
       ),
       answers=dict(
         true="",
@@ -63,7 +69,7 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
       config,
       models.gpt3_name(size),
       topology,
-      max_rows=config.judge.batch_size,
-      microbatches=("judge.microbatch_size",),
+      max_rows=config.sft.batch_size,
+      microbatches=("sft.microbatch_size",),
     )
   return config.lock()

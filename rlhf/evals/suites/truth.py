@@ -6,7 +6,7 @@ An answer scored above one half counts as true, or as informative.  Source: Lin 
 (TruthfulQA), GPT-judge and GPT-info; InstructGPT section 4.2, appendix D: temperature 0, up to the
 first line break, under three prompts.
 
-`rlhf/truth_judge.py` trains the judge on labelled answers to some of TruthfulQA's questions, and
+`truth_judge.py` trains the judge on labelled answers to some of TruthfulQA's questions, and
 its export lists them: `evaluate` leaves them out (`questions="held_out"`), or refuses.  Judges err;
 the export has the accuracy on questions the judge was not trained on, and `notes` reports it.
 """
