@@ -23,7 +23,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from orbax.checkpoint import checkpoint_managers
 from rlhf import processes, types, workdir
 from rlhf.model import compute as compute_lib
 from rlhf.model.compute import ComputeConfig
+from rlhf.tokenization.tokenizer import Tokenizer
 
 KINDS = ("policy", "reward", "value", "adapter")
 _EXPORT = "export.json"
@@ -204,13 +205,6 @@ class Checkpoints:
       shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
 
 
-class HasSave(Protocol):
-  """A tokenizer, as far as an export is concerned."""
-
-  def save(self, directory: Any) -> None:
-    """Writes files into a directory that exists."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
   """What an export says of itself; `load_params` reads the arrays.
@@ -237,7 +231,7 @@ def export_params(
   *,
   model: Mapping[str, Any],
   kind: str,
-  tokenizer: HasSave,
+  tokenizer: Tokenizer,
   config: Mapping[str, Any],
   step: int,
   metadata: Mapping[str, Any],
@@ -249,7 +243,7 @@ def export_params(
     params: one network's parameters; written as float32.
     model: `ModelConfig.shape()` of the network.
     kind: what the head means, one of KINDS.
-    tokenizer: has `save(directory)`.
+    tokenizer: of the network.
     config: the resolved config of the run.
     step: of the run.
     metadata: anything else, JSON-able.

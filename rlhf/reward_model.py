@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import loop, losses, networks, optim, sharding, training
+from rlhf import loop, losses, networks, optim, processes, sharding, training
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare
+from rlhf.data import prepare, sources
 from rlhf.inference.rewards import score_comparisons, score_completions, score_rows
 from rlhf.model import lora, transformer
 from rlhf.model.architecture import ModelConfig
@@ -192,7 +192,7 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- data
 
 
-def load_data(config, tokenizer: Tokenizer, data_dir: pathlib.Path):
+def load_data(config, tokenizer: Tokenizer, cache_dir: pathlib.Path | None):
   """Reads and tokenises; prints what was dropped and why.
 
   Returns:
@@ -200,7 +200,7 @@ def load_data(config, tokenizer: Tokenizer, data_dir: pathlib.Path):
   """
   sets = ComparisonData(**config.comparisons)
   prompt_format = prepare.PromptFormat.of(sets)
-  read = functools.partial(training.read, data_dir=data_dir, on_bad=sets.on_bad)
+  read = functools.partial(sources.load, cache_dir=cache_dir, on_bad=sets.on_bad)
   rows, valid_rows = (
     training.printed(
       name,
@@ -210,6 +210,7 @@ def load_data(config, tokenizer: Tokenizer, data_dir: pathlib.Path):
         length=config.length,
         overlong=sets.overlong,
         prompt_format=prompt_format,
+        cache_dir=cache_dir,
       ),
     )
     for name, spec in (("comparisons", sets.train), ("validation comparisons", sets.valid))
@@ -234,26 +235,26 @@ def load_data(config, tokenizer: Tokenizer, data_dir: pathlib.Path):
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains on rankings, validates, centres demonstrations at 0 and exports.
 
   Args:
     config: `configs/reward_model.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept, for stages that share them; None takes
-      `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     What `done.json` holds: validation accuracy and loss, the offset, steps, seconds.
   """
   check_config(config)
-  return training.once(_train, config, workdir, data_dir)
+  return training.once(_train, config, workdir, cache_dir)
 
 
-def _train(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any]:
+def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dict[str, Any]:
   groups, p = training.groups(config), RewardConfig(**config.reward)
   policy = training.start(config, groups)
-  rows, valid_rows, demonstrations = load_data(config, policy.tokenizer, data_dir)
+  with processes.main_first("data"):
+    rows, valid_rows, demonstrations = load_data(config, policy.tokenizer, cache_dir)
   batches = batches_lib.comparison_batches(
     rows,
     batch_size=p.batch_size,

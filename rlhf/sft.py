@@ -16,12 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from rlhf import loop, networks, optim, sharding, training
+from rlhf import loop, networks, optim, processes, sharding, training
 from rlhf.data import batches as batches_lib
-from rlhf.data import mixtures, prepare
+from rlhf.data import mixtures, prepare, sources
 from rlhf.data import packing as packing_lib
 from rlhf.inference import likelihood
 from rlhf.model import lora, transformer
@@ -236,7 +235,7 @@ class SftRows:
 
 
 def load_rows(
-  config, tokenizer: Tokenizer | None, data_dir: pathlib.Path
+  config, tokenizer: Tokenizer | None, cache_dir: pathlib.Path | None
 ) -> tuple[Tokenizer, SftRows]:
   """Reads, tokenises and packs; prints what was dropped and why.
 
@@ -250,49 +249,40 @@ def load_rows(
   demos = DemonstrationData(**config.demonstrations) if "demonstrations" in config else None
   if text is None and demos is None:
     raise ValueError("config has neither `text` nor `demonstrations`; give one or both")
-  texts = text_sets = None
-  if text is not None:
-    if demos is None and text.fraction != 1.0:
-      raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
-    texts = [
-      training.read(spec, "text", data_dir=data_dir, on_bad=text.on_bad)
-      for spec in (text.train, text.valid)
-    ]
+  if text is not None and demos is None and text.fraction != 1.0:
+    raise ValueError(f"text.fraction is {text.fraction} without demonstrations; use 1")
   if tokenizer is None:
-    if texts is None:
+    if text is None:
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
-    tokenizer = Tokenizer.from_spec(config.tokenizer, (record["text"] for record in texts[0]))
+    records = sources.load(text.train, "text", cache_dir=cache_dir, on_bad=text.on_bad)
+    tokenizer = Tokenizer.from_spec(config.tokenizer, (record["text"] for record in records))
+  sets = []
+  if demos is not None:
+    sets += demonstration_sets(config, demos, tokenizer, cache_dir)
   if text is not None:
-    text_sets = [
-      training.text_rows(name, records, text, tokenizer, length=config.length)
-      for name, records in zip(("text", "validation text"), texts)
+    sets += [
+      training.text_rows(name, spec, text, tokenizer, length=config.length, cache_dir=cache_dir)
+      for name, spec in (("text", text.train), ("validation text", text.valid))
     ]
-  if demos is None:
-    main, main_valid = text_sets
-    return tokenizer, SftRows(
-      main=main, main_valid=main_valid, use_segments=not text.attend_across_documents
-    )
-  main, main_valid = demonstration_sets(config, demos, tokenizer, data_dir)
-  if text is None:
-    return tokenizer, SftRows(
-      main=main, main_valid=main_valid, use_segments=not demos.attend_across_documents
-    )
+  main, main_valid, *mixture = sets
+  mixed, mixed_valid = mixture if mixture else (None, None)
+  groups = [group for group in (text, demos) if group is not None]
   return tokenizer, SftRows(
     main=main,
     main_valid=main_valid,
-    mixed=text_sets[0],
-    mixed_valid=text_sets[1],
-    fraction=text.fraction,
-    use_segments=not (text.attend_across_documents and demos.attend_across_documents),
+    mixed=mixed,
+    mixed_valid=mixed_valid,
+    fraction=0.0 if text is None or demos is None else text.fraction,
+    use_segments=not all(group.attend_across_documents for group in groups),
   )
 
 
 def demonstration_sets(
-  config, demos: DemonstrationData, tokenizer: Tokenizer, data_dir: pathlib.Path
+  config, demos: DemonstrationData, tokenizer: Tokenizer, cache_dir: pathlib.Path | None
 ) -> tuple[LmBatch, LmBatch]:
   """Rows of demonstrations to train on, and of those for validation."""
   read = functools.partial(
-    training.read, kind="demonstration", data_dir=data_dir, on_bad=demos.on_bad
+    sources.load, kind="demonstration", cache_dir=cache_dir, on_bad=demos.on_bad
   )
   found = [read(spec) for spec in demos.sources]
   examples = found[0]
@@ -312,6 +302,7 @@ def demonstration_sets(
         prompt_loss_weight=demos.prompt_loss_weight,
         attend_across_documents=demos.attend_across_documents,
         reset_positions=demos.reset_positions,
+        cache_dir=cache_dir,
       ),
     )
     for name, records in (
@@ -335,32 +326,32 @@ def whole_batches(rows: LmBatch, batch_size: int) -> LmBatch:
       f"the mixture has {num_rows} rows and sft.batch_size is {batch_size}; use "
       "more examples or a smaller batch, as each is read once"
     )
-  return batches_lib.take_rows(rows, np.arange(kept))
+  return jax.tree.map(lambda array: array[:kept], rows)
 
 
 # ----------------------------------------------------------------------------- training
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains, validates, checkpoints and exports.
 
   Args:
     config: `configs/sft.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept, for stages that share them; None takes
-      `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     What `done.json` holds: validation losses, steps, tokens, seconds.
   """
   check_config(config)
-  return training.once(_train, config, workdir, data_dir)
+  return training.once(_train, config, workdir, cache_dir)
 
 
-def _train(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any]:
+def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dict[str, Any]:
   groups = training.groups(config)
   network = training.start(config, groups) if config.init_from else None
-  tokenizer, rows = load_rows(config, None if network is None else network.tokenizer, data_dir)
+  with processes.main_first("data"):
+    tokenizer, rows = load_rows(config, None if network is None else network.tokenizer, cache_dir)
   if network is None:
     network = networks.create(
       networks.configured(config), tokenizer, loop.step_key(config.seed, "init", 0), groups.mesh

@@ -9,18 +9,18 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from rlhf import checkpoint, loop, networks, optim, processes, sharding
+from rlhf import checkpoint, loop, networks, optim, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.checkpoint import CheckpointConfig
 from rlhf.data import batches as batches_lib
+from rlhf.data import cache, prepare, sources
 from rlhf.data import packing as packing_lib
-from rlhf.data import prepare, sources
 from rlhf.data import records as records_lib
 from rlhf.loop import LoopConfig
 from rlhf.model import lora
@@ -122,7 +122,7 @@ class TextData:
     train, valid: sources; PPO has no validation text.
     fraction: of all rows that are text; 1 where there are no demonstrations.
     max_tokens: tokens to read at most; None reads all.
-    packing, attend_across_documents, reset_positions: see `packing.pack_text`.
+    packing, attend_across_documents, reset_positions: see `prepare.text_rows`.
     on_bad: "stop" or "skip" at a malformed line.
   """
 
@@ -151,12 +151,6 @@ def check_data(config, group: str, kind: str, *fields: str) -> None:
       sources.check(spec, kind, field=f"config.{group}.{field}", on_bad=config[group].on_bad)
 
 
-def read(spec: str, kind: str, *, data_dir: pathlib.Path, on_bad: str) -> Sequence[dict[str, Any]]:
-  """The records of a source; process 0 prepares them before the others read."""
-  with processes.main_first(kind):
-    return sources.load(spec, kind, data_dir=data_dir, on_bad=on_bad)
-
-
 def printed(name: str, rows, counts: Mapping[str, int]):
   """`rows`, after a line that says what was kept of them and what was dropped."""
   print(records_lib.describe_counts(name, counts), flush=True)
@@ -164,19 +158,26 @@ def printed(name: str, rows, counts: Mapping[str, int]):
 
 
 def text_rows(
-  name: str, records: Sequence[dict], text: TextData, tokenizer: Tokenizer, *, length: int
+  name: str,
+  spec: str,
+  text: TextData,
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  cache_dir: pathlib.Path | None,
 ) -> LmBatch:
-  """Text packed into rows of `length` tokens."""
+  """The text of a source, packed into rows of `length` tokens."""
   return printed(
     name,
     *prepare.text_rows(
-      records,
+      sources.load(spec, "text", cache_dir=cache_dir, on_bad=text.on_bad),
       tokenizer,
       length=length,
       packing=text.packing,
       max_tokens=text.max_tokens,
       attend_across_documents=text.attend_across_documents,
       reset_positions=text.reset_positions,
+      cache_dir=cache_dir,
     ),
   )
 
@@ -240,18 +241,18 @@ def place(mesh: Mesh, init: Callable, *arguments, donate: tuple[int, ...] = ()):
 # ----------------------------------------------------------------------------- training
 
 
-def once(train: Callable, config, workdir, data_dir) -> dict[str, Any]:
-  """Runs `train(config, workdir, data_dir)` unless the stage is finished; writes `done.json`.
+def once(train: Callable, config, workdir, cache_dir) -> dict[str, Any]:
+  """Runs `train(config, workdir, cache_dir)` unless the stage is finished; writes `done.json`.
 
   Args:
     train: returns what `done.json` holds, except for the seconds.
-    data_dir: where array_record files are kept; None for `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
   """
   workdir = pathlib.Path(workdir)
   if workdir_lib.is_done(workdir):
     return workdir_lib.done_result(workdir)
   began = time.perf_counter()
-  result = train(config, workdir, workdir / "tfds" if data_dir is None else pathlib.Path(data_dir))
+  result = train(config, workdir, cache.directory(cache_dir, workdir))
   result["seconds"] = time.perf_counter() - began
   workdir_lib.mark_done(workdir, result)
   return result

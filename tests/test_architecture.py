@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf import optim, ppo, sharding
+from rlhf import optim, ppo, ppo_setup, sharding
 from rlhf.configs import models as model_configs
 from rlhf.model import architecture, layers, lora, transformer
 from rlhf.sharding import MeshConfig
@@ -287,7 +287,7 @@ def test_a_scalar_head_has_no_output_matrix_beside_it(form: str):
     for c, p in ((cfg, params), (small, trunk))
   ]
   np.testing.assert_array_equal(*hidden)
-  value = ppo.init_value(
+  value = ppo_setup.init_value(
     ppo.Models(policy=cfg, reward=small),
     helpers.ppo_config(value_init="policy"),
     params,
@@ -329,8 +329,8 @@ def test_ppo_trains_adapters_beside_the_reference_itself(value_network: str, val
   tx = optim.per_network(
     {name: optim.make_optimizer(helpers.optim_config(), 10) for name in ("policy", "value")}
   )
-  state = ppo.init_state(models, p, tx, policy, reward, jax.random.key(1), lora_cfg)
-  frozen = ppo.frozen_networks(p, lora_cfg, policy, reward)
+  state = ppo_setup.init_state(models, p, tx, policy, reward, jax.random.key(1), lora_cfg)
+  frozen = ppo_setup.frozen_networks(p, lora_cfg, policy, reward)
   assert frozen["policy"]["embed"]["token"] is policy["embed"]["token"]
   if value_network == "separate":
     origin = reward if value_init == "reward_model" else policy

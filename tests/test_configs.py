@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf import checkpoint, loop, networks, optim, ppo, reward_model, sft, sharding, truth_judge
+from rlhf import checkpoint, networks, optim, ppo, ppo_setup, reward_model, sft, sharding, training
 from rlhf.configs import models as model_configs
 from rlhf.configs import pipeline as pipeline_configs
 from rlhf.configs import ppo as ppo_configs
@@ -23,8 +23,8 @@ from rlhf.configs import reward_model as reward_configs
 from rlhf.configs import sft as sft_configs
 from rlhf.configs import truth_judge as judge_configs
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare, sources
-from rlhf.evals.suites import truth
+from rlhf.data import sources
+from rlhf.evals.suites import truth, truth_answers, truth_judge
 from rlhf.inference import likelihood
 from rlhf.loop import LoopConfig
 from rlhf.model import lora, transformer
@@ -116,15 +116,14 @@ GROUPS = {
   "loop": LoopConfig,
   "checkpoint": checkpoint.CheckpointConfig,
   "sft": sft.SftConfig,
-  "text": sft.TextData,
+  "text": training.TextData,
   "demonstrations": sft.DemonstrationData,
   "reward": reward_model.RewardConfig,
   "comparisons": reward_model.ComparisonData,
-  "judge": truth_judge.JudgeConfig,
-  "answers": truth_judge.AnswerData,
+  "answers": truth_answers.AnswerData,
   "ppo": ppo.PpoConfig,
-  "prompts": ppo.PromptData,
-  "pretraining": ppo.PtxData,
+  "prompts": ppo_setup.PromptData,
+  "pretraining": training.TextData,
   "model": functools.partial(transformer.ModelConfig, vocab_size=2, pad_id=0),
   "compute": ComputeConfig,
 }
@@ -350,25 +349,17 @@ CHAT = chat.ChatTemplate(
   tail=("A",),
   strips_left=False,
   strips_right=False,
-  completion_prefix="",
+  answer_prefix="",
   end=None,
 )
 
 
-class FakeCheckpoints:
-  def __enter__(self):
-    return self
+def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], tuple]:
+  """(what the parts of `train` were given, the arguments of its step)."""
+  seen, step = [], []
 
-  def __exit__(self, *unused):
-    pass
-
-
-def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
-  """(what the parts of `train` were given, what the step was given)."""
-  seen, step = [], {}
-  monkeypatch.setattr(Tokenizer, "chat", CHAT)
-
-  def write_down(owner, name, keep=lambda args, kwargs, result: (args, kwargs), replacement=None):
+  def replace(owner, name, keep, replacement=None):
+    """Writes down what `keep(args, kwargs, result)` makes of each call."""
     original = getattr(owner, name) if replacement is None else replacement
 
     def wrapper(*args, **kwargs):
@@ -378,108 +369,82 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], dict]:
 
     monkeypatch.setattr(owner, name, wrapper)
 
-  def load_network(directory, compute, mesh, *, kind, flag, shape=None):
+  def load(directory, compute, mesh, *, kind, flag, shape=None):
     fields = dict(sft_configs.get_config("test").model) | dict(shape if shape else {})
     cfg = transformer.ModelConfig(vocab_size=258, pad_id=1, compute=compute, **fields)
     return Network(cfg=cfg, params={directory: jnp.zeros(())}, tokenizer=tokenizer(), metadata={})
 
-  write_down(networks, "load", lambda args, kwargs, _: (args[0], args[1], kwargs), load_network)
-  write_down(networks, "create", lambda args, kwargs, _: args[0], lambda cfg, key, mesh: {})
-  write_down(
-    sources,
-    "load",
-    lambda args, kwargs, _: (args, kwargs["on_bad"]),
-    lambda spec, kind, *, cache_dir, on_bad: (JUDGED if spec in JUDGED else RECORDS)[
-      spec if spec in {**JUDGED, **RECORDS} else kind
-    ],
-  )
-  for name in ("text_rows", "demonstration_rows", "comparison_rows", "prompt_rows"):
-    write_down(prepare, name, lambda args, kwargs, result: digest(result[0]))
-  for name in ("lm_batches", "mixed_lm_batches", "comparison_batches", "prompt_batches"):
-    write_down(batches_lib, name, lambda args, kwargs, result: (kwargs, digest(result[0])))
-  write_down(optim, "make_optimizer")
-  write_down(lora, "split", lambda args, kwargs, _: args[0])
-  write_down(ppo, "frozen_networks", lambda args, kwargs, _: args[1])
-  write_down(sharding, "make_mesh")
-  write_down(loop, "step_key")
-  write_down(
-    checkpoint,
-    "Checkpoints",
-    lambda args, kwargs, _: args[1],
-    lambda directory, keep: FakeCheckpoints(),
-  )
-  write_down(
-    checkpoint, "export_params", lambda args, kwargs, _: args[0].name, lambda *args, **kwargs: None
-  )
-  write_down(
-    likelihood,
-    "negative_log_likelihood",
-    lambda args, kwargs, _: (digest(args[2]), kwargs),
-    lambda *args, **kwargs: 0.0,
-  )
-  write_down(truth_judge, "read_questions", replacement=lambda path: frozenset())
-  write_down(truth_judge, "_drawn", lambda args, kwargs, _: args[1])
-  write_down(
-    truth_judge, "accuracy", lambda args, kwargs, _: (args[1], kwargs), lambda *args, **kwargs: {}
-  )
-  write_down(
-    reward_model,
-    "score_comparisons",
-    lambda args, kwargs, _: (digest(args[2]), kwargs),
-    lambda *args, **kwargs: (np.zeros((1, 2)), np.asarray([[1, 2]]), np.ones((1, 2))),
-  )
-  write_down(reward_model, "validation_metrics", replacement=lambda *args: {})
-  write_down(
-    ppo,
-    "validate",
-    lambda args, kwargs, _: (digest(args[5]), kwargs["num_prompts"], kwargs["prompt_format"]),
-    lambda *args, **kwargs: [dict(reward=0, kl=0, response_tokens=0, finished=0)],
-  )
-  state = TrainState(step=jnp.int32(0), params={}, opt_state={})
-  monkeypatch.setattr(optim, "init_train_state", lambda tx, params: state)
-  monkeypatch.setattr(
-    ppo,
-    "init_state",
-    lambda *args, **kwargs: PpoState(
-      train=state.replace(params={"policy": {}}), ema_params={}, kl_coef=jnp.float32(0)
-    ),
-  )
-  monkeypatch.setattr(transformer, "init_head", lambda cfg, key: {})
+  def create(cfg, tokenizer, key, mesh):
+    cfg = dataclasses.replace(cfg, vocab_size=tokenizer.num_ids, pad_id=tokenizer.pad_id)
+    return Network(cfg=cfg, params={}, tokenizer=tokenizer, metadata={})
 
-  def first_step(name):
-    def function(*args, **kwargs):
-      step.update(args=args, kwargs=kwargs)
-      raise Stop
+  def read(spec, kind, *, cache_dir, on_bad):
+    return (JUDGED if spec in JUDGED else RECORDS)[spec if spec in {**JUDGED, **RECORDS} else kind]
 
-    monkeypatch.setattr(algorithm, name, function)
+  def train_network(config, workdir, groups, trainee, update, batches, **given):
+    step.extend(update.args)
+    evaluate, after_step = given.pop("evaluate"), given.pop("after_step", None)
+    cursor = batches.num_steps(1), digest(batches[0])
+    seen.append(f"train_network: {groups} {cursor} {config.optim} {config.seed} {given}")
+    evaluate({})
+    state = TrainState(step=jnp.int32(0), params={}, opt_state={})
+    for number in range(1, given["total_steps"] + 1 if after_step else 0):
+      after_step(state, number)
+    raise Stop
 
-  for name in ("sft_update", "reward_update", "judge_update", "collect"):
-    if hasattr(algorithm, name):
-      first_step(name)
-
-  def run(
-    *,
-    cfg,
-    total_steps,
-    tokens_per_step,
-    metadata,
-    state,
-    train_step,
-    evaluate,
-    after_step=None,
-    **unused,
-  ):
-    seen.append(f"run: {cfg} {total_steps} {tokens_per_step} {metadata}")
+  def run(config, workdir, groups, *, state, train_step, evaluate, **given):
+    seen.append(f"run: {groups} {given}")
     evaluate(state, 0)
-    for number in range(1, total_steps + 1):
-      if after_step is not None:
-        after_step(state, number)
     train_step(state, 0)
 
-  monkeypatch.setattr(loop, "run", run)
+  def collect(*args, **kwargs):
+    step.extend(args)
+    raise Stop
+
+  ppo_state = PpoState(
+    train=TrainState(step=jnp.int32(0), params={"policy": {}}, opt_state={}),
+    ema_params={},
+    kl_coef=jnp.float32(0),
+  )
+  given = lambda args, kwargs, result: (args, kwargs)
+  with_rows = lambda args, kwargs, result: (digest(args[2]), kwargs)
+  monkeypatch.setattr(Tokenizer, "chat", CHAT)
+  replace(networks, "load", given, load)
+  replace(networks, "create", given, create)
+  replace(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]), read)
+  replace(training, "printed", lambda args, kwargs, rows: digest(rows))
+  replace(checkpoint, "export_params", lambda args, kwargs, _: args[0].name, lambda *_, **__: None)
+  monkeypatch.setattr(training, "train_network", train_network)
+  if algorithm is ppo:
+    monkeypatch.setattr(training, "run", run)
+    monkeypatch.setattr(ppo, "collect", collect)
+    replace(optim, "make_optimizer", given)
+    replace(batches_lib, "lm_batches", lambda args, kwargs, found: digest(found[0]))
+    replace(batches_lib, "prompt_batches", lambda args, kwargs, found: digest(found[0]))
+    replace(
+      ppo_setup, "init_state", lambda args, kwargs, _: kwargs, lambda *args, **kwargs: ppo_state
+    )
+    numbers = dict.fromkeys(ppo.VALIDATION, 0)
+    replace(
+      ppo,
+      "validate",
+      lambda args, kwargs, _: (digest(args[1]), kwargs),
+      lambda *args, **kwargs: [numbers],
+    )
+  elif algorithm is reward_model:
+    scores = np.zeros((1, 2)), np.asarray([[1, 2]]), np.ones((1, 2))
+    replace(reward_model, "score_comparisons", with_rows, lambda *args, **kwargs: scores)
+  elif algorithm is truth_judge:
+    monkeypatch.setattr(truth_answers, "read_questions", lambda path: frozenset())
+    replace(truth_answers, "draw", lambda args, kwargs, _: args[1])
+    replace(
+      truth_answers, "accuracy", lambda args, kwargs, _: (args[1], kwargs), lambda *_, **__: {}
+    )
+  else:
+    replace(likelihood, "negative_log_likelihood", with_rows, lambda *args, **kwargs: 0.0)
   with pytest.raises(Stop):
     algorithm.train(config, workdir)
-  return seen, step
+  return seen, tuple(step)
 
 
 @functools.cache
@@ -506,7 +471,7 @@ def small_config(name: str):
     config.reward.batch_size, config.reward.microbatch_size = 8, 4
     config.init_from = "base"
   if name == "truth_judge":
-    config.judge.batch_size, config.judge.microbatch_size, config.init_from = 8, 4, "base"
+    config.sft.batch_size, config.sft.microbatch_size, config.init_from = 8, 4, "base"
     config.answers.update(true="true", informative="informative", num_valid=1, num_test=3)
   if name == "ppo":
     config.policy_from, config.reward_from = "init", "rm"
@@ -580,9 +545,6 @@ OTHER = {
   "prompts.overlong": "truncate_left",
   "reward.microbatch_size": 2,
   "reward.batch_size": 16,
-  "judge.microbatch_size": 2,
-  "judge.batch_size": 16,
-  "judge.max_steps": 1,
   "answers.true": "",
   "answers.informative": "",
   "answers.test": "other",
@@ -747,14 +709,6 @@ def reward_view(p) -> str:
 
 
 @functools.cache
-def judge_view(p) -> str:
-  models, params = small_nets()
-  state = optim.init_train_state(optax.sgd(1.0), params)
-  update = functools.partial(truth_judge.judge_update, models.policy, p, optax.sgd(1.0))
-  return jaxpr_of(update, state, helpers.make_lm_batch(8, 12, 0))
-
-
-@functools.cache
 def gradient_view(p) -> str:
   models, params = small_nets()
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
@@ -826,7 +780,7 @@ def update_view(p, monkeypatch) -> str:
 def control_view(p) -> str:
   state = lambda kl_coef: PpoState(train=None, ema_params=None, kl_coef=kl_coef)
   moves = jaxpr_of(lambda kl_coef, kl: ppo.next_state(p, state(kl_coef), kl).kl_coef, 0.1, 5.0)
-  start = ppo.init_state(
+  start = ppo_setup.init_state(
     None,
     dataclasses.replace(p, value_network="separate"),
     optax.sgd(1.0),
@@ -841,12 +795,14 @@ def control_view(p) -> str:
 def value_view(p) -> str:
   models, params = small_nets()
   policy = {name: leaf for name, leaf in params.items() if name != "head"}
-  return jaxpr_of(functools.partial(ppo.init_value, models, p), policy, params, jax.random.key(0))
+  return jaxpr_of(
+    functools.partial(ppo_setup.init_value, models, p), policy, params, jax.random.key(0)
+  )
 
 
 def alarm_view(p) -> str:
   high = {"ppo/ratio_error_first": 150.0, "objective/kl": 150.0, "rollout/decode_gap": 150.0}
-  return str(ppo.alarms(p, high))
+  return str(ppo_setup.alarms(p, high))
 
 
 PPO_VIEWS = {
@@ -901,7 +857,6 @@ MODEL_SWITCHES = {
 STEP_GROUPS = {
   "sft": sft_view,
   "reward": reward_view,
-  "judge": judge_view,
   "model": model_view,
   "compute": model_view,
   "optim": optim_view,
@@ -933,7 +888,6 @@ def step_changes(group: str, field: str, old, new, monkeypatch) -> bool:
 BY_TRAIN = {
   "sft": {"batch_size", "num_epochs", "max_steps", "keep_epochs", "keep_rows"},
   "reward": {"batch_size", "num_epochs", "pairs"},
-  "judge": {"batch_size", "num_epochs", "max_steps"},
   "ppo": {"batch_size", "num_iterations", "max_prompt_tokens", "ptx_length"},
 }
 # Given whole to another room, which must read each field.
@@ -1001,8 +955,8 @@ def test_no_knob_is_dead(name: str, tmp_path, capsys):
   capsys.readouterr()
   assert not dead
   # What the views were given is what the step is given.
-  given = {type(arg): arg for arg in step["args"] if dataclasses.is_dataclass(arg)}
-  group = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "judge"}[name]
+  given = {type(arg): arg for arg in step if dataclasses.is_dataclass(arg)}
+  group = {"sft": "sft", "reward_model": "reward", "ppo": "ppo", "truth_judge": "sft"}[name]
   assert given[GROUPS[group]] == GROUPS[group](**config[group])
   cfg = given[ppo.Models].policy if name == "ppo" else given[transformer.ModelConfig]
   assert cfg == dataclasses.replace(
@@ -1018,7 +972,7 @@ def test_the_kl_reference_is_the_initial_policy_or_the_export_that_is_named(
   config.reference_from = reference_from
   _, step = dry_run(ppo, config, tmp_path, monkeypatch)
   capsys.readouterr()
-  _, _, _, ref_params, reward_params, *_ = step["args"]
+  _, _, _, ref_params, reward_params, *_ = step
   assert (set(ref_params), set(reward_params)) == ({expected}, {"rm"})
 
 

@@ -26,6 +26,7 @@ LAYERS = [
   {"inference"},
   {"loop", "tinyworld"},
   {"training"},
+  {"ppo_setup"},
   {"sft", "reward_model", "ppo"},
   {"evals.statistics"},
   {"evals.measures"},

@@ -19,7 +19,7 @@ import safetensors.numpy
 import tokenizers
 from interop_models import GOLDEN, MODELS, NUM_ROWS, PAD
 
-from rlhf import checkpoint, networks, ppo, reward_model, sft, sharding
+from rlhf import checkpoint, metrics, networks, ppo, reward_model, sft, sharding
 from rlhf.cli import convert
 from rlhf.cli.common import models as cli_models
 from rlhf.configs import ppo as ppo_configs
@@ -900,6 +900,35 @@ def test_imported_configs_take_their_shape_from_the_source():
           ),
         )
       )
+
+
+def test_a_published_model_is_trained_without_dropout(workdir_path, tmp_path):
+  """The first batch holds every row, so its loss is that of validation before the first step."""
+  for variant in sft_configs.VARIANTS:
+    assert sft_configs.get_config(f"imported,{variant}").sft.dropout_rate == 0.0
+  lines = [
+    json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"}) for i in range(8, 16)
+  ]
+  (tmp_path / "demos.jsonl").write_text("\n".join(lines) + "\n")
+  spec = f"jsonl:{tmp_path / 'demos.jsonl'}"
+  config = imported_config(
+    sft_configs,
+    init_from=f"hf:{GOLDEN / 'llama'}",
+    length=16,
+    compute__dtype="float32",
+    compute__remat="none",
+    sft__batch_size=8,
+    sft__microbatch_size=8,
+    sft__max_steps=1,
+    sft__keep_epochs=False,
+    demonstrations__train=spec,
+    demonstrations__valid=spec,
+    demonstrations__packing="one_per_row",
+    loop__log_every=1,
+  )
+  sft.train(config.lock(), workdir_path)
+  before, first = metrics.read(workdir_path / metrics.FILE)
+  assert first["train/loss"] == pytest.approx(before["validation/loss"], rel=1e-5)
 
 
 @pytest.mark.slow

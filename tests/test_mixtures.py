@@ -143,7 +143,7 @@ def test_a_mixture_is_read_once_and_kept_along_the_way(inputs, tmp_path, capsys)
     (dict(sft__num_epochs=2), "example of a mixture (demonstrations.train is a tuple) is read"),
     (dict(demonstrations__weights="(1.0,)"), "has 1 numbers for 2 sources"),
     (dict(demonstrations__weights="(1.0, -1.0)"), "each must be above 0"),
-    (dict(demonstrations__max_examples=0), "demonstrations.max_examples 0"),
+    (dict(demonstrations__max_examples=0), "demonstrations.max_examples is 0"),
     (dict(sft__keep_rows=0), "sft.keep_rows is 0"),
     (dict(demonstrations__train="('jsonl:none.jsonl',)"), "none.jsonl"),
   ],

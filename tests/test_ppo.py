@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from rlhf import metrics as metrics_lib
-from rlhf import optim, ppo
+from rlhf import optim, ppo, ppo_setup
 from rlhf.data import prepare
 from rlhf.model import transformer
 from rlhf.types import Metric, PpoState, Rollout
@@ -88,7 +88,7 @@ def compiled_update():
 
 @functools.cache
 def compiled_init():
-  return helpers.quick_jit(functools.partial(ppo.init_state, MODELS, PPO_PTX, adam()))
+  return helpers.quick_jit(functools.partial(ppo_setup.init_state, MODELS, PPO_PTX, adam()))
 
 
 @functools.cache
@@ -599,7 +599,7 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
   assert float(state.kl_coef) == pytest.approx(0.1) and int(state.train.step) == 0
   for state in (
     state,  # compiled or not
-    ppo.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY),
+    ppo_setup.init_state(MODELS, PPO_PTX, adam(), policy, reward, KEY),
   ):
     all_pointers = pointers(state.train.params, state.ema_params, policy, reward)
     assert len(set(all_pointers)) == len(all_pointers)
@@ -608,7 +608,7 @@ def test_the_state_starts_as_its_networks_in_buffers_of_its_own():
 def test_a_shared_value_head_starts_at_0():
   policy, _, reward = nets()
   wide = dict(reward, head={"kernel": jnp.ones((24, 1)), "bias": jnp.ones(1)})
-  state = ppo.init_state(
+  state = ppo_setup.init_state(
     MODELS, dataclasses.replace(PPO, value_network="shared"), adam(), policy, wide, KEY
   )
   assert state.train.params["value"].keys() == {"head"}
@@ -621,7 +621,7 @@ def test_a_value_network_may_start_elsewhere_than_the_reward_model(value_init: s
   """At value 0, in the shape of what it starts from; the seed's key makes one from scratch."""
   policy, _, reward = nets()
   p = dataclasses.replace(PPO, value_init=value_init)
-  start = lambda seed: ppo.init_value(MODELS, p, policy, reward, jax.random.key(seed))
+  start = lambda seed: ppo_setup.init_value(MODELS, p, policy, reward, jax.random.key(seed))
   trunk = {name: leaf for name, leaf in start(0).items() if name != "head"}
   if value_init == "policy":
     jax.tree.map(np.testing.assert_array_equal, trunk, policy)
@@ -678,11 +678,11 @@ def test_validation_says_of_an_episode_what_the_rollout_says(monkeypatch):
   monkeypatch.setattr(ppo, "sample", sample)
   policy_seen = []
 
-  def judge(policy, ref, reward):
+  def run(policy, ref, reward):
     policy_seen.append(policy)
-    return ppo._judge(MODELS, PPO, policy, ref, reward, None, None, eot_id=EOT)
+    return ppo.validation_rollout(MODELS, PPO, policy, ref, reward, None, None, eot_id=EOT)
 
-  out = jax.device_get(helpers.quick_jit(judge)(policy, ref, reward))
+  out = jax.device_get(helpers.quick_jit(run)(policy, ref, reward))
   np.testing.assert_array_equal(out["tokens_BT"], rollout.tokens_BT)
   np.testing.assert_array_equal(out["mask_BT"], rollout.response_mask_BT)
   np.testing.assert_allclose(out["reward"], rollout.score_B, atol=2e-5)
@@ -725,7 +725,7 @@ def test_an_ensemble_rewards_by_its_rule_in_rollout_and_validation():
   with pytest.raises(ValueError, match="ppo.reward_ensemble 'max'; choose from mean, min"):
     dataclasses.replace(PPO, reward_ensemble="max")
   with pytest.raises(ValueError, match="rm2 has num_layers 3, but reward_from has 2"):
-    ppo.check_member(REWARD_CFG, dataclasses.replace(REWARD_CFG, num_layers=3), "rm2")
+    ppo_setup.check_member(REWARD_CFG, dataclasses.replace(REWARD_CFG, num_layers=3), "rm2")
 
 
 def test_validation_lines_are_of_the_first_prompts_and_their_records():
@@ -739,7 +739,7 @@ def test_validation_lines_are_of_the_first_prompts_and_their_records():
 
   calls = []
 
-  def judge(policy_params, ref_params, reward_params, batch, key):
+  def run_rollout(batch, key):
     calls.append(jax.random.key_data(key).tolist())
     first_B = batch.tokens_BP[:, -1]
     return dict(
@@ -751,18 +751,14 @@ def test_validation_lines_are_of_the_first_prompts_and_their_records():
       finished=first_B % 2 == 0,
     )
 
-  rows = helpers.left_padded([[n] for n in range(15)], 2)
+  rows = helpers.left_padded([[n] for n in range(10)], 2)
   lines = ppo.validate(
-    dataclasses.replace(PPO, batch_size=4, minibatch_size=4),
-    judge,
-    None,
-    None,
-    None,
+    run_rollout,
     rows,
     [{"prompt": f"prompt {n}"} for n in range(15)],
     Letters(),
+    batch_size=4,
     key=jax.random.key(0),
-    num_prompts=10,
     prompt_format=prepare.PLAIN,
   )
   assert [line["prompt"] for line in lines] == [f"prompt {n}" for n in range(10)]
@@ -887,33 +883,33 @@ def test_impossible_numbers_are_refused(changes, message: str):
 
 
 def test_prompt_and_response_must_fit_into_both_networks():
-  ppo.check_lengths(PPO, MODELS)
+  ppo_setup.check_lengths(PPO, MODELS)
   for p, message in (
     (dataclasses.replace(PPO, max_response_tokens=7), "longer than the reward model's context"),
     (dataclasses.replace(PPO, max_response_tokens=11), "longer than the policy's context of 16"),
     (dataclasses.replace(PPO, ptx_coef=1.0, ptx_length=17), "ppo.ptx_length 17 is longer"),
   ):
     with pytest.raises(ValueError, match=message):
-      ppo.check_lengths(p, MODELS)
+      ppo_setup.check_lengths(p, MODELS)
 
 
 def test_alarms_ring_above_their_limits():
   quiet = {"ppo/ratio_error_first": 1e-3, "objective/kl": 100.0, "rollout/decode_gap": 0.05}
-  assert ppo.alarms(PPO, quiet) == []
+  assert ppo_setup.alarms(PPO, quiet) == []
   for name in quiet:
-    lines = ppo.alarms(PPO, quiet | {name: quiet[name] * 1.1})
+    lines = ppo_setup.alarms(PPO, quiet | {name: quiet[name] * 1.1})
     assert len(lines) == 1 and name in lines[0]
 
 
 def test_a_run_too_short_for_its_moving_average_warns():
   # 3 / (1 - 0.992) = 375 updates; an iteration has 2.
   p = dataclasses.replace(PPO, ema_decay=0.992, num_iterations=187)
-  assert "374 updates are fewer than 3/(1 - ema_decay) = 375" in ppo.warn_short_run(p)
-  assert ppo.warn_short_run(dataclasses.replace(p, num_iterations=188)) is None
+  assert "374 updates are fewer than 3/(1 - ema_decay) = 375" in ppo_setup.warn_short_run(p)
+  assert ppo_setup.warn_short_run(dataclasses.replace(p, num_iterations=188)) is None
 
 
 def test_sizes_as_a_table():
-  table = ppo.resolved_sizes(dataclasses.replace(PPO_PTX, num_iterations=500))
+  table = ppo_setup.resolved_sizes(dataclasses.replace(PPO_PTX, num_iterations=500))
   numbers = {
     line.strip().rsplit(None, 1)[0]: int(line.rsplit(None, 1)[1].replace(",", ""))
     for line in table.splitlines()
@@ -927,15 +923,15 @@ def test_sizes_as_a_table():
     "iterations": 500,
     "episodes in all": 4000,
   }
-  assert ppo.tokens_per_iteration(PPO) == 8 * 11
-  assert ppo.tokens_per_iteration(PPO_PTX) == 8 * 11 + 64 * 13
+  assert ppo_setup.tokens_per_iteration(PPO) == 8 * 11
+  assert ppo_setup.tokens_per_iteration(PPO_PTX) == 8 * 11 + 64 * 13
 
 
 def test_a_reward_model_is_asked_as_it_was_trained():
   asked = prepare.PromptFormat(prompt_suffix="\n\nAssistant:")
-  ppo.check_read_as_trained(asked, {}, "hf:x")  # does not say
-  ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "\n\nAssistant:"}}, "rm")
+  ppo_setup.check_read_as_trained(asked, {}, "hf:x")  # does not say
+  ppo_setup.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "\n\nAssistant:"}}, "rm")
   with pytest.raises(
     ValueError, match="reward_from=rm was trained on prompt .* 'Q:', and config.prompts asks prompt"
   ):
-    ppo.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "Q:"}}, "rm")
+    ppo_setup.check_read_as_trained(asked, {"comparisons": {"prompt_suffix": "Q:"}}, "rm")

@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from rlhf.configs import models
+
 
 def get_optim(learning_rate: float, *, schedule: str = "cosine") -> ml_collections.ConfigDict:
   """Adam as in InstructGPT appendix C (beta 0.9 / 0.95, cosine to 10 %, no warm-up).
@@ -39,12 +41,37 @@ def get_mesh() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
 
+def get_training(kind: str, size: str) -> dict:
+  """What every training config has: its kind, the seed, and the network with its layout."""
+  return dict(
+    kind=kind,
+    seed=0,
+    model=models.get_model(size),
+    compute=models.get_compute(size),
+    mesh=get_mesh(),
+    lora=get_lora(),
+  )
+
+
+def get_sft(batch_size: int, num_epochs: int, *, dropout_rate: float = 0.0) -> dict:
+  """The numbers of `rlhf.sft.SftConfig`; microbatches are whole batches, and no export is kept."""
+  return dict(
+    batch_size=batch_size,
+    microbatch_size=batch_size,
+    num_epochs=num_epochs,
+    max_steps=config_dict.placeholder(int),
+    dropout_rate=dropout_rate,
+    keep_epochs=False,
+    keep_rows=config_dict.placeholder(int),
+  )
+
+
 def get_loop(*, log_every: int, eval_every: int) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(log_every=log_every, eval_every=eval_every))
 
 
 def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
-  checkpoint = ml_collections.ConfigDict(
+  return ml_collections.ConfigDict(
     dict(
       every=every,
       keep_last=2,
@@ -53,7 +80,6 @@ def get_checkpoint(*, every: int) -> ml_collections.ConfigDict:
       best_is_lower=True,
     )
   )
-  return checkpoint
 
 
 def get_format() -> dict:

@@ -222,12 +222,17 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
 
 
 def lay_out(config, size: str, topology: str, *, max_rows: int, microbatches: tuple[str, ...]):
-  """Puts the recommendation for a topology into a config; `microbatches` are GROUP.FIELD names.
+  """Puts the recommendation for a topology into a config, if `topology` names one.
+
+  Args:
+    microbatches: GROUP.FIELD names.
 
   Raises:
     ValueError: a size without a recommendation; an unknown topology, or one over which rows or
       heads do not divide.
   """
+  if not topology:
+    return
   if size not in TENSOR:
     raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(TENSOR)}")
   layout, microbatch = recommend(size, parse_topology(topology), max_rows)

@@ -369,7 +369,6 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
     if "demonstrations" in stage:
       stage.demonstrations.overlong = "truncate_right"
   config.sft.sft.num_epochs, config.init.sft.num_epochs = 2, 1
-  config.sft.sft.dropout_rate = 0.0  # two epochs of adapters
   config.base_more_pretraining.optim.update(schedule="constant", learning_rate=1e-4, warmup_steps=0)
   reward = config.reward_model
   reward.reward.batch_size, reward.reward.microbatch_size = 8, 4

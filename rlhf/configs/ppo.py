@@ -60,11 +60,11 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     ValueError: an unknown size or topology.
   """
   size, _, topology = argument.partition(",")
-  model = models.get_model(size)
+  shared = common.get_training("ppo", size)
   name = models.gpt3_name(size)
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
-  half = models.row_length(model) // 2
+  length = models.row_length(shared["model"])
   ppo = ml_collections.ConfigDict(
     dict(
       batch_size=512,
@@ -72,8 +72,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       microbatch_size=64 if tiny else 16,
       num_epochs=1,
       num_iterations=500,
-      max_prompt_tokens=half,
-      max_response_tokens=half,
+      max_prompt_tokens=length // 2,
+      max_response_tokens=length // 2,
       temperature=1.0,
       reward_ensemble="mean",
       reward_variance_coef=0.0,
@@ -84,7 +84,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       gamma=1.0,
       lam=0.95,
       policy_clip=0.2,
-      value_clip=config_dict.placeholder(float),
+      value_clip=common.filled(0.2, float),
       value_coef=0.1,
       value_network="separate",
       value_init="reward_model",
@@ -95,7 +95,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       policy_reduction="token_mean",
       ptx_coef=27.8,
       ptx_ratio=8,
-      ptx_length=models.row_length(model),
+      ptx_length=length,
       ptx_microbatch_size=64 if tiny else 16,
       ptx_reduction="token_mean",
       ema_decay=0.992,
@@ -104,19 +104,13 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       alarm_decode_gap=0.05,
     )
   )
-  ppo.value_clip = 0.2
   config = ml_collections.ConfigDict(
     dict(
-      kind="ppo",
-      seed=0,
+      **shared,
       policy_from="",
       reward_from="",
       reward_others=(),
       reference_from="",
-      model=model,
-      compute=models.get_compute(size),
-      mesh=common.get_mesh(),
-      lora=common.get_lora(),
       ppo=ppo,
       prompts=dict(
         train="", valid="", num_valid=512, overlong="drop", **common.get_format(), on_bad="stop"
@@ -138,12 +132,11 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   updates = 10 * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
   config.policy_optim.warmup_steps = updates
   config.value_optim.warmup_steps = updates
-  if topology:
-    meshes.lay_out(
-      config,
-      name,
-      topology,
-      max_rows=ppo.minibatch_size,
-      microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"),
-    )
+  meshes.lay_out(
+    config,
+    name,
+    topology,
+    max_rows=ppo.minibatch_size,
+    microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"),
+  )
   return config.lock()

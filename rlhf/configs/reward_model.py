@@ -25,18 +25,13 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
     ValueError: an unknown size or topology.
   """
   size, _, topology = argument.partition(",")
-  model = models.get_model(size)
+  shared = common.get_training("reward_model", size)
   tiny = size in models.TINY
   config = ml_collections.ConfigDict(
     dict(
-      kind="reward_model",
-      seed=0,
+      **shared,
       init_from="",
-      length=models.row_length(model),
-      model=model,
-      compute=models.get_compute(size),
-      mesh=common.get_mesh(),
-      lora=common.get_lora(),
+      length=models.row_length(shared["model"]),
       reward=dict(batch_size=16 if tiny else 64, microbatch_size=16, num_epochs=1, pairs=False),
       comparisons=dict(
         train="",
@@ -52,12 +47,11 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
       checkpoint=common.get_checkpoint(every=50),
     )
   )
-  if topology:
-    meshes.lay_out(
-      config,
-      models.gpt3_name(size),
-      topology,
-      max_rows=config.reward.batch_size,
-      microbatches=("reward.microbatch_size",),
-    )
+  meshes.lay_out(
+    config,
+    models.gpt3_name(size),
+    topology,
+    max_rows=config.reward.batch_size,
+    microbatches=("reward.microbatch_size",),
+  )
   return config.lock()

@@ -4,7 +4,8 @@
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
       --config.demonstrations.valid=jsonl:demos_valid.jsonl
 
-`imported` in place of a SIZE: the shape of the network that `init_from` names.
+`imported` in place of a SIZE: the shape of the network that `init_from` names, and no dropout, which
+published models were not trained with: at 0.2 their outputs become noise.
 
 VARIANT       what it is                                                        source
 sft           16 epochs, dropout 0.2, cosine to 10 %, every epoch exported       InstructGPT C.1
@@ -40,7 +41,6 @@ the tiny sizes' (found by a short sweep on TinyWorld).
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from rlhf.configs import common, meshes, models
 
@@ -80,7 +80,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   variant = variant if variant else "sft"
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
-  model = models.get_model(size)
+  shared = common.get_training("sft", size)
   size = models.gpt3_name(size)
   tiny = size in models.TINY
   sft_lr, init_lr, batch_size = TINY if tiny else PAPER[size] if size in PAPER else SMALL
@@ -94,29 +94,21 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     learning_rate = sft_lr if variant == "sft" else init_lr
   config = ml_collections.ConfigDict(
     dict(
-      kind="sft",
-      seed=0,
+      **shared,
       init_from="",
       tokenizer="bpe:1024" if tiny else "gpt2:",
-      length=models.row_length(model),
-      model=model,
-      compute=models.get_compute(size),
-      mesh=common.get_mesh(),
-      lora=common.get_lora(),
-      sft=dict(
-        batch_size=batch_size,
-        microbatch_size=batch_size,
+      length=models.row_length(shared["model"]),
+      sft=common.get_sft(
+        batch_size,
         num_epochs=16 if variant == "sft" else 2 if variant == "init" else 1,
-        max_steps=config_dict.placeholder(int),
-        dropout_rate=0.2 if variant == "sft" else 0.0,
-        keep_epochs=variant == "sft",
-        keep_rows=config_dict.placeholder(int),
+        dropout_rate=0.2 if variant == "sft" and size != models.IMPORTED else 0.0,
       ),
       optim=common.get_optim(learning_rate),
       loop=common.get_loop(log_every=10, eval_every=100),
       checkpoint=common.get_checkpoint(every=200),
     )
   )
+  config.sft.keep_epochs = variant == "sft"
   if variant != "pretrain":
     config.demonstrations = common.get_demonstrations(() if variant in COLLECTIONS else "")
   if variant in COLLECTIONS:
@@ -129,8 +121,5 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   if variant == "pretrain":
     config.optim.weight_decay = 0.1  # GPT-3 appendix B
     config.optim.warmup_steps = 50 if tiny else 375_000_000 // (batch_size * config.length)
-  if topology:
-    meshes.lay_out(
-      config, size, topology, max_rows=batch_size, microbatches=("sft.microbatch_size",)
-    )
+  meshes.lay_out(config, size, topology, max_rows=batch_size, microbatches=("sft.microbatch_size",))
   return config.lock()

@@ -27,27 +27,14 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
     ValueError: an unknown size or topology.
   """
   size, _, topology = argument.partition(",")
-  model = models.get_model(size)
+  shared = common.get_training("truth_judge", size)
   tiny = size in models.TINY
   config = ml_collections.ConfigDict(
     dict(
-      kind="truth_judge",
-      seed=0,
+      **shared,
       init_from="",
-      length=min(models.row_length(model), MAX_LENGTH),
-      model=model,
-      compute=models.get_compute(size),
-      mesh=common.get_mesh(),
-      lora=common.get_lora(),
-      sft=dict(
-        batch_size=16,
-        microbatch_size=16,
-        num_epochs=2,
-        max_steps=config_dict.placeholder(int),
-        dropout_rate=0.0,
-        keep_epochs=False,
-        keep_rows=config_dict.placeholder(int),
-      ),
+      length=min(models.row_length(shared["model"]), MAX_LENGTH),
+      sft=common.get_sft(16, num_epochs=2),
       answers=dict(
         true="",
         informative="",
@@ -64,12 +51,7 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
     )
   )
   config.answers.num_valid = 500
-  if topology:
-    meshes.lay_out(
-      config,
-      models.gpt3_name(size),
-      topology,
-      max_rows=config.sft.batch_size,
-      microbatches=("sft.microbatch_size",),
-    )
+  meshes.lay_out(
+    config, models.gpt3_name(size), topology, max_rows=16, microbatches=("sft.microbatch_size",)
+  )
   return config.lock()

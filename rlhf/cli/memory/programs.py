@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf import optim, ppo, sharding
+from rlhf import optim, ppo, ppo_setup, sharding
 from rlhf.model import attention, lora, transformer
 from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
@@ -88,7 +88,7 @@ def make_job(
   models = model_configs(
     config, reward_group, platform, lora.scale(lora_cfg), GPT2_IDS if ids is None else ids
   )
-  ppo.check_lengths(p, models)
+  ppo_setup.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(transformer.init_params, models.policy), key)
   reward = jax.eval_shape(functools.partial(transformer.init_params, models.reward), key)
@@ -100,12 +100,12 @@ def make_job(
       value=optim.make_optimizer(OptimConfig(**config.value_optim), steps),
     )
   )
-  init = functools.partial(ppo.init_state, models, p, tx, lora_cfg=lora_cfg)
+  init = functools.partial(ppo_setup.init_state, models, p, tx, lora_cfg=lora_cfg)
   state = jax.eval_shape(init, policy, reward, key)
   layout = sharding.state_shardings(mesh, state)
   reference = _placed(policy, sharding.param_shardings(mesh, policy))
   reward = _placed(reward, sharding.param_shardings(mesh, reward))
-  frozen = ppo.frozen_networks(p, lora_cfg, reference, reward)
+  frozen = ppo_setup.frozen_networks(p, lora_cfg, reference, reward)
   if config.reward_others:
     reward = (reward,) * (1 + len(config.reward_others))
   return Job(

@@ -173,11 +173,11 @@ def read_questions(path: str) -> frozenset[str]:
   return frozenset(questions)
 
 
-def load_answers(p: AnswerData, data_dir: pathlib.Path) -> list[Answer]:
+def load_answers(p: AnswerData, cache_dir: pathlib.Path | None) -> list[Answer]:
   """All labelled answers that the config names."""
   answers = []
   for aspect, spec in p.specs.items():
-    records = training.read(spec, "demonstration", data_dir=data_dir, on_bad=p.on_bad)
+    records = sources.load(spec, "demonstration", cache_dir=cache_dir, on_bad=p.on_bad)
     answers += read_answers(aspect, records, spec, p.on_bad)
   return answers
 

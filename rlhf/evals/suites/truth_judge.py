@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from rlhf import networks, sft, training
+from rlhf import networks, processes, sft, training
 from rlhf.evals.suites import truth, truth_answers
 from rlhf.evals.suites.truth_answers import AnswerData
 from rlhf.model import lora
@@ -39,25 +39,26 @@ def check_inputs(config) -> None:
   truth_answers.check(AnswerData(**config.answers))
 
 
-def train(config, workdir, *, data_dir=None) -> dict[str, Any]:
+def train(config, workdir, *, cache_dir=None) -> dict[str, Any]:
   """Trains a judge, measures it on questions that it has not seen, and exports it.
 
   Args:
     config: `configs/truth_judge.py` documents it.
     workdir: of this stage; a finished stage returns its result at once.
-    data_dir: where array_record files are kept; None takes `WORKDIR/tfds`.
+    cache_dir: of tokenised data; see `cache.directory`.
 
   Returns:
     What `done.json` holds: accuracy on the test questions (on those of validation where there are
     none), balanced accuracy and the majority's, each with its interval; steps and seconds.
   """
   check_config(config)
-  return training.once(_train, config, workdir, data_dir)
+  return training.once(_train, config, workdir, cache_dir)
 
 
-def _train(config, workdir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any]:
+def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dict[str, Any]:
   groups, data = training.groups(config), AnswerData(**config.answers)
-  parts = truth_answers.split_answers(truth_answers.load_answers(data, data_dir), data)
+  with processes.main_first("data"):
+    parts = truth_answers.split_answers(truth_answers.load_answers(data, cache_dir), data)
   network = training.start(config, groups)
   rows = truth_answers.tokenise(parts["train"], network.tokenizer, length=config.length)
   for name in ("valid", "test"):
