@@ -401,8 +401,9 @@ def ppo_update(
       models, p, params, minibatch, ptx_batch, frozen, use_segments=use_segments
     )
     train = optim.apply_gradient(tx, state.train, grads)
+    # decay * average + (1 - decay) * new
     ema_params = optax.incremental_update(
-      train.params["policy"], state.ema_params, step_size=1.0 - p.ema_decay
+      state.ema_params, train.params["policy"], step_size=p.ema_decay
     )
     norms = {f"ppo/grad_norm/{name}": optax.tree.norm(grads[name]) for name in grads}
     return state.replace(train=train, ema_params=ema_params), (metrics, ratio_error, norms)

@@ -349,7 +349,7 @@ CHAT = chat.ChatTemplate(
   tail=("A",),
   strips_left=False,
   strips_right=False,
-  answer_prefix="",
+  completion_prefix="",
   end=None,
 )
 
@@ -410,7 +410,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], tuple]:
   with_rows = lambda args, kwargs, result: (digest(args[2]), kwargs)
   monkeypatch.setattr(Tokenizer, "chat", CHAT)
   replace(networks, "load", given, load)
-  replace(networks, "create", given, create)
+  replace(networks, "create", lambda args, kwargs, _: (args[0], args[1].num_ids), create)
   replace(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]), read)
   replace(training, "printed", lambda args, kwargs, rows: digest(rows))
   replace(checkpoint, "export_params", lambda args, kwargs, _: args[0].name, lambda *_, **__: None)

@@ -149,11 +149,11 @@ def test_a_file_of_questions_that_is_none(text, message, tmp_path):
   "changes,message",
   [
     (dict(valid_fraction=0.0), "answers.valid_fraction 0.0 must be above 0"),
-    (dict(valid_fraction=0.5, test_fraction=0.5), "leave questions to train on beside"),
+    (dict(valid_fraction=0.5, test_fraction=0.5), "leave questions to train on"),
     (dict(test_fraction=1.0), "answers.test_fraction 1.0 must be at least 0 and below 1"),
     (dict(num_valid=0), "answers.num_valid is 0; use 1 or more"),
     (dict(num_test=0), "answers.num_test is 0; use 1 or more"),
-    (dict(on_bad="ignore"), "answers.on_bad 'ignore'; choose from skip, stop"),
+    (dict(on_bad="ignore"), "answers.on_bad 'ignore'; choose from ..skip., .stop.."),
   ],
   ids=str,
 )
