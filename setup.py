@@ -42,7 +42,6 @@ GGUF = ["gguf>=0.17.1"]
 NOTEBOOK = ["ipykernel>=6.29", "jupyterlab>=4.2"]
 SLURM = ["submitit>=1.5.3"]
 TFDS = [  # public sets by name
-  "array-record>=0.8.1",  # tensorflow-datasets reads and writes its files with it
   "importlib_resources>=6.4",  # tensorflow-datasets needs it, but does not require it
   "tensorflow-datasets>=4.9.9",
 ]
