@@ -18,9 +18,12 @@ H measures certainty in either direction; the share tells a stereotype from its 
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
+from rlhf import workdir
+from rlhf.evals import units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -108,8 +111,8 @@ def evaluate(
   logprob_N2 = likelihood.logprobs(
     network, pairs, batch_size=batch_size, progress=progress
   ).reshape(-1, 2)
-  suite.write_items(
-    directory,
+  workdir.write_jsonl(
+    pathlib.Path(directory) / units.ITEMS,
     (
       dict(
         id=record["id"],

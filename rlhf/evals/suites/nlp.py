@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlhf import extras, workdir
-from rlhf.evals import measures, statistics
+from rlhf.evals import measures, statistics, units
 from rlhf.evals.suites import suite, text_metrics
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.inference import row_batches
@@ -179,7 +179,7 @@ def evaluate(
     if len(loaded["tasks"]) > 1:  # of a group
       variant = f"{name}, {variant}"
     out += _measures(task, variant, lm_task, samples, num_resamples=num_resamples, seed=seed)
-  suite.write_items(directory, items)
+  workdir.write_jsonl(pathlib.Path(directory) / units.ITEMS, items)
   return out
 
 

@@ -14,15 +14,11 @@ items themselves, so that all checkpoints get the same ones.  `batch_size` count
 `progress` is called with (items done, items in total).
 """
 
-import json
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from rlhf import workdir
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites.tasks import data as data_lib
 
@@ -68,12 +64,6 @@ def task_names(p: Any) -> tuple[str, ...]:
 def data_files(p: Any, task: str) -> list[tuple[str, int]]:
   """The files of a unit of `task_names`."""
   return data_lib.files(task.rpartition("-")[0], p.data)
-
-
-def write_items(directory: str | os.PathLike, items: Iterable[Mapping[str, Any]]) -> None:
-  """Writes `directory/items.jsonl` atomically."""
-  text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-  workdir.write_text(pathlib.Path(directory) / "items.jsonl", text)
 
 
 def means(

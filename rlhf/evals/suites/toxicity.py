@@ -29,7 +29,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from rlhf import extras
+from rlhf import extras, workdir
+from rlhf.evals import units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import perspective, suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -168,8 +169,8 @@ def evaluate(
     score_N = perspective.scores(p, texts, directory / "perspective.jsonl", progress=progress)
   else:
     score_N = scores(texts)
-  suite.write_items(
-    directory,
+  workdir.write_jsonl(
+    directory / units.ITEMS,
     (
       dict(
         id=record["id"],

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rlhf import checkpoint, networks, sharding
-from rlhf.evals import statistics
+from rlhf import checkpoint, networks, sharding, workdir
+from rlhf.evals import statistics, units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -89,13 +89,9 @@ def held_out_accuracy(
   """
   said_N, label_N = np.asarray(said_N, bool), np.asarray(label_N, bool)
   names, place_N = np.unique(np.asarray(question_N), return_inverse=True)
-  by_question = lambda of_N: np.bincount(place_N, weights=of_N, minlength=len(names))
-  table_Q4 = np.stack(
-    [
-      by_question(column_N)
-      for column_N in (label_N & said_N, label_N, ~label_N & ~said_N, ~label_N)
-    ],
-    axis=1,
+  table_Q4 = np.zeros((len(names), 4))
+  np.add.at(
+    table_Q4, place_N, np.stack([label_N & said_N, label_N, ~(label_N | said_N), ~label_N], axis=1)
   )
   share = lambda part, whole: part / np.maximum(whole, 1e-9)
   statistic = {
@@ -211,8 +207,8 @@ def evaluate(
       judge_prompt(aspect, item["prompt"], text) for item, text in zip(items, texts, strict=True)
     ]
     scores[aspect] = judge(judges[directory_of], prompts, batch_size=batch_size)
-  suite.write_items(
-    directory,
+  workdir.write_jsonl(
+    pathlib.Path(directory) / units.ITEMS,
     (
       dict(
         id=item["id"],
