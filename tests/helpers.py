@@ -381,3 +381,21 @@ def split_over(network: Network, **axes: int) -> Network:
   return dataclasses.replace(
     network, params=jax.device_put(network.params, sharding.param_shardings(mesh, network.params))
   )
+
+
+def preference_rows(policy, group, labelers, win_PL, likert_PL) -> list[dict]:
+  """Lines of `preferences.jsonl`; NaN is not judged, and a judgement of neither has no line."""
+  known = lambda value, kind: None if np.isnan(value) else kind(value)
+  return [
+    dict(
+      prompt_index=index,
+      policy=policy,
+      labeler=labeler,
+      group=group,
+      win=known(win, float),
+      likert=known(likert, int),
+    )
+    for index, (win_L, likert_L) in enumerate(zip(win_PL, likert_PL, strict=True))
+    for labeler, win, likert in zip(labelers, win_L, likert_L, strict=True)
+    if not (np.isnan(win) and np.isnan(likert))
+  ]

@@ -322,7 +322,7 @@ def changed_stages(**changes) -> set[str]:
 
 PPO_STAGES = {"ppo", "ppo_ptx"}
 AFTER_REWARD = {"reward_model", "selection"} | PPO_STAGES
-ALL = set(stages.READS) - {"reward_base", "evaluation"}
+ALL = set(stages.table(pipeline_configs.get_config("test"))) - {"evaluation"}
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ ALL = set(stages.READS) - {"reward_base", "evaluation"}
     (dict(reward_init="base", reward_model__model__width=16), AFTER_REWARD | {"reward_base"}),
     (dict(comparisons__temperature=0.5), AFTER_REWARD | {"comparisons"}),
     (dict(labelers__noise_scale=0.5), AFTER_REWARD | {"comparisons"}),
-    (dict(init__optim__learning_rate=1e-4), PPO_STAGES | {"init"}),
+    (dict(ppo_init__optim__learning_rate=1e-4), PPO_STAGES | {"ppo_init"}),
     (dict(sft__optim__learning_rate=1e-4), AFTER_REWARD | {"sft", "comparisons"}),
     (dict(base__optim__learning_rate=1e-4), ALL - {"data"}),
     (dict(base_more_pretraining__optim__learning_rate=1e-4), {"base_more_pretraining"}),
@@ -379,23 +379,23 @@ def leaves(group, prefix=""):
 def test_a_stage_is_given_what_it_reads_and_no_more(name: str):
   config = pipeline_configs.get_config(name)
   seen = set()
-  for stage in stages.names(config):
-    view = stages.view(config, stage)
+  for name, stage in stages.table(config).items():
+    view = stages.view(config, name)
     found = set(leaves(view))
-    reads = stages.READS[stage]
     assert found == {
       leaf
       for leaf in leaves(config)
-      if any(field in ("", leaf) or leaf.startswith(f"{field}.") for field in reads)
-    }, stage
+      if any(field in ("", leaf) or leaf.startswith(f"{field}.") for field in stage.reads)
+    }, name
     assert view.is_locked
-    seen |= found if stage != "evaluation" else set()
+    seen |= found if name != "evaluation" else set()
   assert set(leaves(config)) - seen == {
+    "kind",
     "title",
     "evaluation.base_temperature",
     "evaluation.num_resamples",
   }
-  assert ("comparisons" in stages.names(config)) == ("world" in config)
+  assert ("comparisons" in stages.table(config)) == ("world" in config)
 
 
 # ----------------------------------------------------------------------------- processes
@@ -618,7 +618,7 @@ def write_results(trial: launch_sweep.Trial, level: float) -> None:
   workdir_lib.mark_done(
     evaluation,
     dict(
-      pretraining_nll=dict(init=1.0, ppo=3.0, ppo_ptx=1.0 + level),
+      pretraining_nll=dict(ppo_init=1.0, ppo=3.0, ppo_ptx=1.0 + level),
       few_shot_tasks={"a": dict(ppo=0.0, ppo_ptx=level), "b": dict(ppo=0.0, ppo_ptx=1.0)},
     ),
   )
@@ -636,7 +636,7 @@ def write_results(trial: launch_sweep.Trial, level: float) -> None:
     for group in ("training", "heldout")
   ]
   text = lambda lines: "".join(json.dumps(line) + "\n" for line in lines)
-  workdir_lib.write_text(evaluation / "preferences.jsonl", text(lines))
+  workdir_lib.write_text(evaluation / "preference" / "preferences.jsonl", text(lines))
   workdir_lib.write_text(evaluation / "gold.jsonl", text([dict(ppo=0, ppo_ptx=level)] * 3))
   for step, reward in ((2, 99.0), (10, -level)):  # the last step counts
     workdir_lib.write_text(
@@ -787,7 +787,7 @@ def test_a_sweep_runs_what_trials_share_once(tmp_path):
   text = commands.finish(*command, "--local", "--jobs=2")
   assert text.count(": done in") == 2
   shared = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "shared").glob("*-*/"))
-  assert shared == sorted([*(set(stages.READS) - {"reward_base", "ppo_ptx", "evaluation"}), "ppo"])
+  assert shared == sorted(ALL - {"ppo_ptx"})
   zero, one = ((tmp_path / "trials" / f"ptx_coef={x},seed=0") for x in (0.0, 1.0))
   assert (zero / "base").resolve() == (one / "base").resolve()
   assert (zero / "ppo_ptx").resolve() == (zero / "ppo").resolve() == (one / "ppo").resolve()

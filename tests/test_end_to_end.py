@@ -120,7 +120,7 @@ def test_an_interrupted_run_gives_the_same_report(
   moments = {
     "sft": lambda: commands.num_lines(workdir / "sft" / "metrics.jsonl") >= 3,
     "ppo_ptx": lambda: commands.num_lines(workdir / "ppo_ptx" / "metrics.jsonl") >= 3,
-    "evaluation": lambda: (workdir / "evaluation" / "answers.jsonl").exists(),
+    "evaluation": lambda: (workdir / "evaluation" / "preference" / "completions.jsonl").exists(),
   }
   with commands.started(*PIPELINE, f"--workdir={workdir}") as process:
     commands.wait_until(moments[stage], process, seconds=900)
@@ -149,14 +149,14 @@ def test_the_report_page_stands_alone(pipeline_run):
   outside = [a or b for a, b in references if not (a or b).startswith(("data:", "#"))]
   assert not outside
   assert "@import" not in page and "<script src" not in page
-  prompts = commands.read_jsonl(pipeline_run / "evaluation" / "answers.jsonl")
+  prompts = commands.read_jsonl(pipeline_run / "evaluation" / "preference" / "completions.jsonl")
   assert len(prompts) > 5
 
 
 @pytest.mark.slow
 def test_the_pipeline_s_exports_answer_and_score(pipeline_run, tmp_path):
   """Every policy of the run is a checkpoint of launch.generate, with the run's own format."""
-  for stage in ("base", "init", "sft/epochs/01", "ppo", "ppo_ptx", "ppo_ptx/export_live"):
+  for stage in ("base", "ppo_init", "sft/epochs/01", "ppo", "ppo_ptx", "ppo_ptx/export_live"):
     output = tmp_path / f"{stage.replace('/', '_')}.jsonl"
     commands.finish(
       "launch.generate",

@@ -14,6 +14,7 @@ import pytest
 from rlhf import checkpoint
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
+from rlhf.evals import statistics
 from rlhf.evals.preference import comparison, judges, ratings, win_rates
 from rlhf.inference import prefixes, rewards
 from rlhf.networks import Network
@@ -149,7 +150,7 @@ def texts_of(p, **more):
 
 
 def ask(inputs, network, directory, *, name="sft", seed=0, prefix=None, **changes):
-  return comparison.answers(
+  return comparison.complete(
     config(inputs, **changes),
     network,
     directory,
@@ -164,7 +165,7 @@ def ask(inputs, network, directory, *, name="sft", seed=0, prefix=None, **change
 def test_answers_are_written_one_line_a_prompt(inputs, network, tmp_path):
   seen = []
   p = config(inputs)
-  found = comparison.answers(
+  found = comparison.complete(
     p,
     network,
     tmp_path,
@@ -177,7 +178,7 @@ def test_answers_are_written_one_line_a_prompt(inputs, network, tmp_path):
   lines = commands.read_jsonl(tmp_path / "items.jsonl")
   records = comparison.select_prompts(p, seed=0)
   assert [line["prompt"] for line in lines] == [record["prompt"] for record in records]
-  assert [line["answer"] for line in lines] == found == comparison.read_answers(tmp_path)
+  assert [line["completion"] for line in lines] == found == comparison.read_completions(tmp_path)
   assert [line["prompt_index"] for line in lines] == list(range(8)) and len(set(found)) == 8
   assert seen == [(4, 8), (8, 8)]
   # Samples at 1, greedy answers at 0.
@@ -240,13 +241,13 @@ def test_a_limit_is_the_same_subset_for_all(inputs):
 
 
 def test_settings_decide_answers(inputs, tmp_path):
-  base = comparison.answer_settings(config(inputs), "sft")
-  assert comparison.answer_settings(config(inputs, judges=("endpoint",)), "ppo") == base
-  assert comparison.answer_settings(config(inputs), "base") != base  # its temperature
+  base = comparison.completion_settings(config(inputs), "sft")
+  assert comparison.completion_settings(config(inputs, judges=("endpoint",)), "ppo") == base
+  assert comparison.completion_settings(config(inputs), "base") != base  # its temperature
   copied = commands.write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}])
-  one = comparison.answer_settings(config(inputs, data=f"jsonl:{copied}"), "sft")
+  one = comparison.completion_settings(config(inputs, data=f"jsonl:{copied}"), "sft")
   commands.write_jsonl(copied, [{"prompt": "y"}])
-  assert comparison.answer_settings(config(inputs, data=f"jsonl:{copied}"), "sft") != one
+  assert comparison.completion_settings(config(inputs, data=f"jsonl:{copied}"), "sft") != one
 
 
 # ----------------------------------------------------------------------------- judges
@@ -261,7 +262,7 @@ def test_labelers_judge_all(inputs, tmp_path):
   measures = {(m.metric, m.variant): m for m in found.measures["ppo"]}
   for group in win_rates.GROUPS:
     values_PL = win_rates.values_by_prompt(rows, policy="ppo", group=group, field="win")
-    direct = win_rates.win_rate(values_PL, **SETTINGS)
+    direct = statistics.bootstrap_mean(values_PL, **SETTINGS)
     measure = measures["win_rate", group]
     assert measure.interval == direct and measure.better == "higher"
     assert found.matrix[group]["ppo"]["sft"] == measure.interval
@@ -271,14 +272,14 @@ def test_labelers_judge_all(inputs, tmp_path):
       == measures["length_controlled_win_rate", group].interval
     )
     likert_PL = win_rates.values_by_prompt(rows, policy="ppo", group=group, field="likert")
-    assert measures["likert", group].interval == win_rates.likert_mean(likert_PL, **SETTINGS)
+    assert measures["likert", group].interval == statistics.bootstrap_mean(likert_PL, **SETTINGS)
     assert measures["satisfies_constraint", group].better == "higher"
     assert measures["hallucination", group].better == "lower"
   assert ("win_rate", "training") not in {(m.metric, m.variant) for m in found.measures["sft"]}
   pairs = commands.read_jsonl(tmp_path / "pairs.jsonl")
   assert {(row["policy"], row["baseline"]) for row in pairs} == {("ppo", "base")}
-  lines = commands.read_jsonl(tmp_path / "answers.jsonl")
-  assert [line["answers"]["ppo"] for line in lines] == texts["ppo"] and "task" in lines[0]
+  lines = commands.read_jsonl(tmp_path / "completions.jsonl")
+  assert [line["completions"]["ppo"] for line in lines] == texts["ppo"] and "task" in lines[0]
   assert (found.num_prompts, found.num_left_out) == (8, 0)
   json.dumps(found.as_dict(), allow_nan=False)
 
@@ -290,9 +291,9 @@ def test_prompts_that_someone_did_not_answer_are_left_out(inputs, tmp_path):
   found = comparison.judge_all(p, texts, tmp_path, **RUN)
   assert (found.num_prompts, found.num_left_out) == (7, 1)
   assert found.measures["base"][0].interval.n == 7
-  with pytest.raises(ValueError, match="no prompt of .* was answered by every checkpoint"):
+  with pytest.raises(ValueError, match="no prompt of .* was completed by every checkpoint"):
     comparison.judge_all(p, texts | {"ppo": [None] * 8}, tmp_path, **RUN)
-  with pytest.raises(ValueError, match="ppo has 7 answers to the 8 prompts"):
+  with pytest.raises(ValueError, match="ppo has 7 completions of the 8 prompts"):
     comparison.judge_all(p, texts | {"ppo": texts["ppo"][:7]}, tmp_path, **RUN)
 
 
@@ -400,9 +401,11 @@ def test_the_length_baseline_is_of_the_pairs_that_the_reward_model_read(inputs, 
       dict(prompt="s", completions=["y" * 400, "z"], ranks=[2, 1]),
     ],
   )
-  p = config(inputs, judges=(f"reward:{inputs.reward}",), comparisons=f"jsonl:{path}")
   found = comparison.reward_accuracy(
-    p, *comparison.load_reward(str(inputs.reward)), batch_size=4, **SETTINGS
+    commands.read_jsonl(path),
+    *comparison.load_reward(str(inputs.reward)),
+    batch_size=4,
+    **SETTINGS,
   )
   assert found["num_pairs"] == 2
   baseline = found["length_baseline_accuracy"]
@@ -410,7 +413,7 @@ def test_the_length_baseline_is_of_the_pairs_that_the_reward_model_read(inputs, 
 
 
 def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_path):
-  names = ("result.json", "answers.jsonl", "preferences.jsonl", "pairs.jsonl")
+  names = ("result.json", "completions.jsonl", "preferences.jsonl", "pairs.jsonl")
   read = lambda: {
     name: (tmp_path / name).read_text() for name in names if (tmp_path / name).is_file()
   }
@@ -427,7 +430,9 @@ def test_files_of_two_runs_never_lie_side_by_side_as_if_finished(inputs, tmp_pat
   )
   assert list(found.failed) == ["endpoint"] and "failed" not in found.as_dict()
   after = read()
-  assert list(after) == list(names[1:]) and after["answers.jsonl"] != before["answers.jsonl"]
+  assert (
+    list(after) == list(names[1:]) and after["completions.jsonl"] != before["completions.jsonl"]
+  )
   assert {row["policy"] for row in win_rates.read_preferences(tmp_path / "preferences.jsonl")} == {
     "base",
     "sft",
@@ -455,7 +460,7 @@ def test_two_reward_models_are_two_variants(inputs, tmp_path, monkeypatch):
     ]
 
   monkeypatch.setattr(judges, "reward_model", fake)
-  monkeypatch.setattr(comparison, "load_reward", lambda source: (None, None))
+  monkeypatch.setattr(comparison, "load_reward", lambda source, mesh: (None, None))
   found = comparison.judge_all(p, texts_of(p), tmp_path, **RUN)
   rates = {m.variant: m.interval.mean for m in found.measures["ppo"] if m.metric == "win_rate"}
   assert rates["reward_model_1"] == 1 and rates["reward_model_2"] == 0
@@ -571,7 +576,7 @@ def test_a_wrong_rating_keeps_what_the_endpoint_answered(inputs, tmp_path):
   sheet = tmp_path / "blind" / "sheet.csv"
   sheet.parent.mkdir()
   sheet.write_text("sample,rater,likert\ns1,ann,9\n")
-  with pytest.raises(ValueError, match=r"sheet.csv:2: \"likert\" is '9', outside its scale"):
+  with pytest.raises(ValueError, match=r"sheet.csv: row 2: \"likert\" is '9', outside its scale"):
     comparison.check(config(inputs, judges=(f"ratings:{sheet}", "endpoint")))
 
 

@@ -2,9 +2,11 @@
 
 import json
 
+import helpers
 import numpy as np
 import pytest
 
+from rlhf import workdir as workdir_lib
 from rlhf.evals import pooling
 from rlhf.evals.preference import win_rates
 from rlhf.report import pipeline as report_lib
@@ -16,14 +18,14 @@ def run_of(seed, ppo, ptx, nll_ptx=1.1, accuracy=0.7, num_pairs=100):
   for policy, win in (("ppo", ppo), ("ppo_ptx", ptx)):
     for group in win_rates.GROUPS:
       values = np.full((40, 2), float(win))
-      rows += win_rates.preference_rows(policy, group, ["a", "b"], values, np.full((40, 2), 4.0))
+      rows += helpers.preference_rows(policy, group, ["a", "b"], values, np.full((40, 2), 4.0))
   report = {key: None for key in report_lib.REPORT_SCHEMA}
   report["seed"] = seed
   report["reward_model"] = {"accuracy": accuracy, "accuracy_heldout_labelers": None, "n": num_pairs}
   report["pretraining_nll"] = {
     "base": 1.0,
     "base_more_pretraining": None,
-    "init": 1.0,
+    "ppo_init": 1.0,
     "sft": None,
     "ppo": 2.0,
     "ppo_ptx": nll_ptx,
@@ -58,7 +60,7 @@ def test_other_numbers_pool_as_ratios_of_sums():
 def test_few_shot_losses_are_falls():
   runs = runs_of_two()
   for run, ptx in zip(runs, (0.7, 0.8)):
-    run["report"]["few_shot_tasks"] = {"t": {"init": 0.8, "ppo": 0.6, "ppo_ptx": ptx}}
+    run["report"]["few_shot_tasks"] = {"t": {"ppo_init": 0.8, "ppo": 0.6, "ppo_ptx": ptx}}
   pooled = pooling.pool_reports(runs, num_resamples=100)
   assert pooled["recovered"]["few_shot_mean"]["pooled"] == pytest.approx(1 - 0.1 / 0.4)
 
@@ -66,7 +68,9 @@ def test_few_shot_losses_are_falls():
 def write_run(workdir, run, with_preferences=True):
   report_lib.write_report(workdir / "report", {"report": run["report"]})
   if with_preferences:
-    win_rates.write_preferences(workdir / "evaluation" / "preferences.jsonl", run["preferences"])
+    workdir_lib.write_jsonl(
+      workdir / "evaluation" / "preference" / "preferences.jsonl", run["preferences"]
+    )
   return workdir
 
 
@@ -83,7 +87,7 @@ def test_pooled_table_reads_workdirs_and_is_written(tmp_path):
     "| PPO-ptx against SFT, training labelers | 100.0 % [100.0 to 100.0 %] | "
     "50.0 % [50.0 to 50.0 %] | 75.0 % [50.0 to 100.0 %] | 80 |"
   ) in markdown
-  assert "| Pretraining loss given back by PPO-ptx | 90.0 % | 70.0 % | 80.0 % |  |" in markdown
+  assert "| Pretraining loss recovered by PPO-ptx | 90.0 % | 70.0 % | 80.0 % |  |" in markdown
   assert json.loads((tmp_path / "out" / "pooled.json").read_text())["seeds"] == [0, 1]
 
 

@@ -3,9 +3,11 @@
 import json
 import math
 
+import helpers
 import numpy as np
 import pytest
 
+from rlhf import workdir as workdir_lib
 from rlhf.evals.preference import win_rates
 
 SETTINGS = {"num_resamples": 500, "seed": 0}
@@ -30,60 +32,26 @@ def test_a_side_wins_only_if_it_wins_in_both_orders(win, swapped, both):
   assert win_rates.both_orders(win, swapped) == both
 
 
-def test_ties_count_half_and_unjudged_not_at_all():
-  result = win_rates.win_rate([[1, 0.5, NAN], [0, NAN, NAN]], **SETTINGS)
-  assert result.mean == pytest.approx((1 + 0.5) / 3)
-  assert result.n == 2
-
-
-def test_win_rate_and_likert_refuse_other_numbers():
-  with pytest.raises(ValueError, match="preference of 0.7 was found"):
-    win_rates.win_rate([[0.7]], **SETTINGS)
-  with pytest.raises(ValueError, match="Likert rating of 8 was found"):
-    win_rates.likert_mean([[8]], **SETTINGS)
-  with pytest.raises(ValueError, match="nothing to average"):
-    win_rates.win_rate([[NAN]], **SETTINGS)
-
-
-def test_likert_mean_pools_ratings():
-  assert win_rates.likert_mean([[7, 7, 7], [1]], **SETTINGS).mean == 5.5
-
-
-def test_metadata_rates_count_only_where_asked():
-  rates = win_rates.metadata_rates(
+def test_labels_count_only_where_they_were_asked():
+  found = win_rates.metadata_values(
     [
       [{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
       [{"hallucination": None, "followed": False}],
       [{"never asked": None}],
-    ],
-    **SETTINGS,
+    ]
   )
-  assert list(rates) == ["followed", "hallucination"]
-  assert rates["followed"].mean == pytest.approx(2 / 3) and rates["followed"].n == 2
-  assert rates["hallucination"].mean == 0.5 and rates["hallucination"].n == 1
-
-
-def test_labeler_agreement_against_a_loop():
-  preference_CL = np.random.default_rng(0).choice([0, 0.5, 1, NAN], size=(40, 5))
-  agreed = total = 0
-  for row in preference_CL:
-    for i in range(5):
-      for j in range(i):
-        if row[i] in (0, 1) and row[j] in (0, 1):
-          total += 1
-          agreed += row[i] == row[j]
-  assert win_rates.labeler_agreement(preference_CL) == pytest.approx(agreed / total)
-  assert win_rates.labeler_agreement(np.array([[1, 0.5], [0, NAN]])) is None
+  assert found == {"followed": [[1, 1], [0], []], "hallucination": [[1, 0], [], []]}
+  assert list(found) == ["followed", "hallucination"]
 
 
 def rows_of(policy="ppo", win=((1, 0), (NAN, 0.5)), likert=((7, 1), (NAN, 4)), group="training"):
-  return win_rates.preference_rows(policy, group, ["a", "b"], np.array(win), np.array(likert))
+  return helpers.preference_rows(policy, group, ["a", "b"], np.array(win), np.array(likert))
 
 
 def test_preferences_survive_the_file(tmp_path):
   rows = rows_of() + rows_of("sft", win=((NAN, NAN), (NAN, NAN)), likert=((3, 4), (5, 6)))
   path = tmp_path / "evaluation" / "preferences.jsonl"
-  win_rates.write_preferences(path, rows)
+  workdir_lib.write_jsonl(path, rows)
   back = win_rates.read_preferences(path)
   assert back == rows
   assert back[0] == {
@@ -106,7 +74,7 @@ def test_preferences_survive_the_file(tmp_path):
 def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
   more = {"metadata": {"hallucination": None, "denigrates": False}, "score": 0.5, "baseline": "x"}
   rows = [row | more for row in rows_of()]
-  win_rates.write_preferences(tmp_path / "preferences.jsonl", rows)
+  workdir_lib.write_jsonl(tmp_path / "preferences.jsonl", rows)
   assert win_rates.read_preferences(tmp_path / "preferences.jsonl") == rows
   found = win_rates.metadata_by_prompt(rows, policy="ppo", group="training")
   assert found == [[more["metadata"]] * 2, [more["metadata"]]]
@@ -170,16 +138,3 @@ def test_bad_lines_name_file_and_line(tmp_path, line, message):
   with pytest.raises(ValueError) as error:
     win_rates.read_preferences(path)
   assert message in str(error.value)
-
-
-def test_tables_hold_intervals_or_null():
-  rows = rows_of("ppo") + rows_of("ppo_ptx", win=((1, 1), (NAN, 1)))
-  table = win_rates.win_rate_table(rows, ["base", "ppo"], **SETTINGS)
-  assert table["base"] == {"training_labelers": None, "heldout_labelers": None}
-  assert table["ppo"]["training_labelers"]["mean"] == 0.5
-  assert table["ppo"]["training_labelers"]["n"] == 2
-  likert = win_rates.likert_table(rows, ["ppo"], **SETTINGS)
-  assert likert["ppo"]["training_labelers"]["mean"] == 4
-  paired = win_rates.paired_difference_table(rows, policy="ppo_ptx", against="ppo", **SETTINGS)
-  assert paired["training_labelers"]["mean"] == 0.5
-  assert paired["heldout_labelers"] is None

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf.evals import measures, statistics, units
 from rlhf.report import evaluation
+from rlhf.report import page as page_lib
 
 
 def interval(mean: float, n: int = 5) -> statistics.Interval:
@@ -28,12 +29,10 @@ def test_a_measure_is_written_flat_and_read_back():
     better="higher",
     values=[],
   )
-  assert measures.Measure.from_dict(measure.as_dict()) == measure
   unknown = measures.Measure.of_mean(
     [1, np.nan, 0], task="sst", metric="accuracy", seed=0, num_resamples=9
   )
   assert unknown.interval.mean == 0.5 and unknown.as_dict()["values"] == [1.0, None, 0.0]
-  assert str(measures.Measure.from_dict(unknown.as_dict())) == str(unknown)
   with pytest.raises(ValueError, match="better is 'more'"):
     measures.Measure(task="sst", metric="accuracy", interval=interval(0.5), better="more")
 
@@ -173,7 +172,9 @@ def test_differences_are_of_the_same_items():
   assert rows[0]["cells"]["b"]["low"] == pytest.approx(0.25)  # what the items share cancels
   assert rows[0]["cells"]["b"]["n"] == 6
   assert units.differences({"b": [of(1, 2)]}, "a", num_resamples=9, seed=1) == []
-  assert evaluation.signed_text(dict(mean=0.25, low=-0.1, high=0.0)) == "+0.250 [\u22120.100, 0]"
+  assert (
+    page_lib.short_interval(dict(mean=0.25, low=-0.1, high=0.0), True) == "+0.250 [\u22120.100, 0]"
+  )
 
 
 def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
@@ -200,7 +201,7 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
         "training": {a: {b: interval(0.7).as_dict() for b in "abc" if a != b} for a in "abc"}
       },
     ),
-    samples=[dict(prompt="hi", answers={"a": "<script>alert(1)</script>", "b": " "})],
+    samples=[dict(prompt="hi", completions={"a": "<script>alert(1)</script>", "b": " "})],
     notes=["Said once."],
     differences={
       "bias": units.differences(
@@ -215,7 +216,7 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
     },
   )
   html = page.read_text(encoding="utf-8")
-  assert "Less a, on the same items" in html and "+0.250 [0, +0.500]" in html
+  assert "Minus a, on the same items" in html and "+0.250 [0, +0.500]" in html
   assert "0.400 [0.300, 0.500]" in html and "0.520 [0.420, 0.620]" in html
   for text in (
     "70.0",
@@ -258,4 +259,4 @@ def test_methods_at_several_sizes_are_lines_over_the_size():
   [(0.5274, "0.527"), (52.74, "52.7"), (-0.0312, "\u22120.0312"), (0, "0"), (1234.4, "1234")],
 )
 def test_numbers_have_three_digits_that_count(value, text):
-  assert evaluation.short(value) == text
+  assert page_lib.short(value) == text

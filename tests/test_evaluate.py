@@ -13,6 +13,7 @@ from test_preference_endpoint import longer_wins, server  # noqa: F401  # server
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli import evaluate
+from rlhf.evals import evaluation as evaluation_lib
 from rlhf.evals import measures, statistics
 from rlhf.evals.preference import comparison
 
@@ -47,6 +48,12 @@ def fake_suite(ran: list, stop_at=None, written=0, error=KeyboardInterrupt):
   )
 
 
+def use(monkeypatch, suite) -> None:
+  """Puts a fake suite in the place of nlp, and no other suites that go task by task."""
+  monkeypatch.setattr(evaluation_lib, "TASK_SUITES", ("nlp",))
+  monkeypatch.setattr(evaluation_lib, "suite_module", lambda name: suite)
+
+
 def argv(inputs, workdir, *more: str, suite="nlp") -> list[str]:
   return [
     "evaluate",
@@ -73,7 +80,7 @@ def test_only_what_is_missing_is_run(session_inputs, tmp_path, monkeypatch):
 
   def run(*more, **suite):
     ran.clear()
-    monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite(ran, **suite)})
+    use(monkeypatch, fake_suite(ran, **suite))
     evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, *more)))
     return [task for task, _, _ in ran]
 
@@ -110,7 +117,7 @@ def test_what_one_checkpoint_cannot_do_stops_no_other(
 ):
   ran = []
   suite = fake_suite(ran, "rte", error=error)
-  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": suite})
+  use(monkeypatch, suite)
   if said:
     monkeypatch.setenv("RLHF_TRACEBACK", "1")
   with pytest.raises(
@@ -167,7 +174,7 @@ def evaluation(workdir) -> dict:
 
 
 def test_preferences_stay_on_the_page_of_a_run_without_them(session_inputs, tmp_path, monkeypatch):
-  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite([])})
+  use(monkeypatch, fake_suite([]))
   tasks = "--config.nlp.tasks=('sst',)"
 
   def run(*more, suite):
@@ -199,7 +206,7 @@ def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
   session_inputs, tmp_path, monkeypatch, capsys
 ):
   ran = []
-  monkeypatch.setattr(evaluate, "load_suites", lambda names: {"nlp": fake_suite(ran)})
+  use(monkeypatch, fake_suite(ran))
   down = [
     f"--config.preference.endpoint.{setting}"
     for setting in (
@@ -232,15 +239,15 @@ def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
   sentence, variants, _ = run("--config.preference.judges=('labelers','endpoint')", *down)
   assert "preferences were not judged by endpoint: the endpoint http://127.0.0.1:9" in sentence
   assert "training" in variants and not (tmp_path / "preference" / "result.json").exists()
-  assert "preference answers a" in capsys.readouterr().out
+  assert "preference completions a" in capsys.readouterr().out
   with pytest.raises(ValueError, match="that have finished"):
     evaluate.pool(evaluate.read_request(["evaluate", f"--pool={tmp_path}", "--workdir=x"]))
   sentence, _, preference = run("--config.preference.judges=('endpoint',)", *down)
   assert "preferences were not judged: the endpoint" in sentence and preference is None
-  assert "preference answers" not in capsys.readouterr().out  # drawn by then
-  real = comparison.answers
+  assert "preference completions" not in capsys.readouterr().out  # drawn by then
+  real = comparison.complete
 
-  def answers_but(broken):
+  def completions_but(broken):
     def draw(*args, name, **more):
       if name == broken:
         raise ValueError("a prompt has 75 tokens")
@@ -249,17 +256,17 @@ def test_a_failing_judge_or_checkpoint_takes_nothing_else_away(
     return draw
 
   for broken, judged in (("a", {"training", "heldout"}), ("b", set())):
-    monkeypatch.setattr(comparison, "answers", answers_but(broken))
+    monkeypatch.setattr(comparison, "complete", completions_but(broken))
     sentence, variants, _ = run("--config.seed=1", "--config.preference.max_response_tokens=3")
-    assert sentence.startswith(f"{broken} gave no answers to be judged: a prompt has 75 tokens")
+    assert sentence.startswith(f"{broken} has no completions to be judged: a prompt has 75 tokens")
     assert variants == judged
     for path in (tmp_path / "preference").glob("?"):
       shutil.rmtree(path)
   assert any(
-    "preferences were not judged: there are no answers of b" in note
+    "preferences were not judged: there are no completions of b" in note
     for note in evaluation(tmp_path)["notes"]
   )
-  with pytest.raises(ValueError, match=r"b gave no answers.* \(and 1 more\)"):
+  with pytest.raises(ValueError, match=r"b has no completions.* \(and 1 more\)"):
     evaluate.run(
       evaluate.read_request(
         argv(
@@ -344,12 +351,14 @@ def test_an_endpoint_judges_beside_a_real_suite(session_inputs, tmp_path, server
   server.reply = reply
   printed, variants, tasks, asked = run(*judges)
   assert variants == {"training", "heldout", "endpoint"} and tasks == ["winogender"]
-  assert asked > 1 and "2 of them answered before" in printed
+  assert asked > 1 and "2 from the cache" in printed
   assert f"preference judged by labelers, endpoint  {asked}/{asked}" in printed
-  assert "bias winogender-basic a" not in printed and "answers a" not in printed  # they are there
+  assert (
+    "bias winogender-basic a" not in printed and "completions a" not in printed
+  )  # they are there
   finished = (workdir / "preference" / "result.json").read_bytes()
   server.reply = lambda messages, number: 401  # what is there stays
-  with pytest.raises(ValueError, match="had left without a text was not asked again: .*refused"):
+  with pytest.raises(ValueError, match="empty replies were not asked for again: .*refused"):
     run(*judges)
   assert on_page()[0] == {"training", "heldout", "endpoint"}
   assert (workdir / "preference" / "result.json").read_bytes() == finished
@@ -361,7 +370,7 @@ def test_an_endpoint_judges_beside_a_real_suite(session_inputs, tmp_path, server
 
 
 def test_a_bar_begins_anew_with_every_round(capsys):
-  with evaluate.bar("x") as update:
+  with evaluation_lib.bar("x") as update:
     for total in (2, 3, 1, 1):
       for done in range(1, total + 1):
         update(done, total)
@@ -387,11 +396,11 @@ def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, 
       )
     )
   drawn = capsys.readouterr().out
-  assert drawn.splitlines().count("preference answers a") == 2
+  assert drawn.splitlines().count("preference completions a") == 2
   evaluate.run(
     evaluate.read_request(argv(session_inputs, tmp_path / "0", *common, suite="preference"))
   )
-  assert "answers" not in capsys.readouterr().out  # drawn and judged once
+  assert "completions" not in capsys.readouterr().out  # drawn and judged once
   evaluate.pool(
     evaluate.read_request(
       [
@@ -432,8 +441,9 @@ def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, 
     <= rate(pooled)["mean"]
     <= max(rate(d)["mean"] for d in single)
   )
-  with pytest.raises(ValueError, match="--pool names a directory twice"):
-    evaluate.pool(evaluate.read_request(["evaluate", "--pool=x,x", "--workdir=y"]))
+  with pytest.raises(SystemExit):
+    evaluate.read_request(["evaluate", "--pool=x,x", "--workdir=y"])
+  assert "--pool: x,x: 'x' is given twice" in capsys.readouterr().err
   with pytest.raises(ValueError, match="holds no report with preferences"):
     evaluate.pool(evaluate.read_request(["evaluate", f"--pool={tmp_path}", "--workdir=x"]))
 
@@ -441,21 +451,22 @@ def test_preferences_are_judged_and_pooled_over_seeds(session_inputs, tmp_path, 
 @pytest.mark.parametrize(
   "more, sentence",
   [
-    (["--suite=nlp,poetry"], "--suite: 'poetry'; choose from preference, nlp"),
-    (["--suite="], "--suite is missing"),
-    (["--workdir="], "--workdir is missing"),
-    (["--checkpoints="], "--checkpoints is empty"),
+    (["--suite=nlp,poetry"], "--suite: 'poetry'; choose from preference, pretraining, nlp"),
+    (["--suite="], "--suite: : a name is empty"),
+    (["--workdir="], "--workdir is empty"),
+    (["--checkpoints="], "--checkpoints: : a name is empty"),
     (["--checkpoints=nowhere"], "--checkpoints=nowhere does not exist"),
     (["--prefixes=c=x.txt"], "a NAME of --checkpoints: a, b"),
     (["--pool=x"], "--checkpoints and --pool do not go together"),
-    (["also"], "was given 'also'; it takes flags only"),
+    (["also"], "unrecognized arguments: also"),
     (["--config.batch_size=0"], "--config.batch_size=0; use 1 or more"),
     (["--config.num_resamples=0"], "--config.num_resamples=0; use 1 or more"),
   ],
 )
-def test_a_wrong_flag_is_one_sentence(session_inputs, tmp_path, more, sentence):
-  with pytest.raises(ValueError, match=sentence):
+def test_a_wrong_flag_is_one_sentence(session_inputs, tmp_path, capsys, more, sentence):
+  with pytest.raises((ValueError, SystemExit)) as error:
     evaluate.read_request(argv(session_inputs, tmp_path, *more))
+  assert sentence in str(error.value) + capsys.readouterr().err
   assert not list(tmp_path.iterdir())
 
 
@@ -471,7 +482,7 @@ def test_a_wrong_flag_is_one_sentence(session_inputs, tmp_path, more, sentence):
 def test_what_cannot_be_done_is_said_before_a_network_is_loaded(
   session_inputs, tmp_path, monkeypatch, more, sentence
 ):
-  monkeypatch.setattr(evaluate, "load_network", None)
+  monkeypatch.setattr(evaluation_lib, "load_network", None)
   with pytest.raises(ValueError, match=sentence):
     evaluate.run(evaluate.read_request(argv(session_inputs, tmp_path, *more)))
 

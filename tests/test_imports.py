@@ -35,6 +35,7 @@ LAYERS = [
   {"evals.preference"},
   {"report.figures"},
   {"evals.suites"},
+  {"evals.evaluation"},
   {"palms"},
   {"report"},
   {"evals.pooling"},

@@ -1,18 +1,21 @@
 """The pipeline's own arithmetic: who is judged against whom, which epoch, how many tokens."""
 
-import json
+import pathlib
 import types
 
 import numpy as np
 import pytest
 
-from rlhf import pipeline, ppo
+from rlhf import pipeline, ppo, stages
 from rlhf import workdir as workdir_lib
 from rlhf.configs import pipeline as configs
-from rlhf.evals.preference import win_rates
+from rlhf.data import splits
+from rlhf.evals.preference import comparison, win_rates
+from rlhf.evals.reward_models import calibration
+from rlhf.evals.suites import pretraining
+from rlhf.report import results
 from rlhf.tinyworld import demonstrations, instructions
 from rlhf.tinyworld.world import make_world
-from rlhf.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -22,34 +25,34 @@ def config():
 
 @pytest.fixture(scope="module")
 def judged(config, tmp_path_factory):
-  """PPO-ptx answers without a flaw, the base model in word salad, all others as SFT does."""
+  """PPO-ptx completes without a flaw, the base model in word salad, all others as SFT does."""
   world, rng = make_world(config.seed), np.random.default_rng(0)
   records = [instructions.sample_prompt(world, rng, "open_qa", held_out=True) for _ in range(40)]
   good = [demonstrations.demonstration(world, r["task"], rng, errors={}) for r in records]
   fair = [f"{text} this is all i know . i hope this helps you ." for text in good]
   texts = {name: fair for name in pipeline.COMPARED}
   texts |= {"base": ["lamp lamp you fool"] * len(records), "ppo_ptx": good}
-  stage = tmp_path_factory.mktemp("evaluation")
-  result = pipeline.judge(
-    config, pipeline.EvaluationConfig(**config.evaluation), records, texts, stage
-  )
+  workdir = tmp_path_factory.mktemp("run")
+  workdir_lib.write_jsonl(workdir / "data" / "prompts_test.jsonl", records)
+  p, settings = pipeline.preference_config(config, workdir), dict(num_resamples=100, seed=0)
+  stage = workdir / "evaluation" / "preference"
+  found = comparison.judge_all(p, texts, stage, batch_size=8, **settings)
+  result = results.preferences(stage, dict(found.as_dict(), baseline=p.baseline), settings)
+  result["gold_score"], _ = results.gold_scores(stage, world)
   return result, stage
 
 
 def test_the_better_policy_wins_and_sft_is_not_compared_with_itself(judged):
   result, stage = judged
-  wins, likert, difference = pipeline.win_rates(stage, dict(num_resamples=100, seed=0))
+  wins, likert = result["win_rate_vs_sft"], result["likert"]
   assert set(wins) == set(pipeline.COMPARED) - {"sft"}
   for group in ("training_labelers", "heldout_labelers"):
     assert wins["ppo_ptx"][group]["mean"] > 0.8 and wins["base"][group]["mean"] < 0.1
     assert wins["ppo"][group]["mean"] == 0.5  # the same texts
-    assert difference[group]["mean"] > 0.3
-    assert (
-      likert["base"][group]["mean"]
-      < likert["sft"][group]["mean"]
-      < (likert["ppo_ptx"][group]["mean"])
-    )
-    assert wins["base"][group]["n"] == 40
+    assert result["paired_difference"][group]["mean"] > 0.3
+    means = [likert[name][group]["mean"] for name in ("base", "sft", "ppo_ptx")]
+    assert means == sorted(set(means))
+    assert wins["base"][group]["n"] == result["num_prompts"] == 40
   gold = result["gold_score"]
   for weights in ("training_weights", "evaluation_weights"):
     assert gold["base"][weights] < gold["sft"][weights] < gold["ppo_ptx"][weights]
@@ -67,34 +70,29 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
   config = config.copy_and_resolve_references().unlock()
   config.sft.sft.num_epochs = 4
   config.evaluation.num_selection_prompts = 3
-  pipeline.write_jsonl(
+  workdir_lib.write_jsonl(
     tmp_path / "data" / "prompts_ppo_valid.jsonl", [{"prompt": str(i)} for i in range(5)]
   )
   scores = {"01": -1.0, "02": 3.0, "03": 2.0, "04": 0.5}
-  monkeypatch.setattr(pipeline, "load_reward", lambda config, path: None)
-  monkeypatch.setattr(pipeline, "load_policy", lambda config, path: path.name)
+  monkeypatch.setattr(pipeline, "load", lambda config, path, kind: path.name)
   monkeypatch.setattr(pipeline, "fitting", lambda config, network, records: records[1:])
   monkeypatch.setattr(
     pipeline.completions,
     "sample",
-    lambda network, prompts, *rest: types.SimpleNamespace(network=network, prompts=prompts),
+    lambda network, prompts, *rest: types.SimpleNamespace(ids=[[network]] * len(prompts)),
   )
   monkeypatch.setattr(
-    pipeline,
-    "score_answers",
-    lambda config, reward, drawn: np.full(len(drawn.prompts), scores[drawn.network]),
+    pipeline, "score", lambda config, reward, ids: np.array([scores[name] for name in ids])
   )
-  result = pipeline.select_sft(config, tmp_path)
+  pipeline.select_sft(config, tmp_path)
+  result = workdir_lib.done_result(tmp_path / "selection")
   assert result["epoch"] == 2 and result["scores"] == {
     str(int(epoch)): score for epoch, score in scores.items()
   }
   assert result["num_prompts"] == 3
-  assert pipeline.selected_sft(tmp_path).name == "02"
-  assert workdir_lib.done_result(tmp_path / "selection")["epoch"] == 2
-  assert (
-    "epoch 2 of 4" in pipeline.notes(config, 2, 3)[0]
-    and " 3 validation" in pipeline.notes(config, 2, 3)[0]
-  )
+  assert pipeline.policy_paths(config, tmp_path)["sft"].name == "02"
+  note = pipeline.notes(config, 2, 3)[0]
+  assert "epoch 2 of 4" in note and " 3 validation" in note
 
 
 @pytest.mark.parametrize("name", configs.NAMES)
@@ -111,13 +109,13 @@ def test_more_pretraining_goes_on_where_pretraining_ended(name):
   p = ppo.PpoConfig(**config.ppo.ppo)
   read = p.num_iterations * p.updates_per_iteration * p.num_ptx_per_minibatch * p.ptx_length
   per_step = config.base_more_pretraining.sft.batch_size * config.base_more_pretraining.length
-  assert 0 <= pipeline.extra_steps(config) * per_step - read < per_step
+  assert 0 <= stages.extra_steps(config) * per_step - read < per_step
 
 
 @pytest.mark.parametrize(
   "field,value,message",
   [
-    ("kl_reference", "sft", "config.kl_reference 'sft'; choose from init, base"),
+    ("kl_reference", "sft", "config.kl_reference 'sft'; choose from ppo_init, base"),
     ("reward_init", "gpt", "config.reward_init 'gpt'; choose from sft, base"),
   ],
 )
@@ -143,29 +141,40 @@ def test_only_a_reward_model_with_a_base_of_its_own_has_a_size_of_its_own():
 def test_a_run_may_end_early_but_only_at_a_stage_that_it_has(config, tmp_path, monkeypatch):
   ran = []
   monkeypatch.setattr(
-    pipeline,
-    "STAGES",
-    {
-      name: (name, lambda view, *_, name=name: ran.append((name, set(view))))
-      for name in pipeline.STAGES
-    },
+    pipeline, "run_stage", lambda view, stage, *rest: ran.append((stage.name, set(view)))
   )
   assert pipeline.run(config, tmp_path, last_stage="base") is None
   assert ran == [("data", {"seed", "world"}), ("base", {"seed", "base"})]
   with pytest.raises(ValueError, match="last_stage 'reward_base'; choose from data, base, sft"):
     pipeline.run(config, tmp_path, last_stage="reward_base")
+  (tmp_path / "init").mkdir()
+  with pytest.raises(ValueError, match="stage ppo_init was called init"):
+    pipeline.run(config, tmp_path, last_stage="base")
 
 
-def test_lines_hold_whatever_a_text_may_hold(tmp_path):
-  lines = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "\u2029"}]
-  pipeline.write_jsonl(tmp_path / "lines.jsonl", lines)
-  assert pipeline.read_jsonl(tmp_path / "lines.jsonl") == lines
-  written = (tmp_path / "lines.jsonl").read_bytes().splitlines()
-  assert [json.loads(line) for line in written] == lines
+def test_a_stage_gets_what_earlier_stages_made(config, tmp_path):
+  table = stages.table(config)
+  made = {
+    name: stages.stage_config(stages.view(config, name), stage, tmp_path)
+    for name, stage in table.items()
+    if stage.algorithm
+  }
+  assert made["base"].init_from == "" and made["sft"].init_from == f"{tmp_path}/base/export"
+  assert made["reward_model"].init_from == f"{tmp_path}/sft/epochs/02"
+  assert made["reward_model"].comparisons.train == f"jsonl:{tmp_path}/comparisons/train.jsonl"
+  assert made["ppo"].reference_from == "" and made["ppo"].ppo.ptx_coef == 0.0
+  assert made["ppo_ptx"].policy_from == f"{tmp_path}/ppo_init/export"
+  assert made["ppo_ptx"].prompts.prompt_suffix == config.format.prompt_suffix
+  assert made["base_more_pretraining"].seed == config.seed + 1
+  for name, stage in table.items():  # what is read was made by an input
+    if stage.algorithm:
+      fields = stage.fields(stages.view(config, name)).values()
+      read = {path.parts[0] for path in fields if isinstance(path, pathlib.PurePath)}
+      assert read == set(stage.inputs), name
 
 
 def test_lengths_are_those_of_whole_completions():
-  length_NK, rank_NK, valid_NK = pipeline.calibration.length_arrays(
+  length_NK, rank_NK, valid_NK = calibration.length_arrays(
     [
       {"prompt": "p", "completions": ["a" * 5000, "b" * 4000, "c"], "ranks": [1, 2, 3]},
       {"prompt": "q", "completions": ["d", "ee"], "ranks": [1, 2]},
@@ -174,51 +183,24 @@ def test_lengths_are_those_of_whole_completions():
   assert length_NK.tolist() == [[5000, 4000, 1], [1, 2, 0]]
   assert rank_NK.tolist() == [[1, 2, 3], [1, 2, 0]]
   assert valid_NK.tolist() == [[1, 1, 1], [1, 1, 0]]
-  assert (
-    pipeline.calibration.length_baseline_accuracy(
-      length_NK, rank_NK, valid_NK, num_resamples=10, seed=0
-    ).mean
-    == 3 / 4
-  )
-
-
-def test_the_length_baseline_is_of_the_completions_that_were_scored(config, tmp_path, monkeypatch):
-  """One that did not fit is in neither: here the longest, which would be right."""
-  tokenizer = Tokenizer.train_bpe(["no b cc p"], 300)
-  monkeypatch.setattr(
-    pipeline, "load_reward", lambda config, path: types.SimpleNamespace(tokenizer=tokenizer)
-  )
-  for name in ("reward_model", "comparisons"):
-    (tmp_path / name).mkdir()
-  workdir_lib.write_json(
-    tmp_path / "reward_model" / "validation_scores.json",
-    dict(scores=[[1.0, 0.0]], ranks=[[2, 3]], valid=[[1, 1]]),
-  )
-  pipeline.write_jsonl(
-    tmp_path / "comparisons" / "valid.jsonl",
-    [
-      dict(prompt="p", completions=["no " * config.reward_model.length, "b", "cc"], ranks=[1, 2, 3])
-    ],
-  )
-  found, _ = pipeline.reward_accuracy(config, tmp_path, dict(num_resamples=10, seed=0))
-  assert found["accuracy"] == 1.0 and found["length_baseline_accuracy"] == 0.0
+  assert calibration.accuracy(length_NK, rank_NK, valid_NK, num_resamples=10, seed=0).mean == 3 / 4
 
 
 def test_the_loss_of_an_epoch_is_that_of_the_evaluation_nearest_to_its_end():
   losses = {0: 9.0, 26: 1.0, 49: 2.0, 80: 3.0, 100: 4.0}
-  assert [pipeline.epoch_loss(losses, epoch, 4) for epoch in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
-  assert pipeline.epoch_loss({0: 9.0, 100: 4.0}, 2, 4) is None
+  assert [results.epoch_loss(losses, epoch, 4) for epoch in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
+  assert results.epoch_loss({0: 9.0, 100: 4.0}, 2, 4) is None
 
 
 def test_files_share_no_prompt_where_they_must_not(tmp_path):
   """Training sets give way to validation and test sets, and demonstrations as well."""
 
   def write(name, lines):
-    pipeline.write_jsonl(tmp_path / f"{name}.jsonl", lines)
+    workdir_lib.write_jsonl(tmp_path / f"{name}.jsonl", lines)
     return (f"jsonl:{tmp_path / name}.jsonl",)
 
   texts = [f"{i} question" for i in range(120)]
-  cfg = pipeline.FilesConfig(
+  cfg = splits.FilesConfig(
     text=write("text", [{"text": f"text {i}"} for i in range(20)]),
     demonstrations=write("demos", [{"prompt": text, "completion": "x"} for text in texts]),
     comparisons=write(
@@ -236,9 +218,9 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
     max_prompts_per_user=200,
     on_bad="stop",
   )
-  pipeline.files_to_data(cfg, tmp_path / "data", seed=0)
+  splits.write(cfg, tmp_path / "data", seed=0)
   prompts = {
-    name: {line["prompt"] for line in pipeline.read_jsonl(tmp_path / "data" / f"{name}.jsonl")}
+    name: {line["prompt"] for line in workdir_lib.read_jsonl(tmp_path / "data" / f"{name}.jsonl")}
     for name in (
       "demonstrations_train",
       "demonstrations_valid",
@@ -274,16 +256,16 @@ def test_a_published_base_must_be_named():
 
 def test_a_comparison_keeps_some_of_its_completions_and_their_ranks():
   record = dict(prompt="p", completions=list("abcdef"), ranks=[1, 2, 3, 4, 5, 6], user="u")
-  fewer = pipeline.fewer_completions(record, 4, seed=1)
+  fewer = splits.fewer_completions(record, 4, seed=1)
   assert len(fewer["completions"]) == len(fewer["ranks"]) == 4 and fewer["user"] == "u"
   assert all("abcdef"[rank - 1] == text for rank, text in zip(fewer["ranks"], fewer["completions"]))
   assert fewer["ranks"] == sorted(fewer["ranks"])  # their order is kept
-  assert pipeline.fewer_completions(record, 9, seed=1) == record
+  assert splits.fewer_completions(record, 9, seed=1) == record
 
 
 def test_rewards_are_compared_with_those_of_sft_on_the_same_prompts():
   sft = np.asarray([0.0, 10.0, -10.0, 3.0])
-  found = pipeline.compare_rewards(
+  found = results.compare_rewards(
     {"sft": sft, "ppo": sft + 0.5, "base": sft[::-1]}, dict(num_resamples=50, seed=0)
   )
   assert {name: cell["mean"] for name, cell in found["reward"].items()} == {
@@ -291,15 +273,15 @@ def test_rewards_are_compared_with_those_of_sft_on_the_same_prompts():
     "ppo": 1.25,
     "base": 0.75,
   }
-  assert found["reward_less_sft"]["ppo"] == dict(mean=0.5, low=0.5, high=0.5, n=4)
-  assert sorted(found["reward_less_sft"]) == ["base", "ppo"]
+  assert found["reward_minus_sft"]["ppo"] == dict(mean=0.5, low=0.5, high=0.5, n=4)
+  assert sorted(found["reward_minus_sft"]) == ["base", "ppo"]
 
 
-def test_a_rise_of_the_loss_is_after_less_before_over_all_tokens():
+def test_a_rise_of_the_loss_is_after_minus_before_over_all_tokens():
   before, after = np.asarray([[10.0, 5], [2.0, 1]]), np.asarray([[15.0, 5], [3.0, 1]])
-  found = pipeline.loss_rise(before, after, dict(num_resamples=50, seed=0))
-  assert found == dict(mean=1.0, low=1.0, high=1.0, n=2)
-  uneven = pipeline.loss_rise(
-    before, np.asarray([[15.0, 5], [2.0, 1]]), dict(num_resamples=50, seed=0)
+  settings = dict(num_resamples=50, seed=0)
+  assert pretraining.rise(before, after, settings).as_dict() == dict(
+    mean=1.0, low=1.0, high=1.0, n=2
   )
-  assert uneven["mean"] == pytest.approx(5 / 6)  # tokens weigh, not rows
+  uneven = pretraining.rise(before, np.asarray([[15.0, 5], [2.0, 1]]), settings)
+  assert uneven.mean == pytest.approx(5 / 6)  # tokens weigh, not rows

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from rlhf import workdir as workdir_lib
 from rlhf.evals import statistics
 from rlhf.evals.preference import judges, ratings, win_rates
 from rlhf.tinyworld import demonstrations, instructions, labelers
@@ -54,7 +55,7 @@ def test_simulated_labelers_say_what_each_of_them_says(prompts, completions):
 
 def test_their_labels_are_known_ones(prompts, completions, tmp_path):
   rows = judges.simulated_labelers(WORLD, TRAINING, HELDOUT)(prompts, completions, "sft")
-  win_rates.write_preferences(tmp_path / "rows.jsonl", rows)
+  workdir_lib.write_jsonl(tmp_path / "rows.jsonl", rows)
   assert win_rates.read_preferences(tmp_path / "rows.jsonl") == rows
 
 

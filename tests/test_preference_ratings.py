@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from rlhf.evals.preference import agreement, ratings, win_rates
+from rlhf.evals.preference import agreement, ratings
 
 SETTINGS = dict(num_resamples=300, seed=0)
 PROMPTS = [{"prompt": f'prompt {index},\n"quoted"'} for index in range(4)]
@@ -362,7 +362,10 @@ def test_pandalm_annotators(shared_data):
   _, preference_CL = ratings.comparison_table(found)
   assert preference_CL.shape == (770, 3)
   agreed = ratings.agreement(found, **SETTINGS)["preference"]
-  assert agreed["agreement"]["mean"] == pytest.approx(win_rates.labeler_agreement(preference_CL))
+  pairs = [preference_CL[:, pair].T for pair in ((0, 1), (0, 2), (1, 2))]
+  decided = [np.isin(a, (0, 1)) & np.isin(b, (0, 1)) for a, b in pairs]
+  both = np.concatenate([(a == b)[known] for (a, b), known in zip(pairs, decided)])
+  assert agreed["agreement"]["mean"] == pytest.approx(both.mean())
   assert agreed["agreement"]["mean"] == pytest.approx(0.9492, abs=1e-4)
   same = np.mean([preference_CL[:, i] == preference_CL[:, j] for i, j in ((0, 1), (0, 2), (1, 2))])
   assert agreed["with_ties"]["mean"] == pytest.approx(same)

@@ -27,7 +27,7 @@ def groups(training, heldout):
 
 
 def a_report():
-  models = ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx")
+  models = ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx")
   return {
     "win_rate_vs_sft": {
       "base": groups(cell(0.2), cell(0.21)),
@@ -69,7 +69,7 @@ def some_data():
     "samples": [
       {
         "prompt": EVIL,
-        "answers": {"base": "", "sft": EVIL, "ppo_ptx": "fine"},
+        "completions": {"base": "", "sft": EVIL, "ppo_ptx": "fine"},
         "gold": {"base": -0.125, "sft": None},
       }
     ],
@@ -100,7 +100,7 @@ def real_data():
   return {
     "report": report,
     "curves": {"reward": reward},
-    "samples": [{"prompt": "Hi", "answers": {"sft": "Ho"}, "gold": None}],
+    "samples": [{"prompt": "Hi", "completions": {"sft": "Ho"}, "gold": None}],
   }
 
 
@@ -155,11 +155,18 @@ def test_text_of_models_and_people_is_escaped():
   data["report"]["few_shot_tasks"][EVIL] = {"base": 0.5}
   data["report"]["win_rate_vs_sft"][EVIL] = groups(cell(0.5), None)
   data["curves"]["reward"][EVIL] = data["curves"]["reward"]["ppo"]
-  data["samples"][0]["answers"][EVIL] = EVIL
+  data["samples"][0]["completions"][EVIL] = EVIL
   text = report_lib.render_html(data)
   assert "<script" not in text
   assert "script" not in Page(text).tags
   assert Page(text).words.count(EVIL) >= 10
+
+
+def test_simulated_labelers_are_in_the_title_line(page):
+  for tag in ("title", "h1"):
+    found = re.search(rf"<{tag}>(.*?)</{tag}>", page)[1]
+    assert found.endswith("(simulated labelers)")
+  assert "simulated" not in report_lib.render_html(real_data())
 
 
 def test_every_section_shows_its_numbers(page):
@@ -179,7 +186,7 @@ def test_every_section_shows_its_numbers(page):
     "3.0e-07",
     "100.5",
     "the note",
-    "empty answer",
+    "empty completion",
     "fine",
     "−0.12",
   ):
@@ -357,7 +364,7 @@ def test_a_rise_that_may_be_none_is_not_called_a_loss():
   assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is None
   assert (
     "The rise of the loss on pretraining text from 1.600 to 1.607 nats per token with PPO "
-    "cannot be told from none (95 % interval \u22120.002 to 0.016), so there is no alignment "
+    "is not distinguishable from zero (95 % interval \u22120.002 to 0.016), so there is no alignment "
     "tax on it to give back; with PPO-ptx the loss changes by 0.040 (0.030 to 0.050)."
   ) in findings(report)
   html = report_lib.render_html({"report": report})
@@ -377,11 +384,11 @@ def test_far_more_than_a_small_loss_is_not_given_back_in_percent():
 def test_rewards_stand_beside_those_of_sft():
   report = a_report()
   report["reward"] = dict(sft=interval(1.0, 0.8, 1.2), ppo=interval(1.5, 1.3, 1.75))
-  report["reward_less_sft"] = dict(ppo=interval(0.5, -0.125, 0.875))
+  report["reward_minus_sft"] = dict(ppo=interval(0.5, -0.125, 0.875))
   html = " ".join(report_lib.render_html({"report": report}).split())
   assert '1.50</td><td class="i">1.30 to 1.75</td>' in html
   assert '0.50</td><td class="i">\u22120.12 to 0.88</td>' in html
-  assert "less SFT" not in report_lib.render_html({"report": a_report()})
+  assert "minus SFT" not in report_lib.render_html({"report": a_report()})
 
 
 def test_the_reward_has_a_band_where_its_interval_is_known():
@@ -396,7 +403,7 @@ def test_the_reward_has_a_band_where_its_interval_is_known():
 
 def test_a_fall_of_less_than_a_point_is_not_called_a_loss():
   report = a_report()
-  report["few_shot_tasks"] = {"reverse": {"init": 0.6, "ppo": 0.595, "ppo_ptx": 0.605}}
+  report["few_shot_tasks"] = {"reverse": {"ppo_init": 0.6, "ppo": 0.595, "ppo_ptx": 0.605}}
   assert (
     "Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
     "(60.0 % at the start to 59.5 %), so there is nothing to give back; with PPO-ptx it is "

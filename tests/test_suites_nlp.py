@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from rlhf.evals import measures
 from rlhf.evals.suites import nlp
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.inference import completions, likelihood
@@ -83,7 +82,6 @@ def test_a_choice_is_measured_on_the_drawn_items(network, shared_data, tmp_path)
     assert (line["logprobs"], line["num_tokens"]) == ([-4.0, -6.0], [4, 3])
     assert line["scores"]["acc"] == float(item["answer"] == 0)
   assert told == [(16, 16)]
-  assert measures.Measure.from_dict(found[0].as_dict()) == found[0]
 
 
 def test_written_answers_and_examples_of_the_same_hundred(network, shared_data, tmp_path):

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from rlhf import pipeline
+from rlhf.evals.suites import pretraining
 from rlhf.tinyworld import (
   demonstrations,
   documents,
@@ -589,7 +589,7 @@ def test_the_pipeline_asks_few_shot_items_as_documents_write_them():
   with another delimiter the choices would be scored as the ends of unfinished words."""
   for task in few_shot.FEW_SHOT_TASKS:
     for item in few_shot.few_shot_items(WORLD, task, 20, 3, seed=0):
-      text = item["prompt"] + pipeline.FEW_SHOT_DELIMITER + item["choices"][item["answer"]]
+      text = item["prompt"] + pretraining.DELIMITER + item["choices"][item["answer"]]
       pairs = [pair.split(" : ") for pair in text.split(" ; ")]
       assert [len(pair) for pair in pairs] == [2] * 4
       assert text == " ; ".join(f"{left} : {right}" for left, right in pairs)

@@ -181,3 +181,11 @@ def test_git_version(tmp_path, monkeypatch):
   (tmp_path / "site-packages").mkdir()
   monkeypatch.setattr(workdir, "__file__", str(tmp_path / "site-packages" / "rlhf" / "workdir.py"))
   assert workdir.git_version() == "unknown"
+
+
+def test_lines_hold_whatever_a_text_may_hold(tmp_path):
+  lines = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "\u2029"}]
+  workdir.write_jsonl(tmp_path / "lines.jsonl", lines)
+  assert workdir.read_jsonl(tmp_path / "lines.jsonl") == lines
+  written = (tmp_path / "lines.jsonl").read_bytes().splitlines()
+  assert [json.loads(line) for line in written] == lines

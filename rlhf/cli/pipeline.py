@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
   from rlhf import pipeline  # after the flags: importing jax takes seconds
 
   last_stage = "evaluation" if arguments.last_stage is None else arguments.last_stage
+  stages.check_workdir(arguments.workdir)
   pipeline.check_config(config)
   stages.check_name(config, last_stage)
   startup.claim(config, arguments.workdir, pipeline.check_inputs)

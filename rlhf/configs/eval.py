@@ -47,6 +47,17 @@ def get_default() -> ml_collections.ConfigDict:
         world=dict(pipeline.get_labelers(), seed=0),
         endpoint=common.get_endpoint(),
       ),
+      pretraining=dict(
+        text="",
+        train="",
+        max_train_tokens=config_dict.placeholder(int),
+        length=config_dict.placeholder(int),
+        packing="cut",
+        attend_across_documents=True,
+        reset_positions=False,
+        few_shot=(),
+        text_batch_size=8,
+      ),
       nlp=dict(
         tasks=(
           "squadv2",

@@ -18,10 +18,14 @@ from rlhf.configs import common, models, ppo, reward_model, sft
 NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m", "sized", "sized_test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
-STAGES = ("base", "sft", "init", "reward_model", "ppo", "base_more_pretraining")
 # What makes the policy's shape: set for `base`, it holds for every stage that trains the policy.
 SHAPE = ("context_length", "num_layers", "width", "num_heads", "init_std")
 FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
+
+
+def _networks(config: ml_collections.ConfigDict) -> list[str]:
+  """The stages that have a network."""
+  return [name for name in config if hasattr(config[name], "keys") and "model" in config[name]]
 
 
 def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -48,7 +52,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
 
   `reward_init`: the reward model starts from the last "sft" epoch or, as one of another shape must,
   from a "base" model of its own shape (InstructGPT C.2: similar results from GPT-3 and from SFT).
-  `kl_reference`: PPO's penalty is towards its own start, "init", or towards the "base" model
+  `kl_reference`: PPO's penalty is towards its own start, "ppo_init", or towards the "base" model
   (InstructGPT Fig. 34).
   """
   config = ml_collections.ConfigDict(
@@ -58,10 +62,10 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
       seed=0,
       format=common.get_format(),
       reward_init="sft",
-      kl_reference="init",
+      kl_reference="ppo_init",
       base=_stage(sft.get_config(f"{size},pretrain")),
       sft=_stage(sft.get_config(size)),
-      init=_stage(sft.get_config(f"{size},init")),
+      ppo_init=_stage(sft.get_config(f"{size},init")),
       reward_model=_stage(reward_model.get_config(size)),
       ppo=_stage(ppo.get_config(size)),
       base_more_pretraining=_stage(sft.get_config(f"{size},pretrain")),
@@ -74,7 +78,7 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
       ),
     )
   )
-  for name in ("sft", "init", "base_more_pretraining"):
+  for name in ("sft", "ppo_init", "base_more_pretraining"):
     del config[name]["tokenizer"]  # the base model's
   del config.base_more_pretraining.sft["max_steps"]  # as many tokens as PPO-ptx reads
   config.base_more_pretraining.sft.num_epochs = 100
@@ -93,7 +97,7 @@ def _continue_base(config: ml_collections.ConfigDict) -> None:
 
 def _share_shape(config: ml_collections.ConfigDict) -> None:
   """One shape for the policy: --config.base.model.width=64 is every stage's, but the reward model's."""
-  for stage in ("sft", "init", "ppo", "base_more_pretraining"):
+  for stage in ("sft", "ppo_init", "ppo", "base_more_pretraining"):
     for name in SHAPE:
       config[stage].model[name] = config.base.model.get_ref(name)
 
@@ -154,12 +158,12 @@ def get_tiny() -> ml_collections.ConfigDict:
     num_few_shot_shots=3,
     num_users=300,
   )
-  for name in STAGES:
+  for name in _networks(config):
     # Both layers dense: two layers can match answer to prompt only if the first sees the prompt.
     config[name].model.band_width = None
   for group in (
     config.base.text,
-    config.init.text,
+    config.ppo_init.text,
     config.base_more_pretraining.text,
     config.ppo.pretraining,
   ):
@@ -172,11 +176,11 @@ def get_tiny() -> ml_collections.ConfigDict:
   config.base.optim.weight_decay, config.base.optim.b2 = 0.0, 0.99
   config.base.optim.max_grad_norm = 10.0
   config.base.loop.eval_every = 500
-  for name in ("base", "sft", "init", "base_more_pretraining"):
+  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
     config[name].sft.batch_size = config[name].sft.microbatch_size = 8
   config.base.optim.learning_rate = 2e-3
   config.sft.sft.batch_size = 16
-  config.init.text.max_tokens = 300_000  # it mixes in a tenth of what it reads
+  config.ppo_init.text.max_tokens = 300_000  # it mixes in a tenth of what it reads
   config.sft.loop.eval_every = 60
   config.reward_model.reward.batch_size, config.reward_model.reward.microbatch_size = 8, 2
   config.reward_model.optim.learning_rate = 1e-3
@@ -203,9 +207,9 @@ def get_test() -> ml_collections.ConfigDict:
   """Everything once, in seconds."""
   config = get_tiny()
   config.title = "TinyWorld, test size"
-  for name in STAGES:
+  for name in _networks(config):
     config[name].model = models.get_model("test")
-  for name in ("base", "sft", "init", "base_more_pretraining"):
+  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
     config[name].loop.eval_every = 4
     config[name].checkpoint.every = 4
     config[name].loop.log_every = 1
@@ -226,7 +230,7 @@ def get_test() -> ml_collections.ConfigDict:
   config.base.tokenizer = "bpe:512"
   config.base.sft.batch_size = config.base.sft.microbatch_size = 16
   config.sft.sft.num_epochs = 2
-  for name in ("sft", "init", "base_more_pretraining"):
+  for name in ("sft", "ppo_init", "base_more_pretraining"):
     config[name].sft.batch_size, config[name].sft.microbatch_size = 8, 4
   config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
   config.reward_model.checkpoint.every = 2
@@ -253,7 +257,7 @@ def _make_sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config.title += ", a context of 128"
   config.reward_init = "base"
-  for name in STAGES:
+  for name in _networks(config):
     config[name].model.context_length = 128
   config.base.length = 128
   config.base.text.attend_across_documents, config.base.text.reset_positions = True, False
@@ -293,7 +297,7 @@ def get_real() -> ml_collections.ConfigDict:
   config = _assemble("small")
   config.title = "Real preference data, 4 layers of width 144"
   config.files = _files(max_demonstrations=2_000)
-  for name in STAGES:
+  for name in _networks(config):
     config[name].model.context_length = 160
     config[name].model.band_width = 32
     if "length" in config[name]:
@@ -301,11 +305,11 @@ def get_real() -> ml_collections.ConfigDict:
   config.base.tokenizer = "bpe:4096"
   config.base.text.max_tokens = 1_600_000
   config.base.optim.learning_rate = 2e-3
-  for name in ("base", "sft", "init", "base_more_pretraining"):
+  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
     config[name].sft.batch_size = config[name].sft.microbatch_size = 16
     config[name].loop.eval_every = 200
-  config.sft.optim.learning_rate = config.init.optim.learning_rate = 1e-3
-  config.sft.demonstrations.overlong = config.init.demonstrations.overlong = "truncate_left"
+  config.sft.optim.learning_rate = config.ppo_init.optim.learning_rate = 1e-3
+  config.sft.demonstrations.overlong = config.ppo_init.demonstrations.overlong = "truncate_left"
   reward = config.reward_model
   reward.reward.batch_size = reward.reward.microbatch_size = 8
   reward.optim.learning_rate = 5e-4
@@ -352,15 +356,15 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   )
   config.files = _files(max_demonstrations=160)
   config.files.update(valid_fraction=0.15, max_comparisons=120, max_prompts=400, max_completions=4)
-  for name in STAGES:
+  for name in _networks(config):
     config[name].compute.update(dtype="float32", remat="none", logprob_chunk=64)
     if "length" in config[name]:
       config[name].length = 144
     if "lora" in config[name]:
       config[name].lora.update(rank=16, alpha=32.0)
-  for group in (config.base.text, config.init.text, config.base_more_pretraining.text):
+  for group in (config.base.text, config.ppo_init.text, config.base_more_pretraining.text):
     group.max_tokens = 60_000
-  for name in ("sft", "init", "base_more_pretraining"):
+  for name in ("sft", "ppo_init", "base_more_pretraining"):
     stage = config[name]
     stage.sft.batch_size = stage.sft.microbatch_size = 16
     stage.loop.eval_every, stage.loop.log_every = 10, 1
@@ -368,7 +372,7 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
     stage.optim.learning_rate = 2e-4
     if "demonstrations" in stage:
       stage.demonstrations.overlong = "truncate_right"
-  config.sft.sft.num_epochs, config.init.sft.num_epochs = 2, 1
+  config.sft.sft.num_epochs, config.ppo_init.sft.num_epochs = 2, 1
   config.base_more_pretraining.optim.update(schedule="constant", learning_rate=1e-4, warmup_steps=0)
   reward = config.reward_model
   reward.reward.batch_size, reward.reward.microbatch_size = 8, 4

@@ -1,8 +1,8 @@
-"""What every evaluation suite gives back: one number of one checkpoint, with its interval."""
+"""What every evaluation suite returns: numbers of one checkpoint, each with its interval."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ class Measure:
       toxicity 0-1, entropies in bits.
     variant: how it was asked, such as "respectful"; empty where there is one way.
     better: "higher", "lower", or empty where neither is.
-    values: of each item, in the order in which every checkpoint is asked, where the number is their
-      mean; empty where it is not, such as BLEU.  NaN, null in files, where an item has none.
+    values: of each item, in the same order for every checkpoint, where the number is their mean;
+      empty where it is not, such as BLEU.  NaN, null in files, where an item has none.
   """
 
   task: str
@@ -59,19 +59,6 @@ class Measure:
       **self.interval.as_dict(),
       better=self.better,
       values=[None if math.isnan(value) else value for value in self.values],
-    )
-
-  @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> "Measure":
-    """The inverse of `as_dict`."""
-    interval = statistics.Interval(**{name: fields[name] for name in ("mean", "low", "high", "n")})
-    return cls(
-      task=fields["task"],
-      variant=fields["variant"],
-      metric=fields["metric"],
-      interval=interval,
-      better=fields["better"],
-      values=known_or_nan(fields["values"]),
     )
 
 

@@ -1,33 +1,100 @@
-"""Several runs (seeds) of one pipeline in one table: a row per seed, and a pooled row.
+"""Several training seeds in one table: of pipelines (`launch.pool`) or of evaluations
+(`launch.evaluate --pool`).
 
 Pooled preferences use the nested bootstrap: seeds are drawn, then prompts within each drawn seed.
 Other pooled numbers are ratios of sums over the runs, never averages of the runs' ratios.
 """
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf.evals import statistics
-from rlhf.evals.preference import win_rates
-from rlhf.report import figures
+from rlhf import workdir as workdir_lib
+from rlhf.evals import statistics, units
+from rlhf.evals.preference import comparison, win_rates
+from rlhf.report import figures, page
 from rlhf.report import pipeline as report_lib
 
-_TAX_MEASURES = ("pretraining_nll", "few_shot_mean")
+_TAXES = {
+  "pretraining_nll": "Pretraining loss recovered by PPO-ptx",
+  "few_shot_mean": "Few-shot accuracy recovered by PPO-ptx",
+}
+_NUM_RESAMPLES = 2000
+
+
+# ----------------------------------------------------------------------------- evaluations
+
+
+def pool_evaluations(
+  workdirs: Sequence[pathlib.Path], *, num_resamples: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """The preferences of several runs of `launch.evaluate`.
+
+  Args:
+    workdirs: one for each training seed, whose checkpoints have the same names.
+    num_resamples, seed: of the bootstrap.
+
+  Returns:
+    (checkpoints of the report, `comparison.Comparison.as_dict` over the seeds, with "baseline").
+
+  Raises:
+    ValueError: an evaluation has no preferences, has other checkpoints or another baseline than the
+      first, or is named twice.
+  """
+  if len(set(workdirs)) < len(workdirs):
+    raise ValueError("--pool names a directory twice; name each evaluation once")
+  found = []
+  for directory in workdirs:
+    path = directory / "report" / "evaluation.json"
+    data = workdir_lib.read_json(path) if path.is_file() else {"preference": None}
+    result = directory / "preference" / units.RESULT  # exists where its files are of one run
+    if data["preference"] is None or not result.is_file():
+      raise ValueError(
+        f"--pool: {directory} holds no report with preferences; name workdirs of "
+        "launch.evaluate --suite=preference that have finished"
+      )
+    result = workdir_lib.read_json(result)
+    names = [one["name"] for one in data["checkpoints"]]
+    compared = {
+      "checkpoints": names,
+      "judged checkpoints": sorted(result.get("weights", names)),  # a failed one is on the page
+      "baseline": result["comparison"]["baseline"],
+    }
+    found.append((data, compared, result["comparison"]))
+  (first, wanted, _), num_left_out = found[0], 0
+  for directory, (_, compared, result) in zip(workdirs, found):
+    num_left_out += result["num_left_out"]
+    for what, value in compared.items():
+      if value != wanted[what]:
+        raise ValueError(
+          f"--pool: {directory} has the {what} {value}, the first has {wanted[what]}; pool "
+          "evaluations of the same models of several seeds"
+        )
+  pooled = comparison.pool(
+    {run: directory / "preference" for run, directory in enumerate(workdirs)},
+    wanted["checkpoints"],
+    baseline=wanted["baseline"],
+    seed=seed,
+    num_resamples=num_resamples,
+  )
+  simulated = any(result.get("simulated", False) for _, _, result in found)
+  return first["checkpoints"], pooled.as_dict() | dict(
+    baseline=wanted["baseline"], num_left_out=num_left_out, simulated=simulated
+  )
+
+
+# ----------------------------------------------------------------------------- pipelines
 
 
 def pooled_table(
-  workdirs: Sequence[str | pathlib.Path], *, num_resamples: int = 2000, seed: int = 0
+  workdirs: Sequence[str | pathlib.Path], *, num_resamples: int = _NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-  """Reads `evaluation/preferences.jsonl` and `report/report.json` of every workdir and pools them.
-
-  A workdir without preferences.jsonl (real data) takes part with its report alone.
+  """Pools the preferences and the reports of finished pipelines.
 
   Args:
-    workdirs: one finished pipeline run each, of different seeds.
+    workdirs: of runs of different seeds.  One without labelers takes part with its report alone.
     num_resamples, seed: of the bootstrap.
 
   Returns:
@@ -39,24 +106,25 @@ def pooled_table(
   """
   runs = []
   for workdir in map(pathlib.Path, workdirs):
-    preferences = workdir / "evaluation" / "preferences.jsonl"
-    report = json.loads((workdir / "report" / "report.json").read_text(encoding="utf-8"))
-    runs.append(
-      {
-        "report": report,
-        "preferences": win_rates.read_preferences(preferences) if preferences.exists() else [],
-      }
-    )
+    report = workdir_lib.read_json(workdir / "report" / "report.json")
+    path = workdir / "evaluation" / "preference" / comparison.PREFERENCES
+    if not path.is_file() and report["win_rate_vs_sft"] is not None:
+      raise ValueError(
+        f"{path} does not exist: an earlier version evaluated this run, or the file was moved; run "
+        "the pipeline again"
+      )
+    rows = win_rates.read_preferences(path) if path.is_file() else []
+    runs.append(dict(report=report, preferences=rows))
   return pool_reports(runs, num_resamples=num_resamples, seed=seed)
 
 
 def pool_reports(
-  runs: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, seed: int = 0
+  runs: Sequence[Mapping[str, Any]], *, num_resamples: int = _NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
   """Pools runs that differ in their seed.
 
   Args:
-    runs: {"report": a report.json, "preferences": rows of `preference.read_preferences`} each.
+    runs: {"report": a report.json, "preferences": rows of `win_rates.read_preferences`} each.
     num_resamples, seed: of the bootstrap.
 
   Returns:
@@ -74,161 +142,113 @@ def pool_reports(
   seeds = [run["report"]["seed"] for run in runs]
   if not runs or None in seeds or len(set(seeds)) < len(seeds):
     raise ValueError(f"the runs have seeds {seeds}; pool at least one run, each of its own seed")
-  runs = dict(sorted(zip(seeds, runs)))
-  for run in runs.values():
-    report_lib.check_report_json(run["report"])
-  settings = {"num_resamples": num_resamples, "seed": seed}
-  policies = list(
-    dict.fromkeys(
-      row["policy"] for run in runs.values() for row in run["preferences"] if row["win"] is not None
+  by_seed = dict(sorted(zip(seeds, runs)))
+  reports = {number: run["report"] for number, run in by_seed.items()}
+  for report in reports.values():
+    report_lib.check_report_json(report)
+  rows = {
+    number: [row for row in run["preferences"] if row["group"] in win_rates.GROUPS]
+    for number, run in by_seed.items()
+  }
+  judged = [row["policy"] for found in rows.values() for row in found if row["win"] is not None]
+  settings = dict(num_resamples=num_resamples, seed=seed)
+
+  def wins(policy, group):
+    found = {
+      number: win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
+      for number, lines in rows.items()
+    }
+    return {number: value for number, value in found.items() if not np.isnan(value).all()}
+
+  def over_seeds(statistic: Callable[..., statistics.Interval], values):
+    if not values:
+      return None
+    of = lambda part: statistic(part, **settings).as_dict()
+    return dict(
+      per_seed={number: of({number: value}) for number, value in values.items()}, pooled=of(values)
     )
-  )
-  return {
-    "seeds": list(runs),
-    "win_rate_vs_sft": {
+
+  def difference(group):
+    a, b = wins("ppo_ptx", group), wins("ppo", group)
+    pairs = {number: (a[number], b[number]) for number in a if number in b}
+    return over_seeds(statistics.paired_difference_over_seeds, pairs)
+
+  return dict(
+    seeds=list(reports),
+    win_rate_vs_sft={
       policy: {
-        f"{group}_labelers": _pooled_win_rate(runs, policy, group, settings)
+        f"{group}_labelers": over_seeds(statistics.bootstrap_over_seeds, wins(policy, group))
         for group in win_rates.GROUPS
       }
-      for policy in policies
+      for policy in dict.fromkeys(judged)
     },
-    "paired_difference": {
-      f"{group}_labelers": _pooled_difference(runs, group, settings) for group in win_rates.GROUPS
-    },
-    "reward_model_accuracy": _pooled_accuracy(runs),
-    "labeler_agreement": {
-      "per_seed": {
-        seed: None
-        if run["report"]["labelers"] is None
-        else run["report"]["labelers"]["agreement_training"]
-        for seed, run in runs.items()
+    paired_difference={f"{group}_labelers": difference(group) for group in win_rates.GROUPS},
+    reward_model_accuracy=_pooled_accuracy(reports),
+    labeler_agreement=dict(
+      per_seed={
+        number: None if report["labelers"] is None else report["labelers"]["agreement_training"]
+        for number, report in reports.items()
       }
-    },
-    "recovered": {measure: _pooled_recovered(runs, measure) for measure in _TAX_MEASURES},
-  }
-
-
-def _values(run, policy, group):
-  """values_PL of one run, or None where that group did not judge that policy."""
-  values_PL = win_rates.values_by_prompt(
-    run["preferences"], policy=policy, group=group, field="win"
+    ),
+    recovered={measure: _pooled_recovered(reports, measure) for measure in _TAXES},
   )
-  return None if np.isnan(values_PL).all() else values_PL
 
 
-def _pooled_win_rate(runs, policy, group, settings):
-  values = {seed: _values(run, policy, group) for seed, run in runs.items()}
-  values = {seed: value for seed, value in values.items() if value is not None}
-  if not values:
-    return None
-  return {
-    "per_seed": {
-      seed: win_rates.win_rate(value, **settings).as_dict() for seed, value in values.items()
-    },
-    "pooled": statistics.bootstrap_over_seeds(values, **settings).as_dict(),
-  }
+def _pooled_accuracy(reports):
+  models = {number: report["reward_model"] for number, report in reports.items()}
+  per_seed = {number: model and model["accuracy"] for number, model in models.items()}
+  known = [models[number] for number, share in per_seed.items() if share is not None]
+  pairs = sum(model["n"] or 0 for model in known)
+  correct = sum(model["accuracy"] * (model["n"] or 0) for model in known)
+  return dict(per_seed=per_seed, pooled=correct / pairs if pairs else None, n=pairs)
 
 
-def _pooled_difference(runs, group, settings):
-  pairs = {
-    seed: (_values(run, "ppo_ptx", group), _values(run, "ppo", group)) for seed, run in runs.items()
-  }
-  pairs = {seed: (a, b) for seed, (a, b) in pairs.items() if a is not None and b is not None}
-  if not pairs:
-    return None
-  return {
-    "per_seed": {
-      seed: statistics.paired_difference(a, b, **settings).as_dict()
-      for seed, (a, b) in pairs.items()
-    },
-    "pooled": statistics.paired_difference_over_seeds(pairs, **settings).as_dict(),
-  }
-
-
-def _pooled_accuracy(runs):
-  models = {seed: run["report"]["reward_model"] for seed, run in runs.items()}
-  known = [
-    model
-    for model in models.values()
-    if model is not None and model["accuracy"] is not None and model["n"]
-  ]
-  pairs = sum(model["n"] for model in known)
-  correct = sum(model["accuracy"] * model["n"] for model in known)
-  return {
-    "per_seed": {
-      seed: None if model is None else model["accuracy"] for seed, model in models.items()
-    },
-    "pooled": correct / pairs if pairs else None,
-    "n": pairs,
-  }
-
-
-def _pooled_recovered(runs, measure):
+def _pooled_recovered(reports, measure):
   """1 - (summed loss of PPO-ptx) / (summed loss of PPO): a ratio of sums over the seeds."""
-  entries = {seed: report_lib.alignment_tax(run["report"])[measure] for seed, run in runs.items()}
+  entries = {
+    number: report_lib.alignment_tax(report)[measure] for number, report in reports.items()
+  }
   known = [entry for entry in entries.values() if entry is not None]
   lost_ppo, lost_ptx = (
-    sum(entry[model] - entry["init"] for entry in known) for model in ("ppo", "ppo_ptx")
+    sum(entry[model] - entry["ppo_init"] for entry in known) for model in ("ppo", "ppo_ptx")
   )
   # A loss is a rise of the NLL and a fall of an accuracy.
   harmed = (
     lost_ppo > 0 if measure == "pretraining_nll" else lost_ppo < -report_lib.LEAST_LOSS * len(known)
   )
-  return {
-    "per_seed": {
-      seed: None if entry is None else entry["recovered"] for seed, entry in entries.items()
-    },
-    "pooled": 1 - lost_ptx / lost_ppo if harmed else None,
-  }
+  return dict(
+    per_seed={number: entry and entry["recovered"] for number, entry in entries.items()},
+    pooled=1 - lost_ptx / lost_ppo if harmed else None,
+  )
+
+
+# ----------------------------------------------------------------------------- the table
 
 
 def _rows(pooled: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The table's rows: a name, one text per seed, the pooled text, and prompts or pairs."""
+  num_of = lambda cell: None if cell is None else cell["pooled"]["n"]
+  cells = [
+    (f"{figures.label(policy)} against SFT, {page.GROUP_LABELS[group]}", cell, page.interval)
+    for policy, groups in pooled["win_rate_vs_sft"].items()
+    for group, cell in groups.items()
+  ] + [
+    (f"PPO-ptx minus PPO in points, {page.GROUP_LABELS[group]}", cell, page.points_interval)
+    for group, cell in pooled["paired_difference"].items()
+  ]
+  accuracy = pooled["reward_model_accuracy"]
+  found = [(name, cell, text, num_of(cell)) for name, cell, text in cells] + [
+    ("Reward-model accuracy", accuracy, page.percent, accuracy["n"]),
+    ("Agreement of training labelers", pooled["labeler_agreement"], page.percent, None),
+    *((name, pooled["recovered"][key], page.percent, None) for key, name in _TAXES.items()),
+  ]
   rows = []
-
-  def add(name, cell, text, n):
-    if cell is None:
-      return
-    known = {seed: value for seed, value in cell["per_seed"].items() if value is not None}
-    if not known:
-      return
-    pool = cell["pooled"] if "pooled" in cell else None
-    rows.append(
-      {
-        "name": name,
-        "n": "" if n is None else f"{n:,}",
-        "seeds": [text(known[seed]) if seed in known else "–" for seed in pooled["seeds"]],
-        "pooled": text(pool) if pool is not None else "–",
-      }
-    )
-
-  for policy, groups in pooled["win_rate_vs_sft"].items():
-    for group, cell in groups.items():
-      add(
-        f"{figures.label(policy)} against SFT, {report_lib.GROUP_LABELS[group]}",
-        cell,
-        report_lib.interval_text,
-        cell["pooled"]["n"] if cell is not None else None,
-      )
-  for group, cell in pooled["paired_difference"].items():
-    add(
-      f"PPO-ptx minus PPO in points, {report_lib.GROUP_LABELS[group]}",
-      cell,
-      report_lib.points_text,
-      cell["pooled"]["n"] if cell is not None else None,
-    )
-  add(
-    "Reward-model accuracy",
-    pooled["reward_model_accuracy"],
-    report_lib.percent_text,
-    pooled["reward_model_accuracy"]["n"],
-  )
-  add("Agreement of training labelers", pooled["labeler_agreement"], report_lib.percent_text, None)
-  for measure, name in (
-    ("pretraining_nll", "Pretraining loss given back by PPO-ptx"),
-    ("few_shot_mean", "Few-shot accuracy given back by PPO-ptx"),
-  ):
-    add(name, pooled["recovered"][measure], report_lib.percent_text, None)
+  for name, cell, text, num in found:
+    per_seed = {} if cell is None else cell["per_seed"]
+    if any(value is not None for value in per_seed.values()):
+      values = [*(per_seed.get(seed) for seed in pooled["seeds"]), cell.get("pooled")]
+      *seeds, pool = ("–" if value is None else text(value) for value in values)
+      rows.append(dict(name=name, seeds=seeds, pooled=pool, n="" if num is None else f"{num:,}"))
   return rows
 
 
@@ -244,18 +264,16 @@ def write_pooled(
   directory: str | pathlib.Path, pooled: Mapping[str, Any], *, title: str = "Results over seeds"
 ) -> pathlib.Path:
   """Writes pooled.json, pooled.md and pooled.html; returns the path of pooled.html."""
-  html = report_lib.render_template(
+  directory = pathlib.Path(directory)
+  html = page.render(
     "pooled.html",
     title=title,
+    simulated=bool(pooled["win_rate_vs_sft"]),
     seeds=pooled["seeds"],
     rows=_rows(pooled),
     figure=figures.pooled_win_rates(pooled["win_rate_vs_sft"]),
   )
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(pooled, indent=2, allow_nan=False)
-  (directory / "pooled.json").write_text(text + "\n", encoding="utf-8")
-  (directory / "pooled.md").write_text(pooled_markdown(pooled), encoding="utf-8")
-  path = directory / "pooled.html"
-  path.write_text(html, encoding="utf-8")
-  return path
+  workdir_lib.write_json(directory / "pooled.json", pooled)
+  workdir_lib.write_text(directory / "pooled.md", pooled_markdown(pooled))
+  workdir_lib.write_text(directory / "pooled.html", html)
+  return directory / "pooled.html"

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import processes
 from rlhf import workdir as workdir_lib
+from rlhf.data import formats
 from rlhf.evals import measures as measures_lib
 from rlhf.evals import statistics
 
@@ -165,6 +167,49 @@ def write_result(
   result = dict(fingerprint=wanted, measures=[measure.as_dict() for measure in measures], **others)
   workdir_lib.write_json(directory / RESULT, result)
   return workdir_lib.plain(result)
+
+
+def begin(directory: pathlib.Path) -> None:
+  """Makes a unit's directory and removes the mark that it is done; process 0 alone writes."""
+  if processes.is_main():
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RESULT).unlink(missing_ok=True)
+
+
+def print_measures(measures: Sequence[measures_lib.Measure]) -> None:
+  """A console line for each number."""
+  for measure in measures:
+    name, interval = " ".join(filter(None, (measure.variant, measure.metric))), measure.interval
+    print(
+      f"  {name:<44}{interval.mean:10.4g}  [{interval.low:.4g}, {interval.high:.4g}]  "
+      f"n {interval.n:,}",
+      flush=True,
+    )
+
+
+def check_spec(spec: str, field: str) -> tuple[str, str]:
+  """(format, path) of FORMAT:PATH.
+
+  Raises:
+    ValueError: it is none, or there is no such file.
+  """
+  name, colon, path = spec.partition(":")
+  if not colon or name not in formats.FORMATS:
+    raise ValueError(
+      f"{field} {spec!r}; give FORMAT:PATH with FORMAT one of {', '.join(sorted(formats.FORMATS))}"
+    )
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"{field}: {path} does not exist")
+  return name, path
+
+
+def read_records(spec: str, kind: str, field: str) -> list[dict[str, Any]]:
+  """Records of FORMAT:PATH; raises ValueError with the config's field in front."""
+  name, path = check_spec(spec, field)
+  try:
+    return formats.read(kind, path, name)[0]
+  except ValueError as error:
+    raise ValueError(f"{field}: {error}") from None
 
 
 def by_measure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import units
-from rlhf.evals.suites import nlp, toxicity
+from rlhf.evals.suites import nlp, pretraining, toxicity
 from rlhf.inference import completions as completions_lib
 from rlhf.inference import likelihood
 from rlhf.model.compute import ComputeConfig
@@ -178,7 +178,7 @@ def pipeline_config(config, size: str, seed: int):
   made = config.pipeline.copy_and_resolve_references().unlock()
   made.seed = seed
   for name, value in config.sizes[size].items():
-    for stage in ("base", "sft", "init", "ppo", "base_more_pretraining"):
+    for stage in ("base", "sft", "ppo_init", "ppo", "base_more_pretraining"):
       made[stage].model[name] = value
   return made.lock()
 
@@ -398,7 +398,7 @@ def few_shot_tasks(
     correct = likelihood.few_shot_correct(
       network,
       read_jsonl(path),
-      delimiter=pipeline.FEW_SHOT_DELIMITER,
+      delimiter=pretraining.DELIMITER,
       batch_size=config.sampling.batch_size,
     )
     found[path.stem.removeprefix("few_shot_")] = list(map(float, correct))

@@ -1,27 +1,65 @@
-"""evaluation.json and evaluation.html: checkpoints beside one another, on one self-contained page.
+"""evaluation.json and evaluation.html: checkpoints compared, on one self-contained page.
 
 `write` takes what the suites measured and makes a table and a plot of every task and metric; where
-checkpoints are called METHOD@SIZE, the plot is over the number of parameters, as the paper's main
-figure is (InstructGPT Fig. 1).
+checkpoints are called METHOD@SIZE, the plot is over the number of parameters, as in the paper's
+main figure (InstructGPT Fig. 1).
 """
 
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.evals import units
-from rlhf.report import figures
-from rlhf.report import pipeline as report_lib
+from rlhf.evals.evaluation import Found
+from rlhf.report import figures, page
 
 TITLES = {
-  "preference": "Preference: what raters say of answers to the same prompts",
+  "preference": "Preference: what raters say about completions of the same prompts",
+  "pretraining": "Pretraining text and few-shot tasks",
   "nlp": "Public NLP tasks",
   "truth": "Truth",
   "toxicity": "Toxicity",
   "bias": "Bias",
 }
+SHOWN_SAMPLES = 30
+
+
+def write_evaluation(
+  workdir: pathlib.Path,
+  *,
+  title: str,
+  checkpoints: Sequence[Mapping[str, Any]],
+  found: Found,
+  notes: Sequence[str],
+  settings: Mapping[str, int],
+) -> pathlib.Path:
+  """Writes the page of an `evaluation.run` to WORKDIR/report; returns its path.
+
+  Args:
+    workdir: of the evaluation.
+    title, checkpoints, notes: as in `write`.
+    found: what was measured.
+    settings: of the bootstrap.
+  """
+  samples, measures = [], found.measures
+  differences = {
+    suite: units.differences(values, checkpoints[0]["name"], **settings)
+    for suite, values in measures.items()
+  }
+  if found.compared is not None:
+    measures = {"preference": found.compared["measures"]} | measures
+    samples = workdir_lib.read_jsonl(workdir / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
+  return write(
+    workdir / "report",
+    title=title,
+    checkpoints=checkpoints,
+    measures=measures,
+    compared=found.compared,
+    samples=samples,
+    notes=notes,
+    differences=differences,
+  )
 
 
 def write(
@@ -42,8 +80,8 @@ def write(
     title: of the page.
     checkpoints: {"name", "source", "parameters"} in the order wanted.
     measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks.
-    compared: what judges said, as `comparison.Comparison.as_dict` has it.
-    samples: {"prompt", "answers": {checkpoint: text}} to be read.
+    compared: what judges said, as `comparison.Comparison.as_dict`.
+    samples: {"prompt", "completions": {checkpoint: text}} to be read.
     notes: sentences for the end of the page.
     differences: suite -> rows of `units.differences` from the first checkpoint.
   """
@@ -53,39 +91,39 @@ def write(
   if compared is not None:
     add_baseline(tables["preference"], compared["baseline"])
   notes = [*notes, *preference_notes(compared)]
+  preference = None
+  if compared is not None:
+    preference = {name: part for name, part in compared.items() if name != "measures"}
   data = dict(
     title=title,
     checkpoints=list(checkpoints),
     suites=tables,
     differences=dict(differences),
     notes=notes,
-    preference=None
-    if compared is None
-    else {name: part for name, part in compared.items() if name != "measures"},
+    preference=preference,
   )
   workdir_lib.write_json(directory / "evaluation.json", data)
   parameters = {one["name"]: one["parameters"] for one in checkpoints}
-  html = report_lib.render_template(
+  html = page.render(
     "evaluation.html",
     title=title,
+    simulated=compared is not None and compared.get("simulated", False),
     checkpoints=checkpoints,
     matrix=matrix(compared),
     samples=samples,
     reward_models=reward_models(compared),
     notes=notes,
     sections=[
-      section(suite, rows, parameters, differences[suite] if suite in differences else ())
+      section(suite, rows, parameters, differences.get(suite, ()))
       for suite, rows in tables.items()
       if rows
     ],
-    cell=cell_text,
-    signed=signed_text,
+    cell=page.short_interval,
     heading=heading,
     count=count_text,
   )
-  path = directory / "evaluation.html"
-  workdir_lib.write_text(path, html)
-  return path
+  workdir_lib.write_text(directory / "evaluation.html", html)
+  return directory / "evaluation.html"
 
 
 def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -134,12 +172,12 @@ def preference_notes(compared: Mapping[str, Any] | None) -> list[str]:
 
 
 def agreement_notes(agreement: Mapping[str, Any] | None) -> list[str]:
-  """How far people who compared the same answers agree, see `ratings.agreement`."""
+  """How far people who compared the same completions agree, see `ratings.agreement`."""
   by_pair = None if agreement is None else agreement["preference"]
-  text = "Two raters say the same of {mean:.1%} [{low:.1%}, {high:.1%}] of the comparisons"
+  text = "Two raters agree on {mean:.1%} [{low:.1%}, {high:.1%}] of the comparisons"
   return [
     text.format(**by_pair[name]) + counted
-    for name, counted in (("agreement", " that both decided."), ("with_ties", ", ties among them."))
+    for name, counted in (("agreement", " that both decided."), ("with_ties", ", including ties."))
     if by_pair is not None and by_pair[name] is not None
   ]
 
@@ -168,25 +206,20 @@ def section(
       block[name].append(row)
   names = [name for name in parameters if any(name in row["cells"] for row in rows)]
   for number, block in enumerate(blocks.values()):
-    for at, (metric, found) in enumerate(by_metric(block["rows"]).items()):
+    by_metric: dict[str, list[Mapping[str, Any]]] = {}
+    for row in block["rows"]:
+      by_metric.setdefault(row["metric"], []).append(row)
+    for at, (metric, found) in enumerate(by_metric.items()):
       block["plots"] += [
         dict(svg=svg, name=f"{block['task']}, {figures.label(metric)}{of}")
         for svg, of in plots(f"{suite}-{number}-{at}", found, parameters)
       ]
   return dict(
     suite=suite,
-    title=TITLES[suite] if suite in TITLES else suite,
+    title=TITLES.get(suite, suite),
     names=names,
     blocks=list(blocks.values()),
   )
-
-
-def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-  """Rows with the same metric together."""
-  found: dict[str, list[Mapping[str, Any]]] = {}
-  for row in rows:
-    found.setdefault(row["metric"], []).append(row)
-  return found
 
 
 def plots(
@@ -247,24 +280,3 @@ def count_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:
   """The largest number of prompts behind a checkpoint's cells."""
   known = [row["cells"][name]["n"] for row in rows if name in row["cells"]]
   return f"{max(known):,}" if known else "\u2013"
-
-
-def short(value: float) -> str:
-  """Three digits that count, with a true minus sign."""
-  if value == 0 or not math.isfinite(value):
-    return f"{value:g}"
-  digits = max(0, 2 - math.floor(math.log10(abs(value))))
-  return f"{value:.{min(digits, 4)}f}".replace("-", "\u2212")
-
-
-def signed_text(cell: Mapping[str, float]) -> str:
-  """A difference with its interval."""
-  plus = lambda value: ("+" if value > 0 else "") + short(value)
-  return f"{plus(cell['mean'])} [{plus(cell['low'])}, {plus(cell['high'])}]"
-
-
-def cell_text(cell: Mapping[str, float] | None) -> str:
-  """A mean with its interval."""
-  if cell is None:
-    return "\u2013"
-  return f"{short(cell['mean'])} [{short(cell['low'])}, {short(cell['high'])}]"

@@ -16,7 +16,7 @@ import numpy as np
 LABELS = {
   "base": "Base",
   "base_more_pretraining": "Base, more pretraining",
-  "init": "PPO start",
+  "ppo_init": "PPO start",
   "sft": "SFT",
   "ppo": "PPO",
   "ppo_ptx": "PPO-ptx",
@@ -34,7 +34,7 @@ LABELS = {
 COLORS = {
   "base": "#8a8f98",
   "base_more_pretraining": "#4d535c",
-  "init": "#009e73",
+  "ppo_init": "#009e73",
   "sft": "#e69f00",
   "ppo": "#d55e00",
   "ppo_ptx": "#0072b2",
@@ -46,7 +46,7 @@ _OTHER_COLORS = ("#56b4e9", "#b8a600", "#8b5fbf", "#7a4b2a")
 _MARKERS = {
   "base": "s",
   "base_more_pretraining": "D",
-  "init": "^",
+  "ppo_init": "^",
   "sft": "v",
   "ppo": "X",
   "ppo_ptx": "o",
@@ -440,7 +440,7 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
   color = _color_of(models)
 
   def draw(axes):
-    start = nll["init"] if "init" in nll else None
+    start = nll["ppo_init"] if "ppo_init" in nll else None
     low, high = min(nll[m] for m in models), max(nll[m] for m in models)
     room = (high - low) or 0.1
     for row, model in enumerate(models):
@@ -467,7 +467,7 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
         fontsize=10,
       )
     if start is not None:
-      axes.axvline(start, color=COLORS["init"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+      axes.axvline(start, color=COLORS["ppo_init"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(models)), [label(model) for model in models])
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.invert_yaxis()

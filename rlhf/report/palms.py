@@ -11,7 +11,7 @@ from rlhf import workdir as workdir_lib
 from rlhf.palms import statistics
 from rlhf.palms.statistics import Analysis, Claim
 from rlhf.report import figures
-from rlhf.report import pipeline as report_lib
+from rlhf.report import page as page_lib
 
 # (kind, parameters, seed)
 ModelKey = tuple[str, int, int]
@@ -191,7 +191,7 @@ def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib
   found = {name: contents[name] for name in _JSON} | shares | dict(analysis=analysis.as_dict())
   workdir_lib.write_json(directory / "palms.json", found)
   sizes = sorted({mean.size for mean in analysis.means})
-  html = report_lib.render_template(
+  html = page_lib.render(
     "palms.html",
     **contents,
     **shares,

@@ -1,8 +1,8 @@
 """report.json and report.html: what a run showed, on one self-contained page.
 
-Every sentence and every number of the page is computed from the data; a part that a data set
-cannot give (real data has no gold score and no labelers to ask again) is `None` or left out, and
-the page says so.
+Every sentence and every number of the page is computed from the data.  A part that a data set
+cannot give (your own data have no gold score and no labelers to ask again) is `None` or left out,
+and the page says so.
 
 `write_report` takes
 
@@ -18,7 +18,7 @@ the page says so.
                 "reward": {"ppo": [{"step", "reward", "kl", "gold"}], "ppo_ptx": [...]}},
                                      # and "reward_low", "reward_high", which are drawn as a band
      "calibration": calibration.calibration_curve(...),
-     "samples": [{"prompt": str, "answers": {model: str}, "gold": {model: float} | None}],
+     "samples": [{"prompt": str, "completions": {model: str}, "gold": {model: float} | None}],
      "notes": [str]}
 
 An interval is {"mean", "low", "high", "n"}; its n counts prompts.  `reward_model.n` counts untied
@@ -27,26 +27,22 @@ pairs.  Besides the schema, `report` may hold, and the page then shows:
     "likert": {policy: {"training_labelers": interval, "heldout_labelers": interval}}
     "metadata": {policy: {label: interval}}
     "reward_model": {..., "accuracy_interval": interval, "length_baseline_accuracy": float}
-    "reward": {policy: interval}      "reward_less_sft": {policy: interval}
-    "pretraining_nll_rise": {"ppo": interval, "ppo_ptx": interval}      of the loss since PPO's start
-    "pretraining_nll": {..., "bigram": float}      "few_shot_tasks": {task: {..., "chance": float}}
+    "reward": {policy: interval}      "reward_minus_sft": {policy: interval}
+    "pretraining_nll_rise": {"ppo": interval, "ppo_ptx": interval}    of the loss since PPO's start
+    "pretraining_nll": {..., "bigram": float}     "few_shot_tasks": {task: {..., "chance": float}}
 """
 
-import functools
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
-from rlhf.report import figures
+from rlhf import workdir as workdir_lib
+from rlhf.report import figures, page
+from rlhf.report.page import GROUP_LABELS, number, percent, points
 
 # A smaller fall of the mean few-shot accuracy is not called a loss: an item or two of each task.
 LEAST_LOSS = 0.01
-
-GROUP_LABELS = {"training_labelers": "training labelers", "heldout_labelers": "held-out labelers"}
 
 _NUMBER = float
 _INTERVAL = {"mean": float, "low": float, "high": float, "n": int}
@@ -60,7 +56,7 @@ REPORT_SCHEMA = {
   "labelers": {"agreement_training": _NUMBER, "agreement_heldout": _NUMBER},
   "pretraining_nll": {
     model: _NUMBER
-    for model in ("base", "base_more_pretraining", "init", "sft", "ppo", "ppo_ptx", "*")
+    for model in ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx", "*")
   },
   "few_shot_tasks": {"*": {"*": _NUMBER}},
   "gold_score": {"*": (_NUMBER, {"*": _NUMBER})},
@@ -76,6 +72,11 @@ def check_report_json(report: Mapping[str, Any]) -> None:
   Raises:
     ValueError: naming the key, what was found and what would be right.
   """
+  if "init" in (report.get("pretraining_nll") or ()):
+    raise ValueError(
+      "report.pretraining_nll.init is now called ppo_init: an earlier version wrote this report; "
+      "run the pipeline again"
+    )
   _check(report, REPORT_SCHEMA, "report")
 
 
@@ -107,14 +108,13 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
       recovered = 1 - (loss of PPO-ptx) / (loss of PPO)
 
   where the loss is the rise of the pretraining NLL, or the fall of a few-shot accuracy, against
-  "init", the model that both PPO runs started from.  Above 1, PPO-ptx is better than the start.
+  "ppo_init", the model that both PPO runs started from.  Above 1, PPO-ptx is better than the start.
 
   Returns:
     {"pretraining_nll": entry, "few_shot_mean": entry, "few_shot_tasks": {task: entry}}, an entry
-    being {"init", "ppo", "ppo_ptx", "recovered"} or None without numbers; "recovered" is None
-    where PPO lost nothing, no more than LEAST_LOSS of an accuracy, or where the interval of the rise
-    of the NLL, if there is one, does not leave out 0.  `few_shot_mean` weighs every
-    task equally.
+    being {"ppo_init", "ppo", "ppo_ptx", "recovered"} or None without numbers; "recovered" is None
+    where PPO lost nothing, no more than LEAST_LOSS of an accuracy, or where the interval of the
+    rise of the NLL, if there is one, includes 0.  `few_shot_mean` weighs every task equally.
   """
   tasks = report["few_shot_tasks"] if report["few_shot_tasks"] is not None else {}
   by_task = {task: _tax_entry(cells, sign=-1, least=LEAST_LOSS) for task, cells in tasks.items()}
@@ -122,7 +122,7 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
   mean = (
     {
       model: sum(entry[model] for entry in known) / len(known)
-      for model in ("init", "ppo", "ppo_ptx")
+      for model in ("ppo_init", "ppo", "ppo_ptx")
     }
     if known
     else None
@@ -145,10 +145,10 @@ def _nll_rise(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _tax_entry(
   cells: Mapping[str, float | None] | None, *, sign: int, least: float
 ) -> dict[str, Any] | None:
-  models = ("init", "ppo", "ppo_ptx")
+  models = ("ppo_init", "ppo", "ppo_ptx")
   if cells is None or any(model not in cells or cells[model] is None for model in models):
     return None
-  lost_ppo, lost_ptx = (sign * (cells[model] - cells["init"]) for model in models[1:])
+  lost_ppo, lost_ptx = (sign * (cells[model] - cells["ppo_init"]) for model in models[1:])
   recovered = 1 - lost_ptx / lost_ppo if lost_ppo > least else None
   return {**{model: cells[model] for model in models}, "recovered": recovered}
 
@@ -156,46 +156,9 @@ def _tax_entry(
 # ---- Sentences, from numbers alone.
 
 
-def percent_text(value: float, digits: int = 1) -> str:
-  """A share as a percentage."""
-  return _minus(f"{100 * value:.{digits}f}") + "\u202f%"  # narrow no-break space
-
-
 def given_back_text(recovered: float) -> str:
   """`alignment_tax`'s "recovered"; a large multiple of a small loss says no more than that."""
-  return "> " * (recovered > 2) + percent_text(min(recovered, 2.0), 0)
-
-
-def _minus(text: str) -> str:
-  """A true minus sign, and no minus before a number that rounds to zero."""
-  if text.startswith("-") and not text.strip("-0."):
-    text = text[1:]
-  return text.replace("-", "\u2212")
-
-
-def _number(value: float, digits: int = 3) -> str:
-  return _minus(f"{value:.{digits}f}")
-
-
-def _range(cell: Mapping[str, float], digits: int = 1) -> str:
-  low, high = (_minus(f"{100 * cell[end]:.{digits}f}") for end in ("low", "high"))
-  return f"{low} to {high}\u202f%"
-
-
-def points_of(value: float) -> str:
-  """A difference of shares in percentage points, with its sign."""
-  sign = "+" if 100 * value >= 0.05 else ""
-  return sign + _minus(f"{100 * value:.1f}")
-
-
-def interval_text(cell: Mapping[str, float]) -> str:
-  """An interval of shares in one table cell."""
-  return f"{percent_text(cell['mean'])} [{_range(cell)}]"
-
-
-def points_text(cell: Mapping[str, float]) -> str:
-  """An interval of differences, in percentage points, in one table cell."""
-  return f"{points_of(cell['mean'])} [{points_of(cell['low'])} to {points_of(cell['high'])}]"
+  return "> " * (recovered > 2) + percent(min(recovered, 2.0), 0)
 
 
 def verdict(interval: Mapping[str, float], middle: float = 0.5) -> int:
@@ -247,9 +210,9 @@ def _headline_without_labelers(report) -> str:
   if model is None or model["accuracy"] is None:
     return "This run has neither labelers to ask nor a reward-model accuracy to report."
   baseline = _length_baseline(report)
-  beside = f"; the longer-answer rule gets {percent_text(baseline)}" if baseline is not None else ""
+  beside = f"; the longer-answer rule gets {percent(baseline)}" if baseline is not None else ""
   return (
-    f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
+    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
     f"labelers did{beside}."
   )
 
@@ -280,10 +243,12 @@ def findings(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None)
 def _say_win_rates(report) -> str | None:
   policy, cells = _judged_policy(report)
   if policy is None:
-    return "There are no win rates: this data set has no labelers who could compare new answers."
+    return (
+      "There are no win rates: this data set has no labelers who could compare new completions."
+    )
   clauses = [
     f"{GROUP_LABELS[group].capitalize()} prefer {figures.label(policy)} to SFT in "
-    f"{percent_text(cell['mean'])} of comparisons (95\u202f% interval {_range(cell)}, "
+    f"{percent(cell['mean'])} of comparisons (95\u202f% interval {page.percent_range(cell)}, "
     f"{('which includes', 'above', 'below')[verdict(cell)]} 50\u202f%)"
     for group, cell in cells.items()
   ]
@@ -296,7 +261,7 @@ def _say_base(report) -> str | None:
   known = [cells[group] for group in GROUP_LABELS if cells is not None and cells[group] is not None]
   if not known:
     return None
-  shares = " and ".join(percent_text(cell["mean"]) for cell in known)
+  shares = " and ".join(percent(cell["mean"]) for cell in known)
   return f"The base model, prompted, wins {shares} of comparisons against SFT."
 
 
@@ -309,8 +274,8 @@ def _say_paired(paired) -> str | None:
   if not cells:
     return None
   clauses = [
-    f"{points_of(cell['mean'])} points with {GROUP_LABELS[group]} "
-    f"({points_of(cell['low'])} to {points_of(cell['high'])})"
+    f"{points(cell['mean'])} points with {GROUP_LABELS[group]} "
+    f"({points(cell['low'])} to {points(cell['high'])})"
     for group, cell in cells
   ]
   return f"PPO-ptx minus PPO, paired over {cells[0][1]['n']:,} prompts: {'; '.join(clauses)}."
@@ -322,15 +287,15 @@ def _say_reward_model(report) -> str | None:
     return None
   pairs = f" ({model['n']:,} untied pairs)" if model["n"] is not None else ""
   parts = [
-    f"The reward model ranks {percent_text(model['accuracy'])} of held-out pairs as the "
+    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
     f"labelers did{pairs}"
   ]
   if labelers is not None and labelers["agreement_training"] is not None:
     parts.append(
-      f"training labelers agree with one another in {percent_text(labelers['agreement_training'])}"
+      f"training labelers agree with one another in {percent(labelers['agreement_training'])}"
     )
   if _length_baseline(report) is not None:
-    parts.append(f"preferring the longer answer gets {percent_text(_length_baseline(report))}")
+    parts.append(f"preferring the longer answer gets {percent(_length_baseline(report))}")
   return "; ".join(parts) + "."
 
 
@@ -339,8 +304,8 @@ def _say_bigram(report) -> str | None:
   if nll is None or "bigram" not in nll or nll["bigram"] is None or nll["base"] is None:
     return None
   return (
-    f"The base model's loss on held-out pretraining text is {_number(nll['base'])} nats per "
-    f"token; bigram counts reach {_number(nll['bigram'])}."
+    f"The base model's loss on held-out pretraining text is {number(nll['base'])} nats per "
+    f"token; bigram counts reach {number(nll['bigram'])}."
   )
 
 
@@ -349,16 +314,16 @@ def _say_pretraining(report) -> str | None:
   if tax is None:
     return None
   moved = (
-    f"the loss on pretraining text from {_number(tax['init'])} to {_number(tax['ppo'])} "
+    f"the loss on pretraining text from {number(tax['ppo_init'])} to {number(tax['ppo'])} "
     "nats per token"
   )
   rise = _nll_rise(report)
-  if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["init"]:
-    interval = lambda cell: f"{_number(cell['low'])} to {_number(cell['high'])}"
+  if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["ppo_init"]:
+    interval = lambda cell: f"{number(cell['low'])} to {number(cell['high'])}"
     return (
-      f"The rise of {moved} with PPO cannot be told from none (95\u202f% interval "
+      f"The rise of {moved} with PPO is not distinguishable from zero (95\u202f% interval "
       f"{interval(rise['ppo'])}), so there is no alignment tax on it to give back; with "
-      f"PPO-ptx the loss changes by {_number(rise['ppo_ptx']['mean'])} "
+      f"PPO-ptx the loss changes by {number(rise['ppo_ptx']['mean'])} "
       f"({interval(rise['ppo_ptx'])})."
     )
   if tax["recovered"] is None:
@@ -367,10 +332,10 @@ def _say_pretraining(report) -> str | None:
   beside = (
     ""
     if more is None
-    else f"; the base model given the same extra pretraining tokens reaches {_number(more)}"
+    else f"; the base model given the same extra pretraining tokens reaches {number(more)}"
   )
   return (
-    f"PPO raised {moved}; PPO-ptx ends at {_number(tax['ppo_ptx'])}, which gives back "
+    f"PPO raised {moved}; PPO-ptx ends at {number(tax['ppo_ptx'])}, which gives back "
     f"{given_back_text(tax['recovered'])} of the rise{beside}."
   )
 
@@ -379,19 +344,19 @@ def _say_few_shot(report) -> str | None:
   tax = alignment_tax(report)["few_shot_mean"]
   if tax is None:
     return None
-  moved = f"{percent_text(tax['init'])} at the start to {percent_text(tax['ppo'])}"
-  if tax["init"] <= tax["ppo"]:
+  moved = f"{percent(tax['ppo_init'])} at the start to {percent(tax['ppo'])}"
+  if tax["ppo_init"] <= tax["ppo"]:
     return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
   if tax["recovered"] is None:
     return (
       f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
       f"({moved}), so there is nothing to give back; with PPO-ptx it is "
-      f"{percent_text(tax['ppo_ptx'])}."
+      f"{percent(tax['ppo_ptx'])}."
     )
   return (
     f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
-    f"it is {percent_text(tax['ppo_ptx'])}, which gives back "
-    f"{percent_text(tax['recovered'], 0)}."
+    f"it is {percent(tax['ppo_ptx'])}, which gives back "
+    f"{percent(tax['recovered'], 0)}."
   )
 
 
@@ -406,7 +371,7 @@ def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
   moved = "rose" if last > first else "fell"
   return (
     f"From step {first_step:,} to {last_step:,} the held-out loss {moved} by "
-    f"{_number(abs(last - first))} nats per token ({percent_text(abs(last / first - 1))})."
+    f"{number(abs(last - first))} nats per token ({percent(abs(last / first - 1))})."
   )
 
 
@@ -417,8 +382,8 @@ def _tiles(report, paired) -> list[dict[str, str]]:
   for group, cell in cells.items():
     tiles.append(
       {
-        "value": percent_text(cell["mean"]),
-        "detail": f"95\u202f% interval {_range(cell)}",
+        "value": percent(cell["mean"]),
+        "detail": f"95\u202f% interval {page.percent_range(cell)}",
         "name": f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}",
       }
     )
@@ -427,9 +392,9 @@ def _tiles(report, paired) -> list[dict[str, str]]:
     if cell is not None:
       tiles.append(
         {
-          "value": points_of(cell["mean"]),
+          "value": points(cell["mean"]),
           "name": f"points, PPO-ptx minus PPO, {GROUP_LABELS[group]}",
-          "detail": f"95\u202f% interval {points_of(cell['low'])} to {points_of(cell['high'])}",
+          "detail": f"95\u202f% interval {points(cell['low'])} to {points(cell['high'])}",
         }
       )
       break
@@ -438,14 +403,14 @@ def _tiles(report, paired) -> list[dict[str, str]]:
     agreement = report["labelers"]["agreement_training"] if report["labelers"] is not None else None
     baseline = _length_baseline(report)
     detail = (
-      f"labelers agree {percent_text(agreement)}"
+      f"labelers agree {percent(agreement)}"
       if agreement is not None
-      else f"longer answer: {percent_text(baseline)}"
+      else f"longer answer: {percent(baseline)}"
       if baseline is not None
       else ""
     )
     tiles.append(
-      {"value": percent_text(model["accuracy"]), "name": "reward-model accuracy", "detail": detail}
+      {"value": percent(model["accuracy"]), "name": "reward-model accuracy", "detail": detail}
     )
   tax = alignment_tax(report)["pretraining_nll"]
   if tax is not None and tax["recovered"] is not None:
@@ -453,9 +418,9 @@ def _tiles(report, paired) -> list[dict[str, str]]:
       {
         "value": given_back_text(tax["recovered"]),
         "name": "of PPO's pretraining loss given back by PPO-ptx",
-        "detail": f"+{_number(tax['ppo'] - tax['init'])} became "
-        f"{'+' if tax['ppo_ptx'] >= tax['init'] else ''}"
-        f"{_number(tax['ppo_ptx'] - tax['init'])} nats per token",
+        "detail": f"+{number(tax['ppo'] - tax['ppo_init'])} became "
+        f"{'+' if tax['ppo_ptx'] >= tax['ppo_init'] else ''}"
+        f"{number(tax['ppo_ptx'] - tax['ppo_init'])} nats per token",
       }
     )
   return tiles
@@ -509,27 +474,6 @@ def _figures(report, curves, calibration) -> dict[str, Any]:
   }
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-  """Templates beside this file; everything that is not marked safe is escaped."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(
-    percent=percent_text, number=_number, points=points_of, range=_range, label=figures.label
-  )
-  return environment
-
-
-def render_template(name: str, **values: Any) -> str:
-  """A page from a template of this package, autoescaped."""
-  return _environment().get_template(name).render(**values)
-
-
 def render_html(data: Mapping[str, Any]) -> str:
   """The page as a string; see the module's docstring for `data`.
 
@@ -553,9 +497,10 @@ def render_html(data: Mapping[str, Any]) -> str:
   optional = {"likert": None, "metadata": None}
   extra = {key: report[key] if key in report else value for key, value in optional.items()}
   gold = _gold_columns(report["gold_score"])
-  return render_template(
+  return page.render(
     "report.html",
     **{**part, **extra},
+    simulated=report["win_rate_vs_sft"] is not None or report["labelers"] is not None,
     headline=headline(report),
     findings=findings(report, part["paired_difference"]),
     tiles=_tiles(report, part["paired_difference"]),
@@ -574,7 +519,7 @@ def render_html(data: Mapping[str, Any]) -> str:
 
 
 def _sample_models(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-  return list(dict.fromkeys(model for sample in samples for model in sample["answers"]))
+  return list(dict.fromkeys(model for sample in samples for model in sample["completions"]))
 
 
 def write_report(directory: str | pathlib.Path, data: Mapping[str, Any]) -> pathlib.Path:
@@ -599,10 +544,7 @@ def write_report(directory: str | pathlib.Path, data: Mapping[str, Any]) -> path
     "alignment_tax": alignment_tax(data["report"]),
     "paired_difference": data["paired_difference"] if "paired_difference" in data else None,
   }
-  text = json.dumps(report, indent=2, allow_nan=False)
   directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  (directory / "report.json").write_text(text + "\n", encoding="utf-8")
-  path = directory / "report.html"
-  path.write_text(html, encoding="utf-8")
-  return path
+  workdir_lib.write_json(directory / "report.json", report)
+  workdir_lib.write_text(directory / "report.html", html)
+  return directory / "report.html"

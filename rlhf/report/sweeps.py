@@ -42,7 +42,7 @@ def _evaluation(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _wins(group: str) -> Callable[[pathlib.Path, str], Values]:
   def read(workdir, policy):
-    lines = win_rates.read_preferences(workdir / "evaluation" / "preferences.jsonl")
+    lines = win_rates.read_preferences(workdir / "evaluation" / "preference" / "preferences.jsonl")
     return win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
 
   return read
@@ -66,7 +66,7 @@ def _gold(workdir, policy) -> Values:
 
 def _tax(workdir, policy) -> Values:
   losses = _evaluation(workdir)["pretraining_nll"]
-  return [[losses[policy] - losses["init"]]]
+  return [[losses[policy] - losses["ppo_init"]]]
 
 
 def _few_shot(workdir, policy) -> Values:
@@ -100,7 +100,7 @@ MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
   "validation_reward": ("validation reward", _validation("reward")),
   "validation_kl": ("KL to the reference (nats)", _validation("kl")),
   "gold_score": ("gold score", _gold),
-  "pretraining_tax": ("held-out pretraining loss\nless PPO's start (nats)", _tax),
+  "pretraining_tax": ("held-out pretraining loss\nminus PPO's start (nats)", _tax),
   "few_shot_mean": ("few-shot accuracy,\nmean of the tasks", _few_shot),
   "reward_accuracy": ("reward-model accuracy", _accuracy),
   "reward_log_loss": ("reward-model log loss (nats)", _log_loss),

@@ -1,14 +1,15 @@
-"""The suite `preference`: checkpoints answer the same prompts, and judges say which is better.
+"""The suite `preference`: checkpoints complete the same prompts, and judges say which is better.
 
-    answers(p, network, directory, ...)      one checkpoint's answers, one line a prompt
-    judge_all(p, answers, directory, ...)    what the judges say of all of them
+    complete(p, network, directory, ...)         one checkpoint's completions, one line a prompt
+    judge_all(p, completions, directory, ...)    what the judges say of all of them
+    pool(directories, names, ...)                several training seeds as one comparison
 
 Judges are named by specs:
 
     labelers        TinyWorld's simulated labelers, training and held-out; `world` says which
     reward:SOURCE   a reward model: an export, the workdir of its stage, or hf:DIR
     ratings:FILE    people's ratings in the sheets of `write_sheets`; several files are one group
-    endpoint        a model behind an OpenAI-compatible endpoint; `endpoint` says which
+    endpoint        a model behind an OpenAI-compatible endpoint, see `endpoint`
 
 Source of what is measured: InstructGPT (arXiv:2203.02155) section 3.6, Table 3, Figures 1, 3, 4
 and 31.
@@ -18,16 +19,16 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.sharding
 import numpy as np
 
 from rlhf import loop, networks, sharding
 from rlhf import workdir as workdir_lib
-from rlhf.data import formats, prepare
+from rlhf.data import prepare
 from rlhf.evals import statistics, units
 from rlhf.evals.measures import Measure
 from rlhf.evals.preference import endpoint as endpoint_lib
@@ -42,13 +43,13 @@ from rlhf.sharding import MeshConfig
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 
-ITEMS = "items.jsonl"
-ANSWERS = "answers.jsonl"
+COMPLETIONS = "completions.jsonl"
 PREFERENCES = "preferences.jsonl"
 PAIRS_FILE = "pairs.jsonl"
 CACHE = "endpoint.jsonl"
 ALL = "all"
 LENGTH_MULTIPLE = 64  # of rows of prompts: few shapes to compile
+_COMPARISONS = "config.preference.comparisons"
 Progress = Callable[[int, int], None] | None  # called with (done, in all)
 
 
@@ -58,19 +59,19 @@ class PreferenceConfig:
 
   Attributes:
     data: prompts, FORMAT:PATH; "labelers" need TinyWorld's prompts_test.jsonl.
-    limit: a random subset of so many prompts, the same for all checkpoints; None takes all.
+    limit: size of a random subset of the prompts, the same for all checkpoints; None takes all.
     baseline: name of the checkpoint that the others are compared with; InstructGPT's is SFT.
-    pairs: what is compared beside every checkpoint with the baseline: "A:B" names two of them,
-      "all" alone means every two.
+    pairs: what is compared besides every checkpoint with the baseline: "A:B" names two of them,
+      "all" alone means every pair.
     judges: specs, see the top of this file.
     max_prompt_tokens: of a prompt in its format, without a few-shot prefix; longer ones are left
       out for every checkpoint, and so are those that do not fit behind a prefix.
-    max_response_tokens: of an answer.
+    max_response_tokens: of a completion.
     temperature: InstructGPT's samples are drawn at 1 (appendix F).
     temperatures: "NAME=TEMPERATURE" for single checkpoints; base models: 0.7 there.
     key: of the sheets that `ratings:` names; empty for key.jsonl in the directory above them.
     comparisons: ranked completions, FORMAT:PATH, on which the accuracy of every `reward:` judge is
-      told; empty for none.
+      measured; empty for none.
     world: of `labelers`: the seed and the labelers of the run that made the prompts, as
       `labelers.LabelersConfig` has them.
     endpoint: of `endpoint`: see `endpoint.EndpointConfig`.
@@ -157,7 +158,7 @@ def _check_judges(specs: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-  """What the judges said; `as_dict` is JSON-able.
+  """What the judges said; `as_dict` can be written as JSON.
 
   Attributes:
     measures: checkpoint -> its numbers.  A variant is a group of judges, or one reward model.
@@ -166,10 +167,11 @@ class Comparison:
     agreement: of people who rated, see `ratings.agreement`; None without them.
     reward_models: name -> {"accuracy", "length_baseline_accuracy", "num_pairs", "calibration"} on
       `comparisons`.
-    endpoint: what it took and cost, see `Endpoint.summary`; None where none was asked.
-    num_prompts: that were judged.
-    num_left_out: prompts that were too long for some checkpoint.
-    failed: spec of a judge whose verdicts are missing -> why; not part of `as_dict`.
+    endpoint: requests and cost, see `Endpoint.summary`; None without an endpoint.
+    num_prompts: how many were judged.
+    num_left_out: prompts that were too long for a checkpoint.
+    simulated: whether simulated labelers judged.
+    failed: judge whose verdicts are missing -> why; not part of `as_dict`.
   """
 
   measures: Mapping[str, Sequence[Measure]]
@@ -180,6 +182,7 @@ class Comparison:
   endpoint: Mapping[str, Any] | None
   num_prompts: int
   num_left_out: int
+  simulated: bool = False
   failed: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
 
   def as_dict(self) -> dict[str, Any]:
@@ -203,6 +206,7 @@ class Comparison:
       endpoint=self.endpoint,
       num_prompts=self.num_prompts,
       num_left_out=self.num_left_out,
+      simulated=self.simulated,
     )
 
 
@@ -251,46 +255,31 @@ def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
   if "endpoint" in p.judges:
     endpoint_lib.check(endpoint_lib.EndpointConfig(**p.endpoint))
   if p.comparisons:
-    _read(p.comparisons, "comparison", "comparisons")
+    units.read_records(p.comparisons, "comparison", _COMPARISONS)
     if not p.of("reward:"):
       raise ValueError(
         "config.preference.comparisons is given, but judges has no reward:SOURCE "
-        "whose accuracy it could tell"
+        "whose accuracy could be measured"
       )
-
-
-def _read(spec: str, kind: str, field: str) -> list[dict]:
-  """Records of FORMAT:PATH, with the fields that travel along."""
-  name, colon, path = spec.partition(":")
-  if not colon or name not in formats.FORMATS:
-    raise ValueError(
-      f"config.preference.{field} {spec!r}; give FORMAT:PATH with FORMAT one of "
-      f"{', '.join(sorted(formats.FORMATS))}"
-    )
-  try:
-    return formats.read(kind, path, name)[0]
-  except ValueError as error:
-    raise ValueError(f"config.preference.{field}: {error}") from None
 
 
 def select_prompts(p: PreferenceConfig, *, seed: int) -> list[dict[str, Any]]:
   """The prompts, or a random subset of `limit` of them, in the order of the file."""
-  found = _read(p.data, "prompt", "data")
+  found = units.read_records(p.data, "prompt", "config.preference.data")
   chosen = np.sort(np.random.default_rng(seed).permutation(len(found))[: p.limit])
   return [found[index] for index in chosen]
 
 
 def pairs_of(p: PreferenceConfig, names: Sequence[str]) -> list[tuple[str, str]]:
-  """What is compared beside every checkpoint with the baseline."""
+  """What is compared besides every checkpoint with the baseline."""
   if p.pairs == (ALL,):
     return list(itertools.combinations([name for name in names if name != p.baseline], 2))
   pairs = [tuple(spec.split(":", 1)) for spec in p.pairs]
   return [pair for pair in dict.fromkeys(pairs) if pair[1] != p.baseline]
 
 
-def answer_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
-  """What decides a checkpoint's answers beside its weights, its format and the seed: two of equal
-  settings are equal."""
+def completion_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
+  """What decides a checkpoint's completions, besides its weights, its format and the seed."""
   path = pathlib.Path(p.data.partition(":")[2])
   return dict(
     data=p.data,
@@ -304,14 +293,13 @@ def answer_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
 
 def temperature_of(p: PreferenceConfig, name: str) -> float:
   """A checkpoint's own temperature, or everyone's."""
-  own = p.temperature_by_name
-  return own[name] if name in own else p.temperature
+  return p.temperature_by_name.get(name, p.temperature)
 
 
-# ----------------------------------------------------------------------------- answers
+# ----------------------------------------------------------------------------- completions
 
 
-def answers(
+def complete(
   p: PreferenceConfig,
   network: Network,
   directory,
@@ -323,25 +311,26 @@ def answers(
   prefix: prefixes.Prefix | None = None,
   progress: Progress = None,
 ) -> list[str | None]:
-  """One checkpoint's answers to the prompts, one each.
+  """One checkpoint's completions of the prompts, one each.
 
   Args:
     p: the config.
     network: a policy.
-    directory: receives `items.jsonl`: prompt_index, prompt, answer, finished.
+    directory: receives `items.jsonl`: prompt_index, prompt, completion, finished, and tokens, the
+      ids of prompt and completion as they were sampled.
     name: of the checkpoint, for its temperature.
-    prompt_format: how it was trained to be asked.
+    prompt_format: that it was trained with.
     seed: of the subset of prompts and of the samples, the same for all checkpoints.
-    batch_size: rows decoded at once; changes nothing but speed and memory.
+    batch_size: rows decoded at once; affects speed and memory only.
     prefix: examples before every prompt, which judges do not see.
-    progress: called with (answers done, answers in all).
+    progress: called with (completions done, completions in all).
 
   Returns:
-    Per prompt its answer, or None where the prompt is longer than `max_prompt_tokens`, or does not
-    fit into the context behind the prefix.
+    Per prompt its completion, or None where the prompt is longer than `max_prompt_tokens`, or does
+    not fit into the context behind the prefix.
 
   Raises:
-    ValueError: no prompt fits, or prompt and answer exceed the context without any prefix.
+    ValueError: no prompt fits, or prompt and completion exceed the context without any prefix.
   """
   records = select_prompts(p, seed=seed)
   lengths = [
@@ -370,13 +359,14 @@ def answers(
       else (f"every prompt behind its prefix has {min(lengths.values())} tokens or more")
     )
     raise ValueError(
-      f"{name}: {what}, and {p.max_response_tokens} of an answer leave "
+      f"{name}: {what}, and {p.max_response_tokens} of a completion leave "
       f"{max(room, 0)} of the context of {network.cfg.context_length}; lower "
       "config.preference.max_prompt_tokens or max_response_tokens"
     )
   prompts = [records[index]["prompt"] for index in fits]
+  width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room)
   config = completions.CompletionConfig(
-    max_prompt_tokens=min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room),
+    max_prompt_tokens=width if prefix is not None else min(width, p.max_prompt_tokens),
     max_response_tokens=p.max_response_tokens,
     temperature=temperature_of(p, name),
     batch_size=batch_size,
@@ -392,70 +382,72 @@ def answers(
   )
   found: list[str | None] = [None] * len(records)
   finished: list[bool | None] = [None] * len(records)
-  for index, texts, ends in zip(fits, drawn.texts, drawn.finished, strict=True):
-    found[index], finished[index] = texts[0], ends[0]
-  workdir_lib.write_text(
-    pathlib.Path(directory) / ITEMS,
-    "".join(
-      json.dumps(
-        dict(
-          prompt_index=index, prompt=record["prompt"], answer=found[index], finished=finished[index]
-        ),
-        ensure_ascii=False,
+  tokens: list[list[int] | None] = [None] * len(records)
+  for index, texts, ends, ids in zip(fits, drawn.texts, drawn.finished, drawn.ids, strict=True):
+    found[index], finished[index], tokens[index] = texts[0], ends[0], np.asarray(ids[0]).tolist()
+  workdir_lib.write_jsonl(
+    pathlib.Path(directory) / units.ITEMS,
+    (
+      dict(
+        prompt_index=index,
+        prompt=record["prompt"],
+        completion=found[index],
+        finished=finished[index],
+        tokens=tokens[index],
       )
-      + "\n"
       for index, record in enumerate(records)
     ),
   )
   return found
 
 
-def read_answers(directory) -> list[str | None]:
-  """What `answers` returned and wrote."""
-  return [line["answer"] for line in workdir_lib.read_jsonl(pathlib.Path(directory) / ITEMS)]
+def read_completions(directory) -> list[str | None]:
+  """What `complete` returned and wrote."""
+  lines = workdir_lib.read_jsonl(pathlib.Path(directory) / units.ITEMS)
+  return [line["completion"] for line in lines]
 
 
-def answered_by_all(
-  p: PreferenceConfig, answers_by_name: Mapping[str, Sequence[str | None]], *, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-  """(prompts that every checkpoint answered, name -> answers to them).
+def completed_by_all(
+  p: PreferenceConfig, completions_by_name: Mapping[str, Sequence[str | None]], *, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
+  """(prompts that every checkpoint completed, name -> completions of them).
 
   Raises:
-    ValueError: there is none, or the answers are to other prompts.
+    ValueError: there is none, or the completions are of other prompts.
   """
   records = select_prompts(p, seed=seed)
-  for name, found in answers_by_name.items():
+  for name, found in completions_by_name.items():
     if len(found) != len(records):
       raise ValueError(
-        f"{name} has {len(found)} answers to the {len(records)} prompts of "
-        f"{p.data}; answer them anew"
+        f"{name} has {len(found)} completions of the {len(records)} prompts of "
+        f"{p.data}; sample them again"
       )
   kept = [
     index
     for index in range(len(records))
-    if all(found[index] is not None for found in answers_by_name.values())
+    if all(found[index] is not None for found in completions_by_name.values())
   ]
   if not kept:
     raise ValueError(
-      f"no prompt of {p.data} was answered by every checkpoint; raise "
+      f"no prompt of {p.data} was completed by every checkpoint; raise "
       "config.preference.max_prompt_tokens"
     )
   return (
     [records[index] for index in kept],
-    {name: [found[index] for index in kept] for name, found in answers_by_name.items()},
+    {name: [found[index] for index in kept] for name, found in completions_by_name.items()},
   )
 
 
 def write_sheets(
   p: PreferenceConfig,
-  answers_by_name: Mapping[str, Sequence[str | None]],
+  completions_by_name: Mapping[str, Sequence[str | None]],
   directory,
   *,
   seed: int,
   limit: int | None = None,
 ) -> None:
   """Blind sheets for people: see `ratings.write_sheets`, which raises the same."""
-  prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
+  prompts, texts = completed_by_all(p, completions_by_name, seed=seed)
   ratings_lib.write_sheets(directory, prompts, texts, baseline=p.baseline, seed=seed, limit=limit)
 
 
@@ -478,7 +470,7 @@ def read_ratings(p: PreferenceConfig) -> ratings_lib.Ratings:
 
 
 def find_reward(source: str, flag: str = "config.preference.judges"):
-  """(source, what it says of itself); its format can be written with its tokenizer."""
+  """(source, its export); checks that its tokenizer can write its format."""
   inside = pathlib.Path(source) / "export"
   if not reading.is_source(source) and (inside / "export.json").is_file():
     source = str(inside)
@@ -488,36 +480,47 @@ def find_reward(source: str, flag: str = "config.preference.judges"):
 
 
 def load_reward(
-  source: str, flag: str = "config.preference.judges"
+  source: str,
+  flag: str = "config.preference.judges",
+  *,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Network, prepare.PromptFormat]:
-  """A reward model on all devices, and the format that it was trained with."""
+  """A reward model, and the format that it was trained with; without a mesh, on every device."""
   source, found = find_reward(source, flag)
-  network = networks.load(
-    source,
-    found.compute,
-    sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
-    kind="reward",
-    flag=flag,
-  )
+  if mesh is None:
+    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+  network = networks.load(source, found.compute, mesh, kind="reward", flag=flag)
   return network, prepare.PromptFormat.trained_with(found.config)
 
 
 def reward_accuracy(
-  p: PreferenceConfig,
+  records: Sequence[Mapping[str, Any]],
   network: Network,
   prompt_format: prepare.PromptFormat,
   *,
   num_resamples: int,
   seed: int,
   batch_size: int,
+  length: int | None = None,
+  overlong: str = "drop_completion",
 ) -> dict[str, Any]:
-  """How a reward model ranks `p.comparisons`, and how well its confidence can be believed.
+  """How a reward model ranks comparisons, and how well its confidence is calibrated.
 
-  Completions that do not fit its context are left out, of the length baseline too.
+  Args:
+    records: comparisons.
+    network, prompt_format: of `load_reward`.
+    num_resamples, seed: of the bootstrap.
+    batch_size: prompts at once; affects speed and memory only.
+    length: tokens that are read; None takes the context.
+    overlong: what becomes of longer completions, see `prepare.comparison_rows`; those that are left
+      out are left out of the length baseline too.
   """
-  records = _read(p.comparisons, "comparison", "comparisons")
   rows, counts = prepare.comparison_rows(
-    records, network.tokenizer, prompt_format=prompt_format, length=network.cfg.context_length
+    list(records),
+    network.tokenizer,
+    prompt_format=prompt_format,
+    length=network.cfg.context_length if length is None else length,
+    overlong=overlong,
   )
   arrays = rewards.score_comparisons(network.cfg, network.params, rows, batch_size=batch_size)
   settings = dict(num_resamples=num_resamples, seed=seed)
@@ -534,38 +537,41 @@ def reward_accuracy(
 
 def judge_all(
   p: PreferenceConfig,
-  answers_by_name: Mapping[str, Sequence[str | None]],
+  completions_by_name: Mapping[str, Sequence[str | None]],
   directory,
   *,
   num_resamples: int,
   seed: int,
   batch_size: int,
+  mesh: jax.sharding.Mesh | None = None,
   progress: Progress = None,
   all_or_none: bool = False,
 ) -> Comparison:
-  """What every judge says of every checkpoint's answers.
+  """What every judge says of every checkpoint's completions.
 
   Args:
     p: the config.
-    answers_by_name: checkpoint -> what `answers` returned, in the order wanted.
-    directory: receives `answers.jsonl` (line prompt_index: the prompt and all its answers),
+    completions_by_name: checkpoint -> what `complete` returned, in the order wanted.
+    directory: receives `completions.jsonl` (line prompt_index: the prompt and all its completions),
       `preferences.jsonl` (against the baseline), `pairs.jsonl` (the other pairs), and keeps
-      `endpoint.jsonl`; a `result.json` of other verdicts goes when these are written.
-    num_resamples, seed: of the bootstrap; `seed` also as in `answers`.
-    batch_size: of reward models; changes nothing but speed and memory.
+      `endpoint.jsonl`; a `result.json` of other verdicts is removed when these are written.
+    num_resamples, seed: of the bootstrap; `seed` also as in `complete`.
+    batch_size: of reward models; affects speed and memory only.
+    mesh: of reward models; None replicates them on every device.
     progress: of an endpoint, called with (questions done, questions in all) of each round.
     all_or_none: a judge that fails leaves the directory's verdicts as they are.
 
-  A judge that fails stops no other; it is in `failed` of what is returned.
+  The others go on when a judge fails; `failed` of what is returned has its error.
 
   Raises:
-    ValueError: one sentence: there is nothing to judge.
-    Exception: of the first judge that failed, where all have or `all_or_none`; what was paid for
-      is kept.
+    ValueError: there is nothing to judge.
+    Exception: of the first judge that failed, where all have or `all_or_none`; the replies of an
+      endpoint are kept.
   """
   directory = pathlib.Path(directory)
-  names, settings = list(answers_by_name), dict(num_resamples=num_resamples, seed=seed)
-  prompts, texts = answered_by_all(p, answers_by_name, seed=seed)
+  names, settings = list(completions_by_name), dict(num_resamples=num_resamples, seed=seed)
+  prompts, texts = completed_by_all(p, completions_by_name, seed=seed)
+  compared = units.read_records(p.comparisons, "comparison", _COMPARISONS) if p.comparisons else ()
   pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
   rows, pair_rows, reward_models, asker, agreement, failed = [], [], {}, None, None, {}
 
@@ -584,10 +590,10 @@ def judge_all(
       )
   for source, name in zip(p.of("reward:"), reward_names(p)):
     with _going_on(failed, f"reward:{source}"):
-      network, prompt_format = load_reward(source)
+      network, prompt_format = load_reward(source, mesh=mesh)
       accuracy = (
-        reward_accuracy(p, network, prompt_format, batch_size=batch_size, **settings)
-        if p.comparisons
+        reward_accuracy(compared, network, prompt_format, batch_size=batch_size, **settings)
+        if compared
         else None
       )
       ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
@@ -611,21 +617,18 @@ def judge_all(
   if failed and (all_or_none or not rows):
     raise next(iter(failed.values()))
   # Files of an earlier run stay whole until here, and count as unfinished from here on.
-  (directory / units.RESULT).unlink(missing_ok=True)
-  workdir_lib.write_text(
-    directory / ANSWERS,
-    "".join(
-      json.dumps(
-        dict(record, answers={name: texts[name][index] for name in names}), ensure_ascii=False
-      )
-      + "\n"
+  units.begin(directory)
+  workdir_lib.write_jsonl(
+    directory / COMPLETIONS,
+    (
+      dict(record, completions={name: texts[name][index] for name in names})
       for index, record in enumerate(prompts)
     ),
   )
-  win_rates.write_preferences(directory / PREFERENCES, rows)
-  win_rates.write_preferences(directory / PAIRS_FILE, pair_rows)
+  workdir_lib.write_jsonl(directory / PREFERENCES, rows)
+  workdir_lib.write_jsonl(directory / PAIRS_FILE, pair_rows)
 
-  num_asked = len(next(iter(answers_by_name.values())))
+  num_asked = len(next(iter(completions_by_name.values())))
   measures, matrix, equal_length = summarise(
     {0: rows + pair_rows}, {0: texts}, names, baseline=p.baseline, **settings
   )
@@ -638,13 +641,14 @@ def judge_all(
     endpoint=None if asker is None else asker.summary(),
     num_prompts=len(prompts),
     num_left_out=num_asked - len(prompts),
+    simulated="labelers" in p.judges and "labelers" not in failed,
     failed=failed,
   )
 
 
 @contextlib.contextmanager
 def _going_on(failed: dict[str, Exception], judge: str):
-  """An error inside is kept under the judge's name and stops nothing else."""
+  """Keeps an error inside under the judge's name."""
   try:
     yield
   except Exception as error:  # pylint: disable=broad-exception-caught
@@ -669,14 +673,7 @@ def pool(
   """
   rows, texts = {}, {}
   for run, directory in directories.items():
-    directory = pathlib.Path(directory)
-    rows[run] = [
-      row
-      for file in (PREFERENCES, PAIRS_FILE)
-      for row in win_rates.read_preferences(directory / file)
-    ]
-    lines = workdir_lib.read_jsonl(directory / ANSWERS)
-    texts[run] = {name: [line["answers"][name] for line in lines] for name in lines[0]["answers"]}
+    rows[run], texts[run] = read(directory)
   measures, matrix, equal_length = summarise(
     rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples
   )
@@ -692,9 +689,28 @@ def pool(
   )
 
 
+def read(directory) -> tuple[list[judges_lib.Row], dict[str, list[str]]]:
+  """(all rows, checkpoint -> completions) of a `judge_all`.
+
+  Raises:
+    ValueError: the directory holds none, or one of an earlier version.
+  """
+  directory = pathlib.Path(directory)
+  if not (directory / COMPLETIONS).is_file():
+    raise ValueError(
+      f"{directory} has no {COMPLETIONS}: nothing was judged there, or by an earlier version; "
+      "evaluate again"
+    )
+  files = (directory / PREFERENCES, directory / PAIRS_FILE)
+  rows = [row for file in files for row in win_rates.read_preferences(file)]
+  lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
+  names = lines[0]["completions"]
+  return rows, {name: [line["completions"][name] for line in lines] for name in names}
+
+
 def summarise(
   rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
-  answers_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
+  completions_by_seed: Mapping[int, Mapping[str, Sequence[str]]],
   names: Sequence[str],
   *,
   baseline: str,
@@ -704,8 +720,8 @@ def summarise(
   """(measures, matrix, length_controlled) of `Comparison` from the judges' rows.
 
   Args:
-    rows_by_seed: training seed -> rows, those of pairs beside the baseline among them.
-    answers_by_seed: training seed -> checkpoint -> answers by prompt_index.
+    rows_by_seed: training seed -> rows, including those of `pairs`.
+    completions_by_seed: training seed -> checkpoint -> completions by prompt_index.
     names: checkpoints, in the order wanted.
     baseline: of rows that name none.
     num_resamples, seed: of the bootstrap.
@@ -717,7 +733,7 @@ def summarise(
     shared = dict(baseline=baseline, group=group, **settings)
     matrix[variant] = judges_lib.win_rate_matrix(own, names, **shared)
     equal_length[variant] = length_control.length_controlled_win_rates(
-      own, answers_by_seed, names, **shared
+      own, completions_by_seed, names, **shared
     )
     against = {run: [row for row in rows if "baseline" not in row] for run, rows in own.items()}
     for name in names:
@@ -772,8 +788,8 @@ def reward_names(p: PreferenceConfig) -> list[str]:
 def by_variant(
   rows_by_seed: Mapping[int, Sequence[judges_lib.Row]],
 ) -> dict[str, tuple[str, dict[int, list[judges_lib.Row]]]]:
-  """Variant -> (group, seed -> rows): a group of judges, or each reward model for itself, since
-  scores of two have no common scale."""
+  """Variant -> (group, seed -> rows): a group of judges, or each reward model alone, because the
+  scores of two reward models have no common scale."""
   found: dict[str, tuple[str, dict[int, list]]] = {}
   for run, rows in rows_by_seed.items():
     for row in rows:

@@ -1,0 +1,188 @@
+"""Your own files, cleaned and split into the data sets of a pipeline.
+
+Source of the rules: InstructGPT (arXiv:2203.02155) section 3.2 and appendix A.2.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf import workdir as workdir_lib
+from rlhf.data import hygiene, sources
+from rlhf.data import records as records_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+  """Your own data: `FORMAT:PATH` or tfds names, several where a field is a tuple.
+
+  Attributes:
+    text, demonstrations, comparisons, prompts: where each kind comes from; `base.text.max_tokens`
+      limits how much of the text is read.
+    valid_fraction, test_fraction: of users (of prompts, where there are no users; of documents for
+      text).
+    max_demonstrations, max_comparisons, max_prompts: size of a random subset; None takes all.
+    max_completions: per comparison; a random subset where a comparison has more.
+    prefix_length: prompts that share this many first characters are duplicates; not stated in the
+      paper.
+    max_prompts_per_user: 200 in InstructGPT section 3.2.
+    on_bad: "stop" or "skip" at a malformed line.
+  """
+
+  text: Sequence[str]
+  demonstrations: Sequence[str]
+  comparisons: Sequence[str]
+  prompts: Sequence[str]
+  valid_fraction: float
+  test_fraction: float
+  max_demonstrations: int | None
+  max_comparisons: int | None
+  max_prompts: int | None
+  max_completions: int | None
+  prefix_length: int
+  max_prompts_per_user: int
+  on_bad: str
+
+  def __post_init__(self):
+    if not (
+      0 < self.valid_fraction
+      and 0 < self.test_fraction
+      and self.valid_fraction + self.test_fraction < 1
+    ):
+      raise ValueError(
+        f"files.valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction}; use "
+        "numbers above 0 that leave something to train on"
+      )
+    if self.on_bad not in ("stop", "skip"):
+      raise ValueError(f"files.on_bad {self.on_bad!r}; use stop or skip")
+    for name, least in (
+      ("max_demonstrations", 1),
+      ("max_comparisons", 1),
+      ("max_prompts", 1),
+      ("max_completions", 2),
+      ("prefix_length", 1),
+      ("max_prompts_per_user", 1),
+    ):
+      if getattr(self, name) is not None and getattr(self, name) < least:
+        raise ValueError(f"files.{name} {getattr(self, name)}; use {least} or more")
+
+  @property
+  def sources(self) -> dict[str, tuple[str, Sequence[str]]]:
+    """Field -> (kind of record, where it comes from)."""
+    return dict(
+      text=("text", self.text),
+      demonstrations=("demonstration", self.demonstrations),
+      comparisons=("comparison", self.comparisons),
+      prompts=("prompt", self.prompts),
+    )
+
+
+def check(cfg: FilesConfig) -> None:
+  """Reads the files line by line and keeps nothing.
+
+  Raises:
+    ValueError: as `write` would raise.
+  """
+  for field, (kind, specs) in cfg.sources.items():
+    for spec in specs:
+      sources.check(spec, kind, field=f"config.files.{field}", on_bad=cfg.on_bad)
+
+
+def write(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int]:
+  """Reads, cleans and splits the files into the names that TinyWorld writes.
+
+  Prompts are deduplicated by long common prefix, capped per user and split by user.  The prompts of
+  the reward model, of PPO and of the test set are disjoint.
+
+  Returns:
+    name -> lines written.
+
+  Raises:
+    ValueError: a file is malformed, or nothing is left of a data set.
+  """
+
+  def read(field):
+    kind, specs = cfg.sources[field]
+    return [
+      record
+      for spec in specs
+      for record in sources.load(spec, kind, cache_dir=None, on_bad=cfg.on_bad)
+    ]
+
+  def subset(records, limit=None):
+    return [records[int(i)] for i in np.random.default_rng(seed).permutation(len(records))[:limit]]
+
+  def clean(field):
+    records = read(field)
+    for step in (
+      functools.partial(hygiene.deduplicate_by_prefix, prefix_length=cfg.prefix_length),
+      functools.partial(hygiene.cap_per_user, limit=cfg.max_prompts_per_user),
+    ):
+      records, counts = step(records)
+      print(records_lib.describe_counts(field, counts), flush=True)
+    limit = getattr(cfg, f"max_{field}")
+    return records if limit is None else subset(records, limit)
+
+  two = dict(train=1.0 - cfg.valid_fraction, valid=cfg.valid_fraction)
+  three = dict(two, train=two["train"] - cfg.test_fraction, test=cfg.test_fraction)
+  prompts, comparisons, demonstrations = (
+    hygiene.split_by_user(clean(field), fractions, seed)[0]
+    for field, fractions in (("prompts", three), ("comparisons", two), ("demonstrations", two))
+  )
+  if (most := cfg.max_completions) is not None:
+    comparisons = {
+      name: [
+        fewer_completions(record, most, seed + number) for number, record in enumerate(records)
+      ]
+      for name, records in comparisons.items()
+    }
+  texts = subset(read("text"))
+  num_valid = max(1, int(len(texts) * cfg.valid_fraction))
+
+  # Test and validation prompts are kept; what overlaps is taken out of the training sets.
+  held_out = prompts["test"] + prompts["valid"]
+  comparisons["valid"], _ = hygiene.remove_overlap(comparisons["valid"], held_out)
+  reserved = held_out + comparisons["valid"]
+  comparisons["train"], _ = hygiene.remove_overlap(comparisons["train"], reserved)
+  prompts["train"], _ = hygiene.remove_overlap(prompts["train"], reserved + comparisons["train"])
+  demonstrations["train"], _ = hygiene.remove_overlap(demonstrations["train"], reserved)
+  demonstrations["valid"], _ = hygiene.remove_overlap(
+    demonstrations["valid"], demonstrations["train"]
+  )
+  hygiene.check_disjoint(
+    reward_model=comparisons["train"] + comparisons["valid"],
+    ppo=prompts["train"],
+    test=prompts["test"],
+    validation=prompts["valid"],
+  )
+  written = {
+    "pretraining_train": texts[num_valid:],
+    "pretraining_valid": texts[:num_valid],
+    "demonstrations_train": demonstrations["train"],
+    "demonstrations_valid": demonstrations["valid"],
+    "comparisons_train": comparisons["train"],
+    "comparisons_valid": comparisons["valid"],
+    "prompts_ppo": prompts["train"],
+    "prompts_ppo_valid": prompts["valid"],
+    "prompts_test": prompts["test"],
+  }
+  for name, lines in written.items():
+    if not lines:
+      raise ValueError(
+        f"nothing is left for {name} after cleaning and splitting; give more data "
+        "or other fractions"
+      )
+    workdir_lib.write_jsonl(directory / f"{name}.jsonl", lines)
+  return {name: len(lines) for name, lines in written.items()}
+
+
+def fewer_completions(record: Mapping[str, Any], limit: int, seed: int) -> dict[str, Any]:
+  """A comparison with at most `limit` of its completions, in their order and with their ranks."""
+  kept = np.sort(np.random.default_rng(seed).permutation(len(record["completions"]))[:limit])
+  return dict(
+    record, **{name: [record[name][int(i)] for i in kept] for name in ("completions", "ranks")}
+  )

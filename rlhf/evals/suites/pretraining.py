@@ -1,0 +1,213 @@
+"""What fine-tuning costs elsewhere: the loss on held-out text, and few-shot tasks.
+
+    loss      nats per token of held-out text; with training text also that of bigram counts
+    TASK      share of a few-shot task's items whose right choice is the likeliest, and chance
+
+Both are measures of the alignment tax.  Source: InstructGPT section 4.2 and appendix D.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf import workdir as workdir_lib
+from rlhf.data import packing as packing_lib
+from rlhf.data import prepare
+from rlhf.evals import statistics, units
+from rlhf.evals.measures import Measure
+from rlhf.evals.suites import bigram
+from rlhf.evals.suites import suite as suite_lib
+from rlhf.inference import likelihood
+from rlhf.networks import Network
+
+LOSS = "loss"
+# Stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
+DELIMITER = " "
+_FIELD = "config.pretraining"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+  """What is measured.
+
+  Attributes:
+    text: held-out text, FORMAT:PATH; empty for the few-shot tasks alone.
+    train: text that bigrams are counted in, FORMAT:PATH; empty for no bigram baseline.
+    max_train_tokens: of `train`; None takes all.
+    length: tokens per row of text; None takes the context of each checkpoint.
+    packing, attend_across_documents, reset_positions: how rows are made, as in pretraining; see
+      `packing.pack_text`.
+    few_shot: JSONL files of {"prompt", "choices", "answer": index}, a task each, named after its
+      file without "few_shot_".
+    text_batch_size: rows of text at once; affects speed and memory only.
+  """
+
+  text: str
+  train: str
+  max_train_tokens: int | None
+  length: int | None
+  packing: str
+  attend_across_documents: bool
+  reset_positions: bool
+  few_shot: Sequence[str]
+  text_batch_size: int
+
+  def __post_init__(self):
+    object.__setattr__(self, "few_shot", tuple(self.few_shot))
+    if not self.text and not self.few_shot:
+      raise ValueError(f"{_FIELD}.text and few_shot are empty; give one of them")
+    if self.packing not in packing_lib.TEXT_PACKINGS:
+      raise ValueError(
+        f"{_FIELD}.packing {self.packing!r}; choose from {sorted(packing_lib.TEXT_PACKINGS)}"
+      )
+    suite_lib.check_at_least(self, _FIELD, max_train_tokens=1, length=2, text_batch_size=1)
+    if len(set(self.tasks)) < len(self.tasks) or LOSS in self.tasks:
+      raise ValueError(
+        f"{_FIELD}.few_shot has the tasks {', '.join(self.tasks)}; give files of different names, "
+        f"none called {LOSS}"
+      )
+
+  @property
+  def tasks(self) -> dict[str, pathlib.Path]:
+    """Few-shot task -> its file."""
+    return {
+      pathlib.Path(path).stem.removeprefix("few_shot_"): pathlib.Path(path)
+      for path in self.few_shot
+    }
+
+
+def check(p: PretrainingConfig) -> None:
+  """Raises ValueError where a file is missing or malformed."""
+  for spec, field in ((p.text, "text"), (p.train, "train")):
+    if spec:
+      units.check_spec(spec, f"{_FIELD}.{field}")
+  for path in p.tasks.values():
+    _read_items(path)
+
+
+def _read_items(path: pathlib.Path) -> list[dict[str, Any]]:
+  if not path.is_file():
+    raise ValueError(f"{_FIELD}.few_shot: {path} does not exist")
+  items = workdir_lib.read_jsonl(path)
+  for number, item in enumerate(items, start=1):
+    known = all(name in item for name in ("prompt", "choices", "answer"))
+    if not known or not 0 <= item["answer"] < len(item["choices"]):
+      raise ValueError(
+        f'{path}:{number}: a few-shot item needs "prompt", "choices" and "answer", the index of a '
+        f"choice; found {sorted(item)}"
+      )
+  if not items:
+    raise ValueError(f"{path} is empty; give one few-shot item per line")
+  return items
+
+
+def task_names(p: PretrainingConfig) -> tuple[str, ...]:
+  """One unit of work for the text and for each few-shot task."""
+  return (*((LOSS,) if p.text else ()), *p.tasks)
+
+
+def data_files(p: PretrainingConfig, task: str) -> list[tuple[str, int]]:
+  """What a unit is read from, and when that was written."""
+  texts = [spec.partition(":")[2] for spec in (p.text, p.train) if spec]
+  paths = texts if task == LOSS else [str(p.tasks[task])]
+  return [(path, os.stat(path).st_mtime_ns) for path in paths]
+
+
+def evaluate(
+  p: PretrainingConfig,
+  task: str,
+  network: Network,
+  directory: pathlib.Path,
+  *,
+  num_resamples: int,
+  seed: int,
+  batch_size: int,
+  progress,
+) -> list[Measure]:
+  """One task of one checkpoint; `items.jsonl` has a line for each row or item."""
+  settings = dict(num_resamples=num_resamples, seed=seed)
+  if task == LOSS:
+    return _loss(p, network, directory, settings, progress)
+  items = _read_items(p.tasks[task])
+  correct = likelihood.few_shot_correct(network, items, delimiter=DELIMITER, batch_size=batch_size)
+  progress(len(items), len(items))
+  workdir_lib.write_jsonl(
+    directory / units.ITEMS,
+    (dict(item, correct=bool(right)) for item, right in zip(items, correct, strict=True)),
+  )
+  return [
+    Measure.of_mean(correct, task=task, metric="accuracy", better="higher", **settings),
+    Measure.of_mean(
+      [1 / len(item["choices"]) for item in items], task=task, metric="chance", **settings
+    ),
+  ]
+
+
+def _loss(p: PretrainingConfig, network: Network, directory, settings, progress) -> list[Measure]:
+  pack = functools.partial(
+    prepare.text_rows,
+    tokenizer=network.tokenizer,
+    length=network.cfg.context_length if p.length is None else p.length,
+    packing=p.packing,
+    attend_across_documents=p.attend_across_documents,
+    reset_positions=p.reset_positions,
+  )
+  rows, _ = pack(units.read_records(p.text, "text", f"{_FIELD}.text"))
+  loss_N2 = likelihood.loss_by_row(
+    network.cfg,
+    network.params,
+    rows,
+    batch_size=p.text_batch_size,
+    use_segments=not p.attend_across_documents,
+  )
+  progress(len(loss_N2), len(loss_N2))
+  workdir_lib.write_jsonl(
+    directory / units.ITEMS, (dict(loss=loss, targets=num) for loss, num in loss_N2.tolist())
+  )
+  interval = statistics.bootstrap_statistic(
+    loss_N2, lambda sums: sums[..., 0] / sums[..., 1], **settings
+  )
+  found = [Measure(task=LOSS, metric="nll", interval=interval, better="lower")]
+  if p.train:
+    # Counting takes longer than the loss of a small model: once for all that share a tokenizer.
+    read = hashlib.sha256(rows.tokens_BT.tobytes() + str((p, network.cfg.vocab_size)).encode())
+    path = directory.parent.parent / f"bigram-{read.hexdigest()[:16]}.json"
+    if not path.is_file():
+      train_rows, _ = pack(
+        units.read_records(p.train, "text", f"{_FIELD}.train"), max_tokens=p.max_train_tokens
+      )
+      nll = bigram.bigram_nll(train_rows, rows, vocab_size=network.cfg.vocab_size)
+      workdir_lib.write_json(path, dict(nll=nll))
+    else:
+      nll = workdir_lib.read_json(path)["nll"]
+    found.append(
+      Measure(
+        task=LOSS,
+        metric="bigram_nll",
+        interval=statistics.Interval(mean=nll, low=nll, high=nll, n=len(loss_N2)),
+      )
+    )
+  return found
+
+
+def read_loss(directory: pathlib.Path) -> np.ndarray:
+  """[N, 2]: the summed loss and the number of targets of each row, of a checkpoint's unit."""
+  lines = workdir_lib.read_jsonl(directory / units.ITEMS)
+  return np.asarray([[line["loss"], line["targets"]] for line in lines])
+
+
+def rise(
+  before_N2: np.ndarray, after_N2: np.ndarray, settings: Mapping[str, int]
+) -> statistics.Interval:
+  """Mean loss after minus before, on the same rows of `read_loss`."""
+  return statistics.bootstrap_statistic(
+    np.concatenate([after_N2, before_N2], axis=1),
+    lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
+    **settings,
+  )

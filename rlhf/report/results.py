@@ -1,0 +1,226 @@
+"""What the stages of a pipeline found, as the parts of report.json and the curves of its page."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf import metrics as metrics_lib
+from rlhf import workdir as workdir_lib
+from rlhf.evals import statistics, units
+from rlhf.evals.preference import win_rates
+from rlhf.evals.suites import pretraining
+from rlhf.tinyworld import gold
+from rlhf.tinyworld.world import World
+
+Bootstrap = Mapping[str, int]  # num_resamples and seed
+RATED = ("base", "sft", "ppo", "ppo_ptx")  # whose Likert ratings are shown
+_ENDS = ("mean", "low", "high", "n")
+
+
+# ----------------------------------------------------------------------------- the evaluation
+
+
+def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: Bootstrap):
+  """What labelers prefer and mark, from the suite `preference`; None without labelers.
+
+  Args:
+    directory: of the suite.
+    compared: `evaluation.Found.compared`.
+    settings: of the bootstrap.
+  """
+  rows = win_rates.read_preferences(directory / "preferences.jsonl")
+  cells = {
+    (name, measure["metric"], measure["variant"]): {end: measure[end] for end in _ENDS}
+    for name, found in compared["measures"].items()
+    for measure in found
+  }
+  labelers = any(row["group"] in win_rates.GROUPS for row in rows)
+
+  def by_group(cell):
+    return {f"{group}_labelers": cell(group) for group in win_rates.GROUPS}
+
+  def difference(group):
+    a_PL, b_PL = (
+      win_rates.values_by_prompt(rows, policy=name, group=group, field="win")
+      for name in ("ppo_ptx", "ppo")
+    )
+    return statistics.paired_difference(a_PL, b_PL, **settings).as_dict()
+
+  names = list(compared["measures"])
+  others = [name for name in names if name != compared["baseline"]]
+  found: dict[str, Any] = dict(
+    num_prompts=compared["num_prompts"],
+    win_rate_vs_sft=None,
+    likert=None,
+    metadata=None,
+    paired_difference=None,
+  )
+  if labelers:
+    found |= dict(
+      win_rate_vs_sft={
+        name: by_group(lambda group, name=name: cells[name, "win_rate", group]) for name in others
+      },
+      likert={
+        name: by_group(lambda group, name=name: cells[name, "likert", group]) for name in RATED
+      },
+      metadata={
+        name: {
+          label: cells[name, label, "training"]
+          for label in sorted(win_rates.METADATA)
+          if (name, label, "training") in cells
+        }
+        for name in names
+      },
+      paired_difference=by_group(difference),
+    )
+  return found
+
+
+def compare_rewards(scores: Mapping[str, np.ndarray], settings: Bootstrap) -> dict[str, Any]:
+  """Mean reward of each policy's completions, and the difference to SFT's, paired by prompt."""
+  column = {name: np.asarray(score_N)[:, None] for name, score_N in scores.items()}
+  return dict(
+    reward={
+      name: statistics.bootstrap_mean(score_N1, **settings).as_dict()
+      for name, score_N1 in column.items()
+    },
+    reward_minus_sft={
+      name: statistics.paired_difference(score_N1, column["sft"], **settings).as_dict()
+      for name, score_N1 in column.items()
+      if name != "sft"
+    },
+  )
+
+
+def alignment_tax(
+  directory: pathlib.Path, measures: Mapping[str, Sequence[Mapping[str, Any]]], settings: Bootstrap
+) -> dict[str, Any]:
+  """Held-out loss, its rise with PPO, and few-shot accuracy, from the suite `pretraining`.
+
+  Args:
+    directory: of the suite.
+    measures: checkpoint -> its measures.
+    settings: of the bootstrap.
+  """
+  rows = {(row["task"], row["metric"]): row["cells"] for row in units.by_measure(measures)}
+  means = lambda task, metric: {name: cell["mean"] for name, cell in rows[task, metric].items()}
+  baseline = next(iter(means(pretraining.LOSS, "bigram_nll").values()))
+  tasks = dict.fromkeys(task for task, metric in rows if metric == "accuracy")
+  by_row = {
+    name: pretraining.read_loss(directory / name / pretraining.LOSS)
+    for name in ("ppo_init", "ppo", "ppo_ptx")
+  }
+  return dict(
+    pretraining_nll=dict(bigram=baseline) | means(pretraining.LOSS, "nll"),
+    few_shot_tasks={
+      task: means(task, "accuracy") | dict(chance=next(iter(means(task, "chance").values())))
+      for task in tasks
+    }
+    or None,
+    pretraining_nll_rise={
+      name: pretraining.rise(by_row["ppo_init"], by_row[name], settings).as_dict()
+      for name in ("ppo", "ppo_ptx")
+    },
+  )
+
+
+def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], list[Any]]:
+  """The world's own scores of all completions, without a labeler or a reward model.
+
+  Args:
+    directory: of the suite `preference`.
+    world: in which the prompts were made.
+
+  Returns:
+    (model -> mean score under the training and the evaluation weights, a line of scores by model
+    for each prompt).
+  """
+  lines = workdir_lib.read_jsonl(directory / "completions.jsonl")
+  marks = {
+    name: [
+      gold.components(world, line["task"], line["prompt"], line["completions"][name])
+      for line in lines
+    ]
+    for name in lines[0]["completions"]
+  }
+  means = {
+    name: {
+      f"{which}_weights": float(np.mean([gold.gold_score(mark, weights) for mark in found]))
+      for which, weights in (
+        ("training", gold.GOLD_WEIGHTS),
+        ("evaluation", gold.EVALUATION_WEIGHTS),
+      )
+    }
+    for name, found in marks.items()
+  }
+  by_prompt = [
+    {name: gold.gold_score(found[index]) for name, found in marks.items()}
+    for index in range(len(lines))
+  ]
+  return means, by_prompt
+
+
+# ----------------------------------------------------------------------------- curves
+
+
+def reward_curve(
+  stage: pathlib.Path, settings: Bootstrap, world: World | None, tasks: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """Reward with its interval, KL and gold score on held-out prompts, along a PPO run.
+
+  Args:
+    stage: of PPO.
+    settings: of the bootstrap.
+    world, tasks: TinyWorld's, and prompt -> its task; None without gold scores.
+  """
+  points = []
+  for path in sorted((stage / "validation").glob("step_*.jsonl")):
+    lines = workdir_lib.read_jsonl(path)
+    reward = statistics.bootstrap_mean([[line["reward"]] for line in lines], **settings)
+    points.append(
+      dict(
+        step=int(path.stem.removeprefix("step_")),
+        gold=None
+        if world is None
+        else float(np.mean([_gold(world, tasks, line) for line in lines])),
+        reward=reward.mean,
+        reward_low=reward.low,
+        reward_high=reward.high,
+        kl=float(np.mean([line["kl"] for line in lines])),
+      )
+    )
+  return points
+
+
+def _gold(world: World, tasks: Mapping[str, Any], line: Mapping[str, Any]) -> float:
+  prompt = line["prompt"]
+  return gold.gold_score(gold.components(world, tasks[prompt], prompt, line["response"]))
+
+
+def loss_curve(stage: pathlib.Path) -> list[tuple[int, float | None, float | None]]:
+  """(step, training loss, validation loss) of an LM stage; empty for a base that was imported."""
+  if not (stage / metrics_lib.FILE).is_file():
+    return []
+  return [
+    (line["step"], line.get("train/loss"), line.get("validation/loss"))
+    for line in metrics_lib.read(stage / metrics_lib.FILE)
+  ]
+
+
+def sft_epochs(stage: pathlib.Path, scores: Mapping[str, float]) -> list[dict[str, Any]]:
+  """Validation loss and reward of each SFT epoch; `scores` is what `selection` found."""
+  losses = {step: loss for step, _, loss in loss_curve(stage) if loss is not None}
+  return [
+    dict(epoch=int(epoch), score=score, valid_nll=epoch_loss(losses, int(epoch), len(scores)))
+    for epoch, score in scores.items()
+  ]
+
+
+def epoch_loss(losses: Mapping[int, float], epoch: int, num_epochs: int) -> float | None:
+  """Validation loss at the end of an epoch, from the evaluation nearest to it."""
+  last = max(losses)
+  target = last * epoch / num_epochs
+  nearest = min(losses, key=lambda step: abs(step - target))
+  return losses[nearest] if abs(nearest - target) <= last / num_epochs / 2 else None
