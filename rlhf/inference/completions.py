@@ -111,7 +111,7 @@ def _draw(
   for b, row in enumerate(ids):
     tokens_BP[b, length - len(row) :], mask_BP[b, length - len(row) :] = row, 1
   with sharding.on_mesh_of(network.params) as put:
-    prompts = put(PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP))
+    prompts = PromptBatch(**put(dict(tokens_BP=tokens_BP, mask_BP=mask_BP)))
     return processes.to_host(_sample(network.cfg, network.params, prompts, key, row_B, **options))
 
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from numpy.typing import ArrayLike
 
 from rlhf import checkpoint, networks, sharding, workdir
 from rlhf.evals import statistics, units
@@ -67,8 +68,8 @@ def judge(
 
 
 def held_out_accuracy(
-  said_N: np.ndarray,
-  label_N: np.ndarray,
+  said_N: ArrayLike,
+  label_N: ArrayLike,
   question_N: Sequence[str],
   *,
   num_resamples: int,
