@@ -5,14 +5,18 @@ jax is not imported.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
+import io
 import json
 import pathlib
 import re
 import shlex
 
 import pytest
+
+from rlhf.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,31 +113,13 @@ def fields_of(text: str, groups: set[str]) -> list[str]:
 
 
 @functools.cache
-def words_of(module: str) -> frozenset[str]:
-  """Strings and field names in a module of rlhf.cli and in those of rlhf.cli that it imports."""
-  base = ROOT / pathlib.Path(*module.split("."))
-  path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
-  if not path.is_file():
-    return frozenset()
-  words = set()
-  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-      words.add(node.value.removeprefix("--"))
-    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-      words.add(node.target.id)
-    elif isinstance(node, ast.keyword) and node.arg:
-      words.add(node.arg)
-    elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlhf.cli"):
-      words |= words_of(node.module)
-      for alias in node.names:
-        words |= words_of(f"{node.module}.{alias.name}")
-  return frozenset(words)
-
-
-def module_of(command: str) -> str:
-  """The module of rlhf.cli behind `launch/COMMAND.py`."""
-  text = (ROOT / "launch" / f"{command}.py").read_text(encoding="utf-8")
-  return re.search(r"from (rlhf\.cli[\w.]*) import", text).group(1)
+def flags_of(*words: str) -> frozenset[str]:
+  """The flags of a command, from the usage line of its --help."""
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    importlib.import_module(main.COMMANDS[words[0]]).main((*words, "--help"))
+  usage, _, _ = printed.getvalue().partition("\n\n")
+  return frozenset(re.findall(r"--(\w+)", usage))
 
 
 def config_problems(words: list[str], default: str | None = None) -> list[str]:
@@ -157,19 +143,20 @@ def config_problems(words: list[str], default: str | None = None) -> list[str]:
 def command_problems(words: list[str]) -> list[str]:
   """What a command names that does not exist."""
   command, arguments = words[0], words[1:]
-  if not (ROOT / "launch" / f"{command}.py").is_file():
+  if command not in main.COMMANDS:
     return [f"there is no command {command}"]
+  problems = []
   if command in LAUNCHERS and "--" in arguments:
     place = arguments.index("--")
     job, arguments = arguments[place + 1 :], arguments[:place]
-    problems = command_problems(job if job[0] == "pipeline" else ["train", *job])
-  else:
-    problems = []
-  known = words_of(module_of(command))
+    problems += command_problems(job if job[0] == "pipeline" else ["train", *job])
+  action = arguments[:1] if command == "palms" else []
+  action += [word for word in arguments if word.startswith("--samples=") and command == "evaluate"]
+  known = flags_of(command, *action) | {"help"}
   for word in arguments:
-    flag = word.removeprefix("--").partition("=")[0]
-    if word.startswith("--") and flag and not flag.startswith("config") and flag not in known:
-      problems.append(f"{command} has no flag --{flag}")
+    flag = re.match(r"\[?--([a-z]\w*)", word)
+    if flag and not word.startswith("--config.") and flag.group(1) not in known:
+      problems.append(f"{command} has no flag --{flag.group(1)}")
     if word.startswith("configs/sweeps/") and not re.search(r"[A-Z]{2}", word):
       load_config(word.removeprefix("configs/"))
   problems += config_problems(arguments, "eval.py" if command == "evaluate" else None)
