@@ -120,7 +120,13 @@ def decode_layout(decode_split: str) -> Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Axis sizes; their product is the number of devices used.  `data` -1 takes what is left."""
+  """Axis sizes; their product is the number of devices used.
+
+  Attributes:
+    data: replicas of the parameters; -1 takes the devices that are left.
+    fsdp: shards of every parameter and of the batch.
+    tensor: shards of heads, feed-forward units and the vocabulary.
+  """
 
   data: int
   fsdp: int

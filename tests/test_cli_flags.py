@@ -1,5 +1,6 @@
 """The command line: one way to read flags, configs by kind, and what --help lists."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -51,7 +52,12 @@ def test_attributes_are_read_from_the_source():
 
 def run(*words: str, cwd=ROOT) -> subprocess.CompletedProcess:
   return subprocess.run(
-    [sys.executable, "-m", "rlhf", *words], cwd=cwd, capture_output=True, text=True, check=False
+    [sys.executable, "-m", "rlhf", *words],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
 
 
@@ -124,8 +130,6 @@ def test_overrides_are_locked_and_typed():
   assert isinstance(config.ppo.kl_coef, float)
   config = flags.load_config("configs/ppo.py:test", ["--noconfig.ppo.whiten_advantages"])
   assert config.ppo.whiten_advantages is False
-  config = flags.load_config("configs/ppo.py:test", ["--config.ppo.value_clip=None"])
-  assert config.ppo.value_clip is None
   for override, sentence in (
     ("--config.ppo.kl_coef=high", "--config.ppo.kl_coef=high"),
     ("--config.ppo.kl_ceof=1", "did you mean 'kl_coef'?"),

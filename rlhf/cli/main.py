@@ -42,7 +42,7 @@ def summary(module: str) -> str:
 
 def describe() -> str:
   """What `rlhf --help` prints."""
-  lines = [f"  {name:<17}{summary(module)}" for name, module in COMMANDS.items()]
+  lines = [f"  {name:<16}{summary(module)}" for name, module in COMMANDS.items()]
   return "\n".join(["usage: rlhf COMMAND ...; rlhf COMMAND --help lists its flags", "", *lines])
 
 

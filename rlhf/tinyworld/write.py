@@ -16,10 +16,21 @@ class WorldConfig:
   """How much of the world to write.
 
   Every prompt has a user, and every user belongs to one pool: train, validation or test.
+
+  Attributes:
+    seed: of the world.
+    num_pretraining_documents, num_validation_documents: about 20 words each.
+    num_demonstrations, num_validation_demonstrations: for SFT.
+    num_reward_prompts, num_reward_validation_prompts: to be compared.
+    num_ppo_prompts, num_ppo_validation_prompts: to be answered by PPO's policy.
+    num_test_prompts: for the evaluation.
+    num_few_shot_items: of each few-shot task.
+    num_few_shot_shots: examples before each item.
+    num_users: of the training pool; the other two pools have a third of this number.
   """
 
   seed: int = 0
-  num_pretraining_documents: int = 160_000  # about 20 words each
+  num_pretraining_documents: int = 160_000
   num_validation_documents: int = 1_000
   num_demonstrations: int = 2_000
   num_validation_demonstrations: int = 200
@@ -30,7 +41,7 @@ class WorldConfig:
   num_test_prompts: int = 1_200
   num_few_shot_items: int = 200
   num_few_shot_shots: int = 3
-  num_users: int = 300  # in the training pool; the other two pools have a third as many
+  num_users: int = 300
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
