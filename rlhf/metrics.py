@@ -1,19 +1,20 @@
-"""Numbers on their way out: device -> JSONL, TensorBoard and the console; process 0 only.
+"""Metrics from the device to JSONL, TensorBoard and the console; only process 0 writes.
 
-`metrics.jsonl` has one object a line and one line a step, steps rising. Two runs of one config
-give equal files but for the keys that the clock decides: those are `time` and every key that
-starts with `time` or `perf/`. A number that is not finite is written as null, and the line's
-`nonfinite` object says which it was ("nan", "inf" or "-inf"), so every line is valid JSON.
+`metrics.jsonl` has one object per line and one line per step, in order. Two runs of one config give
+equal files except for wall-clock values: `time` and every key that starts with `time` or `perf/`. A
+non-finite number is written as null, and the line's `nonfinite` object has its value ("nan", "inf"
+or "-inf"), so that every line is valid JSON.
 """
 
 import collections
+import datetime
 import json
 import math
 import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ _RATE_WINDOW = 50  # updates that a rate is averaged over
 
 
 def value(metric: types.Metric) -> types.Array:
-  """total / weight; NaN where the weight is 0, because nothing was measured."""
+  """total / weight; NaN where the weight is 0."""
   return metric.total / metric.weight
 
 
@@ -46,14 +47,14 @@ def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
 
 
 def is_timing(key: str) -> bool:
-  """Whether the clock decides this key's value, so that it may differ between equal runs."""
+  """Whether a key holds wall-clock values, which differ between equal runs."""
   return key.startswith(("time", "perf/"))
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The lines of a metrics file; non-finite numbers are floats again.
 
-  A half-written last line, which a killed process leaves, is passed over.
+  A half-written last line, which a killed process leaves, is ignored.
 
   Raises:
     ValueError: any other line is not a JSON object; names the file and the line.
@@ -70,21 +71,20 @@ class Writer:
 
   def __init__(self, directory: str | os.PathLike, *, process_index: int = 0):
     self._path = pathlib.Path(directory) / FILE
-    self._tensorboard_dir = pathlib.Path(directory) / "tensorboard"
     self._active = process_index == 0
-    self._file = None
-    self._tensorboard = None
+    self._file: TextIO | None = None
+    self._tensorboard: Any = None
     self._last_step = -1
     if self._active:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       self.truncate_after(None)
 
   def truncate_after(self, step: int | None) -> None:
-    """Forgets what was written after `step`: the run goes on from its checkpoint of `step`.
+    """Removes what was written after `step`, from whose checkpoint the run resumes.
 
     Args:
       step: lines of later steps are removed, in one atomic step, and hidden in TensorBoard; -1
-        removes all, None keeps all. A half-written last line goes in any case.
+        removes all, None keeps all. A half-written last line is always removed.
     """
     if not self._active:
       return
@@ -101,36 +101,53 @@ class Writer:
       workdir.write_text(self._path, text)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Writes one line: {"step": ..., "time": ..., **metrics}, and flushes it.
+    """Writes and flushes one line: {"step": ..., "time": ..., **metrics}.
 
     Args:
       step: later than every step of the file.
-      metrics: name -> number, as `summarise` returns; keys that the clock decides start with
-        `time` or `perf/`.
+      metrics: name -> number, as `summarise` returns; wall-clock values start with `time` or
+        `perf/`.
 
     Raises:
-      ValueError: a step that is in the file already, or the name `step`, `time` or `nonfinite`.
+      ValueError: the step is in the file already, or a metric is named `step`, `time` or
+        `nonfinite`.
     """
     if not self._active:
       return
     if step <= self._last_step:
       raise ValueError(
-        f"{self._path}: step {step} comes after step {self._last_step}; a step is "
-        "written once and in order: call truncate_after when resuming"
+        f"{self._path}: step {step} comes after step {self._last_step}; write each step once and "
+        "in order, and call truncate_after when resuming"
       )
     taken = {"step", "time", _NONFINITE} & metrics.keys()
     if taken:
-      raise ValueError(f"metric names {sorted(taken)} are the line's own; choose other names")
-    numbers = {name: _to_number(number) for name, number in metrics.items()}
-    self._open()
-    self._file.write(json.dumps(_encode(step, numbers), allow_nan=False) + "\n")
+      raise ValueError(f"metric names {sorted(taken)} are reserved; choose other names")
+    # Whole numbers stay whole, so that counts read as counts.
+    numbers = {
+      name: int(number) if isinstance(number, (int, np.integer)) else float(number)
+      for name, number in metrics.items()
+    }
+    line: dict[str, Any] = {"step": int(step), "time": time.time()}
+    line |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    nonfinite = {name: str(number) for name, number in numbers.items() if not math.isfinite(number)}
+    line |= {_NONFINITE: nonfinite} if nonfinite else {}
+    if self._file is None:
+      self._file = open(self._path, "a", encoding="utf-8")
+      # purge_step hides what an interrupted run wrote after the checkpoint that this one resumes
+      # from; the suffix keeps a run that is resumed within a second out of the same file.
+      self._tensorboard = tensorboardX.SummaryWriter(
+        str(self._path.parent / "tensorboard"),
+        purge_step=self._last_step + 1,
+        filename_suffix=f".{time.time_ns()}",
+      )
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
     self._last_step = step
     for name, number in numbers.items():
       self._tensorboard.add_scalar(name, number, step)
 
   def flush(self) -> None:
-    """Makes what was written visible to a running TensorBoard; JSONL lines are already."""
+    """Makes what was written visible to a running TensorBoard; JSONL lines already are."""
     if self._tensorboard is not None:
       self._tensorboard.flush()
 
@@ -147,21 +164,9 @@ class Writer:
   def __exit__(self, *unused) -> None:
     self.close()
 
-  def _open(self) -> None:
-    if self._file is not None:
-      return
-    self._file = open(self._path, "a", encoding="utf-8")
-    # purge_step hides what an interrupted run wrote after the checkpoint that this one left from;
-    # the suffix keeps a run that is resumed within a second out of the same file.
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(self._tensorboard_dir),
-      purge_step=self._last_step + 1,
-      filename_suffix=f".{time.time_ns()}",
-    )
-
 
 class Progress:
-  """A stage's live line on the console: step, tokens/s, time left, the numbers that matter.
+  """A stage's progress on the console: step, tokens/s, time left, a few numbers.
 
   On a terminal one line is redrawn in place; elsewhere a plain line is printed now and then.
   Processes other than 0 print nothing. Use as a context manager.
@@ -181,25 +186,29 @@ class Progress:
     Args:
       stage: name shown.
       total: the step at which the stage is done.
-      start: the step it starts from, when resumed.
+      start: the first step, when resumed.
       process_index: of this process.
-      seconds_between_lines: of plain lines, where the console is no terminal.
+      seconds_between_lines: of plain lines, where the console is not a terminal.
       console: where to print; standard output by default.
     """
     self._stage, self._total, self._active = stage, total, process_index == 0
     self._seconds_between_lines = seconds_between_lines
     self._console = rich.console.Console(highlight=False) if console is None else console
-    # (clock, step, tokens so far); the first step, which compiles, falls out of the rates.
-    self._history = collections.deque(maxlen=_RATE_WINDOW)
+    # (clock, step, tokens so far); the first step, which compiles, does not enter the rates.
+    self._history: collections.deque[tuple] = collections.deque(maxlen=_RATE_WINDOW)
     self._step, self._num_tokens, self._last_line = start, 0, -math.inf
-    self._bar = self._task = None
+    self._bar: rich.progress.Progress | None = None
 
   def __enter__(self) -> "Progress":
     if self._active and self._console.is_terminal:
-      self._bar = _make_bar(self._console)
-      self._task = self._bar.add_task(
-        self._stage, total=self._total, completed=self._step, left="", numbers=""
+      self._bar = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[text]}", markup=False),
+        console=self._console,
       )
+      self._bar.add_task(self._stage, total=self._total, completed=self._step, text="")
       self._bar.start()
     return self
 
@@ -233,19 +242,17 @@ class Progress:
     if not self._active:
       return
     shown = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+    text = f"{self._left()}  {shown}".rstrip()
     if self._bar is not None:
-      self._bar.update(self._task, completed=step, left=self._left(), numbers=shown)
+      self._bar.update(self._bar.task_ids[0], completed=step, text=text)
     elif now - self._last_line >= self._seconds_between_lines or step >= self._total:
       self._last_line = now
-      self._print(f"{self._stage}  {step}/{self._total}  {self._left()}  {shown}".rstrip())
+      self.note(f"{self._stage}  {step}/{self._total}  {text}")
 
   def note(self, text: str) -> None:
     """Prints a line that stays."""
     if self._active:
-      self._print(text)
-
-  def _print(self, text: str) -> None:
-    self._console.print(text, markup=False, soft_wrap=True)
+      self._console.print(text, markup=False, soft_wrap=True)
 
   def _rate(self, column: int) -> float:
     if len(self._history) < 2:
@@ -257,26 +264,9 @@ class Progress:
   def _left(self) -> str:
     if not math.isfinite(self.tokens_per_second + self.seconds_left):
       return "starting"
-    # What counts other things than tokens has no rate of them to show.
+    # A stage that counts no tokens has no rate of them to show.
     rate = f"{self.tokens_per_second:,.0f} tokens/s  " if self._num_tokens else ""
-    return f"{rate}{_clock(self.seconds_left)} left"
-
-
-def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
-  return rich.progress.Progress(
-    rich.progress.TextColumn("{task.description}"),
-    rich.progress.BarColumn(bar_width=20),
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TextColumn("{task.fields[left]}"),
-    rich.progress.TextColumn("{task.fields[numbers]}", markup=False),
-    console=console,
-  )
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{rate}{datetime.timedelta(seconds=round(self.seconds_left))} left"
 
 
 def _to_float(metric: Any) -> float:
@@ -285,18 +275,6 @@ def _to_float(metric: Any) -> float:
     return float(metric)
   weight = float(metric.weight)
   return float(metric.total) / weight if weight else math.nan
-
-
-def _to_number(number: Any) -> int | float:
-  """Whole numbers stay whole, so that counts read as counts."""
-  return int(number) if isinstance(number, (int, np.integer)) else float(number)
-
-
-def _encode(step: int, numbers: Mapping[str, int | float]) -> dict[str, Any]:
-  line = {"step": int(step), "time": time.time()}
-  line |= {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-  nonfinite = {name: str(number) for name, number in numbers.items() if not math.isfinite(number)}
-  return line | ({_NONFINITE: nonfinite} if nonfinite else {})
 
 
 def _decode(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:

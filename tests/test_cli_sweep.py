@@ -440,7 +440,7 @@ def test_done_trials_are_skipped_and_failed_ones_reported_and_resumed(tmp_path, 
   assert launch_sweep.run_local(trials[:3], jobs=1) == []
   out = capsys.readouterr().out
   assert "2 of 3 trials are done, 1 to run" in out and "started, which failed before" in out
-  assert launch_sweep.state(trials[1]) == "done"
+  assert trials[1].state == "done"
   assert [len((trial.workdir / "runs").read_text()) for trial in trials[:3]] == [1, 2, 1]
   assert trials[1].log.read_text().count("said") == 2  # the first try's log is kept
 

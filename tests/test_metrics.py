@@ -193,14 +193,14 @@ def test_progress_prints_plain_lines_without_a_terminal():
   assert len(lines) == 4 and "\x1b" not in text
   assert lines[0] == "sft  1/3  starting  loss 1  [lr] 0.0001"
   assert lines[2].startswith("sft  3/3  ") and "tokens/s" in lines[2]
-  assert lines[2].endswith("0:00 left  loss 0.3333  [lr] 0.0001")
+  assert lines[2].endswith("0:00:00 left  loss 0.3333  [lr] 0.0001")
   assert lines[3] == "[note] saved"
 
 
 def test_progress_without_tokens_shows_no_rate_of_them():
   text, _ = progress_text(terminal=False, num_tokens=0)
   assert "tokens/s" not in text
-  assert text.splitlines()[2] == "sft  3/3  0:00 left  loss 0.3333  [lr] 0.0001"
+  assert text.splitlines()[2] == "sft  3/3  0:00:00 left  loss 0.3333  [lr] 0.0001"
 
 
 def test_progress_prints_the_first_and_the_last_line_at_least():

@@ -558,4 +558,4 @@ def test_the_command_writes_what_a_report_needs(tmp_path, capsys):
   assert {"means", "comparisons", "slopes", "claims", "raters", "left_out"} == written.keys()
   with pytest.raises(SystemExit) as end:
     palms.main(["palms", "statistics", *flags])
-  assert end.value.code == 2 and "exists; name another file" in capsys.readouterr().err
+  assert end.value.code == 2 and "exists; name another" in capsys.readouterr().err

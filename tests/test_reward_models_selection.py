@@ -411,7 +411,7 @@ def test_bad_flags_end_with_one_sentence_and_write_nothing(
     (
       [dict(prompt="p", completions=["a", "b"]), dict(prompt="q", completions=["a"])],
       [],
-      "samples.jsonl:2 has 1 completions, and the first line 2",
+      "samples.jsonl:2 has 1 completions, but the first line has 2",
     ),
     ([dict(prompt="p", completions=["a", "b"], gold=[1.0])], [], '"gold" must be a list of 2'),
     ([dict(prompt="p", completions=["a", "b"])], ["--gold=tinyworld:x"], "give the world's seed"),

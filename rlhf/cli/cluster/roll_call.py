@@ -86,7 +86,7 @@ def _listen(address: str, num_processes: int, seconds: float, deadline: float) -
       for key, _ in selector.select(left):
         if key.fileobj is not server:  # nothing is sent twice: that process has gone
           selector.unregister(key.fileobj)
-          connections.pop(key.fileobj)
+          connections = {c: n for c, n in connections.items() if c is not key.fileobj}
           continue
         connection = stack.enter_context(server.accept()[0])
         number = _read_number(connection, num_processes)

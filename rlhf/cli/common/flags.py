@@ -160,7 +160,8 @@ class Parser(argparse.ArgumentParser):
 
   def parse(self, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of `argv[1:]`; ends the program with one sentence where a flag is wrong."""
-    self._words, overrides = split_overrides(argv[1:]) if self.takes_overrides else (argv[1:], [])
+    words, overrides = split_overrides(argv[1:]) if self.takes_overrides else (argv[1:], [])
+    self._words = list(words)
     arguments = self.parse_args(self._words)
     arguments.overrides = overrides
     self.check(arguments)

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import sys
+from typing import Any
 
 from rlhf.cli.cluster import roll_call
 from rlhf.cli.common import flags, startup
@@ -65,7 +66,7 @@ def find_place(arguments: argparse.Namespace) -> Place | None:
   Raises:
     ValueError: something is missing or does not fit; names the flag.
   """
-  place = {name: _setting(arguments, name) for name in _VARIABLES}
+  place: dict[str, Any] = {name: _setting(arguments, name) for name in _VARIABLES}
   local_device_ids = None
   if arguments.cluster is not None:
     *found, local_device_ids = _ask_cluster(arguments, place)
@@ -121,7 +122,8 @@ def _ask_cluster(arguments: argparse.Namespace, place: dict):
     ) from None
   logging.getLogger("jax._src.clusters").setLevel(logging.CRITICAL)  # the error below says it
   try:
-    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    return detect(
       *place.values(), None, None if cluster == "auto" else cluster, arguments.connect_timeout
     )
   except Exception as error:  # the kind depends on the scheduler

@@ -58,6 +58,7 @@ class Reader:
     """
     lines = []
     for where, text in records.read_lines(pathlib.Path(self.path)):
+      value: Any
       value, problem = records.parse_json(text)
       problem = find_problem(value) if problem is None else problem
       if problem is None:

@@ -39,14 +39,17 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
   full.  A collective's bytes are those of its result.
   """
   computations, entry = _split(text)
-  totals = collections.defaultdict(lambda: {"bytes": 0.0, "calls": 0.0})
+  totals: dict[str, dict[str, float]] = collections.defaultdict(
+    lambda: {"bytes": 0.0, "calls": 0.0}
+  )
   _walk(computations, entry, 1.0, totals, ())
   return {kind: dict(totals[kind]) for kind in KINDS if kind in totals}
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
   """{computation: its lines}, and the entry's name."""
-  computations, entry, current = {}, "", None
+  computations: dict[str, list[str]] = {}
+  entry, current = "", None
   for line in text.splitlines():
     if line and not line[0].isspace():
       header = _HEADER.match(line)

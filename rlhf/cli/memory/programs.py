@@ -67,7 +67,7 @@ def model_configs(
   """Policy and reward model; the reward model computes as the policy does."""
   compute = ComputeConfig(**config.compute)
   compute = dataclasses.replace(compute, attention=attention.choose(compute.attention, platform))
-  fixed = dict(ids, lora_scale=lora_scale, compute=compute)
+  fixed: dict[str, Any] = dict(ids, lora_scale=lora_scale, compute=compute)
   # The reward model has no output but its head.
   reward = ModelConfig(**fixed, **dict(reward_group) | {"tied_output": True})
   return Models(policy=ModelConfig(**fixed, **config.model), reward=reward)
