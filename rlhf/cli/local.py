@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from typing import IO
+from typing import IO, Any
 
 from rlhf.cli.cluster import job as job_lib
 from rlhf.cli.cluster import roll_call
@@ -78,11 +78,13 @@ class Job:
       logs: directory for the output of the processes other than 0.
     """
     port = roll_call.free_port()
-    self._logs, self.processes, self._threads = logs, [], []
+    self._logs = logs
+    self.processes: list[subprocess.Popen] = []
+    self._threads: list[threading.Thread] = []
     self.ended: queue.Queue[tuple[int, int]] = queue.Queue()
     for process_id in range(num_processes):
       with contextlib.ExitStack() as stack:
-        outputs = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        outputs: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if process_id:
           log = stack.enter_context(open(self.log(process_id), "wb"))
           outputs = dict(stdout=log, stderr=subprocess.STDOUT)

@@ -36,11 +36,7 @@ _MAX_SHOWN = 20  # problems of handed-in sheets; the others are counted
 @startup.command
 def main(argv: list[str]) -> None:
   parser = flags.Parser("rlhf palms", __doc__)
-  commands = parser.add_subparsers(
-    required=True,
-    metavar="COMMAND",
-    parser_class=functools.partial(flags.Parser, "", None),
-  )
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
   for add in (_add_check, _add_sheet, _add_ratings, _add_statistics, _add_report):
     add(commands)
   arguments = parser.parse_args(argv[1:])

@@ -265,7 +265,7 @@ def print_plan(trials: Sequence[Trial]) -> None:
   for trial in trials:
     command = shlex.join(["python", *trial.command[1:]])
     print(f"{trial.number:>3}/{len(trials)} {trial.state:<6} {trial.name}: {command}")
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for trial in trials:
     counts.update(trial.shared.keys())
   if counts:
@@ -435,7 +435,8 @@ def submit(
     max_restarts: of a trial.
     queued: of `queued_jobs`.
   """
-  folder, jobs, makers = pathlib.Path(executor.folder), [], {}
+  folder, jobs = pathlib.Path(executor.folder), []
+  makers: dict[pathlib.Path, str] = {}
   for trial in trials:
     if trial.is_done():
       continue

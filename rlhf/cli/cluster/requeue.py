@@ -21,6 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli.cluster import job as job_lib
@@ -61,7 +62,8 @@ class Requeued:
 
     here = submitit.JobEnvironment()
     asks = signal.Signals[f"SIG{here.USR_SIG}"]
-    requeue, received = signal.getsignal(asks), set()
+    requeue: Any = signal.getsignal(asks)
+    received: set[int] = set()
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
     with self._output() as options:
       child = subprocess.Popen(

@@ -190,14 +190,14 @@ def slurm_executor(
   Raises:
     ValueError: there is no submitit, or no SLURM.
   """
-  submitit = import_submitit()
+  executor: Any = import_submitit().SlurmExecutor
 
-  class Anywhere(submitit.SlurmExecutor):
+  class Anywhere(executor):
     @classmethod
     def affinity(cls) -> int:
       return 1
 
-  kind = Anywhere if dry_run else submitit.SlurmExecutor
+  kind = Anywhere if dry_run else executor
   try:
     return kind(folder, max_num_timeout=max_restarts, python=python)
   except RuntimeError:

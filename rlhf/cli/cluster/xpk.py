@@ -57,6 +57,7 @@ def command(arguments: argparse.Namespace, job: job_lib.Job, repository: str) ->
   if job.on_tpu:
     hardware = [f"--tpu-type={TPU_TYPES[topology.kind]}-{topology.name.partition(':')[2]}"]
     # xpk uses hosts of 4 chips, also for the slices that other engines make as one host of 8.
+    assert topology.chips_per_host is not None, "slices have hosts"
     num_hosts = max(topology.num_devices // topology.chips_per_host, 1)
     join = job_lib.join_flags(num_hosts, cluster="gketpu")
   else:

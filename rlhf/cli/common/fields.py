@@ -31,7 +31,7 @@ GROUPS = {
   "reward": ("RewardConfig",),
   "ppo": ("PpoConfig",),
   "text": ("TextData",),
-  "pretraining": ("TextData",),
+  "pretraining": ("TextData", "PretrainingConfig"),
   "demonstrations": ("DemonstrationData",),
   "comparisons": ("ComparisonData",),
   "prompts": ("PromptData",),

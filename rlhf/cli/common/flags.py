@@ -100,9 +100,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
   """argparse with one sentence for a wrong flag, no abbreviated flags, and configs."""
 
-  def __init__(self, command: str, doc: str | None, **more):
-    given = {"prog": command, "description": doc} | more
-    super().__init__(allow_abbrev=False, formatter_class=_Formatter, **given)
+  def __init__(self, prog: str, description: str | None = None, **more):
+    super().__init__(
+      prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter, **more
+    )
     self._examples: Mapping[str, str] = {}
     self._outputs: list[tuple[str, str]] = []
     self._words: list[str] = []

@@ -55,7 +55,7 @@ class Program:
   """
 
   name: str
-  function: Callable
+  function: Any
   arguments: tuple
   flops: float
   holds: tuple
@@ -142,6 +142,7 @@ def cache_bytes_per_device(job: Job) -> int:
   cfg, p = job.models.policy, job.p
   slots = p.batch_size * (p.max_prompt_tokens + p.max_response_tokens)
   itemsize = jnp.dtype(cfg.compute.dtype).itemsize
+  assert cfg.num_kv_heads is not None and cfg.head_size is not None
   size = cfg.num_kv_heads * cfg.head_size
   return 2 * cfg.num_layers * slots * size * itemsize // job.mesh.size
 
@@ -172,21 +173,27 @@ def flop_formula() -> str:
   )
 
 
-def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
-  tokens = num_rows * length
-  keys = _attended_keys(cfg, length / 2)
-  return tokens * (
+def _token_flops(cfg: ModelConfig, dense_keys: float, *, logits: bool) -> float:
+  """Of one token's forward pass.
+
+  Args:
+    cfg: the network.
+    dense_keys: keys of a query in a dense layer; a banded one has at most its width.
+    logits: whether the token has logits.
+  """
+  assert cfg.head_size is not None
+  banded = cfg.num_banded_layers
+  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
+  keys = (cfg.num_layers - banded) * dense_keys + banded * band_keys
+  return (
     2 * cfg.num_block_params
     + 4 * cfg.num_heads * cfg.head_size * keys
     + (2 * cfg.padded_vocab_size * cfg.width if logits else 0)
   )
 
 
-def _attended_keys(cfg: ModelConfig, dense_keys: float) -> float:
-  """Keys of a query, summed over the layers: `dense_keys` in a dense one, a band at most else."""
-  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
-  banded = cfg.num_banded_layers
-  return (cfg.num_layers - banded) * dense_keys + banded * band_keys
+def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
+  return num_rows * length * _token_flops(cfg, length / 2, logits=logits)
 
 
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
@@ -308,12 +315,7 @@ def _decode_step(job: Job) -> Program:
   )
   function = jax.jit(functools.partial(transformer.decode_step, cfg), donate_argnums=1)
   # Every query of a decode step is a row's last: it sees all, or its band.
-  pairs = _attended_keys(cfg, _length(job))
-  flops = p.batch_size * (
-    2 * cfg.num_block_params
-    + 4 * cfg.num_heads * cfg.head_size * pairs
-    + 2 * cfg.padded_vocab_size * cfg.width
-  )
+  flops = p.batch_size * _token_flops(cfg, _length(job), logits=True)
   return Program(
     name="decode step",
     function=function,
