@@ -45,7 +45,7 @@ def test_every_field_of_a_shipped_config_is_described(spec):
 def test_attributes_are_read_from_the_source():
   assert fields.attributes("OptimConfig")["learning_rate"]
   parsed = fields._parse(
-    "One.\n\nAttributes:\n  a: first\n    and more.\n  b, c: 0 or\n    above: none.\n\nMore:\n  d: x"
+    "One.\n\nAttributes:\n  a: first\n    and more.\n  b, c: 0 or\n    above: none.\n\nMore:\n  d"
   )
   assert parsed == {"a": "first and more.", "b": "0 or above: none.", "c": "0 or above: none."}
 

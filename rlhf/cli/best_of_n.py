@@ -197,8 +197,10 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> Non
     scored.append({**line, "scores": scores, **gold})
   workdir_lib.write_jsonl(output / "scored.jsonl", scored)
   shown = {name: plotted(points) for name, points in curves.items()}
-  workdir_lib.write_text(output / "over_optimization.svg", figures.over_optimization(shown) + "\n")
-  (output / "over_optimization.png").write_bytes(figures.over_optimization(shown, "png"))
+  svg, png = (figures.over_optimization(shown, form) for form in ("svg", "png"))
+  assert isinstance(png, bytes)
+  workdir_lib.write_text(output / "over_optimization.svg", f"{svg}\n")
+  (output / "over_optimization.png").write_bytes(png)
   workdir_lib.write_json(
     output / "best_of_n.json",
     dict(

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
   model = models.find(arguments.reward_model, "reward_model", "reward", arguments)
   lines, ids = tokenize(model, reader, lines)
   print(f"{model.name}: {model.prompt_format.describe()}", file=sys.stderr, flush=True)
-  flat = [sequence for sequences in ids for sequence in sequences]
+  flat: list[Any] = [sequence for sequences in ids for sequence in sequences]
   score_N = rewards.score_sequences(model.load(), flat, batch_size=arguments.batch_size)
   numbers = iter(score_N.tolist())
   out = []
@@ -167,7 +167,7 @@ def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
       "plot; the scores are written"
     )
   curve = calibration.calibration_curve(*arrays(lines))
-  workdir_lib.write_text(path, figures.calibration(curve) + "\n")
+  workdir_lib.write_text(path, f"{figures.calibration(curve)}\n")
   return (
     f"{path}: expected calibration error {curve['expected_calibration_error']:.3f} over "
     f"{curve['n']:,} untied pairs"

@@ -539,10 +539,12 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
     ("results.csv", results.runs_csv(gathered)),
     ("table.md", table),
     ("summary.csv", results.pooled_csv(pooled)),
-    ("plot.svg", plot("svg")),
+    ("plot.svg", str(plot("svg"))),
   ):
     workdir_lib.write_text(workdir / name, text)
-  (workdir / "plot.png").write_bytes(plot("png"))
+  png = plot("png")
+  assert isinstance(png, bytes)
+  (workdir / "plot.png").write_bytes(png)
   print(table, end="")
   for trial in trials:
     if not trial.is_done():
