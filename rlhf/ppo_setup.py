@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rlhf import loop, networks, optim, sharding, training
 from rlhf.data import batches as batches_lib
-from rlhf.data import prepare, sources
+from rlhf.data import packing, prepare, sources
 from rlhf.inference import ensembles
 from rlhf.model import lora, transformer
 from rlhf.model.architecture import ModelConfig
@@ -224,6 +224,8 @@ def check_config(config) -> None:
   """
   training.check_kind(config, "ppo")
   p = PpoConfig(**config.ppo)
+  # Before `TextData`, which would name the group "text".
+  training.check_choices("pretraining", config.pretraining, packing=packing.TEXT_PACKINGS)
   PromptData(**config.prompts), TextData(**config.pretraining)
   if LoraConfig(**config.lora).rank and (p.value_network, p.value_init) == ("separate", "scratch"):
     raise ValueError(

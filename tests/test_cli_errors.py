@@ -285,10 +285,10 @@ def test_the_pipeline_without_a_workdir():
 
 def test_batch_sizes_that_do_not_divide(refused_training):
   assert refused_training("sft", sft__batch_size=10) == (
-    "sft.batch_size 10 does not divide into sft.microbatch_size 4"
+    "sft.batch_size 10 does not divide into sft.microbatch_size 4; use a multiple of 4"
   )
   assert refused_training("reward_model", reward__microbatch_size=3) == (
-    "reward.batch_size 8 does not divide into reward.microbatch_size 3"
+    "reward.batch_size 8 does not divide into reward.microbatch_size 3; use a multiple of 3"
   )
   assert refused_training("ppo", ppo__batch_size=10) == (
     "ppo.batch_size 10 does not divide into ppo.minibatch_size 4; use a multiple of 4"

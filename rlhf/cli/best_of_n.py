@@ -198,8 +198,8 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> Non
   workdir_lib.write_jsonl(output / "scored.jsonl", scored)
   shown = {name: plotted(points) for name, points in curves.items()}
   svg, png = (figures.over_optimization(shown, form) for form in ("svg", "png"))
-  assert isinstance(png, bytes)
-  workdir_lib.write_text(output / "over_optimization.svg", f"{svg}\n")
+  assert isinstance(svg, str) and isinstance(png, bytes)
+  workdir_lib.write_text(output / "over_optimization.svg", svg + "\n")
   (output / "over_optimization.png").write_bytes(png)
   workdir_lib.write_json(
     output / "best_of_n.json",
