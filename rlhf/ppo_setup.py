@@ -500,7 +500,7 @@ def load_data(
     for name, spec in (("prompts", cfg.train), ("validation prompts", cfg.valid))
   )
   stream = loop.Stream(
-    batches_lib.prompt_batches(
+    batches_lib.Batches(
       rows, batch_size=p.batch_size, seed=config.seed, share=sharding.local_rows(mesh, p.batch_size)
     )
   )
@@ -545,7 +545,7 @@ def load_ptx(
   place_Ub = np.arange(num_updates * num_rows).reshape(num_updates, num_rows)
   # A seed of its own: the first ptx rows are not those that pretraining saw first.
   stream = loop.Stream(
-    batches_lib.lm_batches(
+    batches_lib.Batches(
       rows,
       batch_size=place_Ub.size,
       seed=seed + 1,

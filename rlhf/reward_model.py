@@ -255,11 +255,10 @@ def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dic
   policy = training.start(config, groups)
   with processes.main_first("data"):
     rows, valid_rows, demonstrations = load_data(config, policy.tokenizer, cache_dir)
-  batches = batches_lib.comparison_batches(
-    rows,
+  batches = batches_lib.Batches(
+    rows.pairs() if p.pairs else rows,
     batch_size=p.batch_size,
     seed=config.seed,
-    pairs=p.pairs,
     share=sharding.local_rows(groups.mesh, p.batch_size),
   )
   num_steps = batches.num_steps(p.num_epochs)

@@ -397,15 +397,13 @@ def fine_tune(
     headline: metrics of the progress line.
   """
   p = SftConfig(**config.sft)
-  stream = dict(
+  batches = batches_lib.Batches(
+    rows.main,
+    other_rows=rows.mixed,
+    fraction=rows.fraction,
     batch_size=p.batch_size,
     seed=config.seed,
     share=sharding.local_rows(groups.mesh, p.batch_size),
-  )
-  batches = (
-    batches_lib.lm_batches(rows.main, **stream)
-    if rows.mixed is None
-    else batches_lib.mixed_lm_batches(rows.main, rows.mixed, fraction=rows.fraction, **stream)
   )
   num_steps = batches.num_steps(p.num_epochs)
   if p.max_steps is not None:

@@ -419,8 +419,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], tuple]:
     monkeypatch.setattr(training, "run", run)
     monkeypatch.setattr(ppo, "collect", collect)
     replace(optim, "make_optimizer", given)
-    replace(batches_lib, "lm_batches", lambda args, kwargs, found: digest(found[0]))
-    replace(batches_lib, "prompt_batches", lambda args, kwargs, found: digest(found[0]))
+    replace(batches_lib, "Batches", lambda args, kwargs, found: digest(found[0]))
     replace(
       ppo_setup, "init_state", lambda args, kwargs, _: kwargs, lambda *args, **kwargs: ppo_state
     )

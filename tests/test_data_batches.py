@@ -41,7 +41,7 @@ def comparison_rows(num: int) -> ComparisonRows:
 
 
 def test_every_row_once_an_epoch_in_a_new_order_each():
-  stream = batches_lib.lm_batches(lm_rows(10), batch_size=4, seed=0)
+  stream = batches_lib.Batches(lm_rows(10), batch_size=4, seed=0)
   assert stream.num_batches_per_epoch == 3 and stream.num_steps(2) == 5
   seen = [n for step in range(5) for n in numbers(stream[step])]
   assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
@@ -49,15 +49,15 @@ def test_every_row_once_an_epoch_in_a_new_order_each():
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-  stream, again = (batches_lib.lm_batches(lm_rows(50), batch_size=8, seed=3) for _ in range(2))
+  stream, again = (batches_lib.Batches(lm_rows(50), batch_size=8, seed=3) for _ in range(2))
   forward = [numbers(stream[step]) for step in range(20)]
   assert [numbers(again[step]) for step in reversed(range(20))] == forward[::-1]
-  other = batches_lib.lm_batches(lm_rows(50), batch_size=8, seed=4)
+  other = batches_lib.Batches(lm_rows(50), batch_size=8, seed=4)
   assert [numbers(other[step]) for step in range(20)] != forward
 
 
 def test_seeds_are_not_each_other_an_epoch_later():
-  first, second = (batches_lib.lm_batches(lm_rows(20), batch_size=20, seed=s) for s in (0, 1))
+  first, second = (batches_lib.Batches(lm_rows(20), batch_size=20, seed=s) for s in (0, 1))
   assert numbers(first[1]) != numbers(second[0])
 
 
@@ -70,10 +70,10 @@ def test_processes_make_shares_of_the_same_batches(num_processes: int):
   def streams(build):
     return build(), *(build(share=share) for share in shares)
 
-  lm = streams(lambda **k: batches_lib.lm_batches(lm_rows(21), batch_size=8, seed=1, **k))
+  lm = streams(lambda **k: batches_lib.Batches(lm_rows(21), batch_size=8, seed=1, **k))
   mixed = streams(
-    lambda **k: batches_lib.mixed_lm_batches(
-      lm_rows(21), lm_rows(9, first=100), fraction=0.3, batch_size=8, seed=1, **k
+    lambda **k: batches_lib.Batches(
+      lm_rows(21), other_rows=lm_rows(9, first=100), fraction=0.3, batch_size=8, seed=1, **k
     )
   )
   for whole, *parts in (lm, mixed):
@@ -81,7 +81,7 @@ def test_processes_make_shares_of_the_same_batches(num_processes: int):
       gathered = [n for part in parts for n in numbers(part[step])]
       assert gathered == numbers(whole[step])
   whole, *parts = streams(
-    lambda **k: batches_lib.comparison_batches(comparison_rows(21), batch_size=8, seed=1, **k)
+    lambda **k: batches_lib.Batches(comparison_rows(21), batch_size=8, seed=1, **k)
   )
   np.testing.assert_array_equal(
     np.concatenate([part[5].tokens_BKT for part in parts]), whole[5].tokens_BKT
@@ -91,13 +91,13 @@ def test_processes_make_shares_of_the_same_batches(num_processes: int):
 def test_a_share_may_be_any_places():
   places = np.asarray([6, 0, 3])
   whole, part = (
-    batches_lib.lm_batches(lm_rows(21), batch_size=8, seed=1, **k) for k in ({}, {"share": places})
+    batches_lib.Batches(lm_rows(21), batch_size=8, seed=1, **k) for k in ({}, {"share": places})
   )
   assert numbers(part[4]) == [numbers(whole[4])[place] for place in places]
 
 
 def test_iterating_from_a_step_gives_the_steps():
-  stream = batches_lib.lm_batches(lm_rows(10), batch_size=4, seed=0)
+  stream = batches_lib.Batches(lm_rows(10), batch_size=4, seed=0)
   batches = stream.iterate(3)
   for step in range(3, 12):
     assert numbers(next(batches)) == numbers(stream[step])
@@ -108,20 +108,20 @@ def test_indices_say_which_rows_a_batch_has():
     tokens_BP=np.arange(14, dtype=np.int32)[:, None] + np.zeros((1, 2)),
     mask_BP=np.ones((14, 2), np.float32),
   )
-  stream = batches_lib.prompt_batches(rows, batch_size=4, seed=0)
+  stream = batches_lib.Batches(rows, batch_size=4, seed=0)
   for step in range(9):
     assert stream[step].tokens_BP[:, 0].tolist() == stream.indices(step).tolist()
 
 
 def test_more_rows_in_a_batch_than_there_are():
-  stream = batches_lib.lm_batches(lm_rows(3), batch_size=8, seed=0)
+  stream = batches_lib.Batches(lm_rows(3), batch_size=8, seed=0)
   counts = collections.Counter(numbers(stream[0]) + numbers(stream[1]) + numbers(stream[2]))
   assert counts == {0: 8, 1: 8, 2: 8}
 
 
 def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
-  stream = batches_lib.mixed_lm_batches(
-    lm_rows(70), lm_rows(25, first=1000), fraction=0.1, batch_size=32, seed=0
+  stream = batches_lib.Batches(
+    lm_rows(70), other_rows=lm_rows(25, first=1000), fraction=0.1, batch_size=32, seed=0
   )
   main, other = [], []
   for step in range(50):
@@ -139,16 +139,16 @@ def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
 
 
 def test_mixing_nothing_is_the_plain_stream():
-  mixed = batches_lib.mixed_lm_batches(
-    lm_rows(10), lm_rows(5, first=50), fraction=0.0, batch_size=4, seed=2
+  mixed = batches_lib.Batches(
+    lm_rows(10), other_rows=lm_rows(5, first=50), fraction=0.0, batch_size=4, seed=2
   )
-  plain = batches_lib.lm_batches(lm_rows(10), batch_size=4, seed=2)
+  plain = batches_lib.Batches(lm_rows(10), batch_size=4, seed=2)
   assert [numbers(mixed[s]) for s in range(9)] == [numbers(plain[s]) for s in range(9)]
 
 
 def test_two_sets_of_one_size_are_not_paired():
-  stream = batches_lib.mixed_lm_batches(
-    lm_rows(20), lm_rows(20, first=100), fraction=0.5, batch_size=40, seed=0
+  stream = batches_lib.Batches(
+    lm_rows(20), other_rows=lm_rows(20, first=100), fraction=0.5, batch_size=40, seed=0
   )
   found = numbers(stream[0])
   assert found[:20] != [n - 100 for n in found[20:]]
@@ -156,20 +156,20 @@ def test_two_sets_of_one_size_are_not_paired():
 
 def test_bad_mixtures():
   with pytest.raises(ValueError, match="fraction 1.0 of other rows; it must be at least 0"):
-    batches_lib.mixed_lm_batches(lm_rows(4), lm_rows(4), fraction=1.0, batch_size=2, seed=0)
+    batches_lib.Batches(lm_rows(4), other_rows=lm_rows(4), fraction=1.0, batch_size=2, seed=0)
   with pytest.raises(ValueError, match="rows of 4 and of 5 tokens cannot share a batch"):
-    batches_lib.mixed_lm_batches(
-      lm_rows(4), lm_rows(4, length=5), fraction=0.5, batch_size=2, seed=0
+    batches_lib.Batches(
+      lm_rows(4), other_rows=lm_rows(4, length=5), fraction=0.5, batch_size=2, seed=0
     )
 
 
 def test_comparisons_in_one_batch_element_or_as_shuffled_pairs():
   rows = comparison_rows(9)  # three of K = 2, 3 and 4 each: 1 + 3 + 6 pairs
-  whole = batches_lib.comparison_batches(rows, batch_size=3, seed=0)
+  whole = batches_lib.Batches(rows, batch_size=3, seed=0)
   assert whole.num_batches_per_epoch == 3
   shown = sum(whole[step].valid_BK.sum() for step in range(3))
   assert shown == 3 * (2 + 3 + 4) and whole[0].tokens_BKT.shape == (3, 4, 3)
-  pairs = batches_lib.comparison_batches(rows, batch_size=3, seed=0, pairs=True)
+  pairs = batches_lib.Batches(rows.pairs(), batch_size=3, seed=0)
   assert pairs.num_rows == 30 and pairs.num_batches_per_epoch == 10
   assert pairs[0].tokens_BKT.shape == (3, 2, 3) and pairs[0].rank_BK.tolist() == [[1, 2]] * 3
   prompts = [pairs[step].tokens_BKT[b, 0, 0] for step in range(10) for b in range(3)]

@@ -29,7 +29,7 @@ class Interrupted(Exception):
 def toy_batches() -> batches_lib.Batches:
   fields = ("tokens_BT", "loss_mask_BT", "segment_BT", "position_BT")
   rows = LmBatch(**{name: NUMBERS[:, None] for name in fields})
-  return batches_lib.lm_batches(rows, batch_size=2, seed=5)
+  return batches_lib.Batches(rows, batch_size=2, seed=5)
 
 
 @jax.jit

@@ -359,11 +359,11 @@ def rows_by_process(mesh, num_processes: int, num_rows: int) -> list[slice]:
 def test_processes_make_the_rows_that_their_devices_hold(sizes, num_processes):
   mesh, num_rows = equivalence.mesh_of(sizes), 16
   batch = helpers.make_lm_batch(40, 8, 0)
-  whole = batches_lib.lm_batches(batch, batch_size=num_rows, seed=3)
+  whole = batches_lib.Batches(batch, batch_size=num_rows, seed=3)
   placed = sharding.put_batch(mesh, whole[5]).tokens_BT
   size = 8 // num_processes
   for process, rows in enumerate(rows_by_process(mesh, num_processes, num_rows)):
-    part = batches_lib.lm_batches(batch, batch_size=num_rows, seed=3, share=rows)[5].tokens_BT
+    part = batches_lib.Batches(batch, batch_size=num_rows, seed=3, share=rows)[5].tokens_BT
     np.testing.assert_array_equal(part, whole[5].tokens_BT[rows])
     # Rows are split over `data` and `fsdp`, of which a process has its share or all.
     parts = min(num_processes, sizes[0] * sizes[1])

@@ -112,10 +112,24 @@ class Batches:
     batch_size: int,
     seed: int,
     share: Share = WHOLE,
-    other_rows: Rows | None = None,
+    other_rows: types.LmBatch | None = None,
     fraction: float = 0.0,
   ):
-    """See `lm_batches` and `mixed_lm_batches`."""
+    """Batches of shuffled rows.
+
+    Args:
+      rows: of training; with comparisons, `rows.pairs()` makes every untied pair an element.
+      batch_size: rows of the global batch; with fewer rows in all, a batch holds some twice.
+      seed: of the order.
+      share: places in the global batch whose rows this process makes; see `sharding.local_rows`.
+      other_rows: a second set of packed rows of the same length, for example the 10 % of
+        pretraining text among demonstrations (InstructGPT E.8).
+      fraction: of all ROWS that are `other_rows`, in [0, 1); exact over the run, and within one row
+        in every batch, which has them at its end.  Where rows are packed, shares of tokens differ.
+
+    Raises:
+      ValueError: `batch_size` is below 1, lengths differ, or the fraction is out of range.
+    """
     # Imported here: grain takes more than a second, and only training needs it.
     import grain
 
@@ -125,7 +139,15 @@ class Batches:
     self.batch_size = batch_size
     self._main_share = batch_size * (1 - fraction)
     other = None
+    if not 0 <= fraction < 1:
+      raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
     if other_rows is not None:
+      length, other_length = rows.tokens_BT.shape[1], other_rows.tokens_BT.shape[1]
+      if length != other_length:
+        raise ValueError(
+          f"rows of {length} and of {other_length} tokens cannot share a batch; pack both to one "
+          "length"
+        )
       # Another stream of random numbers, so that rows of two sets of one size are not paired.
       other = _Order(num=num_rows(other_rows), seed=seed + 2**32)
     self._indices = _Indices(
@@ -176,74 +198,6 @@ def _take_from_two(
       name: np.concatenate([array, getattr(second, name)]) for name, array in _arrays(first).items()
     }
   )
-
-
-def lm_batches(rows: types.LmBatch, *, batch_size: int, seed: int, share: Share = WHOLE) -> Batches:
-  """Shuffled rows for language-model training.
-
-  Args:
-    rows: numpy arrays with one entry per row.
-    batch_size: rows of the global batch; with fewer rows in all, a batch holds some twice.
-    seed: of the order.
-    share: places in the global batch whose rows this process makes; see `sharding.local_rows`.
-
-  Raises:
-    ValueError: `batch_size` is below 1.
-  """
-  return Batches(rows, batch_size=batch_size, seed=seed, share=share)
-
-
-def mixed_lm_batches(
-  rows: types.LmBatch,
-  other_rows: types.LmBatch,
-  *,
-  fraction: float,
-  batch_size: int,
-  seed: int,
-  share: Share = WHOLE,
-) -> Batches:
-  """Rows of two sets, for example demonstrations with 10 % pretraining text (InstructGPT E.8).
-
-  Args:
-    rows: the main set; epochs count its rows.
-    other_rows: rows of the same length.
-    fraction: of all ROWS that are `other_rows`, in [0, 1); exact over the run, and within one row
-      in every batch, which has them at its end.  Where rows are packed, shares of tokens differ.
-    batch_size, seed, share: as in `lm_batches`.
-
-  Raises:
-    ValueError: lengths differ, the fraction is out of range, or as in `lm_batches`.
-  """
-  if not 0 <= fraction < 1:
-    raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
-  length, other_length = rows.tokens_BT.shape[1], other_rows.tokens_BT.shape[1]
-  if length != other_length:
-    raise ValueError(
-      f"rows of {length} and of {other_length} tokens cannot share a batch; pack both to one length"
-    )
-  return Batches(
-    rows, batch_size=batch_size, seed=seed, share=share, other_rows=other_rows, fraction=fraction
-  )
-
-
-def comparison_batches(
-  rows: ComparisonRows, *, batch_size: int, seed: int, pairs: bool = False, share: Share = WHOLE
-) -> Batches:
-  """Comparisons, `batch_size` prompts a batch, each with all its completions.
-
-  Args:
-    rows: tokenised comparisons.
-    batch_size, seed, share: as in `lm_batches`.
-    pairs: every untied pair becomes an element of its own; see `ComparisonRows.pairs`.
-  """
-  return Batches(rows.pairs() if pairs else rows, batch_size=batch_size, seed=seed, share=share)
-
-
-def prompt_batches(
-  rows: types.PromptBatch, *, batch_size: int, seed: int, share: Share = WHOLE
-) -> Batches:
-  """Left-padded prompts; `indices(step)` says which records they are. As `lm_batches`."""
-  return Batches(rows, batch_size=batch_size, seed=seed, share=share)
 
 
 def fixed_batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, np.ndarray]]:

@@ -25,13 +25,10 @@ class TokenSequence:
   Attributes:
     ids: int32, prompt + completion + end-of-text.
     num_prompt: how many of the ids are the prompt's; 0 where the whole text is learned.
-    num_head, num_tail: how many of those the prompt's format writes before and behind every prompt.
   """
 
   ids: np.ndarray
   num_prompt: int
-  num_head: int = 0
-  num_tail: int = 0
 
 
 def tokenize_documents(

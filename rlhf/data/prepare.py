@@ -263,7 +263,8 @@ def demonstration_rows(
   Raises:
     ValueError: nothing fits into `length`, or an unknown name.
   """
-  shorten = _choose("overlong", overlong, OVERLONG_DEMONSTRATIONS)
+  _check_overlong(overlong, OVERLONG_DEMONSTRATIONS)
+  around = prompt_format.num_around(tokenizer)
   layout = dict(
     length=length,
     packing=packing,
@@ -276,11 +277,14 @@ def demonstration_rows(
     counts = {"kept": 0}
     for chunk in records_lib.chunks(records):
       for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format):
-        kept = sequence if len(sequence.ids) <= length else shorten(sequence, length)
-        _count_overlong(counts, kept is None, len(sequence.ids) > length, length)
-        if kept is not None:
-          writer.append("ids", kept.ids)
-          writer.append("sizes", np.asarray([len(kept.ids), kept.num_prompt]))
+        num_prompt = sequence.num_prompt
+        shown = _shorten([sequence.ids], num_prompt, around, length, overlong)
+        _count_overlong(counts, shown, len(sequence.ids), length)
+        for ids in shown.values():
+          if overlong == "truncate_left":
+            num_prompt -= len(sequence.ids) - len(ids)
+          writer.append("ids", ids)
+          writer.append("sizes", np.asarray([len(ids), num_prompt]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
@@ -308,14 +312,8 @@ def tokenize_demonstrations(
   """prompt + completion + end of each record, whatever its length."""
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   completions = prompt_format.encode_completions(tokenizer, [r["completion"] for r in records])
-  around = prompt_format.num_around(tokenizer)
   return [
-    TokenSequence(
-      ids=np.asarray([*prompt, *completion], np.int32),
-      num_prompt=len(prompt),
-      num_head=around.head,
-      num_tail=around.tail,
-    )
+    TokenSequence(ids=np.asarray([*prompt, *completion], np.int32), num_prompt=len(prompt))
     for prompt, completion in zip(prompts, completions, strict=True)
   ]
 
@@ -347,7 +345,7 @@ def prompt_rows(
   Raises:
     ValueError: no prompt fits, or an unknown name.
   """
-  shorten = _choose("overlong", overlong, OVERLONG_PROMPTS)
+  _check_overlong(overlong, OVERLONG_PROMPTS)
   around = prompt_format.num_around(tokenizer)
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
@@ -356,19 +354,19 @@ def prompt_rows(
     for chunk in records_lib.chunks(records):
       for ids in prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk]):
         index += 1
-        is_long = len(ids) > max_prompt_tokens
-        kept = shorten(ids, around, max_prompt_tokens) if is_long else ids
-        _count_overlong(counts, kept is None, is_long, max_prompt_tokens)
-        if kept is not None:
-          writer.append("ids", np.asarray(kept, np.int32))
-          writer.append("ends", np.asarray([len(kept)]))
+        prompt = np.asarray(ids, np.int32)
+        shown = _shorten([prompt], len(ids), around, max_prompt_tokens, overlong)
+        _count_overlong(counts, shown, len(ids), max_prompt_tokens)
+        for kept in shown.values():
+          writer.append("ids", kept)
+          writer.append("sizes", np.asarray([len(kept)]))
           writer.append("index", np.asarray([index]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
         "max_prompt_tokens or truncate"
       )
-    flat, sizes = writer.take("ids"), writer.take("ends")
+    flat, sizes = writer.take("ids"), writer.take("sizes")
     shape = (counts["kept"], max_prompt_tokens)
     tokens_BP = writer.full("tokens_BP", shape, tokenizer.pad_id, np.int32)
     mask_BP = writer.full("mask_BP", shape, 0, np.float32)
@@ -419,7 +417,7 @@ def comparison_rows(
   Raises:
     ValueError: a record has more than `num_slots` completions, nothing fits, or an unknown name.
   """
-  shorten = _choose("overlong", overlong, OVERLONG_COMPARISONS)
+  _check_overlong(overlong, OVERLONG_COMPARISONS)
   around = prompt_format.num_around(tokenizer)
 
   def build(writer: cache.ArrayWriter) -> dict[str, Any]:
@@ -437,7 +435,7 @@ def comparison_rows(
         sequences = [
           np.asarray([*prompt, *next(completions)], np.int32) for _ in record["completions"]
         ]
-        shown = shorten(sequences, around, len(prompt), length)
+        shown = _shorten(sequences, len(prompt), around, length, overlong)
         num_overlong = sum(len(ids) > length for ids in sequences)
         if len(shown) < 2:
           records_lib.count(counts, f"dropped (longer than {length} tokens)")
@@ -552,106 +550,56 @@ def text_rows(
   return types.LmBatch(**arrays), counts
 
 
-def _choose(what: str, name: str, choices: dict):
+# ---- what to do with what is too long ------------------------------------------------------------
+
+OVERLONG_DEMONSTRATIONS = ("drop", "truncate_left", "truncate_right")
+OVERLONG_PROMPTS = ("drop", "truncate_left")
+OVERLONG_COMPARISONS = (
+  "drop_comparison",
+  "drop_completion",
+  "truncate_completion",
+  "truncate_prompt",
+)
+
+
+def _check_overlong(name: str, choices: Sequence[str]) -> None:
   if name not in choices:
-    raise ValueError(f"{what} {name!r}; choose from {sorted(choices)}")
-  return choices[name]
+    raise ValueError(f"overlong {name!r}; choose from {list(choices)}")
 
 
-def _count_overlong(counts: dict[str, int], is_dropped: bool, is_long: bool, length: int) -> None:
+def _shorten(
+  sequences: Sequence[np.ndarray], num_prompt: int, around: Around, length: int, overlong: str
+) -> dict[int, np.ndarray]:
+  """What is kept of sequences that share a prompt, by their place; empty if they are dropped.
+
+  Args:
+    sequences: prompt and completion.
+    num_prompt, around: ids of the prompt, and those of them that its format writes.
+    length: of a sequence, at most.
+    overlong: one of the choices above.
+  """
+  excess = max(len(ids) for ids in sequences) - length
+  if excess <= 0:
+    return dict(enumerate(sequences))
+  if overlong == "drop_completion":
+    return {i: ids for i, ids in enumerate(sequences) if len(ids) <= length}
+  if overlong in ("truncate_right", "truncate_completion") and num_prompt < length:
+    return {i: ids[:length] for i, ids in enumerate(sequences)}
+  # A token of the prompt's own must stay, and what the format writes before it.
+  left = overlong in ("truncate_left", "truncate_prompt")
+  if left and excess < num_prompt - around.head - around.tail:
+    cut = slice(around.head, around.head + excess)
+    return {i: np.delete(ids, cut) for i, ids in enumerate(sequences)}
+  return {}
+
+
+def _count_overlong(
+  counts: dict[str, int], shown: dict[int, np.ndarray], num_tokens: int, length: int
+) -> None:
   """Counts a sequence that was kept, perhaps truncated, or dropped."""
-  if is_dropped:
+  if not shown:
     records_lib.count(counts, f"dropped (longer than {length} tokens)")
     return
   counts["kept"] += 1
-  if is_long:
+  if num_tokens > length:
     records_lib.count(counts, "of them truncated")
-
-
-# ---- what to do with what is too long: name -> function ------------------------------------------
-
-
-def _cut_left(sequence: TokenSequence, length: int) -> TokenSequence | None:
-  excess, around = len(sequence.ids) - length, Around(sequence.num_head, sequence.num_tail)
-  if not _leaves_prompt(sequence.num_prompt, around, excess):
-    return None
-  return dataclasses.replace(
-    sequence,
-    ids=_without_start(sequence.ids, around, excess),
-    num_prompt=sequence.num_prompt - excess,
-  )
-
-
-def _cut_right(sequence: TokenSequence, length: int) -> TokenSequence | None:
-  if sequence.num_prompt >= length:
-    return None
-  return dataclasses.replace(sequence, ids=sequence.ids[:length])
-
-
-def _leaves_prompt(num_prompt: int, around: Around, excess: int) -> bool:
-  """Whether a token of the prompt's own stays where it loses `excess`."""
-  return excess < num_prompt - around.head - around.tail
-
-
-def _without_start(ids: np.ndarray, around: Around, excess: int) -> np.ndarray:
-  """`excess` ids fewer; what the format writes before a prompt stays."""
-  return np.concatenate([ids[: around.head], ids[around.head + excess :]])
-
-
-def _cut_prompt_left(ids: list[int], around: Around, length: int) -> list[int] | None:
-  excess = len(ids) - length
-  if not _leaves_prompt(len(ids), around, excess):
-    return None
-  return [*ids[: around.head], *ids[around.head + excess :]]
-
-
-OVERLONG_DEMONSTRATIONS = {
-  "drop": lambda sequence, length: None,
-  "truncate_left": _cut_left,
-  "truncate_right": _cut_right,
-}
-
-OVERLONG_PROMPTS = {
-  "drop": lambda ids, around, length: None,
-  "truncate_left": _cut_prompt_left,
-}
-
-
-def _drop_completions(
-  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-) -> dict[int, np.ndarray]:
-  del around, num_prompt
-  return {i: ids for i, ids in enumerate(sequences) if len(ids) <= length}
-
-
-def _drop_comparison(
-  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-) -> dict[int, np.ndarray]:
-  shown = _drop_completions(sequences, around, num_prompt, length)
-  return shown if len(shown) == len(sequences) else {}
-
-
-def _cut_completions(
-  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-) -> dict[int, np.ndarray]:
-  del around
-  return {} if num_prompt >= length else {i: ids[:length] for i, ids in enumerate(sequences)}
-
-
-def _cut_prompt(
-  sequences: list[np.ndarray], around: Around, num_prompt: int, length: int
-) -> dict[int, np.ndarray]:
-  excess = max(max(len(ids) for ids in sequences) - length, 0)
-  if excess and not _leaves_prompt(num_prompt, around, excess):
-    return {}
-  return {i: _without_start(ids, around, excess) for i, ids in enumerate(sequences)}
-
-
-# (sequences of one prompt, ids around it, its ids with those, length) -> those to show, by their
-# place in the record
-OVERLONG_COMPARISONS = {
-  "drop_completion": _drop_completions,
-  "drop_comparison": _drop_comparison,
-  "truncate_completion": _cut_completions,
-  "truncate_prompt": _cut_prompt,
-}
