@@ -336,13 +336,13 @@ def test_findings_about_the_tax():
   ) in said
   assert (
     "PPO raised the loss on pretraining text from 1.600 to 2.000 nats per token; PPO-ptx "
-    "ends at 1.640, which gives back 90 % of the rise; the base model given the same extra "
+    "ends at 1.640, which recovers 90 % of the rise; the base model given the same extra "
     "pretraining tokens reaches 1.640."
   ) in said
   # Means of the tasks: start 0.6, PPO 0.5, PPO-ptx 0.6.
   assert (
     "Few-shot accuracy, averaged over the tasks, fell with PPO from 60.0 % at the start to "
-    "50.0 %; with PPO-ptx it is 60.0 %, which gives back 100 %."
+    "50.0 %; with PPO-ptx it is 60.0 %, which recovers 100 %."
   ) in said
 
 
@@ -365,10 +365,10 @@ def test_a_rise_that_may_be_none_is_not_called_a_loss():
   assert (
     "The rise of the loss on pretraining text from 1.600 to 1.607 nats per token with PPO "
     "is not distinguishable from zero (95 % interval \u22120.002 to 0.016), so there is no alignment "
-    "tax on it to give back; with PPO-ptx the loss changes by 0.040 (0.030 to 0.050)."
+    "tax on it to recover; with PPO-ptx the loss changes by 0.040 (0.030 to 0.050)."
   ) in findings(report)
   html = report_lib.render_html({"report": report})
-  assert "no clear loss" in html and "given back by PPO-ptx" not in html
+  assert "no clear loss" in html and "recovered by PPO-ptx" not in html
   report["pretraining_nll_rise"]["ppo"]["low"] = 0.001
   assert report_lib.alignment_tax(report)["pretraining_nll"]["recovered"] is not None
 
@@ -376,9 +376,9 @@ def test_a_rise_that_may_be_none_is_not_called_a_loss():
 def test_far_more_than_a_small_loss_is_not_given_back_in_percent():
   report = a_report()
   report["pretraining_nll"] |= dict(ppo=1.604, ppo_ptx=1.5)
-  assert any("which gives back > 200 % of the rise" in said for said in findings(report))
-  assert report_lib.given_back_text(1.96) == "196\u202f%"
-  assert report_lib.given_back_text(-0.25) == "\u221225\u202f%"
+  assert any("which recovers > 200 % of the rise" in said for said in findings(report))
+  assert report_lib.recovered_text(1.96) == "196\u202f%"
+  assert report_lib.recovered_text(-0.25) == "\u221225\u202f%"
 
 
 def test_rewards_stand_beside_those_of_sft():
@@ -406,7 +406,7 @@ def test_a_fall_of_less_than_a_point_is_not_called_a_loss():
   report["few_shot_tasks"] = {"reverse": {"ppo_init": 0.6, "ppo": 0.595, "ppo_ptx": 0.605}}
   assert (
     "Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
-    "(60.0 % at the start to 59.5 %), so there is nothing to give back; with PPO-ptx it is "
+    "(60.0 % at the start to 59.5 %), so there is nothing to recover; with PPO-ptx it is "
     "60.5 %."
   ) in findings(report)
   assert report_lib.alignment_tax(report)["few_shot_tasks"]["reverse"]["recovered"] is None
@@ -424,7 +424,7 @@ def test_alignment_tax_by_hand():
 def test_real_data_headline_and_bigram():
   report = real_data()["report"]
   assert report_lib.headline(report).replace("\u202f", " ") == (
-    "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-answer rule "
+    "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-completion rule "
     "gets 58.1 %."
   )
   assert any("bigram counts reach 5.100" in sentence for sentence in findings(report))

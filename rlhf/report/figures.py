@@ -1,4 +1,4 @@
-"""The report's plots, each an inline SVG string.
+"""The plots of all report pages, each an inline SVG string.
 
 Text stays text, so it takes the page's typeface and can be searched and copied.  Equal data give
 equal bytes.  matplotlib is imported inside the one function that draws, so that importing this
@@ -140,94 +140,101 @@ def _as_svg(name: str, data: bytes) -> str:
   return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
 
 
+_DASHED = dict(linewidth=1, linestyle=(0, (4, 3)))
+_GROUPS = ("training_labelers", "heldout_labelers")
+
+
 def _percent_axis(axis) -> None:
   from matplotlib.ticker import FuncFormatter
 
   axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
+def _interval(axes, places, cells, *, sideways: bool = False, **style) -> None:
+  """Means with their intervals; `sideways` along x, at rows."""
+  mean, low, high = (np.array([cell[end] for cell in cells]) for end in ("mean", "low", "high"))
+  ends = np.maximum([mean - low, high - mean], 0)
+  style = dict(capsize=3, elinewidth=1.4, linewidth=0, marker="o", markersize=6) | style
+  if sideways:
+    axes.errorbar(mean, places, xerr=ends, **style)
+  else:
+    axes.errorbar(places, mean, yerr=ends, **style)
+
+
+def _dots(axes, x, y, color, **style) -> None:
+  axes.plot(x, y, **(dict(linestyle="none", marker="o", markersize=3.5, color=color) | style))
+
+
+def _row_axis(axes, names: Sequence[str]) -> None:
+  """A row for each name, the first at the top."""
+  axes.set_yticks(range(len(names)), [label(name) for name in names])
+  axes.tick_params(axis="y", labelcolor=_INK)
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  axes.grid(axis="y", visible=False)
+
+
+def _column_axis(axes, names: Sequence[str]) -> None:
+  """A column for each name, and a win rate against SFT as y."""
+  axes.set_xticks(range(len(names)), [label(name).replace(", ", ",\n") for name in names])
+  axes.tick_params(axis="x", labelsize=10.5, labelcolor=_INK)
+  axes.grid(axis="x", visible=False)
+  axes.axhline(0.5, color=_INK, zorder=3, **_DASHED)
+  _percent_axis(axes.yaxis)
+  axes.set_ylabel("win rate against SFT")
+
+
+def _outside_legend(axes, num_columns: int = 3) -> None:
+  axes.figure.legend(
+    loc="outside upper left", ncols=num_columns, handletextpad=0.3, columnspacing=1.2
+  )
+
+
 def win_rates(win_rate_vs_sft: Mapping[str, Any]) -> str | None:
   """Bars with intervals, one pair (training, held-out labelers) per policy."""
-  groups = ("training_labelers", "heldout_labelers")
-  policies = [
-    policy
+  shown = {
+    policy: cells
     for policy, cells in win_rate_vs_sft.items()
-    if cells is not None and any(cells[group] for group in groups)
-  ]
-  if not policies:
+    if cells is not None and any(cells[group] for group in _GROUPS)
+  }
+  if not shown:
     return None
-  color = _color_of(policies)
+  color = _color_of(list(shown))
 
   def draw(axes):
-    for offset, group in zip((-0.2, 0.2), groups):
-      for x, policy in enumerate(policies):
-        cell = win_rate_vs_sft[policy][group]
-        if cell is not None:
-          _bar(axes, x + offset, cell, color[policy], pale=group == "heldout_labelers")
-    axes.axhline(0.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
-    axes.set_xlim(-0.6, len(policies) + 0.35)  # room for the words at the end of the line
-    axes.text(
-      len(policies) + 0.33, 0.505, "SFT, 50 %", ha="right", va="bottom", color=_INK, fontsize=9.5
+    from matplotlib.patches import Patch
+
+    _column_axis(axes, list(shown))
+    highest = 0.0
+    for x, (policy, cells) in enumerate(shown.items()):
+      for offset, group in zip((-0.2, 0.2), _GROUPS):
+        if cells[group] is not None:
+          _bar(axes, x + offset, cells[group], color[policy], pale=group == "heldout_labelers")
+          highest = max(highest, cells[group]["high"])
+    axes.set_xlim(-0.6, len(shown) + 0.35)  # room for the words at the end of the line
+    place = dict(ha="right", va="bottom", color=_INK, fontsize=9.5)
+    axes.text(len(shown) + 0.33, 0.505, "SFT, 50 %", **place)
+    axes.set_ylim(0, max(0.7, min(1.08, highest + 0.1)))
+    axes.legend(
+      [Patch(facecolor=face, edgecolor=_MUTED) for face in (_MUTED, _pale(_MUTED))],
+      ["training labelers", "held-out labelers"],
+      loc="upper left",
+      ncols=2,
+      bbox_to_anchor=(0, 1.13),
+      borderaxespad=0,
+      handlelength=1.2,
     )
-    axes.set_xticks(
-      range(len(policies)), [label(policy).replace(", ", ",\n") for policy in policies]
-    )
-    axes.tick_params(axis="x", labelsize=10.5, labelcolor=_INK)
-    axes.grid(axis="x", visible=False)
-    tops = [
-      cell["high"]
-      for policy in policies
-      for cell in win_rate_vs_sft[policy].values()
-      if isinstance(cell, Mapping)
-    ]
-    axes.set_ylim(0, max(0.7, min(1.08, max(tops) + 0.1)))
-    _percent_axis(axes.yaxis)
-    axes.set_ylabel("win rate against SFT")
-    _group_legend(axes)
 
   return _svg("win-rates", draw, (7.4, 3.6))
 
 
 def _bar(axes, x, cell, color, pale) -> None:
-  axes.bar(
-    x, cell["mean"], width=0.37, color=_pale(color) if pale else color, edgecolor=color, linewidth=1
-  )
-  axes.errorbar(
-    x,
-    cell["mean"],
-    yerr=[[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]],
-    color=_INK,
-    linewidth=1.3,
-    capsize=4,
-    capthick=1.3,
-    zorder=4,
-  )
-  axes.text(
-    x,
-    cell["high"] + 0.018,
-    f"{100 * cell['mean']:.1f}",
-    ha="center",
-    va="bottom",
-    fontsize=10,
-    color=_INK,
-    zorder=5,
-    bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6},
-  )
-
-
-def _group_legend(axes) -> None:
-  from matplotlib.patches import Patch
-
-  handles = [Patch(facecolor=face, edgecolor=_MUTED) for face in (_MUTED, _pale(_MUTED))]
-  axes.legend(
-    handles,
-    ["training labelers", "held-out labelers"],
-    loc="upper left",
-    ncols=2,
-    bbox_to_anchor=(0, 1.13),
-    borderaxespad=0,
-    handlelength=1.2,
-  )
+  face = _pale(color) if pale else color
+  axes.bar(x, cell["mean"], width=0.37, color=face, edgecolor=color, linewidth=1)
+  _interval(axes, [x], [cell], color=_INK, capsize=4, capthick=1.3, marker="none", zorder=4)
+  box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}
+  text = f"{100 * cell['mean']:.1f}"
+  style = dict(ha="center", va="bottom", fontsize=10, color=_INK, zorder=5, bbox=box)
+  axes.text(x, cell["high"] + 0.018, text, **style)
 
 
 def reward_curve(
@@ -235,15 +242,10 @@ def reward_curve(
 ) -> str | None:
   """One quantity of the validation prompts against the PPO iteration, a line per run; a band where
   the points have its ends, QUANTITY_low and QUANTITY_high."""
-  lines = {run: _points(points, "step", quantity) for run, points in reward.items()}
-  ends = {
-    run: (
-      *_points(points, "step", f"{quantity}_low"),
-      _points(points, "step", f"{quantity}_high")[1],
-    )
-    for run, points in reward.items()
-  }
-  return _lines(f"curve-{quantity}", lines, "PPO iteration", unit, bands=ends)
+  column = lambda name: {run: _points(points, "step", name) for run, points in reward.items()}
+  low, high = column(f"{quantity}_low"), column(f"{quantity}_high")
+  bands = {run: (*low[run], high[run][1]) for run in reward}
+  return _lines(f"curve-{quantity}", column(quantity), "PPO iteration", unit, bands=bands)
 
 
 def reward_against_root_kl(reward: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
@@ -313,30 +315,28 @@ def _points(points, x, y):
     for point in points
     if x in point and y in point and point[x] is not None and point[y] is not None
   ]
-  return np.array([a for a, _ in kept], float), np.array([b for _, b in kept], float)
+  return tuple(np.array(kept, float).reshape(-1, 2).T)
 
 
-def _lines(name, lines, x_label, y_label, marker=None, bands=None) -> str | None:
+def _lines(
+  name, lines, x_label, y_label, marker=None, bands=None, colors=None, plain=False
+) -> str | None:
+  """A line per run; `plain` without an offset of the axis."""
   bands = {} if bands is None else bands
   lines = {run: (x, y) for run, (x, y) in lines.items() if len(x)}
   if not lines:
     return None
-  color = _color_of(list(lines))
+  color = _color_of(list(lines)) if colors is None else colors
 
   def draw(axes):
     for run, (x, y) in lines.items():
-      alone = marker if marker or len(x) > 1 else "o"  # a line of one point is invisible
       if run in bands and len(bands[run][0]):
         axes.fill_between(*bands[run], color=_pale(color[run]), alpha=0.5, linewidth=0, zorder=1)
-      axes.plot(
-        x,
-        y,
-        color=color[run],
-        label=label(run),
-        marker=alone,
-        markersize=3.5,
-        linestyle="--" if run == "ppo" else "-",
-      )
+      style = dict(markersize=3.5, linestyle="--" if run == "ppo" else "-")
+      alone = marker if marker or len(x) > 1 else "o"  # a line of one point is invisible
+      axes.plot(x, y, color=color[run], label=label(run), marker=alone, **style)
+    if plain:
+      axes.ticklabel_format(useOffset=False)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if len(lines) > 1:
@@ -347,55 +347,30 @@ def _lines(name, lines, x_label, y_label, marker=None, bands=None) -> str | None
 
 def pretraining_curve(points: Sequence[Sequence[float | None]], name: str) -> str | None:
   """Training and held-out loss of the base model; points are (step, train, held-out)."""
-  columns = {
-    text: _points([dict(enumerate(point)) for point in points], 0, column)
-    for column, text in ((1, "training batch"), (2, "held-out text"))
-  }
-  columns = {text: (x, y) for text, (x, y) in columns.items() if len(x)}
-  if not columns:
-    return None
-
-  def draw(axes):
-    for text, (x, y) in columns.items():
-      held_out = text == "held-out text"
-      axes.plot(
-        x,
-        y,
-        color=COLORS["ppo_ptx"] if held_out else "#b4bcc8",
-        linewidth=2.0 if held_out else 1.0,
-        label=text,
-      )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.legend(loc="upper right")
-
-  return _svg(name, draw)
+  by_column = [dict(enumerate(point)) for point in points]
+  colors = {"training batch": "#b4bcc8", "held-out text": COLORS["ppo_ptx"]}
+  lines = {text: _points(by_column, 0, place) for place, text in enumerate(colors, start=1)}
+  return _lines(name, lines, "step", "loss (nats per token)", colors=colors)
 
 
 def pretraining_end(points: Sequence[Sequence[float | None]], name: str) -> str | None:
-  """Held-out loss over the second half of the steps, where a plateau shows or does not."""
+  """Held-out loss over the second half of the steps, which shows whether it still falls."""
   held_out = [(step, loss) for step, _, loss in points if loss is not None]
   half = held_out[-1][0] / 2 if held_out else 0
   end = [(step, loss) for step, loss in held_out if step >= half]
   if len(end) < 3:
     return None
-
-  def draw(axes):
-    axes.plot(*zip(*end), color=COLORS["ppo_ptx"], linewidth=2.0, marker="o", markersize=3.5)
-    axes.set_xlabel("step")
-    axes.set_ylabel("held-out loss (nats per token)")
-    axes.ticklabel_format(useOffset=False)
-
-  return _svg(name, draw)
+  y_label = "held-out loss (nats per token)"
+  return _lines(name, {"ppo_ptx": tuple(zip(*end))}, "step", y_label, marker="o", plain=True)
 
 
 def sft_epochs(points: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
   """Held-out loss and reward-model score of the SFT baseline after each epoch."""
-  loss = _points(points, "epoch", "valid_nll")
-  score = _points(points, "epoch", "score")
+  loss = {"sft": _points(points, "epoch", "valid_nll")}
+  score = {"sft": _points(points, "epoch", "score")}
   return (
-    _lines("sft-loss", {"sft": loss}, "epoch", "held-out loss (nats per token)", marker="o"),
-    _lines("sft-score", {"sft": score}, "epoch", "reward-model score", marker="o"),
+    _lines("sft-loss", loss, "epoch", "held-out loss (nats per token)", marker="o"),
+    _lines("sft-score", score, "epoch", "reward-model score", marker="o"),
   )
 
 
@@ -404,24 +379,16 @@ def calibration(curve: Mapping[str, Any]) -> str | None:
   bins = [b for b in curve["bins"] if b["n"]]
   if not bins:
     return None
-  most = max(b["n"] for b in bins)
+  size = [14 + 110 * b["n"] / max(other["n"] for other in bins) for b in bins]
+  x, y = [b["predicted"] for b in bins], [b["observed"] for b in bins]
 
   def draw(axes):
-    axes.plot([0.5, 1], [0.5, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(
-      0.97, 0.985, "perfectly calibrated", ha="right", va="bottom", fontsize=9.5, color=_MUTED
-    )
-    x, y = [b["predicted"] for b in bins], [b["observed"] for b in bins]
+    axes.plot([0.5, 1], [0.5, 1], color=_MUTED, **_DASHED)
+    style = dict(ha="right", va="bottom", fontsize=9.5, color=_MUTED)
+    axes.text(0.97, 0.985, "perfectly calibrated", **style)
     axes.plot(x, y, color=COLORS["ppo_ptx"], linewidth=1.2, alpha=0.6)
-    axes.scatter(
-      x,
-      y,
-      s=[14 + 110 * b["n"] / most for b in bins],
-      color=COLORS["ppo_ptx"],
-      edgecolor="white",
-      linewidth=0.8,
-      zorder=3,
-    )
+    style = dict(color=COLORS["ppo_ptx"], edgecolor="white", linewidth=0.8, zorder=3)
+    axes.scatter(x, y, s=size, **style)
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(min(0.45, min(y) - 0.05), 1.04)
     _percent_axis(axes.xaxis)
@@ -434,46 +401,26 @@ def calibration(curve: Mapping[str, Any]) -> str | None:
 
 def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
   """Held-out pretraining loss, one row per model, with the PPO start as the line to compare to."""
-  models = [model for model in nll if nll[model] is not None and model != "chance"]
-  if not models:
+  known = {model: value for model, value in nll.items() if value is not None and model != "chance"}
+  if not known:
     return None
-  color = _color_of(models)
+  color, start = _color_of(list(known)), known.get("ppo_init")
 
   def draw(axes):
-    start = nll["ppo_init"] if "ppo_init" in nll else None
-    low, high = min(nll[m] for m in models), max(nll[m] for m in models)
-    room = (high - low) or 0.1
-    for row, model in enumerate(models):
-      value = nll[model]
+    _row_axis(axes, list(known))
+    for row, (model, value) in enumerate(known.items()):
       if start is not None:
         axes.plot([start, value], [row, row], color=color[model], linewidth=3, alpha=0.45)
-      axes.plot(
-        value,
-        row,
-        marker=_MARKERS[model] if model in _MARKERS else "P",
-        markersize=8,
-        color=color[model],
-        linestyle="none",
-      )
+      _dots(axes, value, row, color[model], marker=_MARKERS.get(model, "P"), markersize=8)
       # Text goes away from the start line, so that the bar does not run through it.
       left = start is not None and value < start
-      axes.annotate(
-        f"{value:.3f}",
-        (value, row),
-        (-9 if left else 9, 0),
-        va="center",
-        textcoords="offset points",
-        ha="right" if left else "left",
-        fontsize=10,
-      )
+      style = dict(va="center", textcoords="offset points", ha="right" if left else "left")
+      axes.annotate(f"{value:.3f}", (value, row), (-9 if left else 9, 0), fontsize=10, **style)
     if start is not None:
-      axes.axvline(start, color=COLORS["ppo_init"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_yticks(range(len(models)), [label(model) for model in models])
-    axes.tick_params(axis="y", labelcolor=_INK)
-    axes.invert_yaxis()
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    axes.set_xlim(low - 0.24 * room, high + 0.24 * room)
-    axes.grid(axis="y", visible=False)
+      axes.axvline(start, color=COLORS["ppo_init"], zorder=1, **_DASHED)
+    low, high = min(known.values()), max(known.values())
+    room = 0.24 * ((high - low) or 0.1)
+    axes.set_xlim(low - room, high + room)
     axes.set_xlabel("loss on held-out pretraining text (nats per token)")
 
   return _svg("pretraining-nll", draw)
@@ -481,56 +428,42 @@ def pretraining_nll(nll: Mapping[str, float | None]) -> str | None:
 
 def few_shot(tasks: Mapping[str, Mapping[str, float | None]]) -> str | None:
   """Accuracy of each model, one row per task."""
-  names = [task for task, cells in tasks.items() if cells is not None]
-  models = list(
-    dict.fromkeys(
-      model for task in names for model, value in tasks[task].items() if value is not None
-    )
-  )
+  known = {
+    task: {model: value for model, value in cells.items() if value is not None}
+    for task, cells in tasks.items()
+    if cells is not None
+  }
+  models = list(dict.fromkeys(model for cells in known.values() for model in cells))
   if not models:
     return None
   shown = [model for model in models if model != "chance"]
   color = _color_of(shown)
-  spread = np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else [0.0]
 
   def draw(axes):
-    for offset, model in zip(spread, shown):
-      rows = [
-        row
-        for row, task in enumerate(names)
-        if model in tasks[task] and tasks[task][model] is not None
-      ]
-      axes.plot(
-        [tasks[names[row]][model] for row in rows],
-        [row + offset for row in rows],
-        linestyle="none",
-        marker=_MARKERS[model] if model in _MARKERS else "P",
-        markersize=7,
-        color=color[model],
-        label=label(model),
-      )
-    for row, task in enumerate(names):
-      if "chance" in tasks[task] and tasks[task]["chance"] is not None:
-        axes.plot(
-          [tasks[task]["chance"]] * 2,
-          [row - 0.42, row + 0.42],
-          color=_INK,
-          linewidth=1,
-          linestyle=(0, (2, 2)),
-          label="Chance" if row == 0 else None,
-        )
+    _row_axis(axes, list(known))
+    for offset, model in zip(_spread(len(shown), 0.3), shown):
+      rows = [(row, cells[model]) for row, cells in enumerate(known.values()) if model in cells]
+      x, y = [value for _, value in rows], [row + offset for row, _ in rows]
+      marker = _MARKERS.get(model, "P")
+      _dots(axes, x, y, color[model], marker=marker, markersize=7, label=label(model))
+    for row, cells in enumerate(known.values()):
+      if "chance" in cells:
+        style = dict(color=_INK, linewidth=1, linestyle=(0, (2, 2)))
+        ends = [cells["chance"]] * 2, [row - 0.42, row + 0.42]
+        axes.plot(*ends, label="Chance" if row == 0 else None, **style)
       if row:
         axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
-    axes.set_yticks(range(len(names)), [label(task) for task in names])
-    axes.tick_params(axis="y", labelcolor=_INK)
-    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
-    axes.grid(axis="y", visible=False)
     _percent_axis(axes.xaxis)
     axes.set_xlabel("accuracy")
-    axes.figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+    _outside_legend(axes)
 
-  return _svg("few-shot", draw, (5.2, max(2.6, 1.4 + 0.5 * len(names))))
+  return _svg("few-shot", draw, (5.2, max(2.6, 1.4 + 0.5 * len(known))))
+
+
+def _spread(number: int, half: float) -> np.ndarray:
+  """Places around 0 for several marks of one row."""
+  return np.linspace(-half, half, number) if number > 1 else np.zeros(1)
 
 
 def pooled_win_rates(pooled: Mapping[str, Any]) -> str | None:
@@ -547,47 +480,19 @@ def pooled_win_rates(pooled: Mapping[str, Any]) -> str | None:
   color = _color_of(policies)
 
   def draw(axes):
+    _column_axis(axes, policies)
     for (policy, group), cell in cells.items():
       training = group == "training_labelers"
       x = policies.index(policy) + (-0.16 if training else 0.16)
-      pool = cell["pooled"]
-      axes.errorbar(
-        x,
-        pool["mean"],
-        color=color[policy],
-        capsize=4,
-        linewidth=1.8,
-        markersize=8,
-        yerr=[[pool["mean"] - pool["low"]], [pool["high"] - pool["mean"]]],
-        marker="o",
-        markerfacecolor=color[policy] if training else "white",
-      )
-      seeds = [one["mean"] for one in cell["per_seed"].values()]
-      axes.plot(
-        [x + 0.09] * len(seeds),
-        seeds,
-        linestyle="none",
-        marker="o",
-        markersize=3.5,
-        color=color[policy],
-        alpha=0.7,
-      )
-      axes.annotate(
-        f"{100 * pool['mean']:.1f}",
-        (x, pool["high"]),
-        (0, 6),
-        ha="center",
-        textcoords="offset points",
-        fontsize=10,
-      )
-    axes.axhline(0.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xticks(range(len(policies)), [label(policy) for policy in policies])
-    axes.tick_params(axis="x", labelsize=11, labelcolor=_INK)
+      pool, seeds = cell["pooled"], [one["mean"] for one in cell["per_seed"].values()]
+      face = color[policy] if training else "white"
+      style = dict(capsize=4, elinewidth=1.8, markersize=8, markerfacecolor=face)
+      _interval(axes, [x], [pool], color=color[policy], **style)
+      _dots(axes, [x + 0.09] * len(seeds), seeds, color[policy], alpha=0.7)
+      style = dict(ha="center", textcoords="offset points", fontsize=10)
+      axes.annotate(f"{100 * pool['mean']:.1f}", (x, pool["high"]), (0, 6), **style)
     axes.set_xlim(-0.6, len(policies) - 0.4)
     axes.margins(y=0.15)
-    axes.grid(axis="x", visible=False)
-    _percent_axis(axes.yaxis)
-    axes.set_ylabel("win rate against SFT")
 
   return _svg("pooled-win-rates", draw, (7.4, 3.6))
 
@@ -626,7 +531,7 @@ def sweep(
       for name, rows in lines.items():
         _sweep_line(axes, rows, x, measure, position, color[name], name)
       if "tax" in measure:
-        axes.axhline(0, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(0, color=_MUTED, zorder=1, **_DASHED)
       axes.set_ylabel(y_label)
       axes.margins(y=0.12)
     axes_M[-1].set_xlabel(x_label)
@@ -677,86 +582,35 @@ def _sweep_line(axes, rows, x, measure, position, color, name) -> None:
   rows = sorted(rows, key=lambda row: position[row["overrides"][x]])
   places = [position[row["overrides"][x]] for row in rows]
   cells = [row["measures"][measure] for row in rows]
-  means = [cell["pooled"]["mean"] for cell in cells]
-  ends = [
-    [cell["pooled"]["mean"] - cell["pooled"]["low"] for cell in cells],
-    [cell["pooled"]["high"] - cell["pooled"]["mean"] for cell in cells],
-  ]
-  axes.errorbar(
-    places,
-    means,
-    yerr=ends,
-    color=color,
-    marker="o",
-    markersize=5.5,
-    capsize=3,
-    linewidth=0,
-    elinewidth=1.4,
-    label=label(name),
-    zorder=3,
-  )
+  pooled = [cell["pooled"] for cell in cells]
+  means = [cell["mean"] for cell in pooled]
+  _interval(axes, places, pooled, color=color, markersize=5.5, label=label(name), zorder=3)
   from_zero = 1 if rows[0]["overrides"][x] == 0 and places[0] > 0 else 0
   axes.plot(places[from_zero:], means[from_zero:], color=color, zorder=2)
-  axes.plot(
-    places[: from_zero + 1],
-    means[: from_zero + 1],
-    color=color,
-    linewidth=1,
-    linestyle=(0, (2, 2)),
-    zorder=2,
-  )
+  style = dict(color=color, linewidth=1, linestyle=(0, (2, 2)), zorder=2)
+  axes.plot(places[: from_zero + 1], means[: from_zero + 1], **style)
   for place, cell in zip(places, cells):
     seeds = list(cell["per_seed"].values())
     if len(seeds) > 1:
-      axes.plot(
-        [place] * len(seeds),
-        seeds,
-        linestyle="none",
-        marker="o",
-        markersize=2.6,
-        color=color,
-        alpha=0.55,
-        zorder=2,
-      )
+      _dots(axes, [place] * len(seeds), seeds, color, markersize=2.6, alpha=0.55, zorder=2)
 
 
 def _sweep_axis(axes_M, position, ticks) -> None:
+  names = [f"{value:g}" if isinstance(value, float) else str(value) for value in position]
   for axes in axes_M:
     if ticks != "names":
       axes.set_xscale("log")
       axes.minorticks_off()
-    axes.set_xticks(
-      list(position.values()),
-      [f"{value:g}" if isinstance(value, float) else str(value) for value in position],
-      rotation=30 if len(position) > 7 else 0,
-    )
+    axes.set_xticks(list(position.values()), names, rotation=30 if len(position) > 7 else 0)
   if ticks == "names":
     axes_M[-1].set_xlim(-0.5, len(position) - 0.5)
   if ticks == "log and 0":  # the axis is broken between 0 and the smallest number
     zero, least = position[0], min(value for value in position if value > 0)
+    middle = (zero * least) ** 0.5
     for axes in axes_M:
-      axes.plot(
-        [(zero * least) ** 0.5],
-        [0],
-        marker=[(-1, -1), (1, 1)],
-        markersize=9,
-        color=_INK,
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
-        linestyle="none",
-        zorder=5,
-      )
-      axes.plot(
-        [(zero * least) ** 0.5 * (least / zero) ** 0.06],
-        [0],
-        marker=[(-1, -1), (1, 1)],
-        markersize=9,
-        color=_INK,
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
-        linestyle="none",
-        zorder=5,
-      )
+      style = dict(markersize=9, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5)
+      for place in (middle, middle * (least / zero) ** 0.06):
+        _dots(axes, [place], [0], _INK, marker=[(-1, -1), (1, 1)], **style)
 
 
 def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
@@ -770,39 +624,19 @@ def measure(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
   if not models:
     return None
   color, marker = _model_styles(models)
-  spread = np.linspace(-0.32, 0.32, len(models)) if len(models) > 1 else [0.0]
 
   def draw(axes):
-    for offset, model in zip(spread, models):
-      known = [
-        (place, row["cells"][model]) for place, row in enumerate(rows) if model in row["cells"]
-      ]
-      means = [cell["mean"] for _, cell in known]
-      ends = [
-        [cell["mean"] - cell["low"] for _, cell in known],
-        [cell["high"] - cell["mean"] for _, cell in known],
-      ]
-      axes.errorbar(
-        means,
-        [place + offset for place, _ in known],
-        xerr=np.maximum(ends, 0),
-        color=color[model],
-        marker=marker[model],
-        markersize=6,
-        capsize=2.5,
-        linewidth=0,
-        elinewidth=1.4,
-        label=label(model),
-      )
-    axes.set_yticks(range(len(rows)), [label(row["variant"]) for row in rows])
-    axes.tick_params(axis="y", labelcolor=_INK)
-    axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.grid(axis="y", visible=False)
+    _row_axis(axes, [row["variant"] for row in rows])
+    for offset, model in zip(_spread(len(models), 0.32), models):
+      known = [(at, row["cells"][model]) for at, row in enumerate(rows) if model in row["cells"]]
+      places, cells = [at + offset for at, _ in known], [cell for _, cell in known]
+      style = dict(color=color[model], marker=marker[model], capsize=2.5, label=label(model))
+      _interval(axes, places, cells, sideways=True, **style)
     axes.margins(x=0.08)
     better = {"higher": " (higher is better)", "lower": " (lower is better)", "": ""}
     axes.set_xlabel(label(rows[0]["metric"]) + better[rows[0]["better"]])
     if len(models) > 1:
-      axes.figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+      _outside_legend(axes)
 
   height = 1.0 + 0.22 * (len(models) + 2) // 3 + len(rows) * max(0.4, 0.15 * len(models))
   return _svg(name, draw, (5.2, max(1.9, height)))
@@ -847,24 +681,11 @@ def over_size(
 
   def draw(axes):
     for method, found in points.items():
-      means = np.array([point["mean"] for point in found])
-      ends = [
-        means - [point["low"] for point in found],
-        np.array([point["high"] for point in found]) - means,
-      ]
-      axes.errorbar(
-        [point["parameters"] for point in found],
-        means,
-        yerr=np.maximum(ends, 0),
-        color=color[method],
-        marker=_MARKERS[method] if method in _MARKERS else "P",
-        markersize=6,
-        capsize=3,
-        elinewidth=1.3,
-        label=label(method),
-      )
+      marker, counts = _MARKERS.get(method, "P"), [point["parameters"] for point in found]
+      style = dict(color=color[method], marker=marker, linewidth=1.8, label=label(method))
+      _interval(axes, counts, found, **style)
     if line is not None:
-      axes.axhline(line, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+      axes.axhline(line, color=_INK, zorder=1, **_DASHED)
     axes.set_xscale("log")
     axes.minorticks_off()
     ticks = sorted({point["parameters"] for found in points.values() for point in found})
@@ -875,11 +696,7 @@ def over_size(
     axes.set_xlabel("parameters outside the embeddings")
     axes.set_ylabel(y_label)
     if len(points) > 1:
-      axes.figure.legend(
-        loc="outside upper left",
-        columnspacing=1.2,
-        ncols=3 if max(map(len, points)) > 12 else len(points),
-      )
+      _outside_legend(axes, 3 if max(map(len, points)) > 12 else len(points))
 
   return _svg(name, draw, (6.2, 3.9))
 

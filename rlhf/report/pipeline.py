@@ -103,7 +103,7 @@ def _check(value: Any, schema: Any, where: str) -> None:
 
 
 def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
-  """What PPO lost against its start and what PPO-ptx gave back of it.
+  """What PPO lost against its start and what PPO-ptx recovered of it.
 
       recovered = 1 - (loss of PPO-ptx) / (loss of PPO)
 
@@ -128,7 +128,7 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
     else None
   )
   nll = _tax_entry(report["pretraining_nll"], sign=1, least=0.0)
-  rise = _nll_rise(report)
+  rise = report.get("pretraining_nll_rise")
   if nll is not None and rise is not None and rise["ppo"]["low"] <= 0:
     nll["recovered"] = None
   return {
@@ -136,10 +136,6 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
     "few_shot_mean": _tax_entry(mean, sign=-1, least=LEAST_LOSS),
     "few_shot_tasks": by_task,
   }
-
-
-def _nll_rise(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-  return report["pretraining_nll_rise"] if "pretraining_nll_rise" in report else None
 
 
 def _tax_entry(
@@ -156,7 +152,7 @@ def _tax_entry(
 # ---- Sentences, from numbers alone.
 
 
-def given_back_text(recovered: float) -> str:
+def recovered_text(recovered: float) -> str:
   """`alignment_tax`'s "recovered"; a large multiple of a small loss says no more than that."""
   return "> " * (recovered > 2) + percent(min(recovered, 2.0), 0)
 
@@ -166,16 +162,18 @@ def verdict(interval: Mapping[str, float], middle: float = 0.5) -> int:
   return int(interval["low"] > middle) - int(interval["high"] < middle)
 
 
+def _known_groups(cells: Mapping[str, Any] | None) -> dict[str, Mapping[str, float]]:
+  """Group of labelers -> interval, of the groups that judged."""
+  cells = {} if cells is None else cells
+  return {group: cells[group] for group in GROUP_LABELS if cells.get(group) is not None}
+
+
 def _judged_policy(report) -> tuple[str | None, dict[str, Mapping[str, float]]]:
   """The policy that the headline is about, and its intervals by group."""
   rates = report["win_rate_vs_sft"]
   for policy in ("ppo_ptx", "ppo"):
-    if rates is not None and rates[policy] is not None:
-      cells = {
-        group: rates[policy][group] for group in GROUP_LABELS if rates[policy][group] is not None
-      }
-      if cells:
-        return policy, cells
+    if cells := _known_groups(None if rates is None else rates[policy]):
+      return policy, cells
   return None, {}
 
 
@@ -185,62 +183,56 @@ def headline(report: Mapping[str, Any]) -> str:
   if policy is None:
     return _headline_without_labelers(report)
   name = figures.label(policy)
-  verdicts = {group: verdict(cell) for group, cell in cells.items()}
+  verdicts = {GROUP_LABELS[group]: verdict(cell) for group, cell in cells.items()}
   if len(set(verdicts.values())) > 1:
-    parts = [
-      f"{GROUP_LABELS[group]}: {('no clear preference', 'yes', 'no')[v]}"
-      for group, v in verdicts.items()
-    ]
+    answers = ("no clear preference", "yes", "no")
+    parts = [f"{group}: {answers[found]}" for group, found in verdicts.items()]
     return f"Is {name} preferred to SFT? {'; '.join(parts).capitalize()}."
-  who = (
-    "training and held-out labelers"
-    if len(cells) == 2
-    else " and ".join(GROUP_LABELS[group] for group in cells)
+  who = "training and held-out labelers" if len(cells) == 2 else next(iter(verdicts))
+  return (
+    f"{who.capitalize()} show no clear preference between {name} and SFT.",
+    f"{name} is preferred to SFT by {who}.",
+    f"SFT is preferred to {name} by {who}.",
+  )[next(iter(verdicts.values()))]
+
+
+def _reward_accuracy(report, ending: str = "") -> str | None:
+  model = report["reward_model"]
+  if model is None or model["accuracy"] is None:
+    return None
+  return (
+    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
+    f"labelers did{ending}"
   )
-  common = next(iter(verdicts.values()))
-  if common == 0:
-    return f"{who.capitalize()} show no clear preference between {name} and SFT."
-  if common > 0:
-    return f"{name} is preferred to SFT by {who}."
-  return f"SFT is preferred to {name} by {who}."
 
 
 def _headline_without_labelers(report) -> str:
-  model = report["reward_model"]
-  if model is None or model["accuracy"] is None:
+  found, baseline = _reward_accuracy(report), _length_baseline(report)
+  if found is None:
     return "This run has neither labelers to ask nor a reward-model accuracy to report."
-  baseline = _length_baseline(report)
-  beside = f"; the longer-answer rule gets {percent(baseline)}" if baseline is not None else ""
-  return (
-    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
-    f"labelers did{beside}."
-  )
+  return found + (f"; the longer-completion rule gets {percent(baseline)}." if baseline else ".")
 
 
 def _length_baseline(report) -> float | None:
   model = report["reward_model"]
-  known = model is not None and "length_baseline_accuracy" in model
-  return model["length_baseline_accuracy"] if known else None
+  return None if model is None else model.get("length_baseline_accuracy")
 
 
 def findings(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None) -> list[str]:
   """The sentences under the headline, one per claim that the data can speak to."""
-  return [
-    sentence
-    for sentence in (
-      _say_win_rates(report),
-      _say_base(report),
-      _say_paired(paired),
-      _say_reward_model(report),
-      _say_bigram(report),
-      _say_pretraining(report),
-      _say_few_shot(report),
-    )
-    if sentence
-  ]
+  sentences = (
+    _say_win_rates(report),
+    _say_base(report),
+    _say_paired(paired),
+    _say_reward_model(report),
+    _say_bigram(report),
+    _say_pretraining(report),
+    _say_few_shot(report),
+  )
+  return [sentence for sentence in sentences if sentence]
 
 
-def _say_win_rates(report) -> str | None:
+def _say_win_rates(report) -> str:
   policy, cells = _judged_policy(report)
   if policy is None:
     return (
@@ -257,51 +249,44 @@ def _say_win_rates(report) -> str | None:
 
 def _say_base(report) -> str | None:
   rates = report["win_rate_vs_sft"]
-  cells = rates["base"] if rates is not None else None
-  known = [cells[group] for group in GROUP_LABELS if cells is not None and cells[group] is not None]
+  known = _known_groups(None if rates is None else rates["base"])
   if not known:
     return None
-  shares = " and ".join(percent(cell["mean"]) for cell in known)
+  shares = " and ".join(percent(cell["mean"]) for cell in known.values())
   return f"The base model, prompted, wins {shares} of comparisons against SFT."
 
 
 def _say_paired(paired) -> str | None:
-  cells = [
-    (group, paired[group])
-    for group in GROUP_LABELS
-    if paired is not None and group in paired and paired[group] is not None
-  ]
+  cells = _known_groups(paired)
   if not cells:
     return None
   clauses = [
     f"{points(cell['mean'])} points with {GROUP_LABELS[group]} "
     f"({points(cell['low'])} to {points(cell['high'])})"
-    for group, cell in cells
+    for group, cell in cells.items()
   ]
-  return f"PPO-ptx minus PPO, paired over {cells[0][1]['n']:,} prompts: {'; '.join(clauses)}."
+  num_prompts = next(iter(cells.values()))["n"]
+  return f"PPO-ptx minus PPO, paired over {num_prompts:,} prompts: {'; '.join(clauses)}."
 
 
 def _say_reward_model(report) -> str | None:
   model, labelers = report["reward_model"], report["labelers"]
-  if model is None or model["accuracy"] is None:
+  num_pairs = model["n"] if model is not None else None
+  found = _reward_accuracy(report, "" if num_pairs is None else f" ({num_pairs:,} untied pairs)")
+  if found is None:
     return None
-  pairs = f" ({model['n']:,} untied pairs)" if model["n"] is not None else ""
-  parts = [
-    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
-    f"labelers did{pairs}"
-  ]
   if labelers is not None and labelers["agreement_training"] is not None:
-    parts.append(
-      f"training labelers agree with one another in {percent(labelers['agreement_training'])}"
+    found += (
+      f"; training labelers agree with one another in {percent(labelers['agreement_training'])}"
     )
   if _length_baseline(report) is not None:
-    parts.append(f"preferring the longer answer gets {percent(_length_baseline(report))}")
-  return "; ".join(parts) + "."
+    found += f"; preferring the longer completion gets {percent(_length_baseline(report))}"
+  return found + "."
 
 
 def _say_bigram(report) -> str | None:
   nll = report["pretraining_nll"]
-  if nll is None or "bigram" not in nll or nll["bigram"] is None or nll["base"] is None:
+  if nll is None or nll.get("bigram") is None or nll["base"] is None:
     return None
   return (
     f"The base model's loss on held-out pretraining text is {number(nll['base'])} nats per "
@@ -317,26 +302,26 @@ def _say_pretraining(report) -> str | None:
     f"the loss on pretraining text from {number(tax['ppo_init'])} to {number(tax['ppo'])} "
     "nats per token"
   )
-  rise = _nll_rise(report)
+  rise = report.get("pretraining_nll_rise")
   if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["ppo_init"]:
     interval = lambda cell: f"{number(cell['low'])} to {number(cell['high'])}"
     return (
       f"The rise of {moved} with PPO is not distinguishable from zero (95\u202f% interval "
-      f"{interval(rise['ppo'])}), so there is no alignment tax on it to give back; with "
+      f"{interval(rise['ppo'])}), so there is no alignment tax on it to recover; with "
       f"PPO-ptx the loss changes by {number(rise['ppo_ptx']['mean'])} "
       f"({interval(rise['ppo_ptx'])})."
     )
   if tax["recovered"] is None:
-    return f"PPO did not raise {moved}, so there is no alignment tax on it to give back."
+    return f"PPO did not raise {moved}, so there is no alignment tax on it to recover."
   more = report["pretraining_nll"]["base_more_pretraining"]
-  beside = (
+  control = (
     ""
     if more is None
     else f"; the base model given the same extra pretraining tokens reaches {number(more)}"
   )
   return (
-    f"PPO raised {moved}; PPO-ptx ends at {number(tax['ppo_ptx'])}, which gives back "
-    f"{given_back_text(tax['recovered'])} of the rise{beside}."
+    f"PPO raised {moved}; PPO-ptx ends at {number(tax['ppo_ptx'])}, which recovers "
+    f"{recovered_text(tax['recovered'])} of the rise{control}."
   )
 
 
@@ -350,13 +335,11 @@ def _say_few_shot(report) -> str | None:
   if tax["recovered"] is None:
     return (
       f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
-      f"({moved}), so there is nothing to give back; with PPO-ptx it is "
-      f"{percent(tax['ppo_ptx'])}."
+      f"({moved}), so there is nothing to recover; with PPO-ptx it is {percent(tax['ppo_ptx'])}."
     )
   return (
     f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
-    f"it is {percent(tax['ppo_ptx'])}, which gives back "
-    f"{percent(tax['recovered'], 0)}."
+    f"it is {percent(tax['ppo_ptx'])}, which recovers {percent(tax['recovered'], 0)}."
   )
 
 
@@ -378,51 +361,28 @@ def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
 def _tiles(report, paired) -> list[dict[str, str]]:
   """The few numbers that matter, each with its interval or what to compare it to."""
   tiles = []
+  add = lambda value, name, detail: tiles.append(dict(value=value, name=name, detail=detail))
   policy, cells = _judged_policy(report)
   for group, cell in cells.items():
-    tiles.append(
-      {
-        "value": percent(cell["mean"]),
-        "detail": f"95\u202f% interval {page.percent_range(cell)}",
-        "name": f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}",
-      }
-    )
-  for group in ("training_labelers", "heldout_labelers"):
-    cell = paired[group] if paired is not None and group in paired else None
-    if cell is not None:
-      tiles.append(
-        {
-          "value": points(cell["mean"]),
-          "name": f"points, PPO-ptx minus PPO, {GROUP_LABELS[group]}",
-          "detail": f"95\u202f% interval {points(cell['low'])} to {points(cell['high'])}",
-        }
-      )
-      break
-  model = report["reward_model"]
-  if model is not None and model["accuracy"] is not None:
-    agreement = report["labelers"]["agreement_training"] if report["labelers"] is not None else None
-    baseline = _length_baseline(report)
-    detail = (
-      f"labelers agree {percent(agreement)}"
-      if agreement is not None
-      else f"longer answer: {percent(baseline)}"
-      if baseline is not None
-      else ""
-    )
-    tiles.append(
-      {"value": percent(model["accuracy"]), "name": "reward-model accuracy", "detail": detail}
-    )
+    name = f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}"
+    add(percent(cell["mean"]), name, f"95\u202f% interval {page.percent_range(cell)}")
+  for group, cell in list(_known_groups(paired).items())[:1]:
+    name = f"points, PPO-ptx minus PPO, {GROUP_LABELS[group]}"
+    ends = f"{points(cell['low'])} to {points(cell['high'])}"
+    add(points(cell["mean"]), name, f"95\u202f% interval {ends}")
+  if _reward_accuracy(report) is not None:
+    labelers, baseline = report["labelers"], _length_baseline(report)
+    agreement = None if labelers is None else labelers["agreement_training"]
+    detail = "" if baseline is None else f"longer completion: {percent(baseline)}"
+    if agreement is not None:
+      detail = f"labelers agree {percent(agreement)}"
+    add(percent(report["reward_model"]["accuracy"]), "reward-model accuracy", detail)
   tax = alignment_tax(report)["pretraining_nll"]
   if tax is not None and tax["recovered"] is not None:
-    tiles.append(
-      {
-        "value": given_back_text(tax["recovered"]),
-        "name": "of PPO's pretraining loss given back by PPO-ptx",
-        "detail": f"+{number(tax['ppo'] - tax['ppo_init'])} became "
-        f"{'+' if tax['ppo_ptx'] >= tax['ppo_init'] else ''}"
-        f"{number(tax['ppo_ptx'] - tax['ppo_init'])} nats per token",
-      }
-    )
+    rises = (tax[model] - tax["ppo_init"] for model in ("ppo", "ppo_ptx"))
+    ppo, ptx = ("+" * (rise >= 0) + number(rise) for rise in rises)
+    name = "of PPO's pretraining loss recovered by PPO-ptx"
+    add(recovered_text(tax["recovered"]), name, f"{ppo} became {ptx} nats per token")
   return tiles
 
 
@@ -507,7 +467,7 @@ def render_html(data: Mapping[str, Any]) -> str:
     tax=alignment_tax(report),
     figures=_figures(report, part["curves"], part["calibration"]),
     groups=GROUP_LABELS,
-    given_back=given_back_text,
+    recovered=recovered_text,
     gold=gold,
     gold_columns=_columns(gold),
     length_baseline=_length_baseline(report),
