@@ -13,7 +13,6 @@ TinyWorld has labelers that can be asked again.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import time
@@ -273,7 +272,7 @@ def completion_config(config, temperature: float) -> CompletionConfig:
   )
 
 
-def fitting(config, network: Network, records: Sequence[dict]) -> list[dict]:
+def fitting(config, network: Network, records: Sequence[dict]) -> Sequence[dict]:
   """Records whose prompt fits into `max_prompt_tokens`; the others are counted."""
   _, kept, counts = prepare.prompt_rows(
     records,
@@ -377,9 +376,9 @@ def select_sft(config, workdir: pathlib.Path) -> None:
     return
   began = time.perf_counter()
   reward = load(config, workdir / "reward_model" / "export", "reward")
-  records = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
+  valid = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
   epoch_network = lambda epoch: load(config, epoch_path(workdir, epoch), "policy")
-  records = fitting(config, epoch_network(1), records)[: config.evaluation.num_selection_prompts]
+  records = fitting(config, epoch_network(1), valid)[: config.evaluation.num_selection_prompts]
 
   def sample(epoch: int) -> completions.Completions:
     return completions.sample(
@@ -407,7 +406,7 @@ def select_sft(config, workdir: pathlib.Path) -> None:
   workdir_lib.mark_done(stage, result)
 
 
-def score(config, reward: Network, ids: Sequence[Sequence[int]]) -> np.ndarray:
+def score(config, reward: Network, ids: Sequence[Any]) -> np.ndarray:
   """Rewards of prompts with completions, as they were sampled: without an end where they have none."""
   return rewards.score_rows(
     reward.cfg,
@@ -528,8 +527,7 @@ OWN_STAGES: dict[str, Callable[[Any, pathlib.Path], None]] = dict(
 def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, Any], dict]:
   """Accuracy on validation comparisons, by training and held-out labelers, and calibration."""
   reward = load(config, workdir / "reward_model" / "export", "reward")
-  measure = functools.partial(
-    comparison.reward_accuracy,
+  choices: dict[str, Any] = dict(
     network=reward,
     prompt_format=prompt_format(config),
     batch_size=config.reward_model.reward.batch_size,
@@ -537,9 +535,12 @@ def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, 
     overlong=config.reward_model.comparisons.overlong,
     **settings,
   )
-  found = measure(read_jsonl(workdir / stages_lib.comparison_files(config)["valid"]))
+  valid = read_jsonl(workdir / stages_lib.comparison_files(config)["valid"])
+  found = comparison.reward_accuracy(valid, **choices)
   again = workdir / "comparisons" / "valid_heldout.jsonl"
-  heldout = measure(read_jsonl(again))["accuracy"]["mean"] if again.exists() else None
+  heldout = None
+  if again.exists():
+    heldout = comparison.reward_accuracy(read_jsonl(again), **choices)["accuracy"]["mean"]
   accuracy = dict(
     accuracy=found["accuracy"]["mean"],
     accuracy_heldout_labelers=heldout,

@@ -71,14 +71,12 @@ def table(config) -> dict[str, Stage]:
   """The stages of a config by name, in order."""
   compared = ("comparisons",) if "world" in config else ()  # your own files have comparisons
   start = reward_start(config)
-  ppo_inputs = ("data", "ppo_init", "reward_model")
-  if config["kl_reference"] == "base":
-    ppo_inputs += ("base",)
-  ppo = dict(
+  reference = ("base",) if config["kl_reference"] == "base" else ()
+  ppo: dict[str, Any] = dict(
     algorithm="ppo",
     group="ppo",
     reads=("seed", "format", "kl_reference", "ppo"),
-    inputs=ppo_inputs,
+    inputs=("data", "ppo_init", "reward_model", *reference),
     fields=_ppo_fields,
   )
   found = [
@@ -270,6 +268,8 @@ def stage_config(config, stage: Stage, workdir: pathlib.Path):
   """
   made = config[stage.kind].copy_and_resolve_references().unlock()
   made.seed = config.seed
+  if stage.fields is None:
+    raise ValueError(f"no algorithm trains the stage {stage.name}")
   for field, value in stage.fields(config).items():
     *groups, leaf = field.split(".")
     target = made

@@ -14,6 +14,7 @@ import numpy as np
 from rlhf import workdir as workdir_lib
 from rlhf.data import hygiene, sources
 from rlhf.data import records as records_lib
+from rlhf.data.records import concatenate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,17 +145,19 @@ def write(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int
   num_valid = max(1, int(len(texts) * cfg.valid_fraction))
 
   # Test and validation prompts are kept; what overlaps is taken out of the training sets.
-  held_out = prompts["test"] + prompts["valid"]
+  held_out = concatenate(prompts["test"], prompts["valid"])
   comparisons["valid"], _ = hygiene.remove_overlap(comparisons["valid"], held_out)
-  reserved = held_out + comparisons["valid"]
+  reserved = concatenate(held_out, comparisons["valid"])
   comparisons["train"], _ = hygiene.remove_overlap(comparisons["train"], reserved)
-  prompts["train"], _ = hygiene.remove_overlap(prompts["train"], reserved + comparisons["train"])
+  prompts["train"], _ = hygiene.remove_overlap(
+    prompts["train"], concatenate(reserved, comparisons["train"])
+  )
   demonstrations["train"], _ = hygiene.remove_overlap(demonstrations["train"], reserved)
   demonstrations["valid"], _ = hygiene.remove_overlap(
     demonstrations["valid"], demonstrations["train"]
   )
   hygiene.check_disjoint(
-    reward_model=comparisons["train"] + comparisons["valid"],
+    reward_model=concatenate(comparisons["train"], comparisons["valid"]),
     ppo=prompts["train"],
     test=prompts["test"],
     validation=prompts["valid"],

@@ -168,7 +168,7 @@ def run(
     compared = judged_earlier(candidates, workdir, settings)
   else:
     compared = judged(preference, candidates, completions, workdir, settings, on_failure)
-  if sheets is not None:
+  if preference is not None and sheets is not None:
     hand_out(preference, candidates, completions, sheets, settings.seed, on_failure)
   return Found(measures=measures, compared=compared)
 
@@ -340,8 +340,8 @@ def judged(
     on_failure("preferences were not judged", error)
     return None
   compared = workdir_lib.plain(dict(found.as_dict(), baseline=p.baseline))
-  for judge, error in found.failed.items():
-    on_failure(f"preferences were not judged by {judge}", error)
+  for judge, failure in found.failed.items():
+    on_failure(f"preferences were not judged by {judge}", failure)
   if not found.failed:  # else nothing says that it is done
     weights = comparable(candidates, completions, settings)
     units.write_result(directory, wanted, [], **weights, comparison=compared)

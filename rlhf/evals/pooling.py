@@ -48,7 +48,9 @@ def pool_evaluations(
   found = []
   for directory in workdirs:
     path = directory / "report" / "evaluation.json"
-    data = workdir_lib.read_json(path) if path.is_file() else {"preference": None}
+    data: dict[str, Any] = {"preference": None}
+    if path.is_file():
+      data = workdir_lib.read_json(path)
     result = directory / "preference" / units.RESULT  # exists where its files are of one run
     if data["preference"] is None or not result.is_file():
       raise ValueError(

@@ -262,9 +262,9 @@ def size_points(
   """method -> points of `figures.over_size`."""
   points: dict[str, list[dict[str, float]]] = {}
   for name, cell in row["cells"].items():
-    if parameters[name] is not None:
+    if (count := parameters[name]) is not None:
       points.setdefault(name.partition("@")[0], []).append(
-        dict(parameters=parameters[name], **{end: cell[end] for end in ("mean", "low", "high")})
+        dict(parameters=count, **{end: cell[end] for end in ("mean", "low", "high")})
       )
   return points
 

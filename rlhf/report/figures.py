@@ -56,7 +56,7 @@ _MARKERS = {
 }
 _INK, _MUTED, _GRID = "#1f2933", "#5f6b7a", "#e4e8ee"
 
-_STYLE = {
+_STYLE: Any = {
   "svg.fonttype": "none",
   "svg.hashsalt": "rlhf-report",
   "text.parse_math": False,
@@ -345,7 +345,7 @@ def _lines(
   return _svg(name, draw)
 
 
-def pretraining_curve(points: Sequence[Sequence[float | None]], name: str) -> str | None:
+def pretraining_curve(points: Sequence[Sequence[Any]], name: str) -> str | None:
   """Training and held-out loss of the base model; points are (step, train, held-out)."""
   by_column = [dict(enumerate(point)) for point in points]
   colors = {"training batch": "#b4bcc8", "held-out text": COLORS["ppo_ptx"]}
@@ -353,7 +353,7 @@ def pretraining_curve(points: Sequence[Sequence[float | None]], name: str) -> st
   return _lines(name, lines, "step", "loss (nats per token)", colors=colors)
 
 
-def pretraining_end(points: Sequence[Sequence[float | None]], name: str) -> str | None:
+def pretraining_end(points: Sequence[Sequence[Any]], name: str) -> str | None:
   """Held-out loss over the second half of the steps, which shows whether it still falls."""
   held_out = [(step, loss) for step, _, loss in points if loss is not None]
   half = held_out[-1][0] / 2 if held_out else 0

@@ -139,7 +139,7 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tax_entry(
-  cells: Mapping[str, float | None] | None, *, sign: int, least: float
+  cells: Mapping[str, Any] | None, *, sign: int, least: float
 ) -> dict[str, Any] | None:
   models = ("ppo_init", "ppo", "ppo_ptx")
   if cells is None or any(model not in cells or cells[model] is None for model in models):
@@ -168,19 +168,19 @@ def _known_groups(cells: Mapping[str, Any] | None) -> dict[str, Mapping[str, flo
   return {group: cells[group] for group in GROUP_LABELS if cells.get(group) is not None}
 
 
-def _judged_policy(report) -> tuple[str | None, dict[str, Mapping[str, float]]]:
-  """The policy that the headline is about, and its intervals by group."""
+def _judged_policy(report) -> tuple[str, dict[str, Mapping[str, float]]]:
+  """The policy that the headline is about, and its intervals by group; "" without labelers."""
   rates = report["win_rate_vs_sft"]
   for policy in ("ppo_ptx", "ppo"):
     if cells := _known_groups(None if rates is None else rates[policy]):
       return policy, cells
-  return None, {}
+  return "", {}
 
 
 def headline(report: Mapping[str, Any]) -> str:
   """The page's first sentence."""
   policy, cells = _judged_policy(report)
-  if policy is None:
+  if not policy:
     return _headline_without_labelers(report)
   name = figures.label(policy)
   verdicts = {GROUP_LABELS[group]: verdict(cell) for group, cell in cells.items()}
@@ -213,7 +213,7 @@ def _headline_without_labelers(report) -> str:
   return found + (f"; the longer-completion rule gets {percent(baseline)}." if baseline else ".")
 
 
-def _length_baseline(report) -> float | None:
+def _length_baseline(report) -> Any:
   model = report["reward_model"]
   return None if model is None else model.get("length_baseline_accuracy")
 
@@ -234,7 +234,7 @@ def findings(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None)
 
 def _say_win_rates(report) -> str:
   policy, cells = _judged_policy(report)
-  if policy is None:
+  if not policy:
     return (
       "There are no win rates: this data set has no labelers who could compare new completions."
     )
@@ -343,7 +343,7 @@ def _say_few_shot(report) -> str | None:
   )
 
 
-def plateau(points: Sequence[Sequence[float | None]]) -> str | None:
+def plateau(points: Sequence[Sequence[Any]]) -> str | None:
   """How far the held-out loss still moved in the last quarter of the steps, as a sentence."""
   held_out = [(step, loss) for step, _, loss in points if loss is not None]
   last_step = held_out[-1][0] if held_out else 0

@@ -274,8 +274,8 @@ def pairs_of(p: PreferenceConfig, names: Sequence[str]) -> list[tuple[str, str]]
   """What is compared besides every checkpoint with the baseline."""
   if p.pairs == (ALL,):
     return list(itertools.combinations([name for name in names if name != p.baseline], 2))
-  pairs = [tuple(spec.split(":", 1)) for spec in p.pairs]
-  return [pair for pair in dict.fromkeys(pairs) if pair[1] != p.baseline]
+  pairs = [spec.partition(":")[::2] for spec in dict.fromkeys(p.pairs)]
+  return [(a, b) for a, b in pairs if b != p.baseline]
 
 
 def completion_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
@@ -349,14 +349,19 @@ def complete(
   room = network.cfg.context_length - p.max_response_tokens
   if prefix is not None:
     asked = prefix.prompts([records[index]["prompt"] for index in fits])
-    lengths = dict(zip(fits, map(len, prompt_format.encode_prompts(network.tokenizer, asked))))
-    fits = [index for index in fits if lengths[index] <= room]
-  longest = max((lengths[index] for index in fits), default=0)
+    lengths = [len(ids) for ids in prompt_format.encode_prompts(network.tokenizer, asked)]
+    shortest = min(lengths)
+    fits = [index for index, length in zip(fits, lengths) if length <= room]
+    lengths = [length for length in lengths if length <= room]
+  else:
+    lengths = [lengths[index] for index in fits]
+    shortest = min(lengths)
+  longest = max(lengths, default=0)
   if longest > room or not fits:
     what = (
       f"a prompt has {longest} tokens"
       if fits
-      else (f"every prompt behind its prefix has {min(lengths.values())} tokens or more")
+      else (f"every prompt behind its prefix has {shortest} tokens or more")
     )
     raise ValueError(
       f"{name}: {what}, and {p.max_response_tokens} of a completion leave "
@@ -494,7 +499,7 @@ def load_reward(
 
 
 def reward_accuracy(
-  records: Sequence[Mapping[str, Any]],
+  records: Sequence[dict[str, Any]],
   network: Network,
   prompt_format: prepare.PromptFormat,
   *,
@@ -516,14 +521,14 @@ def reward_accuracy(
       out are left out of the length baseline too.
   """
   rows, counts = prepare.comparison_rows(
-    list(records),
+    records,
     network.tokenizer,
     prompt_format=prompt_format,
     length=network.cfg.context_length if length is None else length,
     overlong=overlong,
   )
   arrays = rewards.score_comparisons(network.cfg, network.params, rows, batch_size=batch_size)
-  settings = dict(num_resamples=num_resamples, seed=seed)
+  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   return dict(
     accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
     length_baseline_accuracy=calibration.accuracy(
@@ -569,11 +574,16 @@ def judge_all(
       endpoint are kept.
   """
   directory = pathlib.Path(directory)
-  names, settings = list(completions_by_name), dict(num_resamples=num_resamples, seed=seed)
+  names = list(completions_by_name)
+  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   prompts, texts = completed_by_all(p, completions_by_name, seed=seed)
   compared = units.read_records(p.comparisons, "comparison", _COMPARISONS) if p.comparisons else ()
   pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
-  rows, pair_rows, reward_models, asker, agreement, failed = [], [], {}, None, None, {}
+  rows: list[judges_lib.Row] = []
+  pair_rows: list[judges_lib.Row] = []
+  reward_models: dict[str, Any] = {}
+  failed: dict[str, Exception] = {}
+  asker, agreement = None, None
 
   def ask(judge):
     found = judge(prompts, texts, p.baseline)
@@ -726,11 +736,11 @@ def summarise(
     baseline: of rows that name none.
     num_resamples, seed: of the bootstrap.
   """
-  settings = dict(num_resamples=num_resamples, seed=seed)
+  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   measures: dict[str, list[Measure]] = {name: [] for name in names}
   matrix, equal_length = {}, {}
   for variant, (group, own) in by_variant(rows_by_seed).items():
-    shared = dict(baseline=baseline, group=group, **settings)
+    shared: dict[str, Any] = dict(baseline=baseline, group=group, **settings)
     matrix[variant] = judges_lib.win_rate_matrix(own, names, **shared)
     equal_length[variant] = length_control.length_controlled_win_rates(
       own, completions_by_seed, names, **shared

@@ -131,7 +131,7 @@ def evaluate(
   progress,
 ) -> list[Measure]:
   """One task of one checkpoint; `items.jsonl` has a line for each row or item."""
-  settings = dict(num_resamples=num_resamples, seed=seed)
+  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   if task == LOSS:
     return _loss(p, network, directory, settings, progress)
   items = _read_items(p.tasks[task])
