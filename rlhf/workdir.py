@@ -67,18 +67,25 @@ def config_hash(config: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a UTF-8 file in one atomic step; the directory is made where it is missing."""
+def write_text(path: str | os.PathLike, text: str | Iterable[str]) -> None:
+  """Writes a UTF-8 file in one atomic step; the directory is made where it is missing.
+
+  Args:
+    text: the whole text, or its parts, which are then not held in memory together.
+  """
   if not processes.is_main():
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.writelines([text] if isinstance(text, str) else text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -92,9 +99,7 @@ def write_jsonl(path: str | os.PathLike, lines: Iterable[Mapping[str, Any]]) -> 
   Raises:
     ValueError: a value is NaN or infinite, which JSON does not have.
   """
-  write_text(
-    path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-  )
+  write_text(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
 def read_json(path: str | os.PathLike) -> Any:

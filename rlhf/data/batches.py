@@ -34,7 +34,9 @@ def take_rows(rows: Rows, indices: np.ndarray):
   """The batch that the rows of `indices` make, as numpy arrays."""
   if isinstance(rows, ComparisonRows):
     return rows.take(indices)
-  return rows.replace(**{name: array[indices] for name, array in _arrays(rows).items()})
+  return dataclasses.replace(
+    rows, **{name: array[indices] for name, array in _arrays(rows).items()}
+  )
 
 
 def _arrays(rows) -> dict[str, np.ndarray]:
@@ -142,6 +144,7 @@ class Batches:
     if not 0 <= fraction < 1:
       raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
     if other_rows is not None:
+      assert isinstance(rows, types.LmBatch), "only packed rows are mixed"
       length, other_length = rows.tokens_BT.shape[1], other_rows.tokens_BT.shape[1]
       if length != other_length:
         raise ValueError(
@@ -161,6 +164,7 @@ class Batches:
       indices = indices[share]
       if other_rows is None:
         return take_rows(rows, indices)
+      assert isinstance(rows, types.LmBatch)
       return _take_from_two(rows, other_rows, indices)
 
     self._dataset = grain.MapDataset.source(self._indices).map(gather)
@@ -193,10 +197,11 @@ def _take_from_two(
   num = num_rows(rows)
   first = take_rows(rows, indices[indices < num])
   second = take_rows(other_rows, indices[indices >= num] - num)
-  return first.replace(
+  return dataclasses.replace(
+    first,
     **{
       name: np.concatenate([array, getattr(second, name)]) for name, array in _arrays(first).items()
-    }
+    },
   )
 
 
@@ -213,7 +218,7 @@ def fixed_batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, np.ndarra
     valid_B = (position < total).astype(np.float32)
     batch = take_rows(rows, np.minimum(position, total - 1))
     if isinstance(batch, types.LmBatch):
-      batch = batch.replace(loss_mask_BT=batch.loss_mask_BT * valid_B[:, None])
+      batch = dataclasses.replace(batch, loss_mask_BT=batch.loss_mask_BT * valid_B[:, None])
     if isinstance(batch, types.ComparisonBatch):
-      batch = batch.replace(valid_BK=batch.valid_BK * valid_B[:, None])
+      batch = dataclasses.replace(batch, valid_BK=batch.valid_BK * valid_B[:, None])
     yield batch, valid_B

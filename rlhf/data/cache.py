@@ -123,7 +123,7 @@ def load_or_build(
   key: Mapping[str, Any] | None,
   build: Callable[[ArrayWriter], dict[str, Any]],
   what: str,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """The arrays of a cache entry; they are made if it is absent or damaged.
 
   Args:

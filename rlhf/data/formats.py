@@ -209,6 +209,7 @@ def _read_objects(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[
   if not first_line.lstrip().startswith(b"["):
     yield from _read_jsonl(path, options)
     return
+  values: Any
   values, problem = records.parse_json(records.read_bytes(path))
   if problem is not None:
     raise ValueError(
@@ -466,7 +467,7 @@ def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict | P
   problem = _find_field_problem(responses, _RESPONSES)
   if problem is not None:
     return problem
-  votes = [value[name] if name in value else None for name in _ANNOTATORS]
+  votes: list[Any] = [value[name] if name in value else None for name in _ANNOTATORS]
   for name, vote in zip(_ANNOTATORS, votes):
     if type(vote) is not int or vote not in (0, 1, 2):
       return Problem(

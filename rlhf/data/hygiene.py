@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf.data.records import subset
+from rlhf.data.records import LazySequence, subset
 
 
 def deduplicate_by_prefix(
   records: Sequence[dict], prefix_length: int
-) -> tuple[Sequence[dict], dict[str, int]]:
+) -> tuple[LazySequence, dict[str, int]]:
   """Drops a prompt whose first `prefix_length` characters an earlier prompt has too.
 
   The paper drops "prompts that share a long common prefix" and gives no length.  A prompt shorter
@@ -36,9 +36,7 @@ def deduplicate_by_prefix(
   return _kept(records, is_new, f"share their first {prefix_length} characters")
 
 
-def cap_per_user(
-  records: Sequence[dict], limit: int = 200
-) -> tuple[Sequence[dict], dict[str, int]]:
+def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[LazySequence, dict[str, int]]:
   """Keeps the first `limit` records of every user; those without a user are all kept.
 
   200 prompts per user is InstructGPT's number (section 3.2).
@@ -57,7 +55,7 @@ def cap_per_user(
 
 def split_by_user(
   records: Sequence[dict], fractions: Mapping[str, float], seed: int
-) -> tuple[dict[str, Sequence[dict]], dict[str, int]]:
+) -> tuple[dict[str, LazySequence], dict[str, int]]:
   """Splits so that no user is in two parts; where there is no user, by the prompt.
 
   A user's part depends on (seed, user) alone, so a user stays in it when more data come in; the
@@ -101,7 +99,7 @@ def _part_of(record: dict, borders: np.ndarray, seed: int) -> int:
 
 def remove_overlap(
   records: Sequence[dict], against: Sequence[dict]
-) -> tuple[Sequence[dict], dict[str, int]]:
+) -> tuple[LazySequence, dict[str, int]]:
   """Drops records whose prompt also occurs in `against`."""
   taken = _prompt_hashes(against)
   is_kept = [text_hash(prompt_of(record)) not in taken for record in records]
@@ -143,7 +141,9 @@ def _prompt_hashes(records: Sequence[dict]) -> set[bytes]:
   return {text_hash(prompt_of(record)) for record in records}
 
 
-def _kept(records: Sequence[dict], is_kept: list[bool], reason: str):
+def _kept(
+  records: Sequence[dict], is_kept: list[bool], reason: str
+) -> tuple[LazySequence, dict[str, int]]:
   kept = subset(records, np.flatnonzero(is_kept))
   counts = {"kept": len(kept)}
   if len(kept) < len(records):

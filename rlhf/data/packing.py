@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -100,10 +101,10 @@ def pack(
   num_prompt = np.zeros(len(size), np.int64) if num_prompt is None else num_prompt
   writer = cache.ArrayWriter() if writer is None else writer
   shape = (int(row.max()) + 1, length)
-  tokens_BT = writer.full("tokens_BT", shape, pad_id, np.int32)
-  loss_mask_BT = writer.full("loss_mask_BT", shape, 0, np.float32)
-  segment_BT = writer.full("segment_BT", shape, 0, np.int32)
-  position_BT = writer.full("position_BT", shape, 0, np.int32)
+  tokens_BT: Any = writer.full("tokens_BT", shape, pad_id, np.int32)
+  loss_mask_BT: Any = writer.full("loss_mask_BT", shape, 0, np.float32)
+  segment_BT: Any = writer.full("segment_BT", shape, 0, np.int32)
+  position_BT: Any = writer.full("position_BT", shape, 0, np.int32)
   end = np.cumsum(size)
   cuts = np.searchsorted(end, np.arange(_CHUNK_TOKENS, end[-1], _CHUNK_TOKENS))
   for first, last in itertools.pairwise(np.unique([0, *cuts, len(size)])):

@@ -168,13 +168,13 @@ class ComparisonRows:
   def __len__(self) -> int:
     return len(self.ids)
 
-  def take(self, indices: Sequence[int]) -> types.ComparisonBatch:
+  def take(self, indices: Sequence[int] | np.ndarray) -> types.ComparisonBatch:
     """The rows of `indices` as one padded batch of numpy arrays."""
     shape = (len(indices), self.num_slots, self.length)
-    tokens_BKT = np.full(shape, self.pad_id, np.int32)
-    mask_BKT = np.zeros(shape, np.float32)
-    rank_BK = np.zeros(shape[:2], np.int32)
-    valid_BK = np.zeros(shape[:2], np.float32)
+    tokens_BKT: Any = np.full(shape, self.pad_id, np.int32)
+    mask_BKT: Any = np.zeros(shape, np.float32)
+    rank_BK: Any = np.zeros(shape[:2], np.int32)
+    valid_BK: Any = np.zeros(shape[:2], np.float32)
     for b, index in enumerate(indices):
       for k, ids in enumerate(self.ids[index]):
         tokens_BKT[b, k, : len(ids)] = ids
@@ -216,7 +216,7 @@ def _load_or_build(
   settings: dict[str, Any],
   build: Callable[[cache.ArrayWriter], dict[str, Any]],
   cache_dir: str | os.PathLike | None,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Arrays from the cache where the records have a fingerprint, else in memory."""
   key = None
   if cache_dir is not None and isinstance(records, LazySequence) and records.fingerprint:
@@ -265,7 +265,7 @@ def demonstration_rows(
   """
   _check_overlong(overlong, OVERLONG_DEMONSTRATIONS)
   around = prompt_format.num_around(tokenizer)
-  layout = dict(
+  layout: dict[str, Any] = dict(
     length=length,
     packing=packing,
     prompt_loss_weight=prompt_loss_weight,
@@ -277,14 +277,14 @@ def demonstration_rows(
     counts = {"kept": 0}
     for chunk in records_lib.chunks(records):
       for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format):
-        num_prompt = sequence.num_prompt
-        shown = _shorten([sequence.ids], num_prompt, around, length, overlong)
+        num_kept = sequence.num_prompt
+        shown = _shorten([sequence.ids], num_kept, around, length, overlong)
         _count_overlong(counts, shown, len(sequence.ids), length)
         for ids in shown.values():
           if overlong == "truncate_left":
-            num_prompt -= len(sequence.ids) - len(ids)
+            num_kept -= len(sequence.ids) - len(ids)
           writer.append("ids", ids)
-          writer.append("sizes", np.asarray([len(ids), num_prompt]))
+          writer.append("sizes", np.asarray([len(ids), num_kept]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
@@ -522,7 +522,7 @@ def text_rows(
   Returns:
     (rows, counts of documents, tokens and rows).
   """
-  layout = dict(
+  layout: dict[str, Any] = dict(
     length=length,
     packing=packing,
     attend_across_documents=attend_across_documents,

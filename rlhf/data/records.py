@@ -258,7 +258,7 @@ def open_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """
   is_packed = path.suffix == ".gz"
   try:
-    file = gzip.open(path) if is_packed else open(path, "rb")
+    file: IO[bytes] = gzip.open(path) if is_packed else open(path, "rb")  # type: ignore[assignment]
   except FileNotFoundError as error:
     raise ValueError(f"{path} does not exist; name a file that does") from error
   except OSError as error:

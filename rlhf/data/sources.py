@@ -15,7 +15,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -197,7 +198,7 @@ def _parse_public(spec: str, kind: str) -> re.Match:
 class _PublicRecords(LazySequence):
   """Records of a tfds data source."""
 
-  def __init__(self, source: Sequence, fields: dict[str, tuple[str, ...]], fingerprint: str):
+  def __init__(self, source: Any, fields: dict[str, tuple[str, ...]], fingerprint: str):
     super().__init__(len(source), lambda i: _map_fields(fields, source[i]), fingerprint)
     self._source = source
     self._fields = fields
@@ -247,7 +248,7 @@ def _map_fields(fields: dict[str, tuple[str, ...]], example: dict) -> dict:
 
 
 def _text_at(example: dict, path: str) -> str:
-  value = example
+  value: Any = example
   for step in path.split("/"):
     value = value[step]
   return value.decode("utf-8")

@@ -6,6 +6,7 @@ Source of the rules: InstructGPT (arXiv:2203.02155) section 3.2 and appendix A.2
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,16 +107,22 @@ def write(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int
     ValueError: a file is malformed, or nothing is left of a data set.
   """
 
+  directory.mkdir(parents=True, exist_ok=True)
+  # Records are read from disk, so that memory does not grow with the files.
+  with tempfile.TemporaryDirectory(dir=directory) as cache_dir:
+    return _write(cfg, directory, seed, cache_dir)
+
+
+def _write(cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: str) -> dict[str, int]:
   def read(field):
     kind, specs = cfg.sources[field]
-    return [
-      record
-      for spec in specs
-      for record in sources.load(spec, kind, cache_dir=None, on_bad=cfg.on_bad)
-    ]
+    return records_lib.concatenate(
+      *(sources.load(spec, kind, cache_dir=cache_dir, on_bad=cfg.on_bad) for spec in specs)
+    )
 
   def subset(records, limit=None):
-    return [records[int(i)] for i in np.random.default_rng(seed).permutation(len(records))[:limit]]
+    order = np.random.default_rng(seed).permutation(len(records))
+    return records_lib.subset(records, order[:limit])
 
   def clean(field):
     records = read(field)
@@ -135,12 +142,10 @@ def write(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int
     for field, fractions in (("prompts", three), ("comparisons", two), ("demonstrations", two))
   )
   if (most := cfg.max_completions) is not None:
-    comparisons = {
-      name: [
-        fewer_completions(record, most, seed + number) for number, record in enumerate(records)
-      ]
-      for name, records in comparisons.items()
-    }
+    limited = lambda records: records_lib.LazySequence(
+      len(records), lambda i: fewer_completions(records[i], most, seed + i)
+    )
+    comparisons = {name: limited(records) for name, records in comparisons.items()}
   texts = subset(read("text"))
   num_valid = max(1, int(len(texts) * cfg.valid_fraction))
 
@@ -163,8 +168,8 @@ def write(cfg: FilesConfig, directory: pathlib.Path, seed: int) -> dict[str, int
     validation=prompts["valid"],
   )
   written = {
-    "pretraining_train": texts[num_valid:],
-    "pretraining_valid": texts[:num_valid],
+    "pretraining_train": records_lib.subset(texts, range(num_valid, len(texts))),
+    "pretraining_valid": records_lib.subset(texts, range(min(num_valid, len(texts)))),
     "demonstrations_train": demonstrations["train"],
     "demonstrations_valid": demonstrations["valid"],
     "comparisons_train": comparisons["train"],
