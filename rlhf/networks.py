@@ -102,6 +102,7 @@ def find_export(
   """
   if not str(directory):
     raise ValueError(f"{flag} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
+  found: checkpoint.Export | reading.Source
   try:
     if reading.is_source(directory):
       found = reading.open_source(str(directory))

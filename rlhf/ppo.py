@@ -330,6 +330,7 @@ def minibatch_gradient(
     models, p, params, frozen, sharding.split_microbatches((batch, weight_BT), num_microbatches)
   )
   if p.ptx_coef > 0.0:
+    assert ptx_batch is not None
     examples = ptx_batch.tokens_BT.shape[0]
     weight = (
       1.0 / jnp.maximum(jnp.sum(ptx_batch.loss_mask_BT), 1.0)
@@ -430,15 +431,14 @@ def next_state(p: PpoConfig, state: PpoState, observed_kl) -> PpoState:
   """Moves the KL coefficient after an iteration, if its controller is adaptive."""
   if p.kl_controller == "fixed":
     return state
-  return state.replace(
-    kl_coef=losses.next_kl_coef(
-      state.kl_coef,
-      observed_kl,
-      target=p.kl_target,
-      horizon=p.kl_horizon,
-      num_episodes=p.batch_size,
-    )
+  kl_coef = losses.next_kl_coef(
+    state.kl_coef,
+    observed_kl,
+    target=p.kl_target,
+    horizon=p.kl_horizon,
+    num_episodes=p.batch_size,
   )
+  return PpoState(train=state.train, ema_params=state.ema_params, kl_coef=kl_coef)
 
 
 # ----------------------------------------------------------------------------- one iteration
@@ -526,7 +526,7 @@ VALIDATION = ("reward", "kl", "response_tokens", "finished")
 
 
 def validate(
-  run_rollout: Callable[[PromptBatch, Any], dict[str, Any]],
+  run_rollout: Callable[..., dict[str, Any]],
   rows: PromptBatch,
   records,
   tokenizer: Tokenizer,

@@ -189,9 +189,10 @@ class Models:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptData:
-  """Prompts to train on and held-out ones: `FORMAT:PATH` or a tfds name.
+  """Prompts to train on and held-out ones.
 
   Attributes:
+    train, valid: `FORMAT:PATH` or tfds names, disjoint.
     overlong: prompts of more than `ppo.max_prompt_tokens`: see `prepare.prompt_rows`.
     num_valid: held-out prompts of each validation: the first ones of `valid`.
     prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
@@ -400,7 +401,8 @@ def init_value(
   if p.value_network == "separate" and p.value_init == "reward_model":
     return jax.tree.map(jnp.copy, reward_params)
   if p.value_network == "shared":
-    trunk, width = {}, models.policy.width
+    trunk: Params = {}
+    width = models.policy.width
   elif p.value_init == "policy":
     _, trunk = transformer.without_output(models.policy, policy_params)
     trunk, width = jax.tree.map(jnp.copy, trunk), models.policy.width

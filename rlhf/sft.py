@@ -65,13 +65,20 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemonstrationData:
-  """Demonstrations, packed; see `prepare.demonstration_rows` for the other named choices.
+  """Demonstrations, packed into rows.
 
   Attributes:
     train, valid: `FORMAT:PATH` or tfds names.  Where `train` is a tuple of them, it is a mixture,
       of which each example is read once.
     weights, max_examples: of that mixture, see `mixtures.mix`; `max_examples` also of one set.
       Examples that are too long for a row are dropped afterwards.
+    prompt_format, prompt_suffix, completion_prefix: see `prepare.PromptFormat`.
+    packing: "best_fit" puts several examples into a row; "one_per_row" does not.
+    overlong: examples longer than a row: "drop", "truncate_left" or "truncate_right".
+    prompt_loss_weight: of prompt tokens in the loss; completion tokens have weight 1.
+    attend_across_documents: whether a row's examples see one another.
+    reset_positions: whether each example of a row starts at position 0.
+    on_bad: "stop" or "skip" at a malformed line.
   """
 
   train: str | Sequence[str]
@@ -113,7 +120,7 @@ class DemonstrationData:
   @property
   def sources(self) -> tuple[str, ...]:
     """What `train` names, one or several."""
-    return tuple(self.train) if self.is_mixture else (self.train,)
+    return (self.train,) if isinstance(self.train, str) else tuple(self.train)
 
 
 def sft_loss(
@@ -227,7 +234,7 @@ class SftRows:
   """What `train` reads: main rows, and text rows where demonstrations are mixed with text."""
 
   main: LmBatch
-  main_valid: LmBatch | None
+  main_valid: LmBatch | None = None
   mixed: LmBatch | None = None
   mixed_valid: LmBatch | None = None
   fraction: float = 0.0
@@ -256,7 +263,7 @@ def load_rows(
       raise ValueError("a new tokenizer is trained on text; give `text`, or set init_from")
     records = sources.load(text.train, "text", cache_dir=cache_dir, on_bad=text.on_bad)
     tokenizer = Tokenizer.from_spec(config.tokenizer, (record["text"] for record in records))
-  sets = []
+  sets: list[LmBatch] = []
   if demos is not None:
     sets += demonstration_sets(config, demos, tokenizer, cache_dir)
   if text is not None:
@@ -366,10 +373,8 @@ def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dic
       batch_size=config.sft.batch_size,
       use_segments=rows.use_segments,
     )
-    numbers = {"validation/loss": nll(rows.main_valid)}
-    if rows.mixed_valid is not None:
-      numbers["validation/text_loss"] = nll(rows.mixed_valid)
-    return numbers
+    valid = {"validation/loss": rows.main_valid, "validation/text_loss": rows.mixed_valid}
+    return {name: nll(found) for name, found in valid.items() if found is not None}
 
   with jax.set_mesh(groups.mesh):
     state, num_steps = fine_tune(

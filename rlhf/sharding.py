@@ -52,26 +52,6 @@ RULES: tuple[tuple[str, P], ...] = (
   (r"blocks/.*/out/lora_b", P(None, None, "fsdp")),
 )
 
-
-# While sampling, matrices are bfloat16 (or `cfg.dtype`) and a layer is a tree of its own, without
-# the scanned axis.  `fsdp` here splits the contraction: see `decode_spec`.
-DECODE_RULES: tuple[tuple[str, P], ...] = (
-  (r"(embed|output)/token", P("tensor", "fsdp")),
-  (r"embed/position", P(None, "fsdp")),
-  (r"embed/project/kernel", P(None, "fsdp")),
-  (r"output/project/kernel", P("fsdp", None)),
-  (r"blocks/.*/(qkv|kv)/kernel", P("fsdp", None, "tensor", None)),
-  (r"blocks/.*/(qkv|kv)/bias", P(None, "tensor", None)),
-  (r"blocks/.*/q/kernel", P("fsdp", "tensor", None)),
-  (r"blocks/.*/q/bias", P("tensor", None)),
-  (r"blocks/.*/attention/out/kernel", P("tensor", None, "fsdp")),
-  (r"blocks/.*/mlp/(in|gate)/kernel", P("fsdp", "tensor")),
-  (r"blocks/.*/mlp/(in|gate)/bias", P("tensor")),
-  (r"blocks/.*/mlp/out/kernel", P("tensor", "fsdp")),
-  (r"blocks/.*/out/bias", P(None)),
-  (r"blocks/.*norm/(scale|bias)", P(None)),
-  (r"final_norm/(scale|bias)", P(None)),
-)
 # Layers that fill no whole pattern have the rules of `blocks`, without the scanned axis.
 _TAIL, _BLOCKS = "tail/", "blocks/"
 # Outermost names of a network's parameters.
@@ -122,10 +102,16 @@ def decode_layout(decode_split: str) -> Layout:
 class MeshConfig:
   """Axis sizes; their product is the number of devices used.
 
-  Attributes:
-    data: replicas of the parameters; -1 takes the devices that are left.
-    fsdp: shards of every parameter and of the batch.
-    tensor: shards of heads, feed-forward units and the vocabulary.
+    Attributes:
+  <<<<<<< HEAD
+      data: replicas of the parameters; -1 takes the devices that are left.
+      fsdp: shards of every parameter and of the batch.
+      tensor: shards of heads, feed-forward units and the vocabulary.
+  =======
+      data: replicas of everything; -1 takes the devices that the other axes leave.
+      fsdp: devices that parameters, optimizer state and rows are split over.
+      tensor: devices that heads, feed-forward width and vocabulary are split over.
+  >>>>>>> 3c7dd31 (Type the algorithms; derive the decoding layout from the training rules)
   """
 
   data: int
@@ -163,29 +149,22 @@ def param_spec(name: str) -> P:
     ValueError: no rule matches; a parameter is never replicated silently.
   """
   if name.startswith(_TAIL):
-    return P(*_first_match(RULES, _BLOCKS + name.removeprefix(_TAIL), "RULES")[1:])
-  return _first_match(RULES, name, "RULES")
+    return P(*param_spec(_BLOCKS + name.removeprefix(_TAIL))[1:])
+  for pattern, spec in RULES:
+    if re.fullmatch(pattern, name):
+      return spec
+  raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.RULES")
 
 
 def decode_spec(name: str, decode_split: str) -> P:
-  """The rule of one parameter while sampling; one of `DECODE_SPLITS` says whether `fsdp` counts.
+  """The rule of one parameter during sampling, when a layer is a tree of its own, without the
+  scanned axis; raises as `param_spec`.
 
-  Raises:
-    ValueError: no rule matches.
+  Args:
+    decode_split: of `DECODE_SPLITS`.  Where it names `fsdp`, that axis splits the contraction.
   """
-  if name.startswith(_TAIL):
-    name = _BLOCKS + name.removeprefix(_TAIL)
-  spec = _first_match(DECODE_RULES, name, "DECODE_RULES")
-  if decode_split == "tensor":
-    spec = P(*(None if axis == "fsdp" else axis for axis in spec))
-  return spec
-
-
-def _first_match(rules, name: str, table: str) -> P:
-  for pattern, spec in rules:
-    if re.fullmatch(pattern, name):
-      return spec
-  raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.{table}")
+  spec = param_spec(name)[1:] if name.startswith(_BLOCKS) else param_spec(name)
+  return P(*(None if axis == "fsdp" and decode_split == "tensor" else axis for axis in spec))
 
 
 def check_divides(mesh: Mesh, params: Params) -> None:
@@ -309,11 +288,12 @@ def on_mesh_of(params: Params):
     not divide stays as it is.
   """
   lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
-  if not isinstance(lies, NamedSharding) or lies.mesh.size == 1:
+  mesh = lies.mesh if isinstance(lies, NamedSharding) else None
+  if not isinstance(mesh, Mesh) or mesh.size == 1:
     yield lambda batch: batch
     return
-  num_shards = lies.mesh.shape["data"] * lies.mesh.shape["fsdp"]
-  rows = batch_sharding(lies.mesh)
+  num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = batch_sharding(mesh)
 
   def place(x):
     if x.shape[0] % num_shards:
@@ -321,7 +301,7 @@ def on_mesh_of(params: Params):
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, rows, lambda index: x[index])
 
-  with jax.set_mesh(lies.mesh):
+  with jax.set_mesh(mesh):
     yield lambda batch: jax.tree.map(place, batch)
 
 

@@ -348,7 +348,7 @@ def export(
     params: with the adapters merged.
     adapters: what was trained of it; only written where `config.lora.rank` is above 0.
   """
-  shared = dict(
+  shared: dict[str, Any] = dict(
     model=dataclasses.replace(cfg, lora_scale=0.0).shape(),
     tokenizer=tokenizer,
     config=workdir_lib.config_to_dict(config),

@@ -3,6 +3,7 @@
   B batch   T time, prompt + response   P prompt   R response   K completions of a prompt
   C pairs of completions   V vocabulary (padded)   D model width   F feed-forward width
   H heads   L layers   M microbatches   S key/value slots of a cache
+  U optimizer steps of an iteration   E members of an ensemble   N rows of a whole data set
 
 An array's name ends in its dimensions: `logits_BTV`, `mask_BT`, `score_BK`.
 
@@ -10,7 +11,7 @@ An array's name ends in its dimensions: `logits_BTV`, `mask_BT`, `score_BK`.
 probability of token `t` given the tokens before it, and the value of the state before token `t`
 was chosen; entry 0 is 0.  Every `[B, T]` array shares that index.
 
-**Masks are data.** They are made once, in `rlhf.data` or `rlhf.generate`, and are never
+**Masks are data.** They are made once, in `rlhf.data` or `rlhf.inference.sampling`, and are never
 recomputed from token ids: a prompt may contain end-of-text, and so may a response's first token.
 """
 
@@ -66,7 +67,7 @@ class PromptBatch:
 
 @struct.dataclass(kw_only=True)
 class Generation:
-  """What `generate.generate` returns."""
+  """What `sampling.generate` returns."""
 
   tokens_BR: Array  # int32; the end-of-text that finished a row is kept, pad ids follow
   mask_BR: Array  # float32; 1 up to and including the end-of-text

@@ -409,6 +409,7 @@ def dry_run(algorithm, config, workdir, monkeypatch) -> tuple[list[str], tuple]:
   given = lambda args, kwargs, result: (args, kwargs)
   with_rows = lambda args, kwargs, result: (digest(args[2]), kwargs)
   monkeypatch.setattr(Tokenizer, "chat", CHAT)
+  replace(sharding, "make_mesh", given)
   replace(networks, "load", given, load)
   replace(networks, "create", lambda args, kwargs, _: (args[0], args[1].num_ids), create)
   replace(sources, "load", lambda args, kwargs, _: (args, kwargs["on_bad"]), read)

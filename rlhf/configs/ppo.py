@@ -84,7 +84,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       gamma=1.0,
       lam=0.95,
       policy_clip=0.2,
-      value_clip=common.filled(0.2, float),
+      value_clip=config_dict.placeholder(float),
       value_coef=0.1,
       value_network="separate",
       value_init="reward_model",
@@ -104,6 +104,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       alarm_decode_gap=0.05,
     )
   )
+  ppo.value_clip = 0.2
   config = ml_collections.ConfigDict(
     dict(
       **shared,

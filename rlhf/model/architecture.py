@@ -54,7 +54,10 @@ class ModelConfig:
     rope_scaling: "none"; "linear" divides positions by `rope_factor`; "llama3" divides frequencies
       of wavelengths above `rope_original_context / rope_low_freq_factor` by it, keeps those below
       `rope_original_context / rope_high_freq_factor`, and blends between.
-    norm: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019), with `norm_eps`.
+    rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_context: of
+      `rope_scaling`; None where it does not use them.
+    norm: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
+    norm_eps: added to the variance or the mean square.
     norm_offset: is added to the scale; Gemma keeps scale - 1, so 1.
     norm_placement: "pre": x + f(norm(x)); "post": norm(x + f(x)), as OPT-350m; "sandwich":
       x + norm(f(norm(x))), as Gemma 3.
@@ -83,9 +86,10 @@ class ModelConfig:
   band_width: int | None
   init_std: float
   layer_pattern: str = "dense,banded"
-  num_kv_heads: int | None = None
-  head_size: int | None = None
-  mlp_width: int | None = None
+  # None is replaced by `__post_init__`, so that whoever reads these fields finds a number.
+  num_kv_heads: int = None  # type: ignore[assignment]
+  head_size: int = None  # type: ignore[assignment]
+  mlp_width: int = None  # type: ignore[assignment]
   positions: str = "learned"
   position_offset: int = 0
   rope_base: float | None = None
@@ -223,7 +227,7 @@ class ModelConfig:
   @property
   def rotary_size(self) -> int:
     """Dimensions of a head that are rotated."""
-    return int(self.head_size * self.rope_fraction) if self.positions == "rotary" else 0
+    return 0 if self.rope_fraction is None else int(self.head_size * self.rope_fraction)
 
   @property
   def is_gated(self) -> bool:

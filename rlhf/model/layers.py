@@ -105,13 +105,16 @@ def rope_frequencies(cfg: ModelConfig, kind: str) -> np.ndarray:
   """
   own_base = kind == "banded" and cfg.band_rope_base is not None
   base = cfg.band_rope_base if own_base else cfg.rope_base
+  assert base is not None  # `ModelConfig` has checked it, and the numbers below
   frequency_f = base ** -(np.arange(0, cfg.rotary_size, 2) / cfg.rotary_size)
   if cfg.rope_scaling == "none" or own_base:
     return frequency_f.astype(np.float32)
+  assert cfg.rope_factor is not None
   if cfg.rope_scaling == "linear":
     return (frequency_f / cfg.rope_factor).astype(np.float32)
-  turns_f = cfg.rope_original_context * frequency_f / (2 * math.pi)  # within the original context
   low, high = cfg.rope_low_freq_factor, cfg.rope_high_freq_factor
+  assert cfg.rope_original_context is not None and low is not None and high is not None
+  turns_f = cfg.rope_original_context * frequency_f / (2 * math.pi)  # within the original context
   kept_f = np.clip((turns_f - low) / (high - low), 0.0, 1.0)
   return (frequency_f * (kept_f + (1 - kept_f) / cfg.rope_factor)).astype(np.float32)
 
@@ -149,8 +152,9 @@ class Attention(nn.Module):
     if cfg.positions == "rotary":
       frequency_f = rope_frequencies(cfg, self.kind)
       query, key = (rotate(x, context.position_BT, frequency_f) for x in (query, key))
-    first_slot = 0
+    first_slot: Array | int = 0
     if cache is not None:
+      assert context.cache_index is not None and context.write_index is not None
       start = (context.cache_index, 0, context.write_index, 0, 0)
       write = lambda name, x: sharding.constrain(
         jax.lax.dynamic_update_slice(cache[name], x[None].astype(cache[name].dtype), start),

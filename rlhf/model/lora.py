@@ -77,7 +77,7 @@ def adapts(cfg: LoraConfig, path: tuple[str, ...]) -> bool:
 
 def init_adapters(cfg: LoraConfig, params: Params, key) -> Params:
   """Adapters for the projections of a network, float32; their product is 0."""
-  adapters = {}
+  adapters: Params = {}
   for number, path in enumerate(sorted(_projections(params))):
     if not adapts(cfg, path):
       continue

@@ -96,7 +96,7 @@ def _init_output(cfg: ModelConfig, key) -> Params:
   # No other name reaches this key: flax folds the names of modules into `key`.
   token_key, project_key = jax.random.split(jax.random.fold_in(key, 1))
   normal = lambda key, *shape: cfg.init_std * jax.random.normal(key, shape)
-  output = {}
+  output: Params = {}
   if cfg.embed_width is not None:
     output["project"] = {"kernel": normal(project_key, cfg.width, cfg.embed_width)}
   if not cfg.tied_output:
@@ -347,7 +347,7 @@ def decoding_params(cfg: ModelConfig, params: Params) -> Params:
   """A policy's weights as sampling wants them, made once for a rollout.
 
   Matrices are in `cfg.compute.dtype`, adapters are multiplied out into them, and they lie as
-  `sharding.DECODE_RULES` say; unless `cfg.compute.decode_scan`, each repetition of the pattern of layers is
+  `sharding.decode_spec` says; unless `cfg.compute.decode_scan`, each repetition of the pattern of layers is
   a tree of its own.  Embeddings and norms stay float32, so that the numbers are those of `forward`.
   """
 

@@ -294,7 +294,7 @@ def accuracy(
       score_N = truth.judge(network, [answer.prompt for answer in of_aspect], batch_size=batch_size)
       found[aspect] = truth.held_out_accuracy(
         score_N > 0.5,
-        [answer.label for answer in of_aspect],
+        np.array([answer.label for answer in of_aspect]),
         [answer.question for answer in of_aspect],
         num_resamples=_NUM_RESAMPLES,
         seed=seed,

@@ -90,7 +90,7 @@ def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dic
       workdir,
       groups,
       trainee,
-      SftRows(main=rows, main_valid=None),
+      SftRows(main=rows),
       evaluate,
       headline=("train/loss", *(f"validation/{aspect}_accuracy" for aspect in data.specs)),
     )
