@@ -102,16 +102,10 @@ def decode_layout(decode_split: str) -> Layout:
 class MeshConfig:
   """Axis sizes; their product is the number of devices used.
 
-    Attributes:
-  <<<<<<< HEAD
-      data: replicas of the parameters; -1 takes the devices that are left.
-      fsdp: shards of every parameter and of the batch.
-      tensor: shards of heads, feed-forward units and the vocabulary.
-  =======
-      data: replicas of everything; -1 takes the devices that the other axes leave.
-      fsdp: devices that parameters, optimizer state and rows are split over.
-      tensor: devices that heads, feed-forward width and vocabulary are split over.
-  >>>>>>> 3c7dd31 (Type the algorithms; derive the decoding layout from the training rules)
+  Attributes:
+    data: replicas of the parameters; -1 takes the devices that are left.
+    fsdp: shards of every parameter and of the batch.
+    tensor: shards of heads, feed-forward units and the vocabulary.
   """
 
   data: int

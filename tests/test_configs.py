@@ -1000,5 +1000,6 @@ def test_rooms_read_each_field_of_what_they_are_given(group: str):
 def test_one_flag_gives_the_policy_its_shape_in_every_stage():
   config = pipeline_configs.get_config("tiny")
   config.base.model.width = 36
-  widths = {stage: config[stage].model.width for stage in pipeline_configs.STAGES}
-  assert widths == dict.fromkeys(pipeline_configs.STAGES, 36) | {"reward_model": 128}
+  stages = ("base", "sft", "ppo_init", "ppo", "base_more_pretraining")
+  widths = {stage: config[stage].model.width for stage in (*stages, "reward_model")}
+  assert widths == dict.fromkeys(stages, 36) | {"reward_model": 128}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import helpers
 import jax
@@ -176,15 +177,17 @@ def test_parameters_after_a_step_of_gradient_descent_are_those_of_one_device():
 
 def test_a_network_is_born_in_its_layout():
   mesh = mesh_of((2, 2, 2))
-  params = networks.create(CFG, jax.random.key(0), mesh)
+  tokenizer = types.SimpleNamespace(num_ids=CFG.vocab_size, pad_id=CFG.pad_id)
+  params = networks.create(CFG, tokenizer, jax.random.key(0), mesh).params
   token, kernel = params["embed"]["token"], params["blocks"]["layer_0"]["mlp"]["in"]["kernel"]
   assert token.addressable_shards[0].data.shape == (64, 8)
   assert kernel.addressable_shards[0].data.shape == (2, 8, 32)
   one = networks.create(
     CFG,
+    tokenizer,
     jax.random.key(0),
     sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]),
-  )
+  ).params
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, atol=1e-6),
     jax.device_get(params),

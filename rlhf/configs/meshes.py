@@ -214,7 +214,7 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
       f"divide a batch of {max_rows} and a tensor axis of {tensor}; use a power of two"
     )
   large = size in ("6.7b", "13b", "175b")
-  layout = {
+  layout: dict[str, dict] = {
     "mesh": dict(data=1, fsdp=rows, tensor=tensor),
     "compute": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor"),
   }

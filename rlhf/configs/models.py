@@ -108,7 +108,7 @@ _LLAMA = dict(
   num_kv_heads=8,
   head_size=128,
 )
-PUBLISHED = {
+PUBLISHED: dict[str, dict] = {
   "opt-6.7b": dict(like="6.7b", ids=(50_272, 1), fields=_OPT),
   "opt-175b": dict(like="175b", ids=(50_272, 1), fields=_OPT),
   "llama3.1-8b": dict(like="6.7b", ids=(128_257, 128_256), fields=_LLAMA | dict(mlp_width=14_336)),

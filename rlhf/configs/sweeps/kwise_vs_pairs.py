@@ -26,7 +26,7 @@ def _trials(prefix: str, batch_size: int, microbatch_size: int) -> list[sweeps.T
 
 
 def get_sweep(form: str = "6b") -> sweeps.Sweep:
-  common = dict(
+  common: dict = dict(
     title="Comparisons grouped by prompt, or shuffled pairs",
     x_label="shuffled pairs",
     measures=("reward_accuracy", "reward_log_loss"),

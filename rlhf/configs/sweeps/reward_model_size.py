@@ -31,7 +31,7 @@ def _shapes(prefix: str, shapes) -> list[sweeps.Trial]:
 
 
 def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
-  common = dict(title="Size of the reward model", x_label="width of the reward model")
+  common: dict = dict(title="Size of the reward model", x_label="width of the reward model")
   accuracy = ("reward_accuracy", "reward_log_loss")
   if form in sweeps.PIPELINES:
     prefix = "reward_model.model."

@@ -80,7 +80,7 @@ def metadata_values(
   )
   return {
     name: [
-      [float(answer[name]) for answer in answers if name in answer and answer[name] is not None]
+      [float(value) for answer in answers if (value := answer.get(name)) is not None]
       for answers in metadata_by_prompt
     ]
     for name in labels
