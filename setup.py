@@ -73,12 +73,13 @@ EXTRAS = {
 
 setuptools.setup(
   name="rlhf-jax",  # rlhf is another project on PyPI
-  version="0.1.0",
+  version="0.2.0",
   description="InstructGPT's three steps in JAX: fine-tuning, a reward model, PPO-ptx.",
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["rlhf", "rlhf.*"]),
   package_data={
+    "rlhf": ["py.typed"],
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*"],
     "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
