@@ -139,7 +139,7 @@ def test_affixes_are_those_of_training_unless_given(answer, inputs, tmp_path, ca
   path.write_text(json.dumps(tokenizer_config | {"chat_template": "{{ messages[0].content }} so"}))
   assert from_export == answer(checkpoint=directory, name="g.jsonl")
   assert "prompt in the model's chat template" in capsys.readouterr().err
-  # A base model was trained without prompts: the house's own format.
+  # A base model was trained without prompts: the plain format.
   export["config"] = {"text": {}}
   (directory / "export.json").write_text(json.dumps(export))
   assert answer(checkpoint=directory, name="e.jsonl") == with_default

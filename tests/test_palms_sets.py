@@ -87,7 +87,7 @@ def test_a_set_is_written_as_it_is_read(tmp_path, found):
   without = lambda entries: [dataclasses.replace(entry, where="") for entry in entries]
   for name in ("categories", "probes", "targeted", "control"):
     assert without(getattr(copy, name)) == without(getattr(values, name))
-  # A sample is a demonstration of the house: fine-tuning reads the file as it is.
+  # A sample is an ordinary demonstration: fine-tuning reads the file as it is.
   kept, _ = formats.read("demonstration", tmp_path / "copy" / "targeted.jsonl", "jsonl")
   assert [line["completion"] for line in kept] == [s.completion for s in values.targeted]
 

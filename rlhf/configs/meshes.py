@@ -97,7 +97,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def check_mesh(mesh, num_devices: int) -> dict[str, int]:
-  """The axis sizes of a config's `mesh` group on so many devices, -1 resolved.
+  """The axis sizes of a config's `mesh` group on a number of devices, with -1 resolved.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.

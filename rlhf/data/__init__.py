@@ -1,4 +1,4 @@
-"""The data room: files and public sets -> records -> rows of tokens -> batches.  numpy only.
+"""Data on the host: files and public sets -> records -> rows of tokens -> batches.  numpy only.
 
 records    the four kinds of record and their checks
 formats    files as their authors published them -> records

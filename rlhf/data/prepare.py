@@ -516,7 +516,7 @@ def text_rows(
     tokenizer: text to ids.
     length: tokens per row.
     packing, attend_across_documents, reset_positions: as in `packing.pack`.
-    max_tokens: what comes after so many tokens is left out.
+    max_tokens: reading stops after this number of tokens.
     cache_dir: as in `demonstration_rows`.
 
   Returns:

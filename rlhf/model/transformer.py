@@ -244,7 +244,7 @@ def scalar_head(params: Params, hidden_BTD):
 
 
 def state_values(params: Params, hidden_BTD):
-  """value_BT in the house's index: entry t is the value of the state before token t was chosen."""
+  """value_BT, indexed as `types.py` says: entry t is the value of the state before token t."""
   return jnp.pad(scalar_head(params, hidden_BTD)[:, :-1], ((0, 0), (1, 0)))
 
 

@@ -2,8 +2,8 @@
 
 Lin et al. 2021 hold out the answers of one family of models, so that a judge has seen every
 question.  Here whole **questions** are held out: a digest of a question's text decides whether its
-answers are for training, validation or the test, so every judge, whatever its aspect and seed,
-leaves the same questions for other models to answer.
+answers are for training, validation or the test, so all judges,
+of either aspect and of any seed, leave the same questions for other models to answer.
 """
 
 import csv
