@@ -33,15 +33,20 @@ def test_a_side_wins_only_if_it_wins_in_both_orders(win, swapped, both):
 
 
 def test_labels_count_only_where_they_were_asked():
-  found = win_rates.metadata_values(
-    [
-      [{"hallucination": True, "followed": True}, {"hallucination": False, "followed": True}],
-      [{"hallucination": None, "followed": False}],
-      [{"never asked": None}],
-    ]
+  rows = [
+    row | {"metadata": metadata}
+    for row, metadata in zip(
+      rows_of(), [{"hallucination": True}, {"hallucination": None}, {"denigrates": False}]
+    )
+  ]
+  of = dict(policy="ppo", group="training")
+  np.testing.assert_array_equal(
+    win_rates.values_by_prompt(rows, field="hallucination", **of), [[1, NAN], [NAN, NAN]]
   )
-  assert found == {"followed": [[1, 1], [0], []], "hallucination": [[1, 0], [], []]}
-  assert list(found) == ["followed", "hallucination"]
+  np.testing.assert_array_equal(
+    win_rates.values_by_prompt(rows, field="denigrates", **of), [[NAN, NAN], [NAN, 0]]
+  )
+  assert list(win_rates.values_by_seed({0: rows, 1: rows_of()}, field="denigrates", **of)) == [0]
 
 
 def rows_of(policy="ppo", win=((1, 0), (NAN, 0.5)), likert=((7, 1), (NAN, 4)), group="training"):
@@ -76,9 +81,11 @@ def test_what_a_row_may_hold_beside_survives_the_file(tmp_path):
   rows = [row | more for row in rows_of()]
   workdir_lib.write_jsonl(tmp_path / "preferences.jsonl", rows)
   assert win_rates.read_preferences(tmp_path / "preferences.jsonl") == rows
-  found = win_rates.metadata_by_prompt(rows, policy="ppo", group="training")
-  assert found == [[more["metadata"]] * 2, [more["metadata"]]]
-  assert win_rates.metadata_by_prompt(rows, policy="ppo", group="heldout") == [[], []]
+  for field, value in (("hallucination", NAN), ("denigrates", 0)):
+    np.testing.assert_array_equal(
+      win_rates.values_by_prompt(rows, policy="ppo", group="training", field=field),
+      [[value, value], [NAN, value]],
+    )
   np.testing.assert_array_equal(
     win_rates.values_by_prompt(rows, policy="ppo", group="training", field="score"),
     [[0.5, 0.5], [NAN, 0.5]],
@@ -115,12 +122,12 @@ def test_a_judgement_written_twice_is_refused():
   "line, message",
   [
     ("not json", "preferences.jsonl:2: "),
-    ("[1]", "2: found list; each line must be a JSON object"),
-    ('{"prompt_index": 1}', '2: there is no field "policy"'),
+    ("[1]", "2: found list, not an object; restore the line"),
+    ('{"prompt_index": 1}', '2: no field "policy"; restore the line, or judge again'),
     ("group", "2: \"group\" is 'x'; choose from"),
     ("win", "2: \"win\" is 'x'; choose from"),
     ("likert", "2: \"likert\" is 'x'; choose from"),
-    ("prompt_index", "2: \"prompt_index\" is 'x'"),
+    ("prompt_index", "2: \"prompt_index\" is 'x', which is no int"),
     ('"metadata": {"halucination": true}', "2: \"metadata\" has 'halucination'; choose from"),
     ('"metadata": {"hallucination": 1}', '2: "metadata" says 1 of hallucination; use true'),
     ('"metadata": [1]', '2: "metadata" is [1]; use an object'),

@@ -22,22 +22,23 @@ def test_mean_is_a_ratio_of_sums_and_n_counts_prompts():
   assert result.n == 2
 
 
-def test_interval_of_two_prompts_is_the_exact_bootstrap_distribution():
+@pytest.mark.parametrize("confidence, ends", [(0.4, (0.75, 0.75)), (0.6, (0.0, 1.0))])
+def test_interval_of_two_prompts_is_the_exact_bootstrap_distribution(monkeypatch, confidence, ends):
   # Drawing two of {3 wins of 3, 0 of 1}: 0 with 1/4, 3/4 with 1/2, 1 with 1/4.
-  result = interval([[1, 1, 1], [0]], confidence=0.4)
-  assert (result.low, result.high) == (0.75, 0.75)
-  result = interval([[1, 1, 1], [0]], confidence=0.6)
-  assert (result.low, result.high) == (0.0, 1.0)
+  monkeypatch.setattr(statistics, "CONFIDENCE", confidence)
+  result = interval([[1, 1, 1], [0]])
+  assert (result.low, result.high) == ends
 
 
-def test_a_function_of_two_values_is_the_exact_bootstrap_distribution():
+@pytest.mark.parametrize("confidence, ends", [(0.4, (2, 2)), (0.6, (1, 3))])
+def test_a_function_of_two_values_is_the_exact_bootstrap_distribution(
+  monkeypatch, confidence, ends
+):
   # Drawing two of {"a", "bbb"}: 1 with 1/4, 2 with 1/2, 3 with 1/4.
   mean_length = lambda texts: sum(map(len, texts)) / len(texts)
-  of = lambda confidence: statistics.bootstrap_function(
-    ["a", "bbb"], mean_length, confidence=confidence, **SETTINGS
-  )
-  assert dataclasses.astuple(of(0.4)) == (2, 2, 2, 2)
-  assert dataclasses.astuple(of(0.6)) == (2, 1, 3, 2)
+  monkeypatch.setattr(statistics, "CONFIDENCE", confidence)
+  found = statistics.bootstrap_function(["a", "bbb"], mean_length, **SETTINGS)
+  assert dataclasses.astuple(found) == (2, *ends, 2)
   with pytest.raises(ValueError, match="there is nothing to resample"):
     statistics.bootstrap_function([], mean_length, **SETTINGS)
 
@@ -88,9 +89,11 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
   assert interval(values) == whole
 
 
-def test_confidence_sets_the_width():
+def test_confidence_sets_the_width(monkeypatch):
   values = np.random.default_rng(5).random((100, 2))
-  wide, narrow = interval(values, confidence=0.95), interval(values, confidence=0.5)
+  wide = interval(values)
+  monkeypatch.setattr(statistics, "CONFIDENCE", 0.5)
+  narrow = interval(values)
   assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
@@ -154,7 +157,6 @@ def test_paired_difference_over_seeds_is_nested():
     ([[np.nan], []], {}, "nothing to average"),
     ([[np.inf]], {}, "infinite"),
     ([[1.0]], {"num_resamples": 0}, "num_resamples is 0"),
-    ([[1.0]], {"confidence": 95}, "confidence is 95"),
   ],
 )
 def test_bad_input(values, settings, message):

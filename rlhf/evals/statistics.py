@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+CONFIDENCE = 0.95
 # Index entries of one chunk of resamples: 4 M int64 are 32 MB, whatever the number of prompts.
 _CHUNK_ENTRIES = 4_000_000
 
@@ -46,9 +47,7 @@ class Interval:
     return dataclasses.asdict(self)
 
 
-def bootstrap_mean(
-  values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed: int, confidence: float = 0.95
-) -> Interval:
+def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed: int) -> Interval:
   """Mean of all values, with an interval from resampling whole prompts.
 
       mean* = sum_{p in draw} total_p / sum_{p in draw} count_p
@@ -58,25 +57,18 @@ def bootstrap_mean(
       or a list of lists of any lengths.  Rows without a value are left out.
     num_resamples: bootstrap draws; 2,000 settle a 95 % interval to about a tenth of its width.
     seed: of the resampling; equal seeds give equal intervals.
-    confidence: in (0, 1).
 
   Returns:
     An `Interval` in the unit of the values.
 
   Raises:
-    ValueError: no prompt has a value, a value is infinite, or a setting is out of range.
+    ValueError: no prompt has a value, a value is infinite, or num_resamples is 0.
   """
-  return bootstrap_over_seeds(
-    {0: values_by_prompt}, num_resamples=num_resamples, seed=seed, confidence=confidence
-  )
+  return bootstrap_over_seeds({0: values_by_prompt}, num_resamples=num_resamples, seed=seed)
 
 
 def bootstrap_over_seeds(
-  values_by_seed: Mapping[int, ValuesByPrompt],
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float = 0.95,
+  values_by_seed: Mapping[int, ValuesByPrompt], *, num_resamples: int, seed: int
 ) -> Interval:
   """Pooled mean over training runs: resamples the runs, then the prompts within each drawn run.
 
@@ -86,7 +78,7 @@ def bootstrap_over_seeds(
 
   Args:
     values_by_seed: training seed -> values by prompt, as in `bootstrap_mean`.
-    num_resamples, seed, confidence: as in `bootstrap_mean`.
+    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of prompts over all seeds.
@@ -95,16 +87,11 @@ def bootstrap_over_seeds(
     ValueError: as `bootstrap_mean`, or there is no seed.
   """
   tables = [_sums_and_counts(values) for values in values_by_seed.values()]
-  return _interval(tables, _ratio, num_resamples, seed, confidence)
+  return _interval([table[table[:, 1] > 0] for table in tables], _ratio, num_resamples, seed)
 
 
 def paired_difference(
-  values_a: ValuesByPrompt,
-  values_b: ValuesByPrompt,
-  *,
-  num_resamples: int,
-  seed: int,
-  confidence: float = 0.95,
+  values_a: ValuesByPrompt, values_b: ValuesByPrompt, *, num_resamples: int, seed: int
 ) -> Interval:
   """mean(a) - mean(b) on the same prompts; row p of both belongs to prompt p.
 
@@ -113,7 +100,7 @@ def paired_difference(
 
   Args:
     values_a, values_b: as in `bootstrap_mean`, with one row per prompt in the same order.
-    num_resamples, seed, confidence: as in `bootstrap_mean`.
+    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` of the difference; `n` counts the prompts with values on both sides.
@@ -122,7 +109,7 @@ def paired_difference(
     ValueError: the numbers of rows differ, or as `bootstrap_mean`.
   """
   return paired_difference_over_seeds(
-    {0: (values_a, values_b)}, num_resamples=num_resamples, seed=seed, confidence=confidence
+    {0: (values_a, values_b)}, num_resamples=num_resamples, seed=seed
   )
 
 
@@ -131,22 +118,26 @@ def paired_difference_over_seeds(
   *,
   num_resamples: int,
   seed: int,
-  confidence: float = 0.95,
 ) -> Interval:
-  """`paired_difference` pooled over training runs: resamples runs, then prompts within a run.
+  """`paired_difference` pooled over training runs, resampled as in `bootstrap_over_seeds`.
 
   Args:
     pairs_by_seed: training seed -> (values_a, values_b), as in `paired_difference`.
-    num_resamples, seed, confidence: as in `bootstrap_mean`.
-
-  Returns:
-    An `Interval` of the pooled difference.
+    num_resamples, seed: as in `bootstrap_mean`.
 
   Raises:
     ValueError: as `paired_difference`, or there is no seed.
   """
-  tables = [_paired_sums_and_counts(a, b) for a, b in pairs_by_seed.values()]
-  return _interval(tables, _difference_of_ratios, num_resamples, seed, confidence)
+  tables = []
+  for values_a, values_b in pairs_by_seed.values():
+    if len(values_a) != len(values_b):
+      raise ValueError(
+        f"paired values have {len(values_a)} and {len(values_b)} prompts; row p of "
+        "both must belong to the same prompt"
+      )
+    table_P4 = np.concatenate([_sums_and_counts(values_a), _sums_and_counts(values_b)], axis=1)
+    tables.append(table_P4[(table_P4[:, 1] > 0) & (table_P4[:, 3] > 0)])
+  return _interval(tables, lambda sums: _ratio(sums) - _ratio(sums[..., 2:]), num_resamples, seed)
 
 
 def bootstrap_statistic(
@@ -155,30 +146,26 @@ def bootstrap_statistic(
   *,
   num_resamples: int,
   seed: int,
-  confidence: float = 0.95,
 ) -> Interval:
   """A statistic of column sums, such as corpus BLEU, with an interval from resampling prompts.
 
   Args:
     table_PC: one row per prompt, whose columns add up over prompts (matches, lengths, ...).
     statistic: sums [..., C] -> values [...].
-    num_resamples, seed, confidence: as in `bootstrap_mean`.
+    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of rows.
 
   Raises:
-    ValueError: the table is empty or holds a number that is not finite, or a setting is out of
-      range.
+    ValueError: the table is empty or holds a number that is not finite, or num_resamples is 0.
   """
-  _check_settings(num_resamples, confidence)
   table_PC = np.asarray(table_PC, np.float64)
   if table_PC.ndim != 2 or not len(table_PC):
     raise ValueError(f"the table has shape {table_PC.shape}; give one row per prompt")
   if not np.isfinite(table_PC).all():
     raise ValueError("the table holds a number that is not finite")
-  draws_R = statistic(_nested_sums([table_PC], num_resamples, np.random.default_rng(seed)))
-  return _around(float(statistic(table_PC.sum(axis=0))), draws_R, confidence, len(table_PC))
+  return _interval([table_PC], statistic, num_resamples, seed)
 
 
 def bootstrap_function(
@@ -187,22 +174,20 @@ def bootstrap_function(
   *,
   num_resamples: int,
   seed: int,
-  confidence: float = 0.95,
 ) -> Interval:
   """Any function of the prompts' values, called for every resample: for what no sums can give.
 
   Args:
     values: one of each prompt, of any type.
     function: list of values -> number.
-    num_resamples, seed, confidence: as in `bootstrap_mean`.
+    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of values.
 
   Raises:
-    ValueError: there is no value, or a setting is out of range.
+    ValueError: there is no value, or num_resamples is 0.
   """
-  _check_settings(num_resamples, confidence)
   if not len(values):
     raise ValueError("there is nothing to resample: no prompt has a value")
   num, rng = len(values), np.random.default_rng(seed)
@@ -210,7 +195,20 @@ def bootstrap_function(
     float(function([values[place] for place in rng.integers(num, size=num)]))
     for _ in range(num_resamples)
   ]
-  return _around(float(function(list(values))), np.asarray(draws_R), confidence, num)
+  return percentile_interval(float(function(list(values))), draws_R, num)
+
+
+def percentile_interval(mean: float, draws_R: Sequence[float] | np.ndarray, num: int) -> Interval:
+  """The interval of R resampled values; where all are equal, rounding does not put it beside the
+  mean."""
+  if not len(draws_R):
+    raise ValueError("num_resamples is 0; use at least 1")
+  tail = (1 - CONFIDENCE) / 2
+  low, high = (
+    mean if math.isclose(end, mean, rel_tol=1e-12) else float(end)
+    for end in np.quantile(draws_R, [tail, 1 - tail])
+  )
+  return Interval(mean=mean, low=low, high=high, n=num)
 
 
 def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
@@ -219,63 +217,28 @@ def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
   flat = np.concatenate([np.asarray(row, np.float64) for row in values_by_prompt] or [np.zeros(0)])
   if np.isinf(flat).any():
     raise ValueError("an infinite value was found; use NaN for values that were not measured")
-  prompt_of_value = np.repeat(np.arange(len(lengths_P)), lengths_P)
   known = ~np.isnan(flat)
-
-  def by_prompt(weights):
-    return np.bincount(prompt_of_value[known], weights=weights, minlength=len(lengths_P))
-
-  return np.stack([by_prompt(flat[known]), by_prompt(np.ones(known.sum()))], axis=1)
-
-
-def _paired_sums_and_counts(values_a: ValuesByPrompt, values_b: ValuesByPrompt) -> np.ndarray:
-  """[P, 4]: sum and number of a, then of b; zero rows where either side has no value."""
-  if len(values_a) != len(values_b):
-    raise ValueError(
-      f"paired values have {len(values_a)} and {len(values_b)} prompts; row p of "
-      "both must belong to the same prompt"
-    )
-  table_P4 = np.concatenate([_sums_and_counts(values_a), _sums_and_counts(values_b)], axis=1)
-  both_P = (table_P4[:, 1] > 0) & (table_P4[:, 3] > 0)
-  return table_P4 * both_P[:, None]
+  prompt = np.repeat(np.arange(len(lengths_P)), lengths_P)[known]
+  columns = [np.bincount(prompt, w, minlength=len(lengths_P)) for w in (flat[known], None)]
+  return np.stack(columns, axis=1)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
   return sums[..., 0] / sums[..., 1]
 
 
-def _difference_of_ratios(sums: np.ndarray) -> np.ndarray:
-  return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+def _interval(tables, statistic, num_resamples, seed) -> Interval:
+  """Statistic of the pooled sums, and its percentile interval over nested resamples.
 
-
-def _interval(tables, statistic, num_resamples, seed, confidence) -> Interval:
-  """Statistic of the pooled sums, and its percentile interval over nested resamples."""
-  _check_settings(num_resamples, confidence)
-  # Only judged prompts are units: an unjudged one would change nothing but the size of a draw.
-  tables = [table[table[:, 1] > 0] for table in tables]
-  num_prompts = sum(len(table) for table in tables)
+  Args:
+    tables: [P, C] of each run.  An unjudged prompt is no row: it would change nothing but the size
+      of a draw.
+  """
   if not tables or any(not len(table) for table in tables):
     raise ValueError("there is nothing to average: a run has no prompt with a value")
   mean = statistic(np.sum([table.sum(axis=0) for table in tables], axis=0))
   draws_R = statistic(_nested_sums(tables, num_resamples, np.random.default_rng(seed)))
-  return _around(float(mean), draws_R, confidence, num_prompts)
-
-
-def _check_settings(num_resamples: int, confidence: float) -> None:
-  if num_resamples < 1:
-    raise ValueError(f"num_resamples is {num_resamples}; use at least 1")
-  if not 0 < confidence < 1:
-    raise ValueError(f"confidence is {confidence}; use a number between 0 and 1, such as 0.95")
-
-
-def _around(mean: float, draws_R: np.ndarray, confidence: float, num: int) -> Interval:
-  """The percentile interval; where all values are equal, rounding does not put it beside the mean."""
-  tail = (1 - confidence) / 2
-  low, high = (
-    mean if math.isclose(end, mean, rel_tol=1e-12) else float(end)
-    for end in np.quantile(draws_R, [tail, 1 - tail])
-  )
-  return Interval(mean=mean, low=low, high=high, n=num)
+  return percentile_interval(float(mean), draws_R, sum(len(table) for table in tables))
 
 
 def _nested_sums(tables, num_resamples, rng) -> np.ndarray:

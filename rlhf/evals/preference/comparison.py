@@ -49,6 +49,7 @@ PAIRS_FILE = "pairs.jsonl"
 CACHE = "endpoint.jsonl"
 ALL = "all"
 LENGTH_MULTIPLE = 64  # of rows of prompts: few shapes to compile
+_LABELS = win_rates.METADATA
 _COMPARISONS = "config.preference.comparisons"
 Progress = Callable[[int, int], None] | None  # called with (done, in all)
 
@@ -177,37 +178,21 @@ class Comparison:
   measures: Mapping[str, Sequence[Measure]]
   matrix: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
   length_controlled: Mapping[str, Mapping[str, Mapping[str, statistics.Interval | None]]]
-  agreement: Mapping[str, Any] | None
-  reward_models: Mapping[str, Any]
-  endpoint: Mapping[str, Any] | None
+  agreement: Mapping[str, Any] | None = None
+  reward_models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  endpoint: Mapping[str, Any] | None = None
   num_prompts: int
-  num_left_out: int
+  num_left_out: int = 0
   simulated: bool = False
   failed: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
 
   def as_dict(self) -> dict[str, Any]:
-    def table(found):
-      return {
-        variant: {
-          a: {b: None if cell is None else cell.as_dict() for b, cell in row.items()}
-          for a, row in rows.items()
-        }
-        for variant, rows in found.items()
-      }
-
-    return dict(
-      measures={
-        name: [measure.as_dict() for measure in found] for name, found in self.measures.items()
-      },
-      matrix=table(self.matrix),
-      length_controlled=table(self.length_controlled),
-      agreement=self.agreement,
-      reward_models=self.reward_models,
-      endpoint=self.endpoint,
-      num_prompts=self.num_prompts,
-      num_left_out=self.num_left_out,
-      simulated=self.simulated,
-    )
+    found = dataclasses.asdict(dataclasses.replace(self, measures={}, failed={}))
+    found["measures"] = {
+      name: [measure.as_dict() for measure in measures] for name, measures in self.measures.items()
+    }
+    del found["failed"]
+    return found
 
 
 # ----------------------------------------------------------------------------- checks
@@ -639,13 +624,8 @@ def judge_all(
   workdir_lib.write_jsonl(directory / PAIRS_FILE, pair_rows)
 
   num_asked = len(next(iter(completions_by_name.values())))
-  measures, matrix, equal_length = summarise(
-    {0: rows + pair_rows}, {0: texts}, names, baseline=p.baseline, **settings
-  )
   return Comparison(
-    measures=measures,
-    matrix=matrix,
-    length_controlled=equal_length,
+    **summarise({0: rows + pair_rows}, {0: texts}, names, baseline=p.baseline, **settings),
     agreement=agreement,
     reward_models=reward_models,
     endpoint=None if asker is None else asker.summary(),
@@ -684,17 +664,8 @@ def pool(
   rows, texts = {}, {}
   for run, directory in directories.items():
     rows[run], texts[run] = read(directory)
-  measures, matrix, equal_length = summarise(
-    rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples
-  )
   return Comparison(
-    measures=measures,
-    matrix=matrix,
-    length_controlled=equal_length,
-    agreement=None,
-    reward_models={},
-    endpoint=None,
-    num_left_out=0,
+    **summarise(rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples),
     num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()),
   )
 
@@ -726,8 +697,8 @@ def summarise(
   baseline: str,
   num_resamples: int,
   seed: int,
-):
-  """(measures, matrix, length_controlled) of `Comparison` from the judges' rows.
+) -> dict[str, Any]:
+  """`measures`, `matrix` and `length_controlled` of `Comparison` from the judges' rows.
 
   Args:
     rows_by_seed: training seed -> rows, including those of `pairs`.
@@ -737,6 +708,7 @@ def summarise(
     num_resamples, seed: of the bootstrap.
   """
   settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
+  fields = {"likert": "likert", "reward": "score"} | {name: name for name in sorted(_LABELS)}
   measures: dict[str, list[Measure]] = {name: [] for name in names}
   matrix, equal_length = {}, {}
   for variant, (group, own) in by_variant(rows_by_seed).items():
@@ -747,46 +719,25 @@ def summarise(
     )
     against = {run: [row for row in rows if "baseline" not in row] for run, rows in own.items()}
     for name in names:
-
-      def add(metric, interval, better="higher", *, task="preference", name=name, variant=variant):
-        if interval is not None:
-          measures[name].append(
-            Measure(task=task, metric=metric, interval=interval, variant=variant, better=better)
-          )
-
-      if name != baseline:
-        add("win_rate", matrix[variant][name][baseline])
-        add("length_controlled_win_rate", equal_length[variant][name][baseline])
-      for metric, field in (("likert", "likert"), ("reward", "score")):
-        add(metric, _mean(against, name, group, field, settings))
-      for label, interval in _metadata_rates(against, name, group, settings).items():
-        add(label, interval, win_rates.METADATA[label], task="metadata")
-  return measures, matrix, equal_length
-
-
-def _mean(rows_by_seed, name: str, group: str, field: str, settings) -> statistics.Interval | None:
-  """Mean of a field over runs; None where it was not given."""
-  values = {
-    run: win_rates.values_by_prompt(rows, policy=name, group=group, field=field)
-    for run, rows in rows_by_seed.items()
-  }
-  values = {run: value_PL for run, value_PL in values.items() if not np.isnan(value_PL).all()}
-  return statistics.bootstrap_over_seeds(values, **settings) if values else None
-
-
-def _metadata_rates(
-  rows_by_seed, name: str, group: str, settings
-) -> dict[str, statistics.Interval]:
-  """Label -> how often it was given, over runs."""
-  found: dict[str, dict[int, list]] = {}
-  for run, rows in rows_by_seed.items():
-    labels = win_rates.metadata_by_prompt(rows, policy=name, group=group)
-    for label, values in win_rates.metadata_values(labels).items():
-      found.setdefault(label, {})[run] = values
-  return {
-    label: statistics.bootstrap_over_seeds(values, **settings)
-    for label, values in sorted(found.items())
-  }
+      found = dict(
+        win_rate=matrix[variant][name][baseline],
+        length_controlled_win_rate=equal_length[variant][name][baseline],
+      )
+      for metric, field in fields.items():
+        values = win_rates.values_by_seed(against, policy=name, group=group, field=field)
+        found[metric] = statistics.bootstrap_over_seeds(values, **settings) if values else None
+      measures[name] += [
+        Measure(
+          task="metadata" if metric in _LABELS else "preference",
+          metric=metric,
+          interval=interval,
+          variant=variant,
+          better=_LABELS.get(metric, "higher"),
+        )
+        for metric, interval in found.items()
+        if interval is not None
+      ]
+  return dict(measures=measures, matrix=matrix, length_controlled=equal_length)
 
 
 def reward_names(p: PreferenceConfig) -> list[str]:

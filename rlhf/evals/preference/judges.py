@@ -271,34 +271,30 @@ def win_rate_matrix(
   Raises:
     ValueError: a labeler judged one pair of completions twice.
   """
-  by_pair: dict[tuple[str, str], dict[int, list[Row]]] = {}
-  for run, rows in rows_by_seed.items():
-    for row in rows:
-      if row["group"] == group and row["win"] is not None:
-        pair = row["policy"], row.get("baseline", baseline)
-        by_pair.setdefault(pair, {}).setdefault(run, []).append(row)
 
-  def values(policy, other):
-    return {
-      run: win_rates.values_by_prompt(rows, policy=policy, group=group, field="win")
-      for run, rows in by_pair.get((policy, other), {}).items()
+  def wins(policy, other):
+    against = {
+      run: [row for row in rows if row.get("baseline", baseline) == other]
+      for run, rows in rows_by_seed.items()
     }
+    return win_rates.values_by_seed(against, policy=policy, group=group, field="win")
 
   matrix: dict[str, dict[str, statistics.Interval | None]] = {
     policy: dict.fromkeys(policies) for policy in policies
   }
-  for a, b in itertools.combinations(policies, 2):
-    # The direction that was judged, so that a rate is exactly the mean of its rows.
-    policy, other = (a, b) if (a, b) in by_pair else (b, a)
+  for policy, other in itertools.combinations(policies, 2):
+    direct, reverse = wins(policy, other), wins(other, policy)
+    if not direct:  # the direction that was judged, so that a rate is exactly the mean of its rows
+      policy, other, direct, reverse = other, policy, reverse, direct
+    if not direct:
+      continue
     # Different runs may have judged a pair in different directions.
-    wins = {run: 1 - win_PL for run, win_PL in values(other, policy).items()}
-    wins |= values(policy, other)
-    if wins:
-      found = statistics.bootstrap_over_seeds(
-        dict(sorted(wins.items())), seed=seed, num_resamples=num_resamples
-      )
-      matrix[policy][other] = found
-      matrix[other][policy] = statistics.Interval(
-        mean=1 - found.mean, low=1 - found.high, high=1 - found.low, n=found.n
-      )
+    merged = {run: 1 - win_PL for run, win_PL in reverse.items()} | direct
+    found = statistics.bootstrap_over_seeds(
+      dict(sorted(merged.items())), seed=seed, num_resamples=num_resamples
+    )
+    matrix[policy][other] = found
+    matrix[other][policy] = statistics.Interval(
+      mean=1 - found.mean, low=1 - found.high, high=1 - found.low, n=found.n
+    )
   return matrix

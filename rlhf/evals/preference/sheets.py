@@ -82,16 +82,32 @@ def read_csv(
       yield where, dict(zip(header, cells))
 
 
-def read_objects(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+def read_objects(
+  path: str | pathlib.Path, fields: Mapping[str, type] | None = None, remedy: str = ""
+) -> Iterator[tuple[str, Any]]:
   """("path:line", value) of every line of a JSONL file.
 
+  Args:
+    fields: the type of each field that a line must have; `object` is any.  None takes any JSON.
+    remedy: what to do about a line without them, for the message.
+
   Raises:
-    ValueError: names the line that is not JSON.
+    ValueError: names the line that is not JSON, or whose fields are missing or of another type.
   """
   for where, line in records.read_lines(pathlib.Path(path)):
+    value: Any
     value, problem = records.parse_json(line)
     if problem is not None:
       raise ValueError(f"{where}: {problem.message}")
+    if fields is not None and not isinstance(value, dict):
+      raise ValueError(f"{where}: found {type(value).__name__}, not an object; {remedy}")
+    for name, kind in ({} if fields is None else fields).items():
+      if name not in value:
+        raise ValueError(f'{where}: no field "{name}"; {remedy}')
+      if kind is not object and type(value[name]) is not kind:
+        raise ValueError(
+          f'{where}: "{name}" is {value[name]!r}, which is no {kind.__name__}; {remedy}'
+        )
     yield where, value
 
 

@@ -17,7 +17,6 @@ computed from these lines, so they can be pooled over runs.  A win rate is their
 half to each side.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.evals.preference import sheets
+
 GROUPS = ("training", "heldout")
 JUDGE_GROUPS = (*GROUPS, "human", "reward_model", "endpoint")
 WINS = (0, 0.5, 1)
 LIKERT = (1, 2, 3, 4, 5, 6, 7)
+_CHOICES = {"group": JUDGE_GROUPS, "win": (*WINS, None), "likert": (*LIKERT, None)}
 # The yes/no labels of InstructGPT's Table 3 -> which value is better, where one is.
 METADATA = {
   "fails_to_follow_instruction": "lower",
@@ -65,28 +67,6 @@ def both_orders(win: float | None, win_swapped: float | None) -> float | None:
   return win if win == win_swapped else 0.5
 
 
-def metadata_values(
-  metadata_by_prompt: Sequence[Sequence[Mapping[str, bool | None]]],
-) -> dict[str, list[list[float]]]:
-  """Label -> 1 and 0 by prompt, as `statistics` takes them, for the labels that were asked."""
-  labels = sorted(
-    {
-      name
-      for answers in metadata_by_prompt
-      for answer in answers
-      for name, value in answer.items()
-      if value is not None
-    }
-  )
-  return {
-    name: [
-      [float(value) for answer in answers if (value := answer.get(name)) is not None]
-      for answers in metadata_by_prompt
-    ]
-    for name in labels
-  }
-
-
 def read_preferences(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """Reads `preferences.jsonl`.
 
@@ -94,45 +74,30 @@ def read_preferences(path: str | pathlib.Path) -> list[dict[str, Any]]:
     ValueError: `path:line: what was found, what would be right`.
   """
   rows = []
-  with pathlib.Path(path).open(encoding="utf-8") as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        rows.append(_checked_row(json.loads(line)))
-      except ValueError as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
+  fields = dict(prompt_index=int, policy=str, labeler=str) | dict.fromkeys(_CHOICES, object)
+  for where, row in sheets.read_objects(path, fields, "restore the line, or judge again"):
+    problem = _find_problem(row)
+    if problem is not None:
+      raise ValueError(f"{where}: {problem}")
+    rows.append(row)
   return rows
 
 
-def _checked_row(row: Any) -> dict[str, Any]:
-  if not isinstance(row, dict):
-    raise ValueError(f"found {type(row).__name__}; each line must be a JSON object")
-  for field in ("prompt_index", "policy", "labeler", "group", "win", "likert"):
-    if field not in row:
-      raise ValueError(f'there is no field "{field}"')
-  if not isinstance(row["prompt_index"], int):
-    raise ValueError(f'"prompt_index" is {row["prompt_index"]!r}; use a whole number')
-  for field, allowed in (
-    ("group", JUDGE_GROUPS),
-    ("win", (*WINS, None)),
-    ("likert", (*LIKERT, None)),
-  ):
+def _find_problem(row: Mapping[str, Any]) -> str | None:
+  for field, allowed in _CHOICES.items():
     if row[field] not in allowed:
-      raise ValueError(f'"{field}" is {row[field]!r}; choose from {list(allowed)}')
-  if "metadata" in row:
-    _check_metadata(row["metadata"])
-  if "score" in row and not (type(row["score"]) in (int, float) and math.isfinite(row["score"])):
-    raise ValueError(f'"score" is {row["score"]!r}; use a finite number')
-  return row
-
-
-def _check_metadata(metadata: Any) -> None:
+      return f'"{field}" is {row[field]!r}; choose from {list(allowed)}'
+  metadata, score = row.get("metadata", {}), row.get("score", 0)
   if not isinstance(metadata, dict):
-    raise ValueError(f'"metadata" is {metadata!r}; use an object of labels')
+    return f'"metadata" is {metadata!r}; use an object of labels'
   for label, value in metadata.items():
     if label not in METADATA:
-      raise ValueError(f'"metadata" has {label!r}; choose from {sorted(METADATA)}')
-    if value is not None and not isinstance(value, bool):
-      raise ValueError(f'"metadata" says {value!r} of {label}; use true, false or null')
+      return f'"metadata" has {label!r}; choose from {sorted(METADATA)}'
+    if not isinstance(value, bool | None):
+      return f'"metadata" says {value!r} of {label}; use true, false or null'
+  if type(score) not in (int, float) or not math.isfinite(score):
+    return f'"score" is {score!r}; use a finite number'
+  return None
 
 
 def values_by_prompt(
@@ -146,7 +111,7 @@ def values_by_prompt(
   Args:
     rows: of `read_preferences`.
     policy, group: which rows to take.
-    field: "win", "likert" or "score".
+    field: "win", "likert", "score", or a label of `METADATA`.
 
   Returns:
     values_PL, float64, NaN where the labeler gave no such number on that prompt.
@@ -158,25 +123,26 @@ def values_by_prompt(
   chosen = [row for row in rows if row["policy"] == policy and row["group"] == group]
   labelers = {name: l for l, name in enumerate(sorted({row["labeler"] for row in chosen}))}
   values_PL = np.full((len(prompts), len(labelers)), np.nan)
-  seen_PL = np.zeros(values_PL.shape, bool)
+  seen = set()
   for row in chosen:
     at = prompts[row["prompt_index"]], labelers[row["labeler"]]
-    if seen_PL[at]:
+    if at in seen:
       raise ValueError(
         f"labeler {row['labeler']} judged {policy} twice on prompt "
         f"{row['prompt_index']}; each judgement has one line"
       )
-    seen_PL[at] = True
-    values_PL[at] = math.nan if field not in row or row[field] is None else row[field]
+    seen.add(at)
+    value = (row.get("metadata", {}) if field in METADATA else row).get(field)
+    values_PL[at] = math.nan if value is None else value
   return values_PL
 
 
-def metadata_by_prompt(
-  rows: Sequence[Mapping[str, Any]], *, policy: str, group: str
-) -> list[list[Mapping[str, bool | None]]]:
-  """One policy's labels as `metadata_rates` takes them: per prompt, one mapping per labeler."""
-  found: dict[int, list] = {index: [] for index in sorted({row["prompt_index"] for row in rows})}
-  for row in rows:
-    if row["policy"] == policy and row["group"] == group and "metadata" in row:
-      found[row["prompt_index"]].append(row["metadata"])
-  return list(found.values())
+def values_by_seed(
+  rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]], *, policy: str, group: str, field: str
+) -> dict[int, np.ndarray]:
+  """Training seed -> `values_by_prompt`, of the seeds that have any such number."""
+  found = {
+    run: values_by_prompt(rows, policy=policy, group=group, field=field)
+    for run, rows in rows_by_seed.items()
+  }
+  return {run: values_PL for run, values_PL in found.items() if not np.isnan(values_PL).all()}
