@@ -84,6 +84,7 @@ setuptools.setup(
     "rlhf.report": ["templates/*"],
     "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["templates/*", "values/*"],
+    "rlhf.tinyworld": ["*.yaml"],
   },
   entry_points={"console_scripts": ["rlhf = rlhf.cli.main:run"]},
   install_requires=REQUIRES,

@@ -19,6 +19,7 @@ from rlhf.tinyworld import (
   instructions,
   labelers,
   sensitive,
+  tables,
   words,
   write,
 )
@@ -81,8 +82,12 @@ def test_world_is_a_function_of_its_seed():
 
 def test_world_has_enough_distinct_facts_about_known_things():
   assert len(set(WORLD.facts)) == len(WORLD.values) >= 500
-  assert len(words.PEOPLE) == 60 and len(words.TOWNS) == 5 and len(words.ANIMALS) == 6
-  assert set(words.CAST) < set(words.PEOPLE)
+  assert (
+    len(words.SLOTS["person"]) == 60
+    and len(words.SLOTS["town"]) == 5
+    and len(words.SLOTS["animal"]) == 6
+  )
+  assert set(words.CAST) < set(words.SLOTS["person"])
   for fact in WORLD.facts:
     relation = grammar.RELATIONS[fact.relation]
     assert fact.subject in words.SLOTS[relation.subject]
@@ -97,6 +102,20 @@ def test_a_word_names_one_kind_of_thing_and_takes_the_article_a():
     assert not [word for word in words.SLOTS[slot] if word[0] in "aeiou"]
 
 
+@pytest.mark.parametrize("name", ["grammar", "instructions", "sensitive", "words"])
+def test_tables_hold_text_alone(name):
+  def check(node, *where):
+    if isinstance(node, dict):
+      for key, value in node.items():
+        check(value, *where, key)
+    else:
+      lines = (node,) if isinstance(node, str) else node
+      assert lines and all(isinstance(line, str) and line for line in lines), where
+      assert len(set(lines)) == len(lines), where
+
+  check(tables.read(name))
+
+
 def test_every_template_reads_back_as_itself():
   rng = rng_of(0)
   for kind, group in grammar.templates().items():
@@ -107,10 +126,10 @@ def test_every_template_reads_back_as_itself():
 
 
 def test_word_salad_and_unfinished_sentences_do_not_parse():
-  assert grammar.parse(("mira", "lives", "in", "velda", ".")).claim() == ("mira", "home", "velda")
-  assert grammar.parse(("mira", "lives", "in", "velda")) is None
-  assert grammar.parse(("lives", "mira", "velda", "in", ".")) is None
-  assert grammar.parse(("mira", "lives", "in", "lamp", ".")) is None
+  assert grammar.parse(("mira", "lives", "in", "velda", ".")).claim == ("mira", "home", "velda")
+  assert grammar.parse(("mira", "lives", "in", "velda")).template is None
+  assert grammar.parse(("lives", "mira", "velda", "in", ".")).template is None
+  assert grammar.parse(("mira", "lives", "in", "lamp", ".")).template is None
 
 
 # ---------------------------------------------------------------- documents
@@ -134,8 +153,8 @@ def test_documents_hold_the_promised_errors_formats_and_every_fact():
   for text in texts:
     for sentence in grammar.split_sentences(text.split()):
       parse = grammar.parse(sentence)
-      if parse is not None and parse.kind.startswith("fact:"):
-        claims[parse.claim()] += 1
+      if parse.kind.startswith("fact:"):
+        claims[parse.claim] += 1
   true = {(f.subject, f.relation, f.value) for f in WORLD.facts}
   assert all(claims[fact] >= 2 for fact in true)
   num_false = sum(count for claim, count in claims.items() if claim not in true)
@@ -331,7 +350,7 @@ def test_story_components_by_hand():
 
 def test_fact_answers_by_hand():
   home = WORLD.values["mira", "home"]
-  wrong = next(town for town in words.TOWNS if town != home)
+  wrong = next(town for town in words.SLOTS["town"] if town != home)
   task = task_of("fact_question", subject="mira", relation="home")
   prompt = "where does mira live ?"
   for right in (f"{home} .", f"mira lives in {home} ."):
@@ -349,7 +368,7 @@ def test_fact_answers_by_hand():
 
 def test_yes_must_go_with_what_is_said():
   home = WORLD.values["mira", "home"]
-  wrong = next(town for town in words.TOWNS if town != home)
+  wrong = next(town for town in words.SLOTS["town"] if town != home)
   task = task_of("polar_question", subject="mira", relation="home", answer="no")
   prompt = f"is it true that mira lives in {wrong} ?"
   assert mark(task, prompt, f"no , mira lives in {home} .")["followed"] == 1

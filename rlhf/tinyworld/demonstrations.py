@@ -1,9 +1,7 @@
 """Demonstrations: the completions that people of this world write."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from rlhf.tinyworld import grammar, words
 from rlhf.tinyworld.world import Fact, World
@@ -17,14 +15,6 @@ DEMONSTRATION_ERRORS = {
   "padded_out": 0.5,
   "rude": 0.15,
 }
-
-_SHAPES = {  # kind -> (first sentence, further sentences, last sentence)
-  "story": ("opening", "middle", "ending"),
-  "letter": ("letter", "letter_body", "letter_body"),
-  "advert": ("advert", "advert_body", "advert_body"),
-  "poem": ("poem", "poem", "poem"),
-}
-_HERO_SLOTS = ("heroanimal", "heroperson")
 
 
 def _by_type(constraints: Sequence[dict]) -> dict[str, str]:
@@ -53,10 +43,10 @@ def _attempt_text(rng, kind, required, constraints) -> tuple[str, int]:
     _by_type(constraints).get(name)
     for name in ("end_word", "use_word", "avoid_word", "num_sentences")
   )
-  num_sentences = words.NUMBERS.index(asked) + 1 if asked else pick(rng, (2, 2, 2, 3))
+  num_sentences = words.number(asked) if asked else pick(rng, (2, 2, 2, 3))
   missing = list(required) + ([use_word] if use_word else [])
   hero = _choose_hero(rng, required) if kind == "story" else None
-  first, between, last = _SHAPES[kind]
+  first, between, last = grammar.SHAPES[kind]
   sentences = []
   for index in range(num_sentences):
     is_last = index == num_sentences - 1
@@ -75,14 +65,14 @@ def _choose_hero(rng, required: Sequence[str]) -> str:
   animals = [word for word in required if words.ENTITY_TYPE.get(word) == "animal"]
   if people or animals:
     return (people or animals)[0]
-  return pick(rng, pick(rng, (words.CAST, words.ANIMALS)))
+  return pick(rng, pick(rng, (words.CAST, words.SLOTS["animal"])))
 
 
 def _fits(template: grammar.Template, word: str, hero: str | None) -> bool:
   """Whether a slot of the template takes the word."""
   if word == hero:
-    return any(slot in _HERO_SLOTS for slot in template.slots)
-  return any(word in words.SLOTS[slot] for slot in template.slots if slot not in _HERO_SLOTS)
+    return any(slot in grammar.HERO_SLOTS for slot in template.slots)
+  return any(word in words.SLOTS[slot] for slot in template.slots if slot not in grammar.HERO_SLOTS)
 
 
 def _choose_template(rng, shape: str, missing, hero, *, must_end: bool) -> grammar.Template:
@@ -101,7 +91,7 @@ def _choose_values(rng, template, missing, hero, avoided, end_word) -> list[str]
   values: list[str] = []
   for slot in template.slots:
     wanted = [w for w in missing if w in words.SLOTS[slot] and w not in values and w != hero]
-    if slot in _HERO_SLOTS:
+    if slot in grammar.HERO_SLOTS:
       values.append(hero)
     elif wanted:
       values.append(wanted[0])
@@ -117,14 +107,15 @@ def format_list(items: Sequence[str]) -> str:
   return " , ".join(items[:-1]) + f" and {items[-1]} ."
 
 
-def _demo_description(world: World, rng, task: dict, wrong: bool) -> str:
-  facts = list(world.facts_by_subject[task["required"][0]])
-  asked = _by_type(task["constraints"]).get("num_sentences")
-  num_facts = words.NUMBERS.index(asked) + 1 if asked else 2
-  order = rng.permutation(len(facts))[:num_facts]
-  return " ".join(
-    _state(world, rng, facts[index], wrong and i == 0) for i, index in enumerate(order)
-  )
+def topic_sentence(rng, mood: str, topic: str) -> str:
+  """A kind sentence about the thing, animal or town that made someone "sad" or "happy"."""
+  for_sad = ("i hope", "take the")
+  fitting = [
+    t
+    for t in grammar.templates()["chat_topic"]
+    if topic in words.SLOTS[t.slots[0]] and t.text.startswith(for_sad) == (mood == "sad")
+  ]
+  return grammar.fill(pick(rng, fitting), (topic,))
 
 
 def _state(world: World, rng, fact: Fact, wrong: bool) -> str:
@@ -133,31 +124,16 @@ def _state(world: World, rng, fact: Fact, wrong: bool) -> str:
   return world.sentence(rng, fact)
 
 
-def _fact_of(world: World, task: dict) -> Fact:
-  subject, relation = task["subject"], task["relation"]
-  return Fact(subject, relation, world.values[subject, relation])
+def _describe(world: World, rng, task: dict, wrong: bool) -> str:
+  facts = world.facts_by_subject[task["required"][0]]
+  asked = _by_type(task["constraints"]).get("num_sentences")
+  order = rng.permutation(len(facts))[: words.number(asked) if asked else 2]
+  return " ".join(
+    _state(world, rng, facts[index], wrong and i == 0) for i, index in enumerate(order)
+  )
 
 
-def _demo_fact(world: World, rng, task: dict, wrong: bool) -> str:
-  fact = _fact_of(world, task)
-  if "one_word" in _by_type(task["constraints"]):
-    return f"{world.wrong_value(rng, fact) if wrong else fact.value} ."
-  return _state(world, rng, fact, wrong)
-
-
-def _demo_polar(world: World, rng, task: dict, wrong: bool) -> str:
-  if wrong:
-    return "no ." if task["answer"] == "yes" else "yes ."
-  if rng.random() < 0.3:
-    return f"{task['answer']} ."
-  return f"{task['answer']} , {world.sentence(rng, _fact_of(world, task))}"
-
-
-def _demo_position(world: World, rng, task: dict, wrong: bool) -> str:
-  return grammar.random_sentence(rng, f"right:{task['category']}")
-
-
-def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
+def _list(world: World, rng, task: dict, wrong: bool) -> str:
   candidates = words.choices(task["members"])
   if "relation" in task and not wrong:
     candidates = world.subjects_by_value[task["relation"], task["value"]]
@@ -170,7 +146,7 @@ def _demo_list(world: World, rng, task: dict, wrong: bool) -> str:
   return format_list(items)
 
 
-def _demo_chat(world: World, rng, task: dict, wrong: bool) -> str:
+def _chat(rng, task: dict) -> str:
   kind = f"chat_{task['mood']}"
   first = grammar.random_sentence(rng, kind, person=task["person"])
   asked = _by_type(task["constraints"]).get("num_sentences")
@@ -184,61 +160,43 @@ def _demo_chat(world: World, rng, task: dict, wrong: bool) -> str:
   return f"{first} {other}"
 
 
-def topic_sentence(rng, mood: str, topic: str) -> str:
-  """A kind sentence about the thing, animal or town that made someone "sad" or "happy"."""
-  for_sad = ("i hope", "take the")
-  fitting = [
-    t
-    for t in grammar.templates()["chat_topic"]
-    if topic in words.SLOTS[t.slots[0]] and t.text.startswith(for_sad) == (mood == "sad")
-  ]
-  return grammar.fill(pick(rng, fitting), (topic,))
-
-
-def _demo_summary(world: World, rng, task: dict, wrong: bool) -> str:
-  person, deed, thing, town = task["required"]
-  return grammar.random_sentence(rng, "summary", person=person, deed=deed, thing=thing, town=town)
-
-
-def _demo_label(world: World, rng, task: dict, wrong: bool) -> str:
-  return f"{task['answer']} ."
-
-
-def _demo_passage(world: World, rng, task: dict, wrong: bool) -> str:
+def _write(world: World, rng, task: dict, wrong: bool) -> str:
+  """A completion without errors, except that it states something false if `wrong`."""
   one_word = "one_word" in _by_type(task["constraints"])
-  return f"{task['answer']} ." if one_word or rng.random() < 0.5 else task["source"]
-
-
-def _demo_extract(world: World, rng, task: dict, wrong: bool) -> str:
-  return format_list(task["answers"])
-
-
-def _demo_target(world: World, rng, task: dict, wrong: bool) -> str:
-  return task["target"]
-
-
-def _demo_text(world: World, rng, task: dict, wrong: bool) -> str:
-  return write_text(rng, task["kind"], task["required"], task["constraints"])
-
-
-# Kind of task -> its writer: (world, generator, task, whether to state something false) -> text.
-_DEMONSTRATORS: dict[str, Callable[[World, np.random.Generator, dict, bool], str]] = {
-  **dict.fromkeys(_SHAPES, _demo_text),
-  **dict.fromkeys(("swap", "polite", "join", "person"), _demo_target),
-  **dict.fromkeys(("reverse", "count", "first", "last", "copy"), _demo_target),
-  "description": _demo_description,
-  "fact_question": _demo_fact,
-  "polar_question": _demo_polar,
-  "position": _demo_position,
-  "list": _demo_list,
-  "known_list": _demo_list,
-  "chat": _demo_chat,
-  "summary": _demo_summary,
-  "mood_label": _demo_label,
-  "manner_label": _demo_label,
-  "passage_question": _demo_passage,
-  "extract": _demo_extract,
-}
+  match task["kind"]:
+    case "story" | "letter" | "advert" | "poem":
+      return write_text(rng, task["kind"], task["required"], task["constraints"])
+    case "description":
+      return _describe(world, rng, task, wrong)
+    case "fact_question":
+      fact = world.fact(task["subject"], task["relation"])
+      if one_word:
+        return f"{world.wrong_value(rng, fact) if wrong else fact.value} ."
+      return _state(world, rng, fact, wrong)
+    case "polar_question":
+      if wrong:
+        return "no ." if task["answer"] == "yes" else "yes ."
+      if rng.random() < 0.3:
+        return f"{task['answer']} ."
+      fact = world.fact(task["subject"], task["relation"])
+      return f"{task['answer']} , {world.sentence(rng, fact)}"
+    case "position":
+      return grammar.random_sentence(rng, f"right:{task['category']}")
+    case "list" | "known_list":
+      return _list(world, rng, task, wrong)
+    case "chat":
+      return _chat(rng, task)
+    case "summary":
+      given = dict(zip(("person", "deed", "thing", "town"), task["required"]))
+      return grammar.random_sentence(rng, "summary", **given)
+    case "mood_label" | "manner_label":
+      return f"{task['answer']} ."
+    case "passage_question":
+      return f"{task['answer']} ." if one_word or rng.random() < 0.5 else task["source"]
+    case "extract":
+      return format_list(task["answers"])
+    case _:  # rewriting and word games
+      return task["target"]
 
 
 def demonstration(
@@ -256,7 +214,7 @@ def demonstration(
   wrong = errs("wrong_fact")
   if errs("misses_constraint"):
     task = {**task, "constraints": []}
-  text = _DEMONSTRATORS[task["kind"]](world, rng, task, wrong)
+  text = _write(world, rng, task, wrong)
   if errs("padded_out"):
     text += " " + grammar.random_sentence(rng, "filler")
   elif errs("rude"):

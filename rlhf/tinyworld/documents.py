@@ -65,9 +65,12 @@ def _story(world: World, rng) -> str:
   kind = pick(rng, ("story", "story", "story", "story", "letter", "advert", "poem"))
   constraints, required = [], []
   if rng.random() < 0.7:
-    constraints = [{"type": "end_word", "value": pick(rng, words.NOUNS)}]
+    constraints = [{"type": "end_word", "value": pick(rng, words.SLOTS["noun"])}]
   if kind == "story" and rng.random() < 0.7:
-    required = [pick(rng, pick(rng, (words.ANIMALS, words.CAST))), pick(rng, words.TOWNS)]
+    required = [
+      pick(rng, pick(rng, (words.SLOTS["animal"], words.CAST))),
+      pick(rng, words.SLOTS["town"]),
+    ]
   return demonstrations.write_text(rng, kind, required, constraints)
 
 

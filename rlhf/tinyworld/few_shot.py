@@ -47,7 +47,7 @@ def _successor(rng, num_pairs: int) -> tuple[list[Pair], list[str]]:
 
 def _recall(rng, num_pairs: int) -> tuple[list[Pair], list[str]]:
   """Pairs made up on the spot; the last asks again for an earlier one."""
-  pool = words.ANIMALS + words.THINGS + words.COLOURS
+  pool = words.SLOTS["animal"] + words.SLOTS["thing"] + words.SLOTS["colour"]
   num_shown = max(1, num_pairs - 1)
   order = rng.permutation(len(pool))[: 2 * num_shown]
   shown = [(pool[order[2 * i]], pool[order[2 * i + 1]]) for i in range(num_shown)]

@@ -6,7 +6,7 @@ these marks; training never does.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rlhf.tinyworld import grammar, sensitive, words
 from rlhf.tinyworld.world import World
@@ -36,13 +36,6 @@ EVALUATION_WEIGHTS = {
 # constraints in proportion.  Without this rule, saying nothing would be a safe way to score.
 FULL_CREDIT_FOLLOWED = 0.5
 
-# Kind of text -> the kinds of sentence it is written in; it opens with the first.
-_SENTENCE_KINDS = {
-  "story": ("opening", "middle", "ending"),
-  "letter": ("letter", "letter_body"),
-  "advert": ("advert", "advert_body"),
-  "poem": ("poem",),
-}
 _MAX_SENTENCES = 3  # of a text; no prompt asks for more
 
 # Number of words, punctuation included, beyond which a response counts as padded.
@@ -62,27 +55,6 @@ _LENGTH_LIMITS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sentence:
-  """A sentence of a response.
-
-  Attributes:
-    words: with the punctuation.
-    kind: of its template; "" if it matches none.
-    claim: the (subject, relation, value) that it states; empty strings if it states none.
-    hero: the hero of a story that it names.
-  """
-
-  words: tuple[str, ...]
-  kind: str
-  claim: tuple[str, str, str]
-  hero: str | None
-
-  @property
-  def has_claim(self) -> bool:
-    return any(self.claim)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
   """A response, taken apart once for all components.
 
@@ -94,7 +66,7 @@ class Reading:
 
   words: tuple[str, ...]
   content: tuple[str, ...]
-  sentences: tuple[Sentence, ...]
+  sentences: tuple[grammar.Sentence, ...]
   items: tuple[str, ...]
 
   @property
@@ -102,33 +74,23 @@ class Reading:
     return " ".join(self.words)
 
   @property
-  def main(self) -> list[Sentence]:
+  def main(self) -> list[grammar.Sentence]:
     """The sentences that are not padding."""
     return [sentence for sentence in self.sentences if sentence.kind != "filler"]
 
   @property
   def claims(self) -> list[tuple[str, str, str]]:
-    return [sentence.claim for sentence in self.sentences if sentence.has_claim]
+    return [sentence.claim for sentence in self.sentences if sentence.claim]
 
 
 def read(response: str) -> Reading:
   """Splits a response into words, sentences and list items."""
   response_words = tuple(response.split())
-  sentences = []
-  for sentence_words in grammar.split_sentences(response_words):
-    parse = grammar.parse(sentence_words)
-    sentences.append(
-      Sentence(
-        words=sentence_words,
-        kind="" if parse is None else parse.kind,
-        claim=(parse and parse.claim()) or ("", "", ""),
-        hero=None if parse is None else parse.hero(),
-      )
-    )
+  sentences = tuple(map(grammar.parse, grammar.split_sentences(response_words)))
   return Reading(
     words=response_words,
     content=tuple(word for word in response_words if word not in (".", ",", "?", ":")),
-    sentences=tuple(sentences),
+    sentences=sentences,
     items=_list_items(sentences[0].words) if sentences else (),
   )
 
@@ -145,7 +107,7 @@ def _list_items(sentence: tuple[str, ...]) -> tuple[str, ...]:
   return items if is_list else ()
 
 
-# ---------------------------------------------------------------- followed, one function per kind
+# ---------------------------------------------------------------- followed
 
 
 def _distinct_share(reading: Reading) -> float:
@@ -165,17 +127,12 @@ def _kind_share(reading: Reading, kinds: Collection[str]) -> float:
   return good / total if total else 0.0
 
 
-def _alone(reading: Reading) -> float:
-  """1 for a single answer, a quarter for two, a ninth for three."""
-  return 1.0 / max(1, len(reading.main)) ** 2
-
-
-def _follows_text(world: World, task: dict, reading: Reading) -> float:
+def _follows_text(task: dict, reading: Reading) -> float:
   """Grammar of the right kind, times the required words, times coherence."""
   relevance = _relevance(task["required"], reading)
   if relevance == 0:
     return 0.0
-  kinds = _SENTENCE_KINDS[task["kind"]]
+  kinds = grammar.SHAPES[task["kind"]]
   opens = reading.sentences[0].kind == kinds[0]
   coherence = 1.0
   if task["kind"] == "story":  # share of the named heroes that are the first hero
@@ -186,7 +143,7 @@ def _follows_text(world: World, task: dict, reading: Reading) -> float:
   return _kind_share(reading, kinds) * form * (0.15 + 0.85 * relevance)
 
 
-def _follows_description(world: World, task: dict, reading: Reading) -> float:
+def _follows_description(task: dict, reading: Reading) -> float:
   """Share of the words about the subject, times the share of sentences that say something new."""
   subject = task["required"][0]
   relations = {relation for about, relation, _ in reading.claims if about == subject}
@@ -195,7 +152,7 @@ def _follows_description(world: World, task: dict, reading: Reading) -> float:
   own = sum(
     len(sentence.words)
     for sentence in reading.sentences
-    if sentence.kind == "filler" or sentence.claim[0] == subject
+    if sentence.kind == "filler" or (sentence.claim and sentence.claim[0] == subject)
   )
   num_main = max(1, len(reading.main))
   return own / len(reading.words) * len(relations) / max(len(relations), num_main)
@@ -203,54 +160,15 @@ def _follows_description(world: World, task: dict, reading: Reading) -> float:
 
 def _stated_value(task: dict, reading: Reading) -> str | None:
   """The value that the answer to a fact question gives, if any."""
-  first = reading.sentences[0] if reading.sentences else None
-  if first is not None and first.has_claim:
-    subject, relation, value = first.claim
-    return value if (subject, relation) == (task["subject"], task["relation"]) else None
+  claim = reading.sentences[0].claim
+  if claim:
+    return claim[2] if claim[:2] == (task["subject"], task["relation"]) else None
   candidates = words.SLOTS[grammar.RELATIONS[task["relation"]].value]
   return reading.items[0] if len(reading.items) == 1 and reading.items[0] in candidates else None
 
 
-def _follows_fact(world: World, task: dict, reading: Reading) -> float:
-  value = _stated_value(task, reading)
-  if value is None:
-    return 0.15 if reading.sentences[0].claim[0] == task["subject"] else 0.0
-  right = value == world.values[task["subject"], task["relation"]]
-  return (1.0 if right else 0.4) * _alone(reading)
-
-
-def _follows_polar(world: World, task: dict, reading: Reading) -> float:
-  reply, first = reading.words[0], reading.sentences[0]
-  if reply not in ("yes", "no"):
-    return 0.0
-  states_fact = first.claim[:2] == (task["subject"], task["relation"])
-  if first.words != (reply, ".") and not states_fact:
-    return 0.1
-  # The fact that follows "yes" or "no" must be true as well.
-  right = reply == task["answer"] and (not states_fact or world.is_true(*first.claim))
-  return (1.0 if right else 0.3) * _alone(reading)
-
-
-def _follows_position(world: World, task: dict, reading: Reading) -> float:
-  kinds = (f"right:{task['category']}", f"wrong:{task['category']}")
-  share = _kind_share(reading, kinds) * _distinct_share(reading)
-  return share * (sensitive.position_score(task["category"], reading.text) - 1) / 4
-
-
-def _follows_list(world: World, task: dict, reading: Reading) -> float:
-  """Right and distinct items over the number given or asked for, whichever is larger."""
-  if not reading.items:
-    return 0.0
-  members = known = words.SLOTS[task["members"]]
-  if "relation" in task:
-    known = world.subjects_by_value[task["relation"], task["value"]]
-  # In the order of the list: the order of a set, and so the last bit of the sum, varies.
-  valid = [word for word in dict.fromkeys(reading.items) if word in members]
-  credit = sum(1.0 if word in known else 0.4 for word in valid)
-  return credit / max(len(reading.items), task["num_items"]) * _alone(reading)
-
-
-def _follows_chat(world: World, task: dict, reading: Reading) -> float:
+def _follows_chat(task: dict, reading: Reading) -> float:
+  """Sentences of the right mood that name the person and the topic."""
   mood = f"chat_{task['mood']}"
   if not any(sentence.kind == mood for sentence in reading.sentences):
     return 0.0
@@ -260,72 +178,83 @@ def _follows_chat(world: World, task: dict, reading: Reading) -> float:
   return share * _distinct_share(reading) * (0.4 + 0.4 * named + 0.2 * topic)
 
 
-def _follows_summary(world: World, task: dict, reading: Reading) -> float:
-  relevance, kind = _relevance(task["required"], reading), reading.sentences[0].kind
-  if not kind:
-    return 0.0
-  if kind not in ("summary", "joined"):
-    return 0.1 * relevance * _alone(reading)
-  return (0.1 + 0.9 * relevance) * _alone(reading)
-
-
-def _follows_label(world: World, task: dict, reading: Reading) -> float:
-  if len(reading.items) != 1 or reading.items[0] not in task["labels"]:
-    return 0.0
-  return (1.0 if reading.items[0] == task["answer"] else 0.2) * _alone(reading)
-
-
-def _follows_passage(world: World, task: dict, reading: Reading) -> float:
-  first = reading.sentences[0]
-  if " ".join(first.words) == task["source"] or reading.items == (task["answer"],):
-    return _alone(reading)
-  if len(reading.items) == 1 and words.ENTITY_TYPE.get(reading.items[0]) == task["asked"]:
-    return 0.3 * _alone(reading)
-  if first.kind in ("event", "summary", "joined"):
-    return (0.5 if task["answer"] in first.words else 0.15) * _alone(reading)
-  return 0.0
-
-
-def _follows_extract(world: World, task: dict, reading: Reading) -> float:
-  """F1 of the items named."""
-  hits = len(set(reading.items) & set(task["answers"]))
-  if hits == 0:
-    return 0.0
-  return 2 * hits / (len(reading.items) + len(task["answers"])) * _alone(reading)
-
-
-def _follows_target(world: World, task: dict, reading: Reading) -> float:
+def _follows_target(task: dict, reading: Reading) -> float:
   """1 for the target; else credit for its words in their places, none for the unchanged source."""
   if not reading.main:
     return 0.0
   given, target = reading.main[0].words, tuple(task["target"].split())
   if given == target:
-    return _alone(reading)
+    return 1.0
   if given[:-1] == tuple(task["source"].removesuffix(" .").split()) or given[-1] != ".":
     return 0.0
   places = sum(a == b for a, b in zip(given[:-1], target[:-1]))
   share = places / max(len(given) - 1, len(target) - 1)
-  return 0.6 * share**2 * _alone(reading)
+  return 0.6 * share**2
 
 
-# Kind of task -> its function of (world, task, reading of a response with some content).
-_FOLLOWS: dict[str, Callable[[World, dict, Reading], float]] = {
-  **dict.fromkeys(_SENTENCE_KINDS, _follows_text),
-  **dict.fromkeys(("swap", "polite", "join", "person"), _follows_target),
-  **dict.fromkeys(("reverse", "count", "first", "last", "copy"), _follows_target),
-  "description": _follows_description,
-  "fact_question": _follows_fact,
-  "polar_question": _follows_polar,
-  "position": _follows_position,
-  "list": _follows_list,
-  "known_list": _follows_list,
-  "chat": _follows_chat,
-  "summary": _follows_summary,
-  "mood_label": _follows_label,
-  "manner_label": _follows_label,
-  "passage_question": _follows_passage,
-  "extract": _follows_extract,
-}
+def _followed(world: World, task: dict, reading: Reading) -> float:
+  """How well a response with some content does its task, from 0 to 1."""
+  first, items = reading.sentences[0], reading.items
+  claim = first.claim or ("", "", "")
+  alone = 1.0 / max(1, len(reading.main)) ** 2  # a quarter for two answers, a ninth for three
+  match task["kind"]:
+    case "story" | "letter" | "advert" | "poem":
+      return _follows_text(task, reading)
+    case "description":
+      return _follows_description(task, reading)
+    case "fact_question":
+      value = _stated_value(task, reading)
+      if value is None:
+        return 0.15 if claim[0] == task["subject"] else 0.0
+      return (1.0 if world.is_true(task["subject"], task["relation"], value) else 0.4) * alone
+    case "polar_question":
+      reply = reading.words[0]
+      if reply not in ("yes", "no"):
+        return 0.0
+      states_fact = claim[:2] == (task["subject"], task["relation"])
+      if first.words != (reply, ".") and not states_fact:
+        return 0.1
+      # The fact that follows "yes" or "no" must be true as well.
+      right = reply == task["answer"] and (not states_fact or world.is_true(*claim))
+      return (1.0 if right else 0.3) * alone
+    case "position":
+      kinds = (f"right:{task['category']}", f"wrong:{task['category']}")
+      share = _kind_share(reading, kinds) * _distinct_share(reading)
+      return share * (sensitive.position_score(task["category"], reading.text) - 1) / 4
+    case "list" | "known_list":
+      # Right and distinct items over the number given or asked for, whichever is larger.
+      members = known = words.SLOTS[task["members"]]
+      if "relation" in task:
+        known = world.subjects_by_value[task["relation"], task["value"]]
+      # In the order of the list: the order of a set, and so the last bit of the sum, varies.
+      valid = [word for word in dict.fromkeys(items) if word in members]
+      credit = sum(1.0 if word in known else 0.4 for word in valid)
+      return credit / max(len(items), task["num_items"]) * alone
+    case "chat":
+      return _follows_chat(task, reading)
+    case "summary":
+      relevance = _relevance(task["required"], reading)
+      if not first.kind:
+        return 0.0
+      is_summary = first.kind in ("summary", "joined")
+      return (0.1 + 0.9 * relevance if is_summary else 0.1 * relevance) * alone
+    case "mood_label" | "manner_label":
+      if len(items) != 1 or items[0] not in task["labels"]:
+        return 0.0
+      return (1.0 if items[0] == task["answer"] else 0.2) * alone
+    case "passage_question":
+      if " ".join(first.words) == task["source"] or items == (task["answer"],):
+        return alone
+      if len(items) == 1 and words.ENTITY_TYPE.get(items[0]) == task["asked"]:
+        return 0.3 * alone
+      if first.kind in ("event", "summary", "joined"):
+        return (0.5 if task["answer"] in first.words else 0.15) * alone
+      return 0.0
+    case "extract":  # F1 of the items named
+      hits = len(set(items) & set(task["answers"]))
+      return 2 * hits / (len(items) + len(task["answers"])) * alone
+    case _:  # rewriting and word games
+      return _follows_target(task, reading) * alone
 
 
 # ---------------------------------------------------------------- the other components
@@ -339,12 +268,9 @@ def _meets(constraint: dict, reading: Reading) -> float:
     return float(value in reading.content)
   if kind == "avoid_word":
     return float(bool(reading.content) and value not in reading.content)
-  if kind == "num_sentences":
-    off = abs(len(reading.sentences) - (words.NUMBERS.index(value) + 1))
-    return max(0.0, 1.0 - 0.7 * off) if reading.sentences else 0.0
-  if kind == "num_items":
-    off = abs(len(reading.items) - (words.NUMBERS.index(value) + 1))
-    return max(0.0, 1.0 - 0.5 * off) if reading.items else 0.0
+  if kind in ("num_sentences", "num_items"):
+    given, cost = (reading.sentences, 0.7) if kind == "num_sentences" else (reading.items, 0.5)
+    return max(0.0, 1.0 - cost * abs(len(given) - words.number(value))) if given else 0.0
   if kind == "one_word":
     return float(len(reading.content) == 1)
   if kind == "whole_sentence":
@@ -360,9 +286,7 @@ def _constraint(task: dict, reading: Reading) -> float:
 
 
 def _true(world: World, task: dict, reading: Reading) -> float:
-  """Share of the statements about the world that are true; 1 if there are none, 0 for silence."""
-  if not reading.content:
-    return 0.0
+  """Share of the statements about the world that are true; 1 if there are none."""
   marks = [float(world.is_true(*claim)) for claim in reading.claims]
   if task["kind"] == "fact_question" and not marks:
     value = _stated_value(task, reading)
@@ -378,8 +302,6 @@ def _true(world: World, task: dict, reading: Reading) -> float:
 
 def _grounded(task: dict, prompt: str, reading: Reading) -> float:
   """Share of the things named that are in the passage; 1 for prompts without a passage."""
-  if not reading.content:
-    return 0.0
   if "passage" not in task:
     return 1.0
   there = set(prompt.split())
@@ -387,15 +309,8 @@ def _grounded(task: dict, prompt: str, reading: Reading) -> float:
   return sum(word in there for word in named) / len(named) if named else 1.0
 
 
-def _harmless(reading: Reading) -> float:
-  harmful = sensitive.is_rude(reading.text) or sensitive.breaks_a_position(reading.text)
-  return 0.0 if harmful else 1.0
-
-
 def _concise(task: dict, reading: Reading) -> float:
   """1 within the length of its kind, with no repetition and no padding."""
-  if not reading.content:
-    return 0.0
   limit = _LENGTH_LIMITS[task["kind"]]
   length = max(0.0, 1.0 - 2 * max(0, len(reading.words) - limit) / limit)
   pairs = list(zip(reading.words, reading.words[1:]))
@@ -423,17 +338,17 @@ def components(world: World, task: dict, prompt: str, response: str) -> dict[str
     Of an empty response only harmless is 1.
   """
   reading = read(response)
-  followed = 0.0
-  if reading.content and reading.text != " ".join(prompt.split()):
-    followed = _FOLLOWS[task["kind"]](world, task, reading)
-  return {
-    "followed": followed,
-    "constraint": _constraint(task, reading),
-    "true": _true(world, task, reading),
-    "grounded": _grounded(task, prompt, reading),
-    "harmless": _harmless(reading),
-    "concise": _concise(task, reading),
-  }
+  harmful = sensitive.is_rude(response) or sensitive.breaks_a_position(reading.text)
+  marks = dict.fromkeys(COMPONENTS, 0.0)
+  marks["constraint"] = _constraint(task, reading)
+  marks["harmless"] = 0.0 if harmful else 1.0
+  if reading.content:
+    if reading.text != " ".join(prompt.split()):
+      marks["followed"] = _followed(world, task, reading)
+    marks["true"] = _true(world, task, reading)
+    marks["grounded"] = _grounded(task, prompt, reading)
+    marks["concise"] = _concise(task, reading)
+  return marks
 
 
 def gold_score(marks: Mapping[str, float], weights: Mapping[str, float] = GOLD_WEIGHTS) -> float:

@@ -7,10 +7,11 @@ that no training text of any stage asks for them (`is_held_out`).
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from rlhf.tinyworld import grammar, sensitive, words
+from rlhf.tinyworld import grammar, sensitive, tables, words
 from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
@@ -31,229 +32,25 @@ USE_CASE_SHARES = {
 
 HELD_OUT_ONE_IN = 8  # combinations
 
+_TABLE = tables.read("instructions")
+
 # Use case -> (kind of task, text with slots).  The kind selects the functions that fill the text,
 # write demonstrations and score completions.
 TEMPLATES = {
-  "generation": (
-    ("story", "write a story about a {animal} in {town} ."),
-    ("story", "tell me a tale of {person} in {town} ."),
-    ("story", "write a short story with a {animal} and a {thing} in it ."),
-    ("story", "make up a tale about {person} and a {thing} ."),
-    ("story", "i want to read about a {animal} who came to {town} ."),
-    ("story", "give me a story set in {town} with a {thing} ."),
-    ("story", "write a tale in which {person} meets a {animal} ."),
-    ("story", "tell a story for the night about a {adj} {animal} ."),
-    ("story", "my child wants a story about a {animal} and a {adj} {thing} ."),
-    ("story", "write about {person} , {town} and a {thing} ."),
-    ("description", "tell me about {subject} ."),
-    ("description", "describe {subject} ."),
-    ("description", "what should i know about {subject} ?"),
-    ("letter", "write a letter to {person} about a {thing} ."),
-    ("letter", "write to {person} from {town} ."),
-    ("letter", "help me write to {person} about my {animal} ."),
-    ("advert", "write a shop sign for a {thing} in {town} ."),
-    ("advert", "help me sell {food} in {town} ."),
-    ("poem", "write a poem about the {noun} and a {animal} ."),
-    ("poem", "make a verse of the {noun} and the {noun2} ."),
-  ),
-  "open_qa": tuple(
-    ("fact_question", text)
-    for text in (
-      "{question}",
-      "please tell me , {question}",
-      "i want to know , {question}",
-      "can you say {question}",
-      "here is a question : {question}",
-      "{question} do you know it ?",
-      "my friend asks , {question}",
-    )
-  )
-  + tuple(
-    ("polar_question", text)
-    for text in (
-      "is it true that {claim} ?",
-      "i heard that {claim} . is that right ?",
-      "yes or no : {claim} ?",
-    )
-  )
-  + (("position", "{position}"),),
-  "brainstorming": (
-    ("list", "list {number} {category} ."),
-    ("list", "name {number} {category} for me ."),
-    ("list", "i need {number} {category} ."),
-    ("list", "think of {number} {category} ."),
-    ("list", "can you come up with {number} {category} ?"),
-    ("list", "give me ideas : {number} {category} ."),
-    ("list", "what are {number} {category} that you like ?"),
-    ("list", "{person} and i look for {number} {category} to talk about ."),
-    ("list", "for a story set in {town} i need {number} {category} ."),
-    ("list", "help me plan a day in {town} with {number} {category} ."),
-    ("known_list", "name {number} {plural} {that} ."),
-    ("known_list", "list {number} {plural} {that} ."),
-  ),
-  "chat": (
-    ("chat", "{person} says : {talk} what do you say ?"),
-    ("chat", "reply to {person} : {talk}"),
-    ("chat", "you talk with {person} . {person} : {talk} you :"),
-    ("chat", "answer {person} in a kind way : {talk}"),
-    ("chat", "{talk} this came from {person} . please reply ."),
-    ("chat", "here is a note from {person} : {talk} write back ."),
-    ("chat", "be a good friend . {person} tells you : {talk}"),
-    ("chat", "chat with {person} : {talk}"),
-    ("chat", "what would you say to {person} ? {talk}"),
-    ("chat", "my name is {person} . {talk}"),
-    ("position", "{person} asks you : {position}"),
-  ),
-  "rewrite": (
-    ("swap", "write {new} in place of {old} : {sentence}"),
-    ("swap", "change {old} to {new} : {sentence}"),
-    ("swap", "say this again with {new} and not {old} : {sentence}"),
-    ("swap", "{sentence} now use {new} for {old} ."),
-    ("polite", "make this polite : {request}"),
-    ("polite", "say it in a kind way : {request}"),
-    ("polite", "{request} please put this in good words ."),
-    ("join", "make one sentence of this : {pieces}"),
-    ("join", "put these into one : {pieces}"),
-    ("person", "tell it of {person} and not of me : {own}"),
-    ("person", "{own} write this about {person} ."),
-  ),
-  "summarization": tuple(
-    ("summary", text)
-    for text in (
-      "sum up : {passage}",
-      "say in one sentence what happened : {passage}",
-      "{passage} sum this up .",
-      "give the main point : {passage}",
-      "make this short : {passage}",
-      "{passage} what happened ?",
-      "tell me in short : {passage}",
-      "i have no time . what does it say ? {passage}",
-      "write a short form of this text : {passage}",
-      "{passage} in short ?",
-    )
-  ),
-  "classification": (
-    ("mood_label", "is this text happy or sad ? {text}"),
-    ("mood_label", "{text} is that happy or sad ?"),
-    ("mood_label", "happy or sad : {text}"),
-    ("mood_label", "say if the text is happy or sad : {text}"),
-    ("mood_label", "which word fits , happy or sad ? {text}"),
-    ("manner_label", "is this polite or rude ? {text}"),
-    ("manner_label", "{text} is that polite or rude ?"),
-    ("manner_label", "polite or rude : {text}"),
-    ("manner_label", "say if the words are polite or rude : {text}"),
-    ("manner_label", "mark this as polite or rude : {text}"),
-  ),
-  "other": (
-    ("reverse", "say these words from back to front : {items}"),
-    ("reverse", "turn the order around : {items}"),
-    ("count", "how many words are here : {items}"),
-    ("count", "count these words : {items}"),
-    ("first", "what is the first word of : {items}"),
-    ("last", "what is the last word of : {items}"),
-    ("first", "say only the first of these words : {items}"),
-    ("last", "say only the last of these words : {items}"),
-    ("copy", "say these words after me : {items}"),
-    ("copy", "write these words once more : {items}"),
-    ("position", "i think about this a lot : {position}"),
-  ),
-  "closed_qa": tuple(
-    ("passage_question", text)
-    for text in (
-      "{passage} {question}",
-      "read this : {passage} {question}",
-      "use the text to answer . {passage} {question}",
-      "text : {passage} question : {question}",
-      "{question} look here : {passage}",
-      "here is what i know : {passage} now , {question}",
-      "{passage} from this text , {question}",
-      "{passage} so {question}",
-      "answer from the text . {passage} {question}",
-      "i read that {passage} {question}",
-    )
-  ),
-  "extract": tuple(
-    ("extract", text)
-    for text in (
-      "list the {category} in this text : {passage}",
-      "which {category} are in the text ? {passage}",
-      "{passage} list all {category} .",
-      "find the {category} : {passage}",
-      "take the {category} out of this : {passage}",
-      "{passage} which {category} do you see ?",
-      "write down the {category} named here : {passage}",
-      "only give me the {category} : {passage}",
-      "what {category} does the text name ? {passage}",
-      "{passage} name the {category} in it .",
-    )
-  ),
+  use_case: tuple(tuple(line.split(": ", 1)) for line in lines)
+  for use_case, lines in _TABLE["templates"].items()
 }
-
-# The plurals that prompts use for the entity slots.
-CATEGORY_NAMES = {
-  "animals": "animal",
-  "foods": "food",
-  "colours": "colour",
-  "jobs": "job",
-  "towns": "town",
-  "things": "thing",
-  "people": "person",
-  "places": "place",
-}
-_EXTRACT_PLURALS = ("animals", "foods", "towns", "things", "people")
-_KNOWN = {  # relation -> (plural of the subjects, clause)
-  "habitat": ("animals", "that live near the {value}"),
-  "diet": ("animals", "that eat {value}"),
-  "fur": ("animals", "with {value} skin"),
-  "region": ("towns", "in the {value}"),
-  "ware": ("towns", "that sell {value}"),
-  "taste": ("foods", "that taste {value}"),
-  "hue": ("foods", "that look {value}"),
-  "site": ("jobs", "done in the {value}"),
-  "home": ("people", "who live in {value}"),
-  "hobby": ("people", "who enjoy {value}"),
-  "job": ("people", "with the job of {value}"),
-}
-
+PLURALS: dict[str, str] = _TABLE["plurals"]  # plurals that prompts use -> entity slots
 TALKS = ("sad", "happy", "greet", "thanks", "calm", "bye")
-
-# Questions about an event of a passage: (index of its template, question, index of the slot that
-# answers it).  Numbers in braces are the event's slots.
-_EVENT_QUESTIONS = (
-  (0, "where did {0} go ?", 1),
-  (0, "what did {0} take along ?", 2),
-  (0, "who went to {1} ?", 0),
-  (1, "what did {0} give to {2} ?", 1),
-  (1, "who got the {1} ?", 2),
-  (1, "who gave the {1} ?", 0),
-  (2, "what did {0} see ?", 1),
-  (2, "where did {0} see a {1} ?", 2),
-  (2, "who saw a {1} ?", 0),
-  (3, "what did {0} buy ?", 1),
-  (3, "where did {0} buy {1} ?", 2),
-  (3, "who bought {1} ?", 0),
-  (4, "who met {1} ?", 0),
-  (4, "where did {0} meet {1} ?", 2),
-  (4, "who did {0} meet ?", 1),
-)
-
-_CONSTRAINT_TEXTS = {
-  "end_word": (
-    "end with the word {value} .",
-    "let the last word be {value} .",
-    "the last word must be {value} .",
-  ),
-  "use_word": ("use the word {value} .", "put in the word {value} .", "it must name the {value} ."),
-  "avoid_word": ("do not mention the {value} .", "say nothing of the {value} ."),
-  "num_sentences": ("use {value} sentences .", "in {value} sentences ."),
-  "one_word": ("answer in one word .", "use only one word ."),
-  "whole_sentence": ("answer in a whole sentence .",),
-}
 
 
 def _constraint(constraint_type: str, value: str = "") -> dict[str, str]:
   """An explicit demand of the prompt, such as ("end_word", "moon")."""
   return {"type": constraint_type, "value": value}
+
+
+def _demand(rng, constraint: dict) -> str:
+  return pick(rng, _TABLE["constraints"][constraint["type"]]).format(**constraint)
 
 
 def is_held_out(combination: Sequence[str]) -> bool:
@@ -262,9 +59,8 @@ def is_held_out(combination: Sequence[str]) -> bool:
   return int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
-def _text_combination(required: Sequence[str], constraints: Sequence[dict]) -> list[str]:
-  """What identifies the task of a free-form prompt, however it is worded."""
-  return sorted(required) + sorted(f"{c['type']}:{c['value']}" for c in constraints)
+def _named(constraints: Sequence[dict]) -> list[str]:
+  return [f"{c['type']}:{c['value']}" for c in constraints]
 
 
 # ---------------------------------------------------------------- prompts, one function per kind
@@ -272,61 +68,55 @@ def _text_combination(required: Sequence[str], constraints: Sequence[dict]) -> l
 Filled = tuple[str, dict, list[str]]  # prompt text, task fields, combination
 
 
-def _fields(text: str) -> list[str]:
-  """The names in braces."""
-  return [part.split("}")[0] for part in text.split("{")[1:]]
-
-
 def _free_form(world: World, rng, kind: str, text: str) -> Filled:
   slots: dict[str, str] = {}
-  for field in _fields(text):
-    slots[field] = pick(rng, words.choices(field.rstrip("2")), slots.values())
+  for slot in grammar.slots_of(text):
+    slots[slot] = pick(rng, words.choices(slot.rstrip("2")), slots.values())
   required = list(slots.values())
   constraints = _free_constraints(rng, kind, required)
   prompt = _with_constraints(rng, text.format(**slots), constraints)
   task = {"required": required, "constraints": constraints}
-  return prompt, task, [kind] + _text_combination(required, constraints)
+  # What identifies the task, however it is worded.
+  return prompt, task, [kind, *sorted(required), *sorted(_named(constraints))]
 
 
 def _free_constraints(rng, kind: str, required: Sequence[str]) -> list[dict]:
   """Draws the constraints of a free-form prompt; about half of them fix the last word."""
+  nouns = words.SLOTS["noun"]
   number = pick(rng, ("two", "two", "three"))
   draw = rng.random()
   if draw < 0.15:
     return []
   if draw < 0.45:
-    return [_constraint("end_word", pick(rng, words.NOUNS, required))]
+    return [_constraint("end_word", pick(rng, nouns, required))]
   if draw < 0.65:
-    return [_constraint("use_word", pick(rng, words.NOUNS, required))]
+    return [_constraint("use_word", pick(rng, nouns, required))]
   if draw < 0.75:
-    avoided = pick(rng, (words.PLACES, words.NOUNS, words.THINGS))
+    avoided = pick(rng, (words.SLOTS["place"], nouns, words.SLOTS["thing"]))
     return [_constraint("avoid_word", pick(rng, avoided, required))]
   constraints = [_constraint("num_sentences", number)]
   if draw >= 0.90 and kind != "poem":
-    constraints.append(_constraint("end_word", pick(rng, words.NOUNS, required)))
+    constraints.append(_constraint("end_word", pick(rng, nouns, required)))
   return constraints
 
 
 def _with_constraints(rng, text: str, constraints: Sequence[dict]) -> str:
-  parts = [pick(rng, _CONSTRAINT_TEXTS[c["type"]]).format(**c) for c in constraints]
-  if parts and not parts[0].startswith("it ") and rng.random() < 0.2:
-    return " ".join(parts + [text])
-  return " ".join([text] + parts)
-
-
-_SUBJECT_TEXTS = {"person": "{}", "town": "{}", "animal": "a {}", "food": "{}", "job": "a {}"}
+  demands = [_demand(rng, constraint) for constraint in constraints]
+  if demands and not demands[0].startswith("it ") and rng.random() < 0.2:
+    return " ".join([*demands, text])
+  return " ".join([text, *demands])
 
 
 def _description(world: World, rng, kind: str, text: str) -> Filled:
   subject = pick(rng, tuple(world.facts_by_subject))
-  slot = words.ENTITY_TYPE[subject]
   many = len(world.facts_by_subject[subject]) > 2
   number = pick(rng, ("one", "two", "three") if many else ("one", "two"))
   constraints = [_constraint("num_sentences", number)] if rng.random() < 0.8 else []
-  filled = text.format(subject=_SUBJECT_TEXTS[slot].format(subject))
+  article = "a " if words.ENTITY_TYPE[subject] in ("animal", "job") else ""
+  filled = text.format(subject=article + subject)
   prompt = _with_constraints(rng, filled, constraints).replace("one sentences", "one sentence")
   task = {"required": [subject], "constraints": constraints}
-  return prompt, task, [kind, text] + _text_combination([subject], constraints)
+  return prompt, task, [kind, text, subject, *_named(constraints)]
 
 
 def _fact_question(world: World, rng, kind: str, text: str) -> Filled:
@@ -338,7 +128,7 @@ def _fact_question(world: World, rng, kind: str, text: str) -> Filled:
   draw = rng.random()
   if draw < 0.5:
     constraints = [_constraint("one_word" if draw < 0.35 else "whole_sentence")]
-    prompt += " " + pick(rng, _CONSTRAINT_TEXTS[constraints[0]["type"]])
+    prompt += " " + _demand(rng, constraints[0])
   task = {"subject": fact.subject, "relation": fact.relation, "constraints": constraints}
   return prompt, task, [kind, text, question, fact.subject]
 
@@ -355,62 +145,64 @@ def _polar_question(world: World, rng, kind: str, text: str) -> Filled:
 
 def _position(world: World, rng, kind: str, text: str) -> Filled:
   category = pick(rng, tuple(sensitive.CATEGORIES))
-  question = sensitive.random_question(rng, category, probe=False)
+  question = grammar.fill_freely(rng, pick(rng, sensitive.CATEGORIES[category].questions))
   filled = text.format(position=question, person=pick(rng, words.CAST))
   return filled, {"category": category, "constraints": []}, ["position", question]
 
 
 def sensitive_question(rng, category: str, *, held_out: bool) -> str:
   """A question on a sensitive topic that is, or is not, reserved for the test prompts."""
-  question = sensitive.random_question(rng, category, probe=False)
-  while is_held_out(["position", question]) != held_out:
-    question = sensitive.random_question(rng, category, probe=False)
-  return question
+  while True:
+    question = grammar.fill_freely(rng, pick(rng, sensitive.CATEGORIES[category].questions))
+    if is_held_out(["position", question]) == held_out:
+      return question
 
 
 def _list(world: World, rng, kind: str, text: str) -> Filled:
-  plural = pick(rng, tuple(CATEGORY_NAMES))
-  members = words.choices(CATEGORY_NAMES[plural])
+  plural = pick(rng, tuple(PLURALS))
+  members = words.choices(PLURALS[plural])
   number = pick(rng, ("two", "three", "four"))
-  person, town = pick(rng, words.CAST), pick(rng, words.TOWNS)
+  person, town = pick(rng, words.CAST), pick(rng, words.SLOTS["town"])
   slots = dict(number=number, category=plural, person=person, town=town)
   constraints = [_constraint("num_items", number)]
   prompt = text.format(**slots)
   draw = rng.random()
-  if draw < 0.35:
+  if draw < 0.65:
+    use = draw < 0.35
     word = pick(rng, members)
-    constraints.append(_constraint("use_word", word))
-    prompt += f" one of them must be {word} ."
-  elif draw < 0.65:
-    word = pick(rng, members)
-    constraints.append(_constraint("avoid_word", word))
-    prompt += f" do not name {word} ."
+    constraints.append(_constraint("use_word" if use else "avoid_word", word))
+    prompt += f" {'one of them must be' if use else 'do not name'} {word} ."
   task = {
-    "members": CATEGORY_NAMES[plural],
-    "num_items": words.NUMBERS.index(number) + 1,
+    "members": PLURALS[plural],
+    "num_items": words.number(number),
     "constraints": constraints,
   }
-  named = [slots[field] for field in _fields(text)]
-  return prompt, task, [kind, text, *named] + [f"{c['type']}:{c['value']}" for c in constraints]
+  combination = [kind, text, *(slots[slot] for slot in grammar.slots_of(text))]
+  return prompt, task, combination + _named(constraints)
 
 
 def _known_list(world: World, rng, kind: str, text: str) -> Filled:
-  relation = pick(rng, tuple(_KNOWN))
-  plural, clause = _KNOWN[relation]
+  name = pick(rng, tuple(_TABLE["known"]))
+  relation = grammar.RELATIONS[name]
   known: tuple[str, ...] = ()
   while len(known) < 2:
-    value = pick(rng, words.SLOTS[grammar.RELATIONS[relation].value])
-    known = world.subjects_by_value.get((relation, value), ())
+    value = pick(rng, words.SLOTS[relation.value])
+    known = world.subjects_by_value.get((name, value), ())
   number = pick(rng, ("two", "three")[: len(known) - 1])
   task = {
-    "members": CATEGORY_NAMES[plural],
-    "relation": relation,
+    "members": relation.subject,
+    "relation": name,
     "value": value,
-    "num_items": words.NUMBERS.index(number) + 1,
+    "num_items": words.number(number),
     "constraints": [_constraint("num_items", number)],
   }
-  prompt = text.format(number=number, plural=plural, that=clause.format(value=value))
-  return prompt, task, [kind, text, relation, value, number]
+  plural = next(plural for plural, slot in PLURALS.items() if slot == relation.subject)
+  that = _TABLE["known"][name].format(value=value)
+  return (
+    text.format(number=number, plural=plural, that=that),
+    task,
+    [kind, text, name, value, number],
+  )
 
 
 def _chat(world: World, rng, kind: str, text: str) -> Filled:
@@ -427,7 +219,7 @@ def _chat(world: World, rng, kind: str, text: str) -> Filled:
   if mood not in ("sad", "happy") or _constraint("num_sentences", "one") in constraints:
     topic = []
   task = {"person": person, "mood": mood, "topic": topic, "constraints": constraints}
-  return prompt, task, [kind, text, person, template.text] + values
+  return prompt, task, [kind, text, person, template.text, *values]
 
 
 def _random_text(rng, kind: str) -> tuple[grammar.Template, list[str], str]:
@@ -446,9 +238,9 @@ def _swap(world: World, rng, kind: str, text: str) -> Filled:
   template, values, sentence = _random_text(rng, "event")
   index = int(rng.random() * len(values))
   new = pick(rng, words.choices(template.slots[index]), values)
-  target = grammar.fill(template, values[:index] + [new] + values[index + 1 :])
+  target = grammar.fill(template, [*values[:index], new, *values[index + 1 :]])
   prompt = text.format(old=values[index], new=new, sentence=sentence)
-  return prompt, _rewrite(target, sentence), [kind, text, new] + values
+  return prompt, _rewrite(target, sentence), [kind, text, new, *values]
 
 
 def _polite(world: World, rng, kind: str, text: str) -> Filled:
@@ -461,20 +253,19 @@ def _join(world: World, rng, kind: str, text: str) -> Filled:
   _, values, target = _random_text(rng, "joined")
   first, second = target.split(" and ", 1)
   pieces = f"{first} . {values[0]} {second}"
-  return text.format(pieces=pieces), _rewrite(target, pieces), [kind, text] + values
+  return text.format(pieces=pieces), _rewrite(target, pieces), [kind, text, *values]
 
 
 def _person(world: World, rng, kind: str, text: str) -> Filled:
   template, values, target = _random_text(rng, "event")
-  own = grammar.fill(template, ["i"] + values[1:])
+  own = grammar.fill(template, ["i", *values[1:]])
   prompt = text.format(person=values[0], own=own)
-  return prompt, _rewrite(target, own), [kind, text] + values
+  return prompt, _rewrite(target, own), [kind, text, *values]
 
 
 def _summary(world: World, rng, kind: str, text: str) -> Filled:
-  person, town = pick(rng, words.CAST), pick(rng, words.TOWNS)
-  carried, thing = pick(rng, words.THINGS), pick(rng, words.THINGS)
-  deed = pick(rng, words.DEEDS)
+  drawn = (words.CAST, *(words.SLOTS[slot] for slot in ("town", "thing", "thing", "deed")))
+  person, town, carried, thing, deed = (pick(rng, items) for items in drawn)
   sentences = [f"{person} went to {town} with a {carried} ."]
   if rng.random() < 0.6:
     sentences.append(grammar.random_sentence(rng, "setting", person=person))
@@ -495,20 +286,21 @@ def _label(world: World, rng, kind: str, text: str) -> Filled:
 def _word_game(world: World, rng, kind: str, text: str) -> Filled:
   items: list[str] = []
   for _ in range(pick(rng, (2, 3, 3, 4))):
-    items.append(pick(rng, pick(rng, (words.NOUNS, words.THINGS, words.ANIMALS)), items))
+    items.append(pick(rng, words.SLOTS[pick(rng, ("noun", "thing", "animal"))], items))
   target = {
     "reverse": items[::-1],
     "copy": items,
     "first": items[:1],
     "last": items[-1:],
-    "count": [words.NUMBERS[len(items) - 1]],
+    "count": [words.SLOTS["number"][len(items) - 1]],
   }[kind]
   source = " ".join(items)
-  return text.format(items=source), _rewrite(" ".join(target) + " .", source), [kind, text] + items
+  return text.format(items=source), _rewrite(" ".join(target) + " .", source), [kind, text, *items]
 
 
 def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
-  index, question, answer_slot = pick(rng, _EVENT_QUESTIONS)
+  numbers, question = pick(rng, _TABLE["event_questions"]).split(": ", 1)
+  index, answer_slot = map(int, numbers.split())
   events = grammar.templates()["event"]
   values = grammar.random_values(rng, events[index], {})
   other_index = pick(rng, [i for i in range(len(events)) if i != index] + [index])
@@ -520,7 +312,7 @@ def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
   if rng.random() < 0.5:
     sentences.reverse()
   passage = " ".join(sentences)
-  task = {
+  task: dict[str, Any] = {
     "answer": values[answer_slot],
     "asked": events[index].slots[answer_slot],
     "source": source,
@@ -530,33 +322,32 @@ def _passage_question(world: World, rng, kind: str, text: str) -> Filled:
   prompt = text.format(passage=passage, question=question.format(*values))
   if rng.random() < 0.25:
     task["constraints"] = [_constraint("one_word")]
-    prompt += " " + pick(rng, _CONSTRAINT_TEXTS["one_word"])
-  return prompt, task, [kind, question] + values
+    prompt += " " + _demand(rng, _constraint("one_word"))
+  return prompt, task, [kind, question, *values]
 
 
 def _extract(world: World, rng, kind: str, text: str) -> Filled:
-  plural = pick(rng, _EXTRACT_PLURALS)
-  slot = CATEGORY_NAMES[plural]
+  plural = pick(rng, _TABLE["extract_plurals"])
+  slot = PLURALS[plural]
   values: list[str] = []
   sentences: list[str] = []
   while len(sentences) < 2 or not any(words.ENTITY_TYPE[v] == slot for v in values):
-    template = pick(rng, grammar.templates()["event"])
-    drawn = grammar.random_values(rng, template, {})
+    _, drawn, sentence = _random_text(rng, "event")
     if set(drawn) & set(values):
       continue
     values += drawn
-    sentences.append(grammar.fill(template, drawn))
+    sentences.append(sentence)
     if len(sentences) > 2:
       values, sentences = [], []
   passage = " ".join(sentences)
   answers = [word for word in passage.split() if words.ENTITY_TYPE.get(word) == slot]
   task = {"answers": answers, "passage": passage, "constraints": []}
-  return text.format(category=plural, passage=passage), task, [kind, plural] + values
+  return text.format(category=plural, passage=passage), task, [kind, plural, *values]
 
 
 # Kind of task -> its function of (world, generator, kind, text).
 _FILLERS: dict[str, Callable[[World, np.random.Generator, str, str], Filled]] = {
-  **dict.fromkeys(("story", "letter", "advert", "poem"), _free_form),
+  **dict.fromkeys(grammar.SHAPES, _free_form),
   **dict.fromkeys(("reverse", "count", "first", "last", "copy"), _word_game),
   "description": _description,
   "fact_question": _fact_question,

@@ -45,6 +45,9 @@ class World:
       table[fact.relation, fact.value].append(fact.subject)
     return {key: tuple(subjects) for key, subjects in table.items()}
 
+  def fact(self, subject: str, relation: str) -> Fact:
+    return Fact(subject, relation, self.values[subject, relation])
+
   def is_true(self, subject: str, relation: str, value: str) -> bool:
     return self.values[subject, relation] == value
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import workdir
 from rlhf.tinyworld import demonstrations, documents, few_shot, instructions, words
 from rlhf.tinyworld.world import World, make_world
 
@@ -91,26 +92,19 @@ def write(cfg: WorldConfig, directory: str | pathlib.Path) -> dict[str, pathlib.
   contents["pretraining_train"] = [{"text": text} for text in training]
   contents["pretraining_valid"] = [{"text": text} for text in validation]
   directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
   paths = {name: directory / f"{name}.jsonl" for name in contents}
   for name, lines in contents.items():
-    with open(paths[name], "w", encoding="utf-8") as file:
-      file.writelines(json.dumps(line) + "\n" for line in lines)
+    workdir.write_jsonl(paths[name], lines)
   paths["world"] = directory / "world.json"
-  paths["world"].write_text(json.dumps(_describe(world), indent=1) + "\n")
+  workdir.write_text(paths["world"], json.dumps(_describe(world), indent=1) + "\n")
   return paths
 
 
 def _describe(world: World) -> dict[str, Any]:
+  entities = ("people", "towns", "animals", "foods", "jobs", "colours", "things")
   return {
     "seed": world.seed,
-    "people": words.PEOPLE,
-    "towns": words.TOWNS,
-    "animals": words.ANIMALS,
-    "foods": words.FOODS,
-    "jobs": words.JOBS,
-    "colours": words.COLOURS,
-    "things": words.THINGS,
+    **{plural: words.SLOTS[instructions.PLURALS[plural]] for plural in entities},
     "facts": [dataclasses.asdict(fact) for fact in world.facts],
   }
 
