@@ -82,6 +82,7 @@ setuptools.setup(
     "rlhf": ["py.typed"],
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*"],
+    "rlhf.interop": ["families.yaml"],
     "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["templates/*", "values/*"],
     "rlhf.tinyworld": ["*.yaml"],

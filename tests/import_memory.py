@@ -63,7 +63,7 @@ def write_model(directory: pathlib.Path, gigabytes: float) -> None:
   from rlhf.model.transformer import ModelConfig
   from tests import interop_models
 
-  family = families.LLAMA
+  family = families.known()["llama"]
 
   def config(num_layers):
     fields = family.model_fields(FIELDS | {"num_hidden_layers": num_layers}, "this test")

@@ -26,7 +26,7 @@ from rlhf.configs import ppo as ppo_configs
 from rlhf.configs import reward_model as reward_configs
 from rlhf.configs import sft as sft_configs
 from rlhf.inference import sampling
-from rlhf.interop import families, ggml, layout, reading, writing
+from rlhf.interop import families, layout, reading, writing
 from rlhf.interop.layout import Row
 from rlhf.model import transformer
 from rlhf.model.compute import ComputeConfig
@@ -325,23 +325,23 @@ def test_a_chat_model_keeps_the_end_of_its_turn(pad: str, tmp_path):
 
 def test_models_trained_here_become_gpt2_or_are_refused(tmp_path):
   dense = helpers.model_config(band_width=None)
-  assert families.GPT2.config(dense)["n_layer"] == dense.num_layers
+  assert families.known()["gpt2"].config(dense)["n_layer"] == dense.num_layers
   banded = helpers.model_config()
   with pytest.raises(ValueError, match="gpt2 cannot express band_width 3 .*another --family"):
-    families.GPT2.config(banded)
+    families.known()["gpt2"].config(banded)
   with pytest.raises(ValueError, match="cannot be written as llama .activation is 'gelu'"):
-    families.LLAMA.config(dense)
+    families.known()["llama"].config(dense)
   with pytest.raises(ValueError, match="--family=bert; choose from gpt2, opt, "):
     writing.choose_family({}, "bert")
   with pytest.raises(ValueError, match="a value network has no counterpart"):
-    writing.check(dense, kind="value", family=families.GPT2)
+    writing.check(dense, kind="value", family=families.known()["gpt2"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_other_family_takes_a_model_that_it_cannot_express(name: str):
   """A config that a family writes means the same when it is read back, or it is not written."""
   cfg = golden(name).cfg
-  for family in families.FAMILIES.values():
+  for family in families.known().values():
     try:
       written = family.config(cfg)
     except ValueError as error:
@@ -398,7 +398,7 @@ def test_layouts_read_parts_and_write_wholes():
 
 def test_a_pair_of_rotated_dimensions_is_half_a_head_apart():
   """llama.cpp keeps rows 2i and 2i + 1 of a head together; ours are i and i + head_size / 2."""
-  row = next(row for row in ggml.ARCHITECTURES["llama"].rows if row.leaf == "attention/q/kernel")
+  row = families.known_gguf()["llama"].rows["attention/q/kernel"]
   file = np.arange(8, dtype=np.float32).reshape(8, 1)
   sizes = dict(heads=1, width=1, part=2, frequency=4)
   leaf = layout.read_block(
@@ -471,7 +471,7 @@ def test_older_and_newer_words_for_rotary_positions(name: str, newer: dict):
 def test_gemma_without_layer_types_has_every_sixth_layer_dense():
   values = json.loads((GOLDEN / "gemma3" / "config.json").read_text()) | dict(num_hidden_layers=18)
   del values["layer_types"], values["_sliding_window_pattern"]
-  fields = families.GEMMA3.model_fields(values, "gemma3")
+  fields = families.known()["gemma3_text"].model_fields(values, "gemma3")
   assert fields["layer_pattern"] == "banded,banded,banded,banded,banded,dense"
 
 

@@ -83,7 +83,7 @@ def test_an_adapter_of_a_fused_projection_becomes_one_of_each_tensor(tmp_path):
     tmp_path / "theirs",
     found,
     checkpoint.load_params(tmp_path / "ours"),
-    families.FAMILIES["llama"],
+    families.known()["llama"],
   )
   config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
   assert config["r"] == RANK and config["lora_alpha"] == 6.0
@@ -101,7 +101,7 @@ def test_an_adapter_of_a_fused_projection_becomes_one_of_each_tensor(tmp_path):
   rows = writing.num_rows(cfg, "policy", tokenizer)
   weights = [
     dict(
-      writing.tensors(cfg, params, kind="policy", family=families.FAMILIES["llama"], num_rows=rows)
+      writing.tensors(cfg, params, kind="policy", family=families.known()["llama"], num_rows=rows)
     )
     for params in (merged, frozen)
   ]
@@ -122,12 +122,10 @@ def test_peft_computes_the_same(family: str, kind: str, tmp_path):
   )
   cfg, tokenizer, frozen, trained = make(family, head=kind == "reward")
   base = dict(frozen, head=trained["head"]) if kind == "reward" else frozen
-  writing.write(
-    tmp_path / "base", cfg, base, tokenizer, kind=kind, family=families.FAMILIES[family]
-  )
+  writing.write(tmp_path / "base", cfg, base, tokenizer, kind=kind, family=families.known()[family])
   found = export(tmp_path / "ours", cfg, tokenizer, trained)
   peft_format.write(
-    tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"), families.FAMILIES[family]
+    tmp_path / "theirs", found, checkpoint.load_params(tmp_path / "ours"), families.known()[family]
   )
   auto = (
     transformers.AutoModelForCausalLM
@@ -165,7 +163,7 @@ def test_a_family_without_a_place_for_an_adapter_is_refused(tmp_path):
       tmp_path / "theirs",
       found,
       checkpoint.load_params(tmp_path / "ours"),
-      families.FAMILIES["gpt2"],
+      families.known()["gpt2"],
     )
   assert not (tmp_path / "theirs").exists()
 
@@ -187,5 +185,5 @@ def test_a_reward_adapter_without_a_place_for_its_head_is_refused(tmp_path):
       tmp_path / "theirs",
       found,
       checkpoint.load_params(tmp_path / "ours"),
-      families.FAMILIES["opt"],
+      families.known()["opt"],
     )

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ OPTIONS = {
   "alpaca_eval": ("min_completions", "max_completions", "seed"),
 }
 
-Reader = Callable[[pathlib.Path, FormatOptions], Iterator[tuple[str, object]]]
+Reader = Callable[[pathlib.Path, FormatOptions], Iterator[tuple[str, Any]]]
 
 
 def parse_spec(spec: str) -> tuple[str, str, FormatOptions] | None:
@@ -133,14 +133,13 @@ def iterate(
   reader = choose_reader(kind, format_name)
   counts["kept"] = 0
   for where, value in reader(pathlib.Path(path), FormatOptions() if options is None else options):
-    if isinstance(value, Flaw):
-      records.count(counts, f"dropped ({value.reason})")
-      continue
-    problem = value if isinstance(value, Problem) else records.find_problem(kind, value)
+    is_bad = isinstance(value, (Problem, Flaw))
+    problem = value if is_bad else records.find_problem(kind, value)
     if problem is None:
       counts["kept"] += 1
-      assert isinstance(value, dict)  # or `find_problem` had found one
       yield value
+    elif isinstance(problem, Flaw):
+      records.count(counts, f"dropped ({problem.reason})")
     elif on_bad == "stop":
       raise ValueError(f"{where}: {problem.message}")
     else:
@@ -174,7 +173,7 @@ def formats_of(kind: str) -> list[str]:
 # ---- jsonl: the documented records, one object a line ----------------------------------------
 
 
-def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, object]]:
+def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
   del options
   for where, line in records.read_lines(path):
     value, problem = records.parse_json(line)
@@ -183,24 +182,27 @@ def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[st
 
 # ---- objects with other fields, converted one by one ---------------------------------------------
 
-Converter = Callable[[str, dict, FormatOptions], dict | Problem | Flaw]
+# (kind, object, options) -> what it holds, for any kind; raises `Problem` and `Flaw`
+Converter = Callable[[str, dict, FormatOptions], dict[str, Any]]
 
 
 def _readers(convert: Converter, fields: tuple[str, ...], *kinds: str) -> dict[str, Reader]:
   """Readers of objects that all have `fields`, which are strings."""
-  return {kind: functools.partial(_read_converted, convert, fields, kind) for kind in kinds}
 
+  def read(kind: str, path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
+    others = {field for names in records.FIELDS.values() for field in names}
+    others -= set(records.FIELDS[kind])
+    for where, value in _read_objects(path, options):
+      try:
+        if isinstance(value, Problem):
+          raise value
+        _check_fields(value, fields)
+        found = convert(kind, value, options)
+        yield where, {name: found[name] for name in found if name not in others}
+      except (Problem, Flaw) as error:
+        yield where, error
 
-def _read_converted(
-  convert: Converter,
-  fields: tuple[str, ...],
-  kind: str,
-  path: pathlib.Path,
-  options: FormatOptions,
-) -> Iterator[tuple[str, object]]:
-  for where, value in _read_objects(path, options):
-    problem = value if isinstance(value, Problem) else _find_field_problem(value, fields)
-    yield where, convert(kind, value, options) if problem is None else problem
+  return {kind: functools.partial(read, kind) for kind in kinds}
 
 
 def _read_objects(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
@@ -220,16 +222,22 @@ def _read_objects(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[
     yield f"{path}: item {number}", value
 
 
-def _find_field_problem(value: object, fields: tuple[str, ...]) -> Problem | None:
+def _check_fields(value: Any, fields: tuple[str, ...], name: str = "") -> None:
+  """Raises the `Problem` of a value that is no object with these fields, all of them strings."""
   needs = f"it must be an object with the fields {', '.join(fields)}"
   if not isinstance(value, dict):
-    return Problem("not an object", f"not a JSON object; {needs}")
+    raise Problem("not an object", f"{name}not a JSON object; {needs}")
   for field in fields:
     if field not in value:
-      return Problem("missing field", f'no field "{field}"; {needs}')
+      raise Problem("missing field", f'{name}no field "{field}"; {needs}')
     if not isinstance(value[field], str):
-      return Problem("wrong type", f'"{field}" is not a string; it must be one')
-  return None
+      raise Problem("wrong type", f'{name}"{field}" is not a string; it must be one')
+
+
+def _check_texts(what: str, texts: Iterable[str]) -> None:
+  """Raises the `Flaw` of a text with nothing in it."""
+  if not all(text.strip() for text in texts):
+    raise Flaw(f"empty {what}")
 
 
 # ---- text: plain text files --------------------------------------------------------------------
@@ -274,7 +282,7 @@ DOCUMENT_SPLITS: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {
 }
 
 
-def _read_text(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, object]]:
+def _read_text(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
   for file in list_text_files(path) if path.is_dir() else [path]:
     documents = DOCUMENT_SPLITS[options.document_split](_read_text_lines(file))
     for number, document in enumerate(documents, start=1):
@@ -310,83 +318,71 @@ def list_text_files(directory: pathlib.Path) -> list[pathlib.Path]:
 _ASSISTANT = "\n\nAssistant:"
 
 
-def _split_dialogue(dialogue: str) -> tuple[str, str] | None:
-  """(prompt, last reply), or None without a reply.
+def _split_dialogue(dialogue: str) -> tuple[str, str]:
+  """(prompt, last reply).
 
   The prompt ends before the last "Assistant:", so that `prompt_suffix` "\n\nAssistant:" gives the
   dialogue back.
   """
-  start = dialogue.rfind(_ASSISTANT)
-  if start < 0:
-    return None
-  return dialogue[:start].strip("\n"), dialogue[start + len(_ASSISTANT) :].strip()
-
-
-def _convert_hh(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
-  del options
-  chosen, rejected = _split_dialogue(value["chosen"]), _split_dialogue(value["rejected"])
-  if chosen is None or rejected is None:
-    return Problem(
+  prompt, assistant, reply = dialogue.rpartition(_ASSISTANT)
+  if not assistant:
+    raise Problem(
       "no reply", 'a dialogue without "\\n\\nAssistant:"; it must hold the reply after one'
     )
-  if not chosen[0].strip():
-    return Flaw("empty prompt")
-  if kind == "prompt":
-    return {"prompt": chosen[0]}
-  if not chosen[1] or (kind == "comparison" and not rejected[1]):
-    return Flaw("empty reply")
-  if kind == "demonstration":
-    return {"prompt": chosen[0], "completion": chosen[1]}
-  if chosen[0] != rejected[0]:
-    return Flaw("replies to different prompts")
-  return {"prompt": chosen[0], "completions": [chosen[1], rejected[1]], "ranks": [1, 2]}
+  return prompt.strip("\n"), reply.strip()
+
+
+def _convert_hh(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
+  del options
+  prompt, chosen = _split_dialogue(value["chosen"])
+  other_prompt, rejected = _split_dialogue(value["rejected"])
+  _check_texts("prompt", [prompt])
+  replies = {"prompt": [], "demonstration": [chosen], "comparison": [chosen, rejected]}[kind]
+  _check_texts("reply", replies)
+  if kind == "comparison" and prompt != other_prompt:
+    raise Flaw("replies to different prompts")
+  return {"prompt": prompt, "completion": chosen, "completions": replies, "ranks": [1, 2]}
 
 
 # ---- alpaca: instruction, input, output --------------------------------------------------------
 
 
-def _alpaca_prompt(value: dict) -> str | Problem | Flaw:
+def _alpaca_prompt(value: dict) -> str:
   """The instruction, and the input below it where there is one."""
   extra = value["input"] if "input" in value else ""
   if not isinstance(extra, str):
-    return Problem(
+    raise Problem(
       "wrong type", '"input" is not a string; it must be one, empty where there is none'
     )
   prompt = f"{value['instruction']}\n\n{extra}" if extra.strip() else value["instruction"]
-  return prompt if prompt.strip() else Flaw("empty instruction")
+  _check_texts("instruction", [prompt])
+  return prompt
 
 
-def _convert_alpaca(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+def _convert_alpaca(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
   del options
   fields = {"prompt": (), "demonstration": ("output",), "comparison": ("chosen", "rejected")}[kind]
   if "output" not in value and "response" in value:  # GPTeacher's name for it
     value = dict(value, output=value["response"])
-  problem = _find_field_problem(value, fields)
-  if problem is not None:
-    return problem
+  _check_fields(value, fields)
   prompt = _alpaca_prompt(value)
-  if not isinstance(prompt, str):
-    return prompt
   completions = [value[field] for field in fields]
-  if not all(completion.strip() for completion in completions):
-    return Flaw("empty output")
-  if kind == "comparison":
-    return {"prompt": prompt, "completions": completions, "ranks": [1, 2]}
-  return {"prompt": prompt} | ({} if kind == "prompt" else {"completion": completions[0]})
+  _check_texts("output", completions)
+  completion = "".join(completions[:1])
+  return {"prompt": prompt, "completion": completion, "completions": completions, "ranks": [1, 2]}
 
 
 # ---- t0: P3 templates, completions that end in a literal end-of-text ---------------------------
 
 
-def _convert_t0(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+def _convert_t0(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
   del options
   prompt = value["prompt"].strip()
-  if not prompt:
-    return Flaw("empty prompt")
-  if kind == "prompt":
-    return {"prompt": prompt}
   completion = value["completion"].removesuffix(_WRITTEN_EOT).strip()
-  return {"prompt": prompt, "completion": completion} if completion else Flaw("empty completion")
+  _check_texts("prompt", [prompt])
+  if kind == "demonstration":
+    _check_texts("completion", [completion])
+  return {"prompt": prompt, "completion": completion}
 
 
 # ---- alpaca_eval: many models' outputs, each with a preference against one reference -----------
@@ -407,103 +403,75 @@ def _draw_comparison(prompt: str, candidates: list[dict], options: FormatOptions
   }
 
 
-def _find_candidates_problem(value: dict) -> Problem | None:
-  if "candidates" not in value:
-    return Problem("missing field", 'no field "candidates"; it must list the models\' outputs')
-  if not isinstance(value["candidates"], list):
-    return Problem("wrong type", '"candidates" is not a list; it must list the models\' outputs')
-  for index, candidate in enumerate(value["candidates"]):
-    name = f"candidates[{index}]"
-    problem = _find_field_problem(candidate, ("output",))
-    if problem is not None:
-      return Problem(problem.reason, f"{name}: {problem.message}")
-    preference = candidate["pref_vs_ref"] if "pref_vs_ref" in candidate else None
-    if not isinstance(preference, (int, float)) or not 0 <= preference <= 1:
-      return Problem(
-        "preference",
-        f'{name}: "pref_vs_ref" is {json.dumps(preference)[:40]}; it must be a number from 0 to 1',
-      )
-  return None
-
-
-def _convert_alpaca_eval(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
-  if not value["instruction"].strip():
-    return Flaw("empty instruction")
+def _convert_alpaca_eval(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
+  prompt = value["instruction"]
+  _check_texts("instruction", [prompt])
   if kind == "prompt":
-    return {"prompt": value["instruction"]}
-  problem = _find_candidates_problem(value)
-  if problem is not None:
-    return problem
+    return {"prompt": prompt}
+  needs = "it must list the models' outputs"
+  if "candidates" not in value:
+    raise Problem("missing field", f'no field "candidates"; {needs}')
+  if not isinstance(value["candidates"], list):
+    raise Problem("wrong type", f'"candidates" is not a list; {needs}')
+  for index, candidate in enumerate(value["candidates"]):
+    name = f"candidates[{index}]: "
+    _check_fields(candidate, ("output",), name)
+    preference = candidate.get("pref_vs_ref")
+    if not isinstance(preference, (int, float)) or not 0 <= preference <= 1:
+      found = f'{name}"pref_vs_ref" is {json.dumps(preference)[:40]}'
+      raise Problem("preference", f"{found}; it must be a number from 0 to 1")
   candidates = [c for c in value["candidates"] if c["output"].strip()]
   if len(candidates) < options.min_completions:
-    return Flaw(f"fewer than {options.min_completions} outputs")
-  return _draw_comparison(value["instruction"], candidates, options)
+    raise Flaw(f"fewer than {options.min_completions} outputs")
+  return _draw_comparison(prompt, candidates, options)
 
 
 # ---- pandalm: pairs with the votes of three people (Wang et al. 2023, arXiv:2306.05087) ---------
 
-_RESPONSES = ("response1", "response2")
-_ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+
+def _check_choice(value: dict, field: str, allowed: tuple[int, ...], what: str, needs: str) -> int:
+  """A person's judgement of a pair, 1 or 2 for the better one."""
+  choice = value.get(field)
+  if type(choice) is not int or choice not in allowed:
+    found = f'"{field}" is {json.dumps(choice)[:40]}'
+    raise Problem(what, f"{found}; it must be 1 or 2 for the better {needs}")
+  return choice
 
 
-def _majority_ranks(votes: list[int]) -> list[int]:
-  """Ranks of two completions by the majority; a tie where most say so, or all three differ."""
-  for vote, ranks in ((1, [1, 2]), (2, [2, 1])):
-    if votes.count(vote) > len(votes) / 2:
-      return ranks
-  return [1, 1]
-
-
-def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
+  """Ranks by the majority; a tie where most say so, or all three differ."""
   del options
   prompt = _alpaca_prompt(value)
-  if not isinstance(prompt, str):
-    return prompt
   if kind == "prompt":
     return {"prompt": prompt}
+  names = ("response1", "response2")
   # The published file holds the responses "True" and "False" as JSON's own true and false.
-  responses = {name: value[name] for name in _RESPONSES if name in value}
+  responses = {name: value[name] for name in names if name in value}
   responses = {name: str(r) if isinstance(r, bool) else r for name, r in responses.items()}
-  problem = _find_field_problem(responses, _RESPONSES)
-  if problem is not None:
-    return problem
-  votes: list[Any] = [value[name] if name in value else None for name in _ANNOTATORS]
-  for name, vote in zip(_ANNOTATORS, votes):
-    if type(vote) is not int or vote not in (0, 1, 2):
-      return Problem(
-        "vote",
-        f'"{name}" is {json.dumps(vote)[:40]}; it must be 1 or 2 for the better '
-        "response, or 0 for a tie",
-      )
-  completions = [responses[name] for name in _RESPONSES]
-  if not all(completion.strip() for completion in completions):
-    return Flaw("empty response")
-  ranks = _majority_ranks(votes)
+  _check_fields(responses, names)
+  votes = [
+    _check_choice(value, f"annotator{i}", (0, 1, 2), "vote", "response, or 0 for a tie")
+    for i in (1, 2, 3)
+  ]
+  completions = [responses[name] for name in names]
+  _check_texts("response", completions)
+  ranks = [1 + (votes.count(2) > 1), 1 + (votes.count(1) > 1)]
   return {"prompt": prompt, "completions": completions, "ranks": ranks, "votes": votes}
 
 
 # ---- llmbar: pairs of which one is better beyond doubt (Zeng et al. 2023, arXiv:2310.07641) -----
 
 
-def _convert_llmbar(kind: str, value: dict, options: FormatOptions) -> dict | Problem | Flaw:
+def _convert_llmbar(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
   del options
-  if not value["input"].strip():
-    return Flaw("empty instruction")
+  _check_texts("instruction", [value["input"]])
   if kind == "prompt":
     return {"prompt": value["input"]}
-  problem = _find_field_problem(value, ("input", "output_1", "output_2"))
-  if problem is not None:
-    return problem
-  label = value["label"] if "label" in value else None
-  if type(label) is not int or label not in (1, 2):
-    return Problem(
-      "label", f'"label" is {json.dumps(label)[:40]}; it must be 1 or 2 for the better output'
-    )
+  _check_fields(value, ("input", "output_1", "output_2"))
+  label = _check_choice(value, "label", (1, 2), "label", "output")
   completions = [value["output_1"], value["output_2"]]
-  if not all(completion.strip() for completion in completions):
-    return Flaw("empty output")
-  ranks = [1, 2] if label == 1 else [2, 1]
-  return {"prompt": value["input"], "completions": completions, "ranks": ranks}
+  _check_texts("output", completions)
+  return {"prompt": value["input"], "completions": completions, "ranks": [label, 3 - label]}
 
 
 _PAIRS = ("comparison", "prompt")

@@ -11,7 +11,6 @@ A line may hold other fields: they travel with the record, and nothing in this r
 """
 
 import contextlib
-import dataclasses
 import gzip
 import json
 import pathlib
@@ -42,8 +41,7 @@ OPTIONAL_FIELDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
+class Problem(ValueError):
   """What is wrong with a line.
 
   Attributes:
@@ -51,15 +49,17 @@ class Problem:
     message: what was found, and what would be right.
   """
 
-  reason: str
-  message: str
+  def __init__(self, reason: str, message: str):
+    super().__init__(message)
+    self.reason, self.message = reason, message
 
 
-@dataclasses.dataclass(frozen=True)
-class Flaw:
+class Flaw(ValueError):
   """A flaw that a published data set is known to have, such as an empty reply: only counted."""
 
-  reason: str
+  def __init__(self, reason: str):
+    super().__init__(reason)
+    self.reason = reason
 
 
 class LazySequence(Sequence):
@@ -137,28 +137,31 @@ def check_kind(kind: str) -> None:
 
 def find_problem(kind: str, value: object) -> Problem | None:
   """Says what keeps a parsed JSON value from being a record of `kind`; None if nothing does."""
+  try:
+    _check_record(kind, value)
+  except Problem as problem:
+    return problem
+  return None
+
+
+def _check_record(kind: str, value: object) -> None:
   shape = f"a {kind} is {KINDS[kind]}"
   if not isinstance(value, dict):
-    return Problem("not an object", f"a JSON {_type_name(value)}, not an object; {shape}")
+    raise Problem("not an object", f"a JSON {_type_name(value)}, not an object; {shape}")
   for field in FIELDS[kind]:
     if field not in value:
-      return Problem("missing field", f'no field "{field}"; {shape}')
-  for field in FIELDS[kind]:
-    problem = _CHECKS[field](f'"{field}"', value[field])
-    if problem:
-      return problem
-  for field in OPTIONAL_FIELDS[kind]:
-    if field in value and value[field] != "":  # an empty user or labeler is none
-      problem = find_text_problem(f'"{field}"', value[field])
-      if problem:
-        return problem
+      raise Problem("missing field", f'no field "{field}"; {shape}')
+  # An empty user or labeler is none.
+  optional = [name for name in OPTIONAL_FIELDS[kind] if value.get(name, "") != ""]
+  for field in (*FIELDS[kind], *optional):
+    check = {"completions": _check_completions, "ranks": _check_ranks}.get(field, _check_text)
+    check(f'"{field}"', value[field])
   if kind == "comparison" and len(value["ranks"]) != len(value["completions"]):
-    return Problem(
+    raise Problem(
       "ranks of another length",
       f"{len(value['ranks'])} ranks for {len(value['completions'])} completions; "
       "give one rank per completion",
     )
-  return None
 
 
 def parse_json(line: bytes | str) -> tuple[object, Problem | None]:
@@ -178,62 +181,53 @@ def parse_json(line: bytes | str) -> tuple[object, Problem | None]:
 
 def find_text_problem(name: str, value: object) -> Problem | None:
   """Says what keeps `value` from being a text with something in it."""
+  try:
+    _check_text(name, value)
+  except Problem as problem:
+    return problem
+  return None
+
+
+def _check_text(name: str, value: object) -> None:
   if not isinstance(value, str):
-    return Problem("wrong type", f"{name} is a JSON {_type_name(value)}; it must be a string")
+    raise Problem("wrong type", f"{name} is a JSON {_type_name(value)}; it must be a string")
   if not value.strip():
-    return Problem("empty text", f"{name} is empty; it must hold text")
+    raise Problem("empty text", f"{name} is empty; it must hold text")
   try:
     value.encode("utf-8")
   except UnicodeEncodeError as error:
-    return Problem(
+    raise Problem(
       "not Unicode",
       f"{name} holds half a surrogate pair at character {error.start}; it must be valid Unicode",
-    )
-  return None
+    ) from None
 
 
-def _find_completions_problem(name: str, value: object) -> Problem | None:
+def _check_list(name: str, value: object, items: str) -> list:
   if not isinstance(value, list):
-    return Problem(
-      "wrong type", f"{name} is a JSON {_type_name(value)}; it must be a list of strings"
-    )
-  if len(value) < 2:
-    return Problem(
-      "one completion", f"{name} has {len(value)} of them; a comparison needs 2 or more"
-    )
-  for index, completion in enumerate(value):
-    problem = find_text_problem(f"{name}[{index}]", completion)
-    if problem:
-      return problem
-  return None
+    found = f"{name} is a JSON {_type_name(value)}"
+    raise Problem("wrong type", f"{found}; it must be a list of {items}")
+  return value
 
 
-def _find_ranks_problem(name: str, value: object) -> Problem | None:
-  if not isinstance(value, list):
-    return Problem(
-      "wrong type", f"{name} is a JSON {_type_name(value)}; it must be a list of integers"
-    )
-  for index, rank in enumerate(value):
-    if not isinstance(rank, int) or isinstance(rank, bool):
-      return Problem(
-        "rank not an integer",
-        f"{name}[{index}] is {json.dumps(rank)[:40]}; ranks "
-        "are integers, 1 for the best, equal for a tie",
-      )
-    if not 1 <= rank < 2**31:
-      return Problem(
-        "rank out of range", f"{name}[{index}] is {rank}; ranks count from 1, the best"
-      )
-  return None
+def _check_completions(name: str, value: object) -> None:
+  completions = _check_list(name, value, "strings")
+  if len(completions) < 2:
+    found = f"{name} has {len(completions)} of them"
+    raise Problem("one completion", f"{found}; a comparison needs 2 or more")
+  for index, completion in enumerate(completions):
+    _check_text(f"{name}[{index}]", completion)
 
 
-_CHECKS: dict[str, Callable[[str, object], Problem | None]] = {
-  "prompt": find_text_problem,
-  "completion": find_text_problem,
-  "text": find_text_problem,
-  "completions": _find_completions_problem,
-  "ranks": _find_ranks_problem,
-}
+def _check_ranks(name: str, value: object) -> None:
+  for index, rank in enumerate(_check_list(name, value, "integers")):
+    is_integer = isinstance(rank, int) and not isinstance(rank, bool)
+    if is_integer and 1 <= rank < 2**31:
+      continue
+    found = f"{name}[{index}] is {json.dumps(rank)[:40]}"
+    if is_integer:
+      raise Problem("rank out of range", f"{found}; ranks count from 1, the best")
+    needs = "ranks are integers, 1 for the best, equal for a tie"
+    raise Problem("rank not an integer", f"{found}; {needs}")
 
 
 def _type_name(value: object) -> str:

@@ -1,19 +1,23 @@
 """The families of models that others publish: what their `config.json` says, and which tensors of
 their files hold which leaves of ours.
 
-A family is one table.  Its rows cover every variant (with biases or without, shared key heads or
-not): our own parameter tree, which follows from `ModelConfig`, says which rows are used.  Reading
-and writing use the same rows.  A config that our model cannot express is refused, naming the field;
-whether a model of ours can be written as a family is decided by writing its config and reading that
-back.
+A family is one table of `families.yaml`, and two functions for what a table cannot say.  Its rows
+cover every variant (with biases or without, shared key heads or not): our own parameter tree, which
+follows from `ModelConfig`, says which rows are used.  Reading and writing use the same rows.  A
+config that our model cannot express is refused, naming the field; whether a model of ours can be
+written as a family is decided by writing its config and reading that back.
 
 Source of names and meanings: the modeling and configuration files of `transformers`.
 """
 
 import dataclasses
+import functools
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from rlhf.interop.layout import Row
 from rlhf.model.transformer import ModelConfig
@@ -85,21 +89,11 @@ def _is_number(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-  """One architecture.
+  """One architecture; see `families.yaml` for what is not listed here.
 
   Attributes:
     name: `model_type` of its `config.json`.
-    policy, reward: `architectures` of a language model and of a model with a scalar head.
-    prefix: of every tensor's name except the heads'; the file of a base model leaves it out.
-    layer: prefix of the names of layer {}.
-    top: rows outside the layers; a name that begins with "/" has no prefix.
-    rows: rows of one layer.
-    fields: our field -> (its name in `config.json`, its default there, which also gives its type).
-    activations: (name of the field, its default, its values -> ours); the first of several values
-      with one meaning is written.
-    defaults: further fields of `config.json` that are not absent by default.
-    fixed: fields of `config.json` that can only have this value.
-    ignored: tensors that a file may contain and nobody needs, as regular expressions.
+    rows: leaf -> where it is in a file.
     read: our other fields, from a config and the fields that are already read.
     write: the other fields of a config, from ours.
   """
@@ -109,13 +103,13 @@ class Family:
   reward: str
   prefix: str
   layer: str
-  top: tuple[Row, ...]
-  rows: tuple[Row, ...]
+  rows: Mapping[str, Row]
   fields: Mapping[str, tuple[str, Any]]
   activations: tuple[str, str, Mapping[str, str]]
+  model: Mapping[str, Any]
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  ignored: tuple[str, ...] = ()
+  ignored: Sequence[str] = ()
   read: Callable[[Fields, dict[str, Any]], dict[str, Any]]
   write: Callable[[ModelConfig], dict[str, Any]]
 
@@ -129,7 +123,7 @@ class Family:
     for name, allowed in {**_FIXED, **self.fixed}.items():
       if fields.get(name, allowed) != allowed:
         fields.refuse(name, values[name], repr(allowed))
-    found: dict[str, Any] = {"activation": fields.choose(*self.activations)}
+    found: dict[str, Any] = {**self.model, "activation": fields.choose(*self.activations)}
     for ours, (theirs, default) in self.fields.items():
       is_flag, is_size = isinstance(default, bool), isinstance(default, int)
       read = fields.flag if is_flag else fields.size if is_size else fields.number
@@ -205,14 +199,6 @@ def _meaning(cfg: ModelConfig) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- pieces of configs
 
 
-_GELUS = {
-  "gelu_new": "gelu",
-  "gelu_pytorch_tanh": "gelu",
-  "gelu_fast": "gelu",
-  "gelu": "gelu_exact",
-  "relu": "relu",
-}
-_GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 _LAYER_TYPES = {"full_attention": "dense", "sliding_attention": "banded"}
 
 
@@ -226,16 +212,14 @@ def shortest_pattern(kinds: Sequence[str]) -> str:
   return ",".join(kinds[:size])
 
 
-def _read_layers(
-  fields: Fields, num_layers: int, kinds: Sequence[str], band_width: int | None
-) -> dict[str, Any]:
+def _read_layers(fields: Fields, kinds: Sequence[str], band_width: int | None) -> dict[str, Any]:
   """layer_pattern and band_width from `layer_types`, if present, else from the family's `kinds`."""
   types = fields.get("layer_types", None)
   if types is not None:
-    if not isinstance(types, list) or len(types) != num_layers:
+    if not isinstance(types, list) or len(types) != len(kinds):
       raise ValueError(
         f"{fields.where}: layer_types is {types!r}; it must be a list of the kinds "
-        f"of all {num_layers} layers"
+        f"of all {len(kinds)} layers"
       )
     for kind in types:
       if not isinstance(kind, str) or kind not in _LAYER_TYPES:
@@ -308,28 +292,6 @@ def _write_rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
   return written
 
 
-def _usual_fields(
-  sizes: tuple[int, int, int, int, int], **others: tuple[str, Any]
-) -> dict[str, tuple[str, Any]]:
-  """`Family.fields` with the usual names; `others` replace or extend them.
-
-  Args:
-    sizes: defaults of num_layers, num_heads, width, mlp_width and context_length.
-  """
-  num_layers, num_heads, width, mlp_width, context_length = sizes
-  usual = dict(
-    num_layers=("num_hidden_layers", num_layers),
-    num_heads=("num_attention_heads", num_heads),
-    width=("hidden_size", width),
-    mlp_width=("intermediate_size", mlp_width),
-    context_length=("max_position_embeddings", context_length),
-    norm_eps=("rms_norm_eps", 1e-6),
-    init_std=("initializer_range", 0.02),
-    tied_output=("tie_word_embeddings", False),
-  )
-  return usual | others
-
-
 def _all_heads(fields: Fields, found: Mapping[str, Any]) -> dict[str, Any]:
   """The heads of a family without shared key heads or a head size of its own."""
   num_heads, width = found["num_heads"], found["width"]
@@ -340,88 +302,12 @@ def _all_heads(fields: Fields, found: Mapping[str, Any]) -> dict[str, Any]:
   return dict(num_kv_heads=num_heads, head_size=width // num_heads)
 
 
-# ----------------------------------------------------------------------------- pieces of tables
-
-
-def norm(leaf: str, tensor: str, offset: float = 0.0, axis: str = "width") -> tuple[Row, ...]:
-  """A norm's scale and bias."""
-  return (
-    Row(f"{leaf}/scale", {f"{tensor}.weight": f"{axis} -> {axis}"}, offset),
-    Row(f"{leaf}/bias", {f"{tensor}.bias": f"{axis} -> {axis}"}),
-  )
-
-
-def linear(leaf: str, tensor: str, inputs: str, outputs: str) -> tuple[Row, ...]:
-  """A projection whose matrix the file keeps transposed, as torch does."""
-  return (
-    Row(f"{leaf}/kernel", {f"{tensor}.weight": f"{outputs} {inputs} -> {inputs} {outputs}"}),
-    Row(f"{leaf}/bias", {f"{tensor}.bias": f"{outputs} -> {outputs}"}),
-  )
-
-
-def attention(
-  query: str, key: str, value: str, out: str, *, adjacent_pairs: bool = False
-) -> tuple[Row, ...]:
-  """Attention whose file has a tensor for each of query, key and value.
-
-  Args:
-    query, key, value, out: names of the tensors.
-    adjacent_pairs: the two dimensions that are rotated together are adjacent in the queries and
-      keys of the file, as in Llama's original code; ours are half a head apart.
-  """
-  file_head, our_head = ("head_size", "head_size")
-  if adjacent_pairs:
-    file_head, our_head = ("frequency part", "(part frequency)")
-  rows = []
-  for kind, leaf, width in (("weight", "kernel", "width "), ("bias", "bias", "")):
-    q, k, v = (f"{name}.{kind}" for name in (query, key, value))
-    rotated = lambda heads, stack: (
-      f"({heads} {file_head}) {width}-> {width}{stack}{heads} {our_head}"
-    )
-    plain = lambda heads: f"({heads} head_size) {width}-> {width}tensor {heads} head_size"
-    rows += [
-      Row(f"attention/q/{leaf}", {q: rotated("heads", "")}),
-      Row(f"attention/kv/{leaf}", {k: rotated("kv_heads", "tensor "), v: plain("kv_heads")}),
-      # Where every query head has its own key head, ours are in one leaf.
-      Row(
-        f"attention/qkv/{leaf}",
-        {q: rotated("heads", "tensor "), k: rotated("heads", "tensor "), v: plain("heads")},
-      ),
-    ]
-  return (*rows, *_attention_out(out))
-
-
-def _attention_out(out: str) -> tuple[Row, ...]:
-  kernel = {f"{out}.weight": "width (heads head_size) -> heads head_size width"}
-  return (
-    Row("attention/out/kernel", kernel),
-    Row("attention/out/bias", {f"{out}.bias": "width -> width"}),
-  )
-
-
-def top(
-  embedding: str, final_norm: str, output: str = "/lm_head", norm_offset: float = 0.0
-) -> tuple[Row, ...]:
-  """Embedding, last norm, output and the scalar head."""
-  return (
-    Row("embed/token", {f"{embedding}.weight": "vocab embed -> vocab embed"}),
-    Row("output/token", {f"{output}.weight": "vocab embed -> vocab embed"}),
-    *norm("final_norm", final_norm, norm_offset),
-    Row("head/kernel", {"/score.weight": "one width -> width one"}),
-  )
-
-
-def _position_table(tensor: str) -> Row:
-  return Row("embed/position", {f"{tensor}.weight": "positions width -> positions width"})
-
-
-# ----------------------------------------------------------------------------- GPT-2
+# ----------------------------------------------------------------------------- families
 
 
 def _read_gpt2(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   return _all_heads(fields, found) | dict(
     mlp_width=fields.size("n_inner", 4 * found["width"]),
-    norm="layer",
     attention_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
   )
 
@@ -433,59 +319,10 @@ def _write_gpt2(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-GPT2 = Family(
-  name="gpt2",
-  policy="GPT2LMHeadModel",
-  reward="GPT2ForSequenceClassification",
-  prefix="transformer.",
-  layer="h.{}.",
-  top=(*top("wte", "ln_f"), _position_table("wpe")),
-  rows=(
-    *norm("attention_norm", "ln_1"),
-    *norm("mlp_norm", "ln_2"),
-    # GPT-2's matrices (Conv1D) are not transposed.
-    Row(
-      "attention/qkv/kernel",
-      {"attn.c_attn.weight": "width (qkv heads head_size) -> width qkv heads head_size"},
-    ),
-    Row("attention/qkv/bias", {"attn.c_attn.bias": "(qkv heads head_size) -> qkv heads head_size"}),
-    Row(
-      "attention/out/kernel",
-      {"attn.c_proj.weight": "(heads head_size) width -> heads head_size width"},
-    ),
-    Row("attention/out/bias", {"attn.c_proj.bias": "width -> width"}),
-    Row("mlp/in/kernel", {"mlp.c_fc.weight": "width mlp -> width mlp"}),
-    Row("mlp/in/bias", {"mlp.c_fc.bias": "mlp -> mlp"}),
-    Row("mlp/out/kernel", {"mlp.c_proj.weight": "mlp width -> mlp width"}),
-    Row("mlp/out/bias", {"mlp.c_proj.bias": "width -> width"}),
-  ),
-  fields=dict(
-    num_layers=("n_layer", 12),
-    num_heads=("n_head", 12),
-    width=("n_embd", 768),
-    context_length=("n_positions", 1024),
-    norm_eps=("layer_norm_epsilon", 1e-5),
-    init_std=("initializer_range", 0.02),
-    tied_output=("tie_word_embeddings", True),
-  ),
-  activations=("activation_function", "gelu_new", _GELUS),
-  fixed={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-  ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
-  read=_read_gpt2,
-  write=_write_gpt2,
-)
-
-
-# ----------------------------------------------------------------------------- OPT
-
-
 def _read_opt(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   before = fields.flag("do_layer_norm_before", True)
   embed_width = fields.size("word_embed_proj_dim", found["width"])
   return _all_heads(fields, found) | dict(
-    position_offset=2,
-    norm="layer",
-    norm_eps=1e-5,
     norm_placement="pre" if before else "post",
     final_norm=before and not fields.flag("_remove_final_layer_norm", False),
     embed_width=None if embed_width == found["width"] else embed_width,
@@ -501,50 +338,9 @@ def _write_opt(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-OPT = Family(
-  name="opt",
-  policy="OPTForCausalLM",
-  reward="OPTForSequenceClassification",
-  prefix="model.",
-  layer="decoder.layers.{}.",
-  top=(
-    *top("decoder.embed_tokens", "decoder.final_layer_norm"),
-    _position_table("decoder.embed_positions"),
-    Row("embed/project/kernel", {"decoder.project_in.weight": "width embed -> embed width"}),
-    Row("output/project/kernel", {"decoder.project_out.weight": "embed width -> width embed"}),
-  ),
-  rows=(
-    *norm("attention_norm", "self_attn_layer_norm"),
-    *norm("mlp_norm", "final_layer_norm"),
-    *attention("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-    *linear("mlp/in", "fc1", "width", "mlp"),
-    *linear("mlp/out", "fc2", "mlp", "width"),
-  ),
-  fields=dict(
-    num_layers=("num_hidden_layers", 12),
-    num_heads=("num_attention_heads", 12),
-    width=("hidden_size", 768),
-    mlp_width=("ffn_dim", 3072),
-    context_length=("max_position_embeddings", 2048),
-    init_std=("init_std", 0.02),
-    qkv_bias=("enable_bias", True),
-    attention_out_bias=("enable_bias", True),
-    mlp_bias=("enable_bias", True),
-    tied_output=("tie_word_embeddings", True),
-  ),
-  activations=("activation_function", "relu", _GELUS),
-  fixed={"layer_norm_elementwise_affine": True},
-  read=_read_opt,
-  write=_write_opt,
-)
-
-
-# ----------------------------------------------------------------------------- GPT-NeoX
-
-
 def _read_neox(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   rope = _read_only_rope(fields, found, "rotary_emb_base", "rotary_pct", 0.25)
-  return rope | _all_heads(fields, found) | dict(norm="layer")
+  return rope | _all_heads(fields, found)
 
 
 def _write_neox(cfg: ModelConfig) -> dict[str, Any]:
@@ -555,60 +351,11 @@ def _write_neox(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-GPT_NEOX = Family(
-  name="gpt_neox",
-  policy="GPTNeoXForCausalLM",
-  reward="GPTNeoXForSequenceClassification",
-  prefix="gpt_neox.",
-  layer="layers.{}.",
-  top=top("embed_in", "final_layer_norm", "/embed_out"),
-  rows=(
-    *norm("attention_norm", "input_layernorm"),
-    *norm("mlp_norm", "post_attention_layernorm"),
-    # Query, key and value of a head are adjacent.
-    Row(
-      "attention/qkv/kernel",
-      {
-        "attention.query_key_value.weight": (
-          "(heads qkv head_size) width -> width qkv heads head_size"
-        )
-      },
-    ),
-    Row(
-      "attention/qkv/bias",
-      {"attention.query_key_value.bias": "(heads qkv head_size) -> qkv heads head_size"},
-    ),
-    *_attention_out("attention.dense"),
-    *linear("mlp/in", "mlp.dense_h_to_4h", "width", "mlp"),
-    *linear("mlp/out", "mlp.dense_4h_to_h", "mlp", "width"),
-  ),
-  fields=_usual_fields(
-    (44, 64, 6144, 24576, 2048),
-    norm_eps=("layer_norm_eps", 1e-5),
-    attention_out_bias=("attention_bias", True),
-    qkv_bias=("attention_bias", True),
-    parallel_residual=("use_parallel_residual", True),
-  ),
-  activations=("hidden_act", "gelu", _GELUS),
-  ignored=(
-    r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
-    r"rotary_emb\.inv_freq",
-  ),
-  read=_read_neox,
-  write=_write_neox,
-)
-
-
-# ----------------------------------------------------------------------------- Llama and relatives
-
-
 def _read_gated(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   """What Llama, Mistral, Qwen and Gemma have in common."""
   return dict(
     num_kv_heads=fields.size("num_key_value_heads", found["num_heads"]),
     head_size=fields.size("head_dim", found["width"] // found["num_heads"]),
-    norm="rms",
-    mlp_bias=False,
   )
 
 
@@ -628,63 +375,16 @@ def _write_llama(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-# Biases of the query, key, value and output projections.
-_ATTENTION_BIAS = dict(
-  attention_out_bias=("attention_bias", False), qkv_bias=("attention_bias", False)
-)
-
-LLAMA = Family(
-  name="llama",
-  policy="LlamaForCausalLM",
-  reward="LlamaForSequenceClassification",
-  prefix="model.",
-  layer="layers.{}.",
-  top=top("embed_tokens", "norm"),
-  rows=(
-    *norm("attention_norm", "input_layernorm"),
-    *norm("mlp_norm", "post_attention_layernorm"),
-    *attention("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *norm("attention/q_norm", "self_attn.q_norm", axis="head_size"),
-    *norm("attention/k_norm", "self_attn.k_norm", axis="head_size"),
-    *linear("mlp/gate", "mlp.gate_proj", "width", "mlp"),
-    *linear("mlp/in", "mlp.up_proj", "width", "mlp"),
-    *linear("mlp/out", "mlp.down_proj", "mlp", "width"),
-  ),
-  fields=_usual_fields(
-    (32, 32, 4096, 11008, 2048), **_ATTENTION_BIAS, mlp_bias=("mlp_bias", False)
-  ),
-  activations=("hidden_act", "silu", _GATED),
-  ignored=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_freq"),
-  read=lambda fields, found: _read_llama(fields, found) | dict(mlp_bias=found["mlp_bias"]),
-  write=_write_llama,
-)
-
-
 def _read_mistral(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   # An absent window is Mistral 7B's, and null means none; `Fields.get` cannot tell them apart.
   has_window = fields.values.get("sliding_window", 4096) is not None
   window = fields.size("sliding_window", 4096) if has_window else None
   kinds = ["dense" if window is None else "banded"] * found["num_layers"]
-  return (
-    _read_llama(fields, found)
-    | dict(qkv_bias=False, attention_out_bias=False)
-    | _read_layers(fields, found["num_layers"], kinds, window)
-  )
+  return _read_llama(fields, found) | _read_layers(fields, kinds, window)
 
 
-MISTRAL = dataclasses.replace(
-  LLAMA,
-  name="mistral",
-  policy="MistralForCausalLM",
-  reward="MistralForSequenceClassification",
-  fields=_usual_fields((32, 32, 4096, 14336, 131_072)),
-  defaults={"num_key_value_heads": 8},
-  read=_read_mistral,
-  write=lambda cfg: _write_llama(cfg) | {"sliding_window": cfg.band_width},
-)
-
-
-# ----------------------------------------------------------------------------- Qwen
+def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
+  return _write_llama(cfg) | {"sliding_window": cfg.band_width}
 
 
 def _read_qwen(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
@@ -694,7 +394,7 @@ def _read_qwen(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
     window = fields.size("sliding_window", 4096)
   first = fields.size("max_window_layers", 28, low=0) if window is not None else num_layers
   kinds = ["banded" if layer >= first else "dense" for layer in range(num_layers)]
-  return _read_llama(fields, found) | _read_layers(fields, num_layers, kinds, window)
+  return _read_llama(fields, found) | _read_layers(fields, kinds, window)
 
 
 def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
@@ -708,36 +408,11 @@ def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-QWEN2 = dataclasses.replace(
-  LLAMA,
-  name="qwen2",
-  policy="Qwen2ForCausalLM",
-  reward="Qwen2ForSequenceClassification",
-  fields=_usual_fields((32, 32, 4096, 22016, 32_768)),
-  read=lambda fields, found: (
-    _read_qwen(fields, found) | dict(qkv_bias=True, attention_out_bias=False)
-  ),
-  write=_write_qwen,
-)
-QWEN3 = dataclasses.replace(
-  QWEN2,
-  name="qwen3",
-  policy="Qwen3ForCausalLM",
-  reward="Qwen3ForSequenceClassification",
-  fields=_usual_fields((32, 32, 4096, 22016, 32_768), **_ATTENTION_BIAS),
-  defaults={"head_dim": 128},
-  read=lambda fields, found: _read_qwen(fields, found) | dict(qk_norm=True),
-)
-
-
-# ----------------------------------------------------------------------------- Gemma 3
-
-
 def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   num_layers, context_length = found["num_layers"], found["context_length"]
   period = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
   kinds = ["banded" if (layer + 1) % period else "dense" for layer in range(num_layers)]
-  layers = _read_layers(fields, num_layers, kinds, fields.size("sliding_window", 4096))
+  layers = _read_layers(fields, kinds, fields.size("sliding_window", 4096))
   # Each kind of layer has its own positions: newer releases nest two groups, older ones give a
   # second base.
   nested = Fields(fields.group("rope_parameters"), f"{fields.where}: rope_parameters")
@@ -753,9 +428,6 @@ def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
     | layers
     | dict(
       band_rope_base=local["rope_base"] if layers["band_width"] is not None else None,
-      norm_offset=1.0,
-      norm_placement="sandwich",
-      qk_norm=True,
       embed_scale=found["width"] ** 0.5,
       attention_scale=fields.positive("query_pre_attn_scalar", 256) ** -0.5,
     )
@@ -772,39 +444,67 @@ def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-GEMMA3 = dataclasses.replace(
-  LLAMA,
-  name="gemma3_text",
-  policy="Gemma3ForCausalLM",
-  reward="Gemma3TextForSequenceClassification",
-  rows=(
-    *norm("attention_norm", "input_layernorm"),
-    *norm("attention_post_norm", "post_attention_layernorm"),
-    *norm("mlp_norm", "pre_feedforward_layernorm"),
-    *norm("mlp_post_norm", "post_feedforward_layernorm"),
-    *(row for row in LLAMA.rows if row.leaf.startswith(("attention/", "mlp/"))),
-  ),
-  fields=_usual_fields(
-    (26, 8, 2304, 9216, 131_072), **_ATTENTION_BIAS, tied_output=("tie_word_embeddings", True)
-  ),
-  activations=("hidden_activation", "gelu_pytorch_tanh", _GATED),
-  defaults={"head_dim": 256, "num_key_value_heads": 4},
-  fixed={
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
-    "use_bidirectional_attention": False,
-  },
-  read=_read_gemma3,
-  write=_write_gemma3,
-)
-
-
 # ----------------------------------------------------------------------------- the list
 
-
-FAMILIES = {
-  family.name: family for family in (GPT2, OPT, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)
+_FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
+  "gpt2": (_read_gpt2, _write_gpt2),
+  "opt": (_read_opt, _write_opt),
+  "gpt_neox": (_read_neox, _write_neox),
+  "llama": (_read_llama, _write_llama),
+  "mistral": (_read_mistral, _write_mistral),
+  "qwen2": (_read_qwen, _write_qwen),
+  "qwen3": (_read_qwen, _write_qwen),
+  "gemma3_text": (_read_gemma3, _write_gemma3),
 }
+
+
+def _rows(
+  names: Mapping[str, str | list[str]], layouts: Mapping[str, str | list[str]], norm_offset: float
+) -> dict[str, Row]:
+  """The rows of the modules that a family names."""
+  rows = {}
+  for leaf, layout in layouts.items():
+    tensors = names.get(leaf, names.get(leaf.rpartition("/")[0], []))
+    tensors = [tensors] if isinstance(tensors, str) else tensors
+    layout = [layout] * len(tensors) if isinstance(layout, str) else layout
+    suffix = "bias" if leaf.endswith("/bias") else "weight"
+    if tensors:
+      named = {f"{name}.{suffix}": part for name, part in zip(tensors, layout, strict=True)}
+      rows[leaf] = Row(leaf, named, norm_offset if leaf.endswith("/scale") else 0.0)
+  return rows
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+  path = pathlib.Path(__file__).with_name("families.yaml")
+  return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _with_rows(table: dict[str, Any]) -> dict[str, Any]:
+  """A family's table with its names and layouts made into `rows`."""
+  table = dict(table)
+  layouts = _tables()["layouts"] | table.pop("layouts", {})
+  return table | dict(rows=_rows(table.pop("names"), layouts, table.pop("norm_offset", 0.0)))
+
+
+@functools.cache
+def known() -> dict[str, Family]:
+  """`model_type` of a `config.json` -> its family."""
+  families = {}
+  for name, table in _tables()["hugging_face"].items():
+    read, write = _FUNCTIONS[name]
+    families[name] = Family(name=name, read=read, write=write, **_with_rows(table))
+  return families
+
+
+@functools.cache
+def known_gguf() -> dict[str, Family]:
+  """Architecture of a GGUF file -> the family it is exported as, with the names of GGUF."""
+  tables = {name: _with_rows(table) for name, table in _tables()["gguf"].items()}
+  return {
+    name: dataclasses.replace(known()[table.pop("family")], **table)
+    for name, table in tables.items()
+  }
 
 
 def find(model_type: Any, where: str) -> Family:
@@ -817,8 +517,8 @@ def find(model_type: Any, where: str) -> Family:
     raise ValueError(
       f"{where}: model_type 'gemma3' reads images too; save its language model alone (gemma3_text)"
     )
-  if not isinstance(model_type, str) or model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in known():
     raise ValueError(
-      f"{where}: model_type is {model_type!r}; the known architectures are {', '.join(FAMILIES)}"
+      f"{where}: model_type is {model_type!r}; the known architectures are {', '.join(known())}"
     )
-  return FAMILIES[model_type]
+  return known()[model_type]

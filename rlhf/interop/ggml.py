@@ -4,11 +4,9 @@ Source of names and of what a converter does to the numbers: `convert_hf_to_gguf
 """
 
 import contextlib
-import dataclasses
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,56 +95,19 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split())
 
 
-def _named_as_gguf(
-  family: Family, *, norm_offset: float, adjacent_pairs: bool, ignored: tuple[str, ...] = ()
-) -> Family:
-  """The family with the names of tensors that GGUF files use."""
-  norm, linear = families.norm, families.linear
-  return dataclasses.replace(
-    family,
-    prefix="",
-    layer="blk.{}.",
-    top=families.top("token_embd", "output_norm", "output", norm_offset),
-    rows=(
-      *norm("attention_norm", "attn_norm", norm_offset),
-      *norm("attention_post_norm", "post_attention_norm", norm_offset),
-      *norm("mlp_norm", "ffn_norm", norm_offset),
-      *norm("mlp_post_norm", "post_ffw_norm", norm_offset),
-      *norm("attention/q_norm", "attn_q_norm", norm_offset, "head_size"),
-      *norm("attention/k_norm", "attn_k_norm", norm_offset, "head_size"),
-      *families.attention(
-        "attn_q", "attn_k", "attn_v", "attn_output", adjacent_pairs=adjacent_pairs
-      ),
-      *linear("mlp/gate", "ffn_gate", "width", "mlp"),
-      *linear("mlp/in", "ffn_up", "width", "mlp"),
-      *linear("mlp/out", "ffn_down", "mlp", "width"),
-    ),
-    ignored=ignored,
-  )
-
-
-# Architecture of a GGUF file -> the family it is exported as, with the names of GGUF.  llama.cpp
-# adds the 1 that Gemma's norms add to their scales.
-ARCHITECTURES = {
-  "llama": _named_as_gguf(
-    families.LLAMA, norm_offset=0.0, adjacent_pairs=True, ignored=(re.escape(ROPE_FACTORS),)
-  ),
-  "gemma3": _named_as_gguf(families.GEMMA3, norm_offset=-1.0, adjacent_pairs=False),
-}
-
-
 def find(file: GgufFile) -> Family:
   """The family of the architecture that the file names.
 
   Raises:
     ValueError: it names none, or an unknown one.
   """
-  if file.architecture not in ARCHITECTURES:
+  known = families.known_gguf()
+  if file.architecture not in known:
     raise ValueError(
       f"{file.path}: unknown architecture {file.architecture!r}; GGUF files must be of "
-      f"{' or '.join(ARCHITECTURES)}"
+      f"{' or '.join(known)}"
     )
-  return ARCHITECTURES[file.architecture]
+  return known[file.architecture]
 
 
 def model_fields(file: GgufFile) -> dict[str, Any]:

@@ -202,8 +202,7 @@ def _open_gguf(name: str, path: str) -> Source:
 
 def _num_rows(tensors: files.Tensors, family: Family, where: pathlib.Path) -> int:
   """Rows of the embedding."""
-  row = next(row for row in family.top if row.leaf == "embed/token")
-  name = family.prefix + next(iter(row.tensors))
+  name = family.prefix + next(iter(family.rows["embed/token"].tensors))
   if name not in tensors.shapes:
     raise ValueError(
       f"{where}: the model's files do not contain {name}; they must be of the architecture "
@@ -254,8 +253,7 @@ class Leaf:
 def locate(name: str, cfg: ModelConfig, family: Family) -> Leaf | None:
   """Where the leaf with this path in our tree is in a file; None if the family has no place."""
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
-  rows, leaf = (family.top, name) if found is None else (family.rows, found[3])
-  row = next((row for row in rows if row.leaf == leaf), None)
+  row = family.rows.get(name if found is None else found[3])
   if row is None:
     return None
   if found is None:
@@ -413,7 +411,7 @@ def _through_projection(source: Source) -> np.ndarray:
 
   Our head reads the hidden states before that projection, so it is the product of both.
   """
-  row = next(row for row in source.family.top if row.leaf == "output/project/kernel")
+  row = source.family.rows["output/project/kernel"]
   project = tensor_name(source.family.prefix, next(iter(row.tensors)))
   whole = (slice(None), slice(None))
   with source.tensors.opened() as read:

@@ -37,9 +37,9 @@ def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
   """
   if name is None:
     name = metadata["imported"]["family"] if "imported" in metadata else DEFAULT_FAMILY
-  if name not in families.FAMILIES:
-    raise ValueError(f"--family={name}; choose from {', '.join(families.FAMILIES)}")
-  return families.FAMILIES[name]
+  if name not in families.known():
+    raise ValueError(f"--family={name}; choose from {', '.join(families.known())}")
+  return families.known()[name]
 
 
 def check(cfg: ModelConfig, *, kind: str, family: Family) -> None:
