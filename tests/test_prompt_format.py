@@ -174,7 +174,7 @@ def test_a_prompt_that_loses_its_start_keeps_what_the_format_writes_before_it(
   )
   (full,) = prompt_format.encode_prompts(t, [record["prompt"]])
   head = full[:1] if prompt_format is prepare.PLAIN else [1, 4, *t.encode("user\n")]
-  assert full[: len(head)] == head and len(head) == prompt_format.num_around(t).head
+  assert full[: len(head)] == head and len(head) == prompt_format.num_around(t)[0]
   room, choices = len(full) - 20, dict(prompt_format=prompt_format)
   rows, _, counts = prepare.prompt_rows(
     [record], t, max_prompt_tokens=room, overlong="truncate_left", **choices

@@ -2,9 +2,8 @@
 
 A stream answers `stream[step]` for any step, so that resuming needs no state but the step, and
 another number of processes reads the same global batches, each process the rows that its devices
-hold (`share`).  An epoch is a permutation of the rows
-drawn from (seed, epoch); batches go on over the border of epochs, so that after E epochs every row
-was seen E times.
+hold (`share`).  An epoch is a permutation of the rows drawn from (seed, epoch); batches go on over
+the border of epochs, so that after E epochs every row was seen E times.
 """
 
 import dataclasses
@@ -12,6 +11,7 @@ import functools
 import sys
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from rlhf import types
@@ -25,22 +25,14 @@ Rows = types.LmBatch | types.PromptBatch | ComparisonRows
 
 def num_rows(rows: Rows) -> int:
   """How many rows there are."""
-  if isinstance(rows, ComparisonRows):
-    return len(rows)
-  return len(next(iter(_arrays(rows).values())))
+  return len(rows if isinstance(rows, ComparisonRows) else jax.tree.leaves(rows)[0])
 
 
 def take_rows(rows: Rows, indices: np.ndarray):
   """The batch that the rows of `indices` make, as numpy arrays."""
   if isinstance(rows, ComparisonRows):
     return rows.take(indices)
-  return dataclasses.replace(
-    rows, **{name: array[indices] for name, array in _arrays(rows).items()}
-  )
-
-
-def _arrays(rows) -> dict[str, np.ndarray]:
-  return {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)}
+  return jax.tree.map(lambda array: array[indices], rows)
 
 
 # ---- the order of rows ---------------------------------------------------------------------------
@@ -164,8 +156,10 @@ class Batches:
       indices = indices[share]
       if other_rows is None:
         return take_rows(rows, indices)
-      assert isinstance(rows, types.LmBatch)
-      return _take_from_two(rows, other_rows, indices)
+      is_main = indices < self.num_rows
+      first = take_rows(rows, indices[is_main])
+      second = take_rows(other_rows, indices[~is_main] - self.num_rows)
+      return jax.tree.map(lambda *arrays: np.concatenate(arrays), first, second)
 
     self._dataset = grain.MapDataset.source(self._indices).map(gather)
     self._read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -189,20 +183,6 @@ class Batches:
   def iterate(self, start_step: int = 0) -> Iterator:
     """Batches from `start_step` on, made ahead of time in a thread."""
     return iter(self._dataset[start_step:].to_iter_dataset(self._read_options))
-
-
-def _take_from_two(
-  rows: types.LmBatch, other_rows: types.LmBatch, indices: np.ndarray
-) -> types.LmBatch:
-  num = num_rows(rows)
-  first = take_rows(rows, indices[indices < num])
-  second = take_rows(other_rows, indices[indices >= num] - num)
-  return dataclasses.replace(
-    first,
-    **{
-      name: np.concatenate([array, getattr(second, name)]) for name, array in _arrays(first).items()
-    },
-  )
 
 
 def fixed_batches(rows: Rows, batch_size: int) -> Iterator[tuple[Rows, np.ndarray]]:

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -98,9 +99,9 @@ def read(
   *,
   on_bad: str = "stop",
   options: FormatOptions | None = None,
-) -> tuple[list[dict], dict[str, int]]:
+) -> tuple[list[dict], Counter[str]]:
   """All records of a file as (records, counts); see `iterate`."""
-  counts: dict[str, int] = {}
+  counts: Counter[str] = Counter()
   return list(iterate(kind, path, format_name, counts, on_bad=on_bad, options=options)), counts
 
 
@@ -108,7 +109,7 @@ def iterate(
   kind: str,
   path: str | pathlib.Path,
   format_name: str,
-  counts: dict[str, int],
+  counts: Counter[str],
   *,
   on_bad: str = "stop",
   options: FormatOptions | None = None,
@@ -116,7 +117,7 @@ def iterate(
   """The records of `kind` in a file, one at a time.
 
   Args:
-    kind: a key of `records.KINDS`.
+    kind: a key of `records.FIELDS`.
     path: the file; for "text" also a directory of .txt and .txt.gz files.
     format_name: a key of `FORMATS`.
     counts: empty; gets "kept" and what was dropped or skipped, by reason.
@@ -139,11 +140,11 @@ def iterate(
       counts["kept"] += 1
       yield value
     elif isinstance(problem, Flaw):
-      records.count(counts, f"dropped ({problem.reason})")
+      counts[f"dropped ({problem.reason})"] += 1
     elif on_bad == "stop":
       raise ValueError(f"{where}: {problem.message}")
     else:
-      records.count(counts, f"skipped ({problem.reason})")
+      counts[f"skipped ({problem.reason})"] += 1
   if not counts["kept"]:
     raise ValueError(
       f"{path} gave no {kind} ({records.describe_counts(format_name, counts)}); "
@@ -478,7 +479,7 @@ _PAIRS = ("comparison", "prompt")
 
 # format -> kind -> reader(path, options)
 FORMATS: dict[str, dict[str, Reader]] = {
-  "jsonl": {kind: _read_jsonl for kind in records.KINDS},
+  "jsonl": {kind: _read_jsonl for kind in records.FIELDS},
   "text": {"text": _read_text},
   "hh": _readers(_convert_hh, ("chosen", "rejected"), *_PAIRS, "demonstration"),
   "alpaca": _readers(_convert_alpaca, ("instruction",), *_PAIRS, "demonstration"),

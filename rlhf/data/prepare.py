@@ -7,9 +7,11 @@ comparison and when the policy is asked to answer.
 """
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +26,6 @@ from rlhf.tokenization.tokenizer import Tokenizer
 PROMPT_SUFFIX = "\n\nAnswer:"
 COMPLETION_PREFIX = " "
 PROMPT_FORMATS = ("plain", "chat")
-
-
-class Around(NamedTuple):
-  """How many ids a format writes before every prompt and behind it."""
-
-  head: int
-  tail: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,21 +117,17 @@ class PromptFormat:
     """Ends a completion, and stops a model that writes one."""
     return tokenizer.turn_end_id if self.is_chat else tokenizer.eot_id
 
-  def num_around(self, tokenizer: Tokenizer) -> "Around":
+  def num_around(self, tokenizer: Tokenizer) -> tuple[int, int]:
     """Ids before and behind the prompt's own, which stay where a prompt loses its start.
 
     The suffix of "plain" is a part of the prompt's text, of which the end stays.
     """
-    if self.is_chat:
-      return Around(tokenizer.num_chat_head, tokenizer.num_chat_tail)
-    return Around(len(tokenizer.prefix_ids), 0)
+    return tokenizer.num_around_chat if self.is_chat else (len(tokenizer.prefix_ids), 0)
 
   def describe(self) -> str:
-    return (
-      "prompt in the model's chat template"
-      if self.is_chat
-      else (f"prompt + {self.prompt_suffix!r}")
-    )
+    if self.is_chat:
+      return "prompt in the model's chat template"
+    return f"prompt + {self.prompt_suffix!r}"
 
   def _completion_prefix(self, tokenizer: Tokenizer) -> str:
     return tokenizer.chat.completion_prefix if self.is_chat else self.completion_prefix
@@ -219,10 +210,7 @@ def _load_or_build(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Arrays from the cache where the records have a fingerprint, else in memory."""
   key = None
-  if cache_dir is not None and isinstance(records, LazySequence) and records.fingerprint:
-    prompt_format = settings.pop("prompt_format", None)
-    if prompt_format is not None:
-      settings = settings | dataclasses.asdict(prompt_format)
+  if isinstance(records, LazySequence) and records.fingerprint:
     key = dict(
       content=what, records=records.fingerprint, tokenizer=tokenizer.fingerprint, settings=settings
     )
@@ -274,17 +262,15 @@ def demonstration_rows(
   )
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
-    counts = {"kept": 0}
-    for chunk in records_lib.chunks(records):
-      for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format):
-        num_kept = sequence.num_prompt
-        shown = _shorten([sequence.ids], num_kept, around, length, overlong)
-        _count_overlong(counts, shown, len(sequence.ids), length)
-        for ids in shown.values():
-          if overlong == "truncate_left":
-            num_kept -= len(sequence.ids) - len(ids)
-          writer.append("ids", ids)
-          writer.append("sizes", np.asarray([len(ids), num_kept]))
+    counts = Counter(kept=0)
+    sequences = (
+      sequence
+      for chunk in records_lib.chunks(records)
+      for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format)
+    )
+    for _, ids, num_of_prompt in _fitting(sequences, around, length, overlong, counts):
+      writer.append("ids", ids)
+      writer.append("sizes", np.asarray([len(ids), num_of_prompt]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
@@ -299,9 +285,10 @@ def demonstration_rows(
       writer=writer,
       **layout,
     )
-    return counts | {"rows": len(rows.tokens_BT)}
+    counts["rows"] = len(rows.tokens_BT)
+    return counts
 
-  settings = layout | dict(overlong=overlong, prompt_format=prompt_format)
+  settings = layout | dict(overlong=overlong) | dataclasses.asdict(prompt_format)
   arrays, counts = _load_or_build("demonstrations", records, tokenizer, settings, build, cache_dir)
   return types.LmBatch(**arrays), counts
 
@@ -349,18 +336,16 @@ def prompt_rows(
   around = prompt_format.num_around(tokenizer)
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
-    counts = {"kept": 0}
-    index = -1
-    for chunk in records_lib.chunks(records):
-      for ids in prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk]):
-        index += 1
-        prompt = np.asarray(ids, np.int32)
-        shown = _shorten([prompt], len(ids), around, max_prompt_tokens, overlong)
-        _count_overlong(counts, shown, len(ids), max_prompt_tokens)
-        for kept in shown.values():
-          writer.append("ids", kept)
-          writer.append("sizes", np.asarray([len(kept)]))
-          writer.append("index", np.asarray([index]))
+    counts = Counter(kept=0)
+    sequences = (
+      TokenSequence(ids=np.asarray(ids, np.int32), num_prompt=len(ids))
+      for chunk in records_lib.chunks(records)
+      for ids in prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk])
+    )
+    for index, ids, size in _fitting(sequences, around, max_prompt_tokens, overlong, counts):
+      writer.append("ids", ids)
+      writer.append("sizes", np.asarray([size]))
+      writer.append("index", np.asarray([index]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
@@ -377,9 +362,8 @@ def prompt_rows(
       mask_BP[row, max_prompt_tokens - size :] = 1
     return counts
 
-  settings = dict(
-    max_prompt_tokens=max_prompt_tokens, overlong=overlong, prompt_format=prompt_format
-  )
+  settings = dict(max_prompt_tokens=max_prompt_tokens, overlong=overlong)
+  settings |= dataclasses.asdict(prompt_format)
   arrays, counts = _load_or_build("prompts", records, tokenizer, settings, build, cache_dir)
   kept_records = records_lib.subset(records, arrays.pop("index"))
   return types.PromptBatch(**arrays), kept_records, counts
@@ -421,42 +405,34 @@ def comparison_rows(
   around = prompt_format.num_around(tokenizer)
 
   def build(writer: cache.ArrayWriter) -> dict[str, Any]:
-    counts = {"kept": 0}
-    most, index, num_tokens, num_sequences = 0, -1, 0, 0
+    counts = Counter(kept=0)
+    most, num_tokens, num_sequences = 0, 0, 0
     for name in ("ends", "row_ends"):
       writer.append(name, np.zeros(1, np.int64))
-    for chunk in records_lib.chunks(records):
-      prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk])
-      texts = [text for r in chunk for text in r["completions"]]
-      completions = iter(prompt_format.encode_completions(tokenizer, texts))
-      for record, prompt in zip(chunk, prompts, strict=True):
-        index += 1
-        most = max(most, len(record["completions"]))
-        sequences = [
-          np.asarray([*prompt, *next(completions)], np.int32) for _ in record["completions"]
-        ]
-        shown = _shorten(sequences, len(prompt), around, length, overlong)
-        num_overlong = sum(len(ids) > length for ids in sequences)
-        if len(shown) < 2:
-          records_lib.count(counts, f"dropped (longer than {length} tokens)")
-          continue
-        counts["kept"] += 1
-        if num_overlong and overlong == "truncate_prompt":
-          records_lib.count(counts, "prompts truncated")
-        elif num_overlong:
-          what = "truncated" if len(shown) == len(sequences) else "dropped"
-          records_lib.count(counts, f"completions {what}", num_overlong)
-        ranks = np.asarray([record["ranks"][i] for i in shown], np.int32)
-        if (ranks == ranks[0]).all():
-          records_lib.count(counts, "of them without an untied pair")
-        ends = num_tokens + np.cumsum([len(ids) for ids in shown.values()])
-        num_tokens, num_sequences = int(ends[-1]), num_sequences + len(shown)
-        writer.append("ids", np.concatenate(list(shown.values())))
-        writer.append("ends", ends)
-        writer.append("ranks", ranks)
-        writer.append("places", np.asarray(list(shown)))
-        writer.append("row_ends", np.asarray([num_sequences]))
-        writer.append("index", np.asarray([index]))
+    for index, (given, sequences, num_prompt) in enumerate(tokenize()):
+      most = max(most, len(sequences))
+      shown = _shorten(sequences, num_prompt, around, length, overlong)
+      if len(shown) < 2:
+        counts[f"dropped (longer than {length} tokens)"] += 1
+        continue
+      counts["kept"] += 1
+      num_overlong = sum(len(ids) > length for ids in sequences)
+      if num_overlong and overlong == "truncate_prompt":
+        counts["prompts truncated"] += 1
+      elif num_overlong:
+        what = "truncated" if len(shown) == len(sequences) else "dropped"
+        counts[f"completions {what}"] += num_overlong
+      ranks = np.asarray([given[i] for i in shown], np.int32)
+      if (ranks == ranks[0]).all():
+        counts["of them without an untied pair"] += 1
+      ends = num_tokens + np.cumsum([len(ids) for ids in shown.values()])
+      num_tokens, num_sequences = int(ends[-1]), num_sequences + len(shown)
+      writer.append("ids", np.concatenate(list(shown.values())))
+      writer.append("ends", ends)
+      writer.append("ranks", ranks)
+      writer.append("places", np.asarray(list(shown)))
+      writer.append("row_ends", np.asarray([num_sequences]))
+      writer.append("index", np.asarray([index]))
     if not counts["kept"]:
       raise ValueError(
         f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
@@ -464,31 +440,40 @@ def comparison_rows(
       )
     return {"counts": counts, "most": most}
 
-  settings = dict(length=length, overlong=overlong, prompt_format=prompt_format)
+  def tokenize() -> Iterator[tuple[list[int], list[np.ndarray], int]]:
+    """(ranks, prompt + completion of each, how many ids are the prompt's) of every record."""
+    for chunk in records_lib.chunks(records):
+      prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk])
+      texts = [text for r in chunk for text in r["completions"]]
+      completions = iter(prompt_format.encode_completions(tokenizer, texts))
+      for record, prompt in zip(chunk, prompts, strict=True):
+        own = itertools.islice(completions, len(record["completions"]))
+        sequences = [np.asarray([*prompt, *completion], np.int32) for completion in own]
+        yield record["ranks"], sequences, len(prompt)
+
+  settings = dict(length=length, overlong=overlong) | dataclasses.asdict(prompt_format)
   arrays, facts = _load_or_build("comparisons", records, tokenizer, settings, build, cache_dir)
   most = facts["most"]
   if num_slots is not None and most > num_slots:
     raise ValueError(
       f"a comparison has {most} completions and a batch num_slots={num_slots}; use at least {most}"
     )
-  ids, ends, ranks, places, row_ends, index = (
-    arrays[name] for name in ("ids", "ends", "ranks", "places", "row_ends", "index")
-  )
+  ids, ends, row_ends = arrays["ids"], arrays["ends"], arrays["row_ends"]
+  of_row = lambda row: slice(row_ends[row], row_ends[row + 1])
 
   def shown_record(row: int) -> dict:
-    record = records[int(index[row])]
-    shown = places[row_ends[row] : row_ends[row + 1]]
-    return record | {name: [record[name][i] for i in shown] for name in ("completions", "ranks")}
+    record, places = records[int(arrays["index"][row])], arrays["places"][of_row(row)]
+    return record | {name: [record[name][i] for i in places] for name in ("completions", "ranks")}
 
+  def shown_ids(row: int) -> list[np.ndarray]:
+    first, last = int(row_ends[row]), int(row_ends[row + 1])
+    return [ids[start:end] for start, end in itertools.pairwise(ends[first : last + 1])]
+
+  num_rows = len(arrays["index"])
   rows = ComparisonRows(
-    ids=LazySequence(
-      len(index),
-      lambda row: [
-        ids[ends[i] : ends[i + 1]] for i in range(int(row_ends[row]), int(row_ends[row + 1]))
-      ],
-    ),
-    ranks=LazySequence(len(index), lambda row: ranks[row_ends[row] : row_ends[row + 1]]),
-    records=LazySequence(len(index), shown_record),
+    ids=LazySequence(num_rows, shown_ids),
+    ranks=LazySequence(num_rows, lambda row: arrays["ranks"][of_row(row)]),
+    records=LazySequence(num_rows, shown_record),
     num_slots=most if num_slots is None else num_slots,
     length=length,
     pad_id=tokenizer.pad_id,
@@ -568,7 +553,11 @@ def _check_overlong(name: str, choices: Sequence[str]) -> None:
 
 
 def _shorten(
-  sequences: Sequence[np.ndarray], num_prompt: int, around: Around, length: int, overlong: str
+  sequences: Sequence[np.ndarray],
+  num_prompt: int,
+  around: tuple[int, int],
+  length: int,
+  overlong: str,
 ) -> dict[int, np.ndarray]:
   """What is kept of sequences that share a prompt, by their place; empty if they are dropped.
 
@@ -586,20 +575,28 @@ def _shorten(
   if overlong in ("truncate_right", "truncate_completion") and num_prompt < length:
     return {i: ids[:length] for i, ids in enumerate(sequences)}
   # A token of the prompt's own must stay, and what the format writes before it.
+  head, tail = around
   left = overlong in ("truncate_left", "truncate_prompt")
-  if left and excess < num_prompt - around.head - around.tail:
-    cut = slice(around.head, around.head + excess)
-    return {i: np.delete(ids, cut) for i, ids in enumerate(sequences)}
+  if left and excess < num_prompt - head - tail:
+    return {i: np.delete(ids, slice(head, head + excess)) for i, ids in enumerate(sequences)}
   return {}
 
 
-def _count_overlong(
-  counts: dict[str, int], shown: dict[int, np.ndarray], num_tokens: int, length: int
-) -> None:
-  """Counts a sequence that was kept, perhaps truncated, or dropped."""
-  if not shown:
-    records_lib.count(counts, f"dropped (longer than {length} tokens)")
-    return
-  counts["kept"] += 1
-  if num_tokens > length:
-    records_lib.count(counts, "of them truncated")
+def _fitting(
+  sequences: Iterable[TokenSequence],
+  around: tuple[int, int],
+  length: int,
+  overlong: str,
+  counts: Counter[str],
+) -> Iterator[tuple[int, np.ndarray, int]]:
+  """(place, ids, how many of them are the prompt's) of what is kept; counts what is not."""
+  for index, sequence in enumerate(sequences):
+    shown = _shorten([sequence.ids], sequence.num_prompt, around, length, overlong)
+    if not shown:
+      counts[f"dropped (longer than {length} tokens)"] += 1
+      continue
+    counts["kept"] += 1
+    num_lost = len(sequence.ids) - len(shown[0])
+    if num_lost:
+      counts["of them truncated"] += 1
+    yield index, shown[0], sequence.num_prompt - (num_lost if overlong == "truncate_left" else 0)

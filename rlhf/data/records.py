@@ -20,25 +20,20 @@ from typing import IO, Any
 
 import numpy as np
 
-KINDS = {
-  "demonstration": '{"prompt": str, "completion": str, "user": str (optional)}',
-  "comparison": '{"prompt": str, "completions": [str, ...], "ranks": [int, ...], '
-  '"labeler": str (optional), "user": str (optional)}',
-  "prompt": '{"prompt": str, "user": str (optional)}',
-  "text": '{"text": str}',
-}
+# kind -> field -> what it holds
 FIELDS = {
-  "demonstration": ("prompt", "completion"),
-  "comparison": ("prompt", "completions", "ranks"),
-  "prompt": ("prompt",),
-  "text": ("text",),
+  "demonstration": {"prompt": "str", "completion": "str", "user": "str (optional)"},
+  "comparison": {
+    "prompt": "str",
+    "completions": "[str, ...]",
+    "ranks": "[int, ...]",
+    "user": "str (optional)",
+    "labeler": "str (optional)",
+  },
+  "prompt": {"prompt": "str", "user": "str (optional)"},
+  "text": {"text": "str"},
 }
-OPTIONAL_FIELDS = {
-  "demonstration": ("user",),
-  "comparison": ("user", "labeler"),
-  "prompt": ("user",),
-  "text": (),
-}
+_OPTIONAL = ("user", "labeler")
 
 
 class Problem(ValueError):
@@ -131,8 +126,8 @@ def _num_characters(value: object) -> int:
 
 def check_kind(kind: str) -> None:
   """Raises ValueError unless `kind` names a kind of record."""
-  if kind not in KINDS:
-    raise ValueError(f"record kind {kind!r}; choose from {sorted(KINDS)}")
+  if kind not in FIELDS:
+    raise ValueError(f"record kind {kind!r}; choose from {sorted(FIELDS)}")
 
 
 def find_problem(kind: str, value: object) -> Problem | None:
@@ -145,15 +140,15 @@ def find_problem(kind: str, value: object) -> Problem | None:
 
 
 def _check_record(kind: str, value: object) -> None:
-  shape = f"a {kind} is {KINDS[kind]}"
   if not isinstance(value, dict):
-    raise Problem("not an object", f"a JSON {_type_name(value)}, not an object; {shape}")
+    found = f"a JSON {_type_name(value)}, not an object"
+    raise Problem("not an object", f"{found}; {_shape(kind)}")
   for field in FIELDS[kind]:
-    if field not in value:
-      raise Problem("missing field", f'no field "{field}"; {shape}')
-  # An empty user or labeler is none.
-  optional = [name for name in OPTIONAL_FIELDS[kind] if value.get(name, "") != ""]
-  for field in (*FIELDS[kind], *optional):
+    if field not in value and field not in _OPTIONAL:
+      raise Problem("missing field", f'no field "{field}"; {_shape(kind)}')
+  for field in FIELDS[kind]:
+    if field in _OPTIONAL and value.get(field, "") == "":  # an empty user or labeler is none
+      continue
     check = {"completions": _check_completions, "ranks": _check_ranks}.get(field, _check_text)
     check(f'"{field}"', value[field])
   if kind == "comparison" and len(value["ranks"]) != len(value["completions"]):
@@ -162,6 +157,11 @@ def _check_record(kind: str, value: object) -> None:
       f"{len(value['ranks'])} ranks for {len(value['completions'])} completions; "
       "give one rank per completion",
     )
+
+
+def _shape(kind: str) -> str:
+  parts = [f'"{field}": {holds}' for field, holds in FIELDS[kind].items()]
+  return f"a {kind} is {{{', '.join(parts)}}}"
 
 
 def parse_json(line: bytes | str) -> tuple[object, Problem | None]:
@@ -280,11 +280,6 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     for number, line in enumerate(file, start=1):
       if line.strip():
         yield f"{path}:{number}", line.removesuffix(b"\n")
-
-
-def count(counts: dict[str, int], name: str, number: int = 1) -> None:
-  """Adds to a count, which starts at 0."""
-  counts[name] = counts.get(name, 0) + number
 
 
 def describe_counts(what: str, counts: Mapping[str, int]) -> str:

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,7 +101,8 @@ def check(spec: str, kind: str, *, field: str, on_bad: str = "stop") -> None:
     _parse_public(spec, kind)
   else:
     format_name, path, options = parsed
-    for _ in formats.iterate(kind, path, format_name, {}, on_bad=on_bad, options=options):
+    counts: Counter[str] = Counter()
+    for _ in formats.iterate(kind, path, format_name, counts, on_bad=on_bad, options=options):
       pass
 
 
@@ -127,7 +129,7 @@ def _load_file(
     )
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     found = formats.iterate(kind, path, format_name, counts, on_bad=on_bad, options=options)
     end = 0
     for chunk in records.chunks(found):
@@ -150,8 +152,8 @@ def _load_file(
 
 def _to_line(kind: str, record: dict) -> bytes:
   """A record as JSON, its own fields first; an empty user or labeler is left out."""
-  names = (*records.FIELDS[kind], *records.OPTIONAL_FIELDS[kind])
-  ordered = {name: record[name] for name in names if name in record and record[name] != ""}
+  names = records.FIELDS[kind]
+  ordered = {name: record[name] for name in names if record.get(name, "") != ""}
   text = json.dumps(
     ordered | {name: record[name] for name in record if name not in names}, ensure_ascii=False
   )

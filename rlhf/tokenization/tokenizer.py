@@ -193,16 +193,11 @@ class Tokenizer:
     return [[*head, *ids, *tail] for ids in middle]
 
   @functools.cached_property
-  def num_chat_head(self) -> int:
-    """Number of ids of `encode_chat` before those of the prompt.  Raises as `chat`."""
-    return len(self._encode_pieces((*self.chat.head, self.chat.before), is_start=True))
-
-  @functools.cached_property
-  def num_chat_tail(self) -> int:
-    """Number of ids of `encode_chat` after those of the prompt.  Raises as `chat`."""
-    return len(self.encode(self.chat.after, continues=True)) + len(
-      self._encode_pieces(self.chat.tail, is_start=False)
-    )
+  def num_around_chat(self) -> tuple[int, int]:
+    """Numbers of ids of `encode_chat` before and after those of the prompt.  Raises as `chat`."""
+    head = self._encode_pieces((*self.chat.head, self.chat.before), is_start=True)
+    after = self.encode(self.chat.after, continues=True)
+    return len(head), len(after) + len(self._encode_pieces(self.chat.tail, is_start=False))
 
   def render_chat(
     self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
