@@ -9,9 +9,8 @@ the border of epochs, so that after E epochs every row was seen E times.
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
 from rlhf import types
@@ -25,14 +24,23 @@ Rows = types.LmBatch | types.PromptBatch | ComparisonRows
 
 def num_rows(rows: Rows) -> int:
   """How many rows there are."""
-  return len(rows if isinstance(rows, ComparisonRows) else jax.tree.leaves(rows)[0])
+  if isinstance(rows, ComparisonRows):
+    return len(rows)
+  return len(getattr(rows, dataclasses.fields(rows)[0].name))
 
 
 def take_rows(rows: Rows, indices: np.ndarray):
   """The batch that the rows of `indices` make, as numpy arrays."""
   if isinstance(rows, ComparisonRows):
     return rows.take(indices)
-  return jax.tree.map(lambda array: array[indices], rows)
+  return _map_arrays(lambda array: array[indices], rows)
+
+
+def _map_arrays(function: Callable[..., np.ndarray], *rows):
+  """Applies a function to the arrays of one name; `jax.tree.map` without jax."""
+  names = [field.name for field in dataclasses.fields(rows[0])]
+  arrays = {name: function(*(getattr(row, name) for row in rows)) for name in names}
+  return dataclasses.replace(rows[0], **arrays)
 
 
 # ---- the order of rows ---------------------------------------------------------------------------
@@ -159,7 +167,7 @@ class Batches:
       is_main = indices < self.num_rows
       first = take_rows(rows, indices[is_main])
       second = take_rows(other_rows, indices[~is_main] - self.num_rows)
-      return jax.tree.map(lambda *arrays: np.concatenate(arrays), first, second)
+      return _map_arrays(lambda *arrays: np.concatenate(arrays), first, second)
 
     self._dataset = grain.MapDataset.source(self._indices).map(gather)
     self._read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
