@@ -80,6 +80,8 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["rlhf", "rlhf.*"]),
   package_data={
     "rlhf": ["py.typed"],
+    "rlhf.cli.cluster": ["templates/*"],
+    "rlhf.cli.common": ["*.yaml"],
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*"],
     "rlhf.interop": ["families.yaml"],

@@ -639,7 +639,7 @@ def only_git(monkeypatch, tmp_path):
 def test_a_missing_engine(here, capsys, monkeypatch, only_git):
   monkeypatch.setitem(sys.modules, "submitit", None)
   for launcher, flags, sentence in (
-    (slurm, ("--topology=h100:1x8",), "submitit is not installed; pip install -e '.[slurm]'"),
+    (slurm, ("--topology=h100:1x8",), "SLURM needs the package submitit; pip install 'rlhf-jax[slurm]'"),
     (xpk, XPK, "there is no program 'xpk'; install xpk with"),
     (jobset, JOBSET, "there is no program 'kubectl'"),
     (sky, SKY, "there is no program 'sky'"),
@@ -709,7 +709,11 @@ def test_the_commit_must_be_pushed(here, refused, printed):
 
 def test_outside_a_repository(refused, monkeypatch, tmp_path):
   monkeypatch.setattr(job_lib, "ROOT", tmp_path)
-  assert "not a git repository" in refused(jobset, *JOBSET)
+  """As where rlhf was installed from a wheel; git's own message would name a folder of Python."""
+  assert refused(jobset, *JOBSET) == (
+    f"{tmp_path} is not the top of a git repository, and a job runs a commit; start it from a "
+    "clone of the repository, installed with pip install -e ."
+  )
 
 
 # ----------------------------------------------------------------------------- topologies
@@ -1002,7 +1006,7 @@ def test_a_sweep_needs_a_slurm_that_takes_it(here, only_git, tmp_path, capsys, m
   monkeypatch.setattr(sweep, "run_checks", lambda *_: None)
   assert "error: sbatch: no such account" in sentence()  # below what sbatch printed itself
   monkeypatch.setitem(sys.modules, "submitit", None)
-  assert "submitit is not installed; pip install -e '.[slurm]'" in sentence()
+  assert "SLURM needs the package submitit; pip install 'rlhf-jax[slurm]'" in sentence()
 
 
 # ----------------------------------------------------------------------------- a real job

@@ -485,22 +485,20 @@ def submit_to_slurm(
   """
   slurm.check_limits(arguments)
   folder = workdir / "slurm"
-  executor = slurm.slurm_executor(
-    folder, arguments.max_restarts, instead="run the trials here with --local"
-  )
   commit = job_lib.commit(arguments.allow_dirty)
-  run_checks(arguments, common, startup.simulated_devices(max(arguments.gpus, 1)))
-  queued = queued_jobs(trials, folder)
   code = folder / f"code-{commit[:12]}"
-  job_lib.check_out(commit, code)
-  slurm.update(
-    executor,
+  executor = slurm.executor(
+    folder,
     arguments,
     commit,
     job_lib.code_environment(code),
+    instead="run the trials here with --local",
     nodes=1,
     gpus_per_node=arguments.gpus,
   )
+  run_checks(arguments, common, startup.simulated_devices(max(arguments.gpus, 1)))
+  queued = queued_jobs(trials, folder)
+  job_lib.check_out(commit, code)
   for trial, job in submit(
     trials, executor, code=code, max_restarts=arguments.max_restarts, queued=queued
   ):

@@ -16,8 +16,10 @@ import shlex
 import subprocess
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
+import jinja2
 import yaml
 
 from rlhf import workdir as workdir_lib
@@ -54,7 +56,7 @@ class Job:
   def on_tpu(self) -> bool:
     return self.topology.platform == "tpu"
 
-  def check_hardware(self, engine: str, kinds: Sequence[str]) -> None:
+  def check_hardware(self, engine: str, kinds: Collection[str]) -> None:
     """Raises ValueError where an engine has no such hardware."""
     if self.topology.kind not in kinds:
       raise ValueError(
@@ -65,13 +67,36 @@ class Job:
   def command(
     self, python: str = "python", *, config_file: Callable[[str], str] = str
   ) -> list[str]:
-    """What every process runs, without `join_flags`.
+    """What every process runs, without the flags of its place.
 
     Args:
       python: the interpreter.
       config_file: from the config file's path as given here to its path there.
     """
     return [python, "-m", "rlhf", *with_config_file(self.words, config_file)]
+
+  def join_flags(self, cluster: str, address: str, process_id: str) -> list[str]:
+    """How the process of each host finds the others; nothing where there is one host.
+
+    Args:
+      cluster: jax's name of one that it can ask where the job is on TPUs.
+      address: HOST:PORT of process 0; as `process_id`, it may be a shell's words.
+      process_id: of this host.
+    """
+    if self.topology.num_hosts == 1:
+      return []
+    if self.on_tpu:
+      return [f"--cluster={cluster}"]
+    return place_flags(address, self.topology.num_hosts, process_id)
+
+
+def place_flags(address: str, num_processes: int, process_id: str) -> list[str]:
+  """The flags that tell a process its place."""
+  return [
+    f"--coordinator_address={address}",
+    f"--num_processes={num_processes}",
+    f"--process_id={process_id}",
+  ]
 
 
 # ----------------------------------------------------------------------------- the command line
@@ -93,9 +118,14 @@ def add_commit_and_restarts(parser: flags.Parser) -> None:
   parser.flag("max_restarts", "restarts into the same workdir", flags.at_least(0), 100)
 
 
+def add_repository(parser: flags.Parser) -> None:
+  """--repository, of engines whose machines fetch the code."""
+  parser.flag("repository", "address of the code; the remote origin if not given")
+
+
 def add_remote(parser: flags.Parser, volume: str) -> None:
   """The flags of engines whose machines fetch the code and mount volumes."""
-  parser.flag("repository", "address of the code; the remote origin if not given")
+  add_repository(parser)
   parser.flag("output", "file to write instead of submitting the job")
   parser.add_argument(
     "--volume",
@@ -210,11 +240,12 @@ def commit(allow_dirty: bool) -> str:
   Raises:
     ValueError: this is not a git repository, or something is not committed.
   """
-  head = _git("rev-parse", "--verify", "HEAD")
-  if _git("rev-parse", "--show-toplevel") != str(ROOT):
+  if _git("rev-parse", "--show-toplevel", missing="") != str(ROOT):
     raise ValueError(
-      f"{ROOT} is not the top of a git repository; a job runs a commit: start it from a clone"
+      f"{ROOT} is not the top of a git repository, and a job runs a commit; start it from a clone "
+      "of the repository, installed with pip install -e ."
     )
+  head = _git("rev-parse", "--verify", "HEAD")
   changed = _git("status", "--porcelain").splitlines()
   if changed and not allow_dirty:
     raise ValueError(
@@ -313,26 +344,6 @@ def with_config_file(words: Sequence[str], config_file: Callable[[str], str]) ->
   return changed
 
 
-def join_flags(num_hosts: int, *, even_alone: bool = False, **place: str | None) -> list[str]:
-  """How the process of each host finds the others; nothing where there is one host.
-
-  Args:
-    num_hosts: processes of the job.
-    even_alone: also for one host, where the environment would mislead it.
-    place: `cluster`, jax's name of one that it can ask; or else `coordinator_address` (HOST:PORT of
-      process 0) and `process_id` (of this host), which may be a shell's words.
-  """
-  if num_hosts == 1 and not even_alone:
-    return []
-  if "cluster" not in place:
-    place = {
-      "coordinator_address": place["coordinator_address"],
-      "num_processes": str(num_hosts),
-      "process_id": place["process_id"],
-    }
-  return [f"--{name}={value}" for name, value in place.items()]
-
-
 def fetch_and_train(job: Job, repository: str, join: Sequence[str]) -> str:
   """One line for a container's shell, which fetches the commit and becomes the program.
 
@@ -360,18 +371,24 @@ def in_repository(path: str) -> str:
   return str(resolved.relative_to(ROOT))
 
 
-def to_yaml(data: dict) -> str:
-  """YAML in the order of the data; text of several lines as a block."""
+def fill_in(template: str, **values: Any) -> str:
+  """The YAML of a template of this package; text of several lines becomes a block."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
 
   class Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data) -> bool:
-      return True
+    pass
 
   def text(dumper, value):
     style = "|" if "\n" in value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
   Dumper.add_representer(str, text)
+  data = yaml.safe_load(environment.get_template(template).render(values))
   return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=1000)
 
 

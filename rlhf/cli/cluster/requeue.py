@@ -15,12 +15,12 @@ ten minutes: a job that is asked to save earlier would be requeued for ever.
 """
 
 import contextlib
-import copy
+import dataclasses
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rlhf import workdir as workdir_lib
@@ -29,6 +29,7 @@ from rlhf.cli.cluster import job as job_lib
 ENDED = (143, -signal.SIGTERM)  # saved, or ended before it could
 
 
+@dataclasses.dataclass
 class Requeued:
   """A command in submitit's form: called on a node, then asked for its successor by `checkpoint`.
 
@@ -40,17 +41,12 @@ class Requeued:
     record: file that records a failed end; None for no file.
   """
 
-  def __init__(
-    self,
-    command: Sequence[str],
-    *,
-    restarts: int,
-    patience: float = 120.0,
-    log: pathlib.Path | None = None,
-    record: pathlib.Path | None = None,
-  ):
-    self.command, self.restarts, self.patience = list(command), restarts, patience
-    self.log, self.record = log, record
+  command: list[str]
+  _: dataclasses.KW_ONLY
+  restarts: int
+  patience: float = 120.0
+  log: pathlib.Path | None = None
+  record: pathlib.Path | None = None
 
   def __call__(self) -> None:
     """Runs the command to its end.
@@ -67,7 +63,7 @@ class Requeued:
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
     with self._output() as options:
       child = subprocess.Popen(
-        [*self.command, *_join_flags(here)],
+        [*self.command, *_place_flags(here)],
         **options,
         preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN),
       )
@@ -110,9 +106,7 @@ class Requeued:
       )
     from submitit.helpers import DelayedSubmission
 
-    again = copy.copy(self)
-    again.restarts -= 1
-    return DelayedSubmission(again)
+    return DelayedSubmission(dataclasses.replace(self, restarts=self.restarts - 1))
 
   @contextlib.contextmanager
   def _output(self) -> Iterator[dict]:
@@ -134,14 +128,12 @@ class Requeued:
       time.sleep(0.5)
 
 
-def _join_flags(here) -> list[str]:
-  """The place of this task.
+def _place_flags(here) -> list[str]:
+  """The place of this task; nothing where it is alone.
 
   jax's own detection of SLURM is for one process on each GPU, and would hide the other GPUs.
   """
+  if here.num_tasks == 1:
+    return []
   port = 61440 + int(here.raw_job_id) % 4096  # as jax chooses it: jobs on one node differ
-  return job_lib.join_flags(
-    here.num_tasks,
-    coordinator_address=f"{here.hostnames[0]}:{port}",
-    process_id=str(here.global_rank),
-  )
+  return job_lib.place_flags(f"{here.hostnames[0]}:{port}", here.num_tasks, str(here.global_rank))

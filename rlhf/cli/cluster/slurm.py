@@ -20,10 +20,11 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from rlhf import extras
 from rlhf import workdir as workdir_lib
 from rlhf.cli.cluster import job as job_lib
 from rlhf.cli.cluster import requeue
@@ -89,15 +90,6 @@ def check_limits(arguments: argparse.Namespace) -> None:
     )
 
 
-def import_submitit() -> ModuleType:
-  """Raises ValueError where it is not installed."""
-  try:
-    import submitit
-  except ImportError:
-    raise ValueError("submitit is not installed; pip install -e '.[slurm]'") from None
-  return submitit
-
-
 def check(arguments: argparse.Namespace, job: job_lib.Job) -> None:
   """Raises ValueError for what SLURM or the local executor cannot do."""
   job.check_hardware("SLURM", ("h100", "cpu"))
@@ -116,29 +108,49 @@ def check(arguments: argparse.Namespace, job: job_lib.Job) -> None:
 # ----------------------------------------------------------------------------- what is submitted
 
 
-def environment(job: job_lib.Job, code: pathlib.Path) -> dict[str, str]:
-  """Makes Python import the commit's code, and gives `cpu` its simulated devices."""
-  is_cpu = job.topology.platform == "cpu"
-  devices = startup.simulated_devices(job.topology.num_devices) if is_cpu else {}
-  return job_lib.code_environment(code) | devices
-
-
-def update(
-  executor, arguments: argparse.Namespace, commit: str, variables: Mapping[str, str], **more: Any
-) -> None:
-  """Sets the parameters of submitit's executor.
+def executor(
+  folder: pathlib.Path,
+  arguments: argparse.Namespace,
+  commit: str,
+  variables: Mapping[str, str],
+  *,
+  instead: str,
+  python: str | None = None,
+  srun_args: Sequence[str] = (),
+  **more: Any,
+) -> Any:
+  """submitit's executor, which does without srun for a dry run.
 
   Args:
-    executor: of `slurm_executor`.
-    arguments: of `add_limits`, and --cpus_per_task.
+    folder: of logs and scripts.
+    arguments: of `add_limits`; --max_restarts, --cpus_per_task and --dry_run.
     commit: that the job runs.
     variables: of its environment.
-    more: further parameters; None stands for SLURM's own default.
+    instead: what to do where there is no SLURM.
+    python: the interpreter on the nodes; this one if None.
+    srun_args: flags of srun.
+    more: further parameters of sbatch; None stands for SLURM's own default.
+
+  Raises:
+    ValueError: there is no submitit, or no SLURM.
   """
-  srun = more.pop("srun_args", [])
-  if arguments.cpus_per_task is not None:  # srun does not inherit it from sbatch
-    srun = [f"--cpus-per-task={arguments.cpus_per_task}", *srun]
-  parameters = dict(
+  kind: Any = load_submitit().SlurmExecutor
+
+  class Anywhere(kind):
+    @classmethod
+    def affinity(cls) -> int:
+      return 1
+
+  try:
+    made = (Anywhere if arguments.dry_run else kind)(
+      folder, max_num_timeout=arguments.max_restarts, python=python
+    )
+  except RuntimeError:
+    raise ValueError(
+      f"there is no srun here; start from a node of a SLURM cluster, or {instead}"
+    ) from None
+  cores = arguments.cpus_per_task  # srun does not inherit it from sbatch
+  made.update_parameters(
     partition=arguments.partition,
     account=arguments.account,
     qos=arguments.qos,
@@ -147,14 +159,17 @@ def update(
     ntasks_per_node=1,
     stderr_to_stdout=True,
     comment=f"rlhf {commit}",
-    cpus_per_task=arguments.cpus_per_task,
+    cpus_per_task=cores,
     setup=[f"export {name}={shlex.quote(value)}" for name, value in variables.items()],
-    srun_args=srun,
+    srun_args=[*([] if cores is None else [f"--cpus-per-task={cores}"]), *srun_args],
     **more,
   )
-  executor.update_parameters(
-    **{name: value for name, value in parameters.items() if value is not None}
-  )
+  return made
+
+
+def load_submitit() -> ModuleType:
+  """Raises ValueError where it is not installed."""
+  return extras.load("submitit", "slurm", "SLURM")
 
 
 def container_flags(arguments: argparse.Namespace, job: job_lib.Job) -> list[str]:
@@ -170,42 +185,6 @@ def container_flags(arguments: argparse.Namespace, job: job_lib.Job) -> list[str
   ]
 
 
-def slurm_executor(
-  folder: pathlib.Path,
-  max_restarts: int,
-  *,
-  instead: str,
-  python: str | None = None,
-  dry_run: bool = False,
-):
-  """submitit's executor, which does without srun for a dry run.
-
-  Args:
-    folder: of logs and scripts.
-    max_restarts: of a job.
-    instead: what to do where there is no SLURM.
-    python: the interpreter on the nodes; this one if None.
-    dry_run: whether nothing is submitted.
-
-  Raises:
-    ValueError: there is no submitit, or no SLURM.
-  """
-  executor: Any = import_submitit().SlurmExecutor
-
-  class Anywhere(executor):
-    @classmethod
-    def affinity(cls) -> int:
-      return 1
-
-  kind = Anywhere if dry_run else executor
-  try:
-    return kind(folder, max_num_timeout=max_restarts, python=python)
-  except RuntimeError:
-    raise ValueError(
-      f"there is no srun here; start from a node of a SLURM cluster, or {instead}"
-    ) from None
-
-
 def submit(executor, command: requeue.Requeued):
   """submitit's job.
 
@@ -217,48 +196,39 @@ def submit(executor, command: requeue.Requeued):
   try:
     return executor.submit(command)
   except (utils.FailedJobError, utils.FailedSubmissionError) as error:
-    last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-    raise ValueError(f"sbatch: {''.join(last) if last else 'no message'}") from None
+    raise ValueError(f"sbatch: {last_line(error)}") from None
 
 
-def print_dry_run(executor, command: list[str], job: job_lib.Job, folder: pathlib.Path) -> None:
-  """Prints submitit's script, and the command that it runs on each node."""
-  join = job_lib.join_flags(
-    job.topology.num_hosts, coordinator_address="FIRST_NODE:PORT", process_id="SLURM_PROCID"
-  )
-  print(
-    f"# commit {job.commit}\n# on each node: {shlex.join([*command, *join])}\n"
-    f"# sbatch {folder}/%j_submission.sh"
-  )
-  print(executor._make_submission_file_text(executor._submitit_command_str, ""), end="")
+def last_line(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[-1] if lines else "no message"
 
 
 def run_locally(
   arguments: argparse.Namespace,
   job: job_lib.Job,
-  code: pathlib.Path,
+  variables: dict[str, str],
   folder: pathlib.Path,
   command: requeue.Requeued,
 ) -> None:
   """Runs the job on this machine and waits for its end."""
-  submitit = import_submitit()
   from submitit.core import utils
 
-  executor = submitit.LocalExecutor(folder, max_num_timeout=arguments.max_restarts)
-  executor.update_parameters(
+  local = load_submitit().LocalExecutor(folder, max_num_timeout=arguments.max_restarts)
+  local.update_parameters(
     timeout_min=arguments.time,
     signal_delay_s=arguments.save_seconds,
     gpus_per_node=job.topology.num_devices if job.topology.kind == "h100" else 0,
     stderr_to_stdout=True,
   )
-  with utils.environment_variables(**environment(job, code)):
-    submitted = executor.submit(command)
+  with utils.environment_variables(**variables):
+    submitted = local.submit(command)
   print(f"job {submitted.job_id}: {submitted.paths.stdout}", flush=True)
   submitted.wait()
   failure = submitted.exception()
   if failure is not None:
-    last = [line for line in str(failure).splitlines() if line.strip()][-1]
-    startup.fail(f"job {submitted.job_id}: {last.strip()}; read {submitted.paths.stdout}", 1)
+    what = f"job {submitted.job_id}: {last_line(failure)}"
+    startup.fail(f"{what}; read {submitted.paths.stdout}", 1)
   print("done", flush=True)
 
 
@@ -266,46 +236,46 @@ def run_locally(
 def main(argv: list[str]) -> None:
   arguments, job = job_lib.read(parser(), argv)
   check(arguments, job)
-  import_submitit()
-  folder = pathlib.Path(job.workdir).absolute() / "submitit"
+  load_submitit()
+  topology, folder = job.topology, pathlib.Path(job.workdir).absolute() / "submitit"
   code = folder / f"code-{job.commit[:12]}"
+  is_local, is_gpu = arguments.executor == "local", topology.kind == "h100"
+  variables = job_lib.code_environment(code)
+  if not is_gpu:
+    variables |= startup.simulated_devices(topology.num_devices)
   python = None if arguments.container is None else "python"
   command = job.command(
     sys.executable if python is None else python,
     config_file=functools.partial(job_lib.committed, code),
   )
-  requeued = requeue.Requeued(command, restarts=arguments.max_restarts)
-  if arguments.executor == "local":
-    if arguments.dry_run:
-      print(f"# commit {job.commit}\n{shlex.join(command)}")
-      return
-    job_lib.check_out(job.commit, code)
-    run_locally(arguments, job, code, folder, requeued)
+  if is_local and arguments.dry_run:
+    print(f"# commit {job.commit}\n{shlex.join(command)}")
     return
-  executor = slurm_executor(
+  requeued = requeue.Requeued(command, restarts=arguments.max_restarts)
+  if is_local:
+    job_lib.check_out(job.commit, code)
+    run_locally(arguments, job, variables, folder, requeued)
+    return
+  more = dict(option.split("=", 1) for option in arguments.sbatch)
+  slurm = executor(
     folder,
-    arguments.max_restarts,
-    instead="add --dry_run or --executor=local",
-    python=python,
-    dry_run=arguments.dry_run,
-  )
-  update(
-    executor,
     arguments,
     job.commit,
-    environment(job, code),
-    job_name=job.name,
-    nodes=job.topology.num_hosts,
-    gpus_per_node=job.topology.shape[1] if job.topology.kind == "h100" else None,
+    variables,
+    instead="add --dry_run or --executor=local",
+    python=python,
     srun_args=container_flags(arguments, job),
-    additional_parameters={
-      "requeue": True,
-      **dict(option.split("=", 1) for option in arguments.sbatch),
-    },
+    job_name=job.name,
+    nodes=topology.num_hosts,
+    gpus_per_node=topology.shape[1] if is_gpu else None,
+    additional_parameters={"requeue": True, **more},
   )
   if arguments.dry_run:
-    print_dry_run(executor, command, job, folder)
+    place = job.join_flags("", "FIRST_NODE:PORT", "SLURM_PROCID")
+    print(f"# commit {job.commit}\n# on each node: {shlex.join([*command, *place])}")
+    print(f"# sbatch {folder}/%j_submission.sh")
+    print(slurm._make_submission_file_text(slurm._submitit_command_str, ""), end="")
     return
   job_lib.check_out(job.commit, code)
-  submitted = submit(executor, requeued)
+  submitted = submit(slurm, requeued)
   print(f"job {submitted.job_id}: {submitted.paths.stdout}", flush=True)

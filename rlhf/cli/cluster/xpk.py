@@ -29,17 +29,16 @@ def parser() -> flags.Parser:
   found.flag("project", "of Google Cloud")
   found.flag("zone", "of the cluster")
   found.flag("priority", "very-low to very-high")
-  found.flag("repository", "address of the code; the remote origin if not given")
+  job_lib.add_repository(found)
   job_lib.add_grace(found)
   return found
 
 
 def check(arguments: argparse.Namespace, job: job_lib.Job) -> None:
   """Raises ValueError for hardware that xpk does not have, and a workdir that would be lost."""
-  topology = job.topology
   job.check_hardware("xpk", (*TPU_TYPES, "h100"))
-  if topology.kind == "h100" and topology.shape[1] != 8:
-    raise ValueError(f"--topology={topology.name}: xpk has H100 nodes of 8 GPUs; use h100:Nx8")
+  if not job.on_tpu and job.topology.shape[1] != 8:
+    raise ValueError(f"--topology={job.topology.name}: xpk has H100 nodes of 8 GPUs; use h100:Nx8")
   if not arguments.storage or not pathlib.PurePosixPath(job.workdir).is_absolute():
     raise ValueError(
       f"--workdir={job.workdir} would be lost with its pod; attach a storage with "
@@ -57,17 +56,12 @@ def command(arguments: argparse.Namespace, job: job_lib.Job, repository: str) ->
   if job.on_tpu:
     hardware = [f"--tpu-type={TPU_TYPES[topology.kind]}-{topology.name.partition(':')[2]}"]
     # xpk uses hosts of 4 chips, also for the slices that other engines make as one host of 8.
-    assert topology.chips_per_host is not None, "slices have hosts"
-    num_hosts = max(topology.num_devices // topology.chips_per_host, 1)
-    join = job_lib.join_flags(num_hosts, cluster="gketpu")
+    join = ["--cluster=gketpu"] if topology.num_devices // 4 > 1 else []
   else:
     hardware = ["--device-type=h100-80gb-8", f"--num-nodes={topology.num_hosts}"]
-    join = job_lib.join_flags(
-      topology.num_hosts,
-      even_alone=True,  # xpk sets JAX_COORDINATOR_ADDRESS for one host too
-      coordinator_address="$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT",
-      process_id="$NODE_RANK",
-    )
+    # Also for one host: xpk sets JAX_COORDINATOR_ADDRESS there too, and jax would miss the rest.
+    address = "$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT"
+    join = job_lib.place_flags(address, topology.num_hosts, "$NODE_RANK")
   line = job_lib.fetch_and_train(job, repository, join)
   if set(line) & set('"\\\n'):
     raise ValueError(
