@@ -639,7 +639,11 @@ def only_git(monkeypatch, tmp_path):
 def test_a_missing_engine(here, capsys, monkeypatch, only_git):
   monkeypatch.setitem(sys.modules, "submitit", None)
   for launcher, flags, sentence in (
-    (slurm, ("--topology=h100:1x8",), "SLURM needs the package submitit; pip install 'rlhf-jax[slurm]'"),
+    (
+      slurm,
+      ("--topology=h100:1x8",),
+      "SLURM needs the package submitit; pip install 'rlhf-jax[slurm]'",
+    ),
     (xpk, XPK, "there is no program 'xpk'; install xpk with"),
     (jobset, JOBSET, "there is no program 'kubectl'"),
     (sky, SKY, "there is no program 'sky'"),

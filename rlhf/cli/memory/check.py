@@ -152,7 +152,8 @@ def measure(job, program) -> dict:
   from rlhf.cli.memory import hlo, programs
 
   began = time.perf_counter()
-  row = dict(program=program.name, flops=program.flops / job.mesh.size, error=None)
+  flops = programs.flops(job.models, job.p)[program.name]
+  row = dict(program=program.name, flops=flops / job.mesh.size, error=None)
   try:
     compiled = programs.lower(job, program).compile()
   except jax.errors.JaxRuntimeError as error:
@@ -207,7 +208,7 @@ def check(
     attention=kernels(job, not config.pretraining.attend_across_documents),
     programs=[],
     fits=None,
-    formula=programs.flop_formula(),
+    formula=programs.FLOP_FORMULA,
   )
   show(describe(report, config))
   if shapes_only:

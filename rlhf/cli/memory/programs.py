@@ -1,4 +1,4 @@
-"""The programs of a PPO-ptx job as shapes: what `launch.check` hands to a compiler.
+"""The programs of a PPO-ptx job as shapes: what `rlhf check` hands to a compiler.
 
 Nothing is allocated: parameters, states and batches are `jax.ShapeDtypeStruct`s with the shardings
 that the job gives them.
@@ -15,17 +15,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf import optim, ppo, ppo_setup, sharding
+from rlhf import ppo, ppo_setup, sharding
 from rlhf.model import attention, lora, transformer
 from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
-from rlhf.optim import OptimConfig
 from rlhf.ppo import Models, PpoConfig
 from rlhf.types import LmBatch, Metric, PpoBatch, PromptBatch
 
 GPT2_IDS = dict(vocab_size=50_258, pad_id=50_257)  # 50,257 of GPT-2's BPE and the pad id
 _EOT_ID = 50_256
+FLOP_FORMULA = (
+  "FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x "
+  "heads x head size per layer and (query, key) that attends (half of a row's pairs, in a "
+  "band at most its width for each query; a decode step is counted against a full cache), "
+  "2 x vocabulary x width per token with logits; a backward pass twice that, and "
+  "recomputing one more forward pass"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,6 @@ class Job:
   tx: Any
   init: Callable
   state: Any
-  state_layout: Any
   reference: Any
   reward: Any
   frozen: Any
@@ -50,27 +55,13 @@ class Program:
   """One jitted function and the shapes it is called with.
 
   Attributes:
-    flops: of the whole mesh for one call (`flop_formula` says how they are counted).
     holds: which of the job's resident arrays are among its arguments, as trees.
   """
 
   name: str
   function: Any
   arguments: tuple
-  flops: float
   holds: tuple
-
-
-def model_configs(
-  config, reward_group: dict[str, Any], platform: str, lora_scale: float, ids: dict[str, int]
-) -> Models:
-  """Policy and reward model; the reward model computes as the policy does."""
-  compute = ComputeConfig(**config.compute)
-  compute = dataclasses.replace(compute, attention=attention.choose(compute.attention, platform))
-  fixed: dict[str, Any] = dict(ids, lora_scale=lora_scale, compute=compute)
-  # The reward model has no output but its head.
-  reward = ModelConfig(**fixed, **dict(reward_group) | {"tied_output": True})
-  return Models(policy=ModelConfig(**fixed, **config.model), reward=reward)
 
 
 def make_job(
@@ -85,24 +76,25 @@ def make_job(
     ValueError: a parameter has no sharding rule, or a row is longer than a context.
   """
   p, lora_cfg = PpoConfig(**config.ppo), LoraConfig(**config.lora)
-  models = model_configs(
-    config, reward_group, platform, lora.scale(lora_cfg), GPT2_IDS if ids is None else ids
+  compute = ComputeConfig(**config.compute)
+  shared: dict[str, Any] = dict(
+    GPT2_IDS if ids is None else ids,
+    lora_scale=lora.scale(lora_cfg),
+    compute=dataclasses.replace(compute, attention=attention.choose(compute.attention, platform)),
+  )
+  models = Models(
+    policy=ModelConfig(**shared, **config.model),
+    # The reward model computes as the policy does, and has no output but its head.
+    reward=ModelConfig(**shared, **reward_group | {"tied_output": True}),
   )
   ppo_setup.check_lengths(p, models)
   key = jax.random.key(0)
   policy = jax.eval_shape(functools.partial(transformer.init_params, models.policy), key)
   reward = jax.eval_shape(functools.partial(transformer.init_params, models.reward), key)
   reward["head"] = jax.eval_shape(functools.partial(transformer.init_head, models.reward), key)
-  steps = p.num_iterations * p.updates_per_iteration
-  tx = optim.per_network(
-    dict(
-      policy=optim.make_optimizer(OptimConfig(**config.policy_optim), steps),
-      value=optim.make_optimizer(OptimConfig(**config.value_optim), steps),
-    )
-  )
+  tx, _ = ppo_setup.make_optimizer(config, p)
   init = functools.partial(ppo_setup.init_state, models, p, tx, lora_cfg=lora_cfg)
   state = jax.eval_shape(init, policy, reward, key)
-  layout = sharding.state_shardings(mesh, state)
   reference = _placed(policy, sharding.param_shardings(mesh, policy))
   reward = _placed(reward, sharding.param_shardings(mesh, reward))
   frozen = ppo_setup.frozen_networks(p, lora_cfg, reference, reward)
@@ -114,8 +106,7 @@ def make_job(
     p=p,
     tx=tx,
     init=init,
-    state=_placed(state, layout),
-    state_layout=layout,
+    state=_placed(state, sharding.state_shardings(mesh, state)),
     reference=reference,
     reward=reward,
     frozen=frozen,
@@ -163,16 +154,6 @@ def resident(job: Job) -> dict[str, int]:
 # ----------------------------------------------------------------------------- FLOPs
 
 
-def flop_formula() -> str:
-  return (
-    "FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x "
-    "heads x head size per layer and (query, key) that attends (half of a row's pairs, in a "
-    "band at most its width for each query; a decode step is counted against a full cache), "
-    "2 x vocabulary x width per token with logits; a backward pass twice that, and "
-    "recomputing one more forward pass"
-  )
-
-
 def _token_flops(cfg: ModelConfig, dense_keys: float, *, logits: bool) -> float:
   """Of one token's forward pass.
 
@@ -201,30 +182,114 @@ def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) 
   return passes * _forward_flops(cfg, num_rows, length, logits=logits)
 
 
-def _value_passes(p: PpoConfig) -> int:
-  """A shared value head reads the policy's own pass."""
-  return 0 if p.value_network == "shared" else 1
+def flops(models: Models, p: PpoConfig) -> dict[str, float]:
+  """FLOPs of the whole mesh for one call of each program, counted as `FLOP_FORMULA` says."""
+  policy, value = models.policy, models.value(p)
+  length = p.max_prompt_tokens + p.max_response_tokens
+  shape = (p.batch_size, length)
+  num_values = 0 if p.value_network == "shared" else 1  # a shared head reads the policy's own pass
+  prefill = _forward_flops(policy, p.batch_size, p.max_prompt_tokens, logits=False)
+  # Every query of a decode step is a row's last: it sees all, or its band.
+  step = p.batch_size * _token_flops(policy, length, logits=True)
+  scoring = (
+    2 * _forward_flops(policy, *shape, logits=True)
+    + _forward_flops(models.reward, *shape, logits=False)
+    + num_values * _forward_flops(value, *shape, logits=False)
+  )
+  update = p.num_epochs * (
+    _train_flops(policy, *shape, logits=True)
+    + num_values * _train_flops(value, *shape, logits=False)
+  )
+  if p.ptx_coef > 0.0:
+    num_examples = p.updates_per_iteration * p.num_ptx_per_minibatch
+    update += _train_flops(policy, num_examples, p.ptx_length, logits=True)
+  return {
+    "restore": 0.0,
+    "prefill": prefill,
+    "decode step": step,
+    "scoring": scoring,
+    "rollout": prefill + p.max_response_tokens * step + scoring,
+    "update": update,
+  }
 
 
 # ----------------------------------------------------------------------------- programs
 
 
 def all_programs(job: Job) -> list[Program]:
-  """The two programs that PPO runs ("rollout", "update"), the parts of the first, and the start."""
+  """The start, the parts of a rollout, and what PPO runs: "rollout" and "update"."""
+  models, p, params = job.models, job.p, job.state.train.params
+  # Adapters beside what they adapt.
+  networks = lora.combine(job.frozen, params)
+  key = _placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(job.mesh))
+  prompt_shape = (p.batch_size, p.max_prompt_tokens)
+  prompts = PromptBatch(
+    tokens_BP=_rows(job, prompt_shape, jnp.int32), mask_BP=_rows(job, prompt_shape)
+  )
+  length = p.max_prompt_tokens + p.max_response_tokens
+  tokens_BT = _rows(job, (p.batch_size, length), jnp.int32)
+  floats_BT = _rows(job, (p.batch_size, length))
+
+  def prefill(params, prompts):
+    params = transformer.decoding_params(models.policy, params)
+    return transformer.prefill(
+      models.policy, params, prompts.tokens_BP, prompts.mask_BP, num_slots=length
+    )
+
+  names = [field.name for field in dataclasses.fields(PpoBatch)]
+  batch = PpoBatch(**dict.fromkeys(names, floats_BT) | {"tokens_BT": tokens_BT})
+  scalar = job.state.kl_coef
+  update = functools.partial(
+    ppo.update_and_control, models, p, job.tx, use_segments=job.use_segments
+  )
+  layout = jax.tree.map(lambda leaf: leaf.sharding, job.state)
+  resident = (params, job.reference, job.reward, job.frozen)
+  scored = (networks, job.reference, job.reward)
   return [
-    _restore(job),
-    _prefill(job),
-    _decode_step(job),
-    _scoring(job),
-    _rollout(job),
-    _update(job),
+    Program(  # from exports to the state in its layout; a checkpoint is read into the same layout
+      name="restore",
+      function=jax.jit(job.init, out_shardings=layout),
+      arguments=(job.reference, job.reward, key),
+      holds=(job.reference, job.reward, job.state),
+    ),
+    Program(
+      name="prefill",
+      function=jax.jit(prefill),
+      arguments=(networks["policy"], prompts),
+      holds=(networks["policy"],),
+    ),
+    Program(
+      name="decode step",
+      function=jax.jit(functools.partial(transformer.decode_step, models.policy), donate_argnums=1),
+      arguments=(*_decoding(job, length), _rows(job, (p.batch_size,), jnp.int32)),
+      holds=(),
+    ),
+    Program(  # log-probs of policy and reference, values and scores of a batch
+      name="scoring",
+      function=jax.jit(functools.partial(ppo.score_rows, models, p)),
+      arguments=(*scored, tokens_BT, floats_BT),
+      holds=scored,
+    ),
+    Program(  # decoding layout, prefill, decoding, scoring, advantages
+      name="rollout",
+      function=jax.jit(functools.partial(ppo.collect, models, p, eot_id=_EOT_ID)),
+      arguments=(*resident[:3], prompts, scalar, key, job.frozen),
+      holds=resident,
+    ),
+    Program(  # all minibatches of PPO and pretraining gradients, and the optimizer
+      name="update",
+      function=jax.jit(update, donate_argnums=0, out_shardings=(layout, None)),
+      arguments=(
+        job.state,
+        batch,
+        _pretraining(job),
+        Metric(total=scalar, weight=scalar),
+        key,
+        job.frozen,
+      ),
+      holds=(job.state, job.frozen),
+    ),
   ]
-
-
-def lower(job: Job, program: Program):
-  """The program, lowered for the mesh's devices."""
-  with jax.set_mesh(job.mesh):
-    return program.function.lower(*program.arguments)
 
 
 def _rows(job: Job, shape, dtype=jnp.float32, leading: int = 0):
@@ -232,180 +297,38 @@ def _rows(job: Job, shape, dtype=jnp.float32, leading: int = 0):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(job.mesh, spec))
 
 
-def _whole(job: Job, shape=(), dtype=jnp.float32):
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(job.mesh))
-
-
-def _key(job: Job):
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return _whole(job, key.shape, key.dtype)
-
-
-def _prompts(job: Job) -> PromptBatch:
-  shape = (job.p.batch_size, job.p.max_prompt_tokens)
-  return PromptBatch(tokens_BP=_rows(job, shape, jnp.int32), mask_BP=_rows(job, shape))
-
-
-def _length(job: Job) -> int:
-  return job.p.max_prompt_tokens + job.p.max_response_tokens
-
-
-def _networks(job: Job) -> dict[str, Any]:
-  """Policy and value network, adapters beside what they adapt."""
-  return lora.combine(job.frozen, job.state.train.params)
-
-
-def _restore(job: Job) -> Program:
-  """From exports to the state in its layout; a checkpoint is read into the same layout."""
-  function = jax.jit(job.init, out_shardings=job.state_layout)
-  return Program(
-    name="restore",
-    function=function,
-    arguments=(job.reference, job.reward, _key(job)),
-    flops=0.0,
-    holds=(job.reference, job.reward, job.state),
-  )
-
-
-def _prefill(job: Job) -> Program:
-  cfg, p = job.models.policy, job.p
-
-  def prefill(params, prompts):
-    return transformer.prefill(
-      cfg,
-      transformer.decoding_params(cfg, params),
-      prompts.tokens_BP,
-      prompts.mask_BP,
-      num_slots=_length(job),
-    )
-
-  policy = _networks(job)["policy"]
-  return Program(
-    name="prefill",
-    function=jax.jit(prefill),
-    arguments=(policy, _prompts(job)),
-    holds=(policy,),
-    flops=_forward_flops(cfg, p.batch_size, p.max_prompt_tokens, logits=False),
-  )
-
-
-def _decode_step(job: Job) -> Program:
-  """One token for every row, from a cache that is full but for one slot."""
-  cfg, p = job.models.policy, job.p
-  with jax.set_mesh(job.mesh):
-    cache = jax.eval_shape(lambda: transformer.empty_cache(cfg, p.batch_size, _length(job)))
+def _decoding(job: Job, length: int):
+  """(weights, cache) of decoding; the cache is full but for one slot."""
+  cfg = job.models.policy
+  split, stacked = cfg.compute.decode_split, cfg.compute.decode_scan
   params = jax.eval_shape(functools.partial(transformer.decoding_params, cfg), job.reference)
+  with jax.set_mesh(job.mesh):
+    cache = jax.eval_shape(lambda: transformer.empty_cache(cfg, job.p.batch_size, length))
 
-  def place(path, leaf):
-    spec = sharding.decoding_spec(path, cfg.compute.decode_split, stacked=cfg.compute.decode_scan)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(job.mesh, spec))
+  def weight(path, leaf):
+    return NamedSharding(job.mesh, sharding.decoding_spec(path, split, stacked=stacked))
 
-  params = jax.tree_util.tree_map_with_path(place, params)
-  heads = NamedSharding(
-    job.mesh, P(None, *sharding.decode_layout(cfg.compute.decode_split).heads_BTHd)
-  )
-  layers, tail = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads), (cache.layers, cache.tail)
-  )
-  cache = transformer.Cache(
-    layers=layers,
-    tail=tail,
-    mask_BS=_rows(job, cache.mask_BS.shape),
-    length=_whole(job, (), jnp.int32),
-  )
-  function = jax.jit(functools.partial(transformer.decode_step, cfg), donate_argnums=1)
-  # Every query of a decode step is a row's last: it sees all, or its band.
-  flops = p.batch_size * _token_flops(cfg, _length(job), logits=True)
-  return Program(
-    name="decode step",
-    function=function,
-    holds=(),
-    arguments=(params, cache, _rows(job, (p.batch_size,), jnp.int32)),
-    flops=flops,
-  )
+  def slot(leaf):  # keys and values lead with layers, the mask with rows; the length is a number
+    heads = (None, *sharding.decode_layout(split).heads_BTHd)
+    axes = {5: heads, 2: (sharding.BATCH_AXES,), 0: ()}[leaf.ndim]
+    return NamedSharding(job.mesh, P(*axes))
+
+  layout = jax.tree_util.tree_map_with_path(weight, params)
+  return _placed(params, layout), _placed(cache, jax.tree.map(slot, cache))
 
 
-def _scoring(job: Job) -> Program:
-  """Log-probs of policy and reference, values and scores of a batch."""
-  p, models = job.p, job.models
-  params, shape = _networks(job), (job.p.batch_size, _length(job))
-  function = jax.jit(functools.partial(ppo.score_rows, models, p))
-  flops = (
-    2 * _forward_flops(models.policy, *shape, logits=True)
-    + _forward_flops(models.reward, *shape, logits=False)
-    + _value_passes(p) * _forward_flops(models.value(p), *shape, logits=False)
-  )
-  return Program(
-    name="scoring",
-    function=function,
-    flops=flops,
-    holds=(params, job.reference, job.reward),
-    arguments=(params, job.reference, job.reward, _rows(job, shape, jnp.int32), _rows(job, shape)),
-  )
+def _pretraining(job: Job) -> LmBatch | None:
+  """The pretraining rows of all updates of an iteration."""
+  p = job.p
+  if p.ptx_coef == 0.0:
+    return None
+  shape = (p.updates_per_iteration, p.num_ptx_per_minibatch, p.ptx_length)
+  ints = _rows(job, shape, jnp.int32, leading=1)
+  floats = _rows(job, shape, leading=1)
+  return LmBatch(tokens_BT=ints, loss_mask_BT=floats, segment_BT=ints, position_BT=ints)
 
 
-def _rollout(job: Job) -> Program:
-  """What PPO runs first: decoding layout, prefill, decoding, scoring, advantages."""
-  function = jax.jit(functools.partial(ppo.collect, job.models, job.p, eot_id=_EOT_ID))
-  params = job.state.train.params
-  decoding = job.p.max_response_tokens * _decode_step(job).flops
-  return Program(
-    name="rollout",
-    function=function,
-    holds=(params, job.reference, job.reward, job.frozen),
-    arguments=(
-      params,
-      job.reference,
-      job.reward,
-      _prompts(job),
-      _whole(job),
-      _key(job),
-      job.frozen,
-    ),
-    flops=_prefill(job).flops + decoding + _scoring(job).flops,
-  )
-
-
-def _update(job: Job) -> Program:
-  """What PPO runs second: all minibatches of PPO and pretraining gradients, and the optimizer."""
-  p, models = job.p, job.models
-  shape = (p.batch_size, _length(job))
-  floats = (
-    "mask_BT",
-    "response_mask_BT",
-    "old_logprob_BT",
-    "old_value_BT",
-    "advantage_BT",
-    "return_BT",
-  )
-  batch = PpoBatch(
-    tokens_BT=_rows(job, shape, jnp.int32), **{name: _rows(job, shape) for name in floats}
-  )
-  flops = p.num_epochs * (
-    _train_flops(models.policy, *shape, logits=True)
-    + _value_passes(p) * _train_flops(models.value(p), *shape, logits=False)
-  )
-  ptx = None
-  if p.ptx_coef > 0.0:
-    rows = (p.updates_per_iteration, p.num_ptx_per_minibatch, p.ptx_length)
-    whole = lambda dtype: _rows(job, rows, dtype, leading=1)
-    ptx = LmBatch(
-      tokens_BT=whole(jnp.int32),
-      loss_mask_BT=whole(jnp.float32),
-      segment_BT=whole(jnp.int32),
-      position_BT=whole(jnp.int32),
-    )
-    flops += _train_flops(models.policy, rows[0] * rows[1], rows[2], logits=True)
-  function = jax.jit(
-    functools.partial(ppo.update_and_control, models, p, job.tx, use_segments=job.use_segments),
-    donate_argnums=0,
-    out_shardings=(job.state_layout, None),
-  )
-  kl = Metric(total=_whole(job), weight=_whole(job))
-  return Program(
-    name="update",
-    function=function,
-    holds=(job.state, job.frozen),
-    flops=flops,
-    arguments=(job.state, batch, ptx, kl, _key(job), job.frozen),
-  )
+def lower(job: Job, program: Program):
+  """The program, lowered for the mesh's devices."""
+  with jax.set_mesh(job.mesh):
+    return program.function.lower(*program.arguments)
