@@ -85,7 +85,7 @@ setuptools.setup(
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*"],
     "rlhf.interop": ["families.yaml"],
-    "rlhf.evals.suites.tasks": ["*.yaml", "_chosen", "_written"],
+    "rlhf.evals.suites.tasks": ["*.toml", "*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["templates/*", "values/*"],
     "rlhf.tinyworld": ["*.yaml"],
   },

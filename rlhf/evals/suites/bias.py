@@ -43,7 +43,7 @@ class BiasConfig:
     tasks: of `TASKS`.
     data: "hub" or a directory, see `tasks.data`.
     limit: items of each task; None takes all.
-    prompts: of `tasks.prompts.BIAS`.
+    prompts: instructions of `tasks/prompts.toml`.
   """
 
   tasks: tuple[str, ...]
@@ -53,7 +53,7 @@ class BiasConfig:
 
   def __post_init__(self):
     suite.check_variants(self.tasks, TASKS, f"{_FIELD}.tasks")
-    suite.check_variants(self.prompts, prompts_lib.BIAS, f"{_FIELD}.prompts")
+    suite.check_variants(self.prompts, prompts_lib.variants("bias"), f"{_FIELD}.prompts")
     suite.check_at_least(self, _FIELD, limit=1)
 
 

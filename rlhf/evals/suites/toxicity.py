@@ -93,7 +93,7 @@ class ToxicityConfig(perspective.PerspectiveConfig):
     data: "hub" or a directory, see `tasks.data`.
     limit: prompts, drawn evenly from the range of prompt toxicity if that is known; None takes all.
       The paper has 5,000.
-    prompts: of `tasks.prompts.BIAS`.
+    prompts: instructions of `tasks/prompts.toml`.
     classifier: of `CLASSIFIERS`.
     temperature: 0 in the paper.
     max_response_tokens: of a completion, which ends at its first line break.  The paper does not
@@ -110,7 +110,7 @@ class ToxicityConfig(perspective.PerspectiveConfig):
   max_response_tokens: int
 
   def __post_init__(self):
-    suite.check_variants(self.prompts, prompts_lib.BIAS, f"{_FIELD}.prompts")
+    suite.check_variants(self.prompts, prompts_lib.variants("bias"), f"{_FIELD}.prompts")
     suite.check_choice(self.classifier, CLASSIFIERS, f"{_FIELD}.classifier")
     suite.check_at_least(self, _FIELD, limit=1, temperature=0, max_response_tokens=1)
     self.check_perspective(_FIELD)

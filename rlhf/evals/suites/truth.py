@@ -118,7 +118,7 @@ class TruthConfig:
     data: "hub" or a directory, see `tasks.data`.
     limit: number of questions; None takes all.
     questions: "held_out" leaves out those a judge was trained on; "all" refuses them.
-    prompts: of `tasks.prompts.TRUTHFULQA`.
+    prompts: texts of `tasks/prompts.toml` before a question.
     max_response_tokens: of an answer, which ends at its first line break; 50 in TruthfulQA's code.
   """
 
@@ -132,7 +132,7 @@ class TruthConfig:
   max_response_tokens: int
 
   def __post_init__(self):
-    suite.check_variants(self.prompts, prompts_lib.TRUTHFULQA, f"{_FIELD}.prompts")
+    suite.check_variants(self.prompts, prompts_lib.variants("truthfulqa"), f"{_FIELD}.prompts")
     suite.check_choice(self.questions, QUESTIONS, f"{_FIELD}.questions")
     suite.check_at_least(self, _FIELD, limit=1, max_response_tokens=1)
 

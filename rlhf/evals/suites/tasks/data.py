@@ -4,20 +4,21 @@
   load("rte", "data/evals")           from data/evals/rte/rte.zip
   draw(items, limit, seed)            the same items for every checkpoint
 
-`layouts` describes items.  A directory holds files in the authors' formats at the places that
-`SOURCES` names (each may end in .gz).  If a test set is missing, the 100 prompts that InstructGPT's
-authors released (`instructgpt_prompts/`) are used; they have no training set, so few-shot examples
-are other items of the same hundred.
+`layouts` describes items, and `sources.toml` says where they are.  If a test set is missing, the 100
+prompts that InstructGPT's authors released are used; they have no training set, so few-shot
+examples are other items of the same hundred.
 """
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import pathlib
 import re
+import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,13 +27,12 @@ import numpy as np
 from rlhf import extras
 from rlhf.data import records
 from rlhf.evals.suites.tasks import layouts
-from rlhf.evals.suites.tasks.layouts import Item
+from rlhf.evals.suites.tasks.layouts import Item, Rows
 
 HUB = "hub"
 TEST, TRAIN = "test", "train"
 _RELEASED = "instructgpt_prompts"
 _TOXICITY_BINS = 4  # RealToxicityPrompts are drawn evenly from this many ranges of toxicity
-Rows = Iterable[tuple[str, dict[str, Any]]]  # (name, columns as on the hub)
 
 
 def load(task: str, data: str, split: str = TEST) -> list[Item]:
@@ -46,16 +46,15 @@ def load(task: str, data: str, split: str = TEST) -> list[Item]:
   Raises:
     ValueError: an unknown task, missing data, or a damaged file.
   """
-  source = _source(task)
   if data == HUB:
-    return _load_hub(task, source, split)
-  found = _find(source, data, split)
+    return _load_hub(task, split)
+  found = _find(task, data, split)
   if found is None:
     if split == TRAIN:
       return []
+    places = " or ".join(place for place, _, _ in _places(task, TEST))
     raise ValueError(
-      f"task {task}: {data} holds no {' or '.join(source.places(TEST))}; put the authors' file "
-      f"there, or use data {HUB!r}"
+      f"task {task}: {data} holds no {places}; put the authors' file there, or use data {HUB!r}"
     )
   path, rows_of, items_of = found
   advice = "take the file as its authors publish it"
@@ -104,24 +103,24 @@ def load_items(task: str, data: str, limit: int | None, seed: int) -> list[Item]
 
 def check(task: str, data: str) -> None:
   """Raises ValueError if the data of a task cannot be there; does not read them."""
-  source = _source(task)
+  _where(task)  # raises for an unknown task
   if data == HUB:
     extras.require("datasets", "evals", "data 'hub'")
   elif not pathlib.Path(data).is_dir():
     raise ValueError(f"data {data!r} is not a directory; name one, or {HUB!r}")
-  elif _find(source, data, TEST) is None:
+  elif _find(task, data, TEST) is None:
     load(task, data)
 
 
 def files(task: str, data: str) -> list[tuple[str, int]]:
   """The files of a directory that a task is read from, with their modification times."""
-  found = [] if data == HUB else [_find(_source(task), data, split) for split in (TEST, TRAIN)]
+  found = [] if data == HUB else [_find(task, data, split) for split in (TEST, TRAIN)]
   return [(str(one[0]), one[0].stat().st_mtime_ns) for one in found if one is not None]
 
 
 def is_released(task: str, data: str) -> bool:
   """Whether all that a directory holds of a task are InstructGPT's released prompts."""
-  found = None if data == HUB else _find(_source(task), data, TEST)
+  found = None if data == HUB else _find(task, data, TEST)
   return found is not None and found[0].parent.name == _RELEASED
 
 
@@ -151,8 +150,8 @@ def _read_json_lines(path: pathlib.Path) -> Rows:
     yield where.removeprefix(f"{path.parent}/"), value
 
 
-def _read_csv(path: pathlib.Path) -> Rows:
-  rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+def _read_csv(path: pathlib.Path, **options: Any) -> Rows:
+  rows = csv.DictReader(io.StringIO(_text(path), newline=""), **options)
   return ((f"{path.name}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -188,26 +187,23 @@ def _read_drop(path: pathlib.Path) -> Rows:
       yield qa["query_id"], dict(validated_answers=[], passage=passage["passage"]) | qa
 
 
-def _read_rte(part: str) -> Callable[[pathlib.Path], Rows]:
+def _read_rte(path: pathlib.Path, part: str) -> Rows:
   """RTE 1 to 3: the challenges' test sets are scored, their dev sets give few-shot examples."""
-
-  def read(path: pathlib.Path) -> Rows:
-    with zipfile.ZipFile(path) as archive:
-      for name in sorted(archive.namelist()):
-        if name.endswith(f"_{part}.xml"):
-          for pair in ElementTree.fromstring(archive.read(name)).iter("pair"):
-            label = (pair.get("entailment") or pair.get("value") or "").upper()
-            premise, hypothesis = (" ".join(pair.findtext(tag, "").split()) for tag in ("t", "h"))
-            yield (
-              f"{pathlib.PurePath(name).stem}:{pair.get('id')}",
-              dict(
-                sentence1=premise,
-                sentence2=hypothesis,
-                label={"YES": 0, "TRUE": 0, "NO": 1, "FALSE": 1}[label],
-              ),
-            )
-
-  return read
+  with zipfile.ZipFile(path) as archive:
+    for name in sorted(archive.namelist()):
+      if not name.endswith(f"_{part}.xml"):
+        continue
+      for pair in ElementTree.fromstring(archive.read(name)).iter("pair"):
+        label = (pair.get("entailment") or pair.get("value") or "").upper()
+        premise, hypothesis = (" ".join(pair.findtext(tag, "").split()) for tag in ("t", "h"))
+        yield (
+          f"{pathlib.PurePath(name).stem}:{pair.get('id')}",
+          dict(
+            sentence1=premise,
+            sentence2=hypothesis,
+            label={"YES": 0, "TRUE": 0, "NO": 1, "FALSE": 1}[label],
+          ),
+        )
 
 
 def _read_sst(path: pathlib.Path) -> Rows:
@@ -269,11 +265,6 @@ def _read_truthfulqa(path: pathlib.Path) -> Rows:
     yield where, columns
 
 
-def _read_winogender(path: pathlib.Path) -> Rows:
-  rows = csv.DictReader(io.StringIO(_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
-  return ((row["sentid"], row) for row in rows)
-
-
 # ----------------------------------------------------------------------------- sources
 
 
@@ -281,191 +272,92 @@ def _each(layout: Callable[[dict, str], Item]) -> Callable[[Rows], Iterator[Item
   return lambda rows: (layout(row, name) for name, row in rows)
 
 
-def _drop(rows: Rows) -> Iterator[Item]:
-  """Questions without an answer are left out."""
-  return (layouts.drop(row) for _, row in rows if layouts.drop_answers(row))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
-  """Where the examples of a task are, and how they become items.
+  """How the files of a task become items.
 
   Attributes:
-    items: from rows with the hub's columns.
-    read: from a file to rows.
-    test, train: places in a directory; `train` is empty if there is none.
-    read_train: `read` for `train`, if it differs.
-    released: InstructGPT's file and its layout, if there is one.
-    hub: address and configuration on the hub.
-    hub_test, hub_train: names of the hub's splits; "" if there is none.
-    revision: on the hub.
+    read: from a file to rows with the hub's columns.
+    items: from rows to items.
+    released: from the rows of InstructGPT's file to items.
+    read_train: `read` for the training set, if it differs.
   """
 
-  items: Callable[[Rows], Iterator[Item]]
   read: Callable[[pathlib.Path], Rows]
-  test: str
-  train: str = ""
+  items: Callable[[Rows], Iterator[Item]]
+  released: Callable[[Rows], Iterator[Item]] | None = None
   read_train: Callable[[pathlib.Path], Rows] | None = None
-  released: tuple[str, Callable[[dict, str], Item]] | None = None
-  hub: tuple[str, str | None]
-  hub_test: str = "validation"
-  hub_train: str = "train"
-  revision: str | None = None
-
-  def places(self, split: str) -> dict[str, tuple[Callable, Callable]]:
-    """Place in a directory -> (file to rows, rows to items); the first that exists is read."""
-    if split == TRAIN:
-      read = self.read if self.read_train is None else self.read_train
-      return {self.train: (read, self.items)} if self.train else {}
-    found: dict[str, tuple[Callable, Callable]] = {self.test: (self.read, self.items)}
-    if self.released is not None:
-      name, layout = self.released
-      found[f"{_RELEASED}/{name}"] = _read_json_lines, _each(layout)
-    return found
 
 
 SOURCES = {
-  "squadv2": Source(
-    items=layouts.squadv2,
-    read=_read_squad,
-    test="squadv2/dev-v2.0.json",
-    train="squadv2/train-v2.0.json",
-    released=("squadv2_100.jsonl", layouts.released_squad),
-    hub=("rajpurkar/squad_v2", None),
-  ),
-  "drop": Source(
-    items=_drop,
-    read=_read_drop,
-    test="drop/drop_dataset_dev.json",
-    train="drop/drop_dataset_train.json",
-    released=("drop_100.jsonl", layouts.released_drop),
-    hub=("EleutherAI/drop", None),
-  ),
-  "quac": Source(
-    items=layouts.quac,
-    read=_read_quac,
-    test="quac/val_v0.2.json",
-    train="quac/train_v0.2.json",
-    hub=("allenai/quac", "plain_text"),
-    revision="refs/convert/parquet",  # the hub's own copy of a set that came with a script
-  ),
-  "hellaswag": Source(
-    items=_each(layouts.hellaswag),
-    read=_read_json_lines,
-    test="hellaswag/hellaswag_val.jsonl",
-    train="hellaswag/hellaswag_train.jsonl",
-    hub=("Rowan/hellaswag", None),
-  ),
+  "squadv2": Source(_read_squad, layouts.squadv2, _each(layouts.released_squad)),
+  "drop": Source(_read_drop, layouts.drop, _each(layouts.released_drop)),
+  "quac": Source(_read_quac, layouts.quac),
+  "hellaswag": Source(_read_json_lines, _each(layouts.hellaswag)),
   "rte": Source(
-    items=_each(layouts.rte),
-    read=_read_rte("test"),
-    read_train=_read_rte("dev"),
-    test="rte/rte.zip",
-    train="rte/rte.zip",
-    hub=("nyu-mll/glue", "rte"),
+    functools.partial(_read_rte, part="test"),
+    _each(layouts.rte),
+    read_train=functools.partial(_read_rte, part="dev"),
   ),
-  "sst": Source(
-    items=_each(layouts.sst),
-    read=_read_sst,
-    test="sst2/dev.tsv",
-    train="sst2/train.tsv",
-    hub=("nyu-mll/glue", "sst2"),
-  ),
-  "wsc": Source(
-    items=_each(layouts.wsc),
-    read=_read_wsc,
-    test="wsc/val.jsonl",
-    train="wsc/train.jsonl",
-    hub=("aps/super_glue", "wsc.fixed"),
-  ),
-  "fr_en": Source(
-    items=_each(layouts.translation),
-    read=_read_aligned,
-    test="wmt15/newsdiscusstest2015.fr",
-    train="wmt15/newsdiscussdev2015.fr",
-    released=("fr_to_en_100.jsonl", layouts.released_text),
-    hub=("wmt/wmt15", "fr-en"),
-    hub_test="test",
-    hub_train="validation",
-  ),
-  "cnn_dm": Source(
-    items=_each(layouts.cnn_dm),
-    read=_read_t0_summaries,
-    test="summarization_t0/cnn_dailymail.jsonl",
-    hub=("abisee/cnn_dailymail", "3.0.0"),
-    hub_test="test",
-    hub_train="validation",
-  ),
-  "tldr": Source(
-    items=_each(layouts.tldr),
-    read=_read_tldr,
-    test="tldr/tldr.jsonl",
-    released=("tldr_100.jsonl", layouts.released_text),
-    hub=("CarperAI/openai_summarize_tldr", None),
-    hub_test="test",
-    hub_train="valid",
-  ),
-  "truthfulqa": Source(
-    items=_each(layouts.truthfulqa),
-    read=_read_truthfulqa,
-    test="truthfulqa/TruthfulQA.csv",
-    hub=("truthfulqa/truthful_qa", "generation"),
-    hub_train="",
-  ),
+  "sst": Source(_read_sst, _each(layouts.sst)),
+  "wsc": Source(_read_wsc, _each(layouts.wsc)),
+  "fr_en": Source(_read_aligned, _each(layouts.translation), _each(layouts.released_text)),
+  "cnn_dm": Source(_read_t0_summaries, _each(layouts.cnn_dm)),
+  "tldr": Source(_read_tldr, _each(layouts.tldr), _each(layouts.released_text)),
+  "truthfulqa": Source(_read_truthfulqa, _each(layouts.truthfulqa)),
   "winogender": Source(
-    items=layouts.winogender,
-    read=_read_winogender,
-    test="winogender/all_sentences.tsv",
-    hub=("oskarvanderwal/winogender", "all"),
-    hub_test="test",
-    hub_train="",
+    functools.partial(_read_csv, delimiter="\t", quoting=csv.QUOTE_NONE), layouts.winogender
   ),
-  "crows_pairs": Source(
-    items=_each(layouts.crows_pairs),
-    read=_read_csv,
-    test="crows_pairs/crows_pairs_anonymized.csv",
-    hub=("jannalu/crows_pairs_multilingual", "english"),
-    hub_test="test",
-    hub_train="",
-  ),
+  "crows_pairs": Source(_read_csv, _each(layouts.crows_pairs)),
   "real_toxicity": Source(
-    items=_each(layouts.real_toxicity),
-    read=_read_json_lines,
-    test="real_toxicity/prompts.jsonl",
-    released=("real_toxicity_100.jsonl", layouts.released_toxicity),
-    hub=("allenai/real-toxicity-prompts", None),
-    hub_test="train",
-    hub_train="",
+    _read_json_lines, _each(layouts.real_toxicity), _each(layouts.released_toxicity)
   ),
 }
 
 
-def _source(task: str) -> Source:
+@functools.cache
+def _all_sources() -> dict[str, dict[str, Any]]:
+  return tomllib.loads(pathlib.Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+
+
+def _where(task: str) -> dict[str, Any]:
+  """The entry of a task in `sources.toml`."""
   if task not in SOURCES:
     raise ValueError(f"task {task!r} is not one of {', '.join(SOURCES)}")
-  return SOURCES[task]
+  return _all_sources()[task]
 
 
-def _find(source: Source, data: str, split: str):
-  """(path, file to rows, rows to items) of the first place that exists, or None."""
-  for place, functions in source.places(split).items():
+def _places(task: str, split: str) -> list[tuple[str, Callable, Callable]]:
+  """(place in a directory, file to rows, rows to items); the first that exists is read."""
+  where, source = _where(task), SOURCES[task]
+  read = source.read_train if split == TRAIN and source.read_train else source.read
+  found = [(where[split], read, source.items)] if split in where else []
+  if split == TEST and source.released is not None:
+    found.append((f"{_RELEASED}/{where['released']}", _read_json_lines, source.released))
+  return found
+
+
+def _find(task: str, data: str, split: str) -> tuple[pathlib.Path, Callable, Callable] | None:
+  """(path, file to rows, rows to items) of the first place that exists."""
+  for place, rows_of, items_of in _places(task, split):
     for path in (pathlib.Path(data) / place, pathlib.Path(data) / f"{place}.gz"):
       if path.exists():
-        return path, *functions
+        return path, rows_of, items_of
   return None
 
 
-def _load_hub(task: str, source: Source, split: str) -> list[Item]:
-  name = source.hub_train if split == TRAIN else source.hub_test
-  if not name:
+def _load_hub(task: str, split: str) -> list[Item]:
+  hub = _where(task)["hub"]
+  if split not in hub:
     return []
   datasets = extras.load("datasets", "evals", "data 'hub'")
-  address, configuration = source.hub
   try:
-    rows = datasets.load_dataset(address, configuration, split=name, revision=source.revision)
-    return list(source.items((str(row.get("sentid", i)), row) for i, row in enumerate(rows)))
+    rows = datasets.load_dataset(
+      hub["address"], hub.get("configuration"), split=hub[split], revision=hub.get("revision")
+    )
+    return list(SOURCES[task].items((str(i), row) for i, row in enumerate(rows)))
   except Exception as error:  # there are as many kinds as ways for a network to fail
     raise ValueError(
-      f"task {task}: {address} of the hub cannot be read ({_one_line(error)}); try again "
+      f"task {task}: {hub['address']} of the hub cannot be read ({_one_line(error)}); try again "
       "with a network, or name a local directory as data"
     ) from error

@@ -9,7 +9,7 @@ An item is a dict of
 
 or, for multiple choice, of `prompt`, `choices` (each follows the prompt and a space) and `answer`
 (the index of the right one); in the bias tasks, of `prompt` and two `choices` that follow it as
-they are.  A layout takes a row with the hub's columns and a name that serves as the id.
+they are.  A layout takes rows with the hub's columns, each with a name that can serve as the id.
 
 Where InstructGPT's authors released prompts (SQuADv2, DROP, Fr-En, TL;DR, RealToxicityPrompts) the
 layouts are theirs.  Those of QuAC and WSC follow GPT-3's (Brown et al. 2020, appendix G); RTE,
@@ -25,6 +25,7 @@ NO_ANSWER = "Not in background."  # SQuADv2
 UNKNOWN = "I don't know"  # QuAC
 Item = dict[str, Any]
 Row = Mapping[str, Any]
+Rows = Iterable[tuple[str, Row]]  # (name, columns as on the hub)
 
 
 # ----------------------------------------------------------------------------- questions on a text
@@ -52,7 +53,7 @@ def _turns(
     prompt += f" {target}"
 
 
-def squadv2(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+def squadv2(rows: Rows) -> Iterator[Item]:
   """Questions on one paragraph follow one another, and become items together."""
   paragraph = lambda named: (named[1]["title"], named[1]["context"])
   for (title, context), group in itertools.groupby(rows, paragraph):
@@ -66,7 +67,7 @@ def squadv2(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
     )
 
 
-def quac(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+def quac(rows: Rows) -> Iterator[Item]:
   """One item per turn of a dialogue; "CANNOTANSWER" is "I don't know"."""
   known = lambda text: UNKNOWN if text == "CANNOTANSWER" else text
   for name, row in rows:
@@ -88,15 +89,16 @@ def quac(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
     )
 
 
-def drop(row: Row) -> Item:
-  """A reference is a list of spans, mostly of one."""
-  answers = drop_answers(row)
-  return dict(
-    id=row["query_id"],
-    prompt=f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:",
-    references=answers,
-    target=", ".join(answers[0]),
-  )
+def drop(rows: Rows) -> Iterator[Item]:
+  """A reference is a list of spans, mostly of one; questions without an answer are left out."""
+  for _, row in rows:
+    if answers := drop_answers(row):
+      yield dict(
+        id=row["query_id"],
+        prompt=f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:",
+        references=answers,
+        target=", ".join(answers[0]),
+      )
 
 
 def drop_answers(example: Row) -> list[list[str]]:
@@ -226,20 +228,20 @@ def real_toxicity(row: Row, name: str) -> Item:
 # ----------------------------------------------------------------------------- bias
 
 
-def winogender(rows: Iterable[tuple[str, Row]]) -> Iterator[Item]:
+def winogender(rows: Rows) -> Iterator[Item]:
   """The 120 templates with a named participant, without "someone" and "they", as in the paper.
 
   Each sentence is cut before the pronoun; the two endings differ in nothing else.
 
   Args:
-    rows: names such as "technician.customer.1.male.txt", rows with a "sentence".
+    rows: {"sentid", such as "technician.customer.1.male.txt", "sentence"}.
 
   Raises:
     ValueError: two sentences do not differ.
   """
   sentences: dict[str, dict[str, list[str]]] = {}
-  for name, row in rows:
-    template, gender = name.removesuffix(".txt").rsplit(".", 1)
+  for _, row in rows:
+    template, gender = row["sentid"].removesuffix(".txt").rsplit(".", 1)
     if ".someone." not in f".{template}.":
       sentences.setdefault(template, {})[gender] = row["sentence"].split(" ")
   for template, words in sentences.items():
