@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf.evals.suites import bias
+from rlhf.evals.suites import bias, suite
 from rlhf.inference import likelihood
 from rlhf.model import transformer
 from rlhf.networks import Network
@@ -55,12 +55,16 @@ def test_entropy_in_bits_by_hand():
 def test_means_of_entropy_and_of_the_stereotype():
   """Entropies .469, 1 and .8113; the first option is likelier once of three, and once as likely."""
   logprobs = np.log([[0.9, 0.1], [0.5, 0.5], [0.25, 0.75]])
-  entropy, share = bias.summarise("crows_pairs", "biased", logprobs, num_resamples=50, seed=0)
+  unit = suite.Unit(task="", network=None, directory="", num_resamples=50, seed=0, batch_size=1)
+  means = lambda task, variant: unit.means(
+    bias.measured(task, logprobs), task=task, variant=variant
+  )
+  entropy, share = means("crows_pairs", "biased")
   assert entropy.interval.mean == pytest.approx((0.46900 + 1 + 0.81128) / 3, abs=1e-5)
   assert entropy.interval.n == 3 and entropy.interval.low < entropy.interval.mean
   assert (entropy.metric, entropy.variant, entropy.better) == ("entropy", "biased", "higher")
   assert (share.metric, share.interval.mean, share.better) == ("stereotype_share", 0.5, "")
-  (only,) = bias.summarise("winogender", "basic", logprobs, num_resamples=50, seed=0)
+  (only,) = means("winogender", "basic")
   assert only.metric == "entropy"
 
 
@@ -141,16 +145,16 @@ def test_a_unit_measures_one_task_under_one_instruction(data, tmp_path, monkeypa
   out, seen = tmp_path / "out", []
 
   def run(task):
-    measures = bias.evaluate(
-      p,
-      task,
-      "the network",
-      out,
+    unit = suite.Unit(
+      task=task,
+      network="the network",
+      directory=out,
       num_resamples=20,
       seed=0,
       batch_size=4,
       progress=lambda done, total: seen.append((done, total)),
     )
+    measures = bias.evaluate(p, unit)
     return measures, [json.loads(line) for line in open(out / "items.jsonl", encoding="utf-8")]
 
   measures, items = run("winogender-respectful")

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from rlhf.evals.suites import nlp
+from rlhf.evals.suites import nlp, suite
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.inference import completions, likelihood
 
@@ -19,6 +19,11 @@ OPTIONS = dict(num_resamples=100, seed=4, batch_size=2)
 def config(folder, *tasks: str, **changes) -> nlp.NlpConfig:
   fields = dict(tasks=tasks, data=str(folder), limit=8, num_fewshot=1, chat=False)
   return nlp.NlpConfig(**(fields | changes))
+
+
+def evaluate(p, task: str, network, directory, **more):
+  unit = suite.Unit(task=task, network=network, directory=directory, **OPTIONS, **more)
+  return nlp.evaluate(p, unit)
 
 
 class Letters:
@@ -59,14 +64,8 @@ def lines_of(directory) -> list[dict]:
 
 def test_a_choice_is_measured_on_the_drawn_items(network, shared_data, tmp_path):
   folder, told = shared_data / "evals", []
-  found = nlp.evaluate(
-    config(folder, "rte"),
-    "rte",
-    network,
-    tmp_path,
-    **OPTIONS,
-    progress=lambda *numbers: told.append(numbers),
-  )
+  tell = lambda *numbers: told.append(numbers)
+  found = evaluate(config(folder, "rte"), "rte", network, tmp_path, progress=tell)
   drawn = data_lib.load_items("rte", str(folder), 8, seed=4)
   share = np.mean([item["answer"] == 0 for item in drawn])  # the model says yes
   assert [(x.task, x.metric, x.variant, x.better) for x in found] == [
@@ -87,7 +86,7 @@ def test_a_choice_is_measured_on_the_drawn_items(network, shared_data, tmp_path)
 def test_written_answers_and_examples_of_the_same_hundred(network, shared_data, tmp_path):
   folder = shared_data / "evals"
   p = config(folder, "squadv2", num_fewshot=None, limit=30)
-  f1, exact = nlp.evaluate(p, "squadv2", network, tmp_path, **OPTIONS)
+  f1, exact = evaluate(p, "squadv2", network, tmp_path)
   lines = lines_of(tmp_path)
   share = np.mean([not line["references"] for line in lines])
   assert (f1.variant, f1.metric, exact.metric) == ("4-shot", "f1", "exact")
@@ -110,7 +109,7 @@ def test_the_metric_that_says_how_able_a_model_is(shared_data):
 
 def test_bleu_is_of_the_corpus(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "fr_en", limit=20)
-  (bleu,) = nlp.evaluate(p, "fr_en", network, tmp_path, **OPTIONS)
+  (bleu,) = evaluate(p, "fr_en", network, tmp_path)
   from rlhf.evals.suites import text_metrics
 
   sums = np.sum([line["scores"]["bleu"] for line in lines_of(tmp_path)], axis=0)
@@ -124,14 +123,14 @@ def test_summaries_have_as_many_examples_as_asked(
   network, shared_data, tmp_path, task, num_fewshot, shown
 ):
   p = config(shared_data / "evals", task, num_fewshot=num_fewshot, limit=4)
-  (rouge,) = nlp.evaluate(p, task, network, tmp_path, **OPTIONS)
+  (rouge,) = evaluate(p, task, network, tmp_path)
   assert rouge.variant == f"{shown}-shot"
   assert all(line["prompt"].count("TL;DR:") == shown + 1 for line in lines_of(tmp_path))
 
 
 def test_all_items_where_there_is_no_limit(network, shared_data, tmp_path):
   p = config(shared_data / "evals", "sst", limit=None, num_fewshot=0)
-  acc, _ = nlp.evaluate(p, "sst", network, tmp_path, **OPTIONS)
+  acc, _ = evaluate(p, "sst", network, tmp_path)
   assert acc.interval.n == 872
 
 
@@ -148,7 +147,7 @@ def test_other_tasks_of_lm_eval_are_measured_too(network, tmp_path, monkeypatch)
   nlp.check(p)
   with pytest.raises(ValueError, match="tasks names lm_eval:no_such, which lm-eval does not have"):
     nlp.check(config(tmp_path, "lm_eval:no_such"))
-  (acc,) = nlp.evaluate(p, "lm_eval:arithmetic_1dc", network, tmp_path, **OPTIONS)
+  (acc,) = evaluate(p, "lm_eval:arithmetic_1dc", network, tmp_path)
   assert (acc.task, acc.metric, acc.variant) == ("lm_eval:arithmetic_1dc", "acc", "0-shot")
   assert acc.interval.n == 5 and acc.interval.mean == 1
   numbers = data_lib.draw_indices([{}] * 9, 5, seed=4)
@@ -163,7 +162,7 @@ def test_other_tasks_of_lm_eval_are_measured_too(network, tmp_path, monkeypatch)
     match="lm_eval:arithmetic_1dc cannot be loaded .ConnectionError: "
     "no way there.; its data come from the hub",
   ):
-    nlp.evaluate(p, "lm_eval:arithmetic_1dc", network, tmp_path, **OPTIONS)
+    evaluate(p, "lm_eval:arithmetic_1dc", network, tmp_path)
 
 
 def test_intervals_of_what_is_no_mean():

@@ -14,7 +14,7 @@ import pytest
 
 from rlhf import checkpoint, networks, sharding
 from rlhf.configs import truth_judge as judge_configs
-from rlhf.evals.suites import truth, truth_answers, truth_judge
+from rlhf.evals.suites import suite, truth, truth_answers, truth_judge
 from rlhf.evals.suites.truth_answers import AnswerData
 from rlhf.inference import completions, likelihood
 from rlhf.model import transformer
@@ -387,15 +387,15 @@ def test_a_unit_judges_answers_to_questions_that_the_judge_has_not_seen(
   truth.check(p)
   assert len({directory for _, directory in p.judges.values()}) == 1  # an export, and its stage
   assert truth.task_names(p) == ("truthfulqa-qa", "truthfulqa-qa_instruction")
-  measures = truth.evaluate(
-    p,
-    "truthfulqa-qa",
-    load(directory / "base", config),
-    tmp_path / "out",
+  unit = suite.Unit(
+    task="truthfulqa-qa",
+    network=load(directory / "base", config),
+    directory=tmp_path / "out",
     num_resamples=50,
     seed=0,
     batch_size=16,
   )
+  measures = truth.evaluate(p, unit)
   assert [(m.metric, m.variant, m.better) for m in measures] == [
     ("true", "qa", "higher"),
     ("informative", "qa", "higher"),
@@ -453,10 +453,9 @@ def test_a_policy_is_no_judge(trained, data):
 
 def test_shares_by_hand():
   """Three of four are true, two informative, one both; one half itself is no yes."""
-  true, informative, both = truth.summarise(
-    [0.9, 0.6, 0.51, 0.5], [0.2, 0.1, 0.8, 0.9], "qa", num_resamples=50, seed=0
-  )
-  assert [m.interval.mean for m in (true, informative, both)] == [0.75, 0.5, 0.25]
+  found = truth.measured([0.9, 0.6, 0.51, 0.5], [0.2, 0.1, 0.8, 0.9])
+  shares = {metric: value_N.mean() for metric, (value_N, _) in found.items()}
+  assert shares == {"true": 0.75, "informative": 0.5, "true_and_informative": 0.25}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from rlhf.data import prepare
 from rlhf.evals import units
 from rlhf.evals.preference import comparison
 from rlhf.evals.preference.comparison import PreferenceConfig
+from rlhf.evals.suites.suite import Unit
 from rlhf.evals.units import Candidate
 from rlhf.inference import prefixes
 from rlhf.model.architecture import ModelConfig
@@ -213,15 +214,15 @@ def suite_measures(
         network, began = load(), time.perf_counter()
         with bar(f"{suite} {task} {candidate.name}") as progress:
           units.begin(directory)
-          measured = module.evaluate(
-            p,
-            task,
-            network,
-            directory,
+          unit = Unit(
+            task=task,
+            network=network,
+            directory=directory,
             batch_size=settings.batch_size,
             progress=progress,
             **settings.bootstrap,
           )
+          measured = module.evaluate(p, unit)
         seconds = time.perf_counter() - began
         result = units.write_result(directory, wanted, measured, seconds=seconds)
         units.print_measures(measured)

@@ -25,6 +25,7 @@ from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import units
 from rlhf.evals.suites import nlp, pretraining, toxicity
+from rlhf.evals.suites.suite import Unit
 from rlhf.inference import completions as completions_lib
 from rlhf.inference import likelihood
 from rlhf.model.compute import ComputeConfig
@@ -413,15 +414,15 @@ def public_tasks(config, model: Model, network: Network) -> dict[str, list[float
   for task in nlp.task_names(p):
     directory = model.directory / "capability" / task
     metric, perfect = nlp.item_metric(p, task, _TASK_SEED)
-    nlp.evaluate(
-      p,
-      task,
-      network,
-      directory,
+    unit = Unit(
+      task=task,
+      network=network,
+      directory=directory,
       num_resamples=1,
       seed=_TASK_SEED,
       batch_size=config.sampling.batch_size,
     )
+    nlp.evaluate(p, unit)
     items = read_jsonl(directory / "items.jsonl")
     found[f"{task}, {metric}"] = [item["scores"][metric] / perfect for item in items]
   return found

@@ -18,18 +18,14 @@ H measures certainty in either direction; the share tells a stereotype from its 
 """
 
 import dataclasses
-import pathlib
 
 import numpy as np
 
-from rlhf import workdir
-from rlhf.evals import units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
 from rlhf.evals.suites.tasks import data as data_lib
 from rlhf.evals.suites.tasks import prompts as prompts_lib
-from rlhf.inference import likelihood, row_batches
-from rlhf.networks import Network
+from rlhf.inference import likelihood
 
 TASKS = ("winogender", "crows_pairs")
 _FIELD = "config.bias"
@@ -88,20 +84,10 @@ def notes(p: BiasConfig) -> list[str]:
   ]
 
 
-def evaluate(
-  p: BiasConfig,
-  task: str,
-  network: Network,
-  directory,
-  *,
-  num_resamples: int,
-  seed: int,
-  batch_size: int,
-  progress: row_batches.Progress = None,
-) -> list[Measure]:
+def evaluate(p: BiasConfig, unit: suite.Unit) -> list[Measure]:
   """Entropy of a policy's choice between two options, under one instruction; see `suite`."""
-  name, _, variant = task.rpartition("-")
-  records = data_lib.load_items(name, p.data, p.limit, seed)
+  task, _, variant = unit.task.rpartition("-")
+  records = data_lib.load_items(task, p.data, p.limit, unit.seed)
   prompts = [prompts_lib.bias(record["prompt"], variant) for record in records]
   pairs = [
     (prompt, option)
@@ -109,32 +95,27 @@ def evaluate(
     for option in record["choices"]
   ]
   logprob_N2 = likelihood.logprobs(
-    network, pairs, batch_size=batch_size, progress=progress
+    unit.network, pairs, batch_size=unit.batch_size, progress=unit.progress
   ).reshape(-1, 2)
-  workdir.write_jsonl(
-    pathlib.Path(directory) / units.ITEMS,
-    (
-      dict(
-        id=record["id"],
-        prompt=prompt,
-        choices=record["choices"],
-        logprobs=row.tolist(),
-        entropy=float(entropy),
-      )
-      for record, prompt, row, entropy in zip(
-        records, prompts, logprob_N2, entropy_bits(logprob_N2), strict=True
-      )
-    ),
+  values = measured(task, logprob_N2)
+  unit.write(
+    dict(
+      id=record["id"],
+      prompt=prompt,
+      choices=record["choices"],
+      logprobs=row.tolist(),
+      entropy=float(entropy),
+    )
+    for record, prompt, row, entropy in zip(
+      records, prompts, logprob_N2, values["entropy"][0], strict=True
+    )
   )
-  return summarise(name, variant, logprob_N2, num_resamples=num_resamples, seed=seed)
+  return unit.means(values, task=task, variant=variant)
 
 
-def summarise(
-  task: str, variant: str, logprob_N2: np.ndarray, *, num_resamples: int, seed: int
-) -> list[Measure]:
-  """The mean entropy and, for CrowS-Pairs, how often the stereotype is preferred."""
-  logprob_N2 = np.asarray(logprob_N2, np.float64)
+def measured(task: str, logprob_N2: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+  """Entropy and, for CrowS-Pairs, whether the stereotype is preferred; see `Unit.means`."""
   values = {"entropy": (entropy_bits(logprob_N2), "higher")}
   if task == "crows_pairs":  # its first option says more of the stereotype; a tie prefers neither
     values["stereotype_share"] = ((np.sign(logprob_N2[:, 0] - logprob_N2[:, 1]) + 1) / 2, "")
-  return suite.means(values, num_resamples=num_resamples, seed=seed, task=task, variant=variant)
+  return values

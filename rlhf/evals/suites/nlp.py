@@ -10,7 +10,6 @@ context loses its beginning, as in lm-eval: first the instruction, then the firs
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,11 +17,9 @@ from typing import Any
 import numpy as np
 
 from rlhf import extras, workdir
-from rlhf.evals import measures, statistics, units
+from rlhf.evals import measures, statistics
 from rlhf.evals.suites import suite, text_metrics
 from rlhf.evals.suites.tasks import data as data_lib
-from rlhf.inference import row_batches
-from rlhf.networks import Network
 
 TASK_DIR = pathlib.Path(__file__).parent / "tasks"
 PREFIX = "instructgpt_"  # of the paper's tasks in lm-eval, which has others of the same names
@@ -131,17 +128,7 @@ def notes(p: NlpConfig) -> list[str]:
   return found
 
 
-def evaluate(
-  p: NlpConfig,
-  task: str,
-  network: Network,
-  directory: str | os.PathLike,
-  *,
-  num_resamples: int,
-  seed: int,
-  batch_size: int,
-  progress: row_batches.Progress = None,
-) -> list[measures.Measure]:
+def evaluate(p: NlpConfig, unit: suite.Unit) -> list[measures.Measure]:
   """Measures a policy on one task; see `suite`.
 
   `items.jsonl` has each item's prompt, the completion or the log-probabilities of the choices, and
@@ -154,16 +141,20 @@ def evaluate(
 
   from rlhf.evals.suites import harness
 
-  loaded = _load(p, task, seed)
+  loaded = _load(p, unit.task, unit.seed)
   drawn = None  # items of ours are drawn when they are loaded
-  if p.limit is not None and task.startswith(LM_EVAL):
+  if p.limit is not None and unit.task.startswith(LM_EVAL):
     drawn = {
-      name: data_lib.draw_indices([{}] * len(lm_task.eval_docs), p.limit, seed)
+      name: data_lib.draw_indices([{}] * len(lm_task.eval_docs), p.limit, unit.seed)
       for name, lm_task in loaded["tasks"].items()
     }
   found = evaluator.evaluate(
     lm=harness.HarnessModel(
-      network, batch_size=batch_size, seed=seed, chat=p.chat, progress=progress
+      unit.network,
+      batch_size=unit.batch_size,
+      seed=unit.seed,
+      chat=p.chat,
+      progress=unit.progress,
     ),
     task_dict=loaded,
     samples=drawn,
@@ -178,8 +169,8 @@ def evaluate(
     variant = f"{lm_task.get_config('num_fewshot')}-shot"
     if len(loaded["tasks"]) > 1:  # of a group
       variant = f"{name}, {variant}"
-    out += _measures(task, variant, lm_task, samples, num_resamples=num_resamples, seed=seed)
-  workdir.write_jsonl(pathlib.Path(directory) / units.ITEMS, items)
+    out += _measures(unit, variant, lm_task, samples)
+  unit.write(items)
   return out
 
 
@@ -255,13 +246,7 @@ def _plain(value: Any) -> Any:
 
 
 def _measures(
-  task: str,
-  variant: str,
-  lm_task: Any,
-  samples: Sequence[Mapping[str, Any]],
-  *,
-  num_resamples: int,
-  seed: int,
+  unit: suite.Unit, variant: str, lm_task: Any, samples: Sequence[Mapping[str, Any]]
 ) -> list[measures.Measure]:
   """Every metric of a task, and of each of its filters."""
   out = []
@@ -273,12 +258,11 @@ def _measures(
       interval, values = _interval(
         [sample[metric] for sample in chosen],
         lm_task.aggregation().get(metric),
-        num_resamples=num_resamples,
-        seed=seed,
+        **unit.bootstrap,
       )
       out.append(
         measures.Measure(
-          task=task,
+          task=unit.task,
           variant=variant,
           metric=metric if len(filters) == 1 else f"{metric}, {kind}",
           interval=interval,

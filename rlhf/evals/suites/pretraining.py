@@ -21,10 +21,8 @@ from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
 from rlhf.evals import statistics, units
 from rlhf.evals.measures import Measure
-from rlhf.evals.suites import bigram
-from rlhf.evals.suites import suite as suite_lib
+from rlhf.evals.suites import bigram, suite
 from rlhf.inference import likelihood
-from rlhf.networks import Network
 
 LOSS = "loss"
 # Stands between a few-shot prompt, which ends in ":", and a choice, as in pretraining text.
@@ -66,8 +64,8 @@ class PretrainingConfig:
       raise ValueError(
         f"{_FIELD}.packing {self.packing!r}; choose from {sorted(packing_lib.TEXT_PACKINGS)}"
       )
-    suite_lib.check_at_least(self, _FIELD, max_train_tokens=1, length=2, text_batch_size=1)
-    if len(set(self.tasks)) < len(self.tasks) or LOSS in self.tasks:
+    suite.check_at_least(self, _FIELD, max_train_tokens=1, length=2, text_batch_size=1)
+    if len(self.tasks) < len(self.few_shot) or LOSS in self.tasks:
       raise ValueError(
         f"{_FIELD}.few_shot has the tasks {', '.join(self.tasks)}; give files of different names, "
         f"none called {LOSS}"
@@ -119,37 +117,22 @@ def data_files(p: PretrainingConfig, task: str) -> list[tuple[str, int]]:
   return [(path, os.stat(path).st_mtime_ns) for path in paths]
 
 
-def evaluate(
-  p: PretrainingConfig,
-  task: str,
-  network: Network,
-  directory: pathlib.Path,
-  *,
-  num_resamples: int,
-  seed: int,
-  batch_size: int,
-  progress,
-) -> list[Measure]:
+def evaluate(p: PretrainingConfig, unit: suite.Unit) -> list[Measure]:
   """One task of one checkpoint; `items.jsonl` has a line for each row or item."""
-  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
-  if task == LOSS:
-    return _loss(p, network, directory, settings, progress)
-  items = _read_items(p.tasks[task])
-  correct = likelihood.few_shot_correct(network, items, delimiter=DELIMITER, batch_size=batch_size)
-  progress(len(items), len(items))
-  workdir_lib.write_jsonl(
-    directory / units.ITEMS,
-    (dict(item, correct=bool(right)) for item, right in zip(items, correct, strict=True)),
+  if unit.task == LOSS:
+    return _loss(p, unit)
+  items = _read_items(p.tasks[unit.task])
+  correct = likelihood.few_shot_correct(
+    unit.network, items, delimiter=DELIMITER, batch_size=unit.batch_size
   )
-  return [
-    Measure.of_mean(correct, task=task, metric="accuracy", better="higher", **settings),
-    Measure.of_mean(
-      [1 / len(item["choices"]) for item in items], task=task, metric="chance", **settings
-    ),
-  ]
+  unit.progress(len(items), len(items))
+  unit.write(dict(item, correct=bool(right)) for item, right in zip(items, correct, strict=True))
+  chance = [1 / len(item["choices"]) for item in items]
+  return unit.means({"accuracy": (correct, "higher"), "chance": (chance, "")}, task=unit.task)
 
 
-def _loss(p: PretrainingConfig, network: Network, directory, settings, progress) -> list[Measure]:
+def _loss(p: PretrainingConfig, unit: suite.Unit) -> list[Measure]:
+  network = unit.network
   pack = functools.partial(
     prepare.text_rows,
     tokenizer=network.tokenizer,
@@ -166,33 +149,25 @@ def _loss(p: PretrainingConfig, network: Network, directory, settings, progress)
     batch_size=p.text_batch_size,
     use_segments=not p.attend_across_documents,
   )
-  progress(len(loss_N2), len(loss_N2))
-  workdir_lib.write_jsonl(
-    directory / units.ITEMS, (dict(loss=loss, targets=num) for loss, num in loss_N2.tolist())
-  )
+  unit.progress(len(loss_N2), len(loss_N2))
+  unit.write(dict(loss=loss, targets=num) for loss, num in loss_N2.tolist())
   interval = statistics.bootstrap_statistic(
-    loss_N2, lambda sums: sums[..., 0] / sums[..., 1], **settings
+    loss_N2, lambda sums: sums[..., 0] / sums[..., 1], **unit.bootstrap
   )
   found = [Measure(task=LOSS, metric="nll", interval=interval, better="lower")]
   if p.train:
     # Counting takes longer than the loss of a small model: once for all that share a tokenizer.
     read = hashlib.sha256(rows.tokens_BT.tobytes() + str((p, network.cfg.vocab_size)).encode())
-    path = directory.parent.parent / f"bigram-{read.hexdigest()[:16]}.json"
+    path = pathlib.Path(unit.directory).parents[1] / f"bigram-{read.hexdigest()[:16]}.json"
     if not path.is_file():
       train_rows, _ = pack(
         units.read_records(p.train, "text", f"{_FIELD}.train"), max_tokens=p.max_train_tokens
       )
       nll = bigram.bigram_nll(train_rows, rows, vocab_size=network.cfg.vocab_size)
       workdir_lib.write_json(path, dict(nll=nll))
-    else:
-      nll = workdir_lib.read_json(path)["nll"]
-    found.append(
-      Measure(
-        task=LOSS,
-        metric="bigram_nll",
-        interval=statistics.Interval(mean=nll, low=nll, high=nll, n=len(loss_N2)),
-      )
-    )
+    nll = workdir_lib.read_json(path)["nll"]
+    interval = statistics.Interval(mean=nll, low=nll, high=nll, n=len(loss_N2))
+    found.append(Measure(task=LOSS, metric="bigram_nll", interval=interval))
   return found
 
 

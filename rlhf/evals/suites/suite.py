@@ -6,21 +6,74 @@ A suite is a module with the dataclass of its config group, such as `BiasConfig`
   data_files(p, task)   the files of a unit, see `tasks.data.files`
   check(p)              raises ValueError for what is wrong before a network is loaded
   notes(p)              sentences that a reader of its numbers needs
-  evaluate(p, task, network, directory, *, num_resamples, seed, batch_size, progress=None)
-
-`evaluate` measures a policy on one unit.  It returns `Measure`s and writes `directory/items.jsonl`,
-one line for each item.  The bootstrap draws items `num_resamples` times; the seed also draws the
-items themselves, so that all checkpoints get the same ones.  `batch_size` counts rows at once,
-`progress` is called with (items done, items in total).
+  evaluate(p, unit)     measures a policy: returns `Measure`s and writes `items.jsonl`, a line each
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from rlhf import workdir
+from rlhf.evals import units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites.tasks import data as data_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+  """One task on one checkpoint.
+
+  Attributes:
+    task: of the suite's `task_names`.
+    network: the policy.
+    directory: where `items.jsonl` is written.
+    num_resamples: of the bootstrap over items.
+    seed: of the bootstrap, and of the items that are drawn: all checkpoints get the same ones.
+    batch_size: rows at once.
+    progress: called with (items done, items in total).
+  """
+
+  task: str
+  network: Any
+  directory: str | os.PathLike
+  num_resamples: int
+  seed: int
+  batch_size: int
+  progress: Callable[[int, int], None] = lambda done, total: None
+
+  @property
+  def bootstrap(self) -> dict[str, int]:
+    return dict(num_resamples=self.num_resamples, seed=self.seed)
+
+  def write(self, items: Iterable[Mapping[str, Any]]) -> None:
+    """Writes `items.jsonl`."""
+    workdir.write_jsonl(pathlib.Path(self.directory) / units.ITEMS, items)
+
+  def means(
+    self, values: Mapping[str, tuple[ArrayLike, str]], *, task: str, variant: str = ""
+  ) -> list[Measure]:
+    """The mean of each metric over items.
+
+    Args:
+      values: metric -> (one value for each item, which way is better; see `Measure.better`).
+    """
+    return [
+      Measure.of_mean(
+        np.asarray(value_N, np.float64).tolist(),
+        num_resamples=self.num_resamples,
+        seed=self.seed,
+        task=task,
+        variant=variant,
+        metric=metric,
+        better=better,
+      )
+      for metric, (value_N, better) in values.items()
+    ]
 
 
 def check_choice(name: str, choices: Iterable[str], field: str) -> None:
@@ -64,26 +117,3 @@ def task_names(p: Any) -> tuple[str, ...]:
 def data_files(p: Any, task: str) -> list[tuple[str, int]]:
   """The files of a unit of `task_names`."""
   return data_lib.files(task.rpartition("-")[0], p.data)
-
-
-def means(
-  values: Mapping[str, tuple[np.ndarray, str]], *, num_resamples: int, seed: int, **fields: str
-) -> list[Measure]:
-  """The mean of each metric over items.
-
-  Args:
-    values: metric -> (one value for each item, which way is better; see `Measure.better`).
-    num_resamples, seed: of the bootstrap over items.
-    fields: `task` and `variant`.
-  """
-  return [
-    Measure.of_mean(
-      value_N.tolist(),
-      num_resamples=num_resamples,
-      seed=seed,
-      metric=metric,
-      better=better,
-      **fields,
-    )
-    for metric, (value_N, better) in values.items()
-  ]

@@ -22,8 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from numpy.typing import ArrayLike
 
-from rlhf import checkpoint, networks, sharding, workdir
-from rlhf.evals import statistics, units
+from rlhf import checkpoint, networks, sharding
+from rlhf.evals import statistics
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -172,72 +172,54 @@ def notes(p: TruthConfig) -> list[str]:
   return sentences
 
 
-def evaluate(
-  p: TruthConfig,
-  task: str,
-  network: Network,
-  directory,
-  *,
-  num_resamples: int,
-  seed: int,
-  batch_size: int,
-  progress: row_batches.Progress = None,
-) -> list[Measure]:
+def evaluate(p: TruthConfig, unit: suite.Unit) -> list[Measure]:
   """Shares of a policy's answers under one prompt that are true, informative, and both.
 
   See `suite`; judging follows answering.
   """
-  variant = task.removeprefix(f"{_TASK}-")
-  items = _items(p, seed)
+  variant = unit.task.removeprefix(f"{_TASK}-")
+  items = _items(p, unit.seed)
   contexts = [prompts_lib.truthfulqa(item["prompt"], variant) for item in items]
   texts = completions.sample_lines(
-    network,
+    unit.network,
     contexts,
     temperature=0.0,
     max_response_tokens=p.max_response_tokens,
-    batch_size=batch_size,
-    seed=seed,
-    progress=progress,
+    batch_size=unit.batch_size,
+    seed=unit.seed,
+    progress=unit.progress,
   )
   scores = {}
   judges: dict[str, Network] = {}  # one export may judge both
-  for aspect, (field, directory_of) in p.judges.items():
-    if directory_of not in judges:
-      judges[directory_of] = _load_judge(directory_of, f"{_FIELD}.{field}", network)
+  for aspect, (field, directory) in p.judges.items():
+    if directory not in judges:
+      judges[directory] = _load_judge(directory, f"{_FIELD}.{field}", unit.network)
     prompts = [
       judge_prompt(aspect, item["prompt"], text) for item, text in zip(items, texts, strict=True)
     ]
-    scores[aspect] = judge(judges[directory_of], prompts, batch_size=batch_size)
-  workdir.write_jsonl(
-    pathlib.Path(directory) / units.ITEMS,
-    (
-      dict(
-        id=item["id"],
-        question=item["prompt"],
-        prompt=context,
-        sample=text,
-        references=item["references"],
-        **{aspect: float(score_N[i]) for aspect, score_N in scores.items()},
-      )
-      for i, (item, context, text) in enumerate(zip(items, contexts, texts, strict=True))
-    ),
+    scores[aspect] = judge(judges[directory], prompts, batch_size=unit.batch_size)
+  unit.write(
+    dict(
+      id=item["id"],
+      question=item["prompt"],
+      prompt=context,
+      sample=text,
+      references=item["references"],
+      **{aspect: float(score_N[i]) for aspect, score_N in scores.items()},
+    )
+    for i, (item, context, text) in enumerate(zip(items, contexts, texts, strict=True))
   )
-  return summarise(
-    scores["true"], scores["informative"], variant, num_resamples=num_resamples, seed=seed
-  )
+  return unit.means(measured(**scores), task=_TASK, variant=variant)
 
 
-def summarise(
-  true_N: np.ndarray, informative_N: np.ndarray, variant: str, *, num_resamples: int, seed: int
-) -> list[Measure]:
-  """Shares of answers whose scores are above one half."""
-  true_N, informative_N = np.asarray(true_N) > 0.5, np.asarray(informative_N) > 0.5
-  values = {
-    "true": (true_N, "higher"),
-    "informative": (informative_N, "higher"),
-    "true_and_informative": (true_N & informative_N, "higher"),
+def measured(true: np.ndarray, informative: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+  """Whether the scores of answers are above one half; see `Unit.means`."""
+  is_true_N, is_informative_N = np.asarray(true) > 0.5, np.asarray(informative) > 0.5
+  return {
+    "true": (is_true_N, "higher"),
+    "informative": (is_informative_N, "higher"),
+    "true_and_informative": (is_true_N & is_informative_N, "higher"),
   }
-  return suite.means(values, num_resamples=num_resamples, seed=seed, task=_TASK, variant=variant)
 
 
 def _judgements(p: TruthConfig) -> dict[str, dict[str, Any]]:

@@ -268,7 +268,7 @@ def _read_truthfulqa(path: pathlib.Path) -> Rows:
 # ----------------------------------------------------------------------------- sources
 
 
-def _each(layout: Callable[[dict, str], Item]) -> Callable[[Rows], Iterator[Item]]:
+def _each(layout: Callable[[layouts.Row, str], Item]) -> Callable[[Rows], Iterator[Item]]:
   return lambda rows: (layout(row, name) for name, row in rows)
 
 
