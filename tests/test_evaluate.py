@@ -30,12 +30,13 @@ class NlpConfig:
 def fake_suite(ran: list, stop_at=None, written=0, error=KeyboardInterrupt):
   """A suite that notes what it runs and can be interrupted."""
 
-  def run(p, task, network, directory, *, num_resamples, seed, batch_size, progress):
+  def run(p, unit):
+    task = unit.task
     if task == stop_at:
       raise error("a context has 75 tokens")
-    ran.append((task, network.cfg.num_layers, seed))
-    (directory / "items.jsonl").write_text("{}\n", encoding="utf-8")
-    interval = statistics.Interval(mean=len(ran), low=0.0, high=9.0, n=batch_size)
+    ran.append((task, unit.network.cfg.num_layers, unit.seed))
+    (unit.directory / "items.jsonl").write_text("{}\n", encoding="utf-8")
+    interval = statistics.Interval(mean=len(ran), low=0.0, high=9.0, n=unit.batch_size)
     return [measures.Measure(task=task, metric="accuracy", interval=interval, better="higher")]
 
   return types.SimpleNamespace(

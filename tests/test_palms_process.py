@@ -293,9 +293,9 @@ def test_the_score_of_an_item_is_from_0_to_1(shared_data, tmp_path, monkeypatch)
   config.capability.update(data=str(shared_data / "evals"), tasks=("sst", "squadv2"))
   model = process.Model(size="given", seed=0, kind="base", export=tmp_path, directory=tmp_path)
 
-  def evaluate(p, task, network, directory, **options):
-    scores = {"sst": {"acc": 1.0}, "squadv2": {"f1": 40.0, "exact": 0.0}}[task]
-    workdir_lib.write_jsonl(directory / "items.jsonl", [dict(scores=scores)] * 2)
+  def evaluate(p, unit):
+    scores = {"sst": {"acc": 1.0}, "squadv2": {"f1": 40.0, "exact": 0.0}}[unit.task]
+    workdir_lib.write_jsonl(unit.directory / "items.jsonl", [dict(scores=scores)] * 2)
 
   monkeypatch.setattr(process.nlp, "evaluate", evaluate)
   assert process.public_tasks(config, model, None) == {

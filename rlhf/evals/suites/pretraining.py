@@ -158,7 +158,7 @@ def _loss(p: PretrainingConfig, unit: suite.Unit) -> list[Measure]:
   if p.train:
     # Counting takes longer than the loss of a small model: once for all that share a tokenizer.
     read = hashlib.sha256(rows.tokens_BT.tobytes() + str((p, network.cfg.vocab_size)).encode())
-    path = pathlib.Path(unit.directory).parents[1] / f"bigram-{read.hexdigest()[:16]}.json"
+    path = unit.directory.parents[1] / f"bigram-{read.hexdigest()[:16]}.json"
     if not path.is_file():
       train_rows, _ = pack(
         units.read_records(p.train, "text", f"{_FIELD}.train"), max_tokens=p.max_train_tokens

@@ -10,7 +10,6 @@ A suite is a module with the dataclass of its config group, such as `BiasConfig`
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -40,7 +39,7 @@ class Unit:
 
   task: str
   network: Any
-  directory: str | os.PathLike
+  directory: pathlib.Path
   num_resamples: int
   seed: int
   batch_size: int
@@ -52,7 +51,7 @@ class Unit:
 
   def write(self, items: Iterable[Mapping[str, Any]]) -> None:
     """Writes `items.jsonl`."""
-    workdir.write_jsonl(pathlib.Path(self.directory) / units.ITEMS, items)
+    workdir.write_jsonl(self.directory / units.ITEMS, items)
 
   def means(
     self, values: Mapping[str, tuple[ArrayLike, str]], *, task: str, variant: str = ""

@@ -153,8 +153,9 @@ def evaluate(p: ToxicityConfig, unit: suite.Unit) -> list[Measure]:
     progress=unit.progress,
   )
   if p.classifier == "perspective":
-    replies = pathlib.Path(unit.directory) / "perspective.jsonl"
-    score_N = perspective.scores(p, texts, replies, progress=unit.progress)
+    score_N = perspective.scores(
+      p, texts, unit.directory / "perspective.jsonl", progress=unit.progress
+    )
   else:
     score_N = scores(texts)
   unit.write(
