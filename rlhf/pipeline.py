@@ -380,18 +380,16 @@ def select_sft(config, workdir: pathlib.Path) -> None:
   epoch_network = lambda epoch: load(config, epoch_path(workdir, epoch), "policy")
   records = fitting(config, epoch_network(1), valid)[: config.evaluation.num_selection_prompts]
 
-  def sample(epoch: int) -> completions.Completions:
-    return completions.sample(
+  def score_epoch(epoch: int) -> np.ndarray:
+    drawn = completions.sample(
       epoch_network(epoch),
       [record["prompt"] for record in records],
       completion_config(config, config.evaluation.temperature),
       loop.step_key(config.seed, "validate", 0),
     )
+    return score(config, reward, [ids[0] for ids in drawn.ids])
 
-  epochs = range(1, config.sft.sft.num_epochs + 1)
-  choice = selection.choose(
-    epochs, sample, lambda drawn: score(config, reward, [ids[0] for ids in drawn.ids])
-  )
+  choice = selection.choose(range(1, config.sft.sft.num_epochs + 1), score_epoch)
   print(
     f"sft: epoch {choice.best} of {len(choice.scores)} has the highest reward "
     f"{choice.mean(choice.best):.3f}",

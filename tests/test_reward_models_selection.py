@@ -28,7 +28,7 @@ def test_the_highest_mean_is_chosen_and_the_first_of_equals():
   answers = {"a": [1.0, 2.0], "b": [4.0, 0.0], "c": [2.0, 2.0], "d": [0.0, 3.9]}
   seen = []
   choice = selection.choose(
-    answers, answers.get, np.asarray, on_scored=lambda name, mean: seen.append((name, mean))
+    answers, answers.get, on_scored=lambda name, mean: seen.append((name, mean))
   )
   assert choice.best == "b" and choice.mean("b") == 2.0 == choice.mean("c")
   assert seen == [("a", 1.5), ("b", 2.0), ("c", 2.0), ("d", 1.95)]
@@ -47,7 +47,7 @@ def test_the_highest_mean_is_chosen_and_the_first_of_equals():
 )
 def test_impossible_choices_are_refused(candidates, scores, message: str):
   with pytest.raises(ValueError, match=message):
-    selection.choose(candidates, scores.get, np.asarray)
+    selection.choose(candidates, scores.get)
 
 
 # ----------------------------------------------------------------------------- prefixes

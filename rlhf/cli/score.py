@@ -143,13 +143,9 @@ def tokenize(
 
 def arrays(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(scores, ranks, valid) [N, K] of ranked lines."""
-  most = max(len(line["scores"]) for line in lines)
-  pad = lambda rows: np.asarray([[*row, *[0] * (most - len(row))] for row in rows])
-  return (
-    pad([line["scores"] for line in lines]),
-    pad([line["ranks"] for line in lines]),
-    pad([[1] * len(line["scores"]) for line in lines]),
-  )
+  from rlhf.evals.reward_models import calibration
+
+  return calibration.arrays(lines, lambda line: line["scores"])
 
 
 def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:

@@ -319,10 +319,9 @@ def choose(
   )
   return selection.choose(
     candidates,
-    lambda name: [
-      (prompt, texts[0]) for prompt, texts in zip(prompts, sample(name).texts, strict=True)
-    ],
-    score,
+    lambda name: score(
+      [(prompt, texts[0]) for prompt, texts in zip(prompts, sample(name).texts, strict=True)]
+    ),
     on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),
   )
 

@@ -120,21 +120,20 @@ def curve(
       f"best of {outside[0]} cannot be estimated from {num_samples} samples; draw more samples, or "
       "choose a smaller n"
     )
-  best = {
-    "proxy": expected_best(proxy_PN, proxy_PN),
-    "gold": None if gold_PN is None else expected_best(proxy_PN, gold_PN),
-  }
+  proxy_best_PN = expected_best(proxy_PN, proxy_PN)
+  gold_best_PN = None if gold_PN is None else expected_best(proxy_PN, gold_PN)
 
   def interval(value_PN, n):
-    if value_PN is None:
-      return None
     return statistics.bootstrap_mean(
       value_PN[:, n - 1 : n], num_resamples=num_resamples, seed=seed
     ).as_dict()
 
   return [
     dict(
-      n=int(n), kl=float(kl(n)), **{name: interval(value_PN, n) for name, value_PN in best.items()}
+      n=int(n),
+      kl=float(kl(n)),
+      proxy=interval(proxy_best_PN, n),
+      gold=None if gold_best_PN is None else interval(gold_best_PN, n),
     )
     for n in sizes
   ]

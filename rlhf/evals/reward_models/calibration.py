@@ -5,7 +5,7 @@ are dropped, as in training (InstructGPT section 3.5 and appendix C.2).  Rank 1 
 scores count half.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,20 +77,21 @@ def accuracy(
   return statistics.bootstrap_mean(correct_NC, num_resamples=num_resamples, seed=seed)
 
 
+def arrays(
+  lines: Sequence[Mapping[str, Any]], score_of: Callable[[Mapping[str, Any]], Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(scores, ranks, valid) [N, K] of lines with "ranks"; `score_of` gives the scores of a line."""
+  scores, ranks = [score_of(line) for line in lines], [line["ranks"] for line in lines]
+  most = max(map(len, ranks))
+  pad = lambda rows: np.asarray([[*row, *[0] * (most - len(row))] for row in rows])
+  return pad(scores), pad(ranks), pad([[1] * len(row) for row in ranks])
+
+
 def length_arrays(
   comparisons: Sequence[Mapping[str, Any]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(lengths in characters, ranks, valid) [N, K] of whole completions.
-
-  A reward model may have read them cut to its context.
-  """
-  shape = len(comparisons), max(len(line["completions"]) for line in comparisons)
-  length_NK, rank_NK, valid_NK = np.zeros(shape), np.zeros(shape, np.int32), np.zeros(shape)
-  for row, line in enumerate(comparisons):
-    num = len(line["completions"])
-    length_NK[row, :num] = [len(text) for text in line["completions"]]
-    rank_NK[row, :num], valid_NK[row, :num] = line["ranks"], 1
-  return length_NK, rank_NK, valid_NK
+  """`arrays` with lengths in characters: whole, though a reward model may have read them cut."""
+  return arrays(comparisons, lambda line: [len(text) for text in line["completions"]])
 
 
 def calibration_curve(
@@ -133,14 +134,16 @@ def calibration_curve(
   )
   edges = np.linspace(0.5, 1, num_bins + 1)
   bins = [
-    {
-      "low": float(edges[b]),
-      "high": float(edges[b + 1]),
-      "n": int(count[b]),
-      "predicted": float(predicted[b] / count[b]) if count[b] else None,
-      "observed": float(observed[b] / count[b]) if count[b] else None,
-    }
-    for b in range(num_bins)
+    dict(
+      low=float(low),
+      high=float(high),
+      n=int(n),
+      predicted=float(sum_predicted / n) if n else None,
+      observed=float(sum_observed / n) if n else None,
+    )
+    for low, high, n, sum_predicted, sum_observed in zip(
+      edges[:-1], edges[1:], count, predicted, observed, strict=True
+    )
   ]
   error = float(np.abs(predicted - observed).sum() / gap_C.size)
   return {"bins": bins, "expected_calibration_error": error, "n": int(gap_C.size)}

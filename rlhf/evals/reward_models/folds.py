@@ -162,7 +162,7 @@ def summarise(
     )
   sums_F4 = np.asarray(
     [
-      [f(by_fold[test][fold]) for test in TESTS for f in (np.nansum, _num_known)]
+      [number for test in TESTS for number in _sum_and_count(by_fold[test][fold])]
       for fold in by_fold["own"]
     ]
   )
@@ -172,15 +172,16 @@ def summarise(
   return result | dict(runs=table)
 
 
-def _num_known(value_NC: np.ndarray) -> np.integer:
-  return np.sum(~np.isnan(value_NC))
+def _sum_and_count(value_PC: np.ndarray) -> tuple[float, int]:
+  """Of the values that are known."""
+  return np.nansum(value_PC), np.isfinite(value_PC).sum()
 
 
 def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
   """fold -> [prompts, pairs of all its seeds]."""
-  found: dict[int, list[np.ndarray]] = {}
+  found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
   for (fold, _), values in sorted(runs.items()):
-    found.setdefault(fold, []).append(values[test])
+    found[fold].append(values[test])
   for fold, columns in found.items():
     counts = [len(column) for column in columns]
     if len(set(counts)) > 1:
@@ -192,9 +193,9 @@ def _by_fold(runs, test: str) -> dict[int, np.ndarray]:
 
 
 def _standard_error(table: Sequence[Mapping[str, Any]], test: str) -> float | None:
-  by_seed: dict[int, list[float]] = {}
+  by_seed: dict[int, list[float]] = collections.defaultdict(list)
   for row in table:
-    by_seed.setdefault(row["seed"], []).append(row[test])
+    by_seed[row["seed"]].append(row[test])
   means = [float(np.mean(values)) for values in by_seed.values()]
   return float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
 

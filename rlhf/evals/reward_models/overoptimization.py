@@ -41,23 +41,19 @@ def along_ppo(
 
   def interval(values):
     return statistics.bootstrap_mean(
-      [[value] for value in values], num_resamples=num_resamples, seed=seed
+      np.asarray(values)[:, None], num_resamples=num_resamples, seed=seed
     ).as_dict()
 
   points = []
   for path in found:
     lines = workdir_lib.read_jsonl(path)
-    scores = (
-      None
-      if gold is None
-      else gold([line["prompt"] for line in lines], [line["response"] for line in lines])
-    )
+    column = lambda name: [line[name] for line in lines]
     points.append(
       dict(
         step=int(path.stem.removeprefix("step_")),
-        kl=float(np.mean([line["kl"] for line in lines])),
-        proxy=interval([line["reward"] for line in lines]),
-        gold=None if scores is None else interval(scores),
+        kl=float(np.mean(column("kl"))),
+        proxy=interval(column("reward")),
+        gold=None if gold is None else interval(gold(column("prompt"), column("response"))),
       )
     )
   return points

@@ -5,19 +5,16 @@ baselines (C.5), and the few-shot prefix of its prompted baseline (footnote 6).
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from rlhf.evals import statistics
 
-Candidate = TypeVar("Candidate", bound=Hashable)
-Drawn = TypeVar("Drawn")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice(Generic[Candidate]):
+class Choice:
   """The best candidate and all scores.
 
   Attributes:
@@ -25,13 +22,13 @@ class Choice(Generic[Candidate]):
     scores: candidate -> score_P of its completions, one per prompt, in the order of trial.
   """
 
-  best: Candidate
-  scores: dict[Candidate, np.ndarray]
+  best: Any
+  scores: dict[Any, np.ndarray]
 
-  def mean(self, candidate: Candidate) -> float:
+  def mean(self, candidate) -> float:
     return float(np.mean(self.scores[candidate]))
 
-  def intervals(self, *, num_resamples: int, seed: int) -> dict[Candidate, statistics.Interval]:
+  def intervals(self, *, num_resamples: int, seed: int) -> dict[Any, statistics.Interval]:
     """Mean score of each candidate over prompts, with its bootstrap interval."""
     return {
       candidate: statistics.bootstrap_mean(score_P[:, None], num_resamples=num_resamples, seed=seed)
@@ -40,38 +37,34 @@ class Choice(Generic[Candidate]):
 
 
 def choose(
-  candidates: Iterable[Candidate],
-  sample: Callable[[Candidate], Drawn],
-  score: Callable[[Drawn], np.ndarray],
+  candidates: Iterable,
+  score: Callable[[Any], np.ndarray],
   *,
-  on_scored: Callable[[Candidate, float], None] | None = None,
-) -> Choice[Candidate]:
-  """Samples and scores candidate by candidate, so that one network is in memory at a time.
+  on_scored: Callable[[Any, float], None] = lambda candidate, mean: None,
+) -> Choice:
+  """Scores candidate by candidate, so that one network is in memory at a time.
 
   Args:
-    candidates: at least one, each once.
-    sample: a candidate's completions of the prompts, the same prompts for all.
-    score: the reward of each completion, one per prompt.
+    candidates: at least one, each once; anything that a dict can have as a key.
+    score: a candidate's rewards of completions, one per prompt, the same prompts for all.
     on_scored: called with each candidate and its mean.
 
   Raises:
     ValueError: no candidate, a candidate given twice, or scores of different numbers of prompts.
   """
-  scores: dict[Candidate, np.ndarray] = {}
+  scores: dict[Any, np.ndarray] = {}
   for candidate in candidates:
     if candidate in scores:
       raise ValueError(f"candidate {candidate} is given twice; give each once")
-    scores[candidate] = np.asarray(score(sample(candidate)), np.float64)
+    scores[candidate] = np.asarray(score(candidate), np.float64)
     first = next(iter(scores.values()))
     if scores[candidate].shape != first.shape or first.ndim != 1 or not len(first):
       raise ValueError(
         f"candidate {candidate} has scores {scores[candidate].shape}, but the first has "
         f"{first.shape}; score the same prompts for all"
       )
-    if on_scored is not None:
-      on_scored(candidate, float(np.mean(scores[candidate])))
+    on_scored(candidate, float(np.mean(scores[candidate])))
   if not scores:
     raise ValueError("there is no candidate; give one or more")
-  return Choice(
-    best=max(scores, key=lambda candidate: float(np.mean(scores[candidate]))), scores=scores
-  )
+  best = max(scores, key=lambda candidate: float(np.mean(scores[candidate])))
+  return Choice(best=best, scores=scores)
