@@ -70,9 +70,10 @@ def main(argv: list[str]) -> None:
     gold_PN = table([line["gold"] for line in lines])
   curves = best_of_n_curves(list(members), proxy_EPN, gold_PN, arguments.variance_coef)
   curves |= ppo_curves([pathlib.Path(name) for name in arguments.ppo], gold)
-  write(output, lines, list(members), proxy_EPN, gold_PN, curves)
+  laws = gold_laws(curves)
+  write(output, lines, list(members), proxy_EPN, gold_PN, curves, laws)
   print(describe(curves), flush=True)
-  for name, law in gold_laws(curves).items():
+  for name, law in laws.items():
     shape = "d" if law["form"] == "best_of_n" else "log d"
     print(
       f"{name}: gold gains d * ({law['alpha']:.3f} - {law['beta']:.3f} * {shape}) at "
@@ -159,14 +160,10 @@ def best_of_n_curves(
   from rlhf.evals.reward_models import best_of_n
   from rlhf.inference import ensembles
 
-  proxies = {"best of n": proxy_EPN[0]}
-  if len(names) > 1:
-    proxies = {"best of n, one model": proxy_EPN[0]} | {
-      f"best of n, {rule.replace('_', ' ')} of {len(names)}": ensembles.combine(
-        proxy_EPN, rule, variance_coef=variance_coef
-      )
-      for rule in ensembles.RULES
-    }
+  proxies = {"best of n" if len(names) == 1 else "best of n, one model": proxy_EPN[0]}
+  for rule in ensembles.RULES if len(names) > 1 else ():
+    name = f"best of n, {rule.replace('_', ' ')} of {len(names)}"
+    proxies[name] = ensembles.combine(proxy_EPN, rule, variance_coef=variance_coef)
   return {
     name: best_of_n.curve(proxy_PN, gold_PN, num_resamples=models.NUM_RESAMPLES, seed=0)
     for name, proxy_PN in proxies.items()
@@ -186,7 +183,7 @@ def ppo_curves(stages: Sequence[pathlib.Path], gold) -> dict[str, list[dict[str,
   }
 
 
-def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> None:
+def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves, laws) -> None:
   """All files; `best_of_n.json` last."""
   from rlhf.report import figures
 
@@ -208,7 +205,7 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves) -> Non
       num_samples=proxy_EPN.shape[2],
       reward_models=names,
       curves=curves,
-      gold_laws=gold_laws(curves),
+      gold_laws=laws,
     ),
   )
 

@@ -152,41 +152,35 @@ def write_completions(
   reader: jsonl.Reader,
   lines: list[jsonl.Line],
 ) -> None:
-  """JSONL to JSONL."""
+  """JSONL to JSONL; fields that describe other completions are not copied."""
   from rlhf import metrics
   from rlhf.data.records import Problem
 
   fitting, longest = [], 1
-  for line, length in zip(
-    lines, policy.lengths([line.fields["prompt"] for line in lines]), strict=True
-  ):
+  lengths = policy.lengths([line.fields["prompt"] for line in lines])
+  for line, length in zip(lines, lengths, strict=True):
     problem = too_long(policy, arguments, length)
     if problem is None:
       fitting.append(line)
       longest = max(longest, length)
     else:
       reader.skip(line.where, Problem("prompt too long", problem))
-  lines = reader.keep(fitting)
+  records = [line.fields for line in reader.keep(fitting)]
   network = policy.load()
   announce(policy, arguments)
-  prompts = [line.fields["prompt"] for line in lines]
-  with metrics.Progress("generate", len(lines) * arguments.num_samples) as progress:
+  prompts = [fields["prompt"] for fields in records]
+  with metrics.Progress("generate", len(prompts) * arguments.num_samples) as progress:
     show = lambda done, total: progress.update(done, {}, num_tokens=0)
     drawn = sample(network, policy, prompts, longest, 0, arguments, on_batch=show)
   out = [
-    completed(line.fields, texts, finished)
-    for line, texts, finished in zip(lines, drawn.texts, drawn.finished, strict=True)
+    dict(prompt=fields["prompt"], completions=texts, finished=finished)
+    | {name: value for name, value in fields.items() if name not in ("prompt", *REPLACED)}
+    for fields, texts, finished in zip(records, drawn.texts, drawn.finished, strict=True)
   ]
   if arguments.drop_empty:
     out = drop_empty(out, reader.counts)
   workdir_lib.write_jsonl(arguments.output, out)
   print(f"{arguments.output}: {reader.describe()}", flush=True)
-
-
-def completed(fields: dict[str, Any], texts: list[str], finished: list[bool]) -> dict[str, Any]:
-  """An output line: the completions, and the fields that do not describe other completions."""
-  others = {name: value for name, value in fields.items() if name not in ("prompt", *REPLACED)}
-  return {"prompt": fields["prompt"], "completions": texts, "finished": finished, **others}
 
 
 def drop_empty(lines: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ probability, sigmoid(|score difference|), and prints the expected calibration er
 """
 
 import argparse
+import itertools
 import sys
 from typing import Any
 
@@ -94,12 +95,12 @@ def main(argv: list[str]) -> None:
   model = models.find(arguments.reward_model, "reward_model", "reward", arguments)
   lines, ids = tokenize(model, reader, lines)
   print(f"{model.name}: {model.prompt_format.describe()}", file=sys.stderr, flush=True)
-  flat: list[Any] = [sequence for sequences in ids for sequence in sequences]
+  flat: list[Any] = list(itertools.chain(*ids))
   score_N = rewards.score_sequences(model.load(), flat, batch_size=arguments.batch_size)
   numbers = iter(score_N.tolist())
   out = []
   for line, sequences in zip(lines, ids, strict=True):
-    scores = [next(numbers) for _ in sequences]
+    scores = list(itertools.islice(numbers, len(sequences)))
     new = {"scores": scores} if "completions" in line.fields else {"score": scores[0]}
     out.append({**line.fields, **new})
   workdir_lib.write_jsonl(arguments.output, out)
@@ -141,13 +142,6 @@ def tokenize(
   return reader.keep(kept), ids
 
 
-def arrays(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(scores, ranks, valid) [N, K] of ranked lines."""
-  from rlhf.evals.reward_models import calibration
-
-  return calibration.arrays(lines, lambda line: line["scores"])
-
-
 def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
   """Writes the plot; returns a line with the expected calibration error.
 
@@ -157,12 +151,13 @@ def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
   from rlhf.evals.reward_models import calibration
   from rlhf.report import figures
 
-  if not lines or not calibration.num_untied_pairs(*arrays(lines)[1:]):
+  ranked = calibration.arrays(lines, lambda line: line["scores"]) if lines else ()
+  if not lines or not calibration.num_untied_pairs(*ranked[1:]):
     raise ValueError(
       f'--calibration={path}: no line has "ranks" with an untied pair, so there is nothing to '
       "plot; the scores are written"
     )
-  curve = calibration.calibration_curve(*arrays(lines))
+  curve = calibration.calibration_curve(*ranked)
   workdir_lib.write_text(path, f"{figures.calibration(curve)}\n")
   return (
     f"{path}: expected calibration error {curve['expected_calibration_error']:.3f} over "
@@ -174,13 +169,11 @@ def accuracy(lines: list[dict[str, Any]]) -> str:
   """One line: how often scores agree with the ranks."""
   from rlhf.evals.reward_models import calibration
 
-  score_NK, rank_NK, valid_NK = arrays(lines)
-  num_pairs = calibration.num_untied_pairs(rank_NK, valid_NK)
+  ranked = calibration.arrays(lines, lambda line: line["scores"])
+  num_pairs = calibration.num_untied_pairs(*ranked[1:])
   if not num_pairs:
     return "accuracy: the ranks have no untied pair"
-  interval = calibration.accuracy(
-    score_NK, rank_NK, valid_NK, num_resamples=models.NUM_RESAMPLES, seed=0
-  )
+  interval = calibration.accuracy(*ranked, num_resamples=models.NUM_RESAMPLES, seed=0)
   return (
     f"accuracy {interval.mean:.1%} (95 % interval {interval.low:.1%} to {interval.high:.1%}) "
     f"over {num_pairs:,} untied pairs of {interval.n:,} prompts"

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from rlhf import training
 from rlhf.data import formats, prepare, sources
+from rlhf.data import records as records_lib
 from rlhf.evals import statistics
 from rlhf.evals.suites import truth
 from rlhf.networks import Network
@@ -150,13 +150,10 @@ def read_questions(path: str) -> frozenset[str]:
     rows = [(reader.line_num, row) for row in reader]
   else:
     for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
-      try:
-        rows.append((number, json.loads(line)))
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f"{path}:{number} is not JSON ({error.msg}); each line must be one object "
-          'with a "question"'
-        ) from error
+      value, problem = records_lib.parse_json(line)
+      if problem is not None:
+        raise ValueError(f'{path}:{number} is {problem.message} with a "question"')
+      rows.append((number, value))
   questions = set()
   for number, row in rows:
     fields = row if isinstance(row, dict) else {}
