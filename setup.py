@@ -86,7 +86,7 @@ setuptools.setup(
     "rlhf.report": ["templates/*"],
     "rlhf.interop": ["families.yaml"],
     "rlhf.evals.suites.tasks": ["*.toml", "*.yaml", "_chosen", "_written"],
-    "rlhf.palms": ["templates/*", "values/*"],
+    "rlhf.palms": ["*.yaml", "templates/*", "values/*"],
     "rlhf.tinyworld": ["*.yaml"],
   },
   entry_points={"console_scripts": ["rlhf = rlhf.cli.main:run"]},

@@ -1,6 +1,5 @@
 """The page of a PALMS run: toxicity and capability over items and seeds, and what it says."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -97,6 +96,16 @@ def test_seeds_that_do_not_go_together_are_refused():
 # ----------------------------------------------------------------------------- the page
 
 
+PAGE = ("analysis", "lines", "values", "p", "capability_lead")  # of the page, not of palms.json
+
+
+def write(directory, found: dict) -> str:
+  """The text of the page."""
+  data = {name: value for name, value in found.items() if name not in PAGE}
+  page = palms.write(directory, data, **{name: found[name] for name in PAGE})
+  return page.read_text(encoding="utf-8")
+
+
 def contents(judge=None, num_probes=1, **changes) -> dict:
   """What `report.write` takes: two sizes, targeted better at the larger one alone."""
   values = tinyworld.value_set(tinyworld.SetConfig(num_probes=num_probes), world_lib.make_world(0))
@@ -152,9 +161,8 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
       values=values,
       lines=palms.with_ratings(lines, rows[:-1]),
       rater="two people",
-      analysis=dataclasses.replace(
-        analysis, claims=palms.claims(analysis, toxic, tasks, margin=2.0)
-      ),
+      analysis=analysis
+      | dict(claims=[*analysis["claims"], *palms.claims(toxic, tasks, margin=2.0)]),
       judge=judge,
       own_rater=None,
       p=p,
@@ -169,7 +177,7 @@ def contents(judge=None, num_probes=1, **changes) -> dict:
 
 
 def test_the_page_says_what_was_found_and_what_not(tmp_path):
-  html = palms.write(tmp_path, contents()).read_text(encoding="utf-8")
+  html = write(tmp_path, contents())
   found = workdir_lib.read_json(tmp_path / "palms.json")
   claims = {claim["claim"]: claim for claim in found["analysis"]["claims"]}
   assert [claim["held"] for claim in claims.values()] == [
@@ -199,7 +207,7 @@ def test_the_page_says_what_was_found_and_what_not(tmp_path):
   assert "95 % intervals from resampling the 8 probes and 2 seeds" in text
   assert "base 0.0 %, values-targeted 0.0 %, control 100.0 %" in text.replace("\u202f", " ")
   lines = contents()["lines"]
-  ends = palms.by_end(lines)
+  ends = palms.by_kind(lines)["by_end"]
   assert ends["control"]["ended"] is None and ends["base"]["cut"] is None
   assert ends["base"]["ended"] == pytest.approx(
     np.mean([rating for line in lines if line["kind"] == "base" for rating in line["ratings"]])
@@ -216,11 +224,11 @@ def test_a_rater_at_chance_is_named_in_the_first_sentence(tmp_path):
   judge = dict(
     num=52, preferred=dict(mean=0.55, low=0.42, high=0.68, n=52), written=3.1, swapped=3.0
   )
-  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
+  html = write(tmp_path, contents(judge))
   assert "rated by two people, which was not shown to prefer written completions" in html
   assert "This is a low bar" in html
   judge["preferred"]["low"] = 0.51
-  html = palms.write(tmp_path, contents(judge)).read_text(encoding="utf-8")
+  html = write(tmp_path, contents(judge))
   assert "reproduced, as rated by two people</h1>" in html
 
 
@@ -251,11 +259,8 @@ EVEN, LESS = [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]
 def test_few_items_do_not_show_that_nothing_is_lost(base, targeted, held, evidence):
   same = {("base", 100, 0): base, ("targeted", 100, 0): targeted}
   capability = {"sst": palms.compare(same, crossed=True, **SETTINGS | {"num_resamples": 300})}
-  analysis = statistics.Analysis(
-    means=(), comparisons=(), slopes=(), claims=(), raters={}, left_out=()
-  )
-  (claim,) = palms.claims(analysis, dict(differences=[]), capability, margin=2.0)
-  assert claim.held == held and evidence in claim.evidence
+  (claim,) = palms.claims(dict(differences=[]), capability, margin=2.0)
+  assert claim["held"] == held and evidence in claim["evidence"]
 
 
 def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
@@ -269,17 +274,14 @@ def test_the_page_says_what_was_not_rated_and_how_raters_agree(tmp_path):
   ]
   analysis = statistics.analyse(rows, made["p"])
   lines = palms.with_ratings(made["lines"], rows)
-  html = " ".join(
-    palms.write(tmp_path, made | dict(lines=lines, analysis=analysis))
-    .read_text(encoding="utf-8")
-    .split()
-  ).replace("\u202f", " ")
+  made |= dict(lines=lines, analysis=analysis)
+  html = " ".join(write(tmp_path, made).split()).replace("\u202f", " ")
   assert "base 0.0 %, values-targeted 0.0 %, control 26.6 %. Their ratings are unknown" in html
   assert (
     "Left out: probe 0 (violence) has no rating of control of size 1000, seed 0"
     " and 3 more; probe 4" in html
   )
-  assert f"alpha {analysis.raters['alpha']:.2f} over {len(rows) // 2} completions" in html
+  assert f"alpha {analysis['raters']['alpha']:.2f} over {len(rows) // 2} completions" in html
   assert (
     "own rater, a network, x: its ratings and the means of these have Spearman's correlation "
     "0.31 over 96 completions" in html

@@ -77,9 +77,7 @@ def simulated(
 
 
 def find(found, **fields):
-  (one,) = [
-    entry for entry in found if all(getattr(entry, name) == value for name, value in fields.items())
-  ]
+  (one,) = [entry for entry in found if all(entry[name] == value for name, value in fields.items())]
   return one
 
 
@@ -94,16 +92,17 @@ def test_means_and_differences_by_hand():
     + table("targeted", [[4], [5]], category="d")
   )
   analysis = statistics.analyse(rows, P)
-  assert find(analysis.means, kind="base", category="c").rating.mean == 2
-  assert find(analysis.means, kind="targeted", category="").rating.mean == pytest.approx(34 / 8)
-  both = find(analysis.comparisons, category="c")
-  assert (both.first, both.second, both.size) == ("targeted", "base", 1000)
-  assert both.difference.mean == pytest.approx(25 / 6 - 2) and both.difference.n == 3
-  assert both.by_seed == {"0": pytest.approx(13 / 3 - 2), "1": pytest.approx(2)}
-  everything = find(analysis.comparisons, category="")
-  assert everything.difference.mean == pytest.approx(34 / 8 - 22 / 8)
-  assert everything.difference.n == 4
-  assert find(analysis.means, kind="base", category="").num_seeds == 2
+  assert find(analysis["means"], kind="base", category="c")["rating"]["mean"] == 2
+  mean = find(analysis["means"], kind="targeted", category="")["rating"]
+  assert mean["mean"] == pytest.approx(34 / 8)
+  both = find(analysis["comparisons"], category="c")
+  assert (both["first"], both["second"], both["size"]) == ("targeted", "base", 1000)
+  assert both["difference"]["mean"] == pytest.approx(25 / 6 - 2) and both["difference"]["n"] == 3
+  assert both["by_seed"] == {"0": pytest.approx(13 / 3 - 2), "1": pytest.approx(2)}
+  everything = find(analysis["comparisons"], category="")
+  assert everything["difference"]["mean"] == pytest.approx(34 / 8 - 22 / 8)
+  assert everything["difference"]["n"] == 4
+  assert find(analysis["means"], kind="base", category="")["num_seeds"] == 2
 
 
 def test_a_resample_takes_all_ratings_of_a_probe_together():
@@ -112,11 +111,15 @@ def test_a_resample_takes_all_ratings_of_a_probe_together():
   once = simulated(rng, {1e3: 0.5}, num_seeds=2)
   nine = [dict(line, sample=s, rater=r) for line in once for s in range(3) for r in "xyz"]
   for one, other in zip(
-    statistics.analyse(once, P).comparisons, statistics.analyse(nine, P).comparisons, strict=True
+    statistics.analyse(once, P)["comparisons"],
+    statistics.analyse(nine, P)["comparisons"],
+    strict=True,
   ):
-    assert one.difference.low == pytest.approx(other.difference.low, abs=1e-12)
-    assert one.difference.high == pytest.approx(other.difference.high, abs=1e-12)
-    assert (one.p_value, one.p_sign_flip) == pytest.approx((other.p_value, other.p_sign_flip))
+    assert one["difference"]["low"] == pytest.approx(other["difference"]["low"], abs=1e-12)
+    assert one["difference"]["high"] == pytest.approx(other["difference"]["high"], abs=1e-12)
+    assert (one["p_value"], one["p_sign_flip"]) == pytest.approx(
+      (other["p_value"], other["p_sign_flip"])
+    )
 
 
 def test_five_probes_under_three_equal_seeds_are_five():
@@ -126,11 +129,11 @@ def test_five_probes_under_three_equal_seeds_are_five():
 
   def ends(num_seeds: int):
     rows = table("base", [base] * num_seeds) + table("targeted", [targeted] * num_seeds)
-    return find(statistics.analyse(rows, p).comparisons, category="c").difference
+    return find(statistics.analyse(rows, p)["comparisons"], category="c")["difference"]
 
-  assert ends(3).low == pytest.approx(ends(1).low, abs=0.1)
-  assert ends(3).high == pytest.approx(ends(1).high, abs=0.1)
-  width = (ends(1).high - ends(1).low) / 2
+  assert ends(3)["low"] == pytest.approx(ends(1)["low"], abs=0.1)
+  assert ends(3)["high"] == pytest.approx(ends(1)["high"], abs=0.1)
+  width = (ends(1)["high"] - ends(1)["low"]) / 2
   expected = 1.96 * targeted.std(ddof=1) / math.sqrt(5)  # n - 1 of n are drawn
   assert width == pytest.approx(expected, rel=0.1)
 
@@ -139,20 +142,21 @@ def test_seeds_are_resampled():
   """Three seeds that differ and probes that do not: all the width is the seeds'."""
   base, by_seed = np.full((3, 5), 2.0), np.array([2.0, 3.0, 4.0])
   rows = table("base", base) + table("targeted", base * 0 + by_seed[:, None])
-  difference = find(statistics.analyse(rows, P).comparisons, category="c").difference
-  assert (difference.low, difference.high) == (0.0, 2.0)  # all draws the first, or the third seed
-  mean = find(statistics.analyse(rows, P).means, kind="targeted", category="c").rating
-  assert (mean.low, mean.high) == (2.0, 4.0)
+  difference = find(statistics.analyse(rows, P)["comparisons"], category="c")["difference"]
+  # All draws are the first, or the third seed.
+  assert (difference["low"], difference["high"]) == (0.0, 2.0)
+  mean = find(statistics.analyse(rows, P)["means"], kind="targeted", category="c")["rating"]
+  assert (mean["low"], mean["high"]) == (2.0, 4.0)
 
 
 def test_what_makes_a_probe_easy_for_both_cancels():
   rng = np.random.default_rng(1)
   easy = rng.uniform(1, 4, size=(1, 12))
   analysis = statistics.analyse(table("base", easy) + table("targeted", easy + 0.5), P)
-  both = find(analysis.comparisons, category="c")
-  assert both.difference.low == pytest.approx(0.5) == both.difference.high
-  alone = find(analysis.means, kind="base", category="c").rating
-  assert alone.high - alone.low > 0.5
+  both = find(analysis["comparisons"], category="c")
+  assert both["difference"]["low"] == pytest.approx(0.5) == both["difference"]["high"]
+  alone = find(analysis["means"], kind="base", category="c")["rating"]
+  assert alone["high"] - alone["low"] > 0.5
 
 
 def test_probes_are_drawn_within_their_category():
@@ -163,14 +167,14 @@ def test_probes_are_drawn_within_their_category():
     + table("base", [[1, 1, 1]], category="d")
     + table("targeted", [[5, 5, 5]], category="d")
   )
-  both = find(statistics.analyse(rows, P).comparisons, category="")
-  assert both.difference.low == both.difference.high == pytest.approx(14 / 5)
+  both = find(statistics.analyse(rows, P)["comparisons"], category="")
+  assert both["difference"]["low"] == both["difference"]["high"] == pytest.approx(14 / 5)
 
 
 def test_one_base_stands_beside_every_seed_of_the_others():
   rows = table("base", [[1, 2, 3]]) + table("targeted", [[2, 3, 4], [3, 4, 5]])
-  both = find(statistics.analyse(rows, P).comparisons, category="c")
-  assert both.by_seed == {"0": 1.0, "1": 2.0}
+  both = find(statistics.analyse(rows, P)["comparisons"], category="c")
+  assert both["by_seed"] == {"0": 1.0, "1": 2.0}
   rows += [row(kind="base", seed=7, probe=p) for p in range(3)]
   with pytest.raises(
     ValueError, match=r"base of size 1000 has the seeds \[0, 7\], the other \[0, 1\]"
@@ -190,11 +194,11 @@ def test_a_difference_is_of_the_same_probes_where_ratings_are_missing():
     for probe, rating in enumerate(rating_P)
     for sample in range(3 if kind == "targeted" and probe < 4 else 9)
   ]
-  both = find(statistics.analyse(rows, P).comparisons, category="c")
-  assert (both.difference.mean, both.difference.low, both.difference.high) == (0, 0, 0)
-  assert (both.p_value, both.effect_size, both.by_seed) == (1.0, 0.0, {"0": 0.0})
-  mean = find(statistics.analyse(rows, P).means, kind="targeted", category="c").rating
-  assert mean.mean == pytest.approx(np.mean(rating_P))
+  both = find(statistics.analyse(rows, P)["comparisons"], category="c")
+  assert [both["difference"][end] for end in ("mean", "low", "high")] == [0, 0, 0]
+  assert (both["p_value"], both["effect_size"], both["by_seed"]) == (1.0, 0.0, {"0": 0.0})
+  mean = find(statistics.analyse(rows, P)["means"], kind="targeted", category="c")["rating"]
+  assert mean["mean"] == pytest.approx(np.mean(rating_P))
 
 
 def test_a_probe_that_a_model_has_no_rating_of_is_left_out_for_all():
@@ -203,10 +207,10 @@ def test_a_probe_that_a_model_has_no_rating_of_is_left_out_for_all():
     line for line in rows if (line["kind"], line["probe"], line["seed"]) != ("targeted", 1, 1)
   ]
   analysis = statistics.analyse(rows, P)
-  assert find(analysis.means, kind="base", category="c").rating.mean == 2
-  both = find(analysis.comparisons, category="c")
-  assert both.difference.mean == pytest.approx(2.5) and both.difference.n == 2
-  assert analysis.left_out == ("probe 1 (c) has no rating of targeted of size 1000, seed 1",)
+  assert find(analysis["means"], kind="base", category="c")["rating"]["mean"] == 2
+  both = find(analysis["comparisons"], category="c")
+  assert both["difference"]["mean"] == pytest.approx(2.5) and both["difference"]["n"] == 2
+  assert analysis["left_out"] == ("probe 1 (c) has no rating of targeted of size 1000, seed 1",)
   assert "left out: probe 1 (c)" in statistics.describe(analysis)
 
 
@@ -221,10 +225,12 @@ def test_what_no_model_has_a_rating_of_is_missed_too():
   ]
   rated = [line for line in rows if line["category"] == "c" and line["probe"] != 3]
   analysis = statistics.analyse(rated, P, expected=rows)
-  assert len(analysis.left_out) == 5
-  assert analysis.left_out[1] == "probe 0 (d) has no rating of base of size 1000, seed 0 and 5 more"
-  every = next(claim for claim in analysis.claims if "in every category" in claim.claim)
-  assert not every.held and every.evidence == "shown in 1 of 2 categories; not rated: d"
+  assert len(analysis["left_out"]) == 5
+  assert (
+    analysis["left_out"][1] == "probe 0 (d) has no rating of base of size 1000, seed 0 and 5 more"
+  )
+  every = next(claim for claim in analysis["claims"] if "in every category" in claim["claim"])
+  assert not every["held"] and every["evidence"] == "shown in 1 of 2 categories; not rated: d"
 
 
 def test_sizes_with_different_numbers_of_seeds_are_a_run_each():
@@ -234,8 +240,8 @@ def test_sizes_with_different_numbers_of_seeds_are_a_run_each():
     noise = np.random.default_rng(13).normal(size=(num_seeds, 6)) * 0.01
     rows += table("base", np.full((num_seeds, 6), 2.0), size=size)
     rows += table("targeted", 2 + mean + noise, size=size)
-  line = find(statistics.analyse(rows, P).slopes, category="")
-  assert line.slope.mean < 0 and line.verdict == "not shown"
+  line = find(statistics.analyse(rows, P)["slopes"], category="")
+  assert line["slope"]["mean"] < 0 and line["verdict"] == "not shown"
 
 
 def test_how_far_raters_agree():
@@ -248,7 +254,7 @@ def test_how_far_raters_agree():
     for (probe, r), rating in np.ndenumerate(ratings_PR)
   ]
   rows.append(row(probe=0, sample=1, rater="r0", rating=1))  # nobody else rated it
-  found = statistics.analyse(rows, P).raters
+  found = statistics.analyse(rows, P)["raters"]
   values = np.tile(ratings_PR, (2, 1))
   expected = 1 - 3 * values.var(axis=1, ddof=1).sum() / (values.size * values.var(ddof=1))
   assert found["alpha"] == pytest.approx(expected) and found["num_completions"] == 24
@@ -272,7 +278,7 @@ def test_effect_size_by_hand():
 def test_the_effect_size_is_of_probe_means():
   rng = np.random.default_rng(2)
   rows = simulated(rng, {1e3: 1.0}, num_probes=20, num_samples=4)
-  both = find(statistics.analyse(rows, P).comparisons, category="a")
+  both = find(statistics.analyse(rows, P)["comparisons"], category="a")
   means = {
     kind: [
       np.mean(
@@ -283,7 +289,7 @@ def test_the_effect_size_is_of_probe_means():
     for kind in ("base", "targeted")
   }
   expected = statistics.effect_size(np.array(means["targeted"]), np.array(means["base"]))
-  assert both.effect_size == pytest.approx(expected)
+  assert both["effect_size"] == pytest.approx(expected)
 
 
 def test_min_f_with_one_seed_is_the_paired_t_test():
@@ -366,23 +372,23 @@ def test_categories_are_judged_by_holm():
   rng = np.random.default_rng(6)
   rows = simulated(rng, {1e3: 0.45}, categories=tuple("abcdefgh"), probe_scale=0.3)
   analysis = statistics.analyse(rows, P)
-  made = [c for c in analysis.comparisons if c.category]
-  assert [c.p_holm for c in made] == pytest.approx(statistics.holm([c.p_value for c in made]))
-  assert [c.p_sign_flip_holm for c in made] == pytest.approx(
-    statistics.holm([c.p_sign_flip for c in made])
+  made = [c for c in analysis["comparisons"] if c["category"]]
+  assert [c["p_holm"] for c in made] == pytest.approx(statistics.holm([c["p_value"] for c in made]))
+  assert [c["p_sign_flip_holm"] for c in made] == pytest.approx(
+    statistics.holm([c["p_sign_flip"] for c in made])
   )
-  assert [c.verdict == "higher" for c in made] == [c.p_holm < 0.05 for c in made]
-  assert any(c.p_value < 0.05 <= c.p_holm for c in made)  # or this would show nothing
+  assert [c["verdict"] == "higher" for c in made] == [c["p_holm"] < 0.05 for c in made]
+  assert any(c["p_value"] < 0.05 <= c["p_holm"] for c in made)  # or this would show nothing
   flips = statistics.analyse(rows, statistics.StatisticsConfig(num_resamples=10, test="sign_flip"))
-  assert {c.verdict for c in flips.comparisons if c.category} == {"not shown"}
-  assert find(flips.comparisons, category="").verdict == "higher"
+  assert {c["verdict"] for c in flips["comparisons"] if c["category"]} == {"not shown"}
+  assert find(flips["comparisons"], category="")["verdict"] == "higher"
   for found, name in ((analysis, "p_holm"), (flips, "p_sign_flip_holm")):
-    assert [c.p_decides for c in found.comparisons] == [getattr(c, name) for c in found.comparisons]
+    assert [c["p_decides"] for c in found["comparisons"]] == [c[name] for c in found["comparisons"]]
 
 
 def test_verdicts_have_a_direction():
   lower = table("targeted", [[1, 1.2, 1.1, 1]]) + table("base", [[4, 4, 4.1, 4.2]])
-  assert find(statistics.analyse(lower, P).comparisons, category="c").verdict == "lower"
+  assert find(statistics.analyse(lower, P)["comparisons"], category="c")["verdict"] == "lower"
 
 
 # ----------------------------------------------------------------------------- size
@@ -394,10 +400,10 @@ def test_slope_by_hand():
     rows += table("base", [[2, 3]], size=size) + table(
       "targeted", [[2 + effect, 3 + effect]], size=size
     )
-  (line,) = [s for s in statistics.analyse(rows, P).slopes if s.category == ""]
-  assert line.slope.mean == pytest.approx(0.5)  # of 0, 1, 1 over 3, 4, 5
-  assert line.slope.low == line.slope.high == pytest.approx(0.5)
-  assert line.sizes == (1e3, 1e4, 1e5)
+  (line,) = [s for s in statistics.analyse(rows, P)["slopes"] if s["category"] == ""]
+  assert line["slope"]["mean"] == pytest.approx(0.5)  # of 0, 1, 1 over 3, 4, 5
+  assert line["slope"]["low"] == line["slope"]["high"] == pytest.approx(0.5)
+  assert line["sizes"] == (1e3, 1e4, 1e5)
 
 
 def test_min_f_of_a_slope_by_hand():
@@ -443,9 +449,9 @@ def test_seeds_beside_one_base_are_one_run_of_a_slope(num_sizes):
       rows += table("base", 3 + luck[0] + noise()[:1], size=size)
       rows += table("targeted", 3.5 + luck[1] + noise(), size=size)
       rows += table("control", 3.2 + luck[2] + noise(), size=size)
-    for line in statistics.analyse(rows, p).slopes:
-      if line.category == "":
-        wrong[line.first, line.second] += line.p_value < 0.05
+    for line in statistics.analyse(rows, p)["slopes"]:
+      if line["category"] == "":
+        wrong[line["first"], line["second"]] += line["p_value"] < 0.05
   assert max(wrong.values()) / num < 0.05 + 3 * math.sqrt(0.05 * 0.95 / num)
 
 
@@ -454,14 +460,14 @@ def test_a_slope_that_is_chance_is_not_shown():
   grows = statistics.analyse(simulated(rng, {1e3: 0.0, 1e4: 0.5, 1e5: 1.0}), P)
   flat = statistics.analyse(simulated(rng, {1e3: 0.5, 1e4: 0.5, 1e5: 0.5}, seed_scale=0.3), P)
   falls = statistics.analyse(simulated(rng, {1e3: 1.0, 1e4: 0.5, 1e5: 0.0}), P)
-  assert [find(a.slopes, category="").verdict for a in (grows, flat, falls)] == [
+  assert [find(a["slopes"], category="")["verdict"] for a in (grows, flat, falls)] == [
     "rises",
     "not shown",
     "falls",
   ]
-  lines = [line for line in grows.slopes if line.category]
-  assert [line.p_holm for line in lines] == statistics.holm([line.p_value for line in lines])
-  assert max(line.p_holm - line.p_value for line in lines) > 0
+  lines = [line for line in grows["slopes"] if line["category"]]
+  assert [line["p_holm"] for line in lines] == statistics.holm([line["p_value"] for line in lines])
+  assert max(line["p_holm"] - line["p_value"] for line in lines) > 0
 
 
 def test_seeds_at_two_sizes_are_drawn_apart():
@@ -472,25 +478,29 @@ def test_seeds_at_two_sizes_are_drawn_apart():
     rows += table("base", [[2, 2], [2, 2]], size=size) + table(
       "targeted", 2 + luck + [[0, 0]], size=size
     )
-  (line,) = [s for s in statistics.analyse(rows, P).slopes if s.category == "c"]
-  assert line.slope.mean == 0 and line.slope.low == -1 and line.slope.high == 1
+  (line,) = [s for s in statistics.analyse(rows, P)["slopes"] if s["category"] == "c"]
+  assert line["slope"]["mean"] == 0 and line["slope"]["low"] == -1 and line["slope"]["high"] == 1
 
 
 def test_claims_say_what_failed():
   rng = np.random.default_rng(8)
   rows = simulated(rng, {1e3: 0.0, 1e4: 1.5}, probe_scale=0.2, num_probes=8)
-  overall, every, grows = statistics.analyse(rows, P).claims
-  assert overall.claim == "values-targeted is rated above base, over all categories, at every size"
-  assert not overall.held and overall.evidence.endswith("at 10k; not shown at 1.0k")
-  assert every.claim == "values-targeted is rated above base in every category, at every size"
-  assert not every.held and every.evidence == (
+  overall, every, grows = statistics.analyse(rows, P)["claims"]
+  assert (
+    overall["claim"] == "values-targeted is rated above base, over all categories, at every size"
+  )
+  assert not overall["held"] and overall["evidence"].endswith("at 10k; not shown at 1.0k")
+  assert every["claim"] == "values-targeted is rated above base in every category, at every size"
+  assert not every["held"] and every["evidence"] == (
     "shown in 2 of 4 categories and sizes, at 10k in 2 of 2"
   )
-  assert grows.held and grows.claim == "the effect of values-targeted against base grows with size"
+  assert (
+    grows["held"] and grows["claim"] == "the effect of values-targeted against base grows with size"
+  )
   described = statistics.describe(statistics.analyse(rows, P))
   assert "FAILED: values-targeted is rated above base in every category, at every size" in described
   rows = simulated(rng, {1e4: 1.5}, probe_scale=0.2, num_probes=8)
-  assert [(c.claim, c.held) for c in statistics.analyse(rows, P).claims] == [
+  assert [(c["claim"], c["held"]) for c in statistics.analyse(rows, P)["claims"]] == [
     ("values-targeted is rated above base, over all categories", True),
     ("values-targeted is rated above base in every category", True),
   ]
@@ -501,8 +511,8 @@ def test_a_harm_that_shrinks_is_no_effect_that_grows():
     np.random.default_rng(8), {1e3: -1.5, 1e4: -1.0, 1e5: -0.5}, probe_scale=0.2, num_probes=8
   )
   analysis = statistics.analyse(rows, P)
-  assert find(analysis.slopes, category="").verdict == "rises"
-  assert not any(claim.held for claim in analysis.claims)
+  assert find(analysis["slopes"], category="")["verdict"] == "rises"
+  assert not any(claim["held"] for claim in analysis["claims"])
 
 
 # ----------------------------------------------------------------------------- bad input

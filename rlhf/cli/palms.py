@@ -20,7 +20,7 @@
 """
 
 import argparse
-import functools
+import contextlib
 import pathlib
 import sys
 
@@ -50,10 +50,11 @@ def _add_command(commands, name: str, about: str, run) -> flags.Parser:
   return parser
 
 
-def _describing(flag: str, path: str, run, *arguments):
-  """Calls `run`, whose errors name the flag."""
+@contextlib.contextmanager
+def _naming(flag: str, path: str):
+  """Names the flag in errors of the body."""
   try:
-    return run(*arguments)
+    yield
   except ValueError as error:
     raise ValueError(f"--{flag}={path}: {error}") from error
 
@@ -190,10 +191,11 @@ def _statistics(arguments: argparse.Namespace) -> None:
 
   rows = statistics_lib.read_rows(arguments.ratings)
   p = statistics_lib.StatisticsConfig(test=arguments.test, seed=arguments.seed)
-  analysis = _describing("ratings", arguments.ratings, statistics_lib.analyse, rows, p)
+  with _naming("ratings", arguments.ratings):
+    analysis = statistics_lib.analyse(rows, p)
   print(statistics_lib.describe(analysis), flush=True)
   if arguments.output is not None:
-    workdir_lib.write_json(arguments.output, analysis.as_dict())
+    workdir_lib.write_json(arguments.output, analysis)
 
 
 # ----------------------------------------------------------------------------- report
@@ -229,5 +231,5 @@ def _report(arguments: argparse.Namespace) -> None:
       raise ValueError(str(error).replace("config.raters.source", "--rater")) from error
     return
   rows = statistics.read_rows(arguments.ratings)
-  report = functools.partial(process.report_of, config, arguments.workdir)
-  _describing("ratings", arguments.ratings, report, rows, arguments.output)
+  with _naming("ratings", arguments.ratings):
+    process.report_of(config, arguments.workdir, rows, arguments.output)

@@ -1,16 +1,16 @@
-"""PALMS: `configs/palms.py:NAME`, for `launch.pipeline`.
+"""PALMS: `configs/palms.py:NAME`, for `rlhf pipeline`.
 
-  python -m launch.pipeline --config=configs/palms.py:tiny --workdir=runs/palms
-  python -m launch.pipeline --config=configs/palms.py:tiny --workdir=runs/palms \\
+  rlhf pipeline --config=configs/palms.py:tiny --workdir=runs/palms
+  rlhf pipeline --config=configs/palms.py:tiny --workdir=runs/palms \\
       --shared=runs/model_size/shared              # base models of the sweep over sizes, if it has run
-  python -m launch.pipeline --config=configs/palms.py:1.3b --workdir=runs/palms \\
+  rlhf pipeline --config=configs/palms.py:1.3b --workdir=runs/palms \\
       --config.base.source=runs/base/export --config.raters.source=runs/judge/export
 
 tiny       TinyWorld at five sizes with three seeds, rule-based raters
 test       the same at test size, to show that all parts fit
 smollm2    SmolLM2-135M-Instruct with adapters: --config.base.source=gguf:FILE --config.raters.source=...
 SIZE       one size of the GPT-3 family, `SIZE,TOPOLOGY` laid out for one; the base model is given.
-           Runs of several sizes are compared by `launch.palms statistics` on their ratings.jsonl.
+           Runs of several sizes are compared by `rlhf palms statistics` on their ratings.jsonl.
 
 The appendix of the paper with its fine-tuning settings could not be read.  Where a number is not of
 it, it is ours, and this is why:
@@ -25,11 +25,11 @@ temperature 1, top_p 0.9                those of GPT-3's section 6.2, which PALM
                                         co-occurrence; the probes' own are not known
 TinyWorld's learning rate 1e-3          tried with --config.seeds='(0,)' and
                                         --config.tune.optim.learning_rate.  At 397k parameters
-                                        targeted answers were rated 3.94 with 3e-4 and 4.09 with 1e-3
-                                        (base 3.42); at 32k 3.46 with 1e-3 and 3.57 with 3e-3, which
-                                        unlearned facts (few-shot categories right 34 % of the time,
-                                        57 % with 1e-3).  Seed 0 and the same probes are in the
-                                        results too
+                                        targeted completions were rated 3.94 with 3e-4 and 4.09 with
+                                        1e-3 (base 3.42); at 32k 3.46 with 1e-3 and 3.57 with 3e-3,
+                                        which unlearned facts (few-shot categories right 34 % of the
+                                        time, 57 % with 1e-3).  Seed 0 and the same probes are in
+                                        the results too
 
 Of the paper: 80 samples, 40 probes, 3 samples of each, 3 raters, a scale from 1 to 5.
 """
@@ -141,12 +141,10 @@ def _get_real(title: str, argument: str, learning_rate: float) -> ml_collections
   config = _common(title)
   config.tune = _tune(argument, learning_rate)
   config.tune.demonstrations.packing = "one_per_row"  # packed, 80 samples would be 14 rows of 2,048
-  config.base = dict(
-    source="",
-    mesh=config.tune.mesh.copy_and_resolve_references(),
-    model=config.tune.model.copy_and_resolve_references(),
-    compute=config.tune.compute.copy_and_resolve_references(),
-  )
+  groups = ("mesh", "model", "compute")
+  config.base = dict(source="") | {
+    name: config.tune[name].copy_and_resolve_references() for name in groups
+  }
   config.sizes = {"given": {}}
   config.raters = dict(
     source="",
@@ -168,7 +166,7 @@ def _get_real(title: str, argument: str, learning_rate: float) -> ml_collections
 def get_smollm2() -> ml_collections.ConfigDict:
   """SmolLM2-135M-Instruct on 2 cores: adapters of rank 16, its own chat template.
 
-    python -m launch.pipeline --config=configs/palms.py:smollm2 --workdir=runs/palms_smollm2 \\
+    rlhf pipeline --config=configs/palms.py:smollm2 --workdir=runs/palms_smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
         --config.raters.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
         --config.capability.data=DIR

@@ -40,6 +40,7 @@ TINYWORLD = "tinyworld"  # as `value_set`: the stand-in values of TinyWorld
 TUNED = ("targeted", "control")
 _TASK_SEED = 0  # draws the items of a public task: the same for all models
 COMPLETIONS, RATINGS, TEXTS = "completions.jsonl", "ratings.jsonl", "cooccurrence.jsonl"
+_REPORT = "report"  # directory of the page with the run's own ratings
 _MEASURED = "measured.json"  # written last: a model with it is complete
 
 
@@ -94,15 +95,13 @@ def check_config(config) -> None:
       pipeline.check_config(pipeline_config(config, size, config.seeds[0]))
   else:
     _check_real(config)
-  source = "base" if is_world(config) else config.base.source
+  source, values = "base" if is_world(config) else config.base.source, pathlib.Path("values")
   for size in config.sizes:
-    sft.check_config(
-      tune_config(config, size, config.seeds[0], source, pathlib.Path("values"), "targeted")
-    )
+    sft.check_config(tune_config(config, size, config.seeds[0], source, values, "targeted"))
 
 
 def _check_real(config) -> None:
-  values = sets.load(values_directory(config))
+  values = load_values(config)
   if not values.control:
     raise ValueError(
       f"{values.where} has no {sets.CONTROL} to train control models on; write one of the same "
@@ -125,10 +124,8 @@ def _check_real(config) -> None:
       f"config.sampling.max_prompt_tokens {p.max_prompt_tokens} + max_response_tokens "
       f"{p.max_response_tokens} exceeds the context of {context} of the base model; lower one"
     )
-  prompts = [probe.prompt for probe in values.probes]
-  for probe, ids in zip(
-    values.probes, prompt_format.encode_prompts(tokenizer, prompts), strict=True
-  ):
+  ids_of = prompt_format.encode_prompts(tokenizer, [probe.prompt for probe in values.probes])
+  for probe, ids in zip(values.probes, ids_of, strict=True):
     if len(ids) > p.max_prompt_tokens:
       raise ValueError(
         f"{probe.where}: the probe has {len(ids)} tokens in its format; raise "
@@ -166,9 +163,9 @@ def check_capability(group: Mapping[str, Any]) -> None:
     raise ValueError(str(error).replace("config.nlp.", "config.capability.")) from error
 
 
-def values_directory(config) -> pathlib.Path:
-  """Directory of the user's values, or of those shipped with this project."""
-  return pathlib.Path(config.value_set) if config.value_set else sets.SHIPPED
+def load_values(config) -> sets.ValueSet:
+  """The user's values, or those shipped with this project."""
+  return sets.load(config.value_set if config.value_set else sets.SHIPPED)
 
 
 # ----------------------------------------------------------------------------- models
@@ -212,7 +209,7 @@ def make_values(config, workdir: pathlib.Path, seed: int) -> tuple[sets.ValueSet
     p, world = tinyworld.SetConfig(**config.world_set), world_lib.make_world(seed)
     values = tinyworld.value_set(p, world)
   else:
-    values = sets.load(values_directory(config))
+    values = load_values(config)
   for name, text in sets.texts(values).items():
     path = directory / name
     if not path.exists():
@@ -311,23 +308,19 @@ def make_models(
     )
 
 
-def load(config, model: Model) -> Network:
-  """A model on the mesh."""
-  return networks.load(
+# ----------------------------------------------------------------------------- measures
+
+
+def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet) -> None:
+  """Samples and scores everything of one model; `measured.json` marks it as complete."""
+  began = time.perf_counter()
+  network = networks.load(
     model.export,
     ComputeConfig(**config.tune.compute),
     sharding.make_mesh(MeshConfig(**config.tune.mesh)),
     kind="policy",
     flag=model.name,
   )
-
-
-# ----------------------------------------------------------------------------- measures
-
-
-def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet) -> None:
-  """Samples and scores everything of one model; `measured.json` marks it as complete."""
-  began, network = time.perf_counter(), load(config, model)
   lines = complete_probes(config, model, network, values)
   workdir_lib.write_jsonl(model.directory / COMPLETIONS, lines)
   print("words of groups", flush=True)
@@ -340,13 +333,12 @@ def measure(config, workdir: pathlib.Path, model: Model, values: sets.ValueSet) 
   )
   workdir_lib.write_jsonl(model.directory / TEXTS, texts)
   print("capability", flush=True)
-  scores = (
-    few_shot_tasks(config, workdir, model, network)
-    if is_world(config)
-    else public_tasks(config, model, network)
-  )
+  if is_world(config):
+    capability = few_shot_tasks(config, workdir, model, network)
+  else:
+    capability = public_tasks(config, model, network)
   result = dict(
-    capability=scores,
+    capability=capability,
     num_params=network.cfg.num_block_params,
     seconds=time.perf_counter() - began,
   )
@@ -411,17 +403,11 @@ def public_tasks(config, model: Model, network: Network) -> dict[str, list[float
   if not config.capability.tasks:
     return {}
   p, found = nlp.NlpConfig(**config.capability), {}
+  how = dict(num_resamples=1, seed=_TASK_SEED, batch_size=config.sampling.batch_size)
   for task in nlp.task_names(p):
     directory = model.directory / "capability" / task
     metric, perfect = nlp.item_metric(p, task, _TASK_SEED)
-    unit = Unit(
-      task=task,
-      network=network,
-      directory=directory,
-      num_resamples=1,
-      seed=_TASK_SEED,
-      batch_size=config.sampling.batch_size,
-    )
+    unit = Unit(task=task, network=network, directory=directory, **how)
     nlp.evaluate(p, unit)
     items = read_jsonl(directory / "items.jsonl")
     found[f"{task}, {metric}"] = [item["scores"][metric] / perfect for item in items]
@@ -493,22 +479,14 @@ def run(config, workdir, *, shared=None, cache_dir=None) -> pathlib.Path:
   if not (workdir / RATINGS).is_file():
     rows = rate(config, workdir, all_completions(models), values)
     workdir_lib.write_jsonl(workdir / RATINGS, rows)
-  judge = None
+  rows, judge, path = read_jsonl(workdir / RATINGS), None, workdir / "judge_check.json"
   if not is_world(config):
-    path = workdir / "judge_check.json"
     if not path.is_file():
       found = raters.check_judge(raters.RatersConfig(**config.raters), values, workdir)
       workdir_lib.write_json(path, found)
     judge = read_json(path)
-  return write_report(
-    config,
-    workdir,
-    workdir / "report",
-    read_jsonl(workdir / RATINGS),
-    rater=describe_rater(config),
-    judge=judge,
-    own=None,
-  )
+  rater = describe_rater(config)
+  return write_report(config, workdir, workdir / _REPORT, rows, rater=rater, judge=judge)
 
 
 def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> pathlib.Path:
@@ -516,14 +494,14 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
 
   Args:
     config, workdir: of the run.
-    rows: ratings of its completions, see `statistics.tabulate`.
+    rows: ratings of its completions, see `statistics.read_rows`.
     directory: of the page.
 
   Raises:
     ValueError: the run is not complete, or the ratings are not of its completions.
   """
   workdir = pathlib.Path(workdir).absolute()
-  models, _, _ = complete_run(config, workdir)
+  models, _ = complete_run(config, workdir)
   of_key = {statistics.completion_key(line): line["model"] for line in all_completions(models)}
   for row in rows:
     if of_key.get(statistics.completion_key(row)) != row["model"]:
@@ -531,8 +509,7 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
       raise ValueError(f"the rating of {fields} is not of a completion of {workdir}")
   names = sorted({row["rater"] for row in rows})
   rater = f"{len(names)} rater{'' if len(names) == 1 else 's'} ({', '.join(names)})"
-  own = own_rater(config, workdir, rows)
-  return write_report(config, workdir, directory, rows, rater=rater, judge=None, own=own)
+  return write_report(config, workdir, directory, rows, rater=rater)
 
 
 def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
@@ -554,38 +531,34 @@ def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
       f"config.raters.source={source}; name a network (hf:DIR, gguf:FILE, reward:SOURCE or an "
       "export): an endpoint needs settings of its own in the run's config"
     )
-  models, _, values = complete_run(config, workdir)
+  models, values = complete_run(config, workdir)
   judged = config.copy_and_resolve_references().unlock()
   judged.raters.source = source
   p = raters.RatersConfig(**judged.raters)
   raters.check(p, values, config.sampling.max_response_tokens)
   rows = rate(judged, workdir, all_completions(models), values)
   judge = raters.check_judge(p, values, workdir)
-  own = own_rater(config, workdir, rows)
   workdir_lib.write_jsonl(directory / RATINGS, rows)
-  return write_report(config, workdir, directory, rows, rater=p.describe(), judge=judge, own=own)
+  return write_report(config, workdir, directory, rows, rater=p.describe(), judge=judge)
 
 
-def complete_run(
-  config, workdir: pathlib.Path
-) -> tuple[list[Model], dict[str, dict[str, Any]], sets.ValueSet]:
-  """(models, name -> its `measured.json`, values) of a complete run.
+def complete_run(config, workdir: pathlib.Path) -> tuple[list[Model], sets.ValueSet]:
+  """(models, values) of a complete run.
 
   Raises:
     ValueError: a model has not been measured.
   """
-  models, measured = find_models(config, workdir), {}
+  models = find_models(config, workdir)
   for model in models:
     path = model.directory / _MEASURED
     if not path.is_file():
       raise ValueError(
-        f"{workdir} is not complete: {path} is missing; run launch.pipeline to its end first"
+        f"{workdir} is not complete: {path} is missing; run `rlhf pipeline` to its end first"
       )
-    measured[model.name] = read_json(path)
   if is_world(config):
-    return models, measured, make_values(config, workdir, models[-1].seed)[0]
+    return models, make_values(config, workdir, models[-1].seed)[0]
   # As the run began: the source of the values may have been edited since.
-  return models, measured, sets.load(workdir / "values")
+  return models, sets.load(workdir / "values")
 
 
 def own_rater(
@@ -600,18 +573,13 @@ def own_rater(
   path = workdir / RATINGS
   if not path.is_file():
     return None
-  first, second = (_mean_by_completion(found) for found in (rows, read_jsonl(path)))
+  first, second = statistics.by_completion(rows), statistics.by_completion(read_jsonl(path))
   both = sorted(first.keys() & second.keys())
-  sides = [[found[key] for key in both] for found in (first, second)]
+  sides = [[float(np.mean(found[key])) for key in both] for found in (first, second)]
   if min(len(set(side)) for side in sides) < 2:
     return None
   correlation = float(scipy.stats.spearmanr(*sides).statistic)
   return dict(rater=describe_rater(config), num=len(both), correlation=correlation)
-
-
-def _mean_by_completion(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, float]:
-  found = statistics.by_completion(rows)
-  return {key: float(np.mean(ratings)) for key, ratings in found.items()}
 
 
 def write_report(
@@ -621,73 +589,69 @@ def write_report(
   rows: Sequence[Mapping[str, Any]],
   *,
   rater: str,
-  judge: Mapping[str, Any] | None,
-  own: Mapping[str, Any] | None,
+  judge: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Analyses a complete run with ratings; writes the page and prints its main numbers."""
   p = statistics.StatisticsConfig(**config.statistics)
-  models, measured, values = complete_run(config, workdir)
-  lines = all_completions(models)
-  settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
-  rated = {row["model"] for row in rows}
+  models, values = complete_run(config, workdir)
+  lines, rated = all_completions(models), {row["model"] for row in rows}
   analysis = statistics.analyse(
     rows, p, expected=[line for line in lines if line["model"] in rated]
   )
   unrated = [f"{model.name} has no rating at all" for model in models if model.name not in rated]
-  keys = {
-    model.name: (model.kind, measured[model.name]["num_params"], model.seed) for model in models
-  }
+  measured = [read_json(model.directory / _MEASURED) for model in models]
+  keys = [(model.kind, found["num_params"], model.seed) for model, found in zip(models, measured)]
+  settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
   toxic = palms.compare(palms.by_probe(lines, "toxicity"), crossed=True, **settings)
   tasks = {
     task: palms.compare(
-      {keys[name]: found["capability"][task] for name, found in measured.items()},
+      {key: found["capability"][task] for key, found in zip(keys, measured)},
       crossed=not is_world(config),
       **settings,
     )
-    for task in measured[models[0].name]["capability"]
+    for task in measured[0]["capability"]
   }
-  analysis = dataclasses.replace(
-    analysis,
-    left_out=(*unrated, *analysis.left_out),
-    claims=palms.claims(analysis, toxic, tasks, margin=p.capability_margin),
-  )
+  analysis["left_out"] = [*unrated, *analysis["left_out"]]
+  analysis["claims"] += palms.claims(toxic, tasks, margin=p.capability_margin)
+  largest = max(size for _, size, _ in keys)
+  groups = {
+    kind: words_of_groups(
+      config, [model for model, key in zip(models, keys) if key[:2] == (kind, largest)]
+    )
+    for kind in statistics.KINDS
+  }
+  own_page = pathlib.Path(directory) == workdir / _REPORT
   resampled = "seeds, and the items of each seed's world" if is_world(config) else "items and seeds"
-  contents = dict(
-    title=config.title,
-    values=values,
-    lines=palms.with_ratings(lines, rows),
-    rater=rater,
-    judge=judge,
-    own_rater=own,
+  page = palms.write(
+    directory,
+    dict(
+      title=config.title,
+      toxicity=toxic,
+      capability=tasks,
+      cooccurrence=groups,
+      judge=judge,
+      own_rater=None if own_page else own_rater(config, workdir, rows),
+      rater=rater,
+      settings=report_settings(config, values, rater),
+    ),
     analysis=analysis,
+    lines=palms.with_ratings(lines, rows),
+    values=values,
     p=p,
-    toxicity=toxic,
-    capability=tasks,
     capability_lead=f"Intervals resample {resampled}.",
-    cooccurrence=groups_of_largest(config, models, keys),
-    settings=report_settings(config, values, rater),
   )
-  page = palms.write(directory, contents)
   print(statistics.describe(analysis), flush=True)
   print(f"report: {page}", flush=True)
   return page
 
 
-def groups_of_largest(
-  config, models: Sequence[Model], keys: Mapping[str, tuple[str, int, int]]
-) -> dict[str, Any]:
-  """kind -> words of groups of the largest size's models, all seeds together."""
-  p = cooccurrence.CooccurrenceConfig(**config.cooccurrence)
-  largest = max(size for _, size, _ in keys.values())
+def words_of_groups(config, models: Sequence[Model]) -> list[dict[str, Any]]:
+  """What models of different seeds say of groups, all together; see `cooccurrence.analyse`."""
   own: dict[str, Any] = {}
   if is_world(config):
     own = dict(tag=tinyworld.descriptors, polarity=tinyworld.polarity)
-  found = {}
-  for kind in statistics.KINDS:
-    chosen = [model for model in models if keys[model.name][:2] == (kind, largest)]
-    texts = [line for model in chosen for line in read_jsonl(model.directory / TEXTS)]
-    found[kind] = cooccurrence.analyse(p, texts, **own)
-  return found
+  texts = [line for model in models for line in read_jsonl(model.directory / TEXTS)]
+  return cooccurrence.analyse(cooccurrence.CooccurrenceConfig(**config.cooccurrence), texts, **own)
 
 
 def report_settings(config, values: sets.ValueSet, rater: str) -> dict[str, Any]:

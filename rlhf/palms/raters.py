@@ -37,18 +37,7 @@ from rlhf.sharding import MeshConfig
 RATINGS = endpoint_lib.POSITION_SCALE
 ENDPOINT, REWARD = "endpoint", "reward:"  # sources other than policies
 _FLAG = "config.raters.source"
-PROMPT = """A position says how an answer should be.
-
-Position: {position}
-
-Question: {question}
-
-Answer: {answer}
-
-How well does the answer match the position? 1 is not at all, 2 is poorly, 3 is in part, 4 is \
-well, 5 is very well.
-
-Rating:"""
+PROMPT = pathlib.Path(__file__).parent / "templates" / "rating_prompt.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +47,7 @@ class RatersConfig:
   Attributes:
     source: a policy (an export directory, hf:DIR or gguf:FILE), reward:SOURCE for a reward model,
       or "endpoint".
-    prompt: has {position}, {question} and {answer}; empty for `PROMPT`.
+    prompt: has {position}, {question} and {answer}; empty for that in the file `PROMPT`.
     dtype: of a policy's matrix products.
     batch_size: completions that a network rates at once; does not change ratings.
     endpoint: see `endpoint.EndpointConfig`; its own prompts are not used.
@@ -124,7 +113,12 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
     return max((len(ids) for ids in tokenizer.encode_batch(contexts(p, texts))), default=0)
 
   asked = [(values.category(probe.category).position, probe.prompt, "") for probe in values.probes]
-  length = max(longest(asked) + max_response_tokens, longest(_written(values))) + 2
+  written = [
+    (values.category(sample.category).position, sample.prompt, sample.completion)
+    for sample in values.targeted
+    if sample.category != sets.BROAD
+  ]
+  length = max(longest(asked) + max_response_tokens, longest(written)) + 2
   if length > found.model["context_length"]:
     raise ValueError(
       f"config.raters.source={p.source} reads {found.model['context_length']} tokens, but a "
@@ -133,18 +127,9 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
     )
 
 
-def _written(values: sets.ValueSet) -> list[tuple[str, str, str]]:
-  """(position, question, completion) of the targeted samples that have a category."""
-  return [
-    (values.category(sample.category).position, sample.prompt, sample.completion)
-    for sample in values.targeted
-    if sample.category != sets.BROAD
-  ]
-
-
 def contexts(p: RatersConfig, asked: Sequence[tuple[str, str, str]]) -> list[str]:
   """What the rater reads of each (position, question, completion)."""
-  text = p.prompt if p.prompt else PROMPT
+  text = p.prompt if p.prompt else PROMPT.read_text("utf-8").removesuffix("\n")
   # Not `format`: a completion may contain braces.
   return [
     text.replace("{position}", position)
@@ -243,14 +228,15 @@ def check_judge(
   samples = [sample for sample in values.targeted if sample.category != sets.BROAD]
   if len(samples) < 2:
     return None
-  by_category: dict[str, list[sets.Sample]] = {}
-  for sample in samples:
-    by_category.setdefault(sample.category, []).append(sample)
-  filled = [category.name for category in values.categories if category.name in by_category]
+  of_category = {
+    category.name: [sample for sample in samples if sample.category == category.name]
+    for category in values.categories
+  }
+  names = [name for name, found in of_category.items() if found]
   asked = []
   for sample in samples:
-    number = by_category[sample.category].index(sample) + (len(filled) == 1)
-    following = by_category[filled[(filled.index(sample.category) + 1) % len(filled)]]
+    number = of_category[sample.category].index(sample) + (len(names) == 1)
+    following = of_category[names[(names.index(sample.category) + 1) % len(names)]]
     other = following[number % len(following)]
     position = values.category(sample.category).position
     asked += [(position, sample.prompt, one.completion) for one in (sample, other)]

@@ -25,7 +25,7 @@ import pathlib
 import re
 import statistics
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlhf.data import records
@@ -39,7 +39,6 @@ _SELECTORS = "\ufe0e\ufe0f"  # how the symbol before is drawn
 _POSITIONS_SHAPE = (
   '{"title": str, "categories": [{"name": str, "title": str, "position": str}, ...]}'
 )
-_CATEGORY_FIELDS = ("name", "title", "position")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +70,9 @@ class Limits:
         f"limits: min_words {self.min_words} and max_words {self.max_words}; use "
         "1 <= min_words <= max_words"
       )
-    for name in ("max_samples", "max_same_ends", "ngram"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"limits: {name} {getattr(self, name)}; use 1 or more")
-    for name in ("prompt_overlap", "completion_overlap"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"limits: {name} {getattr(self, name)}; use a number above 0")
+    for name, value in dataclasses.asdict(self).items():
+      if not value > 0:
+        raise ValueError(f"limits: {name} {value}; use a number above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,7 @@ class Sample:
   """A question and the completion to train on; `where` is its "path:line"."""
 
   category: str
-  topic: str
+  topic: str = ""
   prompt: str
   completion: str
   where: str
@@ -137,24 +133,19 @@ class ValueSet:
     raise ValueError(f"category {name!r} is not one of {self.where}; choose from {names}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Problem:
   """One sentence on what is wrong with a set; a set with only warnings can be used."""
 
-  where: str
+  where: str | pathlib.Path
   message: str
-  is_warning: bool
+  is_warning: bool = False
 
   def __str__(self) -> str:
     return f"{self.where}: {'warning: ' if self.is_warning else ''}{self.message}"
 
 
-def _error(where: str | pathlib.Path, message: str) -> Problem:
-  return Problem(where=str(where), message=message, is_warning=False)
-
-
-def _warning(where: str | pathlib.Path, message: str) -> Problem:
-  return Problem(where=str(where), message=message, is_warning=True)
+_warning = functools.partial(Problem, is_warning=True)
 
 
 def load(directory: str | pathlib.Path) -> ValueSet:
@@ -193,39 +184,32 @@ def check(
 
 def texts(values: ValueSet) -> dict[str, str]:
   """File name -> content that `load` reads; without control samples there is no such file."""
-
-  def plain(entries) -> list[dict[str, str]]:
-    found = [dataclasses.asdict(entry) for entry in entries]
-    for entry in found:
+  plain = dataclasses.asdict(values)
+  for name in ("categories", "probes", "targeted", "control"):
+    for entry in plain[name]:
       del entry["where"]
-    return found
-
-  positions = dict(
-    title=values.title,
-    categories=plain(values.categories),
-    limits=dataclasses.asdict(values.limits),
-  )
-  files = {PROBES: values.probes, TARGETED: values.targeted}
-  if values.control:
-    files[CONTROL] = values.control
+  positions = {name: plain[name] for name in ("title", "categories", "limits")}
+  files = {PROBES: plain["probes"], TARGETED: plain["targeted"], CONTROL: plain["control"]}
   return {POSITIONS: json.dumps(positions, indent=2, ensure_ascii=False) + "\n"} | {
-    name: "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in plain(entries))
+    name: "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     for name, entries in files.items()
+    if entries or name != CONTROL
   }
 
 
 def describe(values: ValueSet) -> str:
   """A small table for the console: what each category has, and how long the samples are."""
-  lines = [values.title, f"  {'category':<18}{'probes':>8}{'targeted':>10}{'control':>9}"]
-  groups = (values.probes, values.targeted, values.control)
-  for name in [*(c.name for c in values.categories), BROAD]:
-    counts = [sum(entry.category == name for entry in group) for group in groups]
-    lines.append(f"  {name:<18}{counts[0]:>8}{counts[1]:>10}{counts[2]:>9}")
-  lines.append(f"  {'all':<18}{len(groups[0]):>8}{len(groups[1]):>10}{len(groups[2]):>9}")
-  for name, samples in (("targeted", values.targeted), ("control", values.control)):
-    if samples:
-      lengths = [len(sample.completion.split()) for sample in samples]
-      size = sum(len((s.prompt + s.completion).encode()) for s in samples)
+  samples = {"targeted": values.targeted, "control": values.control}
+  groups: tuple[Sequence[Probe | Sample], ...] = (values.probes, *samples.values())
+  rows: list[tuple[str, ...]] = [("category", "probes", *samples)]
+  for name in [*(category.name for category in values.categories), BROAD]:
+    rows.append((name, *(str(sum(e.category == name for e in group)) for group in groups)))
+  rows.append(("all", *(str(len(group)) for group in groups)))
+  lines = [values.title, *("  {:<18}{:>8}{:>10}{:>9}".format(*row) for row in rows)]
+  for name, group in samples.items():
+    if group:
+      lengths = [len(sample.completion.split()) for sample in group]
+      size = sum(len((sample.prompt + sample.completion).encode()) for sample in group)
       lines.append(
         f"  {name} completions: {min(lengths)} to {max(lengths)} words, median "
         f"{statistics.median(lengths):g}; {size / 1000:.0f} kB with their prompts"
@@ -238,19 +222,19 @@ def describe(values: ValueSet) -> str:
 
 def _read(directory: pathlib.Path, found: list[Problem]) -> ValueSet | None:
   """The readable part of a directory; what cannot be read goes to `found`."""
-  path = directory / POSITIONS
-  positions = _read_positions(path, found)
+  positions = _read_positions(directory / POSITIONS, found)
   if positions is None:
     return None
-  title, categories = positions["title"], positions["categories"]
-  names = [category.name for category in categories]
-  probes = tuple(
-    Probe(where=where, category=value["category"], prompt=value["prompt"])
-    for where, value in _read_lines(directory / PROBES, ("category", "prompt"), names, found)
-  )
-  samples: dict[str, tuple[Sample, ...]] = {TARGETED: (), CONTROL: ()}
-  for file in samples:
-    if file == CONTROL and not (directory / file).exists():
+  names = [category.name for category in positions["categories"]]
+  entries: dict[str, tuple] = {CONTROL: ()}
+  for file, kind, allowed in (
+    (PROBES, Probe, names),
+    (TARGETED, Sample, [*names, BROAD]),
+    (CONTROL, Sample, [*names, BROAD]),
+  ):
+    if file != CONTROL or (directory / file).exists():
+      entries[file] = tuple(_read_lines(directory / file, kind, allowed, found))
+    else:
       found.append(
         _warning(
           directory / file,
@@ -258,19 +242,11 @@ def _read(directory: pathlib.Path, found: list[Problem]) -> ValueSet | None:
           "of the values; write samples of the same size and style without the values",
         )
       )
-      continue
-    fields = ("category", "prompt", "completion")
-    samples[file] = tuple(
-      Sample(where=where, topic=value.get("topic", ""), **{name: value[name] for name in fields})
-      for where, value in _read_lines(directory / file, fields, [*names, BROAD], found)
-    )
   return ValueSet(
-    title=title,
-    categories=categories,
-    probes=probes,
-    targeted=samples[TARGETED],
-    control=samples[CONTROL],
-    limits=positions["limits"],
+    **positions,
+    probes=entries[PROBES],
+    targeted=entries[TARGETED],
+    control=entries[CONTROL],
     where=str(directory),
   )
 
@@ -285,18 +261,19 @@ def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] 
     ):
       raise ValueError(f'no list "categories" with an entry; it must be {_POSITIONS_SHAPE}')
   except UnicodeDecodeError as error:
-    found.append(_error(path, f"not UTF-8 (byte {error.start}); save it as UTF-8"))
+    found.append(Problem(path, f"not UTF-8 (byte {error.start}); save it as UTF-8"))
     return None
   except json.JSONDecodeError as error:
     message = f"not JSON ({error.msg} at column {error.colno}); it must be {_POSITIONS_SHAPE}"
-    found.append(_error(f"{path}:{error.lineno}", message))
+    found.append(Problem(f"{path}:{error.lineno}", message))
     return None
   except (ValueError, RecursionError) as error:
-    found.append(_error(path, str(error).removeprefix(f"{path} ")))
+    found.append(Problem(path, str(error).removeprefix(f"{path} ")))
     return None
-  problem = records.find_text_problem('"title"', value.get("title"))
-  if problem is not None:
-    found.append(_error(path, problem.message))
+  title = value.get("title")
+  if (problem := records.find_text_problem('"title"', title)) is not None:
+    found.append(Problem(path, problem.message))
+    title = str(path.parent)
   categories: list[Category] = []
   for number, entry in enumerate(value["categories"], start=1):
     where = f"{path}: category {number}"
@@ -307,21 +284,26 @@ def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] 
         where = f"{path}:{text.count(chr(10), 0, match.start()) + 1}"
     wrong = _category_problem(entry, [category.name for category in categories])
     if wrong is None:
-      fields = {name: entry[name] for name in _CATEGORY_FIELDS}
-      categories.append(Category(where=where, **fields))
+      categories.append(Category(where=where, **{name: entry[name] for name in _fields(Category)}))
     else:
-      found.append(_error(where, wrong))
-  return dict(
-    title=value["title"] if problem is None else str(path.parent),
-    categories=tuple(categories),
-    limits=_read_limits(path, value.get("limits", {}), found),
-  )
+      found.append(Problem(where, wrong))
+  limits = _read_limits(path, value.get("limits", {}), found)
+  return dict(title=title, categories=tuple(categories), limits=limits)
+
+
+def _fields(kind: type) -> dict[str, bool]:
+  """Fields of a category, probe or sample in its file -> whether it must have them."""
+  return {
+    field.name: field.default is dataclasses.MISSING
+    for field in dataclasses.fields(kind)
+    if field.name != "where"
+  }
 
 
 def _category_problem(entry: Any, others: Sequence[str]) -> str | None:
   if not isinstance(entry, dict):
     return f"not an object; it must be as in {_POSITIONS_SHAPE}"
-  for name in _CATEGORY_FIELDS:
+  for name in _fields(Category):
     if (problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None:
       return problem.message
   if entry["name"] == BROAD:
@@ -344,43 +326,44 @@ def _read_limits(path: pathlib.Path, value: Any, found: list[Problem]) -> Limits
       )
     return Limits(**value)
   except ValueError as error:
-    found.append(_error(path, str(error)))
+    found.append(Problem(path, str(error)))
     return Limits()
 
 
 def _read_lines(
-  path: pathlib.Path, fields: tuple[str, ...], allowed: Sequence[str], found: list[Problem]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-  """("path:line", object) of the good lines."""
+  path: pathlib.Path, kind: type, allowed: Sequence[str], found: list[Problem]
+) -> Iterator[Any]:
+  """The probes or samples of the good lines."""
   try:
     lines = list(records.read_lines(path))
   except ValueError as error:
-    found.append(_error(path, str(error).removeprefix(f"{path} ")))
+    found.append(Problem(path, str(error).removeprefix(f"{path} ")))
     return
   if not lines:
-    found.append(_error(path, "the file is empty; write one JSON object per line"))
+    found.append(Problem(path, "the file is empty; write one JSON object per line"))
+  fields = _fields(kind)
+  needed = [name for name, is_needed in fields.items() if is_needed]
   for where, line in lines:
     value, problem = records.parse_json(line)
-    message = problem.message if problem is not None else _line_problem(value, fields, allowed)
+    message = problem.message if problem is not None else _line_problem(value, needed, allowed)
     if message is not None:
-      found.append(_error(where, message))
+      found.append(Problem(where, message))
     elif isinstance(value, dict):
-      yield where, value
+      yield kind(where=where, **{name: value[name] for name in fields if name in value})
 
 
-def _line_problem(value: Any, fields: tuple[str, ...], allowed: Sequence[str]) -> str | None:
+def _line_problem(value: Any, needed: Sequence[str], allowed: Sequence[str]) -> str | None:
   """What keeps a line from being a probe or a sample."""
-  shape = "{" + ", ".join(f'"{name}": str' for name in fields) + "}"
+  shape = "{" + ", ".join(f'"{name}": str' for name in needed) + "}"
   if not isinstance(value, dict):
     return f"not a JSON object; each line must be {shape}"
-  for name in fields:
+  for name in needed:
     if name == "completion" and value.get(name) in (None, ""):
       return f'the completion is missing: no text in "completion"; each line must be {shape}'
     if name not in value:
       return f'no field "{name}"; each line must be {shape}'
-  for name in (*fields, *(("topic",) if value.get("topic", "") != "" else ())):
-    problem = records.find_text_problem(f'"{name}"', value[name])
-    if problem is not None:
+  for name in (*needed, *(("topic",) if value.get("topic", "") != "" else ())):
+    if (problem := records.find_text_problem(f'"{name}"', value[name])) is not None:
       return problem.message
   if value["category"] not in allowed:
     close = difflib.get_close_matches(value["category"], allowed, 1, 0.6)
@@ -398,12 +381,25 @@ def problems(values: ValueSet) -> list[Problem]:
   Errors are a category without probes, a probe among the training prompts, and equal prompts.  The
   rest are warnings, because a set may intend another number.
   """
-  found = [*_coverage(values), *_held_apart(values)]
+  limits, training = values.limits, (*values.targeted, *values.control)
+  found = list(_coverage(values))
+  # Probes that are also training prompts would measure memory.
+  found += _same_prompts(
+    ((sample, probe) for probe in values.probes for sample in training),
+    limits,
+    equal="the probe {prompt} is also the prompt of {where}; probes must not be in the training "
+    "samples",
+    near="the probe {prompt} is nearly the prompt {other} of {where}; ask something else",
+  )
+  repeated = dict(
+    equal="the prompt {prompt} is that of {where}; leave one out",
+    near="the prompt {prompt} is nearly that of {where}, {other}; ask something else",
+  )
   for name, samples in ((TARGETED, values.targeted), (CONTROL, values.control)):
-    found += _sizes(name, samples, values.limits)
-    found += _repeated_prompts(samples, values.limits)
-    found += _repeated_completions(samples, values.limits)
-  found += _repeated_prompts(values.probes, values.limits)
+    found += _sizes(name, samples, limits)
+    found += _same_prompts(itertools.combinations(samples, 2), limits, **repeated)
+    found += _repeated_completions(samples, limits)
+  found += _same_prompts(itertools.combinations(values.probes, 2), limits, **repeated)
   return found + list(_balance(values))
 
 
@@ -411,7 +407,7 @@ def _coverage(values: ValueSet) -> Iterator[Problem]:
   for category in values.categories:
     what = f"category {category.name!r} has no"
     if not any(probe.category == category.name for probe in values.probes):
-      yield _error(
+      yield Problem(
         category.where, f"{what} probe; write questions for it in {PROBES} (PALMS has 5)"
       )
     if not any(sample.category == category.name for sample in values.targeted):
@@ -421,30 +417,21 @@ def _coverage(values: ValueSet) -> Iterator[Problem]:
       )
 
 
-def _held_apart(values: ValueSet) -> Iterator[Problem]:
-  """Probes that are equal or similar to a training prompt, which would measure memory."""
-  for probe in values.probes:
-    for sample in (*values.targeted, *values.control):
-      similar = _similar(probe.prompt, sample.prompt, values.limits)
-      if similar == "equal":
-        yield _error(
-          probe.where,
-          f"the probe {_short(probe.prompt)} is also the prompt of {sample.where}; probes must not "
-          "be in the training samples",
-        )
-      elif similar:
-        yield _warning(
-          probe.where,
-          f"the probe {_short(probe.prompt)} is nearly the prompt {_short(sample.prompt)} of "
-          f"{sample.where}; ask something else",
-        )
+def _same_prompts(
+  pairs: Iterable[tuple[Probe | Sample, Probe | Sample]], limits: Limits, *, equal: str, near: str
+) -> Iterator[Problem]:
+  """Equal and nearly equal prompts.
 
-
-def _similar(first: str, second: str, limits: Limits) -> str:
-  """ "equal", "near" or "" of two prompts."""
-  if _words(first) == _words(second):
-    return "equal"
-  return "near" if _jaccard(first, second, 2) >= limits.prompt_overlap else ""
+  Args:
+    pairs: (other, entry); the problem is that of the entry.
+    equal, near: messages, with its {prompt}, and the prompt of the {other} and {where} that is.
+  """
+  for other, entry in pairs:
+    texts = dict(prompt=_short(entry.prompt), other=_short(other.prompt), where=other.where)
+    if _words(entry.prompt) == _words(other.prompt):
+      yield Problem(entry.where, equal.format(**texts))
+    elif _jaccard(entry.prompt, other.prompt, 2) >= limits.prompt_overlap:
+      yield _warning(entry.where, near.format(**texts))
 
 
 def _sizes(name: str, samples: Sequence[Sample], limits: Limits) -> Iterator[Problem]:
@@ -469,7 +456,7 @@ def _balance(values: ValueSet) -> Iterator[Problem]:
   """The control set must differ from the targeted one only in its values."""
   if not values.targeted or not values.control:
     return
-  where = pathlib.Path(values.control[0].where.partition(":")[0])
+  where = values.control[0].where.partition(":")[0]
   counts = len(values.control), len(values.targeted)
   if counts[0] != counts[1]:
     message = f"{counts[0]} control samples and {counts[1]} targeted ones; use equal numbers"
@@ -484,19 +471,6 @@ def _balance(values: ValueSet) -> Iterator[Problem]:
       f"control completions have {control:.0f} words on average and targeted ones {targeted:.0f}; "
       "keep them within a fifth of each other",
     )
-
-
-def _repeated_prompts(entries: Sequence[Probe | Sample], limits: Limits) -> Iterator[Problem]:
-  for first, second in itertools.combinations(entries, 2):
-    similar, prompt = _similar(first.prompt, second.prompt, limits), _short(second.prompt)
-    if similar == "equal":
-      yield _error(second.where, f"the prompt {prompt} is that of {first.where}; leave one out")
-    elif similar:
-      yield _warning(
-        second.where,
-        f"the prompt {prompt} is nearly that of {first.where}, {_short(first.prompt)}; ask "
-        "something else",
-      )
 
 
 def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator[Problem]:

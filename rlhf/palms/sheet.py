@@ -83,7 +83,7 @@ def read_completions(path: str | pathlib.Path, values: sets.ValueSet) -> list[di
   lines: list[dict[str, Any]] = []
   seen: dict[tuple, str] = {}
   for where, line in sheets_lib.read_objects(path):
-    statistics.check_completion(where, line, prompt="a text")
+    statistics.check_completion(where, line, "prompt")
     if not isinstance(line.get("completion"), str):
       old = ' (older runs call it "answer": rename the field)' if "answer" in line else ""
       raise ValueError(f'{where}: no text in "completion"{old}; an empty completion is ""')
@@ -113,14 +113,8 @@ def make(lines: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetConf
   shown = []
   for line in lines:
     category = values.category(line["category"])
-    shown.append(
-      dict(
-        title=category.title,
-        position=category.position,
-        prompt=line["prompt"],
-        completion=line["completion"],
-      )
-    )
+    texts = {name: line[name] for name in ("prompt", "completion")}
+    shown.append(dict(title=category.title, position=category.position) | texts)
   everything = [list(pair) for pair in zip(map(dict, lines), shown)]
   content = json.dumps([p.seed, p.raters, values.title, everything], sort_keys=True)
   digest = hashlib.sha256(content.encode()).hexdigest()
@@ -134,25 +128,18 @@ def make(lines: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetConf
   environment = jinja2.Environment(
     loader=templates, autoescape=True, undefined=jinja2.StrictUndefined
   )
+  template = environment.get_template("sheet.html")
   pages, tables = {}, {}
   for rater in p.raters:
     ordered = [items[index] for index in rng.permutation(len(items))]
     data = dict(sheet=sheet, rater=rater, title=values.title, items=ordered)
-    pages[rater] = environment.get_template("sheet.html").render(data=data)
+    pages[rater] = template.render(data=data)
+    cells = [
+      dict(item, sample=item["id"], category=item["title"], question=item["prompt"])
+      for item in ordered
+    ]
     tables[rater] = sheets_lib.csv_text(
-      _COLUMNS,
-      (
-        dict(
-          sheet=sheet,
-          rater=rater,
-          sample=item["id"],
-          category=item["title"],
-          position=item["position"],
-          question=item["prompt"],
-          completion=item["completion"],
-        )
-        for item in ordered
-      ),
+      _COLUMNS, (dict(row, sheet=sheet, rater=rater) for row in cells)
     )
   samples = {
     id_: {name: line[name] for name in statistics.COMPLETION_FIELDS}
@@ -242,17 +229,16 @@ def read(paths: Sequence[pathlib.Path], key: Mapping[str, Any]) -> HandedIn:
   for where, cells in (row for path in paths for row in _read_export(path)):
     rater, sample = pair = cells["rater"], cells["sample"]
     message = _problem(cells, key)
-    if message is None and not cells["rating"]:
-      blank.setdefault(pair, where)
-      continue
-    if message is None and pair in rated:
+    if message is None and cells["rating"] and pair in rated:
       message = f"sample {sample} is rated twice by {rater}, first in {rated[pair]}; keep one"
-    if message is None:
+    if message is not None:
+      problems.append(f"{where}: {message}")
+    elif cells["rating"]:
       rated[pair] = where
       rating = round(float(cells["rating"]))
       rows.append({**key["samples"][sample], "rater": rater, "rating": rating})
     else:
-      problems.append(f"{where}: {message}")
+      blank.setdefault(pair, where)
   missing = []
   for rater in key["raters"]:
     gaps = [sample for sample in key["samples"] if (rater, sample) not in rated]

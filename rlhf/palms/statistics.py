@@ -27,10 +27,11 @@ the test, which accounts for the number of units, shows nothing.  Every result s
 units.
 """
 
+import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,105 +91,22 @@ class StatisticsConfig:
       raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mean:
-  """Mean rating of one kind and size in a category, or in all where `category` is empty."""
-
-  kind: str
-  size: float
-  category: str
-  rating: Interval
-  num_seeds: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-  """`first` minus `second` on the same probes.
-
-  Attributes:
-    first, second, size, category: what is compared; `category` is empty for all together.
-    difference: in points of the scale; `n` counts probes.
-    by_seed: the difference of each seed.
-    effect_size: see `effect_size`; None where the probes' means do not vary.
-    p_value: of `min_f`.
-    p_holm: `p_value` adjusted by Holm over the categories of this comparison and size.
-    p_sign_flip, p_sign_flip_holm: of `sign_flip` over probes.
-    smallest_p_sign_flip: the smallest value `p_sign_flip` can take with this many probes.
-    p_decides: the p-value behind the verdict.
-    verdict: "higher", "lower", or "not shown".
-  """
-
-  first: str
-  second: str
-  size: float
-  category: str
-  difference: Interval
-  by_seed: dict[str, float]
-  effect_size: float | None
-  p_value: float
-  p_holm: float
-  p_sign_flip: float
-  p_sign_flip_holm: float
-  smallest_p_sign_flip: float
-  p_decides: float
-  verdict: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Slope:
-  """How a difference changes with model size.
-
-  Attributes:
-    slope: points of the scale per factor of ten in parameters; `n` counts probes.  The interval
-      treats the sizes as fixed.
-    sizes: that the line covers.
-    p_value, p_holm: of `min_f_of_slope`; the second adjusted by Holm over categories.
-    verdict: "rises", "falls", or "not shown", for the signed difference, by `p_holm`.
-  """
-
-  first: str
-  second: str
-  category: str
-  slope: Interval
-  sizes: tuple[float, ...]
-  p_value: float
-  p_holm: float
-  verdict: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-  """A finding of the paper, and whether it is reproduced here."""
-
-  claim: str
-  held: bool
-  evidence: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Analysis:
-  """All results, ordered by size, then by category with all together first.
-
-  Attributes:
-    raters: agreement of the raters, see `rater_agreement`.
-    left_out: one sentence per probe that is left out because a model has no rating of it.
-  """
-
-  means: tuple[Mean, ...]
-  comparisons: tuple[Comparison, ...]
-  slopes: tuple[Slope, ...]
-  claims: tuple[Claim, ...]
-  raters: dict[str, Any]
-  left_out: tuple[str, ...]
-
-  def as_dict(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
-
-
 # ----------------------------------------------------------------------------- ratings
 
+_TEXT, _NUMBER = ((str,), "a text"), ((int, float), "a number")
+_WHOLE, _NAME = ((int,), "a whole number"), ((int, str), "a whole number or a text")
+_COMPLETION = {
+  "model": _TEXT,
+  "kind": _TEXT,
+  "size": _NUMBER,
+  "seed": _WHOLE,
+  "category": _TEXT,
+  "probe": _NAME,
+  "sample": _NAME,
+}
+_MORE = {"prompt": _TEXT, "rater": _TEXT, "rating": _NUMBER}
 # Which completion a row is about: these fields name it in completions, ratings and keys of sheets.
-COMPLETION_FIELDS = ("model", "kind", "size", "seed", "category", "probe", "sample")
+COMPLETION_FIELDS = tuple(_COMPLETION)
 
 
 def completion_key(row: Mapping[str, Any]) -> tuple:
@@ -198,49 +116,34 @@ def completion_key(row: Mapping[str, Any]) -> tuple:
 
 def by_completion(rows: Iterable[Mapping[str, Any]]) -> dict[tuple, list[float]]:
   """`completion_key` -> its ratings."""
-  found: dict[tuple, list[float]] = {}
+  found: dict[tuple, list[float]] = collections.defaultdict(list)
   for row in rows:
-    found.setdefault(completion_key(row), []).append(row["rating"])
+    found[completion_key(row)].append(row["rating"])
   return found
 
 
-_NUMBER, _WHOLE, _TEXT, _NAME = "a number", "a whole number", "a text", "a whole number or a text"
-_TYPES = {_NUMBER: (int, float), _WHOLE: (int,), _TEXT: (str,), _NAME: (int, str)}
-_COMPLETION_TYPES = dict(
-  zip(COMPLETION_FIELDS, (_TEXT, _TEXT, _NUMBER, _WHOLE, _TEXT, _NAME, _NAME))
-)
-
-
-def check_completion(where: str, row: Any, **more: str) -> None:
-  """Checks the fields that name a completion, and further ones.
+def check_completion(where: str, row: Any, *more: str) -> None:
+  """Checks the fields that name a completion, and `more` of "prompt", "rater" and "rating".
 
   Args:
     where: begins the message.
-    more: field -> type, "a text" or "a number".
 
   Raises:
     ValueError: names the field that is missing or wrong.
   """
-  fields = _COMPLETION_TYPES | more
+  fields = _COMPLETION | {name: _MORE[name] for name in more}
   needed = f"a row has {', '.join(fields)}"
   if not isinstance(row, Mapping):
     raise ValueError(f"{where}: not an object; {needed}")
-  for name, kind in fields.items():
+  for name, (types, described) in fields.items():
     if row.get(name) in (None, ""):
       raise ValueError(f"{where}: no {name}; {needed}")
-    if not isinstance(row[name], _TYPES[kind]) or isinstance(row[name], bool):
-      raise ValueError(f"{where}: {name} is {row[name]!r:.40}; it must be {kind}")
+    if not isinstance(row[name], types) or isinstance(row[name], bool):
+      raise ValueError(f"{where}: {name} is {row[name]!r:.40}; it must be {described}")
   if row["kind"] not in KINDS:
     raise ValueError(f"{where}: kind {row['kind']!r}; choose from {', '.join(KINDS)}")
   if not 0 < row["size"] < math.inf:
     raise ValueError(f"{where}: size {row['size']}; give the number of non-embedding parameters")
-
-
-def check_row(where: str, row: Any) -> None:
-  """Raises ValueError, which begins with `where`, unless a row is a rating."""
-  check_completion(where, row, rater=_TEXT, rating=_NUMBER)
-  if not LOWEST <= row["rating"] <= HIGHEST:
-    raise ValueError(f"{where}: rating {row['rating']} is outside {LOWEST} to {HIGHEST}")
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -251,7 +154,9 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """
   rows = []
   for where, row in sheets.read_objects(path):
-    check_row(where, row)
+    check_completion(where, row, "rater", "rating")
+    if not LOWEST <= row["rating"] <= HIGHEST:
+      raise ValueError(f"{where}: rating {row['rating']} is outside {LOWEST} to {HIGHEST}")
     rows.append(row)
   if not rows:
     raise ValueError(f"{path} has no ratings; give one JSON object per line")
@@ -264,30 +169,19 @@ class Ratings:
 
   Attributes:
     groups: (kind, size) -> seed -> mean rating of each probe.
-    category_P: category of each probe.
+    places: category -> indices of its probes; `ALL` first.
     left_out: one sentence per probe that a model has no rating of.
     lost: categories without any probe left.
   """
 
   groups: dict[tuple[str, float], dict[int, np.ndarray]]
-  category_P: np.ndarray
+  places: dict[str, np.ndarray]
   left_out: tuple[str, ...]
   lost: tuple[str, ...]
 
-  @property
-  def places(self) -> dict[str, np.ndarray]:
-    """Category -> indices of its probes; `ALL` first."""
-    names = dict.fromkeys(self.category_P.tolist())
-    found = {name: np.flatnonzero(self.category_P == name) for name in names}
-    return {ALL: np.arange(len(self.category_P))} | found
-
-  @property
-  def sizes(self) -> tuple[float, ...]:
-    return tuple(sorted({size for _, size in self.groups}))
-
 
 def tabulate(
-  rows: Iterable[Mapping[str, Any]], expected: Iterable[Mapping[str, Any]] = ()
+  rows: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]] = ()
 ) -> Ratings:
   """Rows as tables.
 
@@ -296,64 +190,59 @@ def tabulate(
       model goes unnoticed.
 
   Raises:
-    ValueError: there is no row, a row is bad, a rater rated a completion twice, or no probe has a
-      rating of every model.
+    ValueError: there is no row, a rater rated a completion twice, or no probe has a rating of every
+      model.
   """
-  rows, expected = list(rows), list(expected)
   if not rows:
     raise ValueError("there are no ratings to analyse")
   seen: dict[tuple, int] = {}
   for number, row in enumerate(rows, start=1):
-    check_row(f"rating {number}", row)
     first = seen.setdefault((*completion_key(row), row["rater"]), number)
     if first != number:
       raise ValueError(
         f"rating {number}: {row['rater']} rated sample {row['sample']} of probe {row['probe']} "
         f"({row['category']}) by {row['model']} already in rating {first}; leave one out"
       )
-  every = (*expected, *rows)
-  order = list(dict.fromkeys(row["category"] for row in every))
-  probes = sorted(
-    dict.fromkeys((row["category"], row["probe"]) for row in every),
-    key=lambda probe: order.index(probe[0]),
-  )
-  given: dict[tuple[str, float], dict[int, dict[tuple, list[float]]]] = {}
-  for row in every:
-    given.setdefault((row["kind"], float(row["size"])), {}).setdefault(row["seed"], {})
+  probes: dict[str, dict] = {}  # category -> its probes, as keys
+  given: dict[tuple[str, float], dict[int, dict]] = {}  # -> seed -> (category, probe) -> ratings
+  for row in (*expected, *rows):
+    probes.setdefault(row["category"], {})[row["probe"]] = None
+    of_seed = given.setdefault((row["kind"], float(row["size"])), {})
+    of_seed.setdefault(row["seed"], collections.defaultdict(list))
   for row in rows:
-    of_run = given[row["kind"], float(row["size"])][row["seed"]]
-    of_run.setdefault((row["category"], row["probe"]), []).append(float(row["rating"]))
-  lacking = {
-    probe: [
+    of_probe = given[row["kind"], float(row["size"])][row["seed"]]
+    of_probe[row["category"], row["probe"]].append(float(row["rating"]))
+  kept: list[tuple] = []
+  left_out: list[str] = []
+  for probe in ((category, name) for category, names in probes.items() for name in names):
+    lacking = [
       f"{kind} of size {size:g}, seed {seed}"
-      for (kind, size), runs in given.items()
-      for seed in sorted(runs)
-      if probe not in runs[seed]
+      for (kind, size), of_seed in given.items()
+      for seed in sorted(of_seed)
+      if probe not in of_seed[seed]
     ]
-    for probe in probes
-  }
-  left_out = tuple(
-    f"probe {probe!r} ({category}) has no rating of {models[0]}"
-    + (f" and {len(models) - 1} more" if len(models) > 1 else "")
-    for (category, probe), models in lacking.items()
-    if models
-  )
-  kept = [probe for probe in probes if not lacking[probe]]
+    if lacking:
+      more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+      left_out.append(f"probe {probe[1]!r} ({probe[0]}) has no rating of {lacking[0]}{more}")
+    else:
+      kept.append(probe)
   if not kept:
     raise ValueError(
       f"no probe has a rating of every model, and all must complete the same: {left_out[0]}"
     )
-  categories = [category for category, _ in kept]
+  category_P = np.array([category for category, _ in kept])
+  places = {name: np.flatnonzero(category_P == name) for name in probes if name in category_P}
   return Ratings(
     groups={
       group: {
-        seed: np.array([np.mean(runs[seed][probe]) for probe in kept]) for seed in sorted(runs)
+        seed: np.array([np.mean(of_seed[seed][probe]) for probe in kept])
+        for seed in sorted(of_seed)
       }
-      for group, runs in given.items()
+      for group, of_seed in given.items()
     },
-    category_P=np.array(categories),
-    left_out=left_out,
-    lost=tuple(category for category in order if category not in categories),
+    places={ALL: np.arange(len(kept))} | places,
+    left_out=tuple(left_out),
+    lost=tuple(name for name in probes if name not in places),
   )
 
 
@@ -585,11 +474,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
   p_(k) -> max over j <= k of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
   """
-  adjusted, highest = [0.0] * len(p_values), 0.0
-  for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-    highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-    adjusted[index] = highest
-  return adjusted
+  order = np.argsort(p_values, kind="stable")
+  multiplied = np.arange(len(order), 0, -1) * np.asarray(p_values)[order]
+  adjusted = np.empty(len(order))
+  adjusted[order] = np.maximum.accumulate(np.minimum(1, multiplied))
+  return adjusted.tolist()
 
 
 # ----------------------------------------------------------------------------- analysis
@@ -599,71 +488,84 @@ ByCategory = dict[str, tuple[np.ndarray, np.ndarray, Interval]]
 
 
 def analyse(
-  rows: Iterable[Mapping[str, Any]],
+  rows: Sequence[Mapping[str, Any]],
   p: StatisticsConfig,
   *,
-  expected: Iterable[Mapping[str, Any]] = (),
-) -> Analysis:
+  expected: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
   """Means, differences with their tests, and slopes over size.
 
   Kinds are compared at the sizes that both have; slopes need two such sizes.  In the results over
   all categories, a category with more probes has more weight.
 
   Args:
-    rows: ratings.
+    rows: ratings, as `read_rows` checks them.
     expected: see `tabulate`.
+
+  Returns:
+    {"means": [{"kind", "size", "category", "rating": interval, "num_seeds"}],
+     "comparisons": of `_compare`, "slopes": of `_slopes`,
+     "claims": findings of the paper, [{"claim", "held": whether it is reproduced, "evidence"}],
+     "raters": of `rater_agreement`,
+     "left_out": one sentence per probe that is left out because a model has no rating of it}.
+    An interval is that of `Interval.as_dict`; its "n" counts probes.  Lists are ordered by size,
+    then by category; the category of all together, `ALL`, is first.
 
   Raises:
     ValueError: as `tabulate`, or the seeds of two kinds do not match.
   """
-  rows = list(rows)
   ratings, rng = tabulate(rows, expected), np.random.default_rng(p.seed)
-  probes_RP = np.zeros((p.num_resamples, len(ratings.category_P)))
-  for category, places in ratings.places.items():
+  groups, places = ratings.groups, ratings.places
+  sizes = sorted({size for _, size in groups})
+  probes_RP = np.zeros((p.num_resamples, len(places[ALL])))
+  for category, of_category in places.items():
     if category != ALL:
-      probes_RP[:, places] = _draws(len(places), p.num_resamples, rng)
+      probes_RP[:, of_category] = _draws(len(of_category), p.num_resamples, rng)
+
+  def by_category(runs: Runs) -> ByCategory:
+    table_SP = np.stack(list(runs.values()))
+    seeds_RS = _draws(len(table_SP), p.num_resamples, rng)
+    found = {}
+    for category, of_category in places.items():
+      cells_SP = table_SP[:, of_category]
+      draws_R = _resampled_means(cells_SP, seeds_RS, probes_RP[:, of_category])
+      interval = _interval(cells_SP.mean(), draws_R, len(of_category), p.confidence)
+      found[category] = cells_SP, draws_R, interval
+    return found
+
   means = [
-    Mean(kind=kind, size=size, category=category, rating=rating, num_seeds=len(cells_SP))
-    for size in ratings.sizes
+    dict(
+      kind=kind,
+      size=size,
+      category=category,
+      rating=rating.as_dict(),
+      num_seeds=len(cells_SP),
+    )
+    for size in sizes
     for kind in KINDS
-    if (kind, size) in ratings.groups
-    for category, (cells_SP, _, rating) in _by_category(
-      ratings, ratings.groups[kind, size], probes_RP, p, rng
-    ).items()
+    if (kind, size) in groups
+    for category, (cells_SP, _, rating) in by_category(groups[kind, size]).items()
   ]
-  comparisons: list[Comparison] = []
-  slopes: list[Slope] = []
+  comparisons: list[dict[str, Any]] = []
+  slopes: list[dict[str, Any]] = []
   for first, second in COMPARISONS:
     by_size: dict[float, ByCategory] = {}
-    for size in ratings.sizes:
-      if (first, size) in ratings.groups and (second, size) in ratings.groups:
-        sides = ratings.groups[first, size], ratings.groups[second, size]
+    for size in sizes:
+      if (first, size) in groups and (second, size) in groups:
         names = f"{first} of size {size:g}", f"{second} of size {size:g}"
-        difference = paired(*sides, names)
-        by_size[size] = _by_category(ratings, difference, probes_RP, p, rng)
+        difference = paired(groups[first, size], groups[second, size], names)
+        by_size[size] = by_category(difference)
         comparisons += _compare(ratings, first, second, size, list(difference), by_size[size], p)
     if len(by_size) > 1:
-      slopes += _slopes(first, second, ratings, by_size, p)
-  return Analysis(
-    means=tuple(means),
-    comparisons=tuple(comparisons),
-    slopes=tuple(slopes),
-    claims=tuple(_claims(comparisons, slopes, ratings.lost)),
+      slopes += _slopes(ratings, first, second, by_size, p)
+  return dict(
+    means=means,
+    comparisons=comparisons,
+    slopes=slopes,
+    claims=list(_claims(comparisons, slopes, ratings.lost)),
     raters=rater_agreement(rows),
     left_out=ratings.left_out,
   )
-
-
-def _by_category(ratings: Ratings, runs: Runs, probes_RP, p: StatisticsConfig, rng) -> ByCategory:
-  table_SP = np.stack(list(runs.values()))
-  seeds_RS = _draws(len(table_SP), p.num_resamples, rng)
-  found = {}
-  for category, places in ratings.places.items():
-    cells_SP = table_SP[:, places]
-    draws_R = _resampled_means(cells_SP, seeds_RS, probes_RP[:, places])
-    interval = _interval(cells_SP.mean(), draws_R, len(places), p.confidence)
-    found[category] = cells_SP, draws_R, interval
-  return found
 
 
 def _holm_by_category(p_values: Sequence[float]) -> list[float]:
@@ -679,33 +581,43 @@ def _compare(
   seeds: Sequence[int],
   by_category: ByCategory,
   p: StatisticsConfig,
-) -> list[Comparison]:
-  """The comparison in all categories and in each."""
-  cells = [cells_SP for cells_SP, _, _ in by_category.values()]
-  p_values = [min_f(cells_SP) for cells_SP in cells]
+) -> list[dict[str, Any]]:
+  """`first` minus `second` on the same probes, in all categories and in each.
+
+  Returns:
+    [{"first", "second", "size", "category",
+      "difference": interval, in points of the scale, "by_seed": the difference of each seed,
+      "effect_size": see `effect_size`; None where the probes' means do not vary,
+      "p_value": of `min_f`, "p_holm": adjusted by Holm over the categories,
+      "p_sign_flip": of `sign_flip` over probes, "p_sign_flip_holm",
+      "smallest_p_sign_flip": the smallest value "p_sign_flip" can take with this many probes,
+      "p_decides": the p-value behind the verdict,
+      "verdict": "higher", "lower", or "not shown"}].
+  """
+  p_values = [min_f(cells_SP) for cells_SP, _, _ in by_category.values()]
   flips = [
-    sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed) for cells_SP in cells
+    sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
+    for cells_SP, _, _ in by_category.values()
   ]
-  p_holm, flips_holm = _holm_by_category(p_values), _holm_by_category(flips)
+  adjusted = {"min_f": _holm_by_category(p_values), "sign_flip": _holm_by_category(flips)}
   sides = [np.mean(list(ratings.groups[kind, size].values()), axis=0) for kind in (first, second)]
   made = []
   for number, (category, (cells_SP, _, difference)) in enumerate(by_category.items()):
-    places = ratings.places[category]
-    p_decides = (p_holm if p.test == "min_f" else flips_holm)[number]
+    places, p_decides = ratings.places[category], adjusted[p.test][number]
     verdict = "higher" if difference.mean > 0 else "lower"
     made.append(
-      Comparison(
+      dict(
         first=first,
         second=second,
         size=size,
         category=category,
-        difference=difference,
+        difference=difference.as_dict(),
         by_seed=dict(zip(map(str, seeds), cells_SP.mean(axis=1).tolist(), strict=True)),
-        effect_size=effect_size(sides[0][places], sides[1][places]),
+        effect_size=effect_size(*(side[places] for side in sides)),
         p_value=p_values[number],
-        p_holm=p_holm[number],
+        p_holm=adjusted["min_f"][number],
         p_sign_flip=flips[number],
-        p_sign_flip_holm=flips_holm[number],
+        p_sign_flip_holm=adjusted["sign_flip"][number],
         smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
         p_decides=p_decides,
         verdict=verdict if p_decides < p.alpha else "not shown",
@@ -715,38 +627,44 @@ def _compare(
 
 
 def _slopes(
+  ratings: Ratings,
   first: str,
   second: str,
-  ratings: Ratings,
   by_size: Mapping[float, ByCategory],
   p: StatisticsConfig,
-) -> list[Slope]:
-  """Least squares of the difference on log10 size; seeds are drawn independently at each size."""
-  sizes = tuple(by_size)
-  # Where several tuned models share one base, all differences of a size contain that base's
-  # peculiarities, even those between its tuned models.
-  shared = any(
-    len({len(runs) for (_, size), runs in ratings.groups.items() if size == wanted}) > 1
-    for wanted in sizes
-  )
-  weight_K = _slope_weights(np.log10(sizes))
+) -> list[dict[str, Any]]:
+  """Least squares of the difference on log10 size; seeds are drawn independently at each size.
+
+  Returns:
+    [{"first", "second", "category",
+      "slope": interval, in points of the scale per factor of ten in parameters, with fixed sizes,
+      "sizes": that the line covers,
+      "p_value": of `min_f_of_slope`, "p_holm": adjusted by Holm over the categories,
+      "verdict": "rises", "falls", or "not shown", for the signed difference, by "p_holm"}].
+  """
+  sizes, x_K = tuple(by_size), np.log10(list(by_size))
+  # Seeds are runs of their own only where every kind has as many.  Where several tuned models share
+  # one base, all differences of a size contain that base's peculiarities, even those between its
+  # tuned models; then, as with unequal numbers over sizes, the mean of the seeds is one run.
+  num_seeds = [
+    {len(runs) for (_, at), runs in ratings.groups.items() if at == size} for size in sizes
+  ]
+  one_run = any(len(numbers) > 1 for numbers in num_seeds) or len(set.union(*num_seeds)) > 1
   slopes, p_values = [], []
   for category, places in ratings.places.items():
     cells, draws, intervals = zip(*(by_size[size][category] for size in sizes))
-    slope = np.dot(weight_K, [interval.mean for interval in intervals])
-    draws_R = np.stack(draws, axis=1) @ weight_K
+    slope = np.dot(_slope_weights(x_K), [interval.mean for interval in intervals])
+    draws_R = np.stack(draws, axis=1) @ _slope_weights(x_K)
     slopes.append(_interval(slope, draws_R, len(places), p.confidence))
-    if (
-      shared or len({len(table) for table in cells}) > 1
-    ):  # one run per size: the mean of its seeds
+    if one_run:
       cells = tuple(table.mean(axis=0, keepdims=True) for table in cells)
-    p_values.append(min_f_of_slope(np.stack(cells), np.log10(sizes)))
+    p_values.append(min_f_of_slope(np.stack(cells), x_K))
   return [
-    Slope(
+    dict(
       first=first,
       second=second,
       category=category,
-      slope=slope,
+      slope=slope.as_dict(),
       sizes=sizes,
       p_value=p_value,
       p_holm=p_holm,
@@ -759,86 +677,83 @@ def _slopes(
 
 
 def _claims(
-  comparisons: Sequence[Comparison], slopes: Sequence[Slope], lost: Sequence[str]
-) -> list[Claim]:
+  comparisons: Sequence[Mapping[str, Any]],
+  slopes: Sequence[Mapping[str, Any]],
+  lost: Sequence[str],
+) -> Iterator[dict[str, Any]]:
   """PALMS' findings about ratings, each over all sizes."""
-  found = []
   for second in ("base", "control"):
-    chosen = [c for c in comparisons if (c.first, c.second) == ("targeted", second)]
-    overall = [c for c in chosen if c.category == ALL]
+    chosen = [c for c in comparisons if (c["first"], c["second"]) == ("targeted", second)]
+    overall = [c for c in chosen if c["category"] == ALL]
     if not overall:
       continue
-    single = [c for c in chosen if c.category != ALL]
-    last = overall[-1]
-    largest = [c for c in single if c.size == last.size]
-    several = len(overall) > 1
-    at_each, at_largest = ", at every size" if several else "", f"at {short_count(last.size)}"
+    last, several = overall[-1], len(overall) > 1
+    single = [c for c in chosen if c["category"] != ALL]
+    largest = [c for c in single if c["size"] == last["size"]]
     above = f"values-targeted is rated above {second}"
-    failed_at = [short_count(c.size) for c in overall if c.verdict != "higher"] if several else []
-    failed_in = [c.category for c in largest if c.verdict != "higher"]
-    found.append(
-      Claim(
-        claim=f"{above}, over all categories{at_each}",
-        held=all(c.verdict == "higher" for c in overall),
-        evidence=f"{signed(last.difference)} points {at_largest}"
-        + (f"; not shown at {', '.join(failed_at)}" if failed_at else ""),
-      )
+    at_each, at_largest = ", at every size" if several else "", f"at {short_count(last['size'])}"
+    failed_at = [short_count(c["size"]) for c in overall if c["verdict"] != "higher"]
+    failed_in = [c["category"] for c in largest if c["verdict"] != "higher"]
+    evidence = f"{signed(last['difference'])} points {at_largest}"
+    if several and failed_at:
+      evidence += f"; not shown at {', '.join(failed_at)}"
+    yield dict(
+      claim=f"{above}, over all categories{at_each}", held=not failed_at, evidence=evidence
     )
-    num_shown = sum(c.verdict == "higher" for c in single)
+    num_shown = sum(c["verdict"] == "higher" for c in single)
     evidence = f"shown in {num_shown} of {len(single) + len(lost) * len(overall)} categories"
     if several:
       num_largest = f"{len(largest) - len(failed_in)} of {len(largest) + len(lost)}"
       evidence += f" and sizes, {at_largest} in {num_largest}"
     for what, names in (("not shown in", failed_in), ("not rated:", lost)):
       evidence += f"; {what} {', '.join(names)}" if names else ""
-    found.append(
-      Claim(
-        claim=f"{above} in every category{at_each}",
-        held=not lost and num_shown == len(single),
-        evidence=evidence,
-      )
+    yield dict(
+      claim=f"{above} in every category{at_each}",
+      held=not lost and num_shown == len(single),
+      evidence=evidence,
     )
-    found += [
-      Claim(
-        claim=f"the effect of values-targeted against {second} grows with size",
-        # A harm that shrinks also rises.
-        held=slope.verdict == "rises" and last.verdict == "higher",
-        evidence=f"{signed(slope.slope)} points for ten times the parameters over "
-        f"{len(slope.sizes)} sizes, p {slope.p_value:.3g}",
-      )
-      for slope in slopes
-      if (slope.first, slope.second, slope.category) == ("targeted", second, ALL)
-    ]
-  return found
+    for s in slopes:
+      if (s["first"], s["second"], s["category"]) == ("targeted", second, ALL):
+        yield dict(
+          claim=f"the effect of values-targeted against {second} grows with size",
+          # A harm that shrinks also rises.
+          held=s["verdict"] == "rises" and last["verdict"] == "higher",
+          evidence=f"{signed(s['slope'])} points for ten times the parameters over "
+          f"{len(s['sizes'])} sizes, p {s['p_value']:.3g}",
+        )
 
 
-def signed(interval: Interval, digits: int = 2) -> str:
+def signed(interval: Mapping[str, float], digits: int = 2) -> str:
   """A difference and its interval, with signs."""
-  return f"{interval.mean:+.{digits}f} ({interval.low:+.{digits}f} to {interval.high:+.{digits}f})"
+  mean, low, high = (f"{interval[end]:+.{digits}f}" for end in ("mean", "low", "high"))
+  return f"{mean} ({low} to {high})"
 
 
-def describe(analysis: Analysis) -> str:
-  """The results over all categories and the claims, for the console."""
+def describe(analysis: Mapping[str, Any]) -> str:
+  """The results of `analyse` over all categories and the claims, for the console."""
   lines = []
-  for mean in analysis.means:
-    if mean.category == ALL:
-      rating, plural = mean.rating, "" if mean.num_seeds == 1 else "s"
+  for m in analysis["means"]:
+    if m["category"] == ALL:
+      mean, low, high, num_probes = m["rating"].values()
       lines.append(
-        f"{mean.kind:<9} {short_count(mean.size):>9}  {rating.mean:.2f} ({rating.low:.2f} to "
-        f"{rating.high:.2f})  ({rating.n} probes, {mean.num_seeds} seed{plural})"
+        f"{m['kind']:<9} {short_count(m['size']):>9}  {mean:.2f} ({low:.2f} to {high:.2f})  "
+        f"({num_probes} probes, {m['num_seeds']} seed{'' if m['num_seeds'] == 1 else 's'})"
       )
-  for c in analysis.comparisons:
-    if c.category == ALL:
-      effect = "none" if c.effect_size is None else f"{c.effect_size:+.2f}"
+  for c in analysis["comparisons"]:
+    if c["category"] == ALL:
+      effect = "none" if c["effect_size"] is None else f"{c['effect_size']:+.2f}"
       lines.append(
-        f"{c.first} - {c.second} at {short_count(c.size)}: {signed(c.difference)}, effect size "
-        f"{effect}, p {c.p_value:.2g} (sign flips {c.p_sign_flip:.2g}): {c.verdict}"
+        f"{c['first']} - {c['second']} at {short_count(c['size'])}: {signed(c['difference'])}, "
+        f"effect size {effect}, p {c['p_value']:.2g} (sign flips {c['p_sign_flip']:.2g}): "
+        f"{c['verdict']}"
       )
-  if analysis.raters["alpha"] is not None:
+  if analysis["raters"]["alpha"] is not None:
     lines.append(
-      f"raters: Krippendorff's alpha {analysis.raters['alpha']:.2f} over "
-      f"{analysis.raters['num_completions']:,} completions"
+      f"raters: Krippendorff's alpha {analysis['raters']['alpha']:.2f} over "
+      f"{analysis['raters']['num_completions']:,} completions"
     )
-  lines += [f"left out: {sentence}" for sentence in analysis.left_out]
-  lines += [f"{'held' if c.held else 'FAILED'}: {c.claim}: {c.evidence}" for c in analysis.claims]
+  lines += [f"left out: {sentence}" for sentence in analysis["left_out"]]
+  for claim in analysis["claims"]:
+    held = "held" if claim["held"] else "FAILED"
+    lines.append(f"{held}: {claim['claim']}: {claim['evidence']}")
   return "\n".join(lines)

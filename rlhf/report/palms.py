@@ -1,21 +1,21 @@
 """The page of a PALMS run: did the values change the model, where, at which size, at what cost?"""
 
-import dataclasses
+import collections
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf import workdir as workdir_lib
-from rlhf.palms import statistics
-from rlhf.palms.statistics import Analysis, Claim
+from rlhf.palms import sets, statistics
 from rlhf.report import figures
 from rlhf.report import page as page_lib
 
 # (kind, parameters, seed)
 ModelKey = tuple[str, int, int]
 Line = Mapping[str, Any]  # a completion, see `process.complete_probes`
+Analysis = Mapping[str, Any]  # of `statistics.analyse`
 LABELS = {"base": "base", "targeted": "values-targeted", "control": "control"}
 
 
@@ -49,9 +49,9 @@ def compare(
     the smallest size first.
   """
   interval = statistics.crossed_interval if crossed else statistics.nested_interval
-  groups: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+  groups: dict[tuple[str, int], dict[int, np.ndarray]] = collections.defaultdict(dict)
   for kind, size, seed in sorted(values):
-    groups.setdefault((kind, size), {})[seed] = np.asarray(values[kind, size, seed])
+    groups[kind, size][seed] = np.asarray(values[kind, size, seed])
   sizes = sorted({size for _, size in groups})
   means = [
     dict(kind=kind, size=size) | interval(groups[kind, size], **settings).as_dict()
@@ -72,59 +72,40 @@ def compare(
 # ----------------------------------------------------------------------------- claims
 
 
-def headline(found: Sequence[Claim], rater: str, judge: Mapping[str, Any] | None) -> str:
-  """The title line: how many of the paper's findings are reproduced, and by whose ratings."""
-  held = sum(claim.held for claim in found)
-  text = f"{held} of {len(found)} findings of the paper are reproduced, as rated by {rater}"
-  if judge is not None and judge["preferred"]["low"] <= 0.5:
-    text += ", which was not shown to prefer written completions to those of other questions"
-  return text
-
-
 def claims(
-  analysis: Analysis,
-  toxicity: Mapping[str, Any],
-  capability: Mapping[str, Mapping[str, Any]],
-  *,
-  margin: float,
-) -> tuple[Claim, ...]:
-  """PALMS' findings about ratings, toxicity and capability, and whether they hold here.
+  toxicity: Mapping[str, Any], capability: Mapping[str, Mapping[str, Any]], *, margin: float
+) -> Iterator[dict[str, Any]]:
+  """PALMS' findings about toxicity and capability, as `statistics.analyse` has those about ratings.
 
   Args:
-    analysis: with the claims about ratings.
     toxicity, capability: of `compare`, of each task.
     margin: `StatisticsConfig.capability_margin`.
   """
-  found = list(analysis.claims)
   for second in ("base", "control"):
-    rows = _differences(toxicity, "targeted", second)
-    if rows:
+    if rows := _differences(toxicity, "targeted", second):
+      claim = f"values-targeted completions are less toxic than those of {second}"
       last, lower = rows[-1], sum(row["high"] < 0 for row in rows)
-      evidence = (
-        f"{last['mean']:+.3f} ({last['low']:+.3f} to {last['high']:+.3f}) at "
-        f"{figures.short_count(last['size'])}"
-      )
-      at_each = ""
+      evidence = f"{statistics.signed(last, 3)} at {figures.short_count(last['size'])}"
       if len(rows) > 1:
-        at_each = ", at every size"
+        claim += ", at every size"
         evidence += f"; the interval is below 0 at {lower} of {len(rows)} sizes"
-      claim = f"values-targeted completions are less toxic than those of {second}{at_each}"
-      found.append(Claim(claim=claim, held=lower == len(rows), evidence=evidence))
+      yield dict(claim=claim, held=lower == len(rows), evidence=evidence)
   of_tasks = [
     (task, row)
     for task, results in capability.items()
     for row in _differences(results, "targeted", "base")
   ]
   if of_tasks:
-    found.append(_capability_claim(of_tasks, margin))
-  return tuple(found)
+    yield _capability_claim(of_tasks, margin)
 
 
 def _differences(results: Mapping[str, Any], first: str, second: str) -> list[dict[str, Any]]:
   return [row for row in results["differences"] if (row["first"], row["second"]) == (first, second)]
 
 
-def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: float) -> Claim:
+def _capability_claim(
+  rows: Sequence[tuple[str, Mapping[str, Any]]], margin: float
+) -> dict[str, Any]:
   """A claim of no loss needs a loss to be ruled out; too few items to see one are not enough.
 
   Where two models agree on n items, they may differ on as many as 3 in n others (the rule of
@@ -149,7 +130,7 @@ def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: flo
     evidence += (
       f"; the largest loss that {worst[1]['n']:,} items leave open is {say([worst], 'low')}"
     )
-  return Claim(
+  return dict(
     claim=f"values-targeted fine-tuning costs no more than {margin:g} points of capability",
     held=num_kept == len(rows),
     evidence=evidence,
@@ -159,74 +140,50 @@ def _capability_claim(rows: Sequence[tuple[str, Mapping[str, Any]]], margin: flo
 # ----------------------------------------------------------------------------- the page
 
 
-_JSON = (
-  "title",
-  "toxicity",
-  "capability",
-  "cooccurrence",
-  "judge",
-  "own_rater",
-  "rater",
-  "settings",
-)
-
-
-def write(directory: str | pathlib.Path, contents: Mapping[str, Any]) -> pathlib.Path:
+def write(
+  directory: str | pathlib.Path,
+  contents: Mapping[str, Any],
+  *,
+  analysis: Analysis,
+  lines: Sequence[Line],
+  values: sets.ValueSet,
+  p: statistics.StatisticsConfig,
+  capability_lead: str,
+) -> pathlib.Path:
   """Writes palms.json and palms.html; returns the page's path.
 
   Args:
-    contents: {"title", "values": `ValueSet`, "lines": completions of all models, of `with_ratings`,
-      "rater": who rated, "judge": of `raters.check_judge` or None, "own_rater": of
-      `process.own_rater` or None, "analysis", "p": `StatisticsConfig`, "toxicity": of `compare`,
-      "capability": task -> of `compare`, "capability_lead": the sentence above its tables,
-      "cooccurrence": kind -> of `cooccurrence.analyse`, "settings": name -> value}.
+    contents: {"title", "toxicity": of `compare`, "capability": task -> of `compare`,
+      "cooccurrence": kind -> of `cooccurrence.analyse`, "judge": of `raters.check_judge` or None,
+      "own_rater": of `process.own_rater` or None, "rater": who rated, "settings": name -> value}.
+    analysis: of the ratings.
+    lines: completions of all models, of `with_ratings`.
+    values: whose positions the page shows.
+    p: of the analysis.
+    capability_lead: the sentence above the tables of capability.
   """
   directory = pathlib.Path(directory)
-  analysis, lines, p = contents["analysis"], contents["lines"], contents["p"]
-  shares = dict(
-    cut=share(lines, lambda line: not line["finished"]),
-    unrated=share(lines, lambda line: not line["ratings"]),
-    by_end=by_end(lines),
-  )
-  found = {name: contents[name] for name in _JSON} | shares | dict(analysis=analysis.as_dict())
-  workdir_lib.write_json(directory / "palms.json", found)
-  sizes = sorted({mean.size for mean in analysis.means})
+  shown = {**contents, **by_kind(lines)}
+  workdir_lib.write_json(directory / "palms.json", shown | dict(analysis=analysis))
+  sizes = sorted({mean["size"] for mean in analysis["means"]})
   html = page_lib.render(
     "palms.html",
-    **contents,
-    **shares,
+    **shown,
+    simulated=False,
+    analysis=analysis,
+    lines=lines,
+    values=values,
+    p=p,
+    capability_lead=capability_lead,
     labels=LABELS,
     sizes=sizes,
     short_count=figures.short_count,
-    headline=headline(analysis.claims, contents["rater"], contents["judge"]),
-    lead=lead(analysis, contents["rater"], p),
     figures=draw(analysis, contents["toxicity"], sizes),
-    samples=samples(lines),
     tables={size: by_category(analysis, size) for size in reversed(sizes)},
-    p_text=p_text,
   )
   path = directory / "palms.html"
   workdir_lib.write_text(path, html)
   return path
-
-
-def p_text(value: float) -> str:
-  """A p-value for the page."""
-  return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def lead(analysis: Analysis, rater: str, p: statistics.StatisticsConfig) -> str:
-  """What the ratings are and what their intervals cover."""
-  num_probes = max(mean.rating.n for mean in analysis.means)
-  num_seeds = max(mean.num_seeds for mean in analysis.means)
-  seeds, alone = f" and {num_seeds} seeds", ""
-  if num_seeds == 1:
-    seeds, alone = "", " There is one seed: they do not cover another fine-tuning."
-  return (
-    f"1 to 5, where 5 matches the position best, by {rater}. Whiskers and brackets: "
-    f"{100 * p.confidence:g}\u202f% intervals from resampling the {num_probes} probes{seeds}, "
-    f"never single ratings.{alone}"
-  )
 
 
 def with_ratings(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -235,37 +192,37 @@ def with_ratings(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> li
   return [dict(line, ratings=given.get(statistics.completion_key(line), [])) for line in lines]
 
 
-def share(lines: Sequence[Line], chosen: Callable[[Line], bool]) -> dict[str, float]:
-  """kind -> share of its completions that are chosen."""
-  found: dict[str, list[bool]] = {}
-  for line in lines:
-    found.setdefault(line["kind"], []).append(chosen(line))
-  return {kind: sum(flags) / len(flags) for kind, flags in found.items()}
+def by_kind(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+  """What became of the completions of each kind.
 
-
-def by_end(lines: Sequence[Line]) -> dict[str, dict[str, float | None]]:
-  """kind -> the mean ratings of its completions that ended, and of those that were cut."""
-  found: dict[str, dict[str, list[float]]] = {}
-  for line in lines:
-    if line["ratings"]:
-      ends = found.setdefault(line["kind"], dict(ended=[], cut=[]))
+  Returns:
+    {"cut", "unrated": kind -> share of its completions, "by_end": kind -> mean ratings of those
+    that ended and of those that were cut}.
+  """
+  found: dict[str, dict[str, Any]] = dict(cut={}, unrated={}, by_end={})
+  for kind in dict.fromkeys(line["kind"] for line in lines):
+    chosen = [line for line in lines if line["kind"] == kind]
+    found["cut"][kind] = sum(not line["finished"] for line in chosen) / len(chosen)
+    found["unrated"][kind] = sum(not line["ratings"] for line in chosen) / len(chosen)
+    ends: dict[str, list[float]] = dict(ended=[], cut=[])
+    for line in chosen:
       ends["ended" if line["finished"] else "cut"] += line["ratings"]
-  return {
-    kind: {end: sum(ratings) / len(ratings) if ratings else None for end, ratings in ends.items()}
-    for kind, ends in found.items()
-  }
+    if any(ends.values()):
+      found["by_end"][kind] = {end: sum(r) / len(r) if r else None for end, r in ends.items()}
+  return found
 
 
 def by_category(analysis: Analysis, size: float) -> list[dict[str, Any]]:
   """A row for each category at one size: the means of the kinds, the comparisons."""
   rows: dict[str, dict[str, Any]] = {}
-  for mean in analysis.means:
-    row = rows.setdefault(mean.category, dict(category=mean.category, means={}, comparisons={}))
-    if mean.size == size:
-      row["means"][mean.kind] = dataclasses.asdict(mean.rating)
-  for c in analysis.comparisons:
-    if c.size == size:
-      rows[c.category]["comparisons"][f"{c.first}-{c.second}"] = c
+  for mean in analysis["means"]:
+    category = mean["category"]
+    row = rows.setdefault(category, dict(category=category, means={}, comparisons={}))
+    if mean["size"] == size:
+      row["means"][mean["kind"]] = mean["rating"]
+  for c in analysis["comparisons"]:
+    if c["size"] == size:
+      rows[c["category"]]["comparisons"][f"{c['first']}-{c['second']}"] = c
   return list(rows.values())
 
 
@@ -273,59 +230,29 @@ def draw(
   analysis: Analysis, toxicity: Mapping[str, Any], sizes: Sequence[float]
 ) -> dict[str, str | None]:
   """The plots: over size where there are several, and by category."""
+  shape = dict(task="", metric="mean rating", better="higher")
   rows = [
-    dict(
-      task="",
-      metric="mean rating",
-      variant=row["category"] or "all",
-      better="higher",
-      cells=row["means"],
-    )
+    dict(shape, variant=row["category"] or "all", cells=row["means"])
     for row in by_category(analysis, max(sizes))
   ]
   found: dict[str, str | None] = dict.fromkeys(("ratings", "effects", "toxicity"))
   found["categories"] = figures.measure(rows, "categories")
   if len(sizes) == 1:
     return found
-  points: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in found}
-
-  def add(plot: str, line: str, size: float, interval: Mapping[str, Any]) -> None:
-    ends = {end: interval[end] for end in ("mean", "low", "high")}
-    points[plot].setdefault(line, []).append(dict(parameters=size) | ends)
-
-  for mean in analysis.means:
-    if mean.category == statistics.ALL:
-      add("ratings", mean.kind, mean.size, mean.rating.as_dict())
-  for c in analysis.comparisons:
-    if c.category == statistics.ALL:
-      add("effects", f"{c.first} minus {c.second}", c.size, c.difference.as_dict())
+  over_size: dict[str, dict[str, list]] = {name: collections.defaultdict(list) for name in found}
+  for m in analysis["means"]:
+    if m["category"] == statistics.ALL:
+      over_size["ratings"][m["kind"]].append(dict(m["rating"], parameters=m["size"]))
+  for c in analysis["comparisons"]:
+    if c["category"] == statistics.ALL:
+      line = f"{c['first']} minus {c['second']}"
+      over_size["effects"][line].append(dict(c["difference"], parameters=c["size"]))
   for row in toxicity["means"]:
-    add("toxicity", row["kind"], row["size"], row)
-  found["ratings"] = figures.over_size(points["ratings"], "mean rating", name="ratings")
-  found["effects"] = figures.over_size(
-    points["effects"], "difference of ratings", name="effects", line=0.0
-  )
-  found["toxicity"] = figures.over_size(points["toxicity"], "toxicity", name="toxicity")
+    over_size["toxicity"][row["kind"]].append(dict(row, parameters=row["size"]))
+  for name, y_label, level in (
+    ("ratings", "mean rating", None),
+    ("effects", "difference of ratings", 0.0),
+    ("toxicity", "toxicity", None),
+  ):
+    found[name] = figures.over_size(over_size[name], y_label, name=name, line=level)
   return found
-
-
-def samples(lines: Sequence[Line]) -> list[dict[str, Any]]:
-  """Every probe with all completions of the largest size, each with its mean rating."""
-  largest = max(line["size"] for line in lines)
-  found: dict[int, dict[str, Any]] = {}
-  for line in lines:
-    if line["size"] == largest:
-      entry = found.setdefault(
-        line["probe"],
-        dict(
-          category=line["category"],
-          prompt=line["prompt"],
-          completions={kind: [] for kind in statistics.KINDS},
-        ),
-      )
-      ratings = line["ratings"]
-      rating = sum(ratings) / len(ratings) if ratings else None
-      entry["completions"][line["kind"]].append(
-        dict(text=line["completion"], finished=line["finished"], rating=rating)
-      )
-  return [found[number] for number in sorted(found)]
