@@ -28,14 +28,12 @@ from rlhf import workdir as workdir_lib
 from rlhf.data import cache, prepare, splits
 from rlhf.data import records as records_lib
 from rlhf.evals import evaluation, units
-from rlhf.evals.preference import comparison
 from rlhf.evals.preference.comparison import PreferenceConfig
 from rlhf.evals.reward_models import selection
 from rlhf.evals.suites.pretraining import PretrainingConfig
 from rlhf.evals.units import Candidate
 from rlhf.inference import completions, rewards
 from rlhf.inference.completions import CompletionConfig
-from rlhf.model.architecture import ModelConfig
 from rlhf.model.compute import ComputeConfig
 from rlhf.networks import Network
 from rlhf.report import pipeline as report_lib
@@ -48,10 +46,8 @@ from rlhf.tinyworld import write as write_lib
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.workdir import read_jsonl
 
-POLICIES = ("base", "sft", "ppo", "ppo_ptx")
-COMPARED = (*POLICIES, "sft_last", "ppo_live", "ppo_ptx_live")  # on the test prompts
+COMPARED = (*results.POLICIES, "sft_last", "ppo_live", "ppo_ptx_live")  # on the test prompts
 TAXED = ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx")
-SHOWN_SAMPLES = 30
 ALGORITHMS = dict(sft=sft, reward_model=reward_model, ppo=ppo)
 
 
@@ -144,27 +140,27 @@ def run(
       run_stage(stages_lib.view(config, name), table[name], workdir, cache_dir)
   if last_stage != "evaluation":
     return None
-  page = write_report(config, workdir)
+  # All processes score the comparisons; process 0 writes.
+  contents = results.contents(config, workdir, load_reward(config, workdir))
+  if processes.is_main():
+    report_lib.write_report(workdir / "report", contents)
+  page = workdir / "report" / "report.html"
   print(f"report: {page}", flush=True)
   return page
 
 
 def run_stage(config, stage: Stage, workdir: pathlib.Path, cache_dir: pathlib.Path) -> None:
-  """One stage.
-
-  Args:
-    config: the stage's view.
-    stage: of the table.
-    workdir: of the run.
-    cache_dir: of tokenised data.
-  """
-  if stage.name == "base" and "source" in config.base:
-    import_base(config, workdir / stage.name)
-  elif stage.algorithm:
+  """One stage, from its view of the config; returns at once where it is done."""
+  directory = workdir / stage.name
+  if stage.algorithm:
     made = stages_lib.stage_config(config, stage, workdir)
-    ALGORITHMS[stage.algorithm].train(made, workdir / stage.name, cache_dir=cache_dir)
+    ALGORITHMS[stage.algorithm].train(made, directory, cache_dir=cache_dir)
+  elif stage.name == "data":
+    prepare_data(config, directory)
+  elif stage.name == "base":
+    import_base(config, directory)
   else:
-    OWN_STAGES[stage.name](config, workdir)
+    workdir_lib.once(directory, lambda: OWN_STAGES[stage.name](config, workdir))
 
 
 @contextlib.contextmanager
@@ -187,23 +183,22 @@ def shared_stage(config, name: str, workdir: pathlib.Path, shared: pathlib.Path)
 # ----------------------------------------------------------------------------- data and base
 
 
-def prepare_data(config, workdir: pathlib.Path) -> None:
+def prepare_data(config, directory: pathlib.Path) -> None:
   """The stage `data`: process 0 writes the files, the others read them."""
-  stage = workdir / "data"
   with processes.main_first("data"):
-    if workdir_lib.is_done(stage):
+    if workdir_lib.is_done(directory):
       return
     began = time.perf_counter()
-    stage.mkdir(parents=True, exist_ok=True)
-    if "world" in config:
-      paths = write_lib.write(world_config(config), stage)
+    directory.mkdir(parents=True, exist_ok=True)
+    if stages_lib.in_tinyworld(config):
+      paths = write_lib.write(world_config(config), directory)
       counts = {name: sum(1 for _ in open(path, encoding="utf-8")) for name, path in paths.items()}
     else:
-      counts = splits.write(splits.FilesConfig(**config.files), stage, config.seed)
+      counts = splits.write(splits.FilesConfig(**config.files), directory, config.seed)
     print("data: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()), flush=True)
     # Not `mark_done`, in which every process takes part.
     seconds = time.perf_counter() - began
-    workdir_lib.write_json(stage / workdir_lib.DONE, dict(counts=counts, seconds=seconds))
+    workdir_lib.write_json(directory / workdir_lib.DONE, dict(counts=counts, seconds=seconds))
 
 
 def world_config(config) -> write_lib.WorldConfig:
@@ -220,28 +215,26 @@ def make_labelers(config):
   return labelers_lib.make_labelers(cfg)
 
 
-def import_base(config, stage: pathlib.Path) -> None:
+def import_base(config, directory: pathlib.Path) -> None:
   """The stage `base` for a published model: read once and exported for all stages."""
-  if workdir_lib.is_done(stage):
-    return
-  began = time.perf_counter()
-  network = load(config, config.base.source, "policy")
-  checkpoint.export_params(
-    stage / "export",
-    network.params,
-    model=network.cfg.shape(),
-    kind="policy",
-    tokenizer=network.tokenizer,
-    config=workdir_lib.config_to_dict(config),
-    step=0,
-    metadata=network.metadata,
-  )
-  print(
-    f"base: {network.cfg.num_block_params:,} parameters outside the embeddings, from "
-    f"{config.base.source}",
-    flush=True,
-  )
-  workdir_lib.mark_done(stage, dict(seconds=time.perf_counter() - began))
+
+  def read_and_export() -> dict[str, Any]:
+    network = load(config, config.base.source, "policy")
+    checkpoint.export_params(
+      directory / "export",
+      network.params,
+      model=network.cfg.shape(),
+      kind="policy",
+      tokenizer=network.tokenizer,
+      config=workdir_lib.config_to_dict(config),
+      step=0,
+      metadata=network.metadata,
+    )
+    size = f"{network.cfg.num_block_params:,} parameters outside the embeddings"
+    print(f"base: {size}, from {config.base.source}", flush=True)
+    return {}
+
+  workdir_lib.once(directory, read_and_export)
 
 
 # ----------------------------------------------------------------------------- networks
@@ -260,6 +253,10 @@ def load(config, directory, kind: str) -> Network:
   """A policy or a reward model, computing as the base model does."""
   compute = ComputeConfig(**config.base.compute)
   return networks.load(directory, compute, make_mesh(config), kind=kind, flag=kind)
+
+
+def load_reward(config, workdir: pathlib.Path) -> Network:
+  return load(config, workdir / "reward_model" / "export", "reward")
 
 
 def completion_config(config, temperature: float) -> CompletionConfig:
@@ -289,16 +286,12 @@ def fitting(config, network: Network, records: Sequence[dict]) -> Sequence[dict]
 # ----------------------------------------------------------------------------- step 2
 
 
-def collect_comparisons(config, workdir: pathlib.Path) -> None:
+def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
   """The stage `comparisons`: outputs of the last SFT epoch, ranked by simulated labelers.
 
   One training labeler ranks each prompt (InstructGPT section 3.4: "most comparisons are only
   labeled by 1 contractor"); held-out labelers rank the validation outputs once more.
   """
-  stage = workdir / "comparisons"
-  if workdir_lib.is_done(stage):
-    return
-  began = time.perf_counter()
   p = ComparisonsConfig(**config.comparisons)
   world = make_world(config)
   training, heldout = make_labelers(config)
@@ -332,9 +325,9 @@ def collect_comparisons(config, workdir: pathlib.Path) -> None:
       rankings.append(ranked(world, group[who[index]], record, texts))
       if name == "valid":
         again.append(ranked(world, heldout[index % len(heldout)], record, texts))
-    workdir_lib.write_jsonl(stage / f"{name}.jsonl", rankings)
+    workdir_lib.write_jsonl(workdir / "comparisons" / f"{name}.jsonl", rankings)
     if again:
-      workdir_lib.write_jsonl(stage / "valid_heldout.jsonl", again)
+      workdir_lib.write_jsonl(workdir / "comparisons" / "valid_heldout.jsonl", again)
       items = [
         labelers_lib.mark_item(world, line["task"], line["prompt"], line["completions"])
         for line in rankings
@@ -347,7 +340,7 @@ def collect_comparisons(config, workdir: pathlib.Path) -> None:
       prompts=len(rankings), completions=int(num_completions.sum()), dropped_empty=num_empty
     )
   print(f"comparisons: {counts}", flush=True)
-  workdir_lib.mark_done(stage, counts | dict(seconds=time.perf_counter() - began))
+  return counts
 
 
 def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -365,19 +358,15 @@ def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> d
   )
 
 
-def select_sft(config, workdir: pathlib.Path) -> None:
+def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
   """The stage `selection`: the epoch whose completions of validation prompts score highest.
 
   Source: InstructGPT appendix C.1: "final SFT model selection based on the RM score on the
   validation set", because validation loss overfits after one epoch while preference goes on rising.
   """
-  stage = workdir / "selection"
-  if workdir_lib.is_done(stage):
-    return
-  began = time.perf_counter()
-  reward = load(config, workdir / "reward_model" / "export", "reward")
+  reward = load_reward(config, workdir)
   valid = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
-  epoch_network = lambda epoch: load(config, epoch_path(workdir, epoch), "policy")
+  epoch_network = lambda epoch: load(config, workdir / stages_lib.epoch_export(epoch), "policy")
   records = fitting(config, epoch_network(1), valid)[: config.evaluation.num_selection_prompts]
 
   def score_epoch(epoch: int) -> np.ndarray:
@@ -395,13 +384,11 @@ def select_sft(config, workdir: pathlib.Path) -> None:
     f"{choice.mean(choice.best):.3f}",
     flush=True,
   )
-  result = dict(
+  return dict(
     epoch=choice.best,
     num_prompts=len(records),
     scores={str(epoch): choice.mean(epoch) for epoch in choice.scores},
-    seconds=time.perf_counter() - began,
   )
-  workdir_lib.mark_done(stage, result)
 
 
 def score(config, reward: Network, ids: Sequence[Any]) -> np.ndarray:
@@ -415,31 +402,24 @@ def score(config, reward: Network, ids: Sequence[Any]) -> np.ndarray:
   )
 
 
-def epoch_path(workdir: pathlib.Path, epoch: int) -> pathlib.Path:
-  """The export of an SFT epoch."""
-  return workdir / "sft" / "epochs" / f"{epoch:02d}"
-
-
 # ----------------------------------------------------------------------------- evaluation
 
 
 def policy_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name of every compared model -> its export."""
   names = ("base", "base_more_pretraining", "ppo_init", "ppo", "ppo_ptx")
+  selected = workdir_lib.done_result(workdir / "selection")["epoch"]
   return {name: workdir / name / "export" for name in names} | dict(
-    sft=epoch_path(workdir, workdir_lib.done_result(workdir / "selection")["epoch"]),
+    sft=workdir / stages_lib.epoch_export(selected),
     sft_last=workdir / stages_lib.last_epoch(config),
     ppo_live=workdir / "ppo" / "export_live",
     ppo_ptx_live=workdir / "ppo_ptx" / "export_live",
   )
 
 
-def evaluate(config, workdir: pathlib.Path) -> None:
-  """The stage `evaluation`: the suites `preference` and `pretraining` of `launch.evaluate`."""
+def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
+  """The stage `evaluation`: the suites `preference` and `pretraining` of `rlhf evaluate`."""
   stage = workdir / "evaluation"
-  if workdir_lib.is_done(stage):
-    return
-  began = time.perf_counter()
   paths = policy_paths(config, workdir)
   settings = evaluation.Settings(
     seed=config.seed,
@@ -459,15 +439,15 @@ def evaluate(config, workdir: pathlib.Path) -> None:
   result |= results.compare_rewards(sampled_rewards(config, workdir), settings.bootstrap)
   result |= results.alignment_tax(stage / "pretraining", taxed["pretraining"], settings.bootstrap)
   result["gold_score"] = None
-  if "world" in config:
+  if stages_lib.in_tinyworld(config):
     result["gold_score"], by_prompt = results.gold_scores(stage / "preference", make_world(config))
     workdir_lib.write_jsonl(stage / "gold.jsonl", by_prompt)
-  workdir_lib.mark_done(stage, result | dict(seconds=time.perf_counter() - began))
+  return result
 
 
 def sampled_rewards(config, workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Model -> rewards of its completions of the test prompts, scored as in PPO."""
-  reward = load(config, workdir / "reward_model" / "export", "reward")
+  reward = load_reward(config, workdir)
   found = {}
   for name in COMPARED:
     unit = workdir / "evaluation" / "preference" / name / evaluation.COMPLETIONS
@@ -479,7 +459,7 @@ def sampled_rewards(config, workdir: pathlib.Path) -> dict[str, np.ndarray]:
 def preference_config(config, workdir: pathlib.Path) -> PreferenceConfig:
   """Every policy against SFT on the test prompts, judged by labelers or else the reward model."""
   p = config.ppo.ppo
-  world = "world" in config
+  world = stages_lib.in_tinyworld(config)
   return PreferenceConfig(
     data=f"jsonl:{workdir / 'data' / 'prompts_test.jsonl'}",
     limit=None,
@@ -513,148 +493,10 @@ def pretraining_config(config, workdir: pathlib.Path) -> PretrainingConfig:
   )
 
 
-# Stages that no algorithm trains -> function of the stage's view of the config and the workdir.
-OWN_STAGES: dict[str, Callable[[Any, pathlib.Path], None]] = dict(
-  data=prepare_data, comparisons=collect_comparisons, selection=select_sft, evaluation=evaluate
+# Stage -> function of its view of the config and the workdir; returns what done.json holds.
+OWN_STAGES: dict[str, Callable[[Any, pathlib.Path], dict[str, Any]]] = dict(
+  comparisons=collect_comparisons, selection=select_sft, evaluation=evaluate
 )
-
-
-# ----------------------------------------------------------------------------- report
-
-
-def reward_accuracy(config, workdir: pathlib.Path, settings) -> tuple[dict[str, Any], dict]:
-  """Accuracy on validation comparisons, by training and held-out labelers, and calibration."""
-  reward = load(config, workdir / "reward_model" / "export", "reward")
-  choices: dict[str, Any] = dict(
-    network=reward,
-    prompt_format=prompt_format(config),
-    batch_size=config.reward_model.reward.batch_size,
-    length=config.reward_model.length,
-    overlong=config.reward_model.comparisons.overlong,
-    **settings,
-  )
-  valid = read_jsonl(workdir / stages_lib.comparison_files(config)["valid"])
-  found = comparison.reward_accuracy(valid, **choices)
-  again = workdir / "comparisons" / "valid_heldout.jsonl"
-  heldout = None
-  if again.exists():
-    heldout = comparison.reward_accuracy(read_jsonl(again), **choices)["accuracy"]["mean"]
-  accuracy = dict(
-    accuracy=found["accuracy"]["mean"],
-    accuracy_heldout_labelers=heldout,
-    n=found["num_pairs"],
-    accuracy_interval=found["accuracy"],
-    length_baseline_accuracy=found["length_baseline_accuracy"]["mean"],
-  )
-  return accuracy, found["calibration"]
-
-
-def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
-  """Reward, KL and, in TinyWorld, gold score along one of the PPO runs."""
-  settings = dict(num_resamples=config.evaluation.num_resamples, seed=config.seed)
-  if "world" not in config:
-    return results.reward_curve(workdir / name, settings, None, {})
-  valid = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
-  tasks = {record["prompt"]: record["task"] for record in valid}
-  return results.reward_curve(workdir / name, settings, make_world(config), tasks)
-
-
-def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
-  """`report/report.json` and `report/report.html` from what the stages left."""
-  p = EvaluationConfig(**config.evaluation)
-  settings = dict(num_resamples=p.num_resamples, seed=config.seed)
-  done = {name: workdir_lib.done_result(workdir / name) for name in stages_lib.table(config)}
-  seconds = {name: result["seconds"] for name, result in done.items()}
-  evaluated, stage = done["evaluation"], workdir / "evaluation"
-  reward, curve = reward_accuracy(config, workdir, settings)
-  labelers = None
-  samples = read_jsonl(stage / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
-  golds: list[Any] = [None] * len(samples)
-  if "world" in config:
-    golds = read_jsonl(stage / "gold.jsonl")
-    labelers = {
-      name: done["comparisons"][name] for name in ("agreement_training", "agreement_heldout")
-    }
-  report = dict(
-    reward_model=reward,
-    labelers=labelers,
-    first_minibatch_ratio_max_error=max(
-      done[name]["first_minibatch_ratio_max_error"] for name in ("ppo", "ppo_ptx")
-    ),
-    wall_seconds=seconds | {"total": sum(seconds.values())},
-    seed=config.seed,
-    paired_difference_ppo_ptx_minus_ppo=evaluated["paired_difference"],
-    num_test_prompts=evaluated["num_prompts"],
-    **{
-      name: value
-      for name, value in evaluated.items()
-      if name not in ("seconds", "num_prompts", "paired_difference")
-    },
-  )
-  contents = dict(
-    title=config.title,
-    report=report,
-    config_summary=summary(config),
-    prompt_format=f"{prompt_format(config).describe()}, for every model alike",
-    temperatures={
-      "base": p.base_temperature,
-      "sft, ppo, ppo_ptx": p.temperature,
-      "rollouts": config.ppo.ppo.temperature,
-    },
-    paired_difference=evaluated["paired_difference"],
-    curves=dict(
-      base=results.loss_curve(workdir / "base"),
-      base_more_pretraining=results.loss_curve(workdir / "base_more_pretraining"),
-      sft=results.sft_epochs(workdir / "sft", done["selection"]["scores"]),
-      reward={name: reward_curve(config, workdir, name) for name in ("ppo", "ppo_ptx")},
-    ),
-    calibration=curve,
-    samples=[
-      dict(
-        prompt=line["prompt"],
-        completions={name: line["completions"][name] for name in POLICIES},
-        gold=None if scores is None else {name: scores[name] for name in POLICIES},
-      )
-      for line, scores in zip(samples, golds)
-    ],
-    notes=notes(config, done["selection"]["epoch"], done["selection"]["num_prompts"]),
-  )
-  if processes.is_main():
-    report_lib.write_report(workdir / "report", contents)
-  return workdir / "report" / "report.html"
-
-
-def notes(config, epoch: int, num_prompts: int) -> list[str]:
-  """What a reader must know about the compared models."""
-  return [
-    f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose completions of "
-    f"{num_prompts} validation prompts have the highest mean reward; the last epoch is shown too.",
-    f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
-    f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown too.",
-  ]
-
-
-def summary(config) -> dict[str, Any]:
-  """The few settings that a reader of the report wants first."""
-  p = config.ppo.ppo
-  if "source" in config.base:
-    found = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
-    shape = ModelConfig(**found.model)
-  else:
-    shape = networks.configured(config.base)
-  return {
-    "non-embedding parameters": f"{shape.num_block_params:,}",
-    **({"base model": config.base.source} if "source" in config.base else {}),
-    **({"adapters": f"rank {config.ppo.lora.rank}"} if config.ppo.lora.rank else {}),
-    "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
-    f"{p.num_iterations}",
-    "KL coefficient": p.kl_coef,
-    "ptx coefficient": p.ptx_coef,
-    "pretraining examples per episode": p.ptx_ratio,
-    "EMA decay": p.ema_decay,
-    "policy learning rate": config.ppo.policy_optim.learning_rate,
-    "seed": config.seed,
-  }
 
 
 # ----------------------------------------------------------------------------- checks
@@ -669,27 +511,16 @@ def check_config(config) -> None:
   for field, choices in (("reward_init", ("sft", "base")), ("kl_reference", ("ppo_init", "base"))):
     if config[field] not in choices:
       raise ValueError(f"config.{field} {config[field]!r}; choose from {', '.join(choices)}")
-  source = config.base.source if "source" in config.base else None
-  if source == "":
+  if config.base.get("source") == "":
     raise ValueError(
       "config.base.source is empty; name the published model with "
       "--config.base.source=hf:DIR, gguf:FILE or an export directory"
     )
   for name, stage in stages_lib.table(config).items():
-    if not stage.algorithm or (source and name == "base"):
-      continue
-    made = stages_lib.stage_config(stages_lib.view(config, name), stage, pathlib.Path())
-    if source:  # every stage has its shape
-      with made.unlocked():
-        made["policy_from" if stage.algorithm == "ppo" else "init_from"] = source
-    try:
-      ALGORITHMS[stage.algorithm].check_config(made)
-    except ValueError as error:
-      raise ValueError(f"config.{stage.kind}: {error}") from None
+    if stage.algorithm:
+      _check_stage(config, stages_lib.view(config, name), stage)
   for name, size in config.reward_model.model.items():
-    if config.reward_init == "sft" and (
-      name not in config.sft.model or size != config.sft.model[name]
-    ):
+    if config.reward_init == "sft" and size != config.sft.model.get(name):
       raise ValueError(
         f"config.reward_model.model.{name} {size} is not the {config.sft.model.get(name)} of the "
         "SFT model that it starts from; make them equal, or set --config.reward_init=base"
@@ -701,22 +532,34 @@ def check_config(config) -> None:
     )
   prompt_format(config).check(base_tokenizer(config))
   EvaluationConfig(**config.evaluation)
-  if "world" in config:
-    world_config(config)
-    for name, people in zip(("num_training", "num_heldout"), make_labelers(config)):
-      if len(people) < 2:
-        raise ValueError(
-          f"labelers.{name} {len(people)}; use 2 or more, so that agreement between "
-          "labelers can be measured"
-        )
-    ComparisonsConfig(**config.comparisons)
-  else:
+  if not stages_lib.in_tinyworld(config):
     splits.FilesConfig(**config.files)
+    return
+  world_config(config)
+  ComparisonsConfig(**config.comparisons)
+  for name, people in zip(("num_training", "num_heldout"), make_labelers(config)):
+    if len(people) < 2:
+      raise ValueError(
+        f"labelers.{name} {len(people)}; use 2 or more, so that agreement between labelers can be "
+        "measured"
+      )
+
+
+def _check_stage(config, view, stage: Stage) -> None:
+  """Raises ValueError where the stage's algorithm would refuse its config."""
+  made = stages_lib.stage_config(view, stage, pathlib.Path())
+  if stages_lib.base_is_published(config):  # every stage has its shape
+    with made.unlocked():
+      made[networks.start_field(made)] = config.base.source
+  try:
+    ALGORITHMS[stage.algorithm].check_config(made)
+  except ValueError as error:
+    raise ValueError(f"config.{stage.kind}: {error}") from None
 
 
 def base_tokenizer(config) -> Tokenizer:
   """The tokenizer of a published base model, or one of the kind that the base stage will make."""
-  if "source" not in config.base:
+  if not stages_lib.base_is_published(config):
     return Tokenizer.from_spec(config.base.tokenizer, ["any text"])
   found = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
   return networks.tokenizer_of(found)
@@ -724,5 +567,5 @@ def base_tokenizer(config) -> Tokenizer:
 
 def check_inputs(config) -> None:
   """Reads your own files line by line and keeps nothing; raises ValueError as the stage `data`."""
-  if "files" in config:
+  if not stages_lib.in_tinyworld(config):
     splits.check(splits.FilesConfig(**config.files))

@@ -69,7 +69,7 @@ class Stage:
 
 def table(config) -> dict[str, Stage]:
   """The stages of a config by name, in order."""
-  compared = ("comparisons",) if "world" in config else ()  # your own files have comparisons
+  compared = ("comparisons",) if in_tinyworld(config) else ()  # your own files have comparisons
   start = reward_start(config)
   reference = ("base",) if config["kl_reference"] == "base" else ()
   ppo: dict[str, Any] = dict(
@@ -84,7 +84,7 @@ def table(config) -> dict[str, Stage]:
     Stage(
       name="base",
       title="base: pretraining from scratch, or a published model",
-      algorithm="sft",
+      algorithm="" if base_is_published(config) else "sft",
       reads=("seed", "base"),
       inputs=("data",),
       fields=_base_fields,
@@ -231,8 +231,18 @@ def _format_fields(config, group: str) -> Fields:
 
 def comparison_files(config) -> dict[str, pathlib.PurePath]:
   """Ranked completions to train and to validate on: collected in TinyWorld, else your own."""
-  name = "comparisons/{}.jsonl" if "world" in config else "data/comparisons_{}.jsonl"
+  name = "comparisons/{}.jsonl" if in_tinyworld(config) else "data/comparisons_{}.jsonl"
   return {part: pathlib.PurePath(name.format(part)) for part in ("train", "valid")}
+
+
+def in_tinyworld(config) -> bool:
+  """Whether the data are TinyWorld's, and not your own files."""
+  return "world" in config
+
+
+def base_is_published(config) -> bool:
+  """Whether the base model is read from `config.base.source`, and not trained from scratch."""
+  return "source" in config["base"]
 
 
 def reward_start(config) -> str:
@@ -245,7 +255,12 @@ def reward_start(config) -> str:
 
 def last_epoch(config) -> pathlib.PurePath:
   """The export of the last SFT epoch."""
-  return pathlib.PurePath("sft", "epochs", f"{config['sft']['sft']['num_epochs']:02d}")
+  return epoch_export(config["sft"]["sft"]["num_epochs"])
+
+
+def epoch_export(epoch: int) -> pathlib.PurePath:
+  """The export of an SFT epoch, counted from 1."""
+  return pathlib.PurePath("sft", "epochs", f"{epoch:02d}")
 
 
 def extra_steps(config) -> int:

@@ -8,7 +8,6 @@ two, calls the parts.
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -249,13 +248,9 @@ def once(train: Callable, config, workdir, cache_dir) -> dict[str, Any]:
     cache_dir: of tokenised data; see `cache.directory`.
   """
   workdir = pathlib.Path(workdir)
-  if workdir_lib.is_done(workdir):
-    return workdir_lib.done_result(workdir)
-  began = time.perf_counter()
-  result = train(config, workdir, cache.directory(cache_dir, workdir))
-  result["seconds"] = time.perf_counter() - began
-  workdir_lib.mark_done(workdir, result)
-  return result
+  return workdir_lib.once(
+    workdir, lambda: train(config, workdir, cache.directory(cache_dir, workdir))
+  )
 
 
 def run(config, workdir: pathlib.Path, groups: Groups, **arguments):

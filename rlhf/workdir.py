@@ -14,7 +14,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -201,6 +202,17 @@ def done_result(stage_dir: str | os.PathLike) -> dict[str, Any]:
   if not is_done(stage_dir):
     raise ValueError(f"{stage_dir} holds no {DONE}: its stage has not finished; run it to its end")
   return read_json(pathlib.Path(stage_dir) / DONE)
+
+
+def once(stage_dir: str | os.PathLike, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """What a stage found: `make()`, recorded with its seconds, unless the stage is done already."""
+  if is_done(stage_dir):
+    return done_result(stage_dir)
+  began = time.perf_counter()
+  found = make()
+  found["seconds"] = time.perf_counter() - began
+  mark_done(stage_dir, found)
+  return found
 
 
 @contextlib.contextmanager

@@ -84,14 +84,14 @@ def test_the_epoch_with_the_highest_reward_is_chosen(config, tmp_path, monkeypat
   monkeypatch.setattr(
     pipeline, "score", lambda config, reward, ids: np.array([scores[name] for name in ids])
   )
-  pipeline.select_sft(config, tmp_path)
+  workdir_lib.mark_done(tmp_path / "selection", pipeline.select_sft(config, tmp_path))
   result = workdir_lib.done_result(tmp_path / "selection")
   assert result["epoch"] == 2 and result["scores"] == {
     str(int(epoch)): score for epoch, score in scores.items()
   }
   assert result["num_prompts"] == 3
   assert pipeline.policy_paths(config, tmp_path)["sft"].name == "02"
-  note = pipeline.notes(config, 2, 3)[0]
+  note = results.notes(config, 2, 3)[0]
   assert "epoch 2 of 4" in note and " 3 validation" in note
 
 

@@ -1,5 +1,6 @@
 """What the stages of a pipeline found, as the parts of report.json and the curves of its page."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +8,153 @@ from typing import Any
 import numpy as np
 
 from rlhf import metrics as metrics_lib
+from rlhf import networks, stages
 from rlhf import workdir as workdir_lib
+from rlhf.data import prepare
 from rlhf.evals import statistics, units
-from rlhf.evals.preference import win_rates
+from rlhf.evals.preference import comparison, win_rates
 from rlhf.evals.suites import pretraining
+from rlhf.model.architecture import ModelConfig
+from rlhf.networks import Network
 from rlhf.tinyworld import gold
-from rlhf.tinyworld.world import World
+from rlhf.tinyworld.world import World, make_world
+from rlhf.workdir import read_jsonl
 
 Bootstrap = Mapping[str, int]  # num_resamples and seed
-RATED = ("base", "sft", "ppo", "ppo_ptx")  # whose Likert ratings are shown
+POLICIES = ("base", "sft", "ppo", "ppo_ptx")  # whose ratings and samples are shown
+PPO_RUNS = ("ppo", "ppo_ptx")
+SHOWN_SAMPLES = 30
 _ENDS = ("mean", "low", "high", "n")
+
+
+# ----------------------------------------------------------------------------- the whole report
+
+
+def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
+  """What `report.pipeline.write_report` takes, from what the stages left.
+
+  Args:
+    config: of the pipeline.
+    workdir: of the run.
+    reward: the reward model.
+  """
+  done = {name: workdir_lib.done_result(workdir / name) for name in stages.table(config)}
+  seconds = {name: result["seconds"] for name, result in done.items()}
+  evaluated, stage = done["evaluation"], workdir / "evaluation"
+  accuracy, calibration = reward_accuracy(config, workdir, reward)
+  samples = read_jsonl(stage / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
+  labelers, golds = None, [None] * len(samples)
+  if stages.in_tinyworld(config):
+    golds = read_jsonl(stage / "gold.jsonl")
+    labelers = {
+      name: done["comparisons"][name] for name in ("agreement_training", "agreement_heldout")
+    }
+  report = dict(
+    reward_model=accuracy,
+    labelers=labelers,
+    first_minibatch_ratio_max_error=max(
+      done[name]["first_minibatch_ratio_max_error"] for name in PPO_RUNS
+    ),
+    wall_seconds=seconds | {"total": sum(seconds.values())},
+    seed=config.seed,
+    paired_difference_ppo_ptx_minus_ppo=evaluated["paired_difference"],
+    num_test_prompts=evaluated["num_prompts"],
+    **{
+      name: value
+      for name, value in evaluated.items()
+      if name not in ("seconds", "num_prompts", "paired_difference")
+    },
+  )
+  prompt_format = prepare.PromptFormat.of(config.format)
+  return dict(
+    title=config.title,
+    report=report,
+    config_summary=summary(config),
+    prompt_format=f"{prompt_format.describe()}, for every model alike",
+    temperatures={
+      "base": config.evaluation.base_temperature,
+      "sft, ppo, ppo_ptx": config.evaluation.temperature,
+      "rollouts": config.ppo.ppo.temperature,
+    },
+    paired_difference=evaluated["paired_difference"],
+    curves=dict(
+      base=loss_curve(workdir / "base"),
+      base_more_pretraining=loss_curve(workdir / "base_more_pretraining"),
+      sft=sft_epochs(workdir / "sft", done["selection"]["scores"]),
+      reward={name: reward_curve(config, workdir, name) for name in PPO_RUNS},
+    ),
+    calibration=calibration,
+    samples=[
+      dict(
+        prompt=line["prompt"],
+        completions={name: line["completions"][name] for name in POLICIES},
+        gold=None if scores is None else {name: scores[name] for name in POLICIES},
+      )
+      for line, scores in zip(samples, golds)
+    ],
+    notes=notes(config, done["selection"]["epoch"], done["selection"]["num_prompts"]),
+  )
+
+
+def bootstrap_settings(config) -> dict[str, int]:
+  return dict(num_resamples=config.evaluation.num_resamples, seed=config.seed)
+
+
+def reward_accuracy(
+  config, workdir: pathlib.Path, reward: Network
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Accuracy on validation comparisons, by training and held-out labelers, and calibration."""
+  measure = functools.partial(
+    comparison.reward_accuracy,
+    network=reward,
+    prompt_format=prepare.PromptFormat.of(config.format),
+    batch_size=config.reward_model.reward.batch_size,
+    length=config.reward_model.length,
+    overlong=config.reward_model.comparisons.overlong,
+    **bootstrap_settings(config),
+  )
+  found = measure(read_jsonl(workdir / stages.comparison_files(config)["valid"]))
+  again, heldout = workdir / "comparisons" / "valid_heldout.jsonl", None
+  if again.exists():
+    heldout = measure(read_jsonl(again))["accuracy"]["mean"]
+  accuracy = dict(
+    accuracy=found["accuracy"]["mean"],
+    accuracy_heldout_labelers=heldout,
+    n=found["num_pairs"],
+    accuracy_interval=found["accuracy"],
+    length_baseline_accuracy=found["length_baseline_accuracy"]["mean"],
+  )
+  return accuracy, found["calibration"]
+
+
+def notes(config, epoch: int, num_prompts: int) -> list[str]:
+  """What a reader must know about the compared models."""
+  return [
+    f"SFT is epoch {epoch} of {config.sft.sft.num_epochs}, the one whose completions of "
+    f"{num_prompts} validation prompts have the highest mean reward; the last epoch is shown too.",
+    f"PPO and PPO-ptx are the exponential moving averages of their weights (decay "
+    f"{config.ppo.ppo.ema_decay} per optimizer step); the live weights are shown too.",
+  ]
+
+
+def summary(config) -> dict[str, Any]:
+  """The few settings that a reader of the report wants first."""
+  p, shape, source = config.ppo.ppo, config.base.model, config.base.get("source")
+  if source:
+    shape = networks.find_export(source, kind="policy", flag="config.base.source").model
+  return {
+    "non-embedding parameters": f"{ModelConfig(**shape).num_block_params:,}",
+    **({"base model": source} if source else {}),
+    **({"adapters": f"rank {config.ppo.lora.rank}"} if config.ppo.lora.rank else {}),
+    "PPO batch / minibatch / iterations": f"{p.batch_size} / {p.minibatch_size} / "
+    f"{p.num_iterations}",
+    "KL coefficient": p.kl_coef,
+    "ptx coefficient": p.ptx_coef,
+    "pretraining examples per episode": p.ptx_ratio,
+    "EMA decay": p.ema_decay,
+    "policy learning rate": config.ppo.policy_optim.learning_rate,
+    "seed": config.seed,
+  }
 
 
 # ----------------------------------------------------------------------------- the evaluation
@@ -63,7 +201,7 @@ def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: 
         name: by_group(lambda group, name=name: cells[name, "win_rate", group]) for name in others
       },
       likert={
-        name: by_group(lambda group, name=name: cells[name, "likert", group]) for name in RATED
+        name: by_group(lambda group, name=name: cells[name, "likert", group]) for name in POLICIES
       },
       metadata={
         name: {
@@ -137,7 +275,7 @@ def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], 
     (model -> mean score under the training and the evaluation weights, a line of scores by model
     for each prompt).
   """
-  lines = workdir_lib.read_jsonl(directory / "completions.jsonl")
+  lines = read_jsonl(directory / "completions.jsonl")
   marks = {
     name: [
       gold.components(world, line["task"], line["prompt"], line["completions"][name])
@@ -165,26 +303,27 @@ def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], 
 # ----------------------------------------------------------------------------- curves
 
 
-def reward_curve(
-  stage: pathlib.Path, settings: Bootstrap, world: World | None, tasks: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-  """Reward with its interval, KL and gold score on held-out prompts, along a PPO run.
+def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  """Reward with its interval, KL and, in TinyWorld, gold score on held-out prompts along a PPO run.
 
   Args:
-    stage: of PPO.
-    settings: of the bootstrap.
-    world, tasks: TinyWorld's, and prompt -> its task; None without gold scores.
+    config: of the pipeline.
+    workdir: of the run.
+    name: of the stage.
   """
+  world = make_world(config.seed) if stages.in_tinyworld(config) else None
+  valid = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
+  tasks = {record["prompt"]: record.get("task") for record in valid}
   points = []
-  for path in sorted((stage / "validation").glob("step_*.jsonl")):
-    lines = workdir_lib.read_jsonl(path)
-    reward = statistics.bootstrap_mean([[line["reward"]] for line in lines], **settings)
+  for path in sorted((workdir / name / "validation").glob("step_*.jsonl")):
+    lines = read_jsonl(path)
+    rewards = [[line["reward"]] for line in lines]
+    reward = statistics.bootstrap_mean(rewards, **bootstrap_settings(config))
+    golds = None if world is None else [_gold(world, tasks, line) for line in lines]
     points.append(
       dict(
         step=int(path.stem.removeprefix("step_")),
-        gold=None
-        if world is None
-        else float(np.mean([_gold(world, tasks, line) for line in lines])),
+        gold=None if golds is None else float(np.mean(golds)),
         reward=reward.mean,
         reward_low=reward.low,
         reward_high=reward.high,
