@@ -203,7 +203,7 @@ def test_a_size_has_the_parameters_of_its_name_and_a_rule_for_each(size: str):
     assert blocks + embed == pytest.approx(NAMED[name], rel=0.025)
     assert cfg.context_length == 2048 and cfg.head_size * cfg.num_heads == cfg.width
     assert (
-      model_configs.get_compute(size).dtype == "bfloat16"
+      model_configs.get_compute(size)["dtype"] == "bfloat16"
       and cfg.band_width == 256
       and cfg.num_layers % 2 == 0
     )

@@ -168,7 +168,7 @@ def check_heads(model, tensor: int, prefix: str) -> None:
 # ----------------------------------------------------------------------------- recommendations
 
 # size: a slice and a set of nodes for PPO-ptx at the paper's batch, small ones of those on which it
-# fits; docs/meshes_and_memory.md says which of them `launch.check` has confirmed.
+# fits; docs/meshes_and_memory.md says which of them `rlhf check` has confirmed.
 SMALLEST = {
   "125m": ("v5e:2x4", "h100:1x1"),
   "350m": ("v5e:4x8", "h100:1x2"),

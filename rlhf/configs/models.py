@@ -137,23 +137,21 @@ def gpt3_name(size: str) -> str:
   model's like."""
   if size in PUBLISHED:
     return PUBLISHED[size]["like"]
-  return ALIASES[size] if size in ALIASES else size
+  return ALIASES.get(size, size)
 
 
-def get_compute(size: str) -> ml_collections.ConfigDict:
+def get_compute(size: str) -> dict:
   """The `compute` group of a config: how a network of this size is computed."""
   tiny = size in TINY
-  return ml_collections.ConfigDict(
-    dict(
-      dtype="float32" if tiny else "bfloat16",
-      remat="none" if tiny else "block",
-      scan_unroll=8 if tiny else 1,  # ours: a loop over two layers costs CPUs a sixth
-      logprob_chunk=128 if tiny else 256,
-      attention="auto",
-      shard_sequence=False,
-      decode_split="tensor",
-      decode_scan=not tiny and size != IMPORTED,
-    )
+  return dict(
+    dtype="float32" if tiny else "bfloat16",
+    remat="none" if tiny else "block",
+    scan_unroll=8 if tiny else 1,  # ours: a loop over two layers costs CPUs a sixth
+    logprob_chunk=128 if tiny else 256,
+    attention="auto",
+    shard_sequence=False,
+    decode_split="tensor",
+    decode_scan=not tiny and size != IMPORTED,
   )
 
 
@@ -169,7 +167,7 @@ def get_model(size: str) -> ml_collections.ConfigDict:
     model = get_model(PUBLISHED[size]["like"]).unlock()
     model.update(PUBLISHED[size]["fields"])
     return model
-  name = ALIASES[size] if size in ALIASES else size
+  name = ALIASES.get(size, size)
   if name not in GPT3 and name not in TINY:
     raise ValueError(f"size {size!r}; choose from {', '.join((*SIZES, IMPORTED))}")
   large = name in GPT3

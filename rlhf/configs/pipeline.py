@@ -1,6 +1,6 @@
 """The three steps in a row: `configs/pipeline.py:NAME`.
 
-  python -m launch.pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
+  rlhf pipeline --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
 tiny         TinyWorld, 2 layers of width 128: every stage and the report in minutes on 2 cores.
 real         one's own files (`config.files`), about 1M parameters outside the embeddings.
@@ -11,21 +11,16 @@ gemma3_270m  Gemma 3 270M, a base model, likewise, with plain prompts.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from rlhf.configs import common, models, ppo, reward_model, sft
 
-NAMES = ("tiny", "real", "test", "smollm2", "gemma3_270m", "sized", "sized_test")
 # Fields that the pipeline fills in: paths that its stages make, its seed and its one format.
 FILLED = ("seed", "init_from", "policy_from", "reward_from", "reference_from")
 # What makes the policy's shape: set for `base`, it holds for every stage that trains the policy.
 SHAPE = ("context_length", "num_layers", "width", "num_heads", "init_std")
 FORMAT = ("prompt_format", "prompt_suffix", "completion_prefix")
-
-
-def _networks(config: ml_collections.ConfigDict) -> list[str]:
-  """The stages that have a network."""
-  return [name for name in config if hasattr(config[name], "keys") and "model" in config[name]]
+LANGUAGE_MODELS = ("base", "sft", "ppo_init", "base_more_pretraining")
+NETWORKS = (*LANGUAGE_MODELS, "reward_model", "ppo")
 
 
 def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -115,14 +110,6 @@ def get_labelers() -> dict[str, float]:
   )
 
 
-def _add_world(config: ml_collections.ConfigDict, **sizes: int) -> None:
-  config.world = ml_collections.ConfigDict(sizes)
-  config.labelers = ml_collections.ConfigDict(get_labelers())
-  config.comparisons = ml_collections.ConfigDict(
-    dict(min_completions=4, max_completions=9, temperature=1.0)
-  )
-
-
 def get_tiny() -> ml_collections.ConfigDict:
   """TinyWorld in minutes.
 
@@ -143,8 +130,7 @@ def get_tiny() -> ml_collections.ConfigDict:
   """
   config = _assemble("tiny")
   config.title = "TinyWorld, 2 layers of width 128"
-  _add_world(
-    config,
+  config.world = dict(
     num_pretraining_documents=24_000,
     num_validation_documents=1_000,
     num_demonstrations=1_800,
@@ -158,7 +144,9 @@ def get_tiny() -> ml_collections.ConfigDict:
     num_few_shot_shots=3,
     num_users=300,
   )
-  for name in _networks(config):
+  config.labelers = get_labelers()
+  config.comparisons = dict(min_completions=4, max_completions=9, temperature=1.0)
+  for name in NETWORKS:
     # Both layers dense: two layers can match answer to prompt only if the first sees the prompt.
     config[name].model.band_width = None
   for group in (
@@ -169,35 +157,25 @@ def get_tiny() -> ml_collections.ConfigDict:
   ):
     # Each document is read whole and from position 0, as prompts will be: rows are hardly longer
     # than documents, and cutting at their ends would part most answers from their questions.
-    group.packing = "best_fit"
-    group.attend_across_documents, group.reset_positions = False, True
+    group.update(packing="best_fit", attend_across_documents=False, reset_positions=True)
   config.base.tokenizer = "bpe:1024"
   config.base.sft.num_epochs = 5
-  config.base.optim.weight_decay, config.base.optim.b2 = 0.0, 0.99
-  config.base.optim.max_grad_norm = 10.0
+  config.base.optim.update(learning_rate=2e-3, weight_decay=0.0, b2=0.99, max_grad_norm=10.0)
   config.base.loop.eval_every = 500
-  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
+  for name in LANGUAGE_MODELS:
     config[name].sft.batch_size = config[name].sft.microbatch_size = 8
-  config.base.optim.learning_rate = 2e-3
   config.sft.sft.batch_size = 16
   config.ppo_init.text.max_tokens = 300_000  # it mixes in a tenth of what it reads
   config.sft.loop.eval_every = 60
   config.reward_model.reward.batch_size, config.reward_model.reward.microbatch_size = 8, 2
   config.reward_model.optim.learning_rate = 1e-3
-  p = config.ppo.ppo
-  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 16
-  p.ptx_microbatch_size = 16
-  p.ptx_length = 48
-  p.num_iterations = 40
-  p.max_prompt_tokens, p.max_response_tokens = 36, 28
-  p.kl_coef = 0.15
-  p.ptx_coef = 1.0
-  p.ema_decay = 0.95
-  p.alarm_kl = 50.0
+  config.ppo.ppo.update(batch_size=64, minibatch_size=32, microbatch_size=16, num_iterations=40)
+  config.ppo.ppo.update(max_prompt_tokens=36, max_response_tokens=28)
+  config.ppo.ppo.update(ptx_coef=1.0, ptx_length=48, ptx_microbatch_size=16)
+  config.ppo.ppo.update(kl_coef=0.15, ema_decay=0.95, alarm_kl=50.0)
   config.ppo.policy_optim.learning_rate = 3e-4
   config.ppo.value_optim.learning_rate = 1e-3
-  for name in ("policy_optim", "value_optim"):
-    config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
+  ppo.warm_up(config.ppo)
   config.ppo.loop.eval_every = 10
   config.ppo.prompts.num_valid = 192
   return config
@@ -207,13 +185,12 @@ def get_test() -> ml_collections.ConfigDict:
   """Everything once, in seconds."""
   config = get_tiny()
   config.title = "TinyWorld, test size"
-  for name in _networks(config):
+  for name in NETWORKS:
     config[name].model = models.get_model("test")
-  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
-    config[name].loop.eval_every = 4
+  for name in LANGUAGE_MODELS:
+    config[name].loop.update(eval_every=4, log_every=1)
     config[name].checkpoint.every = 4
-    config[name].loop.log_every = 1
-  for name, value in dict(
+  config.world.update(
     num_pretraining_documents=400,
     num_validation_documents=40,
     num_demonstrations=60,
@@ -225,26 +202,19 @@ def get_test() -> ml_collections.ConfigDict:
     num_test_prompts=24,
     num_few_shot_items=8,
     num_users=20,
-  ).items():
-    config.world[name] = value
+  )
   config.base.tokenizer = "bpe:512"
   config.base.sft.batch_size = config.base.sft.microbatch_size = 16
   config.sft.sft.num_epochs = 2
   for name in ("sft", "ppo_init", "base_more_pretraining"):
     config[name].sft.batch_size, config[name].sft.microbatch_size = 8, 4
   config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
-  config.reward_model.checkpoint.every = 2
-  config.reward_model.loop.eval_every = 2
-  p = config.ppo.ppo
-  p.batch_size, p.minibatch_size, p.microbatch_size, p.ptx_microbatch_size = 8, 4, 2, 16
-  p.num_iterations = 4
-  p.max_prompt_tokens, p.max_response_tokens = 52, 12
-  config.ppo.loop.eval_every = 2
-  config.ppo.checkpoint.every = 2
+  config.reward_model.loop.eval_every = config.reward_model.checkpoint.every = 2
+  config.ppo.ppo.update(batch_size=8, minibatch_size=4, microbatch_size=2, num_iterations=4)
+  config.ppo.ppo.update(max_prompt_tokens=52, max_response_tokens=12)
+  config.ppo.loop.eval_every = config.ppo.checkpoint.every = 2
   config.ppo.prompts.num_valid = 12
-  config.evaluation.num_selection_prompts = 8
-  config.evaluation.num_resamples = 200
-  config.evaluation.batch_size = 16
+  config.evaluation.update(num_selection_prompts=8, num_resamples=200, batch_size=16)
   return config
 
 
@@ -257,28 +227,18 @@ def _make_sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config.title += ", a context of 128"
   config.reward_init = "base"
-  for name in _networks(config):
+  for name in NETWORKS:
     config[name].model.context_length = 128
   config.base.length = 128
   config.base.text.attend_across_documents, config.base.text.reset_positions = True, False
   return config
 
 
-def get_sized() -> ml_collections.ConfigDict:
-  """See `_make_sized`."""
-  return _make_sized(get_tiny())
-
-
-def get_sized_test() -> ml_collections.ConfigDict:
-  """See `_make_sized`."""
-  return _make_sized(get_test())
-
-
 def get_real() -> ml_collections.ConfigDict:
   """One's own text, demonstrations, rankings and prompts, on 4 layers of width 144 (1.0M parameters
   outside the embeddings) with a context of 160 tokens: every stage within about an hour on 2 cores.
 
-    python -m launch.pipeline --config=configs/pipeline.py:real --workdir=runs/real \\
+    rlhf pipeline --config=configs/pipeline.py:real --workdir=runs/real \\
         --config.files.text="('text:c4.txt','text:gutenberg.txt')" \\
         --config.files.demonstrations="('t0:p3.jsonl','alpaca:alpaca_data.json')" \\
         --config.files.comparisons="('alpaca_eval:alpaca_eval.jsonl',)" \\
@@ -297,15 +257,14 @@ def get_real() -> ml_collections.ConfigDict:
   config = _assemble("small")
   config.title = "Real preference data, 4 layers of width 144"
   config.files = _files(max_demonstrations=2_000)
-  for name in _networks(config):
-    config[name].model.context_length = 160
-    config[name].model.band_width = 32
+  for name in NETWORKS:
+    config[name].model.update(context_length=160, band_width=32)
     if "length" in config[name]:
       config[name].length = 160
   config.base.tokenizer = "bpe:4096"
   config.base.text.max_tokens = 1_600_000
   config.base.optim.learning_rate = 2e-3
-  for name in ("base", "sft", "ppo_init", "base_more_pretraining"):
+  for name in LANGUAGE_MODELS:
     config[name].sft.batch_size = config[name].sft.microbatch_size = 16
     config[name].loop.eval_every = 200
   config.sft.optim.learning_rate = config.ppo_init.optim.learning_rate = 1e-3
@@ -315,18 +274,12 @@ def get_real() -> ml_collections.ConfigDict:
   reward.optim.learning_rate = 5e-4
   reward.comparisons.overlong = "truncate_completion"  # most answers of this set are longer
   reward.comparisons.overlong_demonstrations = "truncate_left"
-  p = config.ppo.ppo
-  p.batch_size, p.minibatch_size, p.microbatch_size = 64, 32, 32
-  p.ptx_microbatch_size = 32
-  p.ptx_length = 96
-  p.num_iterations = 20
-  p.max_prompt_tokens, p.max_response_tokens = 96, 64
-  p.ptx_coef = 2.0
-  p.ema_decay = 0.92
+  config.ppo.ppo.update(batch_size=64, minibatch_size=32, microbatch_size=32, num_iterations=20)
+  config.ppo.ppo.update(max_prompt_tokens=96, max_response_tokens=64, ema_decay=0.92)
+  config.ppo.ppo.update(ptx_coef=2.0, ptx_length=96, ptx_microbatch_size=32)
   config.ppo.policy_optim.learning_rate = 2e-4
   config.ppo.value_optim.learning_rate = 5e-4
-  for name in ("policy_optim", "value_optim"):
-    config.ppo[name].warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
+  ppo.warm_up(config.ppo)
   config.ppo.loop.eval_every = 5
   config.ppo.prompts.num_valid = 128
   config.evaluation.batch_size = 100
@@ -342,21 +295,13 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   """
   config = _assemble("imported")
   config.title = title
-  base = config.base
-  config.base = ml_collections.ConfigDict(
-    dict(
-      source="",
-      mesh=base.mesh,
-      model=base.model,
-      compute=base.compute,
-      length=base.length,
-      text=base.text,
-      sft=dict(batch_size=16),
-    )
+  kept = {name: config.base[name] for name in ("mesh", "model", "compute", "length", "text")}
+  config.base = dict(source="", **kept, sft=dict(batch_size=16))
+  config.files = _files(
+    max_demonstrations=160, max_comparisons=120, max_prompts=400, max_completions=4
   )
-  config.files = _files(max_demonstrations=160)
-  config.files.update(valid_fraction=0.15, max_comparisons=120, max_prompts=400, max_completions=4)
-  for name in _networks(config):
+  config.files.valid_fraction = 0.15
+  for name in NETWORKS:
     config[name].compute.update(dtype="float32", remat="none", logprob_chunk=64)
     if "length" in config[name]:
       config[name].length = 144
@@ -367,7 +312,7 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   for name in ("sft", "ppo_init", "base_more_pretraining"):
     stage = config[name]
     stage.sft.batch_size = stage.sft.microbatch_size = 16
-    stage.loop.eval_every, stage.loop.log_every = 10, 1
+    stage.loop.update(eval_every=10, log_every=1)
     stage.checkpoint.every = 5
     stage.optim.learning_rate = 2e-4
     if "demonstrations" in stage:
@@ -381,12 +326,9 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
   reward.comparisons.overlong_demonstrations = "truncate_right"
   reward.loop.update(eval_every=5, log_every=1)
   reward.checkpoint.every = 3
-  p = config.ppo.ppo
-  p.batch_size = p.minibatch_size = p.microbatch_size = p.ptx_microbatch_size = 16
-  p.ptx_ratio, p.ptx_length, p.ptx_coef = 1, 96, 1.0
-  p.num_iterations = 20
-  p.max_prompt_tokens, p.max_response_tokens = 80, 64
-  p.kl_coef, p.ema_decay = 0.05, 0.8
+  config.ppo.ppo.update(batch_size=16, minibatch_size=16, microbatch_size=16, num_iterations=20)
+  config.ppo.ppo.update(max_prompt_tokens=80, max_response_tokens=64, kl_coef=0.05, ema_decay=0.8)
+  config.ppo.ppo.update(ptx_coef=1.0, ptx_ratio=1, ptx_length=96, ptx_microbatch_size=16)
   config.ppo.pretraining.max_tokens = 60_000
   config.ppo.policy_optim.update(learning_rate=1e-4, warmup_steps=2)
   config.ppo.value_optim.update(learning_rate=2e-4, warmup_steps=2)
@@ -399,7 +341,7 @@ def _get_imported(title: str) -> ml_collections.ConfigDict:
 def get_smollm2() -> ml_collections.ConfigDict:
   """SmolLM2-135M-Instruct, already instruction-tuned, by its own chat template.
 
-    python -m launch.pipeline --config=configs/pipeline.py:smollm2 --workdir=runs/smollm2 \\
+    rlhf pipeline --config=configs/pipeline.py:smollm2 --workdir=runs/smollm2 \\
         --config.base.source=gguf:SmolLM2-135M-Instruct.Q4_1.gguf \\
         --config.files.text="('text:c4.txt',)" \\
         --config.files.demonstrations="('alpaca:alpaca_data.json',)" \\
@@ -419,27 +361,33 @@ def get_gemma3_270m() -> ml_collections.ConfigDict:
   return _get_imported("Gemma 3 270M, adapters of rank 16")
 
 
-def _files(max_demonstrations: int | None) -> ml_collections.ConfigDict:
-  """One's own files, with their cleaning and splits; see `pipeline.FilesConfig`."""
-  files = ml_collections.ConfigDict(
-    dict(
-      text=("",),
-      demonstrations=("",),
-      comparisons=("",),
-      prompts=("",),
-      valid_fraction=0.1,
-      test_fraction=0.1,
-      max_demonstrations=config_dict.placeholder(int),
-      max_comparisons=config_dict.placeholder(int),
-      max_prompts=config_dict.placeholder(int),
-      max_completions=config_dict.placeholder(int),
-      prefix_length=60,
-      max_prompts_per_user=200,
-      on_bad="stop",
-    )
+def _files(**limits: int) -> dict:
+  """One's own files, with their cleaning and splits; see `splits.FilesConfig`."""
+  names = ("max_demonstrations", "max_comparisons", "max_prompts", "max_completions")
+  return dict(
+    text=("",),
+    demonstrations=("",),
+    comparisons=("",),
+    prompts=("",),
+    valid_fraction=0.1,
+    test_fraction=0.1,
+    **{name: common.filled(limits.get(name), int) for name in names},
+    prefix_length=60,
+    max_prompts_per_user=200,
+    on_bad="stop",
   )
-  files.max_demonstrations = max_demonstrations
-  return files
+
+
+_NAMED = dict(
+  tiny=get_tiny,
+  real=get_real,
+  test=get_test,
+  smollm2=get_smollm2,
+  gemma3_270m=get_gemma3_270m,
+  sized=lambda: _make_sized(get_tiny()),
+  sized_test=lambda: _make_sized(get_test()),
+)
+NAMES = tuple(_NAMED)
 
 
 def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
@@ -448,16 +396,9 @@ def get_config(name: str = "tiny") -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown name.
   """
-  choices = dict(
-    zip(
-      NAMES,
-      (get_tiny, get_real, get_test, get_smollm2, get_gemma3_270m, get_sized, get_sized_test),
-      strict=True,
-    )
-  )
-  if name not in choices:
+  if name not in _NAMED:
     raise ValueError(f"pipeline {name!r}; choose from {', '.join(NAMES)}")
-  config = choices[name]()
+  config = _NAMED[name]()
   if "source" not in config.base:
     _share_shape(config)
     _continue_base(config)

@@ -1,6 +1,6 @@
 """PPO-ptx: `configs/ppo.py:SIZE[,TOPOLOGY]`.
 
-  python -m launch.train ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo \\
+  rlhf train ppo --config=configs/ppo.py:1.3b --workdir=runs/ppo \\
       --config.policy_from=runs/init/export --config.reward_from=runs/rm/export \\
       --config.prompts.train=jsonl:prompts.jsonl --config.prompts.valid=jsonl:prompts_valid.jsonl \\
       --config.pretraining.train=text:corpus.txt
@@ -8,7 +8,7 @@
 `imported` in place of a SIZE: the shape of the network that `policy_from` names.
 
 TOPOLOGY, for example v5p:4x4x8 or h100:32x8, sets mesh, microbatches and layout as
-`configs/meshes.py` recommends for it; `python -m launch.check` has its compiler say whether that
+`configs/meshes.py` recommends for it; `rlhf check` has its compiler say whether that
 fits.
 
 number                        value          source
@@ -40,7 +40,6 @@ adaptive KL target, horizon   6 nats, 10,000 episodes: Ziegler et al. 2019; used
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from rlhf.configs import common, meshes, models
 
@@ -51,6 +50,13 @@ PAPER = {
   "13b": (1.18e-5, 9e-6),
   "175b": (2.55e-6, 5e-6),
 }
+
+
+def warm_up(config: ml_collections.ConfigDict) -> None:
+  """Warms both learning rates up over 10 iterations, whose steps follow from the batch sizes."""
+  p = config.ppo
+  for optim in (config.policy_optim, config.value_optim):
+    optim.warmup_steps = 10 * p.num_epochs * (p.batch_size // p.minibatch_size)
 
 
 def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
@@ -65,46 +71,43 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   tiny = name in models.TINY
   policy_lr, value_lr = PAPER[name] if name in PAPER else PAPER["1.3b"]
   length = models.row_length(shared["model"])
-  ppo = ml_collections.ConfigDict(
-    dict(
-      batch_size=512,
-      minibatch_size=64,
-      microbatch_size=64 if tiny else 16,
-      num_epochs=1,
-      num_iterations=500,
-      max_prompt_tokens=length // 2,
-      max_response_tokens=length // 2,
-      temperature=1.0,
-      reward_ensemble="mean",
-      reward_variance_coef=0.0,
-      kl_coef=0.02,
-      kl_controller="fixed",
-      kl_target=6.0,
-      kl_horizon=10_000.0,
-      gamma=1.0,
-      lam=0.95,
-      policy_clip=0.2,
-      value_clip=config_dict.placeholder(float),
-      value_coef=0.1,
-      value_network="separate",
-      value_init="reward_model",
-      whiten_advantages=True,
-      whiten_rewards=False,
-      missing_end="none",
-      missing_end_penalty=0.0,
-      policy_reduction="token_mean",
-      ptx_coef=27.8,
-      ptx_ratio=8,
-      ptx_length=length,
-      ptx_microbatch_size=64 if tiny else 16,
-      ptx_reduction="token_mean",
-      ema_decay=0.992,
-      alarm_ratio_error=1e-3 if tiny else 0.1,
-      alarm_kl=100.0,
-      alarm_decode_gap=0.05,
-    )
+  ppo = dict(
+    batch_size=512,
+    minibatch_size=64,
+    microbatch_size=64 if tiny else 16,
+    num_epochs=1,
+    num_iterations=500,
+    max_prompt_tokens=length // 2,
+    max_response_tokens=length // 2,
+    temperature=1.0,
+    reward_ensemble="mean",
+    reward_variance_coef=0.0,
+    kl_coef=0.02,
+    kl_controller="fixed",
+    kl_target=6.0,
+    kl_horizon=10_000.0,
+    gamma=1.0,
+    lam=0.95,
+    policy_clip=0.2,
+    value_clip=common.filled(0.2, float),
+    value_coef=0.1,
+    value_network="separate",
+    value_init="reward_model",
+    whiten_advantages=True,
+    whiten_rewards=False,
+    missing_end="none",
+    missing_end_penalty=0.0,
+    policy_reduction="token_mean",
+    ptx_coef=27.8,
+    ptx_ratio=8,
+    ptx_length=length,
+    ptx_microbatch_size=64 if tiny else 16,
+    ptx_reduction="token_mean",
+    ema_decay=0.992,
+    alarm_ratio_error=1e-3 if tiny else 0.1,
+    alarm_kl=100.0,
+    alarm_decode_gap=0.05,
   )
-  ppo.value_clip = 0.2
   config = ml_collections.ConfigDict(
     dict(
       **shared,
@@ -116,28 +119,19 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
       prompts=dict(
         train="", valid="", num_valid=512, overlong="drop", **common.get_format(), on_bad="stop"
       ),
-      pretraining=dict(
-        train="",
-        max_tokens=config_dict.placeholder(int),
-        packing="cut",
-        attend_across_documents=True,
-        reset_positions=False,
-        on_bad="stop",
-      ),
+      pretraining=common.get_text(),
       policy_optim=common.get_optim(policy_lr, schedule="constant"),
       value_optim=common.get_optim(value_lr, schedule="constant"),
-      loop=common.get_loop(log_every=1, eval_every=10),
+      loop=dict(log_every=1, eval_every=10),
       checkpoint=common.get_checkpoint(every=10),
     )
   )
-  updates = 10 * ppo.num_epochs * (ppo.batch_size // ppo.minibatch_size)
-  config.policy_optim.warmup_steps = updates
-  config.value_optim.warmup_steps = updates
+  warm_up(config)
   meshes.lay_out(
     config,
     name,
     topology,
-    max_rows=ppo.minibatch_size,
+    max_rows=config.ppo.minibatch_size,
     microbatches=("ppo.microbatch_size", "ppo.ptx_microbatch_size"),
   )
   return config.lock()

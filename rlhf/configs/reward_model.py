@@ -1,6 +1,6 @@
 """The reward model: `configs/reward_model.py:SIZE[,TOPOLOGY]`.
 
-  python -m launch.train reward_model --config=configs/reward_model.py:6b --workdir=runs/rm \\
+  rlhf train reward_model --config=configs/reward_model.py:6b --workdir=runs/rm \\
       --config.init_from=runs/sft/export --config.comparisons.train=jsonl:ranked.jsonl \\
       --config.comparisons.valid=jsonl:ranked_valid.jsonl \\
       --config.comparisons.demonstrations=jsonl:demos.jsonl
@@ -43,7 +43,7 @@ def get_config(argument: str = "6b") -> ml_collections.ConfigDict:
         on_bad="stop",
       ),
       optim=common.get_optim(1e-3 if tiny else 9e-6),
-      loop=common.get_loop(log_every=5, eval_every=50),
+      loop=dict(log_every=5, eval_every=50),
       checkpoint=common.get_checkpoint(every=50),
     )
   )

@@ -1,6 +1,6 @@
 """Supervised fine-tuning, PPO's start, pretraining: `configs/sft.py:SIZE[,VARIANT[,TOPOLOGY]]`.
 
-  python -m launch.train sft --config=configs/sft.py:1.3b --workdir=runs/sft \\
+  rlhf train sft --config=configs/sft.py:1.3b --workdir=runs/sft \\
       --config.init_from=runs/base/export --config.demonstrations.train=jsonl:demos.jsonl \\
       --config.demonstrations.valid=jsonl:demos_valid.jsonl
 
@@ -23,14 +23,14 @@ init batch   8          32
 flan and t0 are the paper's baselines on instruction collections, at 175B; that other sizes take the
 same numbers is ours.  No example is read twice, cosine to 10 %, no dropout (not stated).  The paper
 tried 4e-6 and 6e-6 (T0: 6e-6 with batch 64 and 1M examples) and took the checkpoint of the highest
-reward, for both the one at 896k examples; so one is kept every 128,000, and `launch.select`
+reward, for both the one at 896k examples; so one is kept every 128,000, and `rlhf select`
 chooses:
 
-  python -m launch.train sft --config=configs/sft.py:1.3b,t0 --workdir=runs/t0 \\
+  rlhf train sft --config=configs/sft.py:1.3b,t0 --workdir=runs/t0 \\
       --config.init_from=runs/base/export --config.demonstrations.valid=t0:t0_valid.jsonl.gz \\
       --config.demonstrations.train="('t0:t0.jsonl.gz','alpaca:other.jsonl')" \\
       --config.demonstrations.weights="(3.0,1.0)"
-  python -m launch.select --candidates=runs/t0/rows --reward_model=runs/rm \\
+  rlhf select --candidates=runs/t0/rows --reward_model=runs/rm \\
       --prompts=jsonl:prompts_valid.jsonl --output=runs/t0/selection.json
 
 Their rows hold one example each, so that a batch is as many examples as in the paper; with
@@ -77,7 +77,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
   """
   size, _, variant = argument.partition(",")
   variant, _, topology = variant.partition(",")
-  variant = variant if variant else "sft"
+  variant = variant or "sft"
   if variant not in VARIANTS:
     raise ValueError(f"variant {variant!r}; choose from {', '.join(VARIANTS)}")
   shared = common.get_training("sft", size)
@@ -104,7 +104,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
         dropout_rate=0.2 if variant == "sft" and size != models.IMPORTED else 0.0,
       ),
       optim=common.get_optim(learning_rate),
-      loop=common.get_loop(log_every=10, eval_every=100),
+      loop=dict(log_every=10, eval_every=100),
       checkpoint=common.get_checkpoint(every=200),
     )
   )
@@ -116,8 +116,8 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     config.demonstrations.max_examples = max_examples
     config.sft.keep_rows = 1_280 if tiny else KEPT_EXAMPLES
   if variant in ("init", "pretrain"):
-    config.text = common.get_text()
-    config.text.fraction = 0.1 if variant == "init" else 1.0
+    fraction = 0.1 if variant == "init" else 1.0
+    config.text = common.get_text() | dict(valid="", fraction=fraction)
   if variant == "pretrain":
     config.optim.weight_decay = 0.1  # GPT-3 appendix B
     config.optim.warmup_steps = 50 if tiny else 375_000_000 // (batch_size * config.length)

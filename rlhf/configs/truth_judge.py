@@ -1,6 +1,6 @@
 """The judge of TruthfulQA's answers: `configs/truth_judge.py:SIZE[,TOPOLOGY]`.
 
-  python -m launch.train truth_judge --config=configs/truth_judge.py:imported --workdir=runs/judge \\
+  rlhf train truth_judge --config=configs/truth_judge.py:imported --workdir=runs/judge \\
       --config.init_from=hf:DIR --config.lora.rank=16 --config.optim.learning_rate=2e-4 \\
       --config.answers.true=jsonl:finetune_truth.jsonl.gz \\
       --config.answers.informative=jsonl:finetune_info.jsonl.gz
@@ -41,16 +41,15 @@ def get_config(argument: str = "imported") -> ml_collections.ConfigDict:
         test="",
         test_fraction=0.2,
         valid_fraction=0.1,
-        num_valid=config_dict.placeholder(int),
+        num_valid=common.filled(500, int),
         num_test=config_dict.placeholder(int),
         on_bad="stop",
       ),
       optim=common.get_optim(1e-3 if tiny else 1e-5),
-      loop=common.get_loop(log_every=10, eval_every=200),
+      loop=dict(log_every=10, eval_every=200),
       checkpoint=common.get_checkpoint(every=200),
     )
   )
-  config.answers.num_valid = 500
   meshes.lay_out(
     config, models.gpt3_name(size), topology, max_rows=16, microbatches=("sft.microbatch_size",)
   )
