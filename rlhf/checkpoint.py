@@ -100,16 +100,6 @@ class Checkpoints:
     """The newest of `steps`, or None."""
     return self._manager.latest_step()
 
-  def best(self) -> int | None:
-    """The step with the best value of `best_metric`; None where none has been saved with one."""
-    if not self._cfg.best_metric:
-      return None
-    self.wait()
-    step = self._manager.best_step()
-    if step is None or self._manager.metrics(step)[self._cfg.best_metric] is None:
-      return None
-    return step
-
   def due(self, step: int) -> bool:
     """Whether the config asks for a save after `step`."""
     return step > 0 and step % self._cfg.every == 0

@@ -29,11 +29,6 @@ _NONFINITE = "nonfinite"
 _RATE_WINDOW = 50  # updates that a rate is averaged over
 
 
-def value(metric: types.Metric) -> types.Array:
-  """total / weight; NaN where the weight is 0."""
-  return metric.total / metric.weight
-
-
 def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
   """Every metric's value as a Python float, after ONE transfer from the device.
 
@@ -43,7 +38,13 @@ def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
   Returns:
     name -> total / weight, divided in float64, or the scalar; NaN where the weight is 0.
   """
-  return {name: _to_float(metric) for name, metric in jax.device_get(dict(metrics)).items()}
+  found = {}
+  for name, metric in jax.device_get(dict(metrics)).items():
+    total, weight = metric, 1.0
+    if isinstance(metric, types.Metric):
+      total, weight = metric.total, float(metric.weight)
+    found[name] = float(total) / weight if weight else math.nan
+  return found
 
 
 def is_timing(key: str) -> bool:
@@ -145,11 +146,6 @@ class Writer:
     self._last_step = step
     for name, number in numbers.items():
       self._tensorboard.add_scalar(name, number, step)
-
-  def flush(self) -> None:
-    """Makes what was written visible to a running TensorBoard; JSONL lines already are."""
-    if self._tensorboard is not None:
-      self._tensorboard.flush()
 
   def close(self) -> None:
     """Closes the files; `write` opens them again."""
@@ -267,14 +263,6 @@ class Progress:
     # A stage that counts no tokens has no rate of them to show.
     rate = f"{self.tokens_per_second:,.0f} tokens/s  " if self._num_tokens else ""
     return f"{rate}{datetime.timedelta(seconds=round(self.seconds_left))} left"
-
-
-def _to_float(metric: Any) -> float:
-  """A Metric or scalar that is on the host already."""
-  if not isinstance(metric, types.Metric):
-    return float(metric)
-  weight = float(metric.weight)
-  return float(metric.total) / weight if weight else math.nan
 
 
 def _decode(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:

@@ -41,11 +41,8 @@ def start_field(config) -> str:
   return "policy_from" if config.kind == "ppo" else "init_from"
 
 
-def config_shape(config) -> ModelConfig | None:
+def config_shape(config) -> ModelConfig:
   """The shape of a stage's network: of its `model` group or, with `:imported`, of its source.
-
-  Returns:
-    None where the pipeline has yet to fill the source in.
 
   Raises:
     ValueError: an impossible shape, no source, or one that cannot be read.
@@ -53,8 +50,6 @@ def config_shape(config) -> ModelConfig | None:
   if config.model:
     return configured(config)
   field = start_field(config)
-  if field not in config:
-    return None
   if not config[field]:
     raise ValueError(
       f"{field} is empty, and config.model has no shape of its own (:imported); "
@@ -64,15 +59,13 @@ def config_shape(config) -> ModelConfig | None:
   return ModelConfig(**found.model, compute=ComputeConfig(**config.compute))
 
 
-def check_shape(config, mesh: Mesh) -> ModelConfig | None:
+def check_shape(config, mesh: Mesh) -> ModelConfig:
   """`config_shape`, checked against the mesh and, where the config has one, its `length`.
 
   Raises:
     ValueError: as `config_shape`, or rows or heads that do not fit.
   """
   shape = config_shape(config)
-  if shape is None:
-    return None
   if "length" in config and not 2 <= config.length <= shape.context_length:
     raise ValueError(
       f"length {config.length} must be at least 2 and at most model.context_length "
@@ -102,30 +95,22 @@ def find_export(
   """
   if not str(directory):
     raise ValueError(f"{flag} is empty; name the export directory of a {kind}, hf:DIR or gguf:FILE")
+  published = reading.is_source(directory)
   found: checkpoint.Export | reading.Source
   try:
-    if reading.is_source(directory):
-      found = reading.open_source(str(directory))
-    else:
-      found = _load_export(directory, flag)
-  except ValueError as error:
+    load_from = reading.open_source if published else checkpoint.load_export
+    found = load_from(str(directory))
+  except ValueError:
+    if not published and (meant := reading.meant_source(directory)) is not None:
+      error = ValueError(f"{directory} is a published model; write {flag}={meant}")
     raise ValueError(f"{flag}: {error}") from None
   if found.kind != kind:
-    what = f"{found.kind} model" if reading.is_source(directory) else f"{found.kind} export"
-    raise ValueError(f"{flag}={directory} is a {what}; it must be a {kind}")
+    what = "model" if published else "export"
+    raise ValueError(f"{flag}={directory} is a {found.kind} {what}; it must be a {kind}")
   _check_fields(found.model, f"{flag}={directory}")
   if shape:
     _check_shape(found.model, shape, f"{flag}={directory}")
   return found
-
-
-def _load_export(directory: str | os.PathLike, flag: str) -> checkpoint.Export:
-  try:
-    return checkpoint.load_export(directory)
-  except ValueError as error:
-    if (meant := reading.meant_source(directory)) is None:
-      raise
-    raise ValueError(f"{directory} is a published model; write {flag}={meant}") from error
 
 
 def _check_shape(saved: dict[str, Any], shape: Mapping[str, Any], where: str) -> None:
@@ -150,7 +135,7 @@ def tokenizer_of(found: checkpoint.Export | reading.Source) -> Tokenizer:
 def origin(metadata: dict[str, Any]) -> dict[str, Any]:
   """Of a network's metadata, what every network that is trained from it keeps: which published
   model it once was, so that it can be written as one again."""
-  return {name: metadata[name] for name in ("imported",) if name in metadata}
+  return {"imported": metadata["imported"]} if "imported" in metadata else {}
 
 
 def _check_fields(saved: dict[str, Any], where: str) -> None:

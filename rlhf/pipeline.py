@@ -226,7 +226,7 @@ def import_base(config, directory: pathlib.Path) -> None:
       model=network.cfg.shape(),
       kind="policy",
       tokenizer=network.tokenizer,
-      config=workdir_lib.config_to_dict(config),
+      config=workdir_lib.plain(config),
       step=0,
       metadata=network.metadata,
     )

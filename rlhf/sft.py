@@ -229,7 +229,7 @@ def check_inputs(config) -> None:
 # ----------------------------------------------------------------------------- data
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class SftRows:
   """What `train` reads: main rows, and text rows where demonstrations are mixed with text."""
 
@@ -237,6 +237,7 @@ class SftRows:
   main_valid: LmBatch | None = None
   mixed: LmBatch | None = None
   mixed_valid: LmBatch | None = None
+  _: dataclasses.KW_ONLY
   fraction: float = 0.0
   use_segments: bool = True
 
@@ -271,14 +272,9 @@ def load_rows(
       training.text_rows(name, spec, text, tokenizer, length=config.length, cache_dir=cache_dir)
       for name, spec in (("text", text.train), ("validation text", text.valid))
     ]
-  main, main_valid, *mixture = sets
-  mixed, mixed_valid = mixture if mixture else (None, None)
   groups = [group for group in (text, demos) if group is not None]
   return tokenizer, SftRows(
-    main=main,
-    main_valid=main_valid,
-    mixed=mixed,
-    mixed_valid=mixed_valid,
+    *sets,
     fraction=0.0 if text is None or demos is None else text.fraction,
     use_segments=not all(group.attend_across_documents for group in groups),
   )

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf.configs import meshes
 from rlhf.types import Params
 
 AXES = ("data", "fsdp", "tensor")
@@ -120,14 +121,8 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     ValueError: the axis sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  fixed = cfg.fsdp * cfg.tensor
-  data = len(devices) // fixed if cfg.data == -1 else cfg.data
-  if data * fixed != len(devices) or data < 1:
-    raise ValueError(
-      f"mesh data={cfg.data} fsdp={cfg.fsdp} tensor={cfg.tensor} does not use exactly the "
-      f"{len(devices)} devices there are; choose sizes whose product is {len(devices)}"
-    )
-  grid = np.asarray(devices).reshape(data, cfg.fsdp, cfg.tensor)
+  sizes = meshes.check_mesh(dataclasses.asdict(cfg), len(devices))
+  grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

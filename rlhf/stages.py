@@ -335,7 +335,7 @@ def fingerprints(config) -> dict[str, str]:
 
   Of all stages that pipelines can share, which are all but the evaluation, in order.
   """
-  plain = workdir_lib.config_to_dict(config)
+  plain = workdir_lib.plain(config)
   found: dict[str, str] = {}
   for name, stage in table(config).items():
     if name != "evaluation":

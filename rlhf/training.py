@@ -59,19 +59,18 @@ def groups(config) -> Groups:
 
 def check_kind(config, kind: str) -> None:
   """Raises ValueError where the config is not one of this algorithm."""
-  found = config.kind if "kind" in config else "of an older version"
-  if found != kind:
-    raise ValueError(f"the config is {found!r}, not {kind!r}; use configs/{kind}.py")
+  if config.kind != kind:
+    raise ValueError(f"the config is {config.kind!r}, not {kind!r}; use configs/{kind}.py")
 
 
-def check_groups(config, **rows: int) -> ModelConfig | None:
+def check_groups(config, **rows: int) -> ModelConfig:
   """Checks the shared groups, the shape and the batch sizes against the mesh.
 
   Args:
     rows: name of a batch, with "__" for ".", -> its rows, which must divide over the mesh.
 
   Returns:
-    The network's shape; None where the pipeline has yet to name the source.
+    The network's shape.
 
   Raises:
     ValueError: a value is impossible, or does not fit the mesh.
@@ -346,7 +345,7 @@ def export(
   shared: dict[str, Any] = dict(
     model=dataclasses.replace(cfg, lora_scale=0.0).shape(),
     tokenizer=tokenizer,
-    config=workdir_lib.config_to_dict(config),
+    config=workdir_lib.plain(config),
     step=step,
   )
   checkpoint.export_params(directory, params, kind=kind, metadata=metadata, **shared)

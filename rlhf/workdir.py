@@ -29,8 +29,14 @@ _ABSENT = object()
 
 
 def plain(value: Any) -> Any:
-  """`value` as JSON gives it back: tuples are lists, keys are strings, NaN and inf are None."""
-  if isinstance(value, Mapping):
+  """`value` as JSON gives it back: tuples are lists, keys are strings, NaN and inf are None.
+
+  Mappings are whatever has `items()`, such as a ConfigDict, whose unset placeholders are None.
+
+  Raises:
+    ValueError: a leaf that JSON cannot hold.
+  """
+  if hasattr(value, "items"):
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [plain(item) for item in value]
@@ -44,22 +50,6 @@ def plain(value: Any) -> Any:
     f"{value!r} is a {type(value).__name__}, which JSON has no word for; "
     "use numbers, strings, booleans, None, lists and dicts"
   )
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
-  """A config tree as plain JSON; placeholders that were never set become None.
-
-  Args:
-    config: a mapping or anything with the `items()` of one, such as a ConfigDict; its groups
-      likewise.
-
-  Raises:
-    ValueError: a leaf that JSON cannot hold.
-  """
-  return {
-    str(key): config_to_dict(value) if hasattr(value, "items") else plain(value)
-    for key, value in config.items()
-  }
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -161,7 +151,7 @@ def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list
 
   Args:
     workdir: the directory of the run; made where it is missing.
-    config: resolved, JSON-able; see `config_to_dict`.
+    config: resolved, JSON-able; see `plain`.
     command: the program's argv.
 
   Returns:

@@ -95,7 +95,7 @@ def test_every_trial_of_a_shipped_sweep_passes_every_check(path, monkeypatch):
       words, overrides = flags_lib.split_overrides(trial.command[4:])
       assert {f"--config={sweep.config}", f"--workdir={trial.workdir}"} <= set(words)
       config = flags_lib.load_config(sweep.config, overrides)
-      assert workdir_lib.config_to_dict(config) == workdir_lib.config_to_dict(trial.config)
+      assert workdir_lib.plain(config) == workdir_lib.plain(trial.config)
 
 
 def test_points_of_the_paper():
@@ -290,7 +290,7 @@ def test_another_configs_trial_is_refused(tmp_path, capsys, monkeypatch):
   _, trials = trials_of(
     SHIPPED[SHIPPED.index(ROOT / "configs/sweeps/ptx_coef.py")], "test", workdir=tmp_path
   )
-  other = workdir_lib.config_to_dict(trials[1].config)
+  other = workdir_lib.plain(trials[1].config)
   other["ppo"]["ppo"]["kl_coef"] = 7.0
   workdir_lib.prepare(trials[1].workdir, other, ["x"])
   with pytest.raises(SystemExit):

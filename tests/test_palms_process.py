@@ -361,8 +361,8 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   config.capability.tasks = ()
   process.check_config(config)
   workdir = tmp_path / "run"
-  assert not workdir_lib.check(workdir, workdir_lib.config_to_dict(config))
-  workdir_lib.prepare(workdir, workdir_lib.config_to_dict(config), ["test"])
+  assert not workdir_lib.check(workdir, workdir_lib.plain(config))
+  workdir_lib.prepare(workdir, workdir_lib.plain(config), ["test"])
   html = process.run(config, workdir).read_text(encoding="utf-8")
   assert f"by a network, {session_inputs.policy}" in html
   assert "There is one seed: they do not cover another fine-tuning." in html

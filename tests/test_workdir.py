@@ -121,22 +121,22 @@ def test_config_hash_depends_on_values_and_not_on_order():
   assert workdir.config_hash({}) == "44136fa355b3678a"  # sha256 of "{}"
 
 
-def test_config_to_dict_needs_only_items():
+def test_plain_needs_only_items_of_a_config():
   config = FakeConfigDict(
     seed=np.int64(3), lr=np.float32(0.5), group=FakeConfigDict(on=True), sizes=(1, 2), unset=None
   )
-  plain = workdir.config_to_dict(config)
+  plain = workdir.plain(config)
   assert plain == {"seed": 3, "lr": 0.5, "group": {"on": True}, "sizes": [1, 2], "unset": None}
   assert json.loads(json.dumps(plain)) == plain
   assert isinstance(plain["seed"], int) and plain["group"]["on"] is True
 
 
-def test_config_to_dict_takes_a_config_dict():
+def test_plain_takes_a_config_dict():
   config_dict = pytest.importorskip("ml_collections.config_dict")
   config = config_dict.ConfigDict({"a": {"b": (1, 2)}})
   config.unset = config_dict.placeholder(float)
   config.copy_of_a = config.get_ref("a")
-  assert workdir.config_to_dict(config) == {
+  assert workdir.plain(config) == {
     "a": {"b": [1, 2]},
     "unset": None,
     "copy_of_a": {"b": [1, 2]},

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
       "leave it empty"
     )
   workdir = pathlib.Path(arguments.workdir)
-  claimed = workdir_lib.config_to_dict(config) | dict(
+  claimed = workdir_lib.plain(config) | dict(
     folds=arguments.folds, test_fraction=arguments.test_fraction
   )
   workdir_lib.check(workdir, claimed)

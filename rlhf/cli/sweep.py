@@ -612,7 +612,7 @@ def main(argv: list[str]) -> int:
   sweep = load_sweep(arguments.sweep)
   trials = make_trials(sweep, common, workdir)
   for trial in trials:
-    workdir_lib.check(trial.workdir, workdir_lib.config_to_dict(trial.config))
+    workdir_lib.check(trial.workdir, workdir_lib.plain(trial.config))
   if arguments.dry_run:
     if arguments.check:
       check_configs(sweep, trials)

@@ -1,6 +1,5 @@
 """What the stages of a pipeline found, as the parts of report.json and the curves of its page."""
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +42,8 @@ def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
   evaluated, stage = done["evaluation"], workdir / "evaluation"
   accuracy, calibration = reward_accuracy(config, workdir, reward)
   samples = read_jsonl(stage / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
-  labelers, golds = None, [None] * len(samples)
+  labelers: dict[str, float] | None = None
+  golds: list[Any] = [None] * len(samples)
   if stages.in_tinyworld(config):
     golds = read_jsonl(stage / "gold.jsonl")
     labelers = {
@@ -104,8 +104,7 @@ def reward_accuracy(
   config, workdir: pathlib.Path, reward: Network
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Accuracy on validation comparisons, by training and held-out labelers, and calibration."""
-  measure = functools.partial(
-    comparison.reward_accuracy,
+  choices: dict[str, Any] = dict(
     network=reward,
     prompt_format=prepare.PromptFormat.of(config.format),
     batch_size=config.reward_model.reward.batch_size,
@@ -113,10 +112,11 @@ def reward_accuracy(
     overlong=config.reward_model.comparisons.overlong,
     **bootstrap_settings(config),
   )
-  found = measure(read_jsonl(workdir / stages.comparison_files(config)["valid"]))
+  valid = read_jsonl(workdir / stages.comparison_files(config)["valid"])
+  found = comparison.reward_accuracy(valid, **choices)
   again, heldout = workdir / "comparisons" / "valid_heldout.jsonl", None
   if again.exists():
-    heldout = measure(read_jsonl(again))["accuracy"]["mean"]
+    heldout = comparison.reward_accuracy(read_jsonl(again), **choices)["accuracy"]["mean"]
   accuracy = dict(
     accuracy=found["accuracy"]["mean"],
     accuracy_heldout_labelers=heldout,

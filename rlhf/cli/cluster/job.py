@@ -188,7 +188,7 @@ def read(parser: flags.Parser, argv: Sequence[str]) -> tuple[argparse.Namespace,
     words=tuple(command),
     workdir=given.workdir,
     topology=topology,
-    config=workdir_lib.config_to_dict(config),
+    config=workdir_lib.plain(config),
     commit=commit(arguments.allow_dirty),
     name=_job_name(arguments.name, words[0], given.workdir),
   )

@@ -114,7 +114,7 @@ def claim(config, workdir: str, check_inputs: Callable[[Any], Any] | None = None
   Raises:
     ValueError: as `workdir.check` and `check_inputs`; nothing has been written.
   """
-  settings = workdir_lib.config_to_dict(config)
+  settings = workdir_lib.plain(config)
   if not workdir_lib.check(workdir, settings) and check_inputs is not None:
     check_inputs(config)
   resumed = workdir_lib.prepare(workdir, settings, workdir_lib.default_command())
