@@ -100,10 +100,11 @@ def find_export(
   try:
     load_from = reading.open_source if published else checkpoint.load_export
     found = load_from(str(directory))
-  except ValueError:
+  except ValueError as error:
+    problem = str(error)
     if not published and (meant := reading.meant_source(directory)) is not None:
-      error = ValueError(f"{directory} is a published model; write {flag}={meant}")
-    raise ValueError(f"{flag}: {error}") from None
+      problem = f"{directory} is a published model; write {flag}={meant}"
+    raise ValueError(f"{flag}: {problem}") from None
   if found.kind != kind:
     what = "model" if published else "export"
     raise ValueError(f"{flag}={directory} is a {found.kind} {what}; it must be a {kind}")
