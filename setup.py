@@ -84,6 +84,7 @@ setuptools.setup(
     "rlhf.cli.common": ["*.yaml"],
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*"],
+    "rlhf.evals.preference": ["prompts/*"],
     "rlhf.interop": ["families.yaml"],
     "rlhf.evals.suites.tasks": ["*.toml", "*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["*.yaml", "templates/*", "values/*"],

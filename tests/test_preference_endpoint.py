@@ -324,7 +324,7 @@ def test_a_line_that_a_killed_run_left_half_is_asked_again(server, tmp_path):
   assert open_endpoint(server, tmp_path).ask("pairwise", [PAIR]) == {PAIR: 0.0}
   assert path.read_text() == whole and len(server.requests) == 1
   path.write_text("not json\n" + whole)
-  with pytest.raises(ValueError, match=r"endpoint.jsonl:1: not a reply of the endpoint"):
+  with pytest.raises(ValueError, match=r"endpoint.jsonl:1: not JSON .*; delete the line, and"):
     open_endpoint(server, tmp_path)
 
 

@@ -35,11 +35,16 @@ from rlhf.evals.preference import sheets, win_rates
 
 KEY = "key.jsonl"
 SHEETS = "blind"
-PREFERENCES = {"a": 1.0, "tie": 0.5, "b": 0.0}
 YES_NO = {"yes": True, "no": False}
 _RATING = ("likert", "rank", *win_rates.METADATA)
 _SHOWN = ("prompt", "completion", "completion_a", "completion_b", "notes")  # not read
 _OLD = ("answer", "answer_a", "answer_b")  # what older sheets call completions
+_CELLS: dict[str, Mapping[str, Any]] = {  # column -> what its cells may say
+  "likert": {str(number): number for number in win_rates.LIKERT},
+  **dict.fromkeys(win_rates.METADATA, YES_NO),
+  "preference": {"a": 1.0, "tie": 0.5, "b": 0.0},
+  "group": {name: name for name in win_rates.GROUPS},
+}
 COLUMNS = ("sample", "sample_a", "sample_b", "rater", "group", *_RATING, "preference", *_SHOWN)
 
 
@@ -93,14 +98,12 @@ class Ratings:
     raters: name -> group, one of `win_rates.JUDGE_GROUPS`.
     ratings: of samples.
     choices: of pairs, as in the sheets; the function `choices` adds those that ranks imply.
-    num_skipped: rows without any rating.
   """
 
   samples: Mapping[str, Sample]
   raters: Mapping[str, str]
   ratings: Sequence[Rating]
   choices: Sequence[Choice]
-  num_skipped: int = 0
 
 
 # ----------------------------------------------------------------------------- writing sheets
@@ -143,7 +146,8 @@ def write_sheets(
   numbers = rng.permutation(len(places))
   names = {place: f"s{number:0{width}d}" for place, number in zip(places, numbers, strict=True)}
   key = {
-    name: Sample(
+    name: dict(
+      sample=name,
       prompt_index=index,
       policy=policy,
       prompt=prompts[index]["prompt"],
@@ -151,20 +155,15 @@ def write_sheets(
     )
     for (index, policy), name in names.items()
   }
-  key = dict(sorted(key.items()))  # by random name: no order of policies or prompts is left
-  samples = [
-    dict(sample=name, prompt=sample.prompt, completion=sample.completion)
-    for name, sample in key.items()
-  ]
+  samples = [key[name] for name in sorted(key)]  # no order of policies or prompts is left
   pairs = []
   for index, policy in places:
     if policy != baseline:
       a, b = rng.permutation([names[index, policy], names[index, baseline]]).tolist()
-      texts = dict(completion_a=key[a].completion, completion_b=key[b].completion)
-      pairs.append(dict(sample_a=a, sample_b=b, prompt=key[a].prompt, **texts))
+      texts = dict(completion_a=key[a]["completion"], completion_b=key[b]["completion"])
+      pairs.append(dict(sample_a=a, sample_b=b, prompt=key[a]["prompt"], **texts))
   pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-  lines = [dict(sample=name) | dataclasses.asdict(sample) for name, sample in key.items()]
-  workdir_lib.write_jsonl(paths[2], lines)
+  workdir_lib.write_jsonl(paths[2], samples)
   columns = ("sample", "prompt", "completion", "rater", *_RATING, "notes")
   workdir_lib.write_text(paths[0], sheets.csv_text(columns, samples))
   sides = ("sample_a", "sample_b", "prompt", "completion_a", "completion_b")
@@ -182,23 +181,21 @@ def read_key(path) -> dict[str, Sample]:
   """
   found: dict[str, Sample] = {}
   places = set()
-  kinds = dict(sample=str, prompt_index=int, policy=str, prompt=str, completion=str)
-  for where, value in sheets.read_objects(path):
-    if isinstance(value, dict) and "answer" in value:  # the name in older keys
-      value["completion"] = value.pop("answer")
-    for name, kind in kinds.items():
-      if not isinstance(value, dict) or type(value.get(name)) is not kind:
-        raise ValueError(
-          f'{where}: no field "{name}" of type {kind.__name__}; restore the key that was written '
-          "with the sheets"
-        )
-    name = value["sample"]
-    sample = Sample(**{field: value[field] for field in kinds if field != "sample"})
+  remedy = "restore the key that was written with the sheets"
+  fields = dict(sample=str, prompt_index=int, policy=str, prompt=str)
+  for where, value in sheets.read_objects(path, fields, remedy):
+    completion = value.get("completion", value.get("answer"))  # its name in older keys
+    if not isinstance(completion, str):
+      raise ValueError(f'{where}: no text in "completion"; {remedy}')
+    name = value.pop("sample")
+    sample = Sample(
+      completion=completion, **{field: value[field] for field in value if field in fields}
+    )
     place = sample.policy, sample.prompt_index
     if name in found or place in places:
       raise ValueError(
         f"{where}: a second sample {name}, or of {sample.policy} and prompt {sample.prompt_index}; "
-        "restore the key that was written with the sheets"
+        f"{remedy}"
       )
     found[name] = sample
     places.add(place)
@@ -227,7 +224,7 @@ def read(paths: Sequence[str | pathlib.Path], samples: Mapping[str, Sample]) -> 
         if rating is None:
           num_skipped += 1
           continue
-        group = cells.get("group", "human")
+        group = _said("group", cells["group"]) if "group" in cells else "human"
         if raters.setdefault(rating.rater, group) != group:
           raise ValueError(
             f"rater {rating.rater} is of group {group} here and of group {raters[rating.rater]} "
@@ -251,7 +248,6 @@ def read(paths: Sequence[str | pathlib.Path], samples: Mapping[str, Sample]) -> 
     raters=raters,
     ratings=tuple(rating for rating in found.values() if isinstance(rating, Rating)),
     choices=tuple(choice for choice in found.values() if isinstance(choice, Choice)),
-    num_skipped=num_skipped,
   )
 
 
@@ -274,8 +270,11 @@ def _parse(
 ) -> Rating | Choice | None:
   """One row; None where it has no rating."""
   is_pair = "sample_a" in cells or "sample_b" in cells
-  named = ("sample_a", "sample_b") if is_pair else ("sample",)
-  given = [name for name in (("preference",) if is_pair else _RATING) if name in cells]
+  named, columns = (("sample",), _RATING)
+  kind, others = "one sample", ("preference",)
+  if is_pair:
+    named, columns = (("sample_a", "sample_b"), ("preference",))
+    kind, others = "two samples", ("sample", *_RATING)
   for name in named:
     if name not in cells:
       raise ValueError(f'no "{name}"; name the sample that was rated')
@@ -284,54 +283,36 @@ def _parse(
         f"unknown sample {cells[name]!r}; the key of the sheets has {len(samples)} samples, such "
         f"as {next(iter(samples), None)!r}"
       )
-  for name in (*_RATING, "sample") if is_pair else ("preference",):
+  for name in others:
     if name in cells:
-      kind = "two samples" if is_pair else "one sample"
       raise ValueError(f'"{name}" in a row about {kind}; use a row of its own')
+  given = [name for name in columns if name in cells]
   if not given:
     return None
   if "rater" not in cells:
     raise ValueError(f'no "rater" for "{given[0]}"; name who rated')
-  if "group" in cells and cells["group"] not in win_rates.GROUPS:
-    raise ValueError(
-      f'"group" is {cells["group"]!r}; choose from {", ".join(win_rates.GROUPS)}, or leave it empty'
-    )
+  said = {name: _said(name, cells[name]) for name in given}
+  about: dict[str, Any] = dict(where=where, rater=cells["rater"])
   if not is_pair:
-    return Rating(
-      where=where,
-      sample=cells["sample"],
-      rater=cells["rater"],
-      likert=_whole(cells, "likert", max(win_rates.LIKERT)),
-      rank=_whole(cells, "rank", None),
-      metadata={name: _choose(cells, name, YES_NO) for name in win_rates.METADATA if name in cells},
-    )
+    likert, rank = said.pop("likert", None), said.pop("rank", None)
+    return Rating(sample=cells["sample"], likert=likert, rank=rank, metadata=said, **about)
   a, b = (cells[name] for name in named)
   if a == b:
     raise ValueError(f"sample {a} is compared with itself; name two")
   if samples[a].prompt_index != samples[b].prompt_index:
     raise ValueError(f"samples {a} and {b} have different prompts; compare two of one prompt")
-  win = _choose(cells, "preference", PREFERENCES)
-  return Choice(where=where, sample_a=a, sample_b=b, rater=cells["rater"], win=win)
+  return Choice(sample_a=a, sample_b=b, win=said["preference"], **about)
 
 
-def _choose(cells: Mapping[str, str], name: str, choices: Mapping[str, Any]) -> Any:
-  if cells[name].lower() not in choices:
-    raise ValueError(f'"{name}" is {cells[name]!r}; choose from {", ".join(choices)}')
-  return choices[cells[name].lower()]
-
-
-def _whole(cells: Mapping[str, str], name: str, highest: int | None) -> int | None:
-  """A whole number from 1; None where the cell is empty."""
-  if name not in cells:
-    return None
-  cell = cells[name].removesuffix(".0")  # spreadsheets write 3.0 in a column with empty cells
-  is_whole = cell.isascii() and cell.isdigit()
-  if not is_whole or int(cell) < 1 or (highest is not None and int(cell) > highest):
-    scale = "1 (the best)" if highest is None else f"1 to {highest}"
-    raise ValueError(
-      f'"{name}" is {cells[name]!r}, outside its scale; use a whole number from {scale}'
-    )
-  return int(cell)
+def _said(column: str, text: str) -> Any:
+  """What a cell says; raises ValueError where it is outside the column's scale."""
+  cell = text.lower().removesuffix(".0")  # spreadsheets write 3.0 in a column with empty cells
+  if column == "rank" and cell.isascii() and cell.isdigit() and int(cell) > 0:
+    return int(cell)
+  if column != "rank" and cell in _CELLS[column]:
+    return _CELLS[column][cell]
+  scale = "the whole numbers, 1 the best" if column == "rank" else ", ".join(_CELLS[column])
+  raise ValueError(f'"{column}" is {text!r}, outside its scale; choose from {scale}')
 
 
 def check_same_texts(
@@ -368,11 +349,10 @@ def read_pandalm(path: str | pathlib.Path) -> Ratings:
   """
   samples, choices = {}, []
   raters = [f"annotator{number}" for number in (1, 2, 3)]
-  needed = ("instruction", "input", "response1", "response2", "cmp_key", *raters)
-  for index, (where, value) in enumerate(sheets.read_objects(path)):
-    for name in needed:
-      if not isinstance(value, dict) or name not in value:
-        raise ValueError(f'{where}: no field "{name}"; a line of PandaLM has {", ".join(needed)}')
+  fields: dict[str, type] = dict(instruction=str, input=str, cmp_key=str)
+  fields |= dict(response1=object, response2=object) | dict.fromkeys(raters, int)
+  remedy = f"a line of PandaLM has {', '.join(fields)}"
+  for index, (where, value) in enumerate(sheets.read_objects(path, fields, remedy)):
     models = value["cmp_key"].split("_")
     if len(models) != 2:
       models = ["response1", "response2"]
@@ -384,7 +364,7 @@ def read_pandalm(path: str | pathlib.Path) -> Ratings:
         prompt_index=index, policy=model, prompt=prompt, completion=text
       )
     for rater in raters:
-      if type(value[rater]) is not int or value[rater] not in (0, 1, 2):
+      if value[rater] not in (0, 1, 2):
         raise ValueError(f'{where}: "{rater}" is {value[rater]!r}; use 0 for a tie, 1 or 2')
       win, a, b = (0.5, 1.0, 0.0)[value[rater]], f"{index}:1", f"{index}:2"
       choices.append(Choice(where=where, sample_a=a, sample_b=b, rater=rater, win=win))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,13 +19,11 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
   """
   out = io.StringIO(newline="")
   # Line ends "\r\n" are needed so that texts with either character are quoted.
-  writer = csv.DictWriter(out, columns)
-  writer.writeheader()
+  writer = csv.writer(out)
+  writer.writerow(columns)
   for row in rows:
-    cells = {name: row.get(name, "") for name in columns}
-    writer.writerow(
-      {name: f"'{cell}" if cell[:1] in _FORMULA else cell for name, cell in cells.items()}
-    )
+    cells = [row.get(name, "") for name in columns]
+    writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
   return "\ufeff" + out.getvalue()
 
 
@@ -50,36 +49,30 @@ def read_csv(
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from None
   separator = max(",;\t", key=text.partition("\n")[0].count)
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-  header: list[str] = []
-  number = 0
-  while True:
-    number += 1
+  rows: list[list[str]] = []
+  try:
+    for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+      rows.append([cell.strip() for cell in cells])
+  except csv.Error as error:
+    raise ValueError(
+      f"{path}: row {len(rows) + 1}: not CSV ({error}); save the sheet as CSV again"
+    ) from None
+  header = [cell.lower() for cell in rows[0]] if rows else []
+  missing = [name for name in needed if name not in header]
+  twice = [name for name in header if name and header.count(name) > 1]
+  if missing or twice:
+    what = f"no column {missing[0]!r}" if missing else f"two columns {twice[0]!r}"
+    raise ValueError(
+      f"{path}: row 1: {what}; the header must have {', '.join(needed) or 'each once'}"
+    )
+  for number, cells in enumerate(rows[1:], start=2):
     where = f"{path}: row {number}"
-    try:
-      cells = next(reader, None)
-    except csv.Error as error:
-      raise ValueError(f"{where}: not CSV ({error}); save the sheet as CSV again") from None
-    if number == 1:
-      header = [cell.strip().lower() for cell in cells or []]
-      missing = [name for name in needed if name not in header]
-      twice = [name for name in header if name and header.count(name) > 1]
-      if missing or twice:
-        what = f"no column {missing[0]!r}" if missing else f"two columns {twice[0]!r}"
-        raise ValueError(
-          f"{where}: {what}; the header must have {', '.join(needed) or 'each once'}"
-        )
-      continue
-    if cells is None:
-      return
-    cells = [cell.strip() for cell in cells]
+    if any(cells[len(header) :]):
+      raise ValueError(
+        f"{where}: {len(cells)} cells under {len(header)} columns; use one per column"
+      )
     if any(cells):
-      if any(cells[len(header) :]):
-        raise ValueError(
-          f"{where}: {len(cells)} cells under {len(header)} columns; use one per column"
-        )
-      cells += [""] * (len(header) - len(cells))
-      yield where, dict(zip(header, cells))
+      yield where, dict(itertools.zip_longest(header, cells[: len(header)], fillvalue=""))
 
 
 def read_objects(
@@ -98,7 +91,7 @@ def read_objects(
     value: Any
     value, problem = records.parse_json(line)
     if problem is not None:
-      raise ValueError(f"{where}: {problem.message}")
+      raise ValueError(f"{where}: {problem.message}{f'; {remedy}' if remedy else ''}")
     if fields is not None and not isinstance(value, dict):
       raise ValueError(f"{where}: found {type(value).__name__}, not an object; {remedy}")
     for name, kind in ({} if fields is None else fields).items():
