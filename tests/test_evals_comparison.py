@@ -470,7 +470,8 @@ def test_two_reward_models_are_two_variants(inputs, tmp_path, monkeypatch):
 def test_people_judge_the_sheets_that_were_written(inputs, tmp_path):
   p = config(inputs)
   texts = texts_of(p)
-  comparison.write_sheets(p, texts, tmp_path / "people", seed=0, limit=2)
+  prompts, given = comparison.completed_by_all(p, texts, seed=0)
+  ratings.write_sheets(tmp_path / "people", prompts, given, baseline="sft", seed=0, limit=2)
   sheet = tmp_path / "people" / "blind" / "filled.jsonl"
   key = ratings.read_key(tmp_path / "people" / "key.jsonl")
   ids = {(s.policy, s.prompt_index): name for name, s in key.items()}

@@ -85,24 +85,6 @@ def test_training_weights_are_other_weights(prompts):
   assert changed["likert"] and changed["win"]
 
 
-@pytest.mark.parametrize(
-  "change, sentence",
-  [
-    (dict(ppo=["one"]), "ppo has 1 completions for 6 prompts"),
-    (dict(sft=...), "the baseline 'sft' has no completions; choose from"),
-  ],
-)
-def test_judges_refuse_answers_that_do_not_fit(prompts, completions, change, sentence):
-  given = {name: texts for name, texts in (completions | change).items() if texts is not ...}
-  with pytest.raises(ValueError, match=sentence):
-    judges.simulated_labelers(WORLD, TRAINING, HELDOUT)(prompts, given, "sft")
-
-
-def test_labelers_know_only_their_world(completions):
-  with pytest.raises(ValueError, match='prompt 0 .* has no "task"'):
-    judges.simulated_labelers(WORLD, TRAINING, HELDOUT)([{"prompt": "p"}] * 6, completions, "sft")
-
-
 # ----------------------------------------------------------------------------- people
 
 

@@ -47,8 +47,8 @@ class Request:
   suites: list[str]
   config: Any
   workdir: pathlib.Path
-  pooled: list[pathlib.Path] = dataclasses.field(default_factory=list)
-  sheets: str | None = None
+  pooled: list[pathlib.Path]
+  sheets: str | None
 
 
 def read_request(argv: Sequence[str]) -> Request:
@@ -77,42 +77,40 @@ def read_request(argv: Sequence[str]) -> Request:
   workdir = pathlib.Path(arguments.workdir).absolute()
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a directory")
+  candidates: list[units.Candidate] = []
   if arguments.pool:
     for name in ("checkpoints", "prefixes", "suite", "sheets"):
       if getattr(arguments, name):
         raise ValueError(
           f"--{name} and --pool do not go together: what is pooled has been evaluated"
         )
-    return Request(
-      candidates=[],
-      suites=[],
-      config=config,
-      workdir=workdir,
-      pooled=[pathlib.Path(name).absolute() for name in arguments.pool],
-    )
-  wanted = arguments.suite
-  for name in wanted:
+  else:
+    _check_suites(arguments)
+    candidates = [
+      dataclasses.replace(one, source=str(models.find_network(one.source, "checkpoints")))
+      for one in units.parse_candidates(arguments.checkpoints)
+    ]
+  return Request(
+    candidates=units.with_prefixes(candidates, arguments.prefixes),
+    suites=[name for name in SUITES if name in arguments.suite],
+    config=config,
+    workdir=workdir,
+    pooled=[pathlib.Path(name).absolute() for name in arguments.pool],
+    sheets=arguments.sheets,
+  )
+
+
+def _check_suites(arguments) -> None:
+  for name in arguments.suite:
     if name not in SUITES:
       raise ValueError(f"--suite: {name!r}; choose from {', '.join(SUITES)}")
-  if not wanted:
+  if not arguments.suite:
     raise ValueError(f"--suite is missing; give some of {','.join(SUITES)}, separated by commas")
-  if arguments.sheets is not None and "preference" not in wanted:
+  if arguments.sheets is not None and "preference" not in arguments.suite:
     raise ValueError(
       f"--sheets={arguments.sheets} needs the suite preference, whose completions "
       "are rated; add it to --suite"
     )
-  candidates = units.parse_candidates(arguments.checkpoints)
-  candidates = [
-    dataclasses.replace(candidate, source=str(models.find_network(candidate.source, "checkpoints")))
-    for candidate in candidates
-  ]
-  return Request(
-    candidates=units.with_prefixes(candidates, arguments.prefixes),
-    suites=[name for name in SUITES if name in wanted],
-    config=config,
-    workdir=workdir,
-    sheets=arguments.sheets,
-  )
 
 
 # ----------------------------------------------------------------------------- the run

@@ -22,7 +22,7 @@ from rlhf import metrics, networks
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import units
-from rlhf.evals.preference import comparison
+from rlhf.evals.preference import comparison, ratings
 from rlhf.evals.preference.comparison import PreferenceConfig
 from rlhf.evals.suites.suite import Unit
 from rlhf.evals.units import Candidate
@@ -400,7 +400,8 @@ def hand_out(
   """Writes blind sheets, and prints what to do with them."""
   try:
     _check_complete(completions, [candidate.name for candidate in candidates])
-    comparison.write_sheets(p, completions, sheets, seed=seed)
+    prompts, texts = comparison.completed_by_all(p, completions, seed=seed)
+    ratings.write_sheets(sheets, prompts, texts, baseline=p.baseline, seed=seed)
   except Exception as error:  # pylint: disable=broad-exception-caught
     on_failure(f"the sheets of --sheets={sheets} were not written", error)
     return

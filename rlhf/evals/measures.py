@@ -60,8 +60,3 @@ class Measure:
       better=self.better,
       values=[None if math.isnan(value) else value for value in self.values],
     )
-
-
-def known_or_nan(values: Sequence[float | None]) -> tuple[float, ...]:
-  """`Measure.values` from a file."""
-  return tuple(math.nan if value is None else float(value) for value in values)

@@ -7,9 +7,7 @@ Other pooled numbers are ratios of sums over the runs, never averages of the run
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, Unpack
 
 from rlhf import workdir as workdir_lib
 from rlhf.evals import statistics, units
@@ -21,20 +19,19 @@ _TAXES = {
   "pretraining_nll": "Pretraining loss recovered by PPO-ptx",
   "few_shot_mean": "Few-shot accuracy recovered by PPO-ptx",
 }
-_NUM_RESAMPLES = 2000
 
 
 # ----------------------------------------------------------------------------- evaluations
 
 
 def pool_evaluations(
-  workdirs: Sequence[pathlib.Path], *, num_resamples: int, seed: int
+  workdirs: Sequence[pathlib.Path], **settings: Unpack[statistics.Settings]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """The preferences of several runs of `launch.evaluate`.
 
   Args:
     workdirs: one for each training seed, whose checkpoints have the same names.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
 
   Returns:
     (checkpoints of the report, `comparison.Comparison.as_dict` over the seeds, with "baseline").
@@ -45,44 +42,44 @@ def pool_evaluations(
   """
   if len(set(workdirs)) < len(workdirs):
     raise ValueError("--pool names a directory twice; name each evaluation once")
-  found = []
+  shown: list[dict[str, Any]] = []
+  wanted: dict[str, Any] = {}
+  num_left_out, simulated = 0, False
   for directory in workdirs:
-    path = directory / "report" / "evaluation.json"
+    page_path = directory / "report" / "evaluation.json"
     data: dict[str, Any] = {"preference": None}
-    if path.is_file():
-      data = workdir_lib.read_json(path)
-    result = directory / "preference" / units.RESULT  # exists where its files are of one run
-    if data["preference"] is None or not result.is_file():
+    if page_path.is_file():
+      data = workdir_lib.read_json(page_path)
+    done = directory / "preference" / units.RESULT  # exists where its files are of one run
+    if data["preference"] is None or not done.is_file():
       raise ValueError(
         f"--pool: {directory} holds no report with preferences; name workdirs of "
         "launch.evaluate --suite=preference that have finished"
       )
-    result = workdir_lib.read_json(result)
+    result = workdir_lib.read_json(done)
     names = [one["name"] for one in data["checkpoints"]]
     compared = {
       "checkpoints": names,
       "judged checkpoints": sorted(result.get("weights", names)),  # a failed one is on the page
       "baseline": result["comparison"]["baseline"],
     }
-    found.append((data, compared, result["comparison"]))
-  (first, wanted, _), num_left_out = found[0], 0
-  for directory, (_, compared, result) in zip(workdirs, found):
-    num_left_out += result["num_left_out"]
+    if not wanted:
+      shown, wanted = data["checkpoints"], compared
     for what, value in compared.items():
       if value != wanted[what]:
         raise ValueError(
           f"--pool: {directory} has the {what} {value}, the first has {wanted[what]}; pool "
           "evaluations of the same models of several seeds"
         )
+    num_left_out += result["comparison"]["num_left_out"]
+    simulated |= result["comparison"].get("simulated", False)
   pooled = comparison.pool(
     {run: directory / "preference" for run, directory in enumerate(workdirs)},
     wanted["checkpoints"],
     baseline=wanted["baseline"],
-    seed=seed,
-    num_resamples=num_resamples,
+    **settings,
   )
-  simulated = any(result.get("simulated", False) for _, _, result in found)
-  return first["checkpoints"], pooled.as_dict() | dict(
+  return shown, pooled.as_dict() | dict(
     baseline=wanted["baseline"], num_left_out=num_left_out, simulated=simulated
   )
 
@@ -90,14 +87,12 @@ def pool_evaluations(
 # ----------------------------------------------------------------------------- pipelines
 
 
-def pooled_table(
-  workdirs: Sequence[str | pathlib.Path], *, num_resamples: int = _NUM_RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
+def pooled_table(workdirs: Sequence[str | pathlib.Path], **settings: int) -> dict[str, Any]:
   """Pools the preferences and the reports of finished pipelines.
 
   Args:
     workdirs: of runs of different seeds.  One without labelers takes part with its report alone.
-    num_resamples, seed: of the bootstrap.
+    settings: as in `pool_reports`.
 
   Returns:
     See `pool_reports`.
@@ -117,11 +112,11 @@ def pooled_table(
       )
     rows = win_rates.read_preferences(path) if path.is_file() else []
     runs.append(dict(report=report, preferences=rows))
-  return pool_reports(runs, num_resamples=num_resamples, seed=seed)
+  return pool_reports(runs, **settings)
 
 
 def pool_reports(
-  runs: Sequence[Mapping[str, Any]], *, num_resamples: int = _NUM_RESAMPLES, seed: int = 0
+  runs: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
   """Pools runs that differ in their seed.
 
@@ -156,11 +151,7 @@ def pool_reports(
   settings = dict(num_resamples=num_resamples, seed=seed)
 
   def wins(policy, group):
-    found = {
-      number: win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
-      for number, lines in rows.items()
-    }
-    return {number: value for number, value in found.items() if not np.isnan(value).all()}
+    return win_rates.values_by_seed(rows, policy=policy, group=group, field="win")
 
   def over_seeds(statistic: Callable[..., statistics.Interval], values):
     if not values:

@@ -14,7 +14,7 @@ Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -47,7 +47,19 @@ class Interval:
     return dataclasses.asdict(self)
 
 
-def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed: int) -> Interval:
+class Settings(TypedDict):
+  """Of a bootstrap.
+
+  Attributes:
+    num_resamples: draws; 2,000 settle a 95 % interval to about a tenth of its width.
+    seed: of the resampling; equal seeds give equal intervals.
+  """
+
+  num_resamples: int
+  seed: int
+
+
+def bootstrap_mean(values_by_prompt: ValuesByPrompt, **settings: Unpack[Settings]) -> Interval:
   """Mean of all values, with an interval from resampling whole prompts.
 
       mean* = sum_{p in draw} total_p / sum_{p in draw} count_p
@@ -55,8 +67,7 @@ def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed
   Args:
     values_by_prompt: one row per prompt; a float array [P, L] with NaN where a value is missing,
       or a list of lists of any lengths.  Rows without a value are left out.
-    num_resamples: bootstrap draws; 2,000 settle a 95 % interval to about a tenth of its width.
-    seed: of the resampling; equal seeds give equal intervals.
+    settings: see `Settings`; so in all functions here.
 
   Returns:
     An `Interval` in the unit of the values.
@@ -64,11 +75,11 @@ def bootstrap_mean(values_by_prompt: ValuesByPrompt, *, num_resamples: int, seed
   Raises:
     ValueError: no prompt has a value, a value is infinite, or num_resamples is 0.
   """
-  return bootstrap_over_seeds({0: values_by_prompt}, num_resamples=num_resamples, seed=seed)
+  return bootstrap_over_seeds({0: values_by_prompt}, **settings)
 
 
 def bootstrap_over_seeds(
-  values_by_seed: Mapping[int, ValuesByPrompt], *, num_resamples: int, seed: int
+  values_by_seed: Mapping[int, ValuesByPrompt], **settings: Unpack[Settings]
 ) -> Interval:
   """Pooled mean over training runs: resamples the runs, then the prompts within each drawn run.
 
@@ -78,7 +89,6 @@ def bootstrap_over_seeds(
 
   Args:
     values_by_seed: training seed -> values by prompt, as in `bootstrap_mean`.
-    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of prompts over all seeds.
@@ -87,11 +97,11 @@ def bootstrap_over_seeds(
     ValueError: as `bootstrap_mean`, or there is no seed.
   """
   tables = [_sums_and_counts(values) for values in values_by_seed.values()]
-  return _interval([table[table[:, 1] > 0] for table in tables], _ratio, num_resamples, seed)
+  return _interval([table[table[:, 1] > 0] for table in tables], _ratio, **settings)
 
 
 def paired_difference(
-  values_a: ValuesByPrompt, values_b: ValuesByPrompt, *, num_resamples: int, seed: int
+  values_a: ValuesByPrompt, values_b: ValuesByPrompt, **settings: Unpack[Settings]
 ) -> Interval:
   """mean(a) - mean(b) on the same prompts; row p of both belongs to prompt p.
 
@@ -100,7 +110,6 @@ def paired_difference(
 
   Args:
     values_a, values_b: as in `bootstrap_mean`, with one row per prompt in the same order.
-    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` of the difference; `n` counts the prompts with values on both sides.
@@ -108,22 +117,17 @@ def paired_difference(
   Raises:
     ValueError: the numbers of rows differ, or as `bootstrap_mean`.
   """
-  return paired_difference_over_seeds(
-    {0: (values_a, values_b)}, num_resamples=num_resamples, seed=seed
-  )
+  return paired_difference_over_seeds({0: (values_a, values_b)}, **settings)
 
 
 def paired_difference_over_seeds(
   pairs_by_seed: Mapping[int, tuple[ValuesByPrompt, ValuesByPrompt]],
-  *,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[Settings],
 ) -> Interval:
   """`paired_difference` pooled over training runs, resampled as in `bootstrap_over_seeds`.
 
   Args:
     pairs_by_seed: training seed -> (values_a, values_b), as in `paired_difference`.
-    num_resamples, seed: as in `bootstrap_mean`.
 
   Raises:
     ValueError: as `paired_difference`, or there is no seed.
@@ -137,22 +141,19 @@ def paired_difference_over_seeds(
       )
     table_P4 = np.concatenate([_sums_and_counts(values_a), _sums_and_counts(values_b)], axis=1)
     tables.append(table_P4[(table_P4[:, 1] > 0) & (table_P4[:, 3] > 0)])
-  return _interval(tables, lambda sums: _ratio(sums) - _ratio(sums[..., 2:]), num_resamples, seed)
+  return _interval(tables, lambda sums: _ratio(sums) - _ratio(sums[..., 2:]), **settings)
 
 
 def bootstrap_statistic(
   table_PC: np.ndarray,
   statistic: Callable[[np.ndarray], np.ndarray],
-  *,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[Settings],
 ) -> Interval:
   """A statistic of column sums, such as corpus BLEU, with an interval from resampling prompts.
 
   Args:
     table_PC: one row per prompt, whose columns add up over prompts (matches, lengths, ...).
     statistic: sums [..., C] -> values [...].
-    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of rows.
@@ -165,22 +166,19 @@ def bootstrap_statistic(
     raise ValueError(f"the table has shape {table_PC.shape}; give one row per prompt")
   if not np.isfinite(table_PC).all():
     raise ValueError("the table holds a number that is not finite")
-  return _interval([table_PC], statistic, num_resamples, seed)
+  return _interval([table_PC], statistic, **settings)
 
 
 def bootstrap_function(
   values: Sequence[Any],
   function: Callable[[list[Any]], float],
-  *,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[Settings],
 ) -> Interval:
   """Any function of the prompts' values, called for every resample: for what no sums can give.
 
   Args:
     values: one of each prompt, of any type.
     function: list of values -> number.
-    num_resamples, seed: as in `bootstrap_mean`.
 
   Returns:
     An `Interval` whose `n` is the number of values.
@@ -190,10 +188,10 @@ def bootstrap_function(
   """
   if not len(values):
     raise ValueError("there is nothing to resample: no prompt has a value")
-  num, rng = len(values), np.random.default_rng(seed)
+  num, rng = len(values), np.random.default_rng(settings["seed"])
   draws_R = [
     float(function([values[place] for place in rng.integers(num, size=num)]))
-    for _ in range(num_resamples)
+    for _ in range(settings["num_resamples"])
   ]
   return percentile_interval(float(function(list(values))), draws_R, num)
 
@@ -227,7 +225,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
   return sums[..., 0] / sums[..., 1]
 
 
-def _interval(tables, statistic, num_resamples, seed) -> Interval:
+def _interval(tables, statistic, *, num_resamples, seed) -> Interval:
   """Statistic of the pooled sums, and its percentile interval over nested resamples.
 
   Args:

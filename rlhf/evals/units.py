@@ -12,15 +12,15 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from rlhf import processes
 from rlhf import workdir as workdir_lib
 from rlhf.data import formats
-from rlhf.evals import measures as measures_lib
 from rlhf.evals import statistics
+from rlhf.evals.measures import Measure
 
 RESULT = "result.json"
 ITEMS = "items.jsonl"
@@ -59,7 +59,7 @@ def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
   Raises:
     ValueError: no spec, a name that cannot name a directory, or one that is given twice.
   """
-  found = []
+  found: dict[str, Candidate] = {}
   for spec in specs:
     name, equals, source = spec.partition("=")
     if not equals:
@@ -71,17 +71,15 @@ def parse_candidates(specs: Sequence[str]) -> list[Candidate]:
       )
     if not source:
       raise ValueError(f"--checkpoints: {spec!r} names no directory; write NAME=SOURCE")
-    found.append(Candidate(name=name, source=source))
-  names = [candidate.name for candidate in found]
-  for name in names:
-    if names.count(name) > 1:
+    if name in found:
       raise ValueError(f"--checkpoints has two called {name!r}; give them names: A=DIR,B=DIR")
+    found[name] = Candidate(name=name, source=source)
   if not found:
     raise ValueError(
       "--checkpoints is empty; name one or more export directories, hf:DIR or "
       "gguf:FILE, separated by commas"
     )
-  return found
+  return list(found.values())
 
 
 def default_name(source: str) -> str:
@@ -98,23 +96,18 @@ def with_prefixes(candidates: Sequence[Candidate], specs: Sequence[str]) -> list
   Raises:
     ValueError: an unknown name, or a file that cannot be read.
   """
-  files = {}
+  found = {candidate.name: candidate for candidate in candidates}
   for spec in specs:
     name, equals, path = spec.partition("=")
-    if not equals or name not in [candidate.name for candidate in candidates]:
+    if not equals or name not in found:
       raise ValueError(
-        f"--prefixes: {spec!r}; write NAME=FILE with a NAME of --checkpoints: "
-        f"{', '.join(candidate.name for candidate in candidates)}"
+        f"--prefixes: {spec!r}; write NAME=FILE with a NAME of --checkpoints: {', '.join(found)}"
       )
     if not pathlib.Path(path).is_file():
       raise ValueError(f"--prefixes: {name}={path}: there is no such file")
-    files[name] = pathlib.Path(path).read_text(encoding="utf-8")
-  return [
-    dataclasses.replace(candidate, prefix=files[candidate.name])
-    if candidate.name in files
-    else candidate
-    for candidate in candidates
-  ]
+    prefix = pathlib.Path(path).read_text(encoding="utf-8")
+    found[name] = dataclasses.replace(found[name], prefix=prefix)
+  return list(found.values())
 
 
 def identity(candidate: Candidate) -> dict[str, Any]:
@@ -161,7 +154,7 @@ def find_result(directory: pathlib.Path, wanted: str) -> dict[str, Any] | None:
 
 
 def write_result(
-  directory: pathlib.Path, wanted: str, measures: Sequence[measures_lib.Measure], **others: Any
+  directory: pathlib.Path, wanted: str, measures: Sequence[Measure], **others: Any
 ) -> dict[str, Any]:
   """Marks a unit as done, in one atomic step."""
   result = dict(fingerprint=wanted, measures=[measure.as_dict() for measure in measures], **others)
@@ -176,7 +169,7 @@ def begin(directory: pathlib.Path) -> None:
     (directory / RESULT).unlink(missing_ok=True)
 
 
-def print_measures(measures: Sequence[measures_lib.Measure]) -> None:
+def print_measures(measures: Sequence[Measure]) -> None:
   """A console line for each number."""
   for measure in measures:
     name, interval = " ".join(filter(None, (measure.variant, measure.metric))), measure.interval
@@ -235,9 +228,7 @@ def by_measure(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
 def differences(
   results: Mapping[str, Sequence[Mapping[str, Any]]],
   reference: str,
-  *,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[statistics.Settings],
 ) -> list[dict[str, Any]]:
   """Rows as of `by_measure`: mean of a checkpoint less that of the reference, on the same items.
 
@@ -247,22 +238,17 @@ def differences(
   Args:
     results: as in `by_measure`, of units that were asked the same items in the same order.
     reference: a checkpoint; where it was not measured, there is no row.
-    num_resamples, seed: of the bootstrap over items.
+    settings: of the bootstrap over items.
   """
   key = lambda measure: (measure["task"], measure["variant"], measure["metric"])
-  values_of = lambda measure: np.asarray(measures_lib.known_or_nan(measure["values"]))[:, None]
-  base = {
-    key(measure): values_of(measure)
-    for measure in (results[reference] if reference in results else ())
-  }
+  values_of = lambda measure: np.asarray(measure["values"], np.float64)[:, None]  # null is NaN
+  base = {key(measure): values_of(measure) for measure in results.get(reference, ())}
   compared: dict[str, list[dict[str, Any]]] = {}
   for name, found in results.items():
     for measure in found if name != reference else ():
       own_N1, base_N1 = values_of(measure), base.get(key(measure))
       if base_N1 is None or len(base_N1) != len(own_N1) or np.isnan(own_N1 + base_N1).all():
         continue
-      difference = statistics.paired_difference(
-        own_N1, base_N1, num_resamples=num_resamples, seed=seed
-      )
+      difference = statistics.paired_difference(own_N1, base_N1, **settings)
       compared.setdefault(name, []).append(dict(measure, **difference.as_dict()))
   return by_measure(compared)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def reliability(
 
 
 def same_choice(
-  value_CL: np.ndarray, prompts: Sequence[int], *, num_resamples: int, seed: int
+  value_CL: np.ndarray, prompts: Sequence[int], **settings: Unpack[statistics.Settings]
 ) -> dict[str, Any] | None:
   """How often two raters of one comparison said the same, with an interval over prompts.
 
@@ -75,7 +75,7 @@ def same_choice(
   Args:
     value_CL: wins of C comparisons by L raters, NaN where not judged.
     prompts: of each comparison.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
   """
   counts_VC = np.array([(value_CL == value).sum(axis=1) for value in win_rates.WINS])
   agreed_C = (counts_VC * (counts_VC - 1) // 2).sum(axis=0)
@@ -89,5 +89,5 @@ def same_choice(
   if not len(table_P2):
     return None
   return statistics.bootstrap_statistic(
-    table_P2, lambda sums: sums[..., 0] / sums[..., 1], num_resamples=num_resamples, seed=seed
+    table_P2, lambda sums: sums[..., 0] / sums[..., 1], **settings
   ).as_dict()

@@ -20,8 +20,9 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax.sharding
 import numpy as np
@@ -109,7 +110,7 @@ class PreferenceConfig:
     if not 0 <= self.temperature < float("inf"):
       raise ValueError(f"config.preference.temperature {self.temperature}; use 0 or more")
     self.temperature_by_name  # pylint: disable=pointless-statement
-    _check_judges(self.judges)
+    self._check_judges()
     try:
       if "labelers" in self.judges:
         labelers_lib.make_labelers(labelers_lib.LabelersConfig(**self.world))
@@ -135,26 +136,23 @@ class PreferenceConfig:
         )
     return found
 
+  def temperature_of(self, name: str) -> float:
+    """A checkpoint's own temperature, or everyone's."""
+    return self.temperature_by_name.get(name, self.temperature)
+
+  def _check_judges(self) -> None:
+    specs = "labelers, endpoint, reward:SOURCE or ratings:FILE"
+    if not self.judges:
+      raise ValueError(f"config.preference.judges is empty; use {specs}")
+    for spec in self.judges:
+      if not re.fullmatch(r"labelers|endpoint|(reward|ratings):.+", spec):
+        raise ValueError(f"config.preference.judges has {spec!r}; use {specs}")
+      if self.judges.count(spec) > 1:
+        raise ValueError(f"config.preference.judges has {spec!r} twice; leave one")
+
   def of(self, prefix: str) -> list[str]:
     """What follows `prefix` in the specs of the judges."""
     return [spec.removeprefix(prefix) for spec in self.judges if spec.startswith(prefix)]
-
-
-def _check_judges(specs: Sequence[str]) -> None:
-  for spec in specs:
-    kind, colon, rest = spec.partition(":")
-    known = spec in ("labelers", "endpoint") or (kind in ("reward", "ratings") and colon and rest)
-    if not known:
-      raise ValueError(
-        f"config.preference.judges has {spec!r}; use labelers, endpoint, "
-        "reward:SOURCE or ratings:FILE"
-      )
-    if list(specs).count(spec) > 1:
-      raise ValueError(f"config.preference.judges has {spec!r} twice; leave one")
-  if not specs:
-    raise ValueError(
-      "config.preference.judges is empty; use labelers, endpoint, reward:SOURCE or ratings:FILE"
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,19 +199,14 @@ class Comparison:
 def check_asked(p: PreferenceConfig, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
   """`check` without the judges, for sheets that people have yet to fill in; returns the prompts."""
   prompts = select_prompts(p, seed=0)
-  if names is not None:
-    paired = [name for pair in pairs_of(p, names) for name in pair]
-    for field, wanted in (
-      ("baseline", [p.baseline]),
-      ("temperatures", p.temperature_by_name),
-      ("pairs", paired),
-    ):
-      for name in wanted:
-        if name not in names:
-          raise ValueError(
-            f"config.preference.{field} names {name!r}, which is none of the "
-            f"checkpoints {', '.join(names)}"
-          )
+  paired = [] if names is None else [name for pair in pairs_of(p, names) for name in pair]
+  wanted = [("baseline", p.baseline), *(("pairs", name) for name in paired)]
+  for field, name in wanted + [("temperatures", name) for name in p.temperature_by_name]:
+    if names is not None and name not in names:
+      raise ValueError(
+        f"config.preference.{field} names {name!r}, which is none of the "
+        f"checkpoints {', '.join(names)}"
+      )
   return prompts
 
 
@@ -271,14 +264,9 @@ def completion_settings(p: PreferenceConfig, name: str) -> dict[str, Any]:
     limit=p.limit,
     max_prompt_tokens=p.max_prompt_tokens,
     max_response_tokens=p.max_response_tokens,
-    temperature=temperature_of(p, name),
+    temperature=p.temperature_of(name),
     contents=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
   )
-
-
-def temperature_of(p: PreferenceConfig, name: str) -> float:
-  """A checkpoint's own temperature, or everyone's."""
-  return p.temperature_by_name.get(name, p.temperature)
 
 
 # ----------------------------------------------------------------------------- completions
@@ -318,77 +306,57 @@ def complete(
     ValueError: no prompt fits, or prompt and completion exceed the context without any prefix.
   """
   records = select_prompts(p, seed=seed)
-  lengths = [
-    len(ids)
-    for ids in prompt_format.encode_prompts(
-      network.tokenizer, [record["prompt"] for record in records]
-    )
-  ]
-  fits = [index for index, length in enumerate(lengths) if length <= p.max_prompt_tokens]
-  if not fits:
+  prompts = [record["prompt"] for record in records]
+
+  def num_tokens(texts):
+    return np.array([len(ids) for ids in prompt_format.encode_prompts(network.tokenizer, texts)])
+
+  own_P = num_tokens(prompts)
+  fits_P = own_P <= p.max_prompt_tokens
+  if not fits_P.any():
     raise ValueError(
       f"none of {len(records)} prompts of {p.data} fits into "
       f"config.preference.max_prompt_tokens {p.max_prompt_tokens}; the shortest has "
-      f"{min(lengths)} tokens in {name}'s format"
+      f"{own_P.min()} tokens in {name}'s format"
     )
   room = network.cfg.context_length - p.max_response_tokens
+  read_P, what = own_P, f"a prompt has {own_P[fits_P].max()} tokens"
   if prefix is not None:
-    asked = prefix.prompts([records[index]["prompt"] for index in fits])
-    lengths = [len(ids) for ids in prompt_format.encode_prompts(network.tokenizer, asked)]
-    shortest = min(lengths)
-    fits = [index for index, length in zip(fits, lengths) if length <= room]
-    lengths = [length for length in lengths if length <= room]
-  else:
-    lengths = [lengths[index] for index in fits]
-    shortest = min(lengths)
-  longest = max(lengths, default=0)
-  if longest > room or not fits:
-    what = (
-      f"a prompt has {longest} tokens"
-      if fits
-      else (f"every prompt behind its prefix has {shortest} tokens or more")
-    )
+    read_P = num_tokens(prefix.prompts(prompts))
+    what = f"every prompt behind its prefix has {read_P[fits_P].min()} tokens or more"
+    fits_P &= read_P <= room
+  longest = read_P[fits_P].max(initial=0)
+  if longest > room or not fits_P.any():
     raise ValueError(
       f"{name}: {what}, and {p.max_response_tokens} of a completion leave "
       f"{max(room, 0)} of the context of {network.cfg.context_length}; lower "
       "config.preference.max_prompt_tokens or max_response_tokens"
     )
-  prompts = [records[index]["prompt"] for index in fits]
-  width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room)
+  fits = np.flatnonzero(fits_P).tolist()
+  width = min(-(-int(longest) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, room)
   config = completions.CompletionConfig(
     max_prompt_tokens=width if prefix is not None else min(width, p.max_prompt_tokens),
     max_response_tokens=p.max_response_tokens,
-    temperature=temperature_of(p, name),
+    temperature=p.temperature_of(name),
     batch_size=batch_size,
     **dataclasses.asdict(prompt_format),
   )
   drawn = prefixes.sample(
     network,
     prefix,
-    prompts,
+    [prompts[index] for index in fits],
     config,
     loop.step_key(seed, "validate", 1),
-    on_batch=None if progress is None else lambda done, _: progress(done, len(prompts)),
+    on_batch=None if progress is None else lambda done, _: progress(done, len(fits)),
   )
-  found: list[str | None] = [None] * len(records)
-  finished: list[bool | None] = [None] * len(records)
-  tokens: list[list[int] | None] = [None] * len(records)
+  lines = [
+    dict(prompt_index=index, prompt=prompt, completion=None, finished=None, tokens=None)
+    for index, prompt in enumerate(prompts)
+  ]
   for index, texts, ends, ids in zip(fits, drawn.texts, drawn.finished, drawn.ids, strict=True):
-    found[index], finished[index], tokens[index] = texts[0], ends[0], np.asarray(ids[0]).tolist()
-  workdir_lib.write_jsonl(
-    pathlib.Path(directory) / units.ITEMS,
-    (
-      dict(
-        prompt_index=index,
-        prompt=record["prompt"],
-        completion=found[index],
-        finished=finished[index],
-        tokens=tokens[index],
-      )
-      for index, record in enumerate(records)
-    ),
-  )
-  return found
+    lines[index] |= dict(completion=texts[0], finished=ends[0], tokens=np.asarray(ids[0]).tolist())
+  workdir_lib.write_jsonl(pathlib.Path(directory) / units.ITEMS, lines)
+  return [line["completion"] for line in lines]
 
 
 def read_completions(directory) -> list[str | None]:
@@ -413,9 +381,7 @@ def completed_by_all(
         f"{p.data}; sample them again"
       )
   kept = [
-    index
-    for index in range(len(records))
-    if all(found[index] is not None for found in completions_by_name.values())
+    index for index, texts in enumerate(zip(*completions_by_name.values())) if None not in texts
   ]
   if not kept:
     raise ValueError(
@@ -426,19 +392,6 @@ def completed_by_all(
     [records[index] for index in kept],
     {name: [found[index] for index in kept] for name, found in completions_by_name.items()},
   )
-
-
-def write_sheets(
-  p: PreferenceConfig,
-  completions_by_name: Mapping[str, Sequence[str | None]],
-  directory,
-  *,
-  seed: int,
-  limit: int | None = None,
-) -> None:
-  """Blind sheets for people: see `ratings.write_sheets`, which raises the same."""
-  prompts, texts = completed_by_all(p, completions_by_name, seed=seed)
-  ratings_lib.write_sheets(directory, prompts, texts, baseline=p.baseline, seed=seed, limit=limit)
 
 
 # ----------------------------------------------------------------------------- judges
@@ -488,18 +441,17 @@ def reward_accuracy(
   network: Network,
   prompt_format: prepare.PromptFormat,
   *,
-  num_resamples: int,
-  seed: int,
   batch_size: int,
   length: int | None = None,
   overlong: str = "drop_completion",
+  **settings: Unpack[statistics.Settings],
 ) -> dict[str, Any]:
   """How a reward model ranks comparisons, and how well its confidence is calibrated.
 
   Args:
     records: comparisons.
     network, prompt_format: of `load_reward`.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
     batch_size: prompts at once; affects speed and memory only.
     length: tokens that are read; None takes the context.
     overlong: what becomes of longer completions, see `prepare.comparison_rows`; those that are left
@@ -513,7 +465,6 @@ def reward_accuracy(
     overlong=overlong,
   )
   arrays = rewards.score_comparisons(network.cfg, network.params, rows, batch_size=batch_size)
-  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   return dict(
     accuracy=calibration.accuracy(*arrays, **settings).as_dict(),
     length_baseline_accuracy=calibration.accuracy(
@@ -530,12 +481,11 @@ def judge_all(
   completions_by_name: Mapping[str, Sequence[str | None]],
   directory,
   *,
-  num_resamples: int,
-  seed: int,
   batch_size: int,
   mesh: jax.sharding.Mesh | None = None,
   progress: Progress = None,
   all_or_none: bool = False,
+  **settings: Unpack[statistics.Settings],
 ) -> Comparison:
   """What every judge says of every checkpoint's completions.
 
@@ -545,11 +495,11 @@ def judge_all(
     directory: receives `completions.jsonl` (line prompt_index: the prompt and all its completions),
       `preferences.jsonl` (against the baseline), `pairs.jsonl` (the other pairs), and keeps
       `endpoint.jsonl`; a `result.json` of other verdicts is removed when these are written.
-    num_resamples, seed: of the bootstrap; `seed` also as in `complete`.
     batch_size: of reward models; affects speed and memory only.
     mesh: of reward models; None replicates them on every device.
     progress: of an endpoint, called with (questions done, questions in all) of each round.
     all_or_none: a judge that fails leaves the directory's verdicts as they are.
+    settings: of the bootstrap; the seed also as in `complete`.
 
   The others go on when a judge fails; `failed` of what is returned has its error.
 
@@ -560,8 +510,7 @@ def judge_all(
   """
   directory = pathlib.Path(directory)
   names = list(completions_by_name)
-  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
-  prompts, texts = completed_by_all(p, completions_by_name, seed=seed)
+  prompts, texts = completed_by_all(p, completions_by_name, seed=settings["seed"])
   compared = units.read_records(p.comparisons, "comparison", _COMPARISONS) if p.comparisons else ()
   pairs = [pair for pair in pairs_of(p, names) if set(pair) <= set(names)]
   rows: list[judges_lib.Row] = []
@@ -586,14 +535,13 @@ def judge_all(
   for source, name in zip(p.of("reward:"), reward_names(p)):
     with _going_on(failed, f"reward:{source}"):
       network, prompt_format = load_reward(source, mesh=mesh)
-      accuracy = (
-        reward_accuracy(compared, network, prompt_format, batch_size=batch_size, **settings)
-        if compared
-        else None
-      )
+      accuracy = {}
+      if compared:
+        accuracy[name] = reward_accuracy(
+          compared, network, prompt_format, batch_size=batch_size, **settings
+        )
       ask(judges_lib.reward_model(network, prompt_format, name=name, batch_size=batch_size))
-      if accuracy is not None:
-        reward_models[name] = accuracy
+      reward_models |= accuracy
   if p.of("ratings:"):
     with _going_on(failed, "ratings"):
       found = read_ratings(p)
@@ -646,12 +594,11 @@ def _going_on(failed: dict[str, Exception], judge: str):
 
 
 def pool(
-  directories: Mapping[int, Any],
+  directories: Mapping[int, pathlib.Path],
   names: Sequence[str],
   *,
   baseline: str,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[statistics.Settings],
 ) -> Comparison:
   """Several training seeds as one comparison: runs are resampled, then the prompts of each run.
 
@@ -659,34 +606,26 @@ def pool(
     directories: training seed -> the directory of a `judge_all`; a checkpoint has one name in all.
     names: checkpoints, in the order wanted.
     baseline: of all runs.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
+
+  Raises:
+    ValueError: a directory holds no verdicts, or those of an earlier version.
   """
   rows, texts = {}, {}
   for run, directory in directories.items():
-    rows[run], texts[run] = read(directory)
+    if not (directory / COMPLETIONS).is_file():
+      raise ValueError(
+        f"{directory} has no {COMPLETIONS}: nothing was judged there, or by an earlier version; "
+        "evaluate again"
+      )
+    files = (directory / PREFERENCES, directory / PAIRS_FILE)
+    rows[run] = [row for file in files for row in win_rates.read_preferences(file)]
+    lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
+    texts[run] = {name: [line["completions"][name] for line in lines] for name in names}
   return Comparison(
-    **summarise(rows, texts, names, baseline=baseline, seed=seed, num_resamples=num_resamples),
+    **summarise(rows, texts, names, baseline=baseline, **settings),
     num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()),
   )
-
-
-def read(directory) -> tuple[list[judges_lib.Row], dict[str, list[str]]]:
-  """(all rows, checkpoint -> completions) of a `judge_all`.
-
-  Raises:
-    ValueError: the directory holds none, or one of an earlier version.
-  """
-  directory = pathlib.Path(directory)
-  if not (directory / COMPLETIONS).is_file():
-    raise ValueError(
-      f"{directory} has no {COMPLETIONS}: nothing was judged there, or by an earlier version; "
-      "evaluate again"
-    )
-  files = (directory / PREFERENCES, directory / PAIRS_FILE)
-  rows = [row for file in files for row in win_rates.read_preferences(file)]
-  lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
-  names = lines[0]["completions"]
-  return rows, {name: [line["completions"][name] for line in lines] for name in names}
 
 
 def summarise(
@@ -695,8 +634,7 @@ def summarise(
   names: Sequence[str],
   *,
   baseline: str,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[statistics.Settings],
 ) -> dict[str, Any]:
   """`measures`, `matrix` and `length_controlled` of `Comparison` from the judges' rows.
 
@@ -705,9 +643,8 @@ def summarise(
     completions_by_seed: training seed -> checkpoint -> completions by prompt_index.
     names: checkpoints, in the order wanted.
     baseline: of rows that name none.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
   """
-  settings: dict[str, Any] = dict(num_resamples=num_resamples, seed=seed)
   fields = {"likert": "likert", "reward": "score"} | {name: name for name in sorted(_LABELS)}
   measures: dict[str, list[Measure]] = {name: [] for name in names}
   matrix, equal_length = {}, {}

@@ -9,7 +9,7 @@ made of them is comparable.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,19 +28,6 @@ from rlhf.tinyworld.world import World
 Row = dict[str, Any]
 # (P prompt records, policy -> P completions, the policy that others are compared with) -> rows.
 Judge = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Sequence[str]], str], list[Row]]
-
-
-def check_completions(
-  prompts: Sequence[Mapping[str, Any]], completions: Mapping[str, Sequence[str]], baseline: str
-) -> None:
-  """Raises ValueError unless every policy, the baseline included, completes each prompt."""
-  if baseline not in completions:
-    raise ValueError(f"the baseline {baseline!r} has no completions; choose from {[*completions]}")
-  for policy, texts in completions.items():
-    if len(texts) != len(prompts):
-      raise ValueError(
-        f"{policy} has {len(texts)} completions for {len(prompts)} prompts; each prompt needs one"
-      )
 
 
 def _row(index: int, policy: str, labeler: str, group: str, win, likert, **more) -> Row:
@@ -75,13 +62,6 @@ def simulated_labelers(
     return known[key]
 
   def judge(prompts, completions, baseline):
-    check_completions(prompts, completions, baseline)
-    for index, record in enumerate(prompts):
-      if "task" not in record:
-        raise ValueError(
-          f'prompt {index} ({record["prompt"][:40]!r}) has no "task"; simulated labelers can judge '
-          "only prompts of TinyWorld"
-        )
     people = [("training", one) for one in training] + [("heldout", one) for one in heldout]
     rows = []
     for policy, texts in completions.items():
@@ -118,7 +98,6 @@ def reward_model(
   known: dict[tuple[str, str], float] = {}
 
   def judge(prompts, completions, baseline):
-    check_completions(prompts, completions, baseline)
     texts = {
       policy: [(record["prompt"], text) for record, text in zip(prompts, column)]
       for policy, column in completions.items()
@@ -158,7 +137,6 @@ def human_ratings(found: ratings_lib.Ratings) -> Judge:
   rated = {(rating.rater, rating.sample): rating for rating in found.ratings}
 
   def judge(prompts, completions, baseline):
-    check_completions(prompts, completions, baseline)
     ratings_lib.check_same_texts(found, prompts, completions)
     rows = []
     for policy in completions:
@@ -187,7 +165,6 @@ def endpoint(asker: endpoint_lib.Endpoint) -> Judge:
   """
 
   def judge(prompts, completions, baseline):
-    check_completions(prompts, completions, baseline)
     everything = [
       (policy, index, record["prompt"], text, completions[baseline][index])
       for policy, column in completions.items()
@@ -249,8 +226,7 @@ def win_rate_matrix(
   *,
   baseline: str,
   group: str,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[statistics.Settings],
 ) -> dict[str, dict[str, statistics.Interval | None]]:
   """Win rate of every policy against every other, with bootstrap intervals over prompts.
 
@@ -262,7 +238,7 @@ def win_rate_matrix(
     policies: which, in the order wanted.
     baseline: see `rows_by_seed`.
     group: one of `win_rates.JUDGE_GROUPS`.
-    num_resamples, seed: of the bootstrap.
+    settings: of the bootstrap.
 
   Returns:
     policy -> other policy -> interval of the share of judgements that prefer the first; None on the
@@ -290,9 +266,7 @@ def win_rate_matrix(
       continue
     # Different runs may have judged a pair in different directions.
     merged = {run: 1 - win_PL for run, win_PL in reverse.items()} | direct
-    found = statistics.bootstrap_over_seeds(
-      dict(sorted(merged.items())), seed=seed, num_resamples=num_resamples
-    )
+    found = statistics.bootstrap_over_seeds(dict(sorted(merged.items())), **settings)
     matrix[policy][other] = found
     matrix[other][policy] = statistics.Interval(
       mean=1 - found.mean, low=1 - found.high, high=1 - found.low, n=found.n

@@ -23,7 +23,7 @@ estimate finite where one side always wins, and changes no other number visibly.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -43,9 +43,7 @@ def length_controlled_win_rates(
   *,
   baseline: str,
   group: str,
-  num_resamples: int,
-  seed: int,
-  confidence: float = 0.95,
+  **settings: Unpack[statistics.Settings],
 ) -> dict[str, dict[str, statistics.Interval | None]]:
   """Every policy against every other at equal length, with bootstrap intervals over prompts.
 
@@ -55,7 +53,7 @@ def length_controlled_win_rates(
     policies: which, the baseline among them or not.
     baseline: of the rows.
     group: of judges, one of `win_rates.JUDGE_GROUPS`.
-    num_resamples, seed, confidence: of the bootstrap: runs, then the prompts of each drawn run.
+    settings: of the bootstrap: runs, then the prompts of each drawn run.
 
   Returns:
     policy -> other -> interval; None on the diagonal and where a policy was not judged.  `n` counts
@@ -83,34 +81,25 @@ def length_controlled_win_rates(
     if rows
   ]
   win_KP, weight_KP, log_ratio_KP = (np.concatenate(arrays, axis=1) for arrays in zip(*tables))
-  ones_1P = np.ones((1, win_KP.shape[1]))
-  data_1K = _estimate(win_KP, weight_KP, log_ratio_KP, ones_1P)
-  count_RP = _nested_counts(
-    [table[0].shape[1] for table in tables], num_resamples, np.random.default_rng(seed)
-  )
+  data_1K = _estimate(win_KP, weight_KP, log_ratio_KP, np.ones((1, win_KP.shape[1])))
+  count_RP = _nested_counts([table[0].shape[1] for table in tables], **settings)
   size = max(1, _CHUNK_ENTRIES // max(1, win_KP.size))
   draws_RK = np.concatenate(
     [
       _estimate(win_KP, weight_KP, log_ratio_KP, count_RP[start : start + size])
-      for start in range(0, num_resamples, size)
+      for start in range(0, len(count_RP), size)
     ]
   )
-  tail = (1 - confidence) / 2
-  data, draws = (
-    {baseline: np.zeros(len(theta_RK))} | dict(zip(judged, theta_RK.T))
-    for theta_RK in (data_1K, draws_RK)
-  )
-  weights = dict(zip(judged, weight_KP))
-  for policy, other in itertools.permutations(policies, 2):
-    if policy not in draws or other not in draws:
-      continue
-    low, high = np.quantile(_sigmoid(draws[policy] - draws[other]), [tail, 1 - tail])
-    compared_P = np.any([weights[name] > 0 for name in (policy, other) if name != baseline], axis=0)
-    found[policy][other] = statistics.Interval(
-      mean=float(_sigmoid(data[policy] - data[other])[0]),
-      low=float(low),
-      high=float(high),
-      n=int(compared_P.sum()),
+  place = {name: k for k, name in enumerate([*judged, baseline])}
+  # The last column is the baseline's: theta is 0, and nothing is compared with itself.
+  data_1K, draws_RK = (np.pad(theta_RK, ((0, 0), (0, 1))) for theta_RK in (data_1K, draws_RK))
+  compared_KP = np.pad(weight_KP > 0, ((0, 1), (0, 0)))
+  for policy, other in itertools.permutations([name for name in policies if name in place], 2):
+    a, b = place[policy], place[other]
+    found[policy][other] = statistics.percentile_interval(
+      float(_sigmoid(data_1K[0, a] - data_1K[0, b])),
+      _sigmoid(draws_RK[:, a] - draws_RK[:, b]),
+      int((compared_KP[a] | compared_KP[b]).sum()),
     )
   return found
 
@@ -131,9 +120,9 @@ def _table(rows, completions, policies, baseline):
   return total_KP / np.maximum(weight_KP, 1), weight_KP, log_ratio_KP
 
 
-def _nested_counts(sizes: Sequence[int], num_resamples: int, rng) -> np.ndarray:
+def _nested_counts(sizes: Sequence[int], *, num_resamples: int, seed: int) -> np.ndarray:
   """[R, P]: how often each prompt is drawn, for concatenated runs of `sizes` prompts."""
-  ends = np.cumsum(sizes)
+  ends, rng = np.cumsum(sizes), np.random.default_rng(seed)
   count_RP = np.zeros((num_resamples, ends[-1]))
   for r in range(num_resamples):
     for run in rng.integers(len(sizes), size=len(sizes)):

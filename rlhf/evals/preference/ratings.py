@@ -25,11 +25,12 @@ import difflib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from rlhf import workdir as workdir_lib
+from rlhf.evals import statistics
 from rlhf.evals.preference import agreement as agreement_lib
 from rlhf.evals.preference import sheets, win_rates
 
@@ -270,11 +271,9 @@ def _parse(
 ) -> Rating | Choice | None:
   """One row; None where it has no rating."""
   is_pair = "sample_a" in cells or "sample_b" in cells
-  named, columns = (("sample",), _RATING)
-  kind, others = "one sample", ("preference",)
-  if is_pair:
-    named, columns = (("sample_a", "sample_b"), ("preference",))
-    kind, others = "two samples", ("sample", *_RATING)
+  named: tuple[str, ...] = ("sample_a", "sample_b") if is_pair else ("sample",)
+  of_one, of_two = (*_RATING, "sample"), ("preference",)
+  columns, others = (of_two, of_one) if is_pair else (_RATING, of_two)
   for name in named:
     if name not in cells:
       raise ValueError(f'no "{name}"; name the sample that was rated')
@@ -285,6 +284,7 @@ def _parse(
       )
   for name in others:
     if name in cells:
+      kind = "two samples" if is_pair else "one sample"
       raise ValueError(f'"{name}" in a row about {kind}; use a row of its own')
   given = [name for name in columns if name in cells]
   if not given:
@@ -417,12 +417,12 @@ def comparison_table(found: Ratings) -> tuple[list[tuple[str, str]], np.ndarray]
   )
 
 
-def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any]:
+def agreement(found: Ratings, **settings: Unpack[statistics.Settings]) -> dict[str, Any]:
   """Agreement of the raters.
 
   Args:
     found: of `read` or `read_pandalm`.
-    num_resamples, seed: of the bootstrap over prompts.
+    settings: of the bootstrap over prompts.
 
   Returns:
     {"preference": {"agreement": interval (below), "with_ties": interval, "alpha": number,
@@ -448,7 +448,6 @@ def agreement(found: Ratings, *, num_resamples: int, seed: int) -> dict[str, Any
   preference = agreement_lib.reliability(preference_CL, raters, ordered=False)
   if preference is not None:
     prompts = [found.samples[a].prompt_index for a, _ in pairs]
-    settings = dict(num_resamples=num_resamples, seed=seed)
     decided_CL = np.where(preference_CL == 0.5, np.nan, preference_CL)
     preference = dict(
       agreement=agreement_lib.same_choice(decided_CL, prompts, **settings),
