@@ -426,11 +426,12 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     num_resamples=config.evaluation.num_resamples,
     batch_size=config.evaluation.batch_size,
     mesh=make_mesh(config),
+    workdir=stage,
   )
 
   def run_suite(name, group, models):
     candidates = [Candidate(name=model, source=str(paths[model])) for model in models]
-    return evaluation.run(candidates, {name: group}, stage, settings)
+    return evaluation.run(candidates, {name: group}, settings)
 
   compared = run_suite("preference", preference_config(config, workdir), COMPARED).compared
   taxed = run_suite("pretraining", pretraining_config(config, workdir), TAXED).measures

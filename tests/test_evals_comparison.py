@@ -365,10 +365,16 @@ def test_seeds_are_pooled(inputs, tmp_path):
     run: comparison.judge_all(p, texts, tmp_path / str(run), **RUN)
     for run, texts in enumerate((one, other))
   }
-  pooled = comparison.pool(
-    {run: tmp_path / str(run) for run in found}, ["base", "sft", "ppo"], baseline="sft", **SETTINGS
-  )
-  assert pooled.num_prompts == 16
+
+  def pool(*runs):
+    names = ["base", "sft", "ppo"]
+    files = {run: comparison.read(tmp_path / str(run), names) for run in runs}
+    rows, completions = ({run: files[run][part] for run in runs} for part in (0, 1))
+    return comparison.Comparison(
+      **comparison.summarise(rows, completions, names, baseline="sft", **SETTINGS), num_prompts=16
+    )
+
+  pooled = pool(*found)
   for task, metric in (
     ("preference", "win_rate"),
     ("preference", "likert"),
@@ -386,7 +392,7 @@ def test_seeds_are_pooled(inputs, tmp_path):
     np.mean([found[run].matrix["training"]["ppo"]["base"].mean for run in found])
   )
   assert pooled.length_controlled["training"]["ppo"]["sft"].n == 16
-  again = comparison.pool({0: tmp_path / "0"}, ["base", "sft", "ppo"], baseline="sft", **SETTINGS)
+  again = pool(0)
   assert again.measures == found[0].measures and again.matrix == found[0].matrix
 
 

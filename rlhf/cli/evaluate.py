@@ -140,22 +140,18 @@ def run(request: Request) -> pathlib.Path:
   from rlhf.report import evaluation as page_lib
 
   groups, config = checked_groups(request), request.config
+  failures = Failures()
   settings = evaluation.Settings(
     seed=config.seed,
     num_resamples=config.num_resamples,
     batch_size=config.batch_size,
     mesh=sharding.make_mesh(sharding.MeshConfig(**config.mesh)),
+    workdir=request.workdir,
+    on_failure=failures,
   )
   checkpoints = [evaluation.describe(candidate) for candidate in request.candidates]
-  failures = Failures()
   found = evaluation.run(
-    request.candidates,
-    groups,
-    request.workdir,
-    settings,
-    wanted=request.suites,
-    sheets=request.sheets,
-    on_failure=failures,
+    request.candidates, groups, settings, wanted=request.suites, sheets=request.sheets
   )
   page = page_lib.write_evaluation(
     request.workdir,
@@ -195,12 +191,10 @@ def checked_groups(request: Request) -> dict[str, Any]:
   if "preference" in request.suites:
     names = [candidate.name for candidate in request.candidates]
     group = dict(request.config.preference)
-    if request.sheets is None:
-      p = comparison.PreferenceConfig(**group)
-      comparison.check(p, names)
-    else:  # the judges are people yet to be asked
-      p = comparison.PreferenceConfig(**group | dict(judges=(f"ratings:{request.sheets}",)))
-      comparison.check_asked(p, names)
+    if request.sheets is not None:
+      group["judges"] = (f"ratings:{request.sheets}",)  # people yet to be asked
+    p = comparison.PreferenceConfig(**group)
+    comparison.check(p, names, judged=request.sheets is None)
     groups["preference"] = p
   return groups
 

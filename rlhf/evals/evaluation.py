@@ -38,6 +38,12 @@ COMPLETIONS = "completions"  # the task of the suite preference
 OnFailure = Callable[[str, Exception], None]
 
 
+def stop(what: str, error: Exception) -> None:
+  """An `OnFailure` that ends the evaluation."""
+  del what
+  raise error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
   """What all suites share.
@@ -47,12 +53,16 @@ class Settings:
     num_resamples: of the bootstrap.
     batch_size: rows at once; affects speed and memory only.
     mesh: on which networks are laid out.
+    workdir: of the evaluation.
+    on_failure: called with what a checkpoint or a judge could not do; the others go on.
   """
 
   seed: int
   num_resamples: int
   batch_size: int
   mesh: Mesh
+  workdir: pathlib.Path
+  on_failure: OnFailure = stop
 
   @property
   def bootstrap(self) -> dict[str, int]:
@@ -70,12 +80,6 @@ class Found:
 
   measures: dict[str, dict[str, list[dict[str, Any]]]]
   compared: dict[str, Any] | None
-
-
-def stop(what: str, error: Exception) -> None:
-  """An `OnFailure` that ends the evaluation."""
-  del what
-  raise error
 
 
 def suite_module(name: str) -> ModuleType:
@@ -128,24 +132,20 @@ def load_network(candidate: Candidate, mesh: Mesh) -> Network:
 def run(
   candidates: Sequence[Candidate],
   groups: Mapping[str, Any],
-  workdir: pathlib.Path,
   settings: Settings,
   *,
   wanted: Collection[str] | None = None,
   sheets: str | None = None,
-  on_failure: OnFailure = stop,
 ) -> Found:
   """Evaluates every candidate with every suite.
 
   Args:
     candidates: checkpoints.
     groups: suite -> its checked config.
-    workdir: of the evaluation.
     settings: of all suites.
     wanted: suites whose missing units are made; of the others, only what was measured earlier with
       these settings is read.  None is all.
     sheets: a directory for blind rating sheets, which are written instead of asking judges.
-    on_failure: called with what a checkpoint or a judge could not do; the others go on.
   """
   wanted = groups if wanted is None else wanted
   preference = groups[PREFERENCE] if PREFERENCE in groups else None
@@ -155,22 +155,20 @@ def run(
     load = functools.cache(functools.partial(load_network, candidate, settings.mesh))
     for suite, p in groups.items():
       if suite != PREFERENCE:
-        found = suite_measures(
-          candidate, suite, p, workdir, settings, load, suite in wanted, on_failure
-        )
+        found = suite_measures(candidate, suite, p, settings, load, suite in wanted)
         if found:
           measures.setdefault(suite, {})[candidate.name] = found
     if preference is not None:
       try:
-        completions[candidate.name] = completions_of(candidate, preference, workdir, settings, load)
+        completions[candidate.name] = completions_of(candidate, preference, settings, load)
       except Exception as error:  # pylint: disable=broad-exception-caught
-        on_failure(f"{candidate.name} has no completions to be judged", error)
+        settings.on_failure(f"{candidate.name} has no completions to be judged", error)
   if preference is None or sheets is not None:
-    compared = judged_earlier(candidates, workdir, settings)
+    compared = judged_earlier(candidates, settings)
   else:
-    compared = judged(preference, candidates, completions, workdir, settings, on_failure)
+    compared = judged(preference, candidates, completions, settings)
   if preference is not None and sheets is not None:
-    hand_out(preference, candidates, completions, sheets, settings.seed, on_failure)
+    hand_out(preference, candidates, completions, sheets, settings)
   return Found(measures=measures, compared=compared)
 
 
@@ -192,16 +190,14 @@ def suite_measures(
   candidate: Candidate,
   suite: str,
   p: Any,
-  workdir: pathlib.Path,
   settings: Settings,
   load: Callable[[], Network],
   make: bool,
-  on_failure: OnFailure,
 ) -> list[dict[str, Any]]:
   """The measures of one checkpoint in one suite; tasks that are missing are run if `make`."""
   module, found = suite_module(suite), []
   for task in module.task_names(p):
-    directory = units.task_directory(workdir, suite, candidate.name, task)
+    directory = units.task_directory(settings.workdir, suite, candidate.name, task)
     wanted = units.fingerprint(
       candidate,
       task,
@@ -227,7 +223,7 @@ def suite_measures(
         result = units.write_result(directory, wanted, measured, seconds=seconds)
         units.print_measures(measured)
       except Exception as error:  # pylint: disable=broad-exception-caught
-        on_failure(f"{suite} {task} of {candidate.name} was not measured", error)
+        settings.on_failure(f"{suite} {task} of {candidate.name} was not measured", error)
     if result is not None:
       found.extend(result["measures"])
   return found
@@ -261,13 +257,12 @@ def bar(name: str):
 def completions_of(
   candidate: Candidate,
   p: PreferenceConfig,
-  workdir: pathlib.Path,
   settings: Settings,
   load: Callable[[], Network],
 ) -> list[str | None]:
   """One checkpoint's completions of the prompts, sampled unless they are there."""
   prompt_format = prepare.PromptFormat.trained_with(find_checkpoint(candidate).config)
-  directory = units.task_directory(workdir, PREFERENCE, candidate.name, COMPLETIONS)
+  directory = units.task_directory(settings.workdir, PREFERENCE, candidate.name, COMPLETIONS)
   decides = dict(
     comparison.completion_settings(p, candidate.name),
     seed=settings.seed,
@@ -297,15 +292,13 @@ def judged(
   p: PreferenceConfig,
   candidates: Sequence[Candidate],
   completions: Mapping[str, list[str | None]],
-  workdir: pathlib.Path,
   settings: Settings,
-  on_failure: OnFailure,
 ) -> dict[str, Any] | None:
   """What the judges say of all completions, as `comparison.Comparison.as_dict`.
 
   A judge that fails is asked again by the next run; None where all fail.
   """
-  directory = workdir / PREFERENCE
+  directory = settings.workdir / PREFERENCE
   wanted = workdir_lib.config_hash(
     dict(
       group=dataclasses.asdict(p),
@@ -319,8 +312,11 @@ def judged(
     )
   )
   result = units.find_result(directory, wanted)
-  if result is not None and not _was_silent(result["comparison"]["endpoint"]):
-    return result["comparison"]
+  if result is not None:
+    asked = result["comparison"]["endpoint"]
+    # An endpoint's replies without any text are asked for again.
+    if asked is None or not asked.get("without_text", 0):
+      return result["comparison"]
   try:
     _check_complete(completions, [p.baseline])
     with bar(f"{PREFERENCE} judged by {', '.join(p.judges)}") as progress:
@@ -336,32 +332,25 @@ def judged(
       )
   except Exception as error:  # pylint: disable=broad-exception-caught
     if result is not None:
-      on_failure("the endpoint's empty replies were not asked for again", error)
+      settings.on_failure("the endpoint's empty replies were not asked for again", error)
       return result["comparison"]
-    on_failure("preferences were not judged", error)
+    settings.on_failure("preferences were not judged", error)
     return None
   compared = workdir_lib.plain(dict(found.as_dict(), baseline=p.baseline))
   for judge, failure in found.failed.items():
-    on_failure(f"preferences were not judged by {judge}", failure)
+    settings.on_failure(f"preferences were not judged by {judge}", failure)
   if not found.failed:  # else nothing says that it is done
     weights = comparable(candidates, completions, settings)
     units.write_result(directory, wanted, [], **weights, comparison=compared)
   return compared
 
 
-def _was_silent(endpoint: Mapping[str, Any] | None) -> bool:
-  """Whether an endpoint replied to questions without any text: they are asked again."""
-  return endpoint is not None and "without_text" in endpoint and endpoint["without_text"] > 0
-
-
-def judged_earlier(
-  candidates: Sequence[Candidate], workdir: pathlib.Path, settings: Settings
-) -> dict[str, Any] | None:
+def judged_earlier(candidates: Sequence[Candidate], settings: Settings) -> dict[str, Any] | None:
   """What `judged` returned in an earlier run, where its checkpoints are still the same.
 
   The suite's own group is not compared: a command without the suite need not repeat it.
   """
-  path = workdir / PREFERENCE / units.RESULT
+  path = settings.workdir / PREFERENCE / units.RESULT
   result = workdir_lib.read_json(path) if path.is_file() else {}
   if "weights" not in result:
     return None
@@ -394,16 +383,15 @@ def hand_out(
   candidates: Sequence[Candidate],
   completions: Mapping[str, list],
   sheets: str,
-  seed: int,
-  on_failure: OnFailure,
+  settings: Settings,
 ) -> None:
   """Writes blind sheets, and prints what to do with them."""
   try:
     _check_complete(completions, [candidate.name for candidate in candidates])
-    prompts, texts = comparison.completed_by_all(p, completions, seed=seed)
-    ratings.write_sheets(sheets, prompts, texts, baseline=p.baseline, seed=seed)
+    prompts, texts = comparison.completed_by_all(p, completions, seed=settings.seed)
+    ratings.write_sheets(sheets, prompts, texts, baseline=p.baseline, seed=settings.seed)
   except Exception as error:  # pylint: disable=broad-exception-caught
-    on_failure(f"the sheets of --sheets={sheets} were not written", error)
+    settings.on_failure(f"the sheets of --sheets={sheets} were not written", error)
     return
   print(
     f"sheets: {sheets}/blind for the raters, {sheets}/key.jsonl not for them; "

@@ -45,7 +45,8 @@ def pool_evaluations(
   shown: list[dict[str, Any]] = []
   wanted: dict[str, Any] = {}
   num_left_out, simulated = 0, False
-  for directory in workdirs:
+  rows, completions = {}, {}
+  for run, directory in enumerate(workdirs):
     page_path = directory / "report" / "evaluation.json"
     data: dict[str, Any] = {"preference": None}
     if page_path.is_file():
@@ -71,17 +72,18 @@ def pool_evaluations(
           f"--pool: {directory} has the {what} {value}, the first has {wanted[what]}; pool "
           "evaluations of the same models of several seeds"
         )
+    rows[run], completions[run] = comparison.read(directory / "preference", names)
     num_left_out += result["comparison"]["num_left_out"]
     simulated |= result["comparison"].get("simulated", False)
-  pooled = comparison.pool(
-    {run: directory / "preference" for run, directory in enumerate(workdirs)},
-    wanted["checkpoints"],
-    baseline=wanted["baseline"],
-    **settings,
+  pooled = comparison.Comparison(
+    **comparison.summarise(
+      rows, completions, wanted["checkpoints"], baseline=wanted["baseline"], **settings
+    ),
+    num_prompts=sum(len(next(iter(texts.values()))) for texts in completions.values()),
+    num_left_out=num_left_out,
+    simulated=simulated,
   )
-  return shown, pooled.as_dict() | dict(
-    baseline=wanted["baseline"], num_left_out=num_left_out, simulated=simulated
-  )
+  return shown, pooled.as_dict() | dict(baseline=wanted["baseline"])
 
 
 # ----------------------------------------------------------------------------- pipelines

@@ -2,7 +2,7 @@
 
     complete(p, network, directory, ...)         one checkpoint's completions, one line a prompt
     judge_all(p, completions, directory, ...)    what the judges say of all of them
-    pool(directories, names, ...)                several training seeds as one comparison
+    summarise(rows, completions, names, ...)     their numbers, of one training seed or of several
 
 Judges are named by specs:
 
@@ -196,8 +196,17 @@ class Comparison:
 # ----------------------------------------------------------------------------- checks
 
 
-def check_asked(p: PreferenceConfig, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-  """`check` without the judges, for sheets that people have yet to fill in; returns the prompts."""
+def check(p: PreferenceConfig, names: Sequence[str] | None = None, *, judged: bool = True) -> None:
+  """What can be found wrong before a network is loaded.
+
+  Args:
+    p: the config.
+    names: of the checkpoints, where they are known.
+    judged: False leaves out the judges, for sheets that people have yet to fill in.
+
+  Raises:
+    ValueError: one sentence: the prompts, a judge's files or key, or a name.
+  """
   prompts = select_prompts(p, seed=0)
   paired = [] if names is None else [name for pair in pairs_of(p, names) for name in pair]
   wanted = [("baseline", p.baseline), *(("pairs", name) for name in paired)]
@@ -207,20 +216,8 @@ def check_asked(p: PreferenceConfig, names: Sequence[str] | None = None) -> list
         f"config.preference.{field} names {name!r}, which is none of the "
         f"checkpoints {', '.join(names)}"
       )
-  return prompts
-
-
-def check(p: PreferenceConfig, names: Sequence[str] | None = None) -> None:
-  """What can be found wrong before a network is loaded.
-
-  Args:
-    p: the config.
-    names: of the checkpoints, where they are known.
-
-  Raises:
-    ValueError: one sentence: the prompts, a judge's files or key, or a name.
-  """
-  prompts = check_asked(p, names)
+  if not judged:
+    return
   if "labelers" in p.judges and not all("task" in record for record in prompts):
     raise ValueError(
       f"config.preference.judges has labelers, but {p.data} has lines without "
@@ -532,7 +529,9 @@ def judge_all(
           world_lib.make_world(cfg.seed), *labelers_lib.make_labelers(cfg)
         )
       )
-  for source, name in zip(p.of("reward:"), reward_names(p)):
+  sources = p.of("reward:")
+  for number, source in enumerate(sources, start=1):
+    name = "reward_model" if len(sources) == 1 else f"reward_model_{number}"
     with _going_on(failed, f"reward:{source}"):
       network, prompt_format = load_reward(source, mesh=mesh)
       accuracy = {}
@@ -593,39 +592,23 @@ def _going_on(failed: dict[str, Exception], judge: str):
     failed[judge] = error
 
 
-def pool(
-  directories: Mapping[int, pathlib.Path],
-  names: Sequence[str],
-  *,
-  baseline: str,
-  **settings: Unpack[statistics.Settings],
-) -> Comparison:
-  """Several training seeds as one comparison: runs are resampled, then the prompts of each run.
-
-  Args:
-    directories: training seed -> the directory of a `judge_all`; a checkpoint has one name in all.
-    names: checkpoints, in the order wanted.
-    baseline: of all runs.
-    settings: of the bootstrap.
+def read(
+  directory: pathlib.Path, names: Sequence[str]
+) -> tuple[list[judges_lib.Row], dict[str, list[str]]]:
+  """(all rows, checkpoint -> completions) of a `judge_all`.
 
   Raises:
-    ValueError: a directory holds no verdicts, or those of an earlier version.
+    ValueError: the directory holds none, or one of an earlier version.
   """
-  rows, texts = {}, {}
-  for run, directory in directories.items():
-    if not (directory / COMPLETIONS).is_file():
-      raise ValueError(
-        f"{directory} has no {COMPLETIONS}: nothing was judged there, or by an earlier version; "
-        "evaluate again"
-      )
-    files = (directory / PREFERENCES, directory / PAIRS_FILE)
-    rows[run] = [row for file in files for row in win_rates.read_preferences(file)]
-    lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
-    texts[run] = {name: [line["completions"][name] for line in lines] for name in names}
-  return Comparison(
-    **summarise(rows, texts, names, baseline=baseline, **settings),
-    num_prompts=sum(len(next(iter(found.values()))) for found in texts.values()),
-  )
+  if not (directory / COMPLETIONS).is_file():
+    raise ValueError(
+      f"{directory} has no {COMPLETIONS}: nothing was judged there, or by an earlier version; "
+      "evaluate again"
+    )
+  files = (directory / PREFERENCES, directory / PAIRS_FILE)
+  rows = [row for file in files for row in win_rates.read_preferences(file)]
+  lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
+  return rows, {name: [line["completions"][name] for line in lines] for name in names}
 
 
 def summarise(
@@ -675,12 +658,6 @@ def summarise(
         if interval is not None
       ]
   return dict(measures=measures, matrix=matrix, length_controlled=equal_length)
-
-
-def reward_names(p: PreferenceConfig) -> list[str]:
-  """What the reward models are called in rows and tables: "reward_model", or numbered ones."""
-  count = len(p.of("reward:"))
-  return ["reward_model"] if count == 1 else [f"reward_model_{n}" for n in range(1, count + 1)]
 
 
 def by_variant(
