@@ -368,7 +368,7 @@ def test_seeds_are_pooled(inputs, tmp_path):
 
   def pool(*runs):
     names = ["base", "sft", "ppo"]
-    files = {run: comparison.read(tmp_path / str(run), names) for run in runs}
+    files = {run: comparison.read(tmp_path / str(run)) for run in runs}
     rows, completions = ({run: files[run][part] for run in runs} for part in (0, 1))
     return comparison.Comparison(
       **comparison.summarise(rows, completions, names, baseline="sft", **SETTINGS), num_prompts=16

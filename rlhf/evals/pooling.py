@@ -72,7 +72,7 @@ def pool_evaluations(
           f"--pool: {directory} has the {what} {value}, the first has {wanted[what]}; pool "
           "evaluations of the same models of several seeds"
         )
-    rows[run], completions[run] = comparison.read(directory / "preference", names)
+    rows[run], completions[run] = comparison.read(directory / "preference")
     num_left_out += result["comparison"]["num_left_out"]
     simulated |= result["comparison"].get("simulated", False)
   pooled = comparison.Comparison(

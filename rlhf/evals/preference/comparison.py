@@ -592,9 +592,7 @@ def _going_on(failed: dict[str, Exception], judge: str):
     failed[judge] = error
 
 
-def read(
-  directory: pathlib.Path, names: Sequence[str]
-) -> tuple[list[judges_lib.Row], dict[str, list[str]]]:
+def read(directory: pathlib.Path) -> tuple[list[judges_lib.Row], dict[str, list[str]]]:
   """(all rows, checkpoint -> completions) of a `judge_all`.
 
   Raises:
@@ -608,6 +606,7 @@ def read(
   files = (directory / PREFERENCES, directory / PAIRS_FILE)
   rows = [row for file in files for row in win_rates.read_preferences(file)]
   lines = workdir_lib.read_jsonl(directory / COMPLETIONS)
+  names = lines[0]["completions"]
   return rows, {name: [line["completions"][name] for line in lines] for name in names}
 
 
