@@ -83,7 +83,7 @@ setuptools.setup(
     "rlhf.cli.cluster": ["templates/*"],
     "rlhf.cli.common": ["*.yaml"],
     "rlhf.cli.memory": ["*.txtpb"],
-    "rlhf.report": ["templates/*"],
+    "rlhf.report": ["templates/*", "*.yaml", "*.mplstyle"],
     "rlhf.evals.preference": ["prompts/*"],
     "rlhf.interop": ["families.yaml"],
     "rlhf.evals.suites.tasks": ["*.toml", "*.yaml", "_chosen", "_written"],

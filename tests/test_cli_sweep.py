@@ -737,7 +737,7 @@ def test_differences_to_the_first_trial_cancel_what_a_seed_has_of_its_own():
     one = row["measures"]["one"]["difference"]
     assert [one[end] for end in results.ENDS] == pytest.approx([-difference] * 3)
   text = results.tables([first, third], "a", {"a": 1})
-  assert "Less the first trial, paired by seed and prompt:" in text
+  assert "Minus the first trial, paired by seed and prompt:" in text
   assert text.splitlines()[-1] == "| 4 | 3.000 [3.000, 3.000] | -3.000 [-3.000, -3.000] | 3 |"
   lines = list(csv.DictReader(io.StringIO(results.pooled_csv([first, third]))))
   assert lines[0]["difference_mean"] == "" and float(lines[2]["difference_mean"]) == (
@@ -762,7 +762,7 @@ def test_differences_are_to_the_sweeps_first_trial_and_to_no_other(tmp_path, cap
   assert text.splitlines()[-1] == (
     "No differences: the sweep's first trial (a 1) is not finished with any seed."
   )
-  assert "Less" not in text
+  assert "Minus" not in text
   monkeypatch.chdir(ROOT)
   _, trials = trials_of(ROOT / "configs/sweeps/ptx_coef.py", "test", workdir=tmp_path)
   write_results(trials[1], level=0.5)

@@ -305,7 +305,7 @@ def with_win_rates(training, heldout):
   ],
 )
 def test_headline_follows_the_intervals(training, heldout, expected):
-  assert report_lib.headline(with_win_rates(training, heldout)) == expected
+  assert report_lib.sentences(with_win_rates(training, heldout))[0] == expected
 
 
 def test_verdict_needs_the_whole_interval():
@@ -316,7 +316,7 @@ def test_verdict_needs_the_whole_interval():
 
 
 def findings(report, paired=None):
-  return [sentence.replace("\u202f", " ") for sentence in report_lib.findings(report, paired)]
+  return [sentence.replace("\u202f", " ") for sentence in report_lib.sentences(report, paired)[1:]]
 
 
 def test_findings_say_whether_the_interval_includes_half():
@@ -423,7 +423,7 @@ def test_alignment_tax_by_hand():
 
 def test_real_data_headline_and_bigram():
   report = real_data()["report"]
-  assert report_lib.headline(report).replace("\u202f", " ") == (
+  assert report_lib.sentences(report)[0].replace("\u202f", " ") == (
     "The reward model ranks 64.2 % of held-out pairs as the labelers did; the longer-completion rule "
     "gets 58.1 %."
   )

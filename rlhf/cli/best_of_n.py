@@ -194,8 +194,9 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves, laws) 
     scored.append({**line, "scores": scores, **gold})
   workdir_lib.write_jsonl(output / "scored.jsonl", scored)
   shown = {name: plotted(points) for name, points in curves.items()}
-  svg, png = (figures.over_optimization(shown, form) for form in ("svg", "png"))
-  assert isinstance(svg, str) and isinstance(png, bytes)
+  plots = figures.over_optimization(shown)
+  assert plots is not None
+  svg, png = plots
   workdir_lib.write_text(output / "over_optimization.svg", svg + "\n")
   (output / "over_optimization.png").write_bytes(png)
   workdir_lib.write_json(

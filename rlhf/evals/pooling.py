@@ -266,7 +266,7 @@ def write_pooled(
     simulated=bool(pooled["win_rate_vs_sft"]),
     seeds=pooled["seeds"],
     rows=_rows(pooled),
-    figure=figures.pooled_win_rates(pooled["win_rate_vs_sft"]),
+    figure=figures.win_rates(pooled["win_rate_vs_sft"]),
   )
   workdir_lib.write_json(directory / "pooled.json", pooled)
   workdir_lib.write_text(directory / "pooled.md", pooled_markdown(pooled))

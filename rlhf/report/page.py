@@ -3,36 +3,55 @@
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jinja2
 
 from rlhf.report import figures
+from rlhf.report.figures import Cell
 
 GROUP_LABELS = {"training_labelers": "training labelers", "heldout_labelers": "held-out labelers"}
-Cell = Mapping[str, float]  # an interval: mean, low, high
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-  """Templates next to this file; everything that is not marked safe is escaped."""
+  """Templates next to this file; in pages everything that is not marked safe is escaped."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-    autoescape=True,
+    autoescape=jinja2.select_autoescape(disabled_extensions=("txt", "md"), default=True),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
   environment.filters.update(
-    percent=percent, number=number, points=points, range=percent_range, label=figures.label
+    percent=percent,
+    number=number,
+    points=points,
+    range=percent_range,
+    label=figures.label,
+    count=lambda value: f"{value:,}",
+    columns=columns,
   )
+  environment.globals.update(models=figures.models(), groups=GROUP_LABELS)
   return environment
 
 
 def render(name: str, **values: Any) -> str:
-  """A page from a template of this package, autoescaped."""
+  """A page or text from a template of this package."""
   return _environment().get_template(name).render(**values)
+
+
+def paragraphs(name: str, **values: Any) -> list[str]:
+  """The paragraphs of a text, each on one line."""
+  found = re.split(r"\n\s*\n", render(name, **values).strip())
+  return [re.sub(r"[ \n]+", " ", paragraph.strip()) for paragraph in found if paragraph.strip()]
+
+
+def columns(rows: Iterable[Mapping[str, Any] | None]) -> list[str]:
+  """Keys of all rows, in the order of their first appearance."""
+  return list(dict.fromkeys(key for row in rows if row is not None for key in row))
 
 
 def minus(text: str) -> str:

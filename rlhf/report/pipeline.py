@@ -39,7 +39,7 @@ from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.report import figures, page
-from rlhf.report.page import GROUP_LABELS, number, percent, points
+from rlhf.report.page import GROUP_LABELS, number, percent
 
 # A smaller fall of the mean few-shot accuracy is not called a loss: an item or two of each task.
 LEAST_LOSS = 0.01
@@ -168,270 +168,70 @@ def _known_groups(cells: Mapping[str, Any] | None) -> dict[str, Mapping[str, flo
   return {group: cells[group] for group in GROUP_LABELS if cells.get(group) is not None}
 
 
-def _judged_policy(report) -> tuple[str, dict[str, Mapping[str, float]]]:
-  """The policy that the headline is about, and its intervals by group; "" without labelers."""
-  rates = report["win_rate_vs_sft"]
-  for policy in ("ppo_ptx", "ppo"):
-    if cells := _known_groups(None if rates is None else rates[policy]):
-      return policy, cells
-  return "", {}
-
-
-def headline(report: Mapping[str, Any]) -> str:
-  """The page's first sentence."""
-  policy, cells = _judged_policy(report)
-  if not policy:
-    return _headline_without_labelers(report)
-  name = figures.label(policy)
-  verdicts = {GROUP_LABELS[group]: verdict(cell) for group, cell in cells.items()}
-  if len(set(verdicts.values())) > 1:
-    answers = ("no clear preference", "yes", "no")
-    parts = [f"{group}: {answers[found]}" for group, found in verdicts.items()]
-    return f"Is {name} preferred to SFT? {'; '.join(parts).capitalize()}."
-  who = "training and held-out labelers" if len(cells) == 2 else next(iter(verdicts))
-  return (
-    f"{who.capitalize()} show no clear preference between {name} and SFT.",
-    f"{name} is preferred to SFT by {who}.",
-    f"SFT is preferred to {name} by {who}.",
-  )[next(iter(verdicts.values()))]
-
-
-def _reward_accuracy(report, ending: str = "") -> str | None:
-  model = report["reward_model"]
-  if model is None or model["accuracy"] is None:
-    return None
-  return (
-    f"The reward model ranks {percent(model['accuracy'])} of held-out pairs as the "
-    f"labelers did{ending}"
+def _judged(report, paired) -> dict[str, Any]:
+  """What the templates say about preferences: "policy", whom the headline is about ("" without
+  labelers), and intervals by group of labelers."""
+  rates = report["win_rate_vs_sft"] or {}
+  known = {policy: _known_groups(cells) for policy, cells in rates.items()}
+  policy = next((policy for policy in ("ppo_ptx", "ppo") if known.get(policy)), "")
+  judged = known.get(policy, {})
+  return dict(
+    policy=policy,
+    judged=judged,
+    verdicts={group: verdict(cell) for group, cell in judged.items()},
+    base=known.get("base"),
+    paired=_known_groups(paired),
   )
 
 
-def _headline_without_labelers(report) -> str:
-  found, baseline = _reward_accuracy(report), _length_baseline(report)
-  if found is None:
-    return "This run has neither labelers to ask nor a reward-model accuracy to report."
-  return found + (f"; the longer-completion rule gets {percent(baseline)}." if baseline else ".")
-
-
-def _length_baseline(report) -> Any:
-  model = report["reward_model"]
-  return None if model is None else model.get("length_baseline_accuracy")
-
-
-def findings(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None) -> list[str]:
-  """The sentences under the headline, one per claim that the data can speak to."""
-  sentences = (
-    _say_win_rates(report),
-    _say_base(report),
-    _say_paired(paired),
-    _say_reward_model(report),
-    _say_bigram(report),
-    _say_pretraining(report),
-    _say_few_shot(report),
-  )
-  return [sentence for sentence in sentences if sentence]
-
-
-def _say_win_rates(report) -> str:
-  policy, cells = _judged_policy(report)
-  if not policy:
-    return (
-      "There are no win rates: this data set has no labelers who could compare new completions."
-    )
-  clauses = [
-    f"{GROUP_LABELS[group].capitalize()} prefer {figures.label(policy)} to SFT in "
-    f"{percent(cell['mean'])} of comparisons (95\u202f% interval {page.percent_range(cell)}, "
-    f"{('which includes', 'above', 'below')[verdict(cell)]} 50\u202f%)"
-    for group, cell in cells.items()
-  ]
-  return "; ".join(clauses).replace("; Held", "; held") + "."
-
-
-def _say_base(report) -> str | None:
-  rates = report["win_rate_vs_sft"]
-  known = _known_groups(None if rates is None else rates["base"])
-  if not known:
-    return None
-  shares = " and ".join(percent(cell["mean"]) for cell in known.values())
-  return f"The base model, prompted, wins {shares} of comparisons against SFT."
-
-
-def _say_paired(paired) -> str | None:
-  cells = _known_groups(paired)
-  if not cells:
-    return None
-  clauses = [
-    f"{points(cell['mean'])} points with {GROUP_LABELS[group]} "
-    f"({points(cell['low'])} to {points(cell['high'])})"
-    for group, cell in cells.items()
-  ]
-  num_prompts = next(iter(cells.values()))["n"]
-  return f"PPO-ptx minus PPO, paired over {num_prompts:,} prompts: {'; '.join(clauses)}."
-
-
-def _say_reward_model(report) -> str | None:
-  model, labelers = report["reward_model"], report["labelers"]
-  num_pairs = model["n"] if model is not None else None
-  found = _reward_accuracy(report, "" if num_pairs is None else f" ({num_pairs:,} untied pairs)")
-  if found is None:
-    return None
-  if labelers is not None and labelers["agreement_training"] is not None:
-    found += (
-      f"; training labelers agree with one another in {percent(labelers['agreement_training'])}"
-    )
-  if _length_baseline(report) is not None:
-    found += f"; preferring the longer completion gets {percent(_length_baseline(report))}"
-  return found + "."
-
-
-def _say_bigram(report) -> str | None:
-  nll = report["pretraining_nll"]
-  if nll is None or nll.get("bigram") is None or nll["base"] is None:
-    return None
-  return (
-    f"The base model's loss on held-out pretraining text is {number(nll['base'])} nats per "
-    f"token; bigram counts reach {number(nll['bigram'])}."
-  )
-
-
-def _say_pretraining(report) -> str | None:
-  tax = alignment_tax(report)["pretraining_nll"]
-  if tax is None:
-    return None
-  moved = (
-    f"the loss on pretraining text from {number(tax['ppo_init'])} to {number(tax['ppo'])} "
-    "nats per token"
-  )
-  rise = report.get("pretraining_nll_rise")
-  if tax["recovered"] is None and rise is not None and tax["ppo"] > tax["ppo_init"]:
-    interval = lambda cell: f"{number(cell['low'])} to {number(cell['high'])}"
-    return (
-      f"The rise of {moved} with PPO is not distinguishable from zero (95\u202f% interval "
-      f"{interval(rise['ppo'])}), so there is no alignment tax on it to recover; with "
-      f"PPO-ptx the loss changes by {number(rise['ppo_ptx']['mean'])} "
-      f"({interval(rise['ppo_ptx'])})."
-    )
-  if tax["recovered"] is None:
-    return f"PPO did not raise {moved}, so there is no alignment tax on it to recover."
-  more = report["pretraining_nll"]["base_more_pretraining"]
-  control = (
-    ""
-    if more is None
-    else f"; the base model given the same extra pretraining tokens reaches {number(more)}"
-  )
-  return (
-    f"PPO raised {moved}; PPO-ptx ends at {number(tax['ppo_ptx'])}, which recovers "
-    f"{recovered_text(tax['recovered'])} of the rise{control}."
-  )
-
-
-def _say_few_shot(report) -> str | None:
-  tax = alignment_tax(report)["few_shot_mean"]
-  if tax is None:
-    return None
-  moved = f"{percent(tax['ppo_init'])} at the start to {percent(tax['ppo'])}"
-  if tax["ppo_init"] <= tax["ppo"]:
-    return f"Few-shot accuracy, averaged over the tasks, did not fall with PPO ({moved})."
-  if tax["recovered"] is None:
-    return (
-      f"Few-shot accuracy, averaged over the tasks, fell by no more than a point with PPO "
-      f"({moved}), so there is nothing to recover; with PPO-ptx it is {percent(tax['ppo_ptx'])}."
-    )
-  return (
-    f"Few-shot accuracy, averaged over the tasks, fell with PPO from {moved}; with PPO-ptx "
-    f"it is {percent(tax['ppo_ptx'])}, which recovers {percent(tax['recovered'], 0)}."
+def sentences(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None) -> list[str]:
+  """The page's headline, and the sentences under it: one per claim that the data can speak to."""
+  return page.paragraphs(
+    "findings.txt",
+    report=report,
+    tax=alignment_tax(report),
+    recovered=recovered_text,
+    **_judged(report, paired),
   )
 
 
 def plateau(points: Sequence[Sequence[Any]]) -> str | None:
   """How far the held-out loss still moved in the last quarter of the steps, as a sentence."""
   held_out = [(step, loss) for step, _, loss in points if loss is not None]
-  last_step = held_out[-1][0] if held_out else 0
-  late = [(step, loss) for step, loss in held_out if step >= 0.75 * last_step]
+  late = [(step, loss) for step, loss in held_out if step >= 0.75 * held_out[-1][0]]
   if len(late) < 2:
     return None
-  (first_step, first), (_, last) = late[0], late[-1]
-  moved = "rose" if last > first else "fell"
+  (first_step, first), (last_step, last) = late[0], late[-1]
   return (
-    f"From step {first_step:,} to {last_step:,} the held-out loss {moved} by "
-    f"{number(abs(last - first))} nats per token ({percent(abs(last / first - 1))})."
+    f"From step {first_step:,} to {last_step:,} the held-out loss "
+    f"{'rose' if last > first else 'fell'} by {number(abs(last - first))} nats per token "
+    f"({percent(abs(last / first - 1))})."
   )
-
-
-def _tiles(report, paired) -> list[dict[str, str]]:
-  """The few numbers that matter, each with its interval or what to compare it to."""
-  tiles = []
-  add = lambda value, name, detail: tiles.append(dict(value=value, name=name, detail=detail))
-  policy, cells = _judged_policy(report)
-  for group, cell in cells.items():
-    name = f"{figures.label(policy)} against SFT, {GROUP_LABELS[group]}"
-    add(percent(cell["mean"]), name, f"95\u202f% interval {page.percent_range(cell)}")
-  for group, cell in list(_known_groups(paired).items())[:1]:
-    name = f"points, PPO-ptx minus PPO, {GROUP_LABELS[group]}"
-    ends = f"{points(cell['low'])} to {points(cell['high'])}"
-    add(points(cell["mean"]), name, f"95\u202f% interval {ends}")
-  if _reward_accuracy(report) is not None:
-    labelers, baseline = report["labelers"], _length_baseline(report)
-    agreement = None if labelers is None else labelers["agreement_training"]
-    detail = "" if baseline is None else f"longer completion: {percent(baseline)}"
-    if agreement is not None:
-      detail = f"labelers agree {percent(agreement)}"
-    add(percent(report["reward_model"]["accuracy"]), "reward-model accuracy", detail)
-  tax = alignment_tax(report)["pretraining_nll"]
-  if tax is not None and tax["recovered"] is not None:
-    rises = (tax[model] - tax["ppo_init"] for model in ("ppo", "ppo_ptx"))
-    ppo, ptx = ("+" * (rise >= 0) + number(rise) for rise in rises)
-    name = "of PPO's pretraining loss recovered by PPO-ptx"
-    add(recovered_text(tax["recovered"]), name, f"{ppo} became {ptx} nats per token")
-  return tiles
 
 
 # ---- The page.
 
 
-def _gold_columns(gold: Mapping[str, Any] | None) -> dict[str, dict[str, float | None]]:
-  """Every model's gold score as {component: number}."""
-  if gold is None:
-    return {}
-  return {
-    model: dict(value) if isinstance(value, Mapping) else {"score": value}
-    for model, value in gold.items()
-    if value is not None
-  }
-
-
-def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Keys of all rows, in the order of their first appearance."""
-  return list(dict.fromkeys(key for row in rows.values() if row is not None for key in row))
-
-
-def _figures(report, curves, calibration) -> dict[str, Any]:
-  def given(section):
-    return curves[section] if section in curves and curves[section] is not None else {}
-
-  reward = given("reward")
-  sft_loss, sft_score = figures.sft_epochs(given("sft")) if given("sft") else (None, None)
-
-  def if_known(draw, value):
-    return draw(value) if value is not None else None
-
-  return {
-    "win_rates": if_known(figures.win_rates, report["win_rate_vs_sft"]),
-    "reward": figures.reward_curve(reward, "reward", "reward-model score"),
-    "kl": figures.reward_curve(reward, "kl", "KL to the reference (nats per response)"),
-    "gold": figures.reward_curve(reward, "gold", "gold score"),
-    "root_kl": figures.reward_against_root_kl(reward),
-    "calibration": if_known(figures.calibration, calibration),
-    "pretraining_nll": if_known(figures.pretraining_nll, report["pretraining_nll"]),
-    "few_shot": if_known(figures.few_shot, report["few_shot_tasks"]),
-    "base": figures.pretraining_curve(given("base"), "base") if given("base") else None,
-    "base_end": figures.pretraining_end(given("base"), "base-end") if given("base") else None,
-    "base_more_pretraining": figures.pretraining_curve(given("base_more_pretraining"), "base-more")
-    if given("base_more_pretraining")
-    else None,
-    "sft_loss": sft_loss,
-    "sft_score": sft_score,
-  }
+def _figures(report, curves, calibration) -> dict[str, str | None]:
+  reward, base, more, sft = (
+    curves.get(name) or {} for name in ("reward", "base", "base_more_pretraining", "sft")
+  )
+  sft_loss, sft_score = figures.sft_epochs(sft)
+  return dict(
+    win_rates=figures.win_rates(report["win_rate_vs_sft"] or {}),
+    reward=figures.reward_curve(reward, "reward", "reward-model score"),
+    kl=figures.reward_curve(reward, "kl", "KL to the reference (nats per response)"),
+    gold=figures.reward_curve(reward, "gold", "gold score"),
+    root_kl=figures.reward_against_root_kl(reward),
+    calibration=calibration and figures.calibration(calibration),
+    pretraining_nll=figures.pretraining_nll(report["pretraining_nll"] or {}),
+    few_shot=figures.few_shot(report["few_shot_tasks"] or {}),
+    base=figures.pretraining_curve(base, "base"),
+    base_end=figures.pretraining_end(base, "base-end"),
+    base_more_pretraining=figures.pretraining_curve(more, "base-more"),
+    sft_loss=sft_loss,
+    sft_score=sft_score,
+  )
 
 
 def render_html(data: Mapping[str, Any]) -> str:
@@ -440,46 +240,39 @@ def render_html(data: Mapping[str, Any]) -> str:
   Raises:
     ValueError: `data["report"]` is not a report, see `check_report_json`.
   """
-  part = {
-    "title": "RLHF report",
-    "config_summary": {},
-    "prompt_format": None,
-    "temperatures": {},
-    "paired_difference": None,
-    "curves": {},
-    "calibration": None,
-    "samples": [],
-    "notes": [],
-    **{key: value for key, value in data.items() if value is not None},
-  }
-  report = part["report"]
+  part: dict[str, Any] = dict(
+    title="RLHF report",
+    config_summary={},
+    prompt_format=None,
+    temperatures={},
+    paired_difference=None,
+    curves={},
+    calibration=None,
+    samples=[],
+    notes=[],
+  )
+  part |= {key: value for key, value in data.items() if value is not None}
+  report, paired = part["report"], part["paired_difference"]
   check_report_json(report)
-  optional = {"likert": None, "metadata": None}
-  extra = {key: report[key] if key in report else value for key, value in optional.items()}
-  gold = _gold_columns(report["gold_score"])
+  headline, *findings = sentences(report, paired)
+  gold = {
+    model: value if isinstance(value, Mapping) else {"score": value}
+    for model, value in (report["gold_score"] or {}).items()
+    if value is not None
+  }
   return page.render(
     "report.html",
-    **{**part, **extra},
+    **part,
     simulated=report["win_rate_vs_sft"] is not None or report["labelers"] is not None,
-    headline=headline(report),
-    findings=findings(report, part["paired_difference"]),
-    tiles=_tiles(report, part["paired_difference"]),
+    headline=headline,
+    findings=findings,
     tax=alignment_tax(report),
     figures=_figures(report, part["curves"], part["calibration"]),
-    groups=GROUP_LABELS,
     recovered=recovered_text,
     gold=gold,
-    gold_columns=_columns(gold),
-    length_baseline=_length_baseline(report),
-    few_shot_columns=_columns(report["few_shot_tasks"]) if report["few_shot_tasks"] else [],
-    plateau=plateau(part["curves"]["base"]) if "base" in part["curves"] else None,
-    metadata_columns=_columns(extra["metadata"]) if extra["metadata"] else [],
-    sample_models=_sample_models(part["samples"]),
+    plateau=plateau(part["curves"].get("base") or ()),
+    **_judged(report, paired),
   )
-
-
-def _sample_models(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-  return list(dict.fromkeys(model for sample in samples for model in sample["completions"]))
 
 
 def write_report(directory: str | pathlib.Path, data: Mapping[str, Any]) -> pathlib.Path:
@@ -502,7 +295,7 @@ def write_report(directory: str | pathlib.Path, data: Mapping[str, Any]) -> path
   report = {
     **data["report"],
     "alignment_tax": alignment_tax(data["report"]),
-    "paired_difference": data["paired_difference"] if "paired_difference" in data else None,
+    "paired_difference": data.get("paired_difference"),
   }
   directory = pathlib.Path(directory)
   workdir_lib.write_json(directory / "report.json", report)

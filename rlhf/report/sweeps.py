@@ -151,7 +151,7 @@ def pool(
   Returns:
     {"overrides", "policy", "seeds", "measures": {name: {"per_seed": {seed: mean},
     "pooled": {"mean", "low", "high", "n"}, "difference": the same or None}}}, in the order in which
-    the trials first occur.  "difference" is the mean less that of the first trial's same policy,
+    the trials first occur.  "difference" is the mean minus that of the first trial's same policy,
     over the seeds that both have, with seeds and prompts drawn for both together: what a seed's
     data and reward model make higher or lower for all trials cancels.
 
@@ -272,9 +272,7 @@ def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]
   ]
   if not others:
     return text
-  return (
-    f"{text}\nLess the first trial, paired by seed and prompt:\n\n{_table(others, x, 'difference')}"
-  )
+  return f"{text}\nMinus the first trial, paired by seed and prompt:\n\n{_table(others, x, 'difference')}"
 
 
 def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
