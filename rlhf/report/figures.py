@@ -247,7 +247,7 @@ def win_rates(rates: Mapping[str, Any]) -> str | None:
       _intervals(axes, [x], [cell], color=_INK, capsize=4, capthick=1.3, marker="none", zorder=4)
       seeds = [one["mean"] for one in found.get("per_seed", {}).values()]
       if seeds:
-        _dots(axes, [x + 0.12] * len(seeds), seeds, _INK, alpha=0.7, zorder=4)
+        _dots(axes, [x + 0.12] * len(seeds), seeds, _INK, markeredgecolor="white", zorder=4)
       box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}
       style = dict(ha="center", va="bottom", fontsize=10, color=_INK, zorder=5, bbox=box)
       axes.text(x, cell["high"] + 0.018, f"{100 * cell['mean']:.1f}", **style)
