@@ -206,7 +206,7 @@ def _model_rows(axes, rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> int:
       (place + offset, cells[name]) for place, (_, cells) in enumerate(rows) if name in cells
     ]
     marker = markers[size[name]] if len(markers) > 1 else _marker(method[name])
-    style = dict(color=colors[method[name]], marker=marker, capsize=2.5, label=label(name))
+    style: Any = dict(color=colors[method[name]], marker=marker, capsize=2.5, label=label(name))
     _intervals(axes, *zip(*known), sideways=True, **style)
   return len(names)
 
@@ -491,7 +491,9 @@ def over_size(
   colors = _colors(list(points))
   axes = _axes(6.2, 3.9)
   for method, found in points.items():
-    style = dict(color=colors[method], marker=_marker(method), linewidth=1.8, label=label(method))
+    style: Any = dict(
+      color=colors[method], marker=_marker(method), linewidth=1.8, label=label(method)
+    )
     _intervals(axes, list(map(count, found)), found, **style)
   if line is not None:
     axes.axhline(line, color=_INK, zorder=1, **_DASHED)

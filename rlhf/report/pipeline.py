@@ -213,9 +213,8 @@ def plateau(points: Sequence[Sequence[Any]]) -> str | None:
 
 
 def _figures(report, curves, calibration) -> dict[str, str | None]:
-  reward, base, more, sft = (
-    curves.get(name) or {} for name in ("reward", "base", "base_more_pretraining", "sft")
-  )
+  base, more, sft = (curves.get(name) or [] for name in ("base", "base_more_pretraining", "sft"))
+  reward = curves.get("reward") or {}
   sft_loss, sft_score = figures.sft_epochs(sft)
   return dict(
     win_rates=figures.win_rates(report["win_rate_vs_sft"] or {}),
