@@ -123,12 +123,17 @@ class Family:
     for name, allowed in {**_FIXED, **self.fixed}.items():
       if fields.get(name, allowed) != allowed:
         fields.refuse(name, values[name], repr(allowed))
-    found: dict[str, Any] = {**self.model, "activation": fields.choose(*self.activations)}
-    for ours, (theirs, default) in self.fields.items():
-      is_flag, is_size = isinstance(default, bool), isinstance(default, int)
-      read = fields.flag if is_flag else fields.size if is_size else fields.number
-      found[ours] = read(theirs, default)
+    found = self.table_fields(fields) | {"activation": fields.choose(*self.activations)}
     return UNSET | found | self.read(fields, found)
+
+  def table_fields(self, fields: Fields) -> dict[str, Any]:
+    """The fields of ours that `model` and `fields` of the table give."""
+    found = dict(self.model)
+    readers: dict[Any, Callable] = {bool: fields.flag, int: fields.size}
+    types = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
+    for ours, (theirs, default) in self.fields.items():
+      found[ours] = readers.get(types[ours], fields.number)(theirs, default)
+    return found
 
   def config(self, cfg: ModelConfig) -> dict[str, Any]:
     """The `config.json` of a model of ours, except its vocabulary and its special tokens.
@@ -199,6 +204,14 @@ def _meaning(cfg: ModelConfig) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- pieces of configs
 
 
+# rope_scaling -> our field -> its name in a config.
+_SCALING = {"none": {}, "linear": {"rope_factor": "factor"}}
+_SCALING["llama3"] = {
+  "rope_factor": "factor",
+  "rope_low_freq_factor": "low_freq_factor",
+  "rope_high_freq_factor": "high_freq_factor",
+}
+_ROPE_CONTEXT = "original_max_position_embeddings"
 _LAYER_TYPES = {"full_attention": "dense", "sliding_attention": "banded"}
 
 
@@ -256,16 +269,12 @@ def _read_rope(
     positions="rotary",
     rope_base=float(rope.positive("rope_theta", base)),
     rope_fraction=float(rope.positive("partial_rotary_factor", fraction)),
-    rope_scaling="none",
+    rope_scaling="none" if kind == "default" else kind,
   )
-  if kind != "default":
-    found |= dict(rope_scaling=kind, rope_factor=float(rope.positive("factor", None)))
+  for ours, theirs in _SCALING[found["rope_scaling"]].items():
+    found[ours] = float(rope.positive(theirs, None))
   if kind == "llama3":
-    found |= dict(
-      rope_low_freq_factor=float(rope.positive("low_freq_factor", None)),
-      rope_high_freq_factor=float(rope.positive("high_freq_factor", None)),
-      rope_original_context=rope.size("original_max_position_embeddings", context_length),
-    )
+    found["rope_original_context"] = rope.size(_ROPE_CONTEXT, context_length)
   return found
 
 
@@ -282,14 +291,10 @@ def _read_only_rope(
 def _write_rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
   if cfg.rope_scaling == "none":
     return None
-  written: dict[str, Any] = {"rope_type": cfg.rope_scaling, "factor": cfg.rope_factor}
+  written = {theirs: getattr(cfg, ours) for ours, theirs in _SCALING[cfg.rope_scaling].items()}
   if cfg.rope_scaling == "llama3":
-    written |= {
-      "low_freq_factor": cfg.rope_low_freq_factor,
-      "high_freq_factor": cfg.rope_high_freq_factor,
-      "original_max_position_embeddings": cfg.rope_original_context,
-    }
-  return written
+    written[_ROPE_CONTEXT] = cfg.rope_original_context
+  return {"rope_type": cfg.rope_scaling, **written}
 
 
 def _all_heads(fields: Fields, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rlhf import workdir
 from rlhf.interop.layout import Read
+from rlhf.tokenization.published import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -108,8 +108,7 @@ class SafetensorsFiles:
         f"{self.directory} holds neither {SINGLE} nor {INDEX}; name the directory "
         "of a Hugging Face model"
       )
-    fields = workdir.read_json(index)
-    names = fields.get("weight_map") if isinstance(fields, dict) else None
+    names = read_json_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
       raise ValueError(f"{index} has no weight_map; it must give the file of each tensor")
     paths = [self.directory / name for name in sorted(set(names.values()))]

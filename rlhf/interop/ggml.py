@@ -119,32 +119,19 @@ def model_fields(file: GgufFile) -> dict[str, Any]:
   fields = file.fields()
   if fields.number("expert_count", 0):
     fields.refuse("expert_count", fields.get("expert_count", 0), "models without experts")
-  num_heads, width = (
-    fields.size("attention.head_count", None),
-    fields.size("embedding_length", None),
-  )
+  found = families.UNSET | find(file).table_fields(fields)
   scaling = fields.get("rope.scaling.type", "none")
   if scaling not in ("none", "linear"):
     fields.refuse("rope.scaling.type", scaling, "none and linear")
   has_bias = lambda tensor: f"blk.0.{tensor}.bias" in file.shapes
-  found = families.UNSET | dict(
-    num_layers=fields.size("block_count", None),
-    num_heads=num_heads,
-    width=width,
-    num_kv_heads=fields.size("attention.head_count_kv", num_heads),
+  found |= dict(
+    num_kv_heads=fields.size("attention.head_count_kv", found["num_heads"]),
     head_size=fields.size(
-      "attention.key_length", fields.size("rope.dimension_count", width // num_heads)
+      "attention.key_length",
+      fields.size("rope.dimension_count", found["width"] // found["num_heads"]),
     ),
-    mlp_width=fields.size("feed_forward_length", None),
-    context_length=fields.size("context_length", None),
-    init_std=0.02,
-    positions="rotary",
-    rope_base=fields.number("rope.freq_base", 10_000.0),
-    rope_fraction=1.0,
     rope_scaling=scaling,
     rope_factor=fields.number("rope.scaling.factor", None) if scaling == "linear" else None,
-    norm="rms",
-    norm_eps=fields.number("attention.layer_norm_rms_epsilon", None),
     qkv_bias=has_bias("attn_q"),
     attention_out_bias=has_bias("attn_output"),
     mlp_bias=has_bias("ffn_up"),
@@ -152,8 +139,7 @@ def model_fields(file: GgufFile) -> dict[str, Any]:
   )
   if file.architecture == "gemma3":
     return found | _gemma3_fields(fields, found)
-  rope = _rope_factors(file, found) if ROPE_FACTORS in file.shapes else {}
-  return found | dict(activation="swiglu") | rope
+  return found | (_rope_factors(file, found) if ROPE_FACTORS in file.shapes else {})
 
 
 def _rope_factors(file: GgufFile, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +180,9 @@ def _gemma3_fields(fields: Fields, found: Mapping[str, Any]) -> dict[str, Any]:
   # the root of the head size.
   divisor = width / found["num_heads"] if num_layers == 62 else found["head_size"]
   return dict(
-    activation="geglu",
     layer_pattern=families.shortest_pattern(kinds),
     band_width=fields.size("attention.sliding_window", 512),
     band_rope_base=float(fields.number("rope.freq_base_swa", 10_000.0)),
-    norm_offset=1.0,
-    norm_placement="sandwich",
-    qk_norm=True,
     embed_scale=width**0.5,
     attention_scale=divisor**-0.5,
   )

@@ -9,13 +9,12 @@ Llama) becomes one adapter for each of them, with the same A and its own part of
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from rlhf import workdir
 from rlhf.checkpoint import Export
-from rlhf.interop import files, layout, reading, writing
+from rlhf.interop import files, layout, reading
 from rlhf.interop.families import SCORE_BIAS, Family
 from rlhf.interop.layout import Row
 from rlhf.model.transformer import ModelConfig
@@ -46,9 +45,8 @@ def tensors(
       if part == "kernel":
         yield f"{_PREFIX}score.weight", values.T
       continue
-    found = writing.locate(f"{parent}/kernel", cfg, family)
-    layers = values if found.is_layered else [values]
-    for prefix, layer in zip(found.prefixes, layers, strict=True):
+    found = reading.locate(f"{parent}/kernel", cfg, family)
+    for prefix, layer in found.layers(values):
       for tensor, adapter in _split(found.row, part, layer, sizes, rank).items():
         if part == "lora_b" and _is_fan_in_fan_out(family):
           adapter = adapter.T
@@ -80,36 +78,6 @@ def _is_fan_in_fan_out(family: Family) -> bool:
   return family.name == "gpt2"
 
 
-def config(cfg: ModelConfig, family: Family, export: Export, params: Params) -> dict[str, Any]:
-  """`adapter_config.json`; raises as `tensors`."""
-  lora_cfg = export.metadata["lora"]
-  layers = _PREFIX + family.prefix + family.layer.partition("{")[0]
-  modules = {
-    name.removeprefix(layers).partition(".")[2].removesuffix(".lora_A.weight")
-    for name, _ in tensors(cfg, family, params, lora_cfg["rank"])
-    if "lora_A" in name
-  }
-  is_reward = "head" in params
-  return {
-    "peft_type": "LORA",
-    "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM",
-    "base_model_name_or_path": _published(export.metadata["base"]),
-    "r": lora_cfg["rank"],
-    "lora_alpha": lora_cfg["alpha"],
-    "lora_dropout": 0.0,
-    "bias": "none",
-    "fan_in_fan_out": _is_fan_in_fan_out(family),
-    "inference_mode": True,
-    "target_modules": sorted(modules),
-    "modules_to_save": ["score"] if is_reward else None,
-  }
-
-
-def _published(base: str) -> str | None:
-  """The base model if PEFT can find it, a Hugging Face directory; else it is named when loading."""
-  return base.removeprefix("hf:") if base.startswith("hf:") else None
-
-
 def write(directory: str | os.PathLike, export: Export, params: Params, family: Family) -> None:
   """Writes the directory atomically.
 
@@ -124,13 +92,33 @@ def write(directory: str | os.PathLike, export: Export, params: Params, family: 
   Raises:
     ValueError: the directory is not empty, or the family cannot express the model.
   """
-  cfg = ModelConfig(**export.model)
+  cfg, lora_cfg = ModelConfig(**export.model), export.metadata["lora"]
   family.config(cfg)
+  found = dict(tensors(cfg, family, params, lora_cfg["rank"]))
+  layers = _PREFIX + family.prefix + family.layer.partition("{")[0]
+  modules = {
+    name.removeprefix(layers).partition(".")[2].removesuffix(".lora_A.weight")
+    for name in found
+    if "lora_A" in name
+  }
+  is_reward, base = "head" in params, export.metadata["base"]
+  config = {
+    "peft_type": "LORA",
+    "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM",
+    # PEFT can only find a Hugging Face directory; another base is named when loading.
+    "base_model_name_or_path": base.removeprefix("hf:") if base.startswith("hf:") else None,
+    "r": lora_cfg["rank"],
+    "lora_alpha": lora_cfg["alpha"],
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": _is_fan_in_fan_out(family),
+    "inference_mode": True,
+    "target_modules": sorted(modules),
+    "modules_to_save": ["score"] if is_reward else None,
+  }
   with files.new_directory(directory) as temporary:
-    adapter_config = config(cfg, family, export, params)
-    found = dict(tensors(cfg, family, params, export.metadata["lora"]["rank"]))
     files.save(temporary / "adapter_model.safetensors", found)
-    workdir.write_json(temporary / "adapter_config.json", adapter_config)
-    if "head" in params:
+    workdir.write_json(temporary / "adapter_config.json", config)
+    if is_reward:
       bias = float(np.asarray(params["head"]["bias"])[0])
       workdir.write_json(temporary / "score.json", {SCORE_BIAS: bias})

@@ -9,19 +9,20 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf import sharding, workdir
+from rlhf import sharding
 from rlhf.interop import families, files, ggml, layout
 from rlhf.interop.families import Family
 from rlhf.interop.layout import Row
 from rlhf.model import transformer as model_lib
 from rlhf.model.architecture import ModelConfig
 from rlhf.model.compute import ComputeConfig
+from rlhf.tokenization.published import read_json_object
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params
 
@@ -86,15 +87,11 @@ def guess_source(path: str | os.PathLike) -> str:
     return str(path)
   if path.is_dir():
     return f"hf:{path}"
-  if not path.exists():
-    raise ValueError(f"{path} does not exist; name a Hugging Face directory or a GGUF file")
+  if path.is_file() and path.suffix == ".gguf":
+    return f"gguf:{path}"
   files.refuse_pickles(path)
-  if path.suffix != ".gguf":
-    raise ValueError(
-      f"{path} is neither a directory nor a .gguf file; name a Hugging Face "
-      "directory or a GGUF file"
-    )
-  return f"gguf:{path}"
+  found = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
+  raise ValueError(f"{path} {found}; name a Hugging Face directory or a GGUF file")
 
 
 def meant_source(path: str | os.PathLike) -> str | None:
@@ -102,14 +99,11 @@ def meant_source(path: str | os.PathLike) -> str | None:
   path = pathlib.Path(path)
   if path.suffix == ".gguf" and path.is_file():
     return f"gguf:{path}"
-  if not (path / files.CONFIG).is_file():
-    return None
   try:
-    values = workdir.read_json(path / files.CONFIG)
+    values = read_json_object(path / files.CONFIG)
   except ValueError:
     return None
-  # A workdir has a config.json too.
-  return f"hf:{path}" if isinstance(values, dict) and "model_type" in values else None
+  return f"hf:{path}" if "model_type" in values else None  # a workdir has a config.json too
 
 
 def open_source(name: str) -> Source:
@@ -155,9 +149,7 @@ def _open_directory(name: str, directory: pathlib.Path) -> Source:
     raise ValueError(
       f"{directory} holds no {files.CONFIG}; name the directory of a Hugging Face model"
     )
-  values = workdir.read_json(where)
-  if not isinstance(values, dict):
-    raise ValueError(f"{where} holds no JSON object; it must be a model's config")
+  values = read_json_object(where)
   family = families.find(values.get("model_type"), str(where))
   fields = family.model_fields(values, str(where))
   tensors = files.SafetensorsFiles(directory)
@@ -249,13 +241,21 @@ class Leaf:
   prefixes: tuple[str, ...]
   is_layered: bool
 
+  def layers(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(prefix, its part of the leaf's values)."""
+    return zip(self.prefixes, values if self.is_layered else [values], strict=True)
 
-def locate(name: str, cfg: ModelConfig, family: Family) -> Leaf | None:
-  """Where the leaf with this path in our tree is in a file; None if the family has no place."""
+
+def locate(name: str, cfg: ModelConfig, family: Family) -> Leaf:
+  """Where the leaf with this path in our tree is in a file.
+
+  Raises:
+    ValueError: the family has no place for it.
+  """
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
   row = family.rows.get(name if found is None else found[3])
   if row is None:
-    return None
+    raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
   if found is None:
     return Leaf(row, (family.prefix,), is_layered=False)
   # Whole repetitions of the pattern of layers are stacked; the layers after them are not.
@@ -293,14 +293,11 @@ def _check_tensors(source: Source) -> None:
   sizes = layout.axis_sizes(cfg, source.num_rows)
   expected: dict[str, tuple[int, ...]] = {}
   for name in named_leaves(abstract_params(cfg, source.kind)):
+    if name == "head/bias":
+      continue  # config.json has it
     leaf = locate(name, cfg, family)
-    if leaf is None:
-      if name != "head/bias":
-        raise ValueError(f"{source.name}: a {family.name} file has no place for {name}")
-      continue
-    for prefix in leaf.prefixes:
-      for tensor, shape in layout.file_shapes(leaf.row, sizes).items():
-        expected[tensor_name(prefix, tensor)] = shape
+    for tensor, shape in layout.file_shapes(leaf.row, sizes).items():
+      expected |= {tensor_name(prefix, tensor): shape for prefix in leaf.prefixes}
   if source.kind == "reward" and cfg.embed_width is not None:
     expected["score.weight"] = (1, cfg.embed_width)  # see `_through_projection`
   found = source.tensors.shapes
@@ -376,11 +373,8 @@ def _read_shard(
         lambda name, where: read(tensor_name(prefix, name), where),
       )
 
-  if leaf.is_layered:
-    for number, prefix in enumerate(leaf.prefixes):
-      fill(prefix, shard[number], index[1:], shape[1:])
-  else:
-    fill(leaf.prefixes[0], shard, index, shape)
+  for prefix, part in leaf.layers(shard):
+    fill(prefix, part, index[leaf.is_layered :], shape[leaf.is_layered :])
   return shard
 
 
@@ -389,8 +383,9 @@ def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
 
   `jax.make_array_from_callback` would hold all shards of this process before it places the first.
   """
+  indices = spec.sharding.addressable_devices_indices_map(spec.shape)
   devices_of: dict[tuple, list[jax.Device]] = {}
-  for device, index in spec.sharding.addressable_devices_indices_map(spec.shape).items():
+  for device, index in indices.items():
     bounds = tuple(part.indices(size)[:2] for part, size in zip(index, spec.shape, strict=True))
     devices_of.setdefault(bounds, []).append(device)
   shards = {}
@@ -400,10 +395,8 @@ def _place(spec: jax.ShapeDtypeStruct, read_shard) -> jax.Array:
       shards[device] = jax.device_put(shard, device)
     jax.block_until_ready([shards[device] for device in devices])
     del shard  # before the next one is read
-  order = spec.sharding.addressable_devices_indices_map(spec.shape)
-  return jax.make_array_from_single_device_arrays(
-    spec.shape, spec.sharding, [shards[device] for device in order]
-  )
+  arrays = [shards[device] for device in indices]
+  return jax.make_array_from_single_device_arrays(spec.shape, spec.sharding, arrays)
 
 
 def _through_projection(source: Source) -> np.ndarray:

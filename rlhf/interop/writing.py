@@ -63,14 +63,6 @@ def num_rows(cfg: ModelConfig, kind: str, tokenizer: Tokenizer) -> int:
   return max(cfg.vocab_size - 1, tokenizer.vocab_size + 1 if kind == "reward" else 0)
 
 
-def locate(name: str, cfg: ModelConfig, family: Family) -> reading.Leaf:
-  """Where a leaf goes.  Raises ValueError if the family has no place for it."""
-  found = reading.locate(name, cfg, family)
-  if found is None:
-    raise ValueError(f"a {family.name} file has no place for {name}; choose another --family")
-  return found
-
-
 def tensors(
   cfg: ModelConfig, params: Params, *, kind: str, family: Family, num_rows: int
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -88,10 +80,8 @@ def tensors(
     if name == "head/kernel" and cfg.embed_width is not None:
       yield "score.weight", np.asarray(leaf, np.float32).T
       continue
-    found = locate(name, cfg, family)
-    values = np.asarray(leaf, np.float32)
-    layers = values if found.is_layered else [values]
-    for prefix, layer in zip(found.prefixes, layers, strict=True):
+    found = reading.locate(name, cfg, family)
+    for prefix, layer in found.layers(np.asarray(leaf, np.float32)):
       for tensor, written in layout.write_tensors(found.row, sizes, layer).items():
         yield reading.tensor_name(prefix, tensor), written
 
