@@ -4,8 +4,6 @@ Only JSON, Jinja and GGUF metadata are read; nothing in a file is executed excep
 in Jinja's sandbox (`chat.py`).
 """
 
-import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -29,32 +27,6 @@ _WORDS = (
 # Kinds of GGUF tokens (`tokenizer.ggml.token_type`).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPACE = "\u2581"  # how SentencePiece writes a space
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerParts:
-  """A published tokenizer.
-
-  Attributes:
-    inner: the library's tokenizer.
-    eot_token: ends a text.
-    pad_token: its padding token, if that has no other meaning.
-    bos_token: the token of this name, whether or not texts begin with it.
-    prefix_ids: ids that it puts before a text.
-    chat_template: Jinja source.
-    source: the file that names the special tokens, for error messages.
-    padding_row: in our exports of a network that pads with a row behind its embedding: that row.
-      Its token, added for other programs, is not in `inner`.
-  """
-
-  inner: tokenizers.Tokenizer
-  eot_token: str
-  pad_token: str | None
-  bos_token: str | None
-  prefix_ids: tuple[int, ...]
-  chat_template: str | None
-  source: str
-  padding_row: int | None = None
 
 
 def read_json_object(path: pathlib.Path) -> dict:
@@ -200,13 +172,17 @@ def _steps(settings: dict[str, dict | None], field: str) -> list[dict]:
 # ----------------------------------------------------------------------------- Hugging Face
 
 
-def read_hf(directory: str | os.PathLike) -> TokenizerParts:
+def read_hf(directory: str | os.PathLike) -> tuple[dict[str, Any], int | None]:
   """The tokenizer of a Hugging Face directory.
 
   The vocabulary is in `tokenizer.json`, or in GPT-2's `vocab.json` and `merges.txt`.  Special
   tokens are named by `tokenizer_config.json`, then `special_tokens_map.json`, then the ids of
   `generation_config.json` and `config.json`; the chat template is `chat_template.jinja`, or in
   `tokenizer_config.json`.
+
+  Returns:
+    (arguments of `Tokenizer`, padding row): in our exports of a network that pads with a row behind
+    its embedding, that row; its token, added for other programs, is left out.
 
   Raises:
     ValueError: a file is missing or damaged, the format is not supported, or there is no
@@ -245,7 +221,7 @@ def read_hf(directory: str | os.PathLike) -> TokenizerParts:
   add_bos = config.get("add_bos_token")
   if isinstance(add_bos, bool) and add_bos != bool(find_prefix(inner)):
     add_prefix(inner, bos_token if add_bos else None)
-  return TokenizerParts(
+  arguments = dict(
     inner=inner,
     eot_token=eot_token,
     pad_token=_own_padding(inner, pad_token, {eot_token, bos_token, unk_token}, end_ids),
@@ -253,8 +229,8 @@ def read_hf(directory: str | os.PathLike) -> TokenizerParts:
     prefix_ids=find_prefix(inner),
     chat_template=_find_template(directory, config),
     source=str(path),
-    padding_row=padding_row,
   )
+  return arguments, padding_row
 
 
 def token_of(config: Mapping[str, Any], field: str) -> str | None:
@@ -337,36 +313,27 @@ def _find_template(directory: pathlib.Path, config: Mapping[str, Any]) -> str | 
 
 
 class _Metadata:
-  """The tokenizer's metadata in a GGUF file."""
+  """The tokenizer's metadata in the GGUF file `name`."""
 
   def __init__(self, reader, name: str):
     self.reader, self.name = reader, name
+    self.tokens: list[str] = self.need("ggml.tokens")  # the token of every id
 
   def get(self, field: str) -> Any:
     """The value of the field, or None."""
     found = self.reader.fields.get(f"tokenizer.{field}")
     return None if found is None else found.contents()
 
-  def need(self, field: str) -> Any:
-    """As `get`.  Raises ValueError if the field is missing."""
+  def need(self, field: str, choices: Mapping[str, Any] | None = None) -> Any:
+    """As `get`, or the entry of `choices` that the field names.  Raises ValueError without one."""
     value = self.get(field)
+    if choices is not None and value not in choices:
+      raise ValueError(
+        f"{self.name} has tokenizer.{field} {value!r}; known are {', '.join(sorted(choices))}"
+      )
     if value is None:
       raise ValueError(f"{self.name} has no tokenizer.{field}; its tokenizer cannot be read")
-    return value
-
-  @functools.cached_property
-  def tokens(self) -> list[str]:
-    """The token of every id."""
-    return self.need("ggml.tokens")
-
-  def choose(self, field: str, table: Mapping[str, Any]) -> Any:
-    """The entry of the table that the field names."""
-    value = self.get(field)
-    if value not in table:
-      raise ValueError(
-        f"{self.name} has tokenizer.{field} {value!r}; known are {', '.join(sorted(table))}"
-      )
-    return table[value]
+    return value if choices is None else choices[value]
 
   def token(self, kind: str) -> str | None:
     """The special token of a kind such as "eos"."""
@@ -379,8 +346,8 @@ class _Metadata:
     return None if number is None else self.tokens[number]
 
 
-def read_gguf(reader, name: str) -> TokenizerParts:
-  """The tokenizer in a GGUF file's metadata.
+def read_gguf(reader, name: str) -> dict[str, Any]:
+  """The arguments of `Tokenizer`, from a GGUF file's metadata.
 
   Args:
     reader: an open `gguf.GGUFReader`.
@@ -390,17 +357,23 @@ def read_gguf(reader, name: str) -> TokenizerParts:
     ValueError: there is no tokenizer in the file, or one of an unknown kind.
   """
   metadata = _Metadata(reader, name)
-  read = metadata.choose("ggml.model", {"gpt2": _gguf_bpe, "llama": _gguf_sentencepiece})
+  read = metadata.need("ggml.model", {"gpt2": _gguf_bpe, "llama": _gguf_sentencepiece})
   tokens, kinds = metadata.tokens, metadata.need("ggml.token_type")
   inner, starts_with_bos = read(metadata, tokens, kinds)
-  _add_gguf_tokens(inner, tokens, kinds)
+  # These are found in a text before it is cut; runs of spaces are merged like other tokens.
+  added = [
+    tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+    for token, kind in zip(tokens, kinds, strict=True)
+    if kind in (_UNKNOWN, _CONTROL) or (kind == _USER_DEFINED and token.strip(" "))
+  ]
+  inner.add_tokens(added)
   eot_token, bos_token = metadata.token("eos"), metadata.token("bos")
   if eot_token is None:
     raise ValueError(f"{name} has no tokenizer.ggml.eos_token_id; it must name the end of a text")
   add_bos = metadata.get("ggml.add_bos_token")
   if (starts_with_bos if add_bos is None else add_bos) and bos_token is not None:
     add_prefix(inner, bos_token)
-  return TokenizerParts(
+  return dict(
     inner=inner,
     eot_token=eot_token,
     pad_token=_own_padding(
@@ -413,25 +386,12 @@ def read_gguf(reader, name: str) -> TokenizerParts:
   )
 
 
-def _add_gguf_tokens(
-  inner: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]
-) -> None:
-  """Adds the tokens that are found in a text before it is cut."""
-  added = []
-  for token, kind in zip(tokens, kinds, strict=True):
-    special = kind in (_UNKNOWN, _CONTROL)
-    # Runs of spaces are merged like other tokens.
-    if special or (kind == _USER_DEFINED and token.strip(" ")):
-      added.append(tokenizers.AddedToken(token, special=special, normalized=False))
-  inner.add_tokens(added)
-
-
 def _gguf_bpe(
   metadata: _Metadata, tokens: Sequence[str], kinds: Sequence[int]
 ) -> tuple[tokenizers.Tokenizer, bool]:
   """(GPT-2's byte-level BPE with the pre-tokenizer that the file names, whether it adds BOS)."""
   del kinds
-  steps, normalizer, is_llama3 = metadata.choose("ggml.pre", PRE_TOKENIZERS)
+  steps, normalizer, is_llama3 = metadata.need("ggml.pre", PRE_TOKENIZERS)
   merges = [tuple(merge.split(" ")) for merge in metadata.need("ggml.merges")]
   vocabulary = {token: i for i, token in enumerate(tokens)}
   if not all(len(merge) == 2 for merge in merges):

@@ -148,17 +148,14 @@ class Tokenizer:
     Raises:
       ValueError: there is none, or it cannot be used; see `chat.read_template`.
     """
-    return chat.read_template(
-      self._template_source(), self._special_tokens, self._template_variables, self._source
-    )
-
-  def _template_source(self) -> str:
     if self.chat_template is None:
       raise ValueError(
         f"prompt_format chat, but {self._source} has no chat_template; use "
         "prompt_format plain, or a model that was trained to chat"
       )
-    return self.chat_template
+    return chat.read_template(
+      self.chat_template, self._special_tokens, self._template_variables, self._source
+    )
 
   @property
   def turn_end_id(self) -> int:
@@ -213,7 +210,7 @@ class Tokenizer:
     """
     self.chat  # raises if the template cannot be used
     return chat.render_turns(
-      self._template_source(),
+      self.chat_template or "",
       messages,
       self._template_variables,
       self._source,
@@ -235,13 +232,12 @@ class Tokenizer:
 
   @functools.cached_property
   def _template_variables(self) -> dict[str, str]:
-    named = dict(
-      bos_token=self._bos_token,
+    return dict(
+      bos_token=self._bos_token or "",
       eos_token=self._eot_token,
-      pad_token=self._pad_token,
-      unk_token=getattr(self._inner.model, "unk_token", None),
+      pad_token=self._pad_token or "",
+      unk_token=getattr(self._inner.model, "unk_token", None) or "",
     )
-    return {name: "" if token is None else token for name, token in named.items()}
 
   @functools.cached_property
   def _special_tokens(self) -> frozenset[str]:
@@ -378,28 +374,27 @@ class Tokenizer:
     Raises:
       ValueError: the directory has no readable tokenizer, or it has more ids than rows.
     """
-    return cls._of_parts(files.read_hf(directory), num_embeddings, str(directory))
+    arguments, padding_row = files.read_hf(directory)
+    if padding_row is not None:
+      if padding_row > num_embeddings:
+        raise ValueError(
+          f"{arguments['source']} has {files.PADDING_ROW} {padding_row}, and the model's embedding "
+          f"{num_embeddings} rows; it must not be larger"
+        )
+      num_embeddings = padding_row
+    return cls._published(arguments, num_embeddings, str(directory))
 
   @classmethod
   def from_gguf(cls, reader, *, num_embeddings: int, name: str) -> "Tokenizer":
     """The tokenizer in an open `gguf.GGUFReader`, whose file is `name`; otherwise as `from_hf`."""
-    return cls._of_parts(files.read_gguf(reader, name), num_embeddings, name)
+    return cls._published(files.read_gguf(reader, name), num_embeddings, name)
 
   @classmethod
-  def _of_parts(cls, parts: files.TokenizerParts, num_embeddings: int, name: str) -> "Tokenizer":
-    fields = dict(vars(parts))
-    padding_row = fields.pop("padding_row")
-    if padding_row is not None:
-      if padding_row > num_embeddings:
-        raise ValueError(
-          f"{parts.source} has {files.PADDING_ROW} {padding_row}, and the model's embedding "
-          f"{num_embeddings} rows; it must not be larger"
-        )
-      num_embeddings = padding_row
+  def _published(cls, arguments: dict[str, Any], num_embeddings: int, name: str) -> "Tokenizer":
     try:
-      tokenizer = cls(**fields, num_embeddings=num_embeddings)
+      tokenizer = cls(**arguments, num_embeddings=num_embeddings)
       if tokenizer.pad_id in tokenizer.end_ids:  # padding is never sampled, so nothing would end
-        tokenizer = cls(**fields | {"pad_token": None}, num_embeddings=num_embeddings)
+        tokenizer = cls(**arguments | {"pad_token": None}, num_embeddings=num_embeddings)
       return tokenizer
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from None
