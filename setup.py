@@ -85,6 +85,7 @@ setuptools.setup(
     "rlhf.cli.memory": ["*.txtpb"],
     "rlhf.report": ["templates/*", "*.yaml", "*.mplstyle"],
     "rlhf.evals.preference": ["prompts/*"],
+    "rlhf.data": ["public_sets.yaml"],
     "rlhf.interop": ["families.yaml"],
     "rlhf.evals.suites.tasks": ["*.toml", "*.yaml", "_chosen", "_written"],
     "rlhf.palms": ["*.yaml", "templates/*", "values/*"],

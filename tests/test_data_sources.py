@@ -188,11 +188,11 @@ def test_a_public_set_that_cannot_be_loaded(load, public, monkeypatch):
 
 
 def test_fields_are_joined_where_not_empty():
-  fields = sources.PUBLIC_SETS["demonstration"]["databricks_dolly"]
+  fields = sources._public_sets()["demonstration"]["databricks_dolly"]
   example = {"instruction": b"I", "context": b"", "response": b"R", "category": b"x"}
   assert sources._map_fields(fields, example) == {"prompt": "I", "completion": "R"}
   assert sources._map_fields(fields, dict(example, context=b"C"))["prompt"] == "I\n\nC"
-  toxic = sources.PUBLIC_SETS["prompt"]["real_toxicity_prompts"]
+  toxic = sources._public_sets()["prompt"]["real_toxicity_prompts"]
   assert sources._map_fields(toxic, {"prompt": {"text": b"T"}}) == {"prompt": "T"}
 
 

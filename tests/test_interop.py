@@ -398,7 +398,7 @@ def test_layouts_read_parts_and_write_wholes():
 
 def test_a_pair_of_rotated_dimensions_is_half_a_head_apart():
   """llama.cpp keeps rows 2i and 2i + 1 of a head together; ours are i and i + head_size / 2."""
-  row = families.known_gguf()["llama"].rows["attention/q/kernel"]
+  row = families.known("gguf")["llama"].rows["attention/q/kernel"]
   file = np.arange(8, dtype=np.float32).reshape(8, 1)
   sizes = dict(heads=1, width=1, part=2, frequency=4)
   leaf = layout.read_block(

@@ -53,34 +53,28 @@ def _permutation(num: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(num)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Order:
-  """Rows in the order of training: position -> row, endlessly."""
-
-  num: int
-  seed: int
-
-  def rows(self, start: int, stop: int) -> np.ndarray:
-    """Rows at positions start .. stop - 1."""
-    position = np.arange(start, stop)
-    epoch = position // self.num
-    out = np.empty(len(position), np.int64)
-    for e in np.unique(epoch):
-      here = epoch == e
-      out[here] = _permutation(self.num, self.seed, int(e))[position[here] % self.num]
-    return out
+def _ordered_rows(num: int, seed: int, start: int, stop: int) -> np.ndarray:
+  """The rows at positions start .. stop - 1 of the endless order of training."""
+  position = np.arange(start, stop)
+  epoch = position // num
+  out = np.empty(len(position), np.int64)
+  for e in np.unique(epoch):
+    here = epoch == e
+    out[here] = _permutation(num, seed, int(e))[position[here] % num]
+  return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Indices:
   """A random-access source of grain: step -> the row numbers of that global batch, endless.
 
-  With a second set of rows, its numbers follow those of the first; after `step` batches it has
-  given floor(step * batch_size * fraction) rows, spread evenly.
+  With `num_other` rows of a second set, their numbers follow those of the first; after `step`
+  batches it has given floor(step * batch_size * fraction) of them, spread evenly.
   """
 
-  main: _Order
-  other: _Order | None
+  num: int
+  num_other: int
+  seed: int
   fraction: float
   batch_size: int
 
@@ -88,14 +82,14 @@ class _Indices:
     return sys.maxsize
 
   def __getitem__(self, step: int) -> np.ndarray:
-    start, stop = self._num_other(step), self._num_other(step + 1)
-    main = self.main.rows(step * self.batch_size - start, (step + 1) * self.batch_size - stop)
-    if self.other is None:
+    start, stop = (int(s * self.batch_size * self.fraction) for s in (step, step + 1))
+    first, last = step * self.batch_size - start, (step + 1) * self.batch_size - stop
+    main = _ordered_rows(self.num, self.seed, first, last)
+    if not self.num_other:
       return main
-    return np.concatenate([main, self.main.num + self.other.rows(start, stop)])
-
-  def _num_other(self, step: int) -> int:
-    return int(step * self.batch_size * self.fraction)
+    # Another stream of random numbers, so that rows of two sets of one size are not paired.
+    other = _ordered_rows(self.num_other, self.seed + 2**32, start, stop)
+    return np.concatenate([main, self.num + other])
 
 
 class Batches:
@@ -140,7 +134,6 @@ class Batches:
     self.num_rows = num_rows(rows)
     self.batch_size = batch_size
     self._main_share = batch_size * (1 - fraction)
-    other = None
     if not 0 <= fraction < 1:
       raise ValueError(f"fraction {fraction} of other rows; it must be at least 0 and below 1")
     if other_rows is not None:
@@ -151,11 +144,10 @@ class Batches:
           f"rows of {length} and of {other_length} tokens cannot share a batch; pack both to one "
           "length"
         )
-      # Another stream of random numbers, so that rows of two sets of one size are not paired.
-      other = _Order(num=num_rows(other_rows), seed=seed + 2**32)
     self._indices = _Indices(
-      main=_Order(num=self.num_rows, seed=seed),
-      other=other,
+      num=self.num_rows,
+      num_other=0 if other_rows is None else num_rows(other_rows),
+      seed=seed,
       fraction=fraction,
       batch_size=batch_size,
     )

@@ -3,10 +3,12 @@
     CACHE_DIR/FINGERPRINT/manifest.json     facts, and the dtype and shape of each array
     CACHE_DIR/FINGERPRINT/NAME.bin          an array as raw bytes
 
-An entry is written under another name and then renamed, so that it is complete or absent.  Entries
-are never removed: delete them, or the whole directory, whenever the space is needed.
+An entry is written under another name and then renamed, so that it is complete or absent.  Nothing
+removes entries: delete them, or the whole directory, whenever the space is needed.  The time of an
+entry's manifest is when a run last read it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -193,6 +195,8 @@ def _load(entry: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] |
       if path.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
         return None
       arrays[name] = _map(path, dtype, tuple(shape), "r")
+    with contextlib.suppress(PermissionError):  # another user's entry
+      os.utime(entry / _MANIFEST)
   except (FileNotFoundError, json.JSONDecodeError):
     return None
   return arrays, manifest["facts"]

@@ -6,8 +6,10 @@ that memory holds neither records nor prompts.
 """
 
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,13 +29,17 @@ def deduplicate_by_prefix(
   """
   if prefix_length < 1:
     raise ValueError(f"prefix_length {prefix_length} would call all prompts equal; use at least 1")
-  seen: set[bytes] = set()
+  prefixes = (text_hash(prompt_of(record)[:prefix_length]) for record in records)
+  return _kept(records, are_new(prefixes, set()), f"share their first {prefix_length} characters")
+
+
+def are_new(hashes: Iterable[bytes], seen: set[bytes]) -> list[bool]:
+  """Which of the hashes neither came before nor are in `seen`, to which they are added."""
   is_new = []
-  for record in records:
-    prefix = text_hash(prompt_of(record)[:prefix_length])
-    is_new.append(prefix not in seen)
-    seen.add(prefix)
-  return _kept(records, is_new, f"share their first {prefix_length} characters")
+  for text in hashes:
+    is_new.append(text not in seen)
+    seen.add(text)
+  return is_new
 
 
 def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[LazySequence, dict[str, int]]:
@@ -43,12 +49,11 @@ def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[LazySequenc
   """
   if limit < 1:
     raise ValueError(f"{limit} prompts per user keeps nobody's; use at least 1")
-  num_of_user: dict[str, int] = {}
+  num_of_user: Counter[str | None] = Counter()
   is_kept = []
   for record in records:
-    user = record["user"] if "user" in record else None
-    if user is not None:
-      num_of_user[user] = num_of_user.get(user, 0) + 1
+    user = record.get("user")
+    num_of_user[user] += 1
     is_kept.append(user is None or num_of_user[user] <= limit)
   return _kept(records, is_kept, f"beyond {limit} of one user")
 
@@ -113,17 +118,15 @@ def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
     ValueError: two sets share a prompt.
   """
   prompts = {name: _prompt_hashes(records) for name, records in named_records.items()}
-  names = list(prompts)
-  for i, first in enumerate(names):
-    for second in names[i + 1 :]:
-      shared = prompts[first] & prompts[second]
-      if shared:
-        found = (prompt_of(record) for record in named_records[first])
-        example = min(prompt for prompt in found if text_hash(prompt) in shared)
-        raise ValueError(
-          f"{first} and {second} share {len(shared)} prompts, for example "
-          f"{example[:60]!r}; they must be disjoint (see remove_overlap)"
-        )
+  for first, second in itertools.combinations(prompts, 2):
+    shared = prompts[first] & prompts[second]
+    if shared:
+      found = (prompt_of(record) for record in named_records[first])
+      example = min(prompt for prompt in found if text_hash(prompt) in shared)
+      raise ValueError(
+        f"{first} and {second} share {len(shared)} prompts, for example "
+        f"{example[:60]!r}; they must be disjoint (see remove_overlap)"
+      )
   return {name: len(found) for name, found in prompts.items()}
 
 

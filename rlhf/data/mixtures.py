@@ -46,7 +46,10 @@ def mix(
     raise ValueError(f"weights {tuple(weights)}; each must be above 0; leave a source out instead")
   if max_examples is not None and max_examples < 1:
     raise ValueError(f"max_examples {max_examples}; use 1 or more, or None for all")
-  distinct = _distinct(sources)
+  # Of each source, the places of examples that did not come before.
+  seen: set[bytes] = set()
+  hashes = lambda source: (hygiene.text_hash(r["prompt"], r["completion"]) for r in source)
+  distinct = [np.flatnonzero(hygiene.are_new(hashes(source), seen)) for source in sources]
   sizes = np.asarray([len(indices) for indices in distinct])
   share = np.asarray(weights if weights else sizes, np.float64)
   share = share / share.sum()
@@ -79,17 +82,3 @@ def mix(
   if len(records) < sizes.sum():
     found["left out (weights, max_examples)"] = int(sizes.sum()) - len(records)
   return records, found
-
-
-def _distinct(sources: Sequence[Sequence[dict]]) -> list[np.ndarray]:
-  """For each source, the places of examples that did not come before."""
-  seen: set[bytes] = set()
-  distinct = []
-  for source in sources:
-    is_new = []
-    for record in source:
-      example = hygiene.text_hash(record["prompt"], record["completion"])
-      is_new.append(example not in seen)
-      seen.add(example)
-    distinct.append(np.flatnonzero(is_new))
-  return distinct

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import re
@@ -20,36 +21,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rlhf import extras
 from rlhf import workdir as workdir_lib
 from rlhf.data import cache, formats, records
 from rlhf.data.records import LazySequence
 
-# kind -> tfds name -> record field -> the set's fields, joined by a blank line where not empty.
-# tfds has no set of ranked completions.
-PUBLIC_SETS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
-  "demonstration": {
-    "databricks_dolly": {"prompt": ("instruction", "context"), "completion": ("response",)},
-    "gsm8k": {"prompt": ("question",), "completion": ("answer",)},
-    "natural_instructions": {"prompt": ("definition", "input"), "completion": ("output",)},
-  },
-  "comparison": {},
-  "prompt": {
-    "databricks_dolly": {"prompt": ("instruction", "context")},
-    "gsm8k": {"prompt": ("question",)},
-    "natural_instructions": {"prompt": ("definition", "input")},
-    "real_toxicity_prompts": {"prompt": ("prompt/text",)},
-  },
-  "text": {
-    "c4": {"text": ("text",)},
-    "lm1b": {"text": ("text",)},
-    "pg19": {"text": ("book_text",)},
-    "tiny_shakespeare": {"text": ("text",)},
-    "wiki40b": {"text": ("text",)},
-    "wikipedia": {"text": ("text",)},
-  },
-}
 _NUM_AT_ONCE = 1024  # public records read from disk together
 
 _PUBLIC_SPEC = re.compile(r"(?P<builder>(?P<name>\w+)(/[\w.-]+)?(:[\d.*]+)?)(@(?P<split>.+))?")
@@ -186,13 +164,18 @@ def _file_hash(path: pathlib.Path, size: int, mtime_ns: int) -> str:
 # ---- public sets ----------------------------------------------------------------------------
 
 
+@functools.cache
+def _public_sets() -> dict[str, dict[str, dict[str, list[str]]]]:
+  path = pathlib.Path(__file__).with_name("public_sets.yaml")
+  return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def _parse_public(spec: str, kind: str) -> re.Match:
-  match = _PUBLIC_SPEC.fullmatch(spec)
-  if match is None or match["name"] not in PUBLIC_SETS[kind]:
-    public = sorted(PUBLIC_SETS[kind]) if PUBLIC_SETS[kind] else "none"
+  match, known = _PUBLIC_SPEC.fullmatch(spec), _public_sets()[kind]
+  if match is None or match["name"] not in known:
     raise ValueError(
       f"{spec!r} is neither FORMAT:PATH with a format for {kind} records "
-      f"({formats.formats_of(kind)}) nor a public tfds set of them ({public})"
+      f"({formats.formats_of(kind)}) nor a public tfds set of them ({sorted(known) or 'none'})"
     )
   return match
 
@@ -200,7 +183,7 @@ def _parse_public(spec: str, kind: str) -> re.Match:
 class _PublicRecords(LazySequence):
   """Records of a tfds data source."""
 
-  def __init__(self, source: Any, fields: dict[str, tuple[str, ...]], fingerprint: str):
+  def __init__(self, source: Any, fields: dict[str, list[str]], fingerprint: str):
     super().__init__(len(source), lambda i: _map_fields(fields, source[i]), fingerprint)
     self._source = source
     self._fields = fields
@@ -237,20 +220,13 @@ def _load_public(spec: str, kind: str) -> tuple[LazySequence, dict[str, int]]:
     num_records=len(source),
     num_bytes=int(builder.info.dataset_size),
   )
-  fields = PUBLIC_SETS[kind][match["name"]]
+  fields = _public_sets()[kind][match["name"]]
   found = _PublicRecords(source, fields, workdir_lib.config_hash(key))
   return found, {"kept": len(found)}
 
 
-def _map_fields(fields: dict[str, tuple[str, ...]], example: dict) -> dict:
-  return {
-    name: "\n\n".join(filter(None, (_text_at(example, path) for path in paths)))
-    for name, paths in fields.items()
-  }
-
-
-def _text_at(example: dict, path: str) -> str:
-  value: Any = example
-  for step in path.split("/"):
-    value = value[step]
-  return value.decode("utf-8")
+def _map_fields(fields: dict[str, list[str]], example: Any) -> dict:
+  text_at = lambda path: functools.reduce(operator.getitem, path.split("/"), example).decode(
+    "utf-8"
+  )
+  return {name: "\n\n".join(filter(None, map(text_at, paths))) for name, paths in fields.items()}

@@ -4,7 +4,6 @@ Source of the rules: InstructGPT (arXiv:2203.02155) section 3.2 and appendix A.2
 """
 
 import dataclasses
-import functools
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -125,12 +124,9 @@ def _write(cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: str)
     return records_lib.subset(records, order[:limit])
 
   def clean(field):
-    records = read(field)
-    for step in (
-      functools.partial(hygiene.deduplicate_by_prefix, prefix_length=cfg.prefix_length),
-      functools.partial(hygiene.cap_per_user, limit=cfg.max_prompts_per_user),
-    ):
-      records, counts = step(records)
+    records, distinct = hygiene.deduplicate_by_prefix(read(field), cfg.prefix_length)
+    records, capped = hygiene.cap_per_user(records, cfg.max_prompts_per_user)
+    for counts in (distinct, capped):
       print(records_lib.describe_counts(field, counts), flush=True)
     limit = getattr(cfg, f"max_{field}")
     return records if limit is None else subset(records, limit)
@@ -170,10 +166,8 @@ def _write(cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: str)
   written = {
     "pretraining_train": records_lib.subset(texts, range(num_valid, len(texts))),
     "pretraining_valid": records_lib.subset(texts, range(min(num_valid, len(texts)))),
-    "demonstrations_train": demonstrations["train"],
-    "demonstrations_valid": demonstrations["valid"],
-    "comparisons_train": comparisons["train"],
-    "comparisons_valid": comparisons["valid"],
+    **{f"demonstrations_{part}": demonstrations[part] for part in two},
+    **{f"comparisons_{part}": comparisons[part] for part in two},
     "prompts_ppo": prompts["train"],
     "prompts_ppo_valid": prompts["valid"],
     "prompts_test": prompts["test"],

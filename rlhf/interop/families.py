@@ -480,36 +480,17 @@ def _rows(
 
 
 @functools.cache
-def _tables() -> dict[str, Any]:
-  path = pathlib.Path(__file__).with_name("families.yaml")
-  return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _with_rows(table: dict[str, Any]) -> dict[str, Any]:
-  """A family's table with its names and layouts made into `rows`."""
-  table = dict(table)
-  layouts = _tables()["layouts"] | table.pop("layouts", {})
-  return table | dict(rows=_rows(table.pop("names"), layouts, table.pop("norm_offset", 0.0)))
-
-
-@functools.cache
-def known() -> dict[str, Family]:
-  """`model_type` of a `config.json` -> its family."""
+def known(files: str = "hugging_face") -> dict[str, Family]:
+  """`model_type` of a `config.json` -> its family; with "gguf", architecture of a file -> family."""
+  tables = yaml.safe_load(pathlib.Path(__file__).with_name("families.yaml").read_text("utf-8"))
   families = {}
-  for name, table in _tables()["hugging_face"].items():
-    read, write = _FUNCTIONS[name]
-    families[name] = Family(name=name, read=read, write=write, **_with_rows(table))
+  for name, table in tables[files].items():
+    layouts = tables["layouts"] | table.pop("layouts", {})
+    rows = _rows(table.pop("names"), layouts, table.pop("norm_offset", 0.0))
+    table = {"name": name, "rows": rows, **table}
+    read, write = _FUNCTIONS[table["name"]]
+    families[name] = Family(**table, read=read, write=write)
   return families
-
-
-@functools.cache
-def known_gguf() -> dict[str, Family]:
-  """Architecture of a GGUF file -> the family it is exported as, with the names of GGUF."""
-  tables = {name: _with_rows(table) for name, table in _tables()["gguf"].items()}
-  return {
-    name: dataclasses.replace(known()[table.pop("family")], **table)
-    for name, table in tables.items()
-  }
 
 
 def find(model_type: Any, where: str) -> Family:

@@ -101,7 +101,7 @@ def find(file: GgufFile) -> Family:
   Raises:
     ValueError: it names none, or an unknown one.
   """
-  known = families.known_gguf()
+  known = families.known("gguf")
   if file.architecture not in known:
     raise ValueError(
       f"{file.path}: unknown architecture {file.architecture!r}; GGUF files must be of "

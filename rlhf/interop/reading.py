@@ -44,6 +44,8 @@ class Source:
     num_rows: rows of the file's embedding.
     tensors: the numbers.
     head_bias: of a reward model.
+    compute: the defaults, as a published model does not say.
+    config: empty, as the model comes from no run of ours.
   """
 
   name: str
@@ -54,16 +56,8 @@ class Source:
   num_rows: int
   tensors: files.Tensors
   head_bias: float = 0.0
-
-  @property
-  def compute(self) -> ComputeConfig:
-    """The defaults: a published model does not say."""
-    return ComputeConfig()
-
-  @property
-  def config(self) -> dict[str, Any]:
-    """Empty: the model comes from no run of ours."""
-    return {}
+  compute: ComputeConfig = ComputeConfig()
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def metadata(self) -> dict[str, Any]:
