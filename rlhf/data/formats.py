@@ -13,6 +13,7 @@ parsed as a whole.  A reader yields ("path:line", value) where the value is a re
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections import Counter
@@ -265,14 +266,9 @@ def _split_at_blank_lines(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _split_at_end_of_text(lines: Iterator[str]) -> Iterator[str]:
-  document: list[str] = []
-  for line in lines:
-    if line.strip() == _WRITTEN_EOT:
+  for is_end, document in itertools.groupby(lines, lambda line: line.strip() == _WRITTEN_EOT):
+    if not is_end:
       yield "".join(document)
-      document = []
-    else:
-      document.append(line)
-  yield "".join(document)
 
 
 DOCUMENT_SPLITS: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {

@@ -75,15 +75,12 @@ class PromptFormat:
   @classmethod
   def trained_with(cls, export_config: Mapping[str, Any]) -> "PromptFormat":
     """The format of an export's own data; plain where the export does not say."""
-    trained = [
-      export_config[group]
-      for group in ("demonstrations", "prompts", "comparisons")
-      if group in export_config
-    ]
-    found = dataclasses.asdict(cls())
-    if trained:  # exports made before there were formats have no prompt_format: plain
-      found |= {name: trained[0][name] for name in found if name in trained[0]}
-    return cls(**found)
+    groups = ("demonstrations", "prompts", "comparisons")
+    trained: Mapping[str, Any] = next(
+      (export_config[name] for name in groups if name in export_config), {}
+    )
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: trained[name] for name in names if name in trained})
 
   @property
   def is_chat(self) -> bool:

@@ -56,7 +56,7 @@ def load(
   if parsed is None:
     found, counts = _load_public(spec, kind)
   else:
-    found, counts = _load_file(spec, kind, *parsed, cache_dir=cache_dir, on_bad=on_bad)
+    found, counts = _load_file(kind, *parsed, cache_dir, on_bad)
   print(records.describe_counts(f"{kind} records from {spec}", counts), flush=True)
   return found
 
@@ -85,12 +85,10 @@ def check(spec: str, kind: str, *, field: str, on_bad: str = "stop") -> None:
 
 
 def _load_file(
-  spec: str,
   kind: str,
   format_name: str,
   path: str,
   options: formats.FormatOptions,
-  *,
   cache_dir: str | os.PathLike | None,
   on_bad: str,
 ) -> tuple[LazySequence, dict[str, int]]:

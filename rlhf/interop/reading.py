@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -151,71 +151,61 @@ def _open_directory(name: str, directory: pathlib.Path) -> Source:
     family = dataclasses.replace(family, prefix="")  # the base model alone, as GPT-2 was published
   kind, bias = "policy", 0.0
   if "score.weight" in tensors.shapes:
-    kind, bias = "reward", _head_bias(values, tensors.shapes["score.weight"], where)
+    num_labels = tensors.shapes["score.weight"][0]
+    if num_labels != 1:
+      raise ValueError(
+        f"{directory}: score.weight has {num_labels} labels; a reward model has one (num_labels 1)"
+      )
+    kind = "reward"
+    bias = float(families.Fields(values, str(where)).number(families.SCORE_BIAS, 0.0))
     fields["tied_output"] = True  # it has no other output
   if fields["tied_output"]:
     unused = (r"lm_head\.weight", r"embed_out\.weight")
     family = dataclasses.replace(family, ignored=(*family.ignored, *unused))
-  num_rows = _num_rows(tensors, family, where)
-  tokenizer = Tokenizer.from_hf(directory, num_embeddings=num_rows)
-  return Source(
-    name=name,
-    kind=kind,
-    family=family,
-    model=_complete(where, fields, tokenizer, num_rows),
-    tokenizer=tokenizer,
-    num_rows=num_rows,
-    tensors=tensors,
-    head_bias=bias,
-  )
+  read_tokenizer = functools.partial(Tokenizer.from_hf, directory)
+  return _source(name, where, family, fields, tensors, read_tokenizer, kind=kind, head_bias=bias)
 
 
 def _open_gguf(name: str, path: str) -> Source:
   file = ggml.GgufFile(path)
   family, fields = ggml.find(file), ggml.model_fields(file)
-  num_rows = _num_rows(file, family, file.path)
-  tokenizer = Tokenizer.from_gguf(file.reader, num_embeddings=num_rows, name=str(file.path))
-  return Source(
-    name=name,
-    kind="policy",
-    family=family,
-    model=_complete(file.path, fields, tokenizer, num_rows),
-    tokenizer=tokenizer,
-    num_rows=num_rows,
-    tensors=file,
-  )
+  read_tokenizer = functools.partial(Tokenizer.from_gguf, file.reader, name=path)
+  return _source(name, file.path, family, fields, file, read_tokenizer, kind="policy")
 
 
-def _num_rows(tensors: files.Tensors, family: Family, where: pathlib.Path) -> int:
-  """Rows of the embedding."""
-  name = family.prefix + next(iter(family.rows["embed/token"].tensors))
-  if name not in tensors.shapes:
+def _source(
+  name: str,
+  where: pathlib.Path,
+  family: Family,
+  fields: dict[str, Any],
+  tensors: files.Tensors,
+  read_tokenizer: Callable[..., Tokenizer],
+  **others: Any,
+) -> Source:
+  """The source of a config's fields; adds a row for padding if the file has none."""
+  embedding = family.prefix + next(iter(family.rows["embed/token"].tensors))
+  if embedding not in tensors.shapes:
     raise ValueError(
-      f"{where}: the model's files do not contain {name}; they must be of the architecture "
+      f"{where}: the model's files do not contain {embedding}; they must be of the architecture "
       "that the config names"
     )
-  return tensors.shapes[name][0]
-
-
-def _head_bias(values: Mapping[str, Any], shape: tuple[int, ...], where: pathlib.Path) -> float:
-  if shape[0] != 1:
-    raise ValueError(
-      f"{where.parent}: score.weight has {shape[0]} labels; a reward model has one (num_labels 1)"
-    )
-  return float(families.Fields(values, str(where)).number(families.SCORE_BIAS, 0.0))
-
-
-def _complete(
-  where: pathlib.Path, fields: dict[str, Any], tokenizer: Tokenizer, num_rows: int
-) -> dict[str, Any]:
-  """The arguments of `ModelConfig`; adds a row for padding if the file has none."""
+  num_rows = tensors.shapes[embedding][0]
+  tokenizer = read_tokenizer(num_embeddings=num_rows)
   try:
     cfg = ModelConfig(
       vocab_size=max(num_rows, tokenizer.pad_id + 1), pad_id=tokenizer.pad_id, **fields
     )
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return cfg.shape()
+  return Source(
+    name=name,
+    family=family,
+    model=cfg.shape(),
+    tokenizer=tokenizer,
+    num_rows=num_rows,
+    tensors=tensors,
+    **others,
+  )
 
 
 # ----------------------------------------------------------------------------- leaves and tensors
@@ -313,8 +303,8 @@ def _check_tensors(source: Source) -> None:
 
 
 def _listed(names: list[str]) -> str:
-  num_more = len(names) - _MAX_NAMES_SHOWN
-  return ", ".join(names[:_MAX_NAMES_SHOWN]) + (f" and {num_more} more" if num_more > 0 else "")
+  shown, num_more = names[:_MAX_NAMES_SHOWN], len(names) - _MAX_NAMES_SHOWN
+  return ", ".join(shown) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 # ----------------------------------------------------------------------------- numbers
