@@ -468,7 +468,7 @@ def reward_accuracy(
       *calibration.length_arrays(rows.records), **settings
     ).as_dict(),
     num_pairs=calibration.num_untied_pairs(*arrays[1:]),
-    counts=counts,
+    counts=dict(counts),  # `dataclasses.asdict` cannot copy a Counter
     calibration=calibration.calibration_curve(*arrays),
   )
 
