@@ -1,0 +1,1 @@
+"""For `--config=configs/NAME.py`; the numbers and their sources are in `rlhf/configs/NAME.py`."""

@@ -1,5 +1,1 @@
-"""The numbers and their sources are in `rlhf/configs/sft.py`."""
-
-from rlhf.configs.sft import get_config
-
-__all__ = ["get_config"]
+from rlhf.configs.sft import get_config as get_config

@@ -1,5 +1,1 @@
-"""The numbers and their sources are in `rlhf/configs/truth_judge.py`."""
-
-from rlhf.configs.truth_judge import get_config
-
-__all__ = ["get_config"]
+from rlhf.configs.truth_judge import get_config as get_config

@@ -1,5 +1,3 @@
-"""`python -m launch.local`; the code is in `rlhf/cli/local.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

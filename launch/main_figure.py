@@ -1,5 +1,3 @@
-"""`python -m launch.main_figure`; the code is in `rlhf/cli/main_figure.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""`python -m launch.pipeline`; the code is in `rlhf/cli/pipeline.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""`python -m launch.sky`; the code is in `rlhf/cli/cluster/sky.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""`python -m launch.slurm`; the code is in `rlhf/cli/cluster/slurm.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

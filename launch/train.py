@@ -1,5 +1,3 @@
-"""`python -m launch.train`; the code is in `rlhf/cli/train.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-"""`python -m launch.xpk`; the code is in `rlhf/cli/cluster/xpk.py`."""
-
 from rlhf.cli import main
 
 if __name__ == "__main__":

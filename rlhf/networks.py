@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf import checkpoint, sharding
+from rlhf.configs import meshes
 from rlhf.interop import reading
 from rlhf.model import transformer
 from rlhf.model.architecture import ModelConfig
@@ -71,8 +72,7 @@ def check_shape(config, mesh: Mesh) -> ModelConfig:
       f"length {config.length} must be at least 2 and at most model.context_length "
       f"{shape.context_length}"
     )
-  sharding.check_heads(mesh, shape.num_heads, "model.num_heads")
-  sharding.check_heads(mesh, shape.num_kv_heads, "model.num_kv_heads")
+  meshes.check_heads(shape.shape(), mesh.shape["tensor"], "model.")
   return shape
 
 

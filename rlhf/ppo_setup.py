@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlhf import loop, networks, optim, sharding, training
+from rlhf.configs import meshes
 from rlhf.data import batches as batches_lib
 from rlhf.data import packing, prepare, sources
 from rlhf.inference import ensembles
@@ -273,9 +274,8 @@ def check_inputs(config) -> None:
   prompt_format.check(tokenizer)
   check_read_as_trained(prompt_format, reward.config, config.reward_from)
   check_lengths(p, Models(policy=ModelConfig(**policy.model), reward=ModelConfig(**reward.model)))
-  sharding.check_heads(
-    training.groups(config).mesh, reward.model["num_heads"], "the reward model's num_heads"
-  )
+  mesh = training.groups(config).mesh
+  meshes.check_heads(reward.model, mesh.shape["tensor"], "the reward model's ")
   training.check_data(config, "prompts", "prompt", "train", "valid")
   if p.ptx_coef > 0.0:
     training.check_data(config, "pretraining", "text", "train")

@@ -145,14 +145,14 @@ def param_spec(name: str) -> P:
   raise ValueError(f"parameter {name!r} has no sharding rule; add one to sharding.RULES")
 
 
-def decode_spec(name: str, decode_split: str) -> P:
-  """The rule of one parameter during sampling, when a layer is a tree of its own, without the
-  scanned axis; raises as `param_spec`.
+def decode_spec(name: str, decode_split: str, *, stacked: bool) -> P:
+  """The rule of one parameter of `model.decoding_params`; raises as `param_spec`.
 
   Args:
     decode_split: of `DECODE_SPLITS`.  Where it names `fsdp`, that axis splits the contraction.
+    stacked: the leaves of `blocks` lead with the axis of the layers; else each is of one layer.
   """
-  spec = param_spec(name)[1:] if name.startswith(_BLOCKS) else param_spec(name)
+  spec = param_spec(name)[1:] if name.startswith(_BLOCKS) and not stacked else param_spec(name)
   return P(*(None if axis == "fsdp" and decode_split == "tensor" else axis for axis in spec))
 
 
@@ -168,10 +168,10 @@ def check_divides(mesh: Mesh, params: Params) -> None:
         )
 
 
-def param_shardings(mesh: Mesh, params: Params, *, prefix_depth: int = 0) -> Params:
-  """A NamedSharding per leaf; `prefix_depth` outer keys (network names) are not in the path."""
+def param_shardings(mesh: Mesh, params: Params) -> Params:
+  """A NamedSharding per leaf of one network."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: NamedSharding(mesh, param_spec(path_name(path[prefix_depth:]))), params
+    lambda path, _: NamedSharding(mesh, param_spec(path_name(path))), params
   )
 
 
@@ -230,15 +230,6 @@ def local_rows(mesh: Mesh, num_rows: int, devices=None) -> slice:
   return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
-def check_heads(mesh: Mesh, num_heads: int, name: str) -> None:
-  """Raises ValueError unless the heads of `name` divide over `tensor`."""
-  if num_heads % mesh.shape["tensor"]:
-    raise ValueError(
-      f"{name} {num_heads} does not divide over mesh.tensor {mesh.shape['tensor']}; "
-      f"use a divisor of {num_heads}"
-    )
-
-
 def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
   """Places host arrays with rows split over the mesh.
 
@@ -282,13 +273,9 @@ def on_mesh_of(params: Params):
     yield lambda batch: batch
     return
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  rows = batch_sharding(mesh)
 
   def place(x):
-    if x.shape[0] % num_shards:
-      return x
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, rows, lambda index: x[index])
+    return x if x.shape[0] % num_shards else put_batch(mesh, np.asarray(x))
 
   with jax.set_mesh(mesh):
     yield lambda batch: jax.tree.map(place, batch)
@@ -302,23 +289,12 @@ def constrain(x, *axes):
 
 
 def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> Params:
-  """Lays the weights of `model.decoding_params` out for sampling, where a mesh is set.
-
-  Args:
-    stacked: the leaves of `blocks` lead with the axis of the layers.
-  """
+  """Lays the weights of `model.decoding_params` out as `decode_spec` says, where a mesh is set."""
 
   def lay_out(path, leaf):
-    return constrain(leaf, *decoding_spec(path, decode_split, stacked=stacked))
+    return constrain(leaf, *decode_spec(path_name(path), decode_split, stacked=stacked))
 
   return jax.tree_util.tree_map_with_path(lay_out, params)
-
-
-def decoding_spec(path, decode_split: str, *, stacked: bool) -> P:
-  """The spec of one leaf of `model.decoding_params`, from its key path; as `constrain_decoding`."""
-  name = path_name(path)
-  leading = (None,) if stacked and name.startswith("blocks/") else ()
-  return P(*leading, *decode_spec(name, decode_split))
 
 
 def split_microbatches(tree, num_microbatches: int):

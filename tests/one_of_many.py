@@ -58,10 +58,7 @@ def run_all(mesh) -> dict[str, np.ndarray]:
 
 def roll_out(mesh) -> dict[str, np.ndarray]:
   nets, prompts, run = equivalence.episodes()
-  placed = [
-    jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
-    for net, depth in zip(nets, (1, 0, 0))
-  ]
+  placed = [jax.device_put(net, sharding.state_shardings(mesh, net)) for net in nets]
   rollout = processes.to_host(
     helpers.quick_jit(run)(*placed, put_own_rows(mesh, prompts), jax.random.key(0))
   )

@@ -113,7 +113,8 @@ def test_every_parameter_is_counted_and_has_both_rules(form: str):
   for name, leaf in paths:
     assert len(sharding.param_spec(name)) == leaf.ndim, name
     stacked = name.startswith("blocks/")
-    assert len(sharding.decode_spec(name, "fsdp_tensor")) == leaf.ndim - stacked, name
+    assert len(sharding.decode_spec(name, "fsdp_tensor", stacked=False)) == leaf.ndim - stacked
+    assert len(sharding.decode_spec(name, "fsdp_tensor", stacked=True)) == leaf.ndim, name
   outside = sum(leaf.size for name, leaf in paths if not name.startswith(("embed", "output")))
   assert outside == cfg.num_block_params
   assert ("tail" in params) == (form == "gemma3")

@@ -230,10 +230,7 @@ def test_episodes_are_the_same_on_a_mesh(decoding):
   (nets, prompts, run), expected = episodes(**decoding), episodes_on_one_device()
   mesh = mesh_of((2, 2, 2))
   with jax.set_mesh(mesh):
-    placed = [
-      jax.device_put(net, sharding.param_shardings(mesh, net, prefix_depth=depth))
-      for net, depth in zip(nets, (1, 0, 0))
-    ]
+    placed = [jax.device_put(net, sharding.state_shardings(mesh, net)) for net in nets]
     actual = jax.device_get(
       helpers.quick_jit(run)(*placed, sharding.put_batch(mesh, prompts), jax.random.key(0))
     )

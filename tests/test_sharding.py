@@ -81,7 +81,7 @@ def test_a_parameter_without_a_rule_is_named():
 
 def test_network_names_are_no_part_of_a_path():
   params = {"policy": {"head": {"bias": jnp.zeros(1)}}}
-  shardings = sharding.param_shardings(mesh_of(2, 2, 2), params, prefix_depth=1)
+  shardings = sharding.state_shardings(mesh_of(2, 2, 2), params)
   assert shardings["policy"]["head"]["bias"].spec == P(None)
 
 

@@ -1,5 +1,1 @@
-"""The numbers and their sources are in `rlhf/configs/sweeps/kl_coef_ptx.py`."""
-
-from rlhf.configs.sweeps.kl_coef_ptx import get_sweep
-
-__all__ = ["get_sweep"]
+from rlhf.configs.sweeps.kl_coef_ptx import get_sweep as get_sweep

@@ -1,5 +1,1 @@
-"""The numbers and their sources are in `rlhf/configs/sweeps/reward_model_size.py`."""
-
-from rlhf.configs.sweeps.reward_model_size import get_sweep
-
-__all__ = ["get_sweep"]
+from rlhf.configs.sweeps.reward_model_size import get_sweep as get_sweep

@@ -1,5 +1,1 @@
-"""The numbers and their sources are in `rlhf/configs/sweeps/value_init.py`."""
-
-from rlhf.configs.sweeps.value_init import get_sweep
-
-__all__ = ["get_sweep"]
+from rlhf.configs.sweeps.value_init import get_sweep as get_sweep

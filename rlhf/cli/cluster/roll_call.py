@@ -10,6 +10,7 @@ import json
 import selectors
 import socket
 import time
+from collections.abc import Iterable
 
 _RETRY_SECONDS = 0.2  # between attempts to reach process 0
 _LINE_SECONDS = 5.0  # for a process that has connected to say its number
@@ -30,11 +31,10 @@ def hold(address: str, *, num_processes: int, process_id: int, seconds: float) -
     MissingProcess: they have not come in time; every process that has come raises it.
     ValueError: process 0 cannot open the port, or a process id is used twice.
   """
-  deadline = time.monotonic() + seconds
   if process_id == 0:
-    _listen(address, num_processes, seconds, deadline)
+    _listen(address, num_processes, seconds)
   else:
-    _report(address, num_processes, process_id, seconds, deadline)
+    _report(address, num_processes, process_id, seconds)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -58,19 +58,8 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-def missing_sentence(missing: list[int], num_processes: int, address: str, seconds: float) -> str:
-  """What process 0 says, and passes on, where processes are missing."""
-  names = ", ".join(map(str, missing))
-  which = f"process {names}" if len(missing) == 1 else f"processes {names}"
-  return (
-    f"{which} of {num_processes} did not connect to process 0 at {address} within "
-    f"{seconds:g} s; look at their logs, and check that they were started with this "
-    "--coordinator_address and --num_processes and that their hosts reach this port, or give "
-    "them longer with --connect_timeout"
-  )
-
-
-def _listen(address: str, num_processes: int, seconds: float, deadline: float) -> None:
+def _listen(address: str, num_processes: int, seconds: float) -> None:
+  deadline = time.monotonic() + seconds
   connections: dict[socket.socket, int] = {}
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_open(address))
@@ -80,7 +69,13 @@ def _listen(address: str, num_processes: int, seconds: float, deadline: float) -
       left = deadline - time.monotonic()
       if left <= 0:
         missing = sorted(set(range(1, num_processes)) - set(connections.values()))
-        sentence = missing_sentence(missing, num_processes, address, seconds)
+        sentence = (
+          f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of "
+          f"{num_processes} did not connect to process 0 at {address} within {seconds:g} s; look "
+          "at their logs, and check that they were started with this --coordinator_address and "
+          "--num_processes and that their hosts reach this port, or give them longer with "
+          "--connect_timeout"
+        )
         _answer(connections, sentence)
         raise MissingProcess(sentence)
       for key, _ in selector.select(left):
@@ -94,7 +89,7 @@ def _listen(address: str, num_processes: int, seconds: float, deadline: float) -
           continue
         if number in connections.values():
           sentence = f"two processes were started with --process_id={number}; give each its own"
-          _answer({**connections, connection: number}, sentence)
+          _answer([*connections, connection], sentence)
           raise ValueError(sentence)
         connections[connection] = number
         selector.register(connection, selectors.EVENT_READ)
@@ -125,29 +120,20 @@ def _read_number(connection: socket.socket, num_processes: int) -> int | None:
   except (OSError, ValueError, KeyError, TypeError):
     return None
   if total != num_processes:
-    with contextlib.suppress(OSError):
-      connection.sendall(
-        (
-          json.dumps(
-            f"process {number} was started with --num_processes={total} and process 0 with "
-            f"{num_processes}; make them equal"
-          )
-          + "\n"
-        ).encode()
-      )
+    sentence = f"process {number} was started with --num_processes={total} and process 0 with "
+    _answer([connection], f"{sentence}{num_processes}; make them equal")
     return None
   return number if isinstance(number, int) and 0 < number < num_processes else None
 
 
-def _answer(connections, sentence: str) -> None:
+def _answer(connections: Iterable[socket.socket], sentence: str) -> None:
   for connection in connections:
     with contextlib.suppress(OSError):
       connection.sendall((json.dumps(sentence) + "\n").encode())
 
 
-def _report(
-  address: str, num_processes: int, process_id: int, seconds: float, deadline: float
-) -> None:
+def _report(address: str, num_processes: int, process_id: int, seconds: float) -> None:
+  deadline = time.monotonic() + seconds
   told = json.dumps({"process_id": process_id, "num_processes": num_processes}) + "\n"
   reason = ""
   while (left := deadline - time.monotonic()) > 0:

@@ -13,25 +13,11 @@ import pathlib
 import shlex
 
 from rlhf.cli.cluster import job as job_lib
-from rlhf.cli.common import flags, startup
+from rlhf.cli.common import startup
 
 INSTALL = "install xpk with pip install xpk"
 # Names of `--tpu-type` are PREFIX-TOPOLOGY: xpk, core/system_characteristics.py.
 TPU_TYPES = {"v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
-
-
-def parser() -> flags.Parser:
-  """The flags of this launcher."""
-  found = job_lib.parser("xpk", __doc__)
-  found.flag("cluster", "made by `xpk cluster create`", required=True)
-  found.flag("image", "docker image, which is run unchanged", required=True)
-  found.add_argument("--storage", action="append", default=[], help="name of an attached storage")
-  found.flag("project", "of Google Cloud")
-  found.flag("zone", "of the cluster")
-  found.flag("priority", "very-low to very-high")
-  job_lib.add_repository(found)
-  job_lib.add_grace(found)
-  return found
 
 
 def check(arguments: argparse.Namespace, job: job_lib.Job) -> None:
@@ -87,7 +73,16 @@ def command(arguments: argparse.Namespace, job: job_lib.Job, repository: str) ->
 
 @startup.command
 def main(argv: list[str]) -> None:
-  arguments, job = job_lib.read(parser(), argv)
+  parser = job_lib.parser("xpk", __doc__)
+  parser.flag("cluster", "made by `xpk cluster create`", required=True)
+  parser.flag("image", "docker image, which is run unchanged", required=True)
+  parser.add_argument("--storage", action="append", default=[], help="name of an attached storage")
+  parser.flag("project", "of Google Cloud")
+  parser.flag("zone", "of the cluster")
+  parser.flag("priority", "very-low to very-high")
+  job_lib.add_repository(parser)
+  job_lib.add_grace(parser)
+  arguments, job = job_lib.read(parser, argv)
   check(arguments, job)
   words = command(arguments, job, job_lib.source(job, arguments.repository))
   if arguments.dry_run:

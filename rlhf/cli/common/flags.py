@@ -8,7 +8,7 @@ import argparse
 import difflib
 import importlib.util
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -76,13 +76,15 @@ def new_directory(text: str) -> str:
   return text
 
 
-def names(text: str) -> list[str]:
-  """A flag's type: different names joined by commas."""
+def names(text: str, choices: Collection[str] | None = None) -> list[str]:
+  """A flag's type: different names joined by commas, each one of the choices."""
   found = text.split(",")
   for name in found:
     if not name or found.count(name) > 1:
       problem = f"{name!r} is given twice" if name else "a name is empty"
       raise argparse.ArgumentTypeError(f"{text}: {problem}; join different names by single commas")
+    if choices is not None and name not in choices:
+      raise argparse.ArgumentTypeError(f"{name!r}; choose from {', '.join(choices)}")
   return found
 
 

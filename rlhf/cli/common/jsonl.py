@@ -5,34 +5,14 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from rlhf.cli.common import flags
 from rlhf.data import formats, records
 from rlhf.data.records import Problem
-
-
-def add_flags(parser: flags.Parser) -> None:
-  """--on_bad."""
-  parser.flag(
-    "on_bad", "at a bad line: stop, or skip it and count", default="stop", choices=("stop", "skip")
-  )
 
 
 def split_format(spec: str) -> tuple[str, str]:
   """(format, path) of FORMAT:PATH; the format is jsonl where none is named."""
   name, colon, path = spec.partition(":")
   return (name, path) if colon and name in formats.FORMATS else ("jsonl", spec)
-
-
-def read_records(kind: str, spec: str, on_bad: str) -> list[dict[str, Any]]:
-  """The records of FORMAT:PATH; prints how many there are.
-
-  Raises:
-    ValueError: the file cannot be read, has a bad line, or no good one.
-  """
-  name, path = split_format(spec)
-  found, counts = formats.read(kind, path, name, on_bad=on_bad)
-  print(records.describe_counts(f"{kind}s", counts), flush=True)
-  return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,9 @@ def add_batch_size(parser: flags.Parser) -> None:
   parser.flag(
     "batch_size", "rows at once; changes only speed and memory", flags.at_least(1), default=64
   )
-  jsonl.add_flags(parser)
+  parser.flag(
+    "on_bad", "at a bad line: stop, or skip it and count", default="stop", choices=("stop", "skip")
+  )
 
 
 def completion_config(model: Model, longest: int, arguments: argparse.Namespace, **more):
@@ -273,10 +275,14 @@ def fitting_prompts(
     prefix: is put before each prompt.
 
   Raises:
-    ValueError: no prompt fits, or as `jsonl.read_records`.
+    ValueError: no prompt fits, or as `formats.read`.
   """
-  records = jsonl.read_records("prompt", arguments.prompts, arguments.on_bad)
-  prompts = [record["prompt"] for record in records]
+  from rlhf.data import formats, records
+
+  name, path = jsonl.split_format(arguments.prompts)
+  found, counts = formats.read("prompt", path, name, on_bad=arguments.on_bad)
+  print(records.describe_counts("prompts", counts), flush=True)
+  prompts = [record["prompt"] for record in found]
   lengths = np.stack(
     [policy.lengths([prefix + prompt for prompt in prompts]) for policy in policies]
   )

@@ -14,6 +14,7 @@ its key-value cache, update), is at most 95 % of a device's memory.
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import pathlib
@@ -48,14 +49,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.flag(
     "programs",
     f"compile only these of {', '.join(PROGRAMS)}; a verdict needs {', '.join(RUN)}",
-    flags.names,
+    functools.partial(flags.names, choices=PROGRAMS),
     list(PROGRAMS),
   )
   parser.flag("json", "file for the same numbers as JSON")
   arguments = parser.parse(argv)
-  for name in arguments.programs:
-    if name not in PROGRAMS:
-      parser.error(f"--programs: {name!r}; choose from {', '.join(PROGRAMS)}")
   arguments.topology = meshes.parse_topology(arguments.topology)
   if arguments.topology.platform not in EXTRAS:
     accelerators = ", ".join(kind for kind in meshes.KINDS if kind != "cpu")
@@ -72,7 +70,7 @@ def read(arguments: argparse.Namespace):
   """(config, `model` group of the reward model, ids of a published tokenizer or None)."""
   config = flags.load_config(arguments.config, arguments.overrides, "ppo")
   name = arguments.config.partition(":")[2].partition(",")[0]
-  size = model_sizes.ALIASES[name] if name in model_sizes.ALIASES else name
+  size = model_sizes.ALIASES.get(name, name)
   if not config.model:
     raise ValueError(
       f"--config={arguments.config} takes its shape from the network that it starts from; "
@@ -177,30 +175,23 @@ def measure(job, program) -> dict:
   )
 
 
-def check(
-  config,
-  topology: meshes.Topology,
-  reward_group,
-  ids,
-  *,
-  shapes_only: bool,
-  chosen: list[str],
-  show,
-) -> dict:
-  """All numbers, as --json has them; `show` prints each line as soon as it is known."""
+def check(arguments: argparse.Namespace, config, reward_group, ids) -> dict:
+  """All numbers, as --json has them; prints each line as soon as it is known.
+
+  Args:
+    arguments: of `parse`.
+    config, reward_group, ids: of `read`.
+  """
   from rlhf.cli.memory import programs
 
-  job = programs.make_job(
-    config,
-    dict(reward_group),
-    make_mesh(config, topology, shapes_only=shapes_only),
-    topology.platform,
-    ids,
-  )
+  show = functools.partial(print, flush=True)
+  topology = arguments.topology
+  mesh = make_mesh(config, topology, shapes_only=arguments.shapes_only)
+  job = programs.make_job(config, dict(reward_group), mesh, topology.platform, ids)
   resident = programs.resident(job)
   report = dict(
     topology=topology.name,
-    mesh={name: int(job.mesh.shape[name]) for name in job.mesh.axis_names},
+    mesh={name: int(mesh.shape[name]) for name in mesh.axis_names},
     microbatch_size=config.ppo.microbatch_size,
     memory=topology.memory_bytes,
     resident=resident,
@@ -211,14 +202,14 @@ def check(
     formula=programs.FLOP_FORMULA,
   )
   show(describe(report, config))
-  if shapes_only:
+  if arguments.shapes_only:
     return report | dict(total=sum(resident.values()))
   show(header())
   for program in programs.all_programs(job):
-    if program.name in chosen:
+    if program.name in arguments.programs:
       report["programs"].append(measure(job, program))
       show(line(report["programs"][-1]))
-  return report | judge(report, chosen)
+  return report | judge(report, arguments.programs)
 
 
 def judge(report: dict, chosen: Sequence[str]) -> dict:
@@ -337,15 +328,7 @@ def main(argv: list[str]) -> None:
       f"--json={arguments.json}: there is no folder {pathlib.Path(arguments.json).parent}; make it "
       "first"
     )
-  report = check(
-    config,
-    topology,
-    reward_group,
-    ids,
-    shapes_only=arguments.shapes_only,
-    chosen=arguments.programs,
-    show=lambda text: print(text, flush=True),
-  )
+  report = check(arguments, config, reward_group, ids)
   if arguments.json:
     workdir_lib.write_json(arguments.json, report)
   if arguments.shapes_only:

@@ -7,6 +7,7 @@ Each size is checked on the smallest slice and the smallest set of nodes in `con
 resumes.
 """
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -69,14 +70,13 @@ def row(size: str, report: dict) -> str:
 def main(argv: list[str]) -> None:
   parser = flags.Parser("rlhf check_table", __doc__)
   parser.flag("output", "folder of the JSON files", flags.directory, required=True)
-  parser.flag("sizes", "joined by commas", flags.names, list(meshes.SMALLEST))
-  parser.flag("kinds", "of hardware: cuda, tpu or both", flags.names, ["cuda", "tpu"])
+  for name, help, choices in (
+    ("sizes", "joined by commas", list(meshes.SMALLEST)),
+    ("kinds", "of hardware: cuda, tpu or both", ["cuda", "tpu"]),
+  ):
+    parser.flag(name, help, functools.partial(flags.names, choices=choices), choices)
   parser.switch("print_only", "print the table of the files that exist")
   arguments = parser.parse(argv)
-  for name, choices in (("sizes", meshes.SMALLEST), ("kinds", ("cuda", "tpu"))):
-    for given in getattr(arguments, name):
-      if given not in choices:
-        parser.error(f"--{name}: {given!r}; choose from {', '.join(choices)}")
   folder = pathlib.Path(arguments.output)
   folder.mkdir(parents=True, exist_ok=True)
   for kind in () if arguments.print_only else arguments.kinds:

@@ -1,24 +1,10 @@
 """Collectives in a compiled program's text: what kinds, how many bytes, how often."""
 
 import collections
+import math
 import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {
-  "pred": 1,
-  "s8": 1,
-  "u8": 1,
-  "s16": 2,
-  "u16": 2,
-  "bf16": 2,
-  "f16": 2,
-  "s32": 4,
-  "u32": 4,
-  "f32": 4,
-  "s64": 8,
-  "u64": 8,
-  "f64": 8,
-}
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(r"= (.*?) (%s)(-start)?\(" % "|".join(KINDS))
 _CALLED = re.compile(
@@ -28,7 +14,7 @@ _CALLED = re.compile(
 _WHILE = re.compile(r"while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
-_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|bf16|[fsu](?:8|16|32|64))\[([\d,]*)\]")
 
 
 def collectives(text: str) -> dict[str, dict[str, float]]:
@@ -65,13 +51,15 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 def _walk(computations, name: str, times: float, totals, above: tuple[str, ...]) -> None:
   if name not in computations or name in above:
     return
+
+  def count(kind: str, result: str, started: bool = False) -> None:
+    totals[kind]["bytes"] += times * _result_bytes(result, kind, started)
+    totals[kind]["calls"] += times
+
   for line in computations[name]:
     found = _COLLECTIVE.search(line)
     if found:
-      totals[found.group(2)]["bytes"] += times * _result_bytes(
-        found.group(1), found.group(2), bool(found.group(3))
-      )
-      totals[found.group(2)]["calls"] += times
+      count(found.group(2), found.group(1), bool(found.group(3)))
       continue
     loop = _WHILE.search(line)
     if loop:
@@ -84,10 +72,7 @@ def _walk(computations, name: str, times: float, totals, above: tuple[str, ...])
       for inner in (called.group(1) or called.group(2)).split(","):
         inner = inner.strip().lstrip("%")
         if inner.startswith("all-reduce-scatter"):  # a TPU's fused reduce-scatter
-          totals["reduce-scatter"]["bytes"] += times * _result_bytes(
-            line.split("= ", 1)[1].split(" fusion(")[0], "reduce-scatter", False
-          )
-          totals["reduce-scatter"]["calls"] += times
+          count("reduce-scatter", line.split("= ", 1)[1].split(" fusion(")[0])
         else:
           _walk(computations, inner, times, totals, (*above, name))
 
@@ -107,7 +92,7 @@ def _result_bytes(text: str, kind: str, started: bool) -> int:
 
   A started collective's type is (operands, results), but an all-reduce's, which is its results.
   """
-  shapes = [shape for shape in _SHAPE.findall(text) if shape[0] in _BYTES]
+  shapes = _SHAPE.findall(text)
   if started and kind != "all-reduce":
     shapes = [shape for shape in shapes if shape[1] or shape[0] != "u32"]  # a permute's context
     shapes = shapes[len(shapes) // 2 :]
@@ -115,7 +100,5 @@ def _result_bytes(text: str, kind: str, started: bool) -> int:
 
 
 def _size(dtype: str, dims: str) -> int:
-  size = _BYTES[dtype]
-  for dim in dims.split(","):
-    size *= int(dim) if dim else 1
-  return size
+  num_bytes = 1 if dtype == "pred" else int(dtype.lstrip("bfsu")) // 8
+  return num_bytes * math.prod(int(dim) for dim in dims.split(",") if dim)

@@ -306,7 +306,9 @@ def _decoding(job: Job, length: int):
     cache = jax.eval_shape(lambda: transformer.empty_cache(cfg, job.p.batch_size, length))
 
   def weight(path, leaf):
-    return NamedSharding(job.mesh, sharding.decoding_spec(path, split, stacked=stacked))
+    return NamedSharding(
+      job.mesh, sharding.decode_spec(sharding.path_name(path), split, stacked=stacked)
+    )
 
   def slot(leaf):  # keys and values lead with layers, the mask with rows; the length is a number
     heads = (None, *sharding.decode_layout(split).heads_BTHd)
