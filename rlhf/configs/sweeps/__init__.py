@@ -78,7 +78,7 @@ class Sweep:
     seeds: values of the config's `seed`.
     x: the field along the plot's x axis, and `x_label` its name there; a list of numbers of which
       none is negative gets a logarithmic axis, where 0 has a place of its own.
-    measures: what `--collect` gathers; names of `rlhf.evals.sweeps.MEASURES`.
+    measures: what `--collect` gathers; names of `rlhf.report.sweeps.MEASURES`.
     policies: of a pipeline, whose answers are measured: "ppo" (always without pretraining
       gradients), "ppo_ptx" or both; ("",) where that is not a question.
     last_stage: of a pipeline; "evaluation" unless earlier stages say all.

@@ -18,11 +18,14 @@ PAIRS_PER_PROMPT = 20
 
 
 def _trials(prefix: str, batch_size: int, microbatch_size: int) -> list[sweeps.Trial]:
-  return sweeps.zip_(
-    sweeps.grid(f"{prefix}pairs", [False, True]),
-    sweeps.grid(f"{prefix}batch_size", [batch_size, batch_size * PAIRS_PER_PROMPT]),
-    sweeps.grid(f"{prefix}microbatch_size", [microbatch_size, microbatch_size * PAIRS_PER_PROMPT]),
-  )
+  return [
+    {
+      f"{prefix}pairs": pairs,
+      f"{prefix}batch_size": batch_size * times,
+      f"{prefix}microbatch_size": microbatch_size * times,
+    }
+    for pairs, times in ((False, 1), (True, PAIRS_PER_PROMPT))
+  ]
 
 
 def get_sweep(form: str = "6b") -> sweeps.Sweep:

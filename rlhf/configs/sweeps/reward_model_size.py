@@ -22,12 +22,10 @@ FORMS = ("gpt3", *sweeps.PIPELINES)
 
 def _shapes(prefix: str, shapes) -> list[sweeps.Trial]:
   """(num_layers, width, num_heads) as overrides."""
-  layers, widths, heads = zip(*shapes)
-  return sweeps.zip_(
-    sweeps.grid(f"{prefix}width", widths),
-    sweeps.grid(f"{prefix}num_layers", layers),
-    sweeps.grid(f"{prefix}num_heads", heads),
-  )
+  return [
+    {f"{prefix}width": width, f"{prefix}num_layers": layers, f"{prefix}num_heads": heads}
+    for layers, width, heads in shapes
+  ]
 
 
 def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
@@ -35,14 +33,10 @@ def get_sweep(form: str = "gpt3") -> sweeps.Sweep:
   accuracy = ("reward_accuracy", "reward_log_loss")
   if form in sweeps.PIPELINES:
     prefix = "reward_model.model."
-    shapes = TINY if form == "tiny" else TEST
-    trials = sweeps.product(
-      _shapes(prefix, shapes),
-      sweeps.grid("reward_init", ["base"]),
-    )
+    shapes = _shapes(prefix, TINY if form == "tiny" else TEST)
     return sweeps.pipeline_sweep(
       form,
-      trials=trials,
+      trials=sweeps.product(shapes, [{"reward_init": "base"}]),
       x=f"{prefix}width",
       measures=(*accuracy, *sweeps.POLICY_MEASURES),
       **common,
