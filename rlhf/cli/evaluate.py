@@ -212,7 +212,7 @@ def pool(request: Request) -> pathlib.Path:
     request.workdir / "report",
     title=config.title,
     checkpoints=checkpoints,
-    measures={"preference": compared["measures"]},
+    measures={},
     compared=compared,
     notes=[
       f"{len(request.pooled)} training seeds: intervals resample seeds, and prompts within each."

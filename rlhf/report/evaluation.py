@@ -42,23 +42,21 @@ def write_evaluation(
     found: what was measured.
     settings: of the bootstrap.
   """
-  samples, measures = [], found.measures
-  differences = {
-    suite: units.differences(values, checkpoints[0]["name"], **settings)
-    for suite, values in measures.items()
-  }
+  samples = []
   if found.compared is not None:
-    measures = {"preference": found.compared["measures"]} | measures
     samples = workdir_lib.read_jsonl(workdir / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
   return write(
     workdir / "report",
     title=title,
     checkpoints=checkpoints,
-    measures=measures,
+    measures=found.measures,
     compared=found.compared,
     samples=samples,
     notes=notes,
-    differences=differences,
+    differences={
+      suite: units.differences(values, checkpoints[0]["name"], **settings)
+      for suite, values in found.measures.items()
+    },
   )
 
 
@@ -79,7 +77,7 @@ def write(
     directory: made where it is missing.
     title: of the page.
     checkpoints: {"name", "source", "parameters"} in the order wanted.
-    measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks.
+    measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks, but for `compared`.
     compared: what judges said, as `comparison.Comparison.as_dict`.
     samples: {"prompt", "completions": {checkpoint: text}} to be read.
     notes: sentences for the end of the page.
@@ -87,19 +85,20 @@ def write(
   """
   directory = pathlib.Path(directory)
   differences = {} if differences is None else differences
+  preference = None
+  if compared is not None:
+    measures = {"preference": compared["measures"]} | dict(measures)
+    preference = {name: part for name, part in compared.items() if name != "measures"}
+    notes = [*notes, *page.paragraphs("notes.txt", compared=compared)]
   tables = {suite: units.by_measure(found) for suite, found in measures.items()}
   if compared is not None:
     add_baseline(tables["preference"], compared["baseline"])
-  notes = [*notes, *preference_notes(compared)]
-  preference = None
-  if compared is not None:
-    preference = {name: part for name, part in compared.items() if name != "measures"}
   data = dict(
     title=title,
     checkpoints=list(checkpoints),
     suites=tables,
     differences=dict(differences),
-    notes=notes,
+    notes=list(notes),
     preference=preference,
   )
   workdir_lib.write_json(directory / "evaluation.json", data)
@@ -111,7 +110,8 @@ def write(
     checkpoints=checkpoints,
     matrix=matrix(compared),
     samples=samples,
-    reward_models=reward_models(compared),
+    reward_models={} if compared is None else compared["reward_models"],
+    calibration=figures.calibration,
     notes=notes,
     sections=[
       section(suite, rows, parameters, differences.get(suite, ()))
@@ -119,7 +119,6 @@ def write(
       if rows
     ],
     cell=page.short_interval,
-    heading=heading,
     count=count_text,
   )
   workdir_lib.write_text(directory / "evaluation.html", html)
@@ -137,51 +136,6 @@ def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, 
   return found
 
 
-def reward_models(compared: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-  """Accuracy and calibration plot of each reward model that judged."""
-  models = {} if compared is None else compared["reward_models"]
-  return [
-    dict(
-      name=name,
-      **{key: found[key] for key in ("accuracy", "length_baseline_accuracy", "num_pairs")},
-      plot=figures.calibration(found["calibration"]),
-    )
-    for name, found in models.items()
-  ]
-
-
-def preference_notes(compared: Mapping[str, Any] | None) -> list[str]:
-  """What a reader must know of the judgements."""
-  if compared is None:
-    return []
-  found = [f"{compared['num_prompts']:,} prompts were judged."]
-  if compared["num_left_out"]:
-    found.append(
-      f"{compared['num_left_out']:,} were too long for a checkpoint and are left out for all."
-    )
-  found += agreement_notes(compared["agreement"])
-  if compared["endpoint"] is not None:
-    found.append(
-      "The endpoint: "
-      + ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in compared["endpoint"].items()
-      )
-      + "."
-    )
-  return found
-
-
-def agreement_notes(agreement: Mapping[str, Any] | None) -> list[str]:
-  """How far people who compared the same completions agree, see `ratings.agreement`."""
-  by_pair = None if agreement is None else agreement["preference"]
-  text = "Two raters agree on {mean:.1%} [{low:.1%}, {high:.1%}] of the comparisons"
-  return [
-    text.format(**by_pair[name]) + counted
-    for name, counted in (("agreement", " that both decided."), ("with_ties", ", including ties."))
-    if by_pair is not None and by_pair[name] is not None
-  ]
-
-
 def add_baseline(rows: Sequence[dict[str, Any]], baseline: str) -> None:
   """Gives the baseline its win rate against itself, which is a half by definition."""
   for row in rows:
@@ -197,29 +151,23 @@ def section(
   differences: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
   """A suite's part of the page: its tables by task, and a plot for each task and metric."""
-  blocks: dict[str, dict[str, Any]] = {}
-  for name, found in (("rows", rows), ("differences", differences)):
-    for row in found:
-      block = blocks.setdefault(
-        row["task"], dict(task=row["task"], rows=[], differences=[], plots=[])
+  blocks: list[dict[str, Any]] = []
+  for task in dict.fromkeys(row["task"] for row in (*rows, *differences)):
+    of_task = [row for row in rows if row["task"] == task]
+    metrics = dict.fromkeys(row["metric"] for row in of_task)
+    drawn = [
+      dict(svg=svg, name=f"{task}, {figures.label(metric)}{of}")
+      for at, metric in enumerate(metrics)
+      for svg, of in plots(
+        f"{suite}-{len(blocks)}-{at}",
+        [row for row in of_task if row["metric"] == metric],
+        parameters,
       )
-      block[name].append(row)
+    ]
+    changes = [row for row in differences if row["task"] == task]
+    blocks.append(dict(task=task, rows=of_task, differences=changes, plots=drawn))
   names = [name for name in parameters if any(name in row["cells"] for row in rows)]
-  for number, block in enumerate(blocks.values()):
-    by_metric: dict[str, list[Mapping[str, Any]]] = {}
-    for row in block["rows"]:
-      by_metric.setdefault(row["metric"], []).append(row)
-    for at, (metric, found) in enumerate(by_metric.items()):
-      block["plots"] += [
-        dict(svg=svg, name=f"{block['task']}, {figures.label(metric)}{of}")
-        for svg, of in plots(f"{suite}-{number}-{at}", found, parameters)
-      ]
-  return dict(
-    suite=suite,
-    title=TITLES.get(suite, suite),
-    names=names,
-    blocks=list(blocks.values()),
-  )
+  return dict(suite=suite, title=TITLES.get(suite, suite), names=names, blocks=blocks)
 
 
 def plots(
@@ -249,11 +197,10 @@ def plots(
 
 def has_sizes(parameters: Mapping[str, int | None]) -> bool:
   """Whether a method stands at several sizes."""
-  by_method: dict[str, set[int]] = {}
-  for name, count in parameters.items():
-    if count is not None:
-      by_method.setdefault(name.partition("@")[0], set()).add(count)
-  return any(len(counts) > 1 for counts in by_method.values())
+  sizes = {
+    (name.partition("@")[0], count) for name, count in parameters.items() if count is not None
+  }
+  return len({method for method, _ in sizes}) < len(sizes)
 
 
 def size_points(
@@ -267,13 +214,6 @@ def size_points(
         dict(parameters=count, **{end: cell[end] for end in ("mean", "low", "high")})
       )
   return points
-
-
-def heading(row: Mapping[str, Any]) -> str:
-  """What a row of the table measures, with an arrow to the better side."""
-  arrow = {"higher": " \u2191", "lower": " \u2193", "": ""}[row["better"]]
-  variant = f", {figures.label(row['variant'])}" if row["variant"] else ""
-  return figures.label(row["metric"]) + variant + arrow
 
 
 def count_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:

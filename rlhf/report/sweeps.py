@@ -8,9 +8,10 @@ width.
 
 import csv
 import dataclasses
+import functools
 import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from rlhf import workdir as workdir_lib
 from rlhf.evals import statistics
 from rlhf.evals.preference import win_rates
 from rlhf.evals.reward_models import calibration
+from rlhf.report import page
 
 Values = statistics.ValuesByPrompt
 ENDS = ("mean", "low", "high")
@@ -40,24 +42,17 @@ def _evaluation(workdir: pathlib.Path) -> dict[str, Any]:
   return workdir_lib.done_result(workdir / "evaluation")
 
 
-def _wins(group: str) -> Callable[[pathlib.Path, str], Values]:
-  def read(workdir, policy):
-    lines = win_rates.read_preferences(workdir / "evaluation" / "preference" / "preferences.jsonl")
-    return win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
-
-  return read
+def _wins(workdir, policy, group: str) -> Values:
+  lines = win_rates.read_preferences(workdir / "evaluation" / "preference" / "preferences.jsonl")
+  return win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
 
 
-def _validation(field: str) -> Callable[[pathlib.Path, str], Values]:
+def _validation(workdir, policy, field: str) -> Values:
   """Of the last validation of a PPO run, whose prompts are held out."""
-
-  def read(workdir, policy):
-    found = sorted((workdir / policy / "validation").glob("step_*.jsonl"))
-    if not found:
-      raise ValueError(f"{workdir / policy} holds no validation/step_*.jsonl")
-    return [[line[field]] for line in workdir_lib.read_jsonl(found[-1])]
-
-  return read
+  found = sorted((workdir / policy / "validation").glob("step_*.jsonl"))
+  if not found:
+    raise ValueError(f"{workdir / policy} holds no validation/step_*.jsonl")
+  return [[line[field]] for line in workdir_lib.read_jsonl(found[-1])]
 
 
 def _gold(workdir, policy) -> Values:
@@ -79,8 +74,7 @@ def _reward_dir(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "reward_model" if (workdir / "reward_model").is_dir() else workdir
 
 
-def _accuracy(workdir, policy) -> Values:
-  del policy
+def _accuracy(workdir, _) -> Values:
   saved = workdir_lib.read_json(_reward_dir(workdir) / "validation_scores.json")
   gap_NC = calibration.score_gaps(
     *(np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
@@ -88,17 +82,22 @@ def _accuracy(workdir, policy) -> Values:
   return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
 
 
-def _log_loss(workdir, policy) -> Values:
-  del policy
+def _log_loss(workdir, _) -> Values:
   return [[workdir_lib.done_result(_reward_dir(workdir))["validation/log_loss"]]]
 
 
 # name: (what the plot's y axis says, reader of (workdir, policy))
 MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
-  "win_rate_training": ("win rate against SFT,\ntraining labelers", _wins("training")),
-  "win_rate_heldout": ("win rate against SFT,\nheld-out labelers", _wins("heldout")),
-  "validation_reward": ("validation reward", _validation("reward")),
-  "validation_kl": ("KL to the reference (nats)", _validation("kl")),
+  "win_rate_training": (
+    "win rate against SFT,\ntraining labelers",
+    functools.partial(_wins, group="training"),
+  ),
+  "win_rate_heldout": (
+    "win rate against SFT,\nheld-out labelers",
+    functools.partial(_wins, group="heldout"),
+  ),
+  "validation_reward": ("validation reward", functools.partial(_validation, field="reward")),
+  "validation_kl": ("KL to the reference (nats)", functools.partial(_validation, field="kl")),
   "gold_score": ("gold score", _gold),
   "pretraining_tax": ("held-out pretraining loss\nminus PPO's start (nats)", _tax),
   "few_shot_mean": ("few-shot accuracy,\nmean of the tasks", _few_shot),
@@ -158,48 +157,41 @@ def pool(
   Raises:
     ValueError: a trial has two runs of one seed.
   """
-  groups: dict[str, list[Mapping[str, Any]]] = {}
+  # Trial and policy -> seed -> measure -> values by prompt.
+  by_seed: dict[tuple[str, str], dict[int, Mapping[str, Values]]] = {}
+  trials = {}
   for row in gathered:
-    groups.setdefault(f"{row['overrides']} {row['policy']}", []).append(row)
+    key = str(row["overrides"]), row["policy"]
+    trials[key] = row["overrides"]
+    seeds = by_seed.setdefault(key, {})
+    if row["seed"] in seeds:
+      raise ValueError(f"{row['overrides']} has several runs of one seed; collect each once")
+    seeds[row["seed"]] = row["values"]
   settings = dict(num_resamples=num_resamples, seed=seed)
-  starts = {
-    policy: {
-      row["seed"]: row["values"]
-      for row in gathered
-      if row["policy"] == policy and row["overrides"] == first
+
+  def measured(name: str, seeds, start) -> dict[str, Any]:
+    values = {number: seeds[number][name] for number in sorted(seeds)}
+    pairs = {
+      number: (value, start[number][name])
+      for number, value in values.items()
+      if number in start and len(value) == len(start[number][name])
     }
-    for policy in {row["policy"] for row in gathered}
-  }
-  pooled = []
-  for rows in groups.values():
-    by_seed = {row["seed"]: row["values"] for row in rows}
-    if len(by_seed) < len(rows):
-      raise ValueError(f"{rows[0]['overrides']} has several runs of one seed; collect each once")
-    start = starts[rows[0]["policy"]]
-    measures = {}
-    for name in rows[0]["values"]:
-      values = {number: by_seed[number][name] for number in sorted(by_seed)}
-      pairs = {
-        number: (value, start[number][name])
-        for number, value in values.items()
-        if number in start and len(value) == len(start[number][name])
-      }
-      known = rows[0]["overrides"] != first and pairs
-      measures[name] = dict(
-        per_seed={number: mean(value) for number, value in values.items()},
-        pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
-        difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
-        if known
-        else None,
-      )
-    pooled.append(
-      dict(
-        overrides=rows[0]["overrides"],
-        policy=rows[0]["policy"],
-        seeds=sorted(by_seed),
-        measures=measures,
-      )
+    return dict(
+      per_seed={number: mean(value) for number, value in values.items()},
+      pooled=statistics.bootstrap_over_seeds(values, **settings).as_dict(),
+      difference=statistics.paired_difference_over_seeds(pairs, **settings).as_dict()
+      if pairs
+      else None,
     )
+
+  starts = {key[1]: seeds for key, seeds in by_seed.items() if trials[key] == first}
+  pooled = []
+  for (trial, policy), seeds in by_seed.items():
+    overrides = trials[trial, policy]
+    start = {} if overrides == first else starts.get(policy, {})
+    names = next(iter(seeds.values()))
+    measures = {name: measured(name, seeds, start) for name in names}
+    pooled.append(dict(overrides=overrides, policy=policy, seeds=sorted(seeds), measures=measures))
   return pooled
 
 
@@ -208,46 +200,41 @@ def pool(
 
 def runs_csv(gathered: Sequence[Mapping[str, Any]]) -> str:
   """One line per run and policy: overrides, seed, policy, means."""
-  keys = list(dict.fromkeys(key for row in gathered for key in row["overrides"]))
-  rows = [
-    dict(
-      row["overrides"],
-      seed=row["seed"],
-      policy=row["policy"],
-      **{name: repr(mean(values)) for name, values in row["values"].items()},
-    )
+  empty = dict.fromkeys(_keys(gathered), "")
+  return _csv(
+    empty
+    | row["overrides"]
+    | dict(seed=row["seed"], policy=row["policy"])
+    | {name: repr(mean(values)) for name, values in row["values"].items()}
     for row in gathered
-  ]
-  return _csv([*keys, "seed", "policy", *gathered[0]["values"]], rows)
+  )
 
 
 def pooled_csv(pooled: Sequence[Mapping[str, Any]]) -> str:
   """One line per trial, policy and measure: mean, difference to the first trial, 95 % intervals."""
-  keys = list(dict.fromkeys(key for row in pooled for key in row["overrides"]))
-  rows = [
-    dict(
-      row["overrides"],
-      policy=row["policy"],
-      measure=name,
-      seeds=" ".join(map(str, row["seeds"])),
-      **{end: repr(cell["pooled"][end]) for end in ENDS},
-      **{
-        f"difference_{end}": repr(cell["difference"][end])
-        for end in ENDS
-        if cell["difference"] is not None
-      },
-    )
+  empty = dict.fromkeys(_keys(pooled), "")
+  return _csv(
+    empty
+    | row["overrides"]
+    | dict(policy=row["policy"], measure=name)
+    | {end: repr(cell["pooled"][end]) for end in ENDS}
+    | {
+      f"difference_{end}": "" if cell["difference"] is None else repr(cell["difference"][end])
+      for end in ENDS
+    }
+    | dict(seeds=" ".join(map(str, row["seeds"])))
     for row in pooled
     for name, cell in row["measures"].items()
-  ]
-  return _csv(
-    [*keys, "policy", "measure", *ENDS, *(f"difference_{end}" for end in ENDS), "seeds"], rows
   )
 
 
-def _csv(fields: list[str], rows: list[dict[str, Any]]) -> str:
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
+def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  return page.columns(row["overrides"] for row in rows)
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+  rows, buffer = list(rows), io.StringIO()
+  writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
   writer.writeheader()
   writer.writerows(rows)
   return buffer.getvalue()
@@ -272,40 +259,24 @@ def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]
   ]
   if not others:
     return text
-  return f"{text}\nMinus the first trial, paired by seed and prompt:\n\n{_table(others, x, 'difference')}"
+  minus = _table(others, x, "difference")
+  return f"{text}\nMinus the first trial, paired by seed and prompt:\n\n{minus}"
 
 
 def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
   """A line per trial and policy, `mean [low, high]` in the measures' own units."""
-  varied = [
-    key
-    for key in dict.fromkeys(key for row in pooled for key in row["overrides"])
-    if key == x or len({str(_get(row["overrides"], key)) for row in pooled}) > 1
-  ]
-  policies = len({row["policy"] for row in pooled}) > 1
+  text = lambda row, key: str(row["overrides"].get(key, ""))
+  varied = [key for key in _keys(pooled) if key == x or len({text(row, key) for row in pooled}) > 1]
+  policy = ["policy"] if len({row["policy"] for row in pooled}) > 1 else []
   names = list(pooled[0]["measures"])
-  header = [
-    *(key.rpartition(".")[2] for key in varied),
-    *(["policy"] if policies else []),
-    *names,
-    "seeds",
-  ]
+  header = [*(key.rpartition(".")[2] for key in varied), *policy, *names, "seeds"]
   lines = [header, ["---"] * len(header)]
   for row in pooled:
+    found = (row["measures"][name][field] for name in names)
     cells = [
       f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
-      for cell in (row["measures"][name][field] for name in names)
+      for cell in found
     ]
-    lines.append(
-      [
-        *(str(_get(row["overrides"], key)) for key in varied),
-        *([row["policy"]] if policies else []),
-        *cells,
-        str(len(row["seeds"])),
-      ]
-    )
+    start = [text(row, key) for key in varied] + [row[key] for key in policy]
+    lines.append([*start, *cells, str(len(row["seeds"]))])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _get(overrides: Mapping[str, Any], key: str) -> Any:
-  return overrides[key] if key in overrides else ""
