@@ -87,15 +87,7 @@ def _kernel(config, shape) -> str:
     group in config and not config[group].attend_across_documents
     for group in ("text", "demonstrations", "pretraining")
   )
-  why = attention.refusal(
-    name,
-    dtype=shape.compute.dtype,
-    num_queries=length,
-    num_keys=length,
-    head_size=shape.head_size,
-    has_segments=packed,
-  )
-  return name if why is None else f"reference ({why})"
+  return attention.describe(name, shape, length, length, has_segments=packed)
 
 
 @startup.command

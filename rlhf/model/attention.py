@@ -56,6 +56,19 @@ def refusal(
   return None
 
 
+def describe(kernel: str, cfg, num_queries: int, num_keys: int, *, has_segments: bool) -> str:
+  """The kernel that attends in a network of shape `cfg`, and why where it is not `kernel`."""
+  why = refusal(
+    kernel,
+    dtype=cfg.compute.dtype,
+    num_queries=num_queries,
+    num_keys=num_keys,
+    head_size=cfg.head_size,
+    has_segments=has_segments,
+  )
+  return kernel if why is None else f"reference ({why})"
+
+
 def attention(
   kernel: str,
   query_BTHd,

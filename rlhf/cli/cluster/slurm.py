@@ -42,8 +42,12 @@ def minutes(text: str) -> float:
   return float(text)
 
 
-def parser() -> flags.Parser:
-  """The flags of this launcher."""
+def read(argv: list[str]) -> tuple[argparse.Namespace, job_lib.Job]:
+  """This launcher's flags and the job.
+
+  Raises:
+    ValueError: as `job.read`, or for what SLURM or the local executor cannot do.
+  """
   found = job_lib.parser("slurm", __doc__)
   found.flag("executor", "where the job runs", default="slurm", choices=("slurm", "local"))
   add_limits(found)
@@ -64,11 +68,23 @@ def parser() -> flags.Parser:
     metavar="NAME=VALUE",
     help="another option of sbatch; may be repeated",
   )
-  return found
+  arguments, job = job_lib.read(found, argv)
+  job.check_hardware("SLURM", ("h100", "cpu"))
+  if arguments.executor == "local" and job.topology.num_hosts > 1:
+    raise ValueError(
+      f"--executor=local has one host and {job.topology.name} has "
+      f"{job.topology.num_hosts}; use --executor=slurm"
+    )
+  check_limits(arguments)
+  for option in arguments.sbatch:
+    if not re.fullmatch(r"[a-z][-a-z]*=.+", option):
+      raise ValueError(f"--sbatch={option} is not NAME=VALUE")
+  workdir_lib.check(job.workdir, job.config)
+  return arguments, job
 
 
 def add_limits(parser: flags.Parser) -> None:
-  """The flags that `limits` hands to sbatch."""
+  """The flags that `executor` hands to sbatch."""
   parser.flag("partition", "of the cluster")
   parser.flag("account", "to charge")
   parser.flag("qos", "quality of service")
@@ -88,21 +104,6 @@ def check_limits(arguments: argparse.Namespace) -> None:
       f"--time is {arguments.time:g} minutes, and --save_seconds={arguments.save_seconds} of them "
       "are for saving; allow more time"
     )
-
-
-def check(arguments: argparse.Namespace, job: job_lib.Job) -> None:
-  """Raises ValueError for what SLURM or the local executor cannot do."""
-  job.check_hardware("SLURM", ("h100", "cpu"))
-  if arguments.executor == "local" and job.topology.num_hosts > 1:
-    raise ValueError(
-      f"--executor=local has one host and {job.topology.name} has "
-      f"{job.topology.num_hosts}; use --executor=slurm"
-    )
-  check_limits(arguments)
-  for option in arguments.sbatch:
-    if not re.fullmatch(r"[a-z][-a-z]*=.+", option):
-      raise ValueError(f"--sbatch={option} is not NAME=VALUE")
-  workdir_lib.check(job.workdir, job.config)
 
 
 # ----------------------------------------------------------------------------- what is submitted
@@ -234,8 +235,7 @@ def run_locally(
 
 @startup.command
 def main(argv: list[str]) -> None:
-  arguments, job = job_lib.read(parser(), argv)
-  check(arguments, job)
+  arguments, job = read(argv)
   load_submitit()
   topology, folder = job.topology, pathlib.Path(job.workdir).absolute() / "submitit"
   code = folder / f"code-{job.commit[:12]}"

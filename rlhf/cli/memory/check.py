@@ -234,18 +234,12 @@ def kernels(job, segments: bool) -> dict[str, str]:
     "scoring, update": (total, total),
     "pretraining text": (p.ptx_length, p.ptx_length),
   }
-  found = {}
-  for name, (queries, keys) in calls.items():
-    why = attention.refusal(
-      cfg.compute.attention,
-      dtype=cfg.compute.dtype,
-      num_queries=queries,
-      num_keys=keys,
-      head_size=cfg.head_size,
-      has_segments=name.endswith("text") and segments,
+  return {
+    name: attention.describe(
+      cfg.compute.attention, cfg, *sizes, has_segments=name.endswith("text") and segments
     )
-    found[name] = cfg.compute.attention if why is None else f"reference ({why})"
-  return found
+    for name, sizes in calls.items()
+  }
 
 
 # ----------------------------------------------------------------------------- printing
