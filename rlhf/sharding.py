@@ -121,8 +121,8 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     ValueError: the axis sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = meshes.check_mesh(dataclasses.asdict(cfg), len(devices))
-  grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
+  sizes = dict(data=cfg.data, fsdp=cfg.fsdp, tensor=cfg.tensor)
+  grid = np.asarray(devices).reshape([*meshes.check_mesh(sizes, len(devices)).values()])
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
