@@ -15,6 +15,7 @@ do not fit behind it are left out for all models, and the page says how many.
 
 import argparse
 import dataclasses
+import itertools
 import os
 import pathlib
 import shutil
@@ -28,7 +29,8 @@ from rlhf.cli.common import flags, startup
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 SWEEP, EVAL = CONFIGS / "sweeps" / "model_size.py", CONFIGS / "eval.py"
-METHODS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
+BASES, ALIGNED = ("base", "few_shot"), ("ppo", "ppo_ptx")
+METHODS = (*BASES, "sft", *ALIGNED)
 SEPARATOR = ";"  # one token of this world
 NUM_PREFIXES = 6  # tried for each base model; ours
 BASE_TEMPERATURE = 0.7  # InstructGPT appendix F, as in the pipeline
@@ -81,16 +83,11 @@ def find_models(form: str, workdir: pathlib.Path) -> list[Models]:
   sweep = launch_sweep.load_sweep(f"{SWEEP}:{form}")
   from rlhf.configs.sweeps import model_size
 
-  names = list(model_size.SIZES if form == "tiny" else model_size.TEST)
-  trials = launch_sweep.make_trials(sweep, (), workdir)
-  order = [tuple(trial.items()) for trial in sweep.trials]
+  sizes = model_size.SIZES if form == "tiny" else tuple(model_size.TEST)
+  trials = launch_sweep.make_trials(sweep, (), workdir)  # seed by seed, in the order of the sizes
   return [
-    Models(
-      size=names[order.index(tuple(trial.overrides.items()))],
-      seed=trial.seed,
-      workdir=trial.workdir,
-    )
-    for trial in trials
+    Models(size=size, seed=trial.seed, workdir=trial.workdir)
+    for size, trial in zip(itertools.cycle(sizes), trials)
   ]
 
 
@@ -129,39 +126,29 @@ def choose_prefix(models: Models, directory: pathlib.Path, config) -> pathlib.Pa
 
 def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathlib.Path:
   """All models of one seed, compared with the largest SFT model."""
-  seed, largest, smallest = found[0].seed, found[-1].size, found[0].size
+  seed, smallest, largest = found[0].seed, found[0].size, found[-1].size
   output = directory / f"evaluation-seed{seed}"
-  name = lambda method, size: f"{method}@{size}"
-  checkpoints = [
-    f"{name(method, models.size)}={models.export(method)}" for models in found for method in METHODS
-  ]
-  prefixes = [
-    f"{name('few_shot', models.size)}={choose_prefix(models, directory, config)}"
-    for models in found
-  ]
-  pairs = [
-    f"{name(small, smallest)}:{name(large, largest)}"
-    for small in ("ppo", "ppo_ptx")
-    for large in ("base", "few_shot")
-  ]
-  temperatures = [
-    f"{name(method, models.size)}={BASE_TEMPERATURE}"
-    for models in found
-    for method in ("base", "few_shot")
-  ]
+  data = found[0].workdir / "data" / "prompts_test.jsonl"
+  exports, prefixes, temperatures = {}, {}, {}
+  for models in found:
+    exports |= {f"{method}@{models.size}": models.export(method) for method in METHODS}
+    prefixes[f"few_shot@{models.size}"] = choose_prefix(models, directory, config)
+    temperatures |= {f"{method}@{models.size}": BASE_TEMPERATURE for method in BASES}
+  pairs = [f"{small}@{smallest}:{large}@{largest}" for small in ALIGNED for large in BASES]
+  named = lambda values: [f"{name}={value}" for name, value in values.items()]
   # The test size has other labelers' worlds and lengths than `tiny`: both come from the config.
   p = config.ppo.ppo
   command(
     "evaluate",
     f"--config={EVAL}:tinyworld",
-    f"--checkpoints={','.join(checkpoints)}",
-    f"--prefixes={','.join(prefixes)}",
+    f"--checkpoints={','.join(named(exports))}",
+    f"--prefixes={','.join(named(prefixes))}",
     "--suite=preference",
     f"--workdir={output}",
-    f"--config.preference.data=jsonl:{found[0].workdir / 'data' / 'prompts_test.jsonl'}",
-    f"--config.preference.baseline={name('sft', largest)}",
+    f"--config.preference.data=jsonl:{data}",
+    f"--config.preference.baseline=sft@{largest}",
     f"--config.preference.pairs={tuple(pairs)!r}",
-    f"--config.preference.temperatures={tuple(temperatures)!r}",
+    f"--config.preference.temperatures={tuple(named(temperatures))!r}",
     f"--config.preference.max_prompt_tokens={p.max_prompt_tokens}",
     f"--config.preference.max_response_tokens={p.max_response_tokens}",
     f"--config.preference.world.seed={seed}",
@@ -175,21 +162,16 @@ def main(argv: list[str]) -> None:
   arguments = parse(argv)
   workdir = pathlib.Path(arguments.workdir).absolute()
   found = find_models(arguments.form, workdir)
-  config = launch_sweep.base_config(launch_sweep.load_sweep(f"{SWEEP}:{arguments.form}"), ())
-  command(
-    "sweep",
-    f"{SWEEP}:{arguments.form}",
-    "--local",
-    f"--jobs={arguments.jobs}",
-    f"--workdir={workdir}",
-  )
-  found = [link(models, workdir / "main_figure") for models in found]
-  seeds = list(dict.fromkeys(models.seed for models in found))
+  spec, directory = f"{SWEEP}:{arguments.form}", workdir / "main_figure"
+  sweep = launch_sweep.load_sweep(spec)
+  config = flags.load_config(sweep.config, (), sweep.command)
+  command("sweep", spec, "--local", f"--jobs={arguments.jobs}", f"--workdir={workdir}")
+  linked = [link(models, directory) for models in found]
   evaluations = [
-    evaluate([models for models in found if models.seed == seed], workdir / "main_figure", config)
-    for seed in seeds
+    evaluate([models for models in linked if models.seed == seed], directory, config)
+    for seed in sweep.seeds
   ]
-  pooled = workdir / "main_figure" / "pooled"
+  pooled = directory / "pooled"
   command(
     "evaluate",
     f"--pool={','.join(map(str, evaluations))}",

@@ -33,6 +33,7 @@ import dataclasses
 import functools
 import getpass
 import importlib
+import operator
 import os
 import pathlib
 import re
@@ -128,11 +129,6 @@ def load_sweep(spec: str) -> sweeps.Sweep:
   return sweep
 
 
-def base_config(sweep: sweeps.Sweep, common: Sequence[str]):
-  """The config of every trial before its overrides."""
-  return flags.load_config(sweep.config, common, sweep.command)
-
-
 def set_field(config, key: str, value: Any) -> None:
   """Sets one leaf of a locked config.
 
@@ -141,9 +137,7 @@ def set_field(config, key: str, value: Any) -> None:
   """
   flags.check_field(config, f"config.{key}")
   *groups, field = key.split(".")
-  group = config
-  for name in groups:
-    group = group[name]
+  group = functools.reduce(operator.getitem, groups, config)
   if isinstance(group[field], ml_collections.ConfigDict):
     raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
   wanted = group.get_type(field)
@@ -163,9 +157,9 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   Raises:
     ValueError: names the trial, the field, what was found and what would be right.
   """
-  base = base_config(sweep, common)
+  base = flags.load_config(sweep.config, common, sweep.command)
   for key, what in sweep.required.items():
-    if not _field(base, key):
+    if not functools.reduce(operator.getitem, key.split("."), base):
       raise ValueError(f"--config.{key} is missing; this sweep needs {what}")
   given = {argument.lstrip("-").partition("=")[0].removeprefix("config.") for argument in common}
   # Seed by seed: the whole curve shows with the first seed.
@@ -186,12 +180,6 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   if twice:
     raise ValueError(f"two trials are {twice[0]}; give each point once")
   return trials
-
-
-def _field(config, key: str) -> Any:
-  for name in key.split("."):
-    config = config[name]
-  return config
 
 
 def trial_name(overrides: dict[str, Any], seed: int) -> str:
@@ -217,12 +205,10 @@ def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Tri
   shared: dict[str, pathlib.Path] = {}
   if sweep.command == "pipeline":
     stages.check_name(config, sweep.last_stage)
-    shared = {
-      stage: workdir / "shared" / name for stage, name in stages.fingerprints(config).items()
-    }
-    if sweep.last_stage != "evaluation":
-      names = list(shared)
-      shared = {stage: shared[stage] for stage in names[: names.index(sweep.last_stage) + 1]}
+    for stage, name_of_stage in stages.fingerprints(config).items():
+      shared[stage] = workdir / "shared" / name_of_stage
+      if stage == sweep.last_stage:
+        break
     arguments += [f"--shared={workdir / 'shared'}", f"--last_stage={sweep.last_stage}"]
     command = ["pipeline", *arguments]
     whole = sweep.last_stage == "evaluation"
@@ -265,18 +251,13 @@ def print_plan(trials: Sequence[Trial]) -> None:
   for trial in trials:
     command = shlex.join(["python", *trial.command[1:]])
     print(f"{trial.number:>3}/{len(trials)} {trial.state:<6} {trial.name}: {command}")
-  counts: collections.Counter[str] = collections.Counter()
+  places: dict[str, list[pathlib.Path]] = {}
   for trial in trials:
-    counts.update(trial.shared.keys())
-  if counts:
-    distinct = {
-      stage: len({trial.shared[stage] for trial in trials if stage in trial.shared})
-      for stage in counts
-    }
-    print(
-      "stages shared by equal config: "
-      + ", ".join(f"{stage} {distinct[stage]} for {counts[stage]} trials" for stage in counts)
-    )
+    for stage, path in trial.shared.items():
+      places.setdefault(stage, []).append(path)
+  if places:
+    counts = (f"{name} {len(set(found))} for {len(found)} trials" for name, found in places.items())
+    print(f"stages shared by equal config: {', '.join(counts)}")
 
 
 # ----------------------------------------------------------------------------- local
@@ -449,26 +430,18 @@ def submit(
       executor.update_parameters(
         job_name=re.sub(r"\W", "_", trial.name), additional_parameters={"requeue": True, **waits}
       )
-      job = slurm.submit(
-        executor,
-        requeue.Requeued(
-          pinned(trial.command, code),
-          restarts=max_restarts,
-          log=trial.log,
-          record=trial.record,
-        ),
+      # The commit's copy of the config file.
+      command = job_lib.with_config_file(trial.command, functools.partial(job_lib.committed, code))
+      requeued = requeue.Requeued(
+        command, restarts=max_restarts, log=trial.log, record=trial.record
       )
+      job = slurm.submit(executor, requeued)
       job_id = job.job_id
       workdir_lib.write_json(ticket_of(trial, folder), dict(job_id=job_id))
       jobs.append((trial, job))
     for path in trial.missing:
       makers.setdefault(path, job_id)
   return jobs
-
-
-def pinned(command: Sequence[str], code: pathlib.Path) -> list[str]:
-  """A trial's command with the commit's copy of its config file."""
-  return job_lib.with_config_file(command, functools.partial(job_lib.committed, code))
 
 
 def submit_to_slurm(
@@ -521,14 +494,7 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
   done = [trial for trial in trials if trial.is_done()]
   if not done:
     raise ValueError(f"{workdir} holds no finished trial of the {len(trials)}; run them first")
-  gathered = results.gather(
-    [
-      results.Run(overrides=trial.overrides, seed=trial.seed, workdir=trial.workdir)
-      for trial in done
-    ],
-    sweep.policies,
-    sweep.measures,
-  )
+  gathered = results.gather(done, sweep.policies, sweep.measures)
   pooled = results.pool(gathered, sweep.trials[0])
   labels = {name: results.MEASURES[name][0] for name in sweep.measures}
   # Win rates are of pipelines in TinyWorld, whose labelers are programs.

@@ -7,7 +7,6 @@ width.
 """
 
 import csv
-import dataclasses
 import functools
 import io
 import pathlib
@@ -24,15 +23,6 @@ from rlhf.report import page
 
 Values = statistics.ValuesByPrompt
 ENDS = ("mean", "low", "high")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-  """A finished trial: `overrides` without the seed, and where it lies."""
-
-  overrides: Mapping[str, Any]
-  seed: int
-  workdir: pathlib.Path
 
 
 # ----------------------------------------------------------------------------- one run's measures
@@ -110,9 +100,13 @@ MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
 
 
 def gather(
-  runs: Sequence[Run], policies: Sequence[str], measures: Sequence[str]
+  runs: Iterable[Any], policies: Sequence[str], measures: Sequence[str]
 ) -> list[dict[str, Any]]:
   """Every measure of every policy of every run.
+
+  Args:
+    runs: finished trials, of which `overrides` (without the seed), `seed` and `workdir` are read.
+    policies, measures: as in `Sweep`.
 
   Returns:
     {"overrides", "seed", "policy", "values": {measure: values by prompt}}, one per run and policy.
