@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from rlhf import workdir as workdir_lib
 from rlhf.evals import measures, statistics, units
 from rlhf.report import evaluation
 from rlhf.report import page as page_lib
@@ -178,6 +179,14 @@ def test_differences_are_of_the_same_items():
 
 
 def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
+  basic = {
+    name: [dict(one, values=[value, 1.0]) for one in rows_of(("crows", "basic", value))]
+    for name, value in (("a", 0.4), ("b", 0.9))
+  }
+  workdir_lib.write_jsonl(
+    tmp_path / "preference" / "completions.jsonl",
+    [dict(prompt="hi", completions={"a": "<script>alert(1)</script>", "b": " "})],
+  )
   page = evaluation.write(
     tmp_path,
     title="Two",
@@ -186,8 +195,7 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
       dict(name="b", source="y", parameters=1000),
     ],
     measures={
-      "preference": {},
-      "bias": {"a": rows_of(("crows", "basic", 0.4)), "b": rows_of(("crows", "", 0.52))},
+      "bias": {"a": basic["a"], "b": [*rows_of(("crows", "", 0.52)), *basic["b"]]},
     },
     compared=dict(
       num_prompts=12,
@@ -201,19 +209,8 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
         "training": {a: {b: interval(0.7).as_dict() for b in "abc" if a != b} for a in "abc"}
       },
     ),
-    samples=[dict(prompt="hi", completions={"a": "<script>alert(1)</script>", "b": " "})],
     notes=["Said once."],
-    differences={
-      "bias": units.differences(
-        {
-          name: [dict(one, values=[value, 1.0]) for one in rows_of(("crows", "basic", value))]
-          for name, value in (("a", 0.4), ("b", 0.9))
-        },
-        "a",
-        num_resamples=50,
-        seed=0,
-      )
-    },
+    bootstrap=dict(num_resamples=50, seed=0),
   )
   html = page.read_text(encoding="utf-8")
   assert "Minus a, on the same items" in html and "+0.250 [0, +0.500]" in html
@@ -229,7 +226,7 @@ def test_the_page_shows_every_number_and_escapes_what_models_say(tmp_path):
     assert text in html
   assert "<script>" not in html and "&lt;script&gt;" in html
   assert html.count("<svg") == 1  # one metric of one task
-  saved = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+  saved = json.loads((tmp_path / "report" / "evaluation.json").read_text(encoding="utf-8"))
   assert saved["suites"]["bias"][0]["cells"]["a"]["mean"] == 0.4
 
 

@@ -153,13 +153,14 @@ def run(request: Request) -> pathlib.Path:
   found = evaluation.run(
     request.candidates, groups, settings, wanted=request.suites, sheets=request.sheets
   )
-  page = page_lib.write_evaluation(
+  page = page_lib.write(
     request.workdir,
     title=config.title,
     checkpoints=checkpoints,
-    found=found,
+    measures=found.measures,
+    compared=found.compared,
     notes=[*evaluation.notes(found, groups), *failures.sentences],
-    settings=settings.bootstrap,
+    bootstrap=settings.bootstrap,
   )
   print(f"report: {page}", flush=True)
   if failures.sentences:
@@ -209,7 +210,7 @@ def pool(request: Request) -> pathlib.Path:
     request.pooled, num_resamples=config.num_resamples, seed=config.seed
   )
   page = page_lib.write(
-    request.workdir / "report",
+    request.workdir,
     title=config.title,
     checkpoints=checkpoints,
     measures={},

@@ -11,7 +11,6 @@ from typing import Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.evals import units
-from rlhf.evals.evaluation import Found
 from rlhf.report import figures, page
 
 TITLES = {
@@ -25,67 +24,37 @@ TITLES = {
 SHOWN_SAMPLES = 30
 
 
-def write_evaluation(
-  workdir: pathlib.Path,
-  *,
-  title: str,
-  checkpoints: Sequence[Mapping[str, Any]],
-  found: Found,
-  notes: Sequence[str],
-  settings: Mapping[str, int],
-) -> pathlib.Path:
-  """Writes the page of an `evaluation.run` to WORKDIR/report; returns its path.
-
-  Args:
-    workdir: of the evaluation.
-    title, checkpoints, notes: as in `write`.
-    found: what was measured.
-    settings: of the bootstrap.
-  """
-  samples = []
-  if found.compared is not None:
-    samples = workdir_lib.read_jsonl(workdir / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
-  return write(
-    workdir / "report",
-    title=title,
-    checkpoints=checkpoints,
-    measures=found.measures,
-    compared=found.compared,
-    samples=samples,
-    notes=notes,
-    differences={
-      suite: units.differences(values, checkpoints[0]["name"], **settings)
-      for suite, values in found.measures.items()
-    },
-  )
-
-
 def write(
-  directory: str | pathlib.Path,
+  workdir: pathlib.Path,
   *,
   title: str,
   checkpoints: Sequence[Mapping[str, Any]],
   measures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
   compared: Mapping[str, Any] | None = None,
-  samples: Sequence[Mapping[str, Any]] = (),
   notes: Sequence[str] = (),
-  differences: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+  bootstrap: Mapping[str, int] | None = None,
 ) -> pathlib.Path:
-  """Writes both files; returns the page's path.
+  """Writes both files to WORKDIR/report; returns the page's path.
 
   Args:
-    directory: made where it is missing.
+    workdir: of the evaluation; its first completions in `preference` are shown.
     title: of the page.
     checkpoints: {"name", "source", "parameters"} in the order wanted.
     measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks, but for `compared`.
     compared: what judges said, as `comparison.Comparison.as_dict`.
-    samples: {"prompt", "completions": {checkpoint: text}} to be read.
     notes: sentences for the end of the page.
-    differences: suite -> rows of `units.differences` from the first checkpoint.
+    bootstrap: settings of the intervals of differences from the first checkpoint; without them
+      there are no differences.
   """
-  directory = pathlib.Path(directory)
-  differences = {} if differences is None else differences
-  preference = None
+  directory, completions = workdir / "report", workdir / "preference" / "completions.jsonl"
+  differences, preference, samples = {}, None, []
+  if bootstrap is not None:
+    differences = {
+      suite: units.differences(values, checkpoints[0]["name"], **bootstrap)
+      for suite, values in measures.items()
+    }
+  if compared is not None and completions.is_file():
+    samples = workdir_lib.read_jsonl(completions)[:SHOWN_SAMPLES]
   if compared is not None:
     measures = {"preference": compared["measures"]} | dict(measures)
     preference = {name: part for name, part in compared.items() if name != "measures"}
@@ -97,7 +66,7 @@ def write(
     title=title,
     checkpoints=list(checkpoints),
     suites=tables,
-    differences=dict(differences),
+    differences=differences,
     notes=list(notes),
     preference=preference,
   )

@@ -44,6 +44,7 @@ from rlhf.report.page import GROUP_LABELS, number, percent
 # A smaller fall of the mean few-shot accuracy is not called a loss: an item or two of each task.
 LEAST_LOSS = 0.01
 
+_TAXED = ("ppo_init", "ppo", "ppo_ptx")
 _NUMBER = float
 _INTERVAL = {"mean": float, "low": float, "high": float, "n": int}
 _BY_GROUP = {group: _INTERVAL for group in GROUP_LABELS}
@@ -116,17 +117,12 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
     where PPO lost nothing, no more than LEAST_LOSS of an accuracy, or where the interval of the
     rise of the NLL, if there is one, includes 0.  `few_shot_mean` weighs every task equally.
   """
-  tasks = report["few_shot_tasks"] if report["few_shot_tasks"] is not None else {}
+  tasks = report["few_shot_tasks"] or {}
   by_task = {task: _tax_entry(cells, sign=-1, least=LEAST_LOSS) for task, cells in tasks.items()}
   known = [entry for entry in by_task.values() if entry is not None]
-  mean = (
-    {
-      model: sum(entry[model] for entry in known) / len(known)
-      for model in ("ppo_init", "ppo", "ppo_ptx")
-    }
-    if known
-    else None
-  )
+  mean = None
+  if known:
+    mean = {model: sum(entry[model] for entry in known) / len(known) for model in _TAXED}
   nll = _tax_entry(report["pretraining_nll"], sign=1, least=0.0)
   rise = report.get("pretraining_nll_rise")
   if nll is not None and rise is not None and rise["ppo"]["low"] <= 0:
@@ -141,12 +137,11 @@ def alignment_tax(report: Mapping[str, Any]) -> dict[str, Any]:
 def _tax_entry(
   cells: Mapping[str, Any] | None, *, sign: int, least: float
 ) -> dict[str, Any] | None:
-  models = ("ppo_init", "ppo", "ppo_ptx")
-  if cells is None or any(model not in cells or cells[model] is None for model in models):
+  if cells is None or any(cells.get(model) is None for model in _TAXED):
     return None
-  lost_ppo, lost_ptx = (sign * (cells[model] - cells["ppo_init"]) for model in models[1:])
+  lost_ppo, lost_ptx = (sign * (cells[model] - cells["ppo_init"]) for model in _TAXED[1:])
   recovered = 1 - lost_ptx / lost_ppo if lost_ppo > least else None
-  return {**{model: cells[model] for model in models}, "recovered": recovered}
+  return {**{model: cells[model] for model in _TAXED}, "recovered": recovered}
 
 
 # ---- Sentences, from numbers alone.
