@@ -129,11 +129,15 @@ def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathli
   seed, smallest, largest = found[0].seed, found[0].size, found[-1].size
   output = directory / f"evaluation-seed{seed}"
   data = found[0].workdir / "data" / "prompts_test.jsonl"
-  exports, prefixes, temperatures = {}, {}, {}
-  for models in found:
-    exports |= {f"{method}@{models.size}": models.export(method) for method in METHODS}
-    prefixes[f"few_shot@{models.size}"] = choose_prefix(models, directory, config)
-    temperatures |= {f"{method}@{models.size}": BASE_TEMPERATURE for method in BASES}
+  exports = {
+    f"{method}@{models.size}": models.export(method) for models in found for method in METHODS
+  }
+  prefixes = {
+    f"few_shot@{models.size}": choose_prefix(models, directory, config) for models in found
+  }
+  temperatures = {
+    f"{method}@{models.size}": BASE_TEMPERATURE for models in found for method in BASES
+  }
   pairs = [f"{small}@{smallest}:{large}@{largest}" for small in ALIGNED for large in BASES]
   named = lambda values: [f"{name}={value}" for name, value in values.items()]
   # The test size has other labelers' worlds and lengths than `tiny`: both come from the config.
