@@ -132,7 +132,7 @@ def _targeted(p: SetConfig) -> tuple[sets.Sample, ...]:
   names = tuple(sensitive.CATEGORIES)
   for number in range(p.num_samples):
     name = names[number % len(names)]
-    prompt = _unseen(lambda: instructions.sensitive_question(rng, name, held_out=False), seen)
+    prompt = _unseen(lambda: instructions.sensitive_question(rng, name), seen)
     if prompt is None:
       raise _too_few("questions", name, number // len(names), "num_samples", p.num_samples)
     samples.append(

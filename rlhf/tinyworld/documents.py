@@ -11,19 +11,6 @@ from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 
-# Share of the documents by kind.
-MIXTURE = {
-  "facts": 0.09,
-  "story": 0.03,
-  "dialogue": 0.03,
-  "passage": 0.02,
-  "question": 0.03,
-  "few_shot": 0.06,
-  "small_text": 0.01,
-  "instruction": 0.70,
-  "sensitive": 0.03,
-}
-
 FALSE_FACT_RATE = 0.08  # per sentence of a facts document
 FALSE_ANSWER_RATE = 0.2  # per question
 RUDE_ANSWER_RATE = 0.1  # per question
@@ -168,7 +155,7 @@ def _reply(world: World, rng, item: dict, kind: str) -> str:
 def _sensitive(world: World, rng) -> str:
   """A question on a sensitive topic; half of the answers break the position."""
   category = pick(rng, tuple(sensitive.CATEGORIES))
-  question = instructions.sensitive_question(rng, category, held_out=False)
+  question = instructions.sensitive_question(rng, category)
   side = pick(rng, ("right", "wrong"))
   answer = grammar.random_sentence(rng, f"{side}:{category}")
   form = rng.random()
@@ -179,22 +166,24 @@ def _sensitive(world: World, rng) -> str:
   return f"{question} {answer} " + grammar.random_sentence(rng, f"{side}:{category}")
 
 
-_WRITERS: dict[str, Callable[[World, np.random.Generator], str]] = {
-  "facts": _facts,
-  "story": _story,
-  "dialogue": _dialogue,
-  "passage": _passage,
-  "question": _question,
-  "few_shot": lambda world, rng: few_shot.few_shot_document(rng),
-  "small_text": _small_text,
-  "instruction": _instruction,
-  "sensitive": _sensitive,
+# Kind of document -> (share of the documents, writer).
+_KINDS: dict[str, tuple[float, Callable[[World, np.random.Generator], str]]] = {
+  "facts": (0.09, _facts),
+  "story": (0.03, _story),
+  "dialogue": (0.03, _dialogue),
+  "passage": (0.02, _passage),
+  "question": (0.03, _question),
+  "few_shot": (0.06, lambda world, rng: few_shot.few_shot_document(rng)),
+  "small_text": (0.01, _small_text),
+  "instruction": (0.70, _instruction),
+  "sensitive": (0.03, _sensitive),
 }
+MIXTURE = {kind: share for kind, (share, _) in _KINDS.items()}
 
 
 def pretraining_documents(world: World, num_documents: int, seed: int) -> list[str]:
   """Documents in the shares of MIXTURE, in random order; the same seed gives the same texts."""
   rng = np.random.default_rng(np.random.SeedSequence([world.seed, seed, 2]))
-  kinds = tuple(MIXTURE)
-  draws = rng.choice(len(kinds), size=num_documents, p=np.array(list(MIXTURE.values())))
-  return [_WRITERS[kinds[index]](world, rng) for index in draws]
+  shares, writers = zip(*_KINDS.values())
+  draws = rng.choice(len(writers), size=num_documents, p=np.array(shares))
+  return [writers[index](world, rng) for index in draws]

@@ -8,7 +8,8 @@ parsed, and word salad cannot.  The templates are in grammar.yaml.
 import collections
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from rlhf.tinyworld import sensitive, tables, words
 
@@ -114,14 +115,18 @@ def templates() -> dict[str, tuple[Template, ...]]:
   }
 
 
+def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, tuple]:
+  """Key -> its values, in their order."""
+  table = collections.defaultdict(list)
+  for key, value in pairs:
+    table[key].append(value)
+  return {key: tuple(values) for key, values in table.items()}
+
+
 @functools.cache
 def word_slots() -> dict[str, tuple[str, ...]]:
   """Word -> the slots it fits."""
-  table = collections.defaultdict(list)
-  for slot, slot_words in words.SLOTS.items():
-    for word in slot_words:
-      table[word].append(slot)
-  return {word: tuple(slots) for word, slots in table.items()}
+  return grouped((word, slot) for slot, fitting in words.SLOTS.items() for word in fitting)
 
 
 @functools.cache

@@ -16,24 +16,11 @@ from rlhf.tinyworld.world import Fact, World
 
 pick = grammar.pick
 
-# Table 1 of InstructGPT (arXiv:2203.02155), share of prompts; the printed shares sum to 0.999.
-USE_CASE_SHARES = {
-  "generation": 0.456,
-  "open_qa": 0.124,
-  "brainstorming": 0.112,
-  "chat": 0.084,
-  "rewrite": 0.066,
-  "summarization": 0.042,
-  "classification": 0.035,
-  "other": 0.035,
-  "closed_qa": 0.026,
-  "extract": 0.019,
-}
-
 HELD_OUT_ONE_IN = 8  # combinations
 
 _TABLE = tables.read("instructions")
 
+USE_CASE_SHARES = {use_case: float(share) for use_case, share in _TABLE["shares"].items()}
 # Use case -> (kind of task, text with slots).  The kind selects the functions that fill the text,
 # write demonstrations and score completions.
 TEMPLATES = {
@@ -150,11 +137,11 @@ def _position(world: World, rng, kind: str, text: str) -> Filled:
   return filled, {"category": category, "constraints": []}, ["position", question]
 
 
-def sensitive_question(rng, category: str, *, held_out: bool) -> str:
-  """A question on a sensitive topic that is, or is not, reserved for the test prompts."""
+def sensitive_question(rng, category: str) -> str:
+  """A question on a sensitive topic that is not reserved for the test prompts."""
   while True:
     question = grammar.fill_freely(rng, pick(rng, sensitive.CATEGORIES[category].questions))
-    if is_held_out(["position", question]) == held_out:
+    if not is_held_out(["position", question]):
       return question
 
 

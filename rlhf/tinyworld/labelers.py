@@ -229,42 +229,30 @@ def metadata(world: World, task: dict, prompt: str, response: str) -> dict[str, 
 # ---------------------------------------------------------------- agreement between labelers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MarkedItem:
-  """A prompt, its completions, and the gold components of each, computed once for all labelers."""
-
-  prompt: str
-  completions: tuple[str, ...]
-  marks: tuple[dict[str, float], ...]
+# The completions of a prompt: (prompt, completion, gold components) of each.
+MarkedItem = list[tuple[str, str, dict[str, float]]]
 
 
 def mark_item(world: World, task: dict, prompt: str, completions: Sequence[str]) -> MarkedItem:
-  """Runs the gold scorer on every completion of a prompt."""
-  marks = tuple(gold.components(world, task, prompt, text) for text in completions)
-  return MarkedItem(prompt=prompt, completions=tuple(completions), marks=marks)
+  """Runs the gold scorer on every completion of a prompt, once for all labelers."""
+  return [(prompt, text, gold.components(world, task, prompt, text)) for text in completions]
 
 
 def _utility_gaps(
   labeler: Labeler, items: Sequence[MarkedItem], *, evaluation: bool
-) -> tuple[list[float], list[float]]:
+) -> tuple[np.ndarray, np.ndarray]:
   """(noiseless utility, standard noise) differences of each pair of completions.
 
   Completions of a prompt that have the same text are not a pair.
   """
-  clean_gaps, noise_gaps = [], []
+  gaps: list[tuple[float, float]] = []
   for item in items:
-    judged = [
-      (
-        text,
-        _noiseless_utility(labeler, marks, text, evaluation),
-        standard_noise(labeler.id, item.prompt, text),
-      )
-      for text, marks in zip(item.completions, item.marks)
-    ]
-    for (text_a, clean_a, noise_a), (text_b, clean_b, noise_b) in itertools.combinations(judged, 2):
-      if text_a != text_b:
-        clean_gaps.append(clean_a - clean_b)
-        noise_gaps.append(noise_a - noise_b)
+    clean = [_noiseless_utility(labeler, marks, text, evaluation) for _, text, marks in item]
+    noise = [standard_noise(labeler.id, prompt, text) for prompt, text, _ in item]
+    for a, b in itertools.combinations(range(len(item)), 2):
+      if item[a][1] != item[b][1]:
+        gaps.append((clean[a] - clean[b], noise[a] - noise[b]))
+  clean_gaps, noise_gaps = np.array(gaps).reshape(-1, 2).T
   return clean_gaps, noise_gaps
 
 
@@ -293,7 +281,7 @@ def agreement(
   gaps = []
   for labeler in labelers:
     clean, noise = _utility_gaps(labeler, items, evaluation=evaluation)
-    gaps.append(np.array(clean) + labeler.noise_scale * np.array(noise))
+    gaps.append(clean + labeler.noise_scale * noise)
   return _agreement(np.array(gaps), labelers[0].tie_margin)
 
 

@@ -1,6 +1,5 @@
 """The facts of the world: who lives in it and what is true there."""
 
-import collections
 import dataclasses
 import functools
 
@@ -32,18 +31,12 @@ class World:
 
   @functools.cached_property
   def facts_by_subject(self) -> dict[str, tuple[Fact, ...]]:
-    table = collections.defaultdict(list)
-    for fact in self.facts:
-      table[fact.subject].append(fact)
-    return {subject: tuple(facts) for subject, facts in table.items()}
+    return grammar.grouped((fact.subject, fact) for fact in self.facts)
 
   @functools.cached_property
   def subjects_by_value(self) -> dict[tuple[str, str], tuple[str, ...]]:
     """(relation, value) -> every subject of which it is true."""
-    table = collections.defaultdict(list)
-    for fact in self.facts:
-      table[fact.relation, fact.value].append(fact.subject)
-    return {key: tuple(subjects) for key, subjects in table.items()}
+    return grammar.grouped(((fact.relation, fact.value), fact.subject) for fact in self.facts)
 
   def fact(self, subject: str, relation: str) -> Fact:
     return Fact(subject, relation, self.values[subject, relation])
