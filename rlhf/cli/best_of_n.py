@@ -91,7 +91,7 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
   """
   from rlhf.cli import score
 
-  lines = jsonl.Reader(arguments.samples, arguments.on_bad).read(score.find_problem)
+  lines = jsonl.Reader(arguments.samples, arguments.on_bad).read(score.check)
   first = lines[0]
   num_samples, has_gold = len(score.texts_of(first.fields)), "gold" in first.fields
   if num_samples < 2 or "completions" not in first.fields:

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     from rlhf.data import records
 
     reader = jsonl.Reader(arguments.prompts, arguments.on_bad)
-    lines = reader.read(lambda value: records.find_problem("prompt", value))
+    lines = reader.read(lambda value: records.check_record("prompt", value))
   policy = find(arguments)
   if reader is None:
     converse(policy, arguments)

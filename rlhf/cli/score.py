@@ -38,32 +38,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
   return parser.parse(argv)
 
 
-def find_problem(value: Any):
-  """What keeps a JSON value from being scored; an empty completion can be."""
+def check(value: Any) -> None:
+  """Raises the `Problem` that keeps a JSON value from being scored; an empty completion can be."""
   from rlhf.data import records
   from rlhf.data.records import Problem
 
-  problem = records.find_problem("prompt", value)
-  if problem is not None:
-    return problem
+  records.check_record("prompt", value)
   shape = 'give "completions": [str, ...] or "completion": str'
   if "completions" not in value and "completion" not in value:
-    return Problem("missing field", f'no field "completions" or "completion"; {shape}')
+    raise Problem("missing field", f'no field "completions" or "completion"; {shape}')
   texts = texts_of(value)
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-    return Problem("wrong type", f"the completions are not text; {shape}")
+    raise Problem("wrong type", f"the completions are not text; {shape}")
   if not texts:
-    return Problem("no completion", '"completions" is empty; give one or more')
+    raise Problem("no completion", '"completions" is empty; give one or more')
   if "ranks" in value and "completions" in value:
     ranks = value["ranks"]
     if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
-      return Problem("wrong type", '"ranks" is not a list of integers; 1 is the best, equal a tie')
+      raise Problem("wrong type", '"ranks" is not a list of integers; 1 is the best, equal a tie')
     if len(ranks) != len(texts):
-      return Problem(
+      raise Problem(
         "ranks of another length",
         f"{len(ranks)} ranks for {len(texts)} completions; give one rank per completion",
       )
-  return None
 
 
 def texts_of(fields: dict[str, Any]) -> list[str]:
@@ -77,7 +74,7 @@ def read(arguments: argparse.Namespace) -> tuple[jsonl.Reader, list[jsonl.Line]]
   name, path = jsonl.split_format(arguments.input)
   reader = jsonl.Reader(path, arguments.on_bad)
   if name == "jsonl":
-    return reader, reader.read(find_problem)
+    return reader, reader.read(check)
   found, counts = formats.read("comparison", path, name, on_bad=arguments.on_bad)
   reader.counts |= counts
   return reader, [

@@ -135,17 +135,18 @@ def iterate(
   reader = choose_reader(kind, format_name)
   counts["kept"] = 0
   for where, value in reader(pathlib.Path(path), FormatOptions() if options is None else options):
-    is_bad = isinstance(value, (Problem, Flaw))
-    problem = value if is_bad else records.find_problem(kind, value)
-    if problem is None:
+    try:
+      if isinstance(value, Problem):
+        raise value
+      records.check_record(kind, value)
+    except Problem as problem:
+      is_flaw = isinstance(problem, Flaw)
+      if on_bad == "stop" and not is_flaw:
+        raise ValueError(f"{where}: {problem}") from None
+      counts[f"{'dropped' if is_flaw else 'skipped'} ({problem.reason})"] += 1
+    else:
       counts["kept"] += 1
       yield value
-    elif isinstance(problem, Flaw):
-      counts[f"dropped ({problem.reason})"] += 1
-    elif on_bad == "stop":
-      raise ValueError(f"{where}: {problem.message}")
-    else:
-      counts[f"skipped ({problem.reason})"] += 1
   if not counts["kept"]:
     raise ValueError(
       f"{path} gave no {kind} ({records.describe_counts(format_name, counts)}); "
@@ -178,8 +179,10 @@ def formats_of(kind: str) -> list[str]:
 def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
   del options
   for where, line in records.read_lines(path):
-    value, problem = records.parse_json(line)
-    yield where, value if problem is None else problem
+    try:
+      yield where, records.parse_json(line)
+    except Problem as problem:
+      yield where, problem
 
 
 # ---- objects with other fields, converted one by one ---------------------------------------------
@@ -201,8 +204,8 @@ def _readers(convert: Converter, fields: tuple[str, ...], *kinds: str) -> dict[s
         _check_fields(value, fields)
         found = convert(kind, value, options)
         yield where, {name: found[name] for name in found if name not in others}
-      except (Problem, Flaw) as error:
-        yield where, error
+      except Problem as problem:
+        yield where, problem
 
   return {kind: functools.partial(read, kind) for kind in kinds}
 
@@ -213,13 +216,13 @@ def _read_objects(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[
   if not first_line.lstrip().startswith(b"["):
     yield from _read_jsonl(path, options)
     return
-  values: Any
-  values, problem = records.parse_json(records.read_bytes(path))
-  if problem is not None:
+  try:
+    values = records.parse_json(records.read_bytes(path))
+  except Problem as problem:
     raise ValueError(
-      f"{path} starts like a JSON list but is {problem.message.split(';')[0]}; "
+      f"{path} starts like a JSON list but is {str(problem).split(';')[0]}; "
       "it must be one list of objects, or one object a line"
-    )
+    ) from None
   for number, value in enumerate(values, start=1):
     yield f"{path}: item {number}", value
 

@@ -37,24 +37,18 @@ _OPTIONAL = ("user", "labeler")
 
 
 class Problem(ValueError):
-  """What is wrong with a line.
-
-  Attributes:
-    reason: a few words, for counting.
-    message: what was found, and what would be right.
-  """
+  """What was found in a line, and what would be right; its `reason` in a few words is counted."""
 
   def __init__(self, reason: str, message: str):
     super().__init__(message)
-    self.reason, self.message = reason, message
+    self.reason = reason
 
 
-class Flaw(ValueError):
+class Flaw(Problem):
   """A flaw that a published data set is known to have, such as an empty reply: only counted."""
 
   def __init__(self, reason: str):
-    super().__init__(reason)
-    self.reason = reason
+    super().__init__(reason, reason)
 
 
 class LazySequence(Sequence):
@@ -130,16 +124,8 @@ def check_kind(kind: str) -> None:
     raise ValueError(f"record kind {kind!r}; choose from {sorted(FIELDS)}")
 
 
-def find_problem(kind: str, value: object) -> Problem | None:
-  """Says what keeps a parsed JSON value from being a record of `kind`; None if nothing does."""
-  try:
-    _check_record(kind, value)
-  except Problem as problem:
-    return problem
-  return None
-
-
-def _check_record(kind: str, value: object) -> None:
+def check_record(kind: str, value: object) -> None:
+  """Raises the `Problem` that keeps a parsed JSON value from being a record of `kind`."""
   if not isinstance(value, dict):
     found = f"a JSON {_type_name(value)}, not an object"
     raise Problem("not an object", f"{found}; {_shape(kind)}")
@@ -149,7 +135,7 @@ def _check_record(kind: str, value: object) -> None:
   for field in FIELDS[kind]:
     if field in _OPTIONAL and value.get(field, "") == "":  # an empty user or labeler is none
       continue
-    check = {"completions": _check_completions, "ranks": _check_ranks}.get(field, _check_text)
+    check = {"completions": _check_completions, "ranks": _check_ranks}.get(field, check_text)
     check(f'"{field}"', value[field])
   if kind == "comparison" and len(value["ranks"]) != len(value["completions"]):
     raise Problem(
@@ -164,31 +150,23 @@ def _shape(kind: str) -> str:
   return f"a {kind} is {{{', '.join(parts)}}}"
 
 
-def parse_json(line: bytes | str) -> tuple[object, Problem | None]:
-  """(value, None) of one line of JSON, or (None, problem)."""
+def parse_json(line: bytes | str) -> Any:
+  """The value of one line of JSON; raises `Problem`."""
   try:
     # A byte order mark is no part of the text.
     text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
-    return json.loads(text), None
+    return json.loads(text)
   except UnicodeDecodeError as error:
     found = f"not UTF-8 (byte {error.start})"
   except json.JSONDecodeError as error:
     found = f"not JSON ({error.msg} at column {error.colno})"
   except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
     found = f"not readable JSON ({error})"
-  return None, Problem("not JSON", f"{found}; each line must be one JSON object")
+  raise Problem("not JSON", f"{found}; each line must be one JSON object")
 
 
-def find_text_problem(name: str, value: object) -> Problem | None:
-  """Says what keeps `value` from being a text with something in it."""
-  try:
-    _check_text(name, value)
-  except Problem as problem:
-    return problem
-  return None
-
-
-def _check_text(name: str, value: object) -> None:
+def check_text(name: str, value: object) -> None:
+  """Raises the `Problem` that keeps `value` from being a text with something in it."""
   if not isinstance(value, str):
     raise Problem("wrong type", f"{name} is a JSON {_type_name(value)}; it must be a string")
   if not value.strip():
@@ -215,7 +193,7 @@ def _check_completions(name: str, value: object) -> None:
     found = f"{name} has {len(completions)} of them"
     raise Problem("one completion", f"{found}; a comparison needs 2 or more")
   for index, completion in enumerate(completions):
-    _check_text(f"{name}[{index}]", completion)
+    check_text(f"{name}[{index}]", completion)
 
 
 def _check_ranks(name: str, value: object) -> None:

@@ -271,8 +271,10 @@ def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] 
     found.append(Problem(path, str(error).removeprefix(f"{path} ")))
     return None
   title = value.get("title")
-  if (problem := records.find_text_problem('"title"', title)) is not None:
-    found.append(Problem(path, problem.message))
+  try:
+    records.check_text('"title"', title)
+  except ValueError as error:
+    found.append(Problem(path, str(error)))
     title = str(path.parent)
   categories: list[Category] = []
   for number, entry in enumerate(value["categories"], start=1):
@@ -282,11 +284,11 @@ def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] 
       pattern = r'"name"\s*:\s*' + re.escape(json.dumps(given, ensure_ascii=False))
       if (match := re.search(pattern, text)) is not None:
         where = f"{path}:{text.count(chr(10), 0, match.start()) + 1}"
-    wrong = _category_problem(entry, [category.name for category in categories])
-    if wrong is None:
+    try:
+      _check_category(entry, [category.name for category in categories])
       categories.append(Category(where=where, **{name: entry[name] for name in _fields(Category)}))
-    else:
-      found.append(Problem(where, wrong))
+    except ValueError as error:
+      found.append(Problem(where, str(error)))
   limits = _read_limits(path, value.get("limits", {}), found)
   return dict(title=title, categories=tuple(categories), limits=limits)
 
@@ -300,17 +302,15 @@ def _fields(kind: type) -> dict[str, bool]:
   }
 
 
-def _category_problem(entry: Any, others: Sequence[str]) -> str | None:
+def _check_category(entry: Any, others: Sequence[str]) -> None:
   if not isinstance(entry, dict):
-    return f"not an object; it must be as in {_POSITIONS_SHAPE}"
+    raise ValueError(f"not an object; it must be as in {_POSITIONS_SHAPE}")
   for name in _fields(Category):
-    if (problem := records.find_text_problem(f'"{name}"', entry.get(name))) is not None:
-      return problem.message
+    records.check_text(f'"{name}"', entry.get(name))
   if entry["name"] == BROAD:
-    return f'the name "{BROAD}" is reserved for samples without a category; use another'
+    raise ValueError(f'the name "{BROAD}" is reserved for samples without a category; use another')
   if entry["name"] in others:
-    return f"a second category {entry['name']!r}; give each its own name"
-  return None
+    raise ValueError(f"a second category {entry['name']!r}; give each its own name")
 
 
 def _read_limits(path: pathlib.Path, value: Any, found: list[Problem]) -> Limits:
@@ -344,32 +344,31 @@ def _read_lines(
   fields = _fields(kind)
   needed = [name for name, is_needed in fields.items() if is_needed]
   for where, line in lines:
-    value, problem = records.parse_json(line)
-    message = problem.message if problem is not None else _line_problem(value, needed, allowed)
-    if message is not None:
-      found.append(Problem(where, message))
-    elif isinstance(value, dict):
+    try:
+      value = records.parse_json(line)
+      _check_line(value, needed, allowed)
       yield kind(where=where, **{name: value[name] for name in fields if name in value})
+    except ValueError as error:
+      found.append(Problem(where, str(error)))
 
 
-def _line_problem(value: Any, needed: Sequence[str], allowed: Sequence[str]) -> str | None:
-  """What keeps a line from being a probe or a sample."""
+def _check_line(value: Any, needed: Sequence[str], allowed: Sequence[str]) -> None:
+  """Raises ValueError where a line is no probe or sample."""
   shape = "{" + ", ".join(f'"{name}": str' for name in needed) + "}"
   if not isinstance(value, dict):
-    return f"not a JSON object; each line must be {shape}"
+    raise ValueError(f"not a JSON object; each line must be {shape}")
   for name in needed:
     if name == "completion" and value.get(name) in (None, ""):
-      return f'the completion is missing: no text in "completion"; each line must be {shape}'
+      found = 'the completion is missing: no text in "completion"'
+      raise ValueError(f"{found}; each line must be {shape}")
     if name not in value:
-      return f'no field "{name}"; each line must be {shape}'
+      raise ValueError(f'no field "{name}"; each line must be {shape}')
   for name in (*needed, *(("topic",) if value.get("topic", "") != "" else ())):
-    if (problem := records.find_text_problem(f'"{name}"', value[name])) is not None:
-      return problem.message
+    records.check_text(f'"{name}"', value[name])
   if value["category"] not in allowed:
     close = difflib.get_close_matches(value["category"], allowed, 1, 0.6)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(allowed)}"
-    return f"unknown category {value['category']!r}; {hint}"
-  return None
+    raise ValueError(f"unknown category {value['category']!r}; {hint}")
 
 
 # ----------------------------------------------------------------------------- checking

@@ -177,8 +177,11 @@ def read_key(path: str | pathlib.Path) -> dict[str, Any]:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a file; empty where there is none."""
-  value, problem = records.parse_json(records.read_bytes(path))
-  return value if problem is None and isinstance(value, dict) else {}
+  try:
+    value = records.parse_json(records.read_bytes(path))
+  except records.Problem:
+    return {}
+  return value if isinstance(value, dict) else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

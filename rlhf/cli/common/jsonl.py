@@ -30,27 +30,26 @@ class Reader:
     self.path, self._on_bad = path, on_bad
     self.counts: dict[str, int] = {"kept": 0}
 
-  def read(self, find_problem: Callable[[Any], Problem | None]) -> list[Line]:
-    """The good lines.
+  def read(self, check: Callable[[Any], None]) -> list[Line]:
+    """The good lines, of whose values `check` raises no `Problem`.
 
     Raises:
       ValueError: the file cannot be read, has a bad line (unless those are skipped), or no line.
     """
     lines = []
     for where, text in records.read_lines(pathlib.Path(self.path)):
-      value: Any
-      value, problem = records.parse_json(text)
-      problem = find_problem(value) if problem is None else problem
-      if problem is None:
+      try:
+        value = records.parse_json(text)
+        check(value)
         lines.append(Line(where=where, fields=value))
-      else:
+      except Problem as problem:
         self.skip(where, problem)
     return self.keep(lines)
 
   def skip(self, where: str, problem: Problem) -> None:
     """Raises ValueError with the problem, or counts it."""
     if self._on_bad == "stop":
-      raise ValueError(f"{where}: {problem.message}")
+      raise ValueError(f"{where}: {problem}")
     name = f"skipped ({problem.reason})"
     self.counts[name] = self.counts.get(name, 0) + 1
 

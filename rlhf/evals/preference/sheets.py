@@ -88,10 +88,10 @@ def read_objects(
     ValueError: names the line that is not JSON, or whose fields are missing or of another type.
   """
   for where, line in records.read_lines(pathlib.Path(path)):
-    value: Any
-    value, problem = records.parse_json(line)
-    if problem is not None:
-      raise ValueError(f"{where}: {problem.message}{f'; {remedy}' if remedy else ''}")
+    try:
+      value = records.parse_json(line)
+    except records.Problem as problem:
+      raise ValueError(f"{where}: {problem}{f'; {remedy}' if remedy else ''}") from None
     if fields is not None and not isinstance(value, dict):
       raise ValueError(f"{where}: found {type(value).__name__}, not an object; {remedy}")
     for name, kind in ({} if fields is None else fields).items():

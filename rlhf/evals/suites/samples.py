@@ -43,11 +43,8 @@ def read(path: str, task: str) -> list[dict[str, Any]]:
   suite.check_choice(task, TASKS, "task")
   found = []
   for where, line in records.read_lines(pathlib.Path(path)):
-    value, problem = records.parse_json(line)
     try:
-      if problem is not None:
-        raise ValueError(problem.message)
-      found.append(parse(task, value))
+      found.append(parse(task, records.parse_json(line)))
     except ValueError as error:
       raise ValueError(f"{where}: {error}") from None
   if not found:

@@ -150,10 +150,10 @@ def read_questions(path: str) -> frozenset[str]:
     rows = [(reader.line_num, row) for row in reader]
   else:
     for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
-      value, problem = records_lib.parse_json(line)
-      if problem is not None:
-        raise ValueError(f'{path}:{number} is {problem.message} with a "question"')
-      rows.append((number, value))
+      try:
+        rows.append((number, records_lib.parse_json(line)))
+      except records_lib.Problem as problem:
+        raise ValueError(f'{path}:{number} is {problem} with a "question"') from None
   questions = set()
   for number, row in rows:
     fields = row if isinstance(row, dict) else {}

@@ -144,9 +144,12 @@ def _lines(path: pathlib.Path) -> list[str]:
 def _read_json_lines(path: pathlib.Path) -> Rows:
   """(FILE:LINE, object) of every line."""
   for where, line in records.read_lines(path):
-    value, problem = records.parse_json(line)
-    if problem is not None or not isinstance(value, dict):
-      raise ValueError(f"{where}: {problem.message if problem else 'not a JSON object'}")
+    try:
+      value = records.parse_json(line)
+    except records.Problem as problem:
+      raise ValueError(f"{where}: {problem}") from None
+    if not isinstance(value, dict):
+      raise ValueError(f"{where}: not a JSON object")
     yield where.removeprefix(f"{path.parent}/"), value
 
 
