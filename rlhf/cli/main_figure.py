@@ -13,7 +13,6 @@ A base model of TinyWorld reads 128 tokens, so that its prefix has two short exa
 do not fit behind it are left out for all models, and the page says how many.
 """
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -52,16 +51,6 @@ class Models:
     return self.workdir / ("base" if method == "few_shot" else method) / "export"
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-  """The flags."""
-  parser = flags.Parser("rlhf main_figure", __doc__)
-  parser.add_workdir("directory of the sweep and all that follows")
-  parser.flag("form", "size of the sweep", choices=("tiny", "test"), default="tiny")
-  parser.flag("jobs", "trials at once", flags.at_least(1), 1)
-  parser.flag("output", "directory to copy the page and the numbers to", flags.directory)
-  return parser.parse(argv)
-
-
 def command(module: str, *flags: str) -> None:
   """Runs one of our commands; ends the program where that fails.
 
@@ -70,12 +59,7 @@ def command(module: str, *flags: str) -> None:
   """
   status = subprocess.run([sys.executable, "-m", "rlhf", module, *flags], check=False).returncode
   if status:
-    print(
-      f"error: rlhf {module} ended with status {status}; the same command goes on",
-      file=sys.stderr,
-      flush=True,
-    )
-    sys.exit(status)
+    startup.fail(f"rlhf {module} ended with status {status}; the same command goes on", status)
 
 
 def find_models(form: str, workdir: pathlib.Path) -> list[Models]:
@@ -128,31 +112,23 @@ def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathli
   """All models of one seed, compared with the largest SFT model."""
   seed, smallest, largest = found[0].seed, found[0].size, found[-1].size
   output = directory / f"evaluation-seed{seed}"
-  data = found[0].workdir / "data" / "prompts_test.jsonl"
-  exports = {
-    f"{method}@{models.size}": models.export(method) for models in found for method in METHODS
-  }
-  prefixes = {
-    f"few_shot@{models.size}": choose_prefix(models, directory, config) for models in found
-  }
-  temperatures = {
-    f"{method}@{models.size}": BASE_TEMPERATURE for models in found for method in BASES
-  }
+  exports = [f"{method}@{m.size}={m.export(method)}" for m in found for method in METHODS]
+  prefixes = [f"few_shot@{m.size}={choose_prefix(m, directory, config)}" for m in found]
+  temperatures = [f"{method}@{m.size}={BASE_TEMPERATURE}" for m in found for method in BASES]
   pairs = [f"{small}@{smallest}:{large}@{largest}" for small in ALIGNED for large in BASES]
-  named = lambda values: [f"{name}={value}" for name, value in values.items()]
   # The test size has other labelers' worlds and lengths than `tiny`: both come from the config.
   p = config.ppo.ppo
   command(
     "evaluate",
     f"--config={EVAL}:tinyworld",
-    f"--checkpoints={','.join(named(exports))}",
-    f"--prefixes={','.join(named(prefixes))}",
+    f"--checkpoints={','.join(exports)}",
+    f"--prefixes={','.join(prefixes)}",
     "--suite=preference",
     f"--workdir={output}",
-    f"--config.preference.data=jsonl:{data}",
+    f"--config.preference.data=jsonl:{found[0].workdir / 'data' / 'prompts_test.jsonl'}",
     f"--config.preference.baseline=sft@{largest}",
     f"--config.preference.pairs={tuple(pairs)!r}",
-    f"--config.preference.temperatures={tuple(named(temperatures))!r}",
+    f"--config.preference.temperatures={tuple(temperatures)!r}",
     f"--config.preference.max_prompt_tokens={p.max_prompt_tokens}",
     f"--config.preference.max_response_tokens={p.max_response_tokens}",
     f"--config.preference.world.seed={seed}",
@@ -163,7 +139,12 @@ def evaluate(found: Sequence[Models], directory: pathlib.Path, config) -> pathli
 
 @startup.command
 def main(argv: list[str]) -> None:
-  arguments = parse(argv)
+  parser = flags.Parser("rlhf main_figure", __doc__)
+  parser.add_workdir("directory of the sweep and all that follows")
+  parser.flag("form", "size of the sweep", choices=("tiny", "test"), default="tiny")
+  parser.flag("jobs", "trials at once", flags.at_least(1), 1)
+  parser.flag("output", "directory to copy the page and the numbers to", flags.directory)
+  arguments = parser.parse(argv)
   workdir = pathlib.Path(arguments.workdir).absolute()
   found = find_models(arguments.form, workdir)
   spec, directory = f"{SWEEP}:{arguments.form}", workdir / "main_figure"

@@ -28,25 +28,76 @@ import ml_collections
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, startup
+from rlhf.palms import sets
 
-VALUES = pathlib.Path(__file__).resolve().parents[1] / "palms" / "values"  # the shipped set
 _MAX_SHOWN = 20  # problems of handed-in sheets; the others are counted
 
 
 @startup.command
 def main(argv: list[str]) -> None:
-  parser = flags.Parser("rlhf palms", __doc__)
-  commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  for add in (_add_check, _add_sheet, _add_ratings, _add_statistics, _add_report):
-    add(commands)
-  arguments = parser.parse_args(argv[1:])
+  arguments = _parser().parse_args(argv[1:])
   arguments.parser.check(arguments)
   arguments.run(arguments)
 
 
-def _add_command(commands, name: str, about: str, run) -> flags.Parser:
-  parser = commands.add_parser(name, help=about, description=about)
-  parser.set_defaults(run=run, parser=parser)
+def _parser() -> flags.Parser:
+  """A parser with a subparser for each command."""
+  parser = flags.Parser("rlhf palms", __doc__)
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+  def add(name: str, about: str, run) -> flags.Parser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(run=run, parser=command)
+    return command
+
+  check = add("check", "Lists what is missing in a set of values.", _check)
+  check.flag(
+    "values",
+    "directory of positions.json, probes.jsonl, targeted.jsonl and control.jsonl",
+    default=str(sets.SHIPPED),
+  )
+  check.switch("strict", "treat warnings as errors")
+
+  sheet = add("sheet", "Writes blind rating sheets.", _sheet)
+  sheet.flag(
+    "completions",
+    "JSONL of model, kind, size, seed, category, probe, sample, prompt and completion",
+    required=True,
+  )
+  sheet.flag("values", "directory of the positions", default=str(sets.SHIPPED))
+  sheet.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
+  sheet.flag("raters", "how many, or their names: anna,ben,cleo", default="3")
+  sheet.flag("seed", "of ids and orders", flags.at_least(0), 0)
+
+  ratings = add("ratings", "Reads the sheets that raters handed in.", _ratings)
+  ratings.flag(
+    "sheets", "CSV and JSON files, or directories of them, joined by commas", required=True
+  )
+  ratings.flag("key", "key.json of these sheets", required=True)
+  ratings.add_output("JSONL to write")
+  ratings.switch("incomplete", "go on where ratings or raters are missing")
+
+  statistics = add("statistics", "Compares base, targeted and control models.", _statistics)
+  statistics.flag("ratings", "JSONL as `ratings` writes it", required=True)
+  statistics.add_output("JSON to write: every mean, difference and slope", required=False)
+  statistics.flag(
+    "test",
+    "decides what is shown: min_f over probes and seeds, sign_flip over probes",
+    default="min_f",
+    choices=("min_f", "sign_flip"),
+  )
+  statistics.flag("seed", "of the resampling", flags.at_least(0), 0)
+
+  report = add("report", "Writes a run's page with other ratings.", _report)
+  report.flag("workdir", "of a finished PALMS run", required=True)
+  who = report.add_mutually_exclusive_group(required=True)
+  who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own completions")
+  who.add_argument(
+    "--rater",
+    help="another judge: an export directory, hf:DIR, gguf:FILE or reward:SOURCE, with the other "
+    "settings of the run's config.raters",
+  )
+  report.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
   return parser
 
 
@@ -59,22 +110,7 @@ def _naming(flag: str, path: str):
     raise ValueError(f"--{flag}={path}: {error}") from error
 
 
-# ----------------------------------------------------------------------------- check
-
-
-def _add_check(commands) -> None:
-  parser = _add_command(commands, "check", "Lists what is missing in a set of values.", _check)
-  parser.flag(
-    "values",
-    "directory of positions.json, probes.jsonl, targeted.jsonl and control.jsonl",
-    default=str(VALUES),
-  )
-  parser.switch("strict", "treat warnings as errors")
-
-
 def _check(arguments: argparse.Namespace) -> None:
-  from rlhf.palms import sets
-
   if not pathlib.Path(arguments.values).is_dir():
     raise ValueError(
       f"--values={arguments.values} is not a directory; name one that holds {sets.POSITIONS}"
@@ -90,24 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
     sys.exit(2)
 
 
-# ----------------------------------------------------------------------------- sheet
-
-
-def _add_sheet(commands) -> None:
-  parser = _add_command(commands, "sheet", "Writes blind rating sheets.", _sheet)
-  parser.flag(
-    "completions",
-    "JSONL of model, kind, size, seed, category, probe, sample, prompt and completion",
-    required=True,
-  )
-  parser.flag("values", "directory of the positions", default=str(VALUES))
-  parser.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
-  parser.flag("raters", "how many, or their names: anna,ben,cleo", default="3")
-  parser.flag("seed", "of ids and orders", flags.at_least(0), 0)
-
-
 def _sheet(arguments: argparse.Namespace) -> None:
-  from rlhf.palms import sets
   from rlhf.palms import sheet as sheet_lib
 
   p = sheet_lib.SheetConfig(raters=_raters(arguments.raters), seed=arguments.seed)
@@ -128,19 +147,6 @@ def _raters(text: str) -> tuple[str, ...]:
   if int(text) < 1:
     raise ValueError(f"--raters={text} is below 1; use 1 or more")
   return tuple(f"rater_{number + 1}" for number in range(int(text)))
-
-
-# ----------------------------------------------------------------------------- ratings
-
-
-def _add_ratings(commands) -> None:
-  parser = _add_command(commands, "ratings", "Reads the sheets that raters handed in.", _ratings)
-  parser.flag(
-    "sheets", "CSV and JSON files, or directories of them, joined by commas", required=True
-  )
-  parser.flag("key", "key.json of these sheets", required=True)
-  parser.add_output("JSONL to write")
-  parser.switch("incomplete", "go on where ratings or raters are missing")
 
 
 def _ratings(arguments: argparse.Namespace) -> None:
@@ -169,23 +175,6 @@ def _ratings(arguments: argparse.Namespace) -> None:
   )
 
 
-# ----------------------------------------------------------------------------- statistics
-
-
-def _add_statistics(commands) -> None:
-  about = "Compares base, targeted and control models."
-  parser = _add_command(commands, "statistics", about, _statistics)
-  parser.flag("ratings", "JSONL as `ratings` writes it", required=True)
-  parser.add_output("JSON to write: every mean, difference and slope", required=False)
-  parser.flag(
-    "test",
-    "decides what is shown: min_f over probes and seeds, sign_flip over probes",
-    default="min_f",
-    choices=("min_f", "sign_flip"),
-  )
-  parser.flag("seed", "of the resampling", flags.at_least(0), 0)
-
-
 def _statistics(arguments: argparse.Namespace) -> None:
   from rlhf.palms import statistics as statistics_lib
 
@@ -196,22 +185,6 @@ def _statistics(arguments: argparse.Namespace) -> None:
   print(statistics_lib.describe(analysis), flush=True)
   if arguments.output is not None:
     workdir_lib.write_json(arguments.output, analysis)
-
-
-# ----------------------------------------------------------------------------- report
-
-
-def _add_report(commands) -> None:
-  parser = _add_command(commands, "report", "Writes a run's page with other ratings.", _report)
-  parser.flag("workdir", "of a finished PALMS run", required=True)
-  who = parser.add_mutually_exclusive_group(required=True)
-  who.add_argument("--ratings", help="JSONL as `ratings` writes it, of the run's own completions")
-  who.add_argument(
-    "--rater",
-    help="another judge: an export directory, hf:DIR, gguf:FILE or reward:SOURCE, with the other "
-    "settings of the run's config.raters",
-  )
-  parser.flag("output", "directory to write, which must be new", flags.new_directory, required=True)
 
 
 def _report(arguments: argparse.Namespace) -> None:
