@@ -163,9 +163,8 @@ def run_stage(config, stage: Stage, workdir: pathlib.Path, cache_dir: pathlib.Pa
     workdir_lib.once(directory, lambda: OWN_STAGES[stage.name](config, workdir))
 
 
-@contextlib.contextmanager
 def shared_stage(config, name: str, workdir: pathlib.Path, shared: pathlib.Path):
-  """Makes WORKDIR/NAME a link to the stage's directory under `shared`, and locks it.
+  """Makes WORKDIR/NAME a link to the stage's directory under `shared`; returns its lock.
 
   The lock is the operating system's: it ends with the process that holds it, however that ends.
   A stage that is in the workdir itself stays there.
@@ -176,8 +175,7 @@ def shared_stage(config, name: str, workdir: pathlib.Path, shared: pathlib.Path)
   if not link.exists():
     link.unlink(missing_ok=True)  # a link whose target was deleted
     link.symlink_to(os.path.relpath(directory, workdir))
-  with workdir_lib.alone(shared / f"{directory.name}.lock", name):
-    yield
+  return workdir_lib.alone(shared / f"{directory.name}.lock", name)
 
 
 # ----------------------------------------------------------------------------- data and base
@@ -191,7 +189,8 @@ def prepare_data(config, directory: pathlib.Path) -> None:
     began = time.perf_counter()
     directory.mkdir(parents=True, exist_ok=True)
     if stages_lib.in_tinyworld(config):
-      paths = write_lib.write(world_config(config), directory)
+      world = write_lib.WorldConfig(seed=config.seed, **config.world)
+      paths = write_lib.write(world, directory)
       counts = {name: sum(1 for _ in open(path, encoding="utf-8")) for name, path in paths.items()}
     else:
       counts = splits.write(splits.FilesConfig(**config.files), directory, config.seed)
@@ -199,10 +198,6 @@ def prepare_data(config, directory: pathlib.Path) -> None:
     # Not `mark_done`, in which every process takes part.
     seconds = time.perf_counter() - began
     workdir_lib.write_json(directory / workdir_lib.DONE, dict(counts=counts, seconds=seconds))
-
-
-def world_config(config) -> write_lib.WorldConfig:
-  return write_lib.WorldConfig(seed=config.seed, **config.world)
 
 
 def make_world(config) -> world_lib.World:
@@ -245,14 +240,10 @@ def prompt_format(config) -> prepare.PromptFormat:
   return prepare.PromptFormat.of(config.format, "config.format")
 
 
-def make_mesh(config):
-  return sharding.make_mesh(MeshConfig(**config.base.mesh))
-
-
 def load(config, directory, kind: str) -> Network:
   """A policy or a reward model, computing as the base model does."""
-  compute = ComputeConfig(**config.base.compute)
-  return networks.load(directory, compute, make_mesh(config), kind=kind, flag=kind)
+  compute, mesh = ComputeConfig(**config.base.compute), MeshConfig(**config.base.mesh)
+  return networks.load(directory, compute, sharding.make_mesh(mesh), kind=kind, flag=kind)
 
 
 def load_reward(config, workdir: pathlib.Path) -> Network:
@@ -296,12 +287,9 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
   world = make_world(config)
   training, heldout = make_labelers(config)
   network = load(config, workdir / stages_lib.last_epoch(config), "policy")
-  sets = (
-    ("train", "prompts_reward_model", training, 0),
-    ("valid", "prompts_reward_model_valid", training, 1),
-  )
   counts: dict[str, Any] = {}
-  for name, source, group, stream in sets:
+  sources = dict(train="prompts_reward_model", valid="prompts_reward_model_valid")
+  for stream, (name, source) in enumerate(sources.items()):
     records = fitting(config, network, read_jsonl(workdir / "data" / f"{source}.jsonl"))
     rng = np.random.default_rng([config.seed, stream])
     num_completions = rng.integers(p.min_completions, p.max_completions + 1, size=len(records))
@@ -314,15 +302,14 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
         num_samples=num_completions.tolist(),
         on_batch=lambda done, num: progress.update(done, {}, num_tokens=num),
       )
-    who = rng.integers(len(group), size=len(records))
-    rankings, again = [], []
-    num_empty = 0
+    who = rng.integers(len(training), size=len(records))
+    rankings, again, num_empty = [], [], 0
     for index, record in enumerate(records):
       texts = [text for text in drawn.texts[index] if text.strip()]
       num_empty += len(drawn.texts[index]) - len(texts)
       if len(texts) < 2:
         continue
-      rankings.append(ranked(world, group[who[index]], record, texts))
+      rankings.append(ranked(world, training[who[index]], record, texts))
       if name == "valid":
         again.append(ranked(world, heldout[index % len(heldout)], record, texts))
     workdir_lib.write_jsonl(workdir / "comparisons" / f"{name}.jsonl", rankings)
@@ -345,17 +332,10 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
 
 def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
   """One comparison record."""
-  ranks = labelers_lib.rank(
-    labeler, world, record["task"], record["prompt"], texts, evaluation=False
-  )
-  return dict(
-    prompt=record["prompt"],
-    completions=list(texts),
-    ranks=ranks,
-    labeler=labeler.id,
-    user=record["user"],
-    task=record["task"],
-  )
+  prompt, task = record["prompt"], record["task"]
+  ranks = labelers_lib.rank(labeler, world, task, prompt, texts, evaluation=False)
+  found = dict(prompt=prompt, completions=list(texts), ranks=ranks, labeler=labeler.id)
+  return found | dict(user=record["user"], task=task)
 
 
 def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -425,7 +405,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     seed=config.seed,
     num_resamples=config.evaluation.num_resamples,
     batch_size=config.evaluation.batch_size,
-    mesh=make_mesh(config),
+    mesh=sharding.make_mesh(MeshConfig(**config.base.mesh)),
     workdir=stage,
   )
 
@@ -536,7 +516,7 @@ def check_config(config) -> None:
   if not stages_lib.in_tinyworld(config):
     splits.FilesConfig(**config.files)
     return
-  world_config(config)
+  write_lib.WorldConfig(seed=config.seed, **config.world)
   ComparisonsConfig(**config.comparisons)
   for name, people in zip(("num_training", "num_heldout"), make_labelers(config)):
     if len(people) < 2:

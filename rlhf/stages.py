@@ -1,8 +1,8 @@
 """The stages of a pipeline in one table: what each runs, what it reads and what it builds on.
 
 Order, checks, stage configs, execution and fingerprints follow from `table`.  Pipelines that differ
-only in fields that a stage does not read can share the stage: `fingerprints` tells.  The table
-cannot list too little, because a stage is given no other fields than those it lists (`view`).
+only in fields that a stage does not read can share the stage (`fingerprints`).  The table cannot
+list too little, because a stage is given no other fields than those it lists (`view`).
 
 No jax here: a launcher uses this table to find what the trials of a sweep share.
 """
@@ -23,6 +23,8 @@ _TEXT: Fields = {
   "text.valid": pathlib.PurePath("data/pretraining_valid.jsonl"),
 }
 _BASE = pathlib.PurePath("base/export")
+# Fields of `config.ppo.ppo` that `extra_steps` reads.
+_PTX = ("num_iterations", "num_epochs", "batch_size", "minibatch_size", "ptx_ratio", "ptx_length")
 # What drawing completions takes.
 _SAMPLING = (
   "seed",
@@ -59,7 +61,7 @@ class Stage:
   group: str = ""
   reads: tuple[str, ...]
   inputs: tuple[str, ...] = ()
-  fields: Callable[[Any], Fields] | None = None
+  fields: Callable[[Any], Fields] = lambda view: {}
 
   @property
   def kind(self) -> str:
@@ -72,6 +74,9 @@ def table(config) -> dict[str, Stage]:
   compared = ("comparisons",) if in_tinyworld(config) else ()  # your own files have comparisons
   start = reward_start(config)
   reference = ("base",) if config["kl_reference"] == "base" else ()
+  base: dict[str, Any] = dict(
+    reads=("seed", "base"), inputs=("data",), fields=lambda view: {"init_from": ""} | _TEXT
+  )
   ppo: dict[str, Any] = dict(
     algorithm="ppo",
     group="ppo",
@@ -85,9 +90,7 @@ def table(config) -> dict[str, Stage]:
       name="base",
       title="base: pretraining from scratch, or a published model",
       algorithm="" if base_is_published(config) else "sft",
-      reads=("seed", "base"),
-      inputs=("data",),
-      fields=_base_fields,
+      **base,
     ),
     Stage(
       name="sft",
@@ -103,7 +106,7 @@ def table(config) -> dict[str, Stage]:
       algorithm="sft",
       reads=("seed", "format", "ppo_init"),
       inputs=("data", "base"),
-      fields=_ppo_init_fields,
+      fields=lambda view: _demonstration_fields(view) | _TEXT,
     ),
     Stage(
       name="comparisons",
@@ -116,9 +119,7 @@ def table(config) -> dict[str, Stage]:
       title="step 2: pretraining of the reward model's own base",
       algorithm="sft",
       group="base",
-      reads=("seed", "base"),
-      inputs=("data",),
-      fields=_base_fields,
+      **base,
     ),
     Stage(
       name="reward_model",
@@ -153,31 +154,18 @@ def table(config) -> dict[str, Stage]:
       name="base_more_pretraining",
       title="the base model on as many more tokens of pretraining text",
       algorithm="sft",
-      reads=(
-        "seed",
-        "base_more_pretraining",
-        "ppo.ppo.num_iterations",
-        "ppo.ppo.num_epochs",
-        "ppo.ppo.batch_size",
-        "ppo.ppo.minibatch_size",
-        "ppo.ppo.ptx_ratio",
-        "ppo.ppo.ptx_length",
-      ),
+      reads=("seed", "base_more_pretraining", *(f"ppo.ppo.{name}" for name in _PTX)),
       inputs=("data", "base"),
       fields=_more_pretraining_fields,
     ),
   ]
-  absent = {*({"comparisons"} - set(compared)), *({"reward_base"} - {start})}
+  absent = {"comparisons", "reward_base"} - {*compared, start}
   stages = {stage.name: stage for stage in found if stage.name not in absent}
   last = Stage(name="evaluation", title="evaluation", reads=("",), inputs=tuple(stages))
   return stages | {last.name: last}
 
 
 # ----------------------------------------------------------------------------- what is filled in
-
-
-def _base_fields(config) -> Fields:
-  return {"init_from": ""} | _TEXT
 
 
 def _demonstration_fields(config) -> Fields:
@@ -189,17 +177,11 @@ def _demonstration_fields(config) -> Fields:
   } | _format_fields(config, "demonstrations")
 
 
-def _ppo_init_fields(config) -> Fields:
-  return _demonstration_fields(config) | _TEXT
-
-
 def _reward_model_fields(config) -> Fields:
   start = reward_start(config)
-  files = comparison_files(config)
   return {
     "init_from": last_epoch(config) if start == "sft" else pathlib.PurePath(start, "export"),
-    "comparisons.train": files["train"],
-    "comparisons.valid": files["valid"],
+    **{f"comparisons.{part}": path for part, path in comparison_files(config).items()},
     "comparisons.demonstrations": pathlib.PurePath("data/demonstrations_train.jsonl"),
   } | _format_fields(config, "comparisons")
 
@@ -211,7 +193,7 @@ def _ppo_fields(config) -> Fields:
     "reference_from": _BASE if config["kl_reference"] == "base" else "",
     "prompts.train": pathlib.PurePath("data/prompts_ppo.jsonl"),
     "prompts.valid": pathlib.PurePath("data/prompts_ppo_valid.jsonl"),
-    "pretraining.train": pathlib.PurePath("data/pretraining_train.jsonl"),
+    "pretraining.train": _TEXT["text.train"],
   } | _format_fields(config, "prompts")
 
 
@@ -283,8 +265,6 @@ def stage_config(config, stage: Stage, workdir: pathlib.Path):
   """
   made = config[stage.kind].copy_and_resolve_references().unlock()
   made.seed = config.seed
-  if stage.fields is None:
-    raise ValueError(f"no algorithm trains the stage {stage.name}")
   for field, value in stage.fields(config).items():
     *groups, leaf = field.split(".")
     target = made

@@ -204,22 +204,21 @@ def tabulate(
         f"({row['category']}) by {row['model']} already in rating {first}; leave one out"
       )
   probes: dict[str, dict] = {}  # category -> its probes, as keys
-  given: dict[tuple[str, float], dict[int, dict]] = {}  # -> seed -> (category, probe) -> ratings
+  seeds: dict[tuple[str, float], set[int]] = {}  # (kind, size) -> its seeds
   for row in (*expected, *rows):
     probes.setdefault(row["category"], {})[row["probe"]] = None
-    of_seed = given.setdefault((row["kind"], float(row["size"])), {})
-    of_seed.setdefault(row["seed"], collections.defaultdict(list))
+    seeds.setdefault((row["kind"], float(row["size"])), set()).add(row["seed"])
+  given = collections.defaultdict(list)  # (kind, size, seed, category, probe) -> ratings
   for row in rows:
-    of_probe = given[row["kind"], float(row["size"])][row["seed"]]
-    of_probe[row["category"], row["probe"]].append(float(row["rating"]))
+    given[completion_key(row)[:-1]].append(float(row["rating"]))
   kept: list[tuple] = []
   left_out: list[str] = []
   for probe in ((category, name) for category, names in probes.items() for name in names):
     lacking = [
       f"{kind} of size {size:g}, seed {seed}"
-      for (kind, size), of_seed in given.items()
-      for seed in sorted(of_seed)
-      if probe not in of_seed[seed]
+      for (kind, size), of_group in seeds.items()
+      for seed in sorted(of_group)
+      if (kind, size, seed, *probe) not in given
     ]
     if lacking:
       more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -235,10 +234,10 @@ def tabulate(
   return Ratings(
     groups={
       group: {
-        seed: np.array([np.mean(of_seed[seed][probe]) for probe in kept])
-        for seed in sorted(of_seed)
+        seed: np.array([np.mean(given[*group, seed, *probe]) for probe in kept])
+        for seed in sorted(of_group)
       }
-      for group, of_seed in given.items()
+      for group, of_group in seeds.items()
     },
     places={ALL: np.arange(len(kept))} | places,
     left_out=tuple(left_out),
@@ -581,49 +580,43 @@ def _compare(
   seeds: Sequence[int],
   by_category: ByCategory,
   p: StatisticsConfig,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
   """`first` minus `second` on the same probes, in all categories and in each.
 
-  Returns:
-    [{"first", "second", "size", "category",
-      "difference": interval, in points of the scale, "by_seed": the difference of each seed,
-      "effect_size": see `effect_size`; None where the probes' means do not vary,
-      "p_value": of `min_f`, "p_holm": adjusted by Holm over the categories,
-      "p_sign_flip": of `sign_flip` over probes, "p_sign_flip_holm",
-      "smallest_p_sign_flip": the smallest value "p_sign_flip" can take with this many probes,
-      "p_decides": the p-value behind the verdict,
-      "verdict": "higher", "lower", or "not shown"}].
+  Yields:
+    {"first", "second", "size", "category",
+     "difference": interval, in points of the scale, "by_seed": the difference of each seed,
+     "effect_size": see `effect_size`; None where the probes' means do not vary,
+     "p_value": of `min_f`, "p_holm": adjusted by Holm over the categories,
+     "p_sign_flip": of `sign_flip` over probes, "p_sign_flip_holm",
+     "smallest_p_sign_flip": the smallest value "p_sign_flip" can take with this many probes,
+     "p_decides": the p-value behind the verdict,
+     "verdict": "higher", "lower", or "not shown"}.
   """
-  p_values = [min_f(cells_SP) for cells_SP, _, _ in by_category.values()]
-  flips = [
-    sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
-    for cells_SP, _, _ in by_category.values()
-  ]
-  adjusted = {"min_f": _holm_by_category(p_values), "sign_flip": _holm_by_category(flips)}
+  tables = [cells_SP for cells_SP, _, _ in by_category.values()]
+  flip = lambda cells_SP: sign_flip(cells_SP.mean(axis=0), num_flips=p.num_flips, seed=p.seed)
+  p_values = dict(min_f=list(map(min_f, tables)), sign_flip=list(map(flip, tables)))
+  adjusted = {test: _holm_by_category(values) for test, values in p_values.items()}
   sides = [np.mean(list(ratings.groups[kind, size].values()), axis=0) for kind in (first, second)]
-  made = []
   for number, (category, (cells_SP, _, difference)) in enumerate(by_category.items()):
     places, p_decides = ratings.places[category], adjusted[p.test][number]
     verdict = "higher" if difference.mean > 0 else "lower"
-    made.append(
-      dict(
-        first=first,
-        second=second,
-        size=size,
-        category=category,
-        difference=difference.as_dict(),
-        by_seed=dict(zip(map(str, seeds), cells_SP.mean(axis=1).tolist(), strict=True)),
-        effect_size=effect_size(*(side[places] for side in sides)),
-        p_value=p_values[number],
-        p_holm=adjusted["min_f"][number],
-        p_sign_flip=flips[number],
-        p_sign_flip_holm=adjusted["sign_flip"][number],
-        smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
-        p_decides=p_decides,
-        verdict=verdict if p_decides < p.alpha else "not shown",
-      )
+    yield dict(
+      first=first,
+      second=second,
+      size=size,
+      category=category,
+      difference=difference.as_dict(),
+      by_seed=dict(zip(map(str, seeds), cells_SP.mean(axis=1).tolist(), strict=True)),
+      effect_size=effect_size(*(side[places] for side in sides)),
+      p_value=p_values["min_f"][number],
+      p_holm=adjusted["min_f"][number],
+      p_sign_flip=p_values["sign_flip"][number],
+      p_sign_flip_holm=adjusted["sign_flip"][number],
+      smallest_p_sign_flip=smallest_sign_flip(len(places), p.num_flips),
+      p_decides=p_decides,
+      verdict=verdict if p_decides < p.alpha else "not shown",
     )
-  return made
 
 
 def _slopes(
