@@ -95,7 +95,7 @@ class Family:
     name: `model_type` of its `config.json`.
     rows: leaf -> where it is in a file.
     read: our other fields, from a config and the fields that are already read.
-    write: the other fields of a config, from ours.
+    write: the fields of a config that `fields` and `written` do not give, from ours.
   """
 
   name: str
@@ -110,8 +110,9 @@ class Family:
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ignored: Sequence[str] = ()
+  written: Mapping[str, str] = dataclasses.field(default_factory=dict)
   read: Callable[[Fields, dict[str, Any]], dict[str, Any]]
-  write: Callable[[ModelConfig], dict[str, Any]]
+  write: Callable[[ModelConfig], dict[str, Any]] | None = None
 
   def model_fields(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of our `ModelConfig`, except `compute`, vocabulary and padding.
@@ -153,8 +154,12 @@ class Family:
         "model_type": self.name,
         name: values[0],
         **{theirs: getattr(cfg, ours) for ours, (theirs, _) in self.fields.items()},
-        **self.write(cfg),
+        **{theirs: getattr(cfg, ours) for theirs, ours in self.written.items()},
       }
+      if cfg.positions == "rotary":
+        written["rope_scaling"] = _write_rope_scaling(cfg)
+      if self.write is not None:
+        written |= self.write(cfg)
       again = dataclasses.replace(cfg, **self.model_fields(written, self.name))
     except ValueError as error:
       raise ValueError(f"the model cannot be written as {self.name} ({error})") from None
@@ -318,10 +323,7 @@ def _read_gpt2(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_gpt2(cfg: ModelConfig) -> dict[str, Any]:
-  return {
-    "n_inner": cfg.mlp_width,
-    "scale_attn_weights": _meaning(cfg)["attention_scale"] != 1.0,
-  }
+  return {"scale_attn_weights": _meaning(cfg)["attention_scale"] != 1.0}
 
 
 def _read_opt(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
@@ -348,14 +350,6 @@ def _read_neox(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   return rope | _all_heads(fields, found)
 
 
-def _write_neox(cfg: ModelConfig) -> dict[str, Any]:
-  return {
-    "rotary_emb_base": cfg.rope_base,
-    "rotary_pct": cfg.rope_fraction,
-    "rope_scaling": _write_rope_scaling(cfg),
-  }
-
-
 def _read_gated(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   """What Llama, Mistral, Qwen and Gemma have in common."""
   return dict(
@@ -371,25 +365,12 @@ def _read_llama(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   return rope | _read_gated(fields, found)
 
 
-def _write_llama(cfg: ModelConfig) -> dict[str, Any]:
-  return {
-    "num_key_value_heads": cfg.num_kv_heads,
-    "head_dim": cfg.head_size,
-    "rope_theta": cfg.rope_base,
-    "rope_scaling": _write_rope_scaling(cfg),
-  }
-
-
 def _read_mistral(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
   # An absent window is Mistral 7B's, and null means none; `Fields.get` cannot tell them apart.
   has_window = fields.values.get("sliding_window", 4096) is not None
   window = fields.size("sliding_window", 4096) if has_window else None
   kinds = ["dense" if window is None else "banded"] * found["num_layers"]
   return _read_llama(fields, found) | _read_layers(fields, kinds, window)
-
-
-def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
-  return _write_llama(cfg) | {"sliding_window": cfg.band_width}
 
 
 def _read_qwen(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
@@ -405,7 +386,7 @@ def _read_qwen(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
 def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
   kinds = layer_kinds(cfg)
   banded = "banded" in kinds
-  return _write_llama(cfg) | {
+  return {
     "use_sliding_window": banded,
     "sliding_window": cfg.band_width if banded else None,
     "max_window_layers": kinds.index("banded") if banded else cfg.num_layers,
@@ -441,22 +422,21 @@ def _read_gemma3(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
 
 def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
   meaning = _meaning(cfg)
-  return _write_llama(cfg) | {
+  return {
     "query_pre_attn_scalar": round(meaning["attention_scale"] ** -2),
     "rope_local_base_freq": meaning["band_rope_base"],
-    "sliding_window": cfg.band_width,
     "layer_types": _write_layers(cfg),
   }
 
 
 # ----------------------------------------------------------------------------- the list
 
-_FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
+_FUNCTIONS: dict[str, tuple[Callable, Callable | None]] = {
   "gpt2": (_read_gpt2, _write_gpt2),
   "opt": (_read_opt, _write_opt),
-  "gpt_neox": (_read_neox, _write_neox),
-  "llama": (_read_llama, _write_llama),
-  "mistral": (_read_mistral, _write_mistral),
+  "gpt_neox": (_read_neox, None),
+  "llama": (_read_llama, None),
+  "mistral": (_read_mistral, None),
   "qwen2": (_read_qwen, _write_qwen),
   "qwen3": (_read_qwen, _write_qwen),
   "gemma3_text": (_read_gemma3, _write_gemma3),
