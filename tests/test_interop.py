@@ -675,7 +675,7 @@ def test_a_config_of_another_shape_points_to_imported():
     networks.find_export(source, kind="policy", flag="init_from", shape=dict(group, mlp_width=24))
   with pytest.raises(ValueError, match="is a policy model; it must be a reward"):
     networks.find_export(f"hf:{GOLDEN / 'llama'}", kind="reward", flag="reward_from")
-  with pytest.raises(ValueError, match="init_from: hf:nowhere: there is no directory"):
+  with pytest.raises(ValueError, match="init_from: hf:nowhere: nowhere is no directory"):
     networks.find_export("hf:nowhere", kind="policy", flag="init_from")
 
 

@@ -23,7 +23,6 @@ Both write the whole target or nothing, and never overwrite.
 import argparse
 import os
 import pathlib
-import shutil
 
 from rlhf.cli.common import flags, models, startup
 
@@ -63,13 +62,12 @@ def load(source, compute, kind: str):
 
 def run_import(arguments: argparse.Namespace) -> None:
   from rlhf import checkpoint
-  from rlhf.interop import reading
+  from rlhf.interop import files, reading
 
   source = reading.open_source(reading.guess_source(arguments.source))
   network = load(source.name, source.compute, source.kind)
   target = pathlib.Path(arguments.target).absolute()
-  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-  try:
+  with files.new_directory(target) as temporary:
     checkpoint.export_params(
       temporary,
       network.params,
@@ -80,11 +78,6 @@ def run_import(arguments: argparse.Namespace) -> None:
       step=0,
       metadata=network.metadata,
     )
-    if target.is_dir():
-      target.rmdir()
-    os.replace(temporary, target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   print(
     f"{target}: a {source.kind} of the family {source.family.name}, "
     f"{network.cfg.num_block_params:,} parameters outside the embeddings, context of "

@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,17 +23,6 @@ CONFIG = "config.json"
 # Suffixes of pickles, which may run arbitrary code when they are read.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-class Tensors(Protocol):
-  """The tensors of a model's files."""
-
-  @property
-  def shapes(self) -> Mapping[str, tuple[int, ...]]:
-    """Of every tensor."""
-
-  def opened(self) -> contextlib.AbstractContextManager[Read]:
-    """A function that reads slices, until the context ends."""
 
 
 def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -71,7 +60,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 class SafetensorsFiles:
-  """`model.safetensors`, or the files that `model.safetensors.index.json` names."""
+  """The tensors of `model.safetensors`, or of the files that its index names."""
 
   def __init__(self, directory: str | os.PathLike):
     """Reads names and shapes.
@@ -121,7 +110,7 @@ class SafetensorsFiles:
 
   @contextlib.contextmanager
   def opened(self) -> Iterator[Read]:
-    """See `Tensors`.  Each file is opened when it is first read."""
+    """A function that reads slices until the context ends; opens each file at its first one."""
     with contextlib.ExitStack() as stack:
       files: dict[pathlib.Path, Any] = {}
 

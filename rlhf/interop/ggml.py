@@ -71,7 +71,7 @@ class GgufFile:
 
   @contextlib.contextmanager
   def opened(self) -> Iterator[Read]:
-    """See `files.Tensors`."""
+    """A function that reads slices until the context ends."""
     dequantize = extras.load("gguf.quants", "gguf", f"gguf:{self.path}").dequantize
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:

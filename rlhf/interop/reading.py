@@ -54,7 +54,7 @@ class Source:
   model: dict[str, Any]
   tokenizer: Tokenizer
   num_rows: int
-  tensors: files.Tensors
+  tensors: files.SafetensorsFiles | ggml.GgufFile
   head_bias: float = 0.0
   compute: ComputeConfig = ComputeConfig()
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -132,17 +132,11 @@ def _open(name: str, stamps: tuple) -> Source:
 
 
 def _open_directory(name: str, directory: pathlib.Path) -> Source:
-  if not directory.is_dir():
-    files.refuse_pickles(directory)
-    raise ValueError(
-      f"{name}: there is no directory {directory}; name that of a Hugging Face model"
-    )
   where = directory / files.CONFIG
   if not where.is_file():
     files.refuse_pickles(directory)
-    raise ValueError(
-      f"{directory} holds no {files.CONFIG}; name the directory of a Hugging Face model"
-    )
+    found = f"holds no {files.CONFIG}" if directory.is_dir() else "is no directory"
+    raise ValueError(f"{name}: {directory} {found}; name the directory of a Hugging Face model")
   values = read_json_object(where)
   family = families.find(values.get("model_type"), str(where))
   fields = family.model_fields(values, str(where))
@@ -178,7 +172,7 @@ def _source(
   where: pathlib.Path,
   family: Family,
   fields: dict[str, Any],
-  tensors: files.Tensors,
+  tensors: files.SafetensorsFiles | ggml.GgufFile,
   read_tokenizer: Callable[..., Tokenizer],
   **others: Any,
 ) -> Source:

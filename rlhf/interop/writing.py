@@ -122,7 +122,6 @@ def write(
   Raises:
     ValueError: the directory is not empty, or the family cannot express the model.
   """
-  files.check_target(pathlib.Path(directory))
   check(cfg, kind=kind, family=family)
   params = lora.merge(params, cfg.lora_scale)
   rows = num_rows(cfg, kind, tokenizer)
