@@ -4,7 +4,6 @@ Rows are `types.LmBatch`es of numpy arrays with one entry per row.  Everything h
 of its arguments alone: the number of processes never enters.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
@@ -17,19 +16,6 @@ from rlhf.data import cache, records
 from rlhf.tokenization.tokenizer import Tokenizer
 
 _CHUNK_TOKENS = 2**20  # laid out at once
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenSequence:
-  """A tokenised demonstration.
-
-  Attributes:
-    ids: int32, prompt + completion + end-of-text.
-    num_prompt: how many of the ids are the prompt's; 0 where the whole text is learned.
-  """
-
-  ids: np.ndarray
-  num_prompt: int
 
 
 def tokenize_documents(

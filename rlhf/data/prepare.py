@@ -11,7 +11,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from rlhf import types
 from rlhf.data import cache
 from rlhf.data import packing as packing_lib
 from rlhf.data import records as records_lib
-from rlhf.data.packing import TokenSequence
 from rlhf.data.records import LazySequence
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -259,21 +258,14 @@ def demonstration_rows(
   )
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
-    counts = Counter(kept=0)
     sequences = (
       sequence
       for chunk in records_lib.chunks(records)
       for sequence in tokenize_demonstrations(chunk, tokenizer, prompt_format=prompt_format)
     )
-    for _, ids, num_of_prompt in _fitting(sequences, around, length, overlong, counts):
-      writer.append("ids", ids)
-      writer.append("sizes", np.asarray([len(ids), num_of_prompt]))
-    if not counts["kept"]:
-      raise ValueError(
-        f"none of {len(records)} demonstrations fits into {length} tokens; use longer "
-        "rows or another overlong than " + repr(overlong)
-      )
-    sizes, num_prompt = writer.take("sizes").reshape(-1, 2).T
+    counts = _write_fitting(writer, sequences, around, length, overlong)
+    _check_kept(counts, records, "demonstrations", length, "length")
+    _, sizes, num_prompt = writer.take("pieces").reshape(-1, 3).T
     rows = packing_lib.pack(
       writer.take("ids"),
       sizes,
@@ -290,6 +282,13 @@ def demonstration_rows(
   return types.LmBatch(**arrays), counts
 
 
+class TokenSequence(NamedTuple):
+  """int32 ids of a tokenised demonstration, and how many of them are the prompt's."""
+
+  ids: np.ndarray
+  num_prompt: int
+
+
 def tokenize_demonstrations(
   records: Sequence[dict], tokenizer: Tokenizer, *, prompt_format: PromptFormat = PLAIN
 ) -> list[TokenSequence]:
@@ -297,7 +296,7 @@ def tokenize_demonstrations(
   prompts = prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in records])
   completions = prompt_format.encode_completions(tokenizer, [r["completion"] for r in records])
   return [
-    TokenSequence(ids=np.asarray([*prompt, *completion], np.int32), num_prompt=len(prompt))
+    TokenSequence(np.asarray([*prompt, *completion], np.int32), len(prompt))
     for prompt, completion in zip(prompts, completions, strict=True)
   ]
 
@@ -333,22 +332,16 @@ def prompt_rows(
   around = prompt_format.num_around(tokenizer)
 
   def build(writer: cache.ArrayWriter) -> dict[str, int]:
-    counts = Counter(kept=0)
     sequences = (
-      TokenSequence(ids=np.asarray(ids, np.int32), num_prompt=len(ids))
+      TokenSequence(np.asarray(ids, np.int32), len(ids))
       for chunk in records_lib.chunks(records)
       for ids in prompt_format.encode_prompts(tokenizer, [r["prompt"] for r in chunk])
     )
-    for index, ids, size in _fitting(sequences, around, max_prompt_tokens, overlong, counts):
-      writer.append("ids", ids)
-      writer.append("sizes", np.asarray([size]))
-      writer.append("index", np.asarray([index]))
-    if not counts["kept"]:
-      raise ValueError(
-        f"none of {len(records)} prompts fits into {max_prompt_tokens} tokens; raise "
-        "max_prompt_tokens or truncate"
-      )
-    flat, sizes = writer.take("ids"), writer.take("sizes")
+    counts = _write_fitting(writer, sequences, around, max_prompt_tokens, overlong)
+    _check_kept(counts, records, "prompts", max_prompt_tokens, "max_prompt_tokens")
+    flat = writer.take("ids")
+    index, sizes, _ = writer.take("pieces").reshape(-1, 3).T
+    writer.append("index", index)
     shape = (counts["kept"], max_prompt_tokens)
     tokens_BP = writer.full("tokens_BP", shape, tokenizer.pad_id, np.int32)
     mask_BP = writer.full("mask_BP", shape, 0, np.float32)
@@ -371,7 +364,6 @@ def comparison_rows(
   tokenizer: Tokenizer,
   *,
   length: int,
-  num_slots: int | None = None,
   prompt_format: PromptFormat = PLAIN,
   overlong: str = "drop_completion",
   cache_dir: str | os.PathLike | None = None,
@@ -382,7 +374,6 @@ def comparison_rows(
     records: comparisons.
     tokenizer: text to ids.
     length: T, for prompt + completion + end-of-text.
-    num_slots: K of every batch; None takes the largest number of completions found.
     prompt_format: how prompts and completions are written.
     overlong: a key of `OVERLONG_COMPARISONS`, for completions that do not fit: "drop_completion"
       (the comparison goes where fewer than two are left), "drop_comparison",
@@ -393,10 +384,10 @@ def comparison_rows(
     cache_dir: as in `demonstration_rows`.
 
   Returns:
-    (rows, counts).
+    (rows, counts); batches have as many slots as the record with the most completions needs.
 
   Raises:
-    ValueError: a record has more than `num_slots` completions, nothing fits, or an unknown name.
+    ValueError: nothing fits, or an unknown name.
   """
   _check_overlong(overlong, OVERLONG_COMPARISONS)
   around = prompt_format.num_around(tokenizer)
@@ -430,11 +421,7 @@ def comparison_rows(
       writer.append("places", np.asarray(list(shown)))
       writer.append("row_ends", np.asarray([num_sequences]))
       writer.append("index", np.asarray([index]))
-    if not counts["kept"]:
-      raise ValueError(
-        f"none of {len(records)} comparisons fits into {length} tokens; use a greater "
-        "length or truncate"
-      )
+    _check_kept(counts, records, "comparisons", length, "length")
     return {"counts": counts, "most": most}
 
   def tokenize() -> Iterator[tuple[list[int], list[np.ndarray], int]]:
@@ -450,11 +437,6 @@ def comparison_rows(
 
   settings = dict(length=length, overlong=overlong) | dataclasses.asdict(prompt_format)
   arrays, facts = _load_or_build("comparisons", records, tokenizer, settings, build, cache_dir)
-  most = facts["most"]
-  if num_slots is not None and most > num_slots:
-    raise ValueError(
-      f"a comparison has {most} completions and a batch num_slots={num_slots}; use at least {most}"
-    )
   ids, ends, row_ends = arrays["ids"], arrays["ends"], arrays["row_ends"]
   of_row = lambda row: slice(row_ends[row], row_ends[row + 1])
 
@@ -471,7 +453,7 @@ def comparison_rows(
     ids=LazySequence(num_rows, shown_ids),
     ranks=LazySequence(num_rows, lambda row: arrays["ranks"][of_row(row)]),
     records=LazySequence(num_rows, shown_record),
-    num_slots=most if num_slots is None else num_slots,
+    num_slots=facts["most"],
     length=length,
     pad_id=tokenizer.pad_id,
   )
@@ -579,21 +561,33 @@ def _shorten(
   return {}
 
 
-def _fitting(
+def _write_fitting(
+  writer: cache.ArrayWriter,
   sequences: Iterable[TokenSequence],
   around: tuple[int, int],
   length: int,
   overlong: str,
-  counts: Counter[str],
-) -> Iterator[tuple[int, np.ndarray, int]]:
-  """(place, ids, how many of them are the prompt's) of what is kept; counts what is not."""
-  for index, sequence in enumerate(sequences):
-    shown = _shorten([sequence.ids], sequence.num_prompt, around, length, overlong)
+) -> Counter[str]:
+  """Writes the "ids" of what is kept, and as "pieces" its (place, ids, ids of the prompt); counts."""
+  counts = Counter(kept=0)
+  for index, (ids, num_prompt) in enumerate(sequences):
+    shown = _shorten([ids], num_prompt, around, length, overlong)
     if not shown:
       counts[f"dropped (longer than {length} tokens)"] += 1
       continue
     counts["kept"] += 1
-    num_lost = len(sequence.ids) - len(shown[0])
+    num_lost = len(ids) - len(shown[0])
     if num_lost:
       counts["of them truncated"] += 1
-    yield index, shown[0], sequence.num_prompt - (num_lost if overlong == "truncate_left" else 0)
+    num_prompt -= num_lost if overlong == "truncate_left" else 0
+    writer.append("ids", shown[0])
+    writer.append("pieces", np.asarray([index, len(shown[0]), num_prompt]))
+  return counts
+
+
+def _check_kept(counts: Mapping[str, int], records: Sequence, what: str, length: int, field: str):
+  if not counts["kept"]:
+    raise ValueError(
+      f"none of {len(records)} {what} fits into {length} tokens; raise {field}, or choose another "
+      "overlong"
+    )
