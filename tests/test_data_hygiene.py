@@ -15,8 +15,6 @@ def test_long_common_prefixes_are_dropped():
   assert [r["prompt"] for r in kept] == ["abcdX", "abc", "abceZ", ""]
   assert counts == {"kept": 4, "dropped (share their first 4 characters)": 3}
   assert hygiene.deduplicate_by_prefix(records, 5)[1]["kept"] == 5
-  with pytest.raises(ValueError, match="prefix_length 0"):
-    hygiene.deduplicate_by_prefix(records, 0)
 
 
 def test_cap_per_user():
@@ -29,10 +27,6 @@ def test_cap_per_user():
   kept, counts = hygiene.cap_per_user(records, 2)
   assert [r["prompt"] for r in kept] == ["1", "2", "4", "5", "6", "7"]
   assert counts == {"kept": 6, "dropped (beyond 2 of one user)": 2}
-  many = [{"prompt": str(i), "user": "u"} for i in range(250)]
-  assert hygiene.cap_per_user(many)[1]["kept"] == 200
-  with pytest.raises(ValueError, match="0 prompts per user"):
-    hygiene.cap_per_user(records, 0)
 
 
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
@@ -40,56 +34,47 @@ FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 def test_no_user_is_in_two_parts():
   records = [{"prompt": str(i), "user": f"u{i % 200}"} for i in range(1000)]
-  parts, counts = hygiene.split_by_user(records, FRACTIONS, seed=0)
+  parts = hygiene.split_by_user(records, FRACTIONS, seed=0)
   users = {name: {r["user"] for r in part} for name, part in parts.items()}
   assert not users["train"] & users["valid"] and not users["train"] & users["test"]
   assert not users["valid"] & users["test"]
-  assert sum(counts.values()) == 1000
-  assert 700 < counts["train"] < 900 and counts == {n: len(p) for n, p in parts.items()}
+  assert sum(map(len, parts.values())) == 1000 and 700 < len(parts["train"]) < 900
 
 
 def test_a_user_stays_in_its_part_when_data_come_in():
   records = [{"prompt": str(i), "user": f"u{i % 50}"} for i in range(100)]
   more = records + [{"prompt": f"x{i}", "user": f"v{i}"} for i in range(100)]
-  before = hygiene.split_by_user(records, FRACTIONS, seed=3)[0]
-  after = hygiene.split_by_user(more[::-1], FRACTIONS, seed=3)[0]
+  before = hygiene.split_by_user(records, FRACTIONS, seed=3)
+  after = hygiene.split_by_user(more[::-1], FRACTIONS, seed=3)
   for name in FRACTIONS:
     assert {r["user"] for r in before[name]} <= {r["user"] for r in after[name]}
 
 
 def test_without_users_equal_prompts_stay_together():
   records = prompts(*[str(i % 60) for i in range(120)])
-  parts, _ = hygiene.split_by_user(records, FRACTIONS, seed=0)
-  assert sum(hygiene.check_disjoint(**parts).values()) == 60
-  other, _ = hygiene.split_by_user(records, FRACTIONS, seed=1)
+  parts = hygiene.split_by_user(records, FRACTIONS, seed=0)
+  hygiene.check_disjoint(**parts)
+  assert sum(len({r["prompt"] for r in part}) for part in parts.values()) == 60
+  other = hygiene.split_by_user(records, FRACTIONS, seed=1)
   assert list(other["train"]) != list(parts["train"])
 
 
 def test_documents_split_by_their_text():
-  parts, _ = hygiene.split_by_user([{"text": str(i)} for i in range(50)], {"a": 0.5, "b": 0.5}, 0)
+  parts = hygiene.split_by_user([{"text": str(i)} for i in range(50)], {"a": 0.5, "b": 0.5}, 0)
   assert len(parts["a"]) + len(parts["b"]) == 50
 
 
-def test_bad_splits():
-  with pytest.raises(ValueError, match="add up to 1"):
-    hygiene.split_by_user(prompts("a"), {"a": 0.5, "b": 0.6}, 0)
-  with pytest.raises(ValueError, match="must be positive"):
-    hygiene.split_by_user(prompts("a"), {"a": 1.0, "b": 0.0}, 0)
+def test_an_empty_part_is_named():
   with pytest.raises(ValueError, match="of 1 records came out empty"):
     hygiene.split_by_user(prompts("a"), {"a": 0.5, "b": 0.5}, 0)
 
 
 def test_overlap_is_removed():
-  kept, counts = hygiene.remove_overlap(prompts("a", "b ", "c"), prompts("b", "d"))
+  kept = hygiene.remove_overlap(prompts("a", "b ", "c"), prompts("b", "d"))
   assert [r["prompt"] for r in kept] == ["a", "c"]
-  assert counts == {"kept": 2, "dropped (prompt is in another set)": 1}
 
 
 def test_disjointness_is_checked():
-  assert hygiene.check_disjoint(rm=prompts("a", "a"), ppo=prompts("b"), test=prompts("c")) == {
-    "rm": 1,
-    "ppo": 1,
-    "test": 1,
-  }
+  hygiene.check_disjoint(rm=prompts("a", "a"), ppo=prompts("b"), test=prompts("c"))
   with pytest.raises(ValueError, match="ppo and test share 1 prompts, for example 'c'"):
     hygiene.check_disjoint(rm=prompts("a"), ppo=prompts("b", "c"), test=prompts(" c"))

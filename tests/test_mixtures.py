@@ -71,18 +71,9 @@ def test_equal_examples_are_taken_once_and_counted():
   assert len({(record["prompt"], record["completion"]) for record in records}) == 8
 
 
-@pytest.mark.parametrize(
-  "weights,max_examples,message",
-  [
-    ((1, 1), None, "2 weights for 3 sources"),
-    ((1, 0, 1), None, "each must be above 0"),
-    ((), 0, "max_examples 0"),
-    ((1, 1, 500), 20, "leave source 1 without an example among 20"),
-  ],
-)
-def test_impossible_mixtures_are_named(weights, max_examples, message: str):
-  with pytest.raises(ValueError, match=message):
-    mixtures.mix(SOURCES, weights, max_examples=max_examples, seed=0)
+def test_an_impossible_mixture_is_named():
+  with pytest.raises(ValueError, match="leave source 1 without an example among 20"):
+    mixtures.mix(SOURCES, (1, 1, 500), max_examples=20, seed=0)
 
 
 def test_rows_of_another_epoch_never_fill_the_last_batch():

@@ -1,5 +1,6 @@
 """The pipeline's own arithmetic: who is judged against whom, which epoch, how many tokens."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -218,6 +219,9 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
     max_prompts_per_user=200,
     on_bad="stop",
   )
+  for field in ("max_demonstrations", "prefix_length", "max_prompts_per_user"):
+    with pytest.raises(ValueError, match=f"files.{field} 0; use 1 or more"):
+      dataclasses.replace(cfg, **{field: 0})
   splits.write(cfg, tmp_path / "data", seed=0)
   prompts = {
     name: {line["prompt"] for line in workdir_lib.read_jsonl(tmp_path / "data" / f"{name}.jsonl")}

@@ -7,7 +7,6 @@ that memory holds neither records nor prompts.
 
 import hashlib
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,12 +22,7 @@ def deduplicate_by_prefix(
 
   The paper drops "prompts that share a long common prefix" and gives no length.  A prompt shorter
   than that is dropped only where it equals an earlier one.
-
-  Raises:
-    ValueError: `prefix_length` is below 1.
   """
-  if prefix_length < 1:
-    raise ValueError(f"prefix_length {prefix_length} would call all prompts equal; use at least 1")
   prefixes = (text_hash(prompt_of(record)[:prefix_length]) for record in records)
   return _kept(records, are_new(prefixes, set()), f"share their first {prefix_length} characters")
 
@@ -42,13 +36,8 @@ def are_new(hashes: Iterable[bytes], seen: set[bytes]) -> list[bool]:
   return is_new
 
 
-def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[LazySequence, dict[str, int]]:
-  """Keeps the first `limit` records of every user; those without a user are all kept.
-
-  200 prompts per user is InstructGPT's number (section 3.2).
-  """
-  if limit < 1:
-    raise ValueError(f"{limit} prompts per user keeps nobody's; use at least 1")
+def cap_per_user(records: Sequence[dict], limit: int) -> tuple[LazySequence, dict[str, int]]:
+  """Keeps the first `limit` records of every user; those without a user are all kept."""
   num_of_user: Counter[str | None] = Counter()
   is_kept = []
   for record in records:
@@ -60,7 +49,7 @@ def cap_per_user(records: Sequence[dict], limit: int = 200) -> tuple[LazySequenc
 
 def split_by_user(
   records: Sequence[dict], fractions: Mapping[str, float], seed: int
-) -> tuple[dict[str, LazySequence], dict[str, int]]:
+) -> dict[str, LazySequence]:
   """Splits so that no user is in two parts; where there is no user, by the prompt.
 
   A user's part depends on (seed, user) alone, so a user stays in it when more data come in; the
@@ -73,15 +62,11 @@ def split_by_user(
     seed: of the split.
 
   Returns:
-    (part name -> records, part name -> how many).
+    part name -> records.
 
   Raises:
-    ValueError: the fractions are not shares, or a part comes out empty.
+    ValueError: a part comes out empty.
   """
-  if any(share <= 0 for share in fractions.values()) or not math.isclose(
-    sum(fractions.values()), 1, abs_tol=1e-6
-  ):
-    raise ValueError(f"fractions {dict(fractions)}; they must be positive and add up to 1")
   borders = np.cumsum(list(fractions.values()))
   # The shares may add up to slightly less than 1.
   part = np.minimum([_part_of(record, borders, seed) for record in records], len(fractions) - 1)
@@ -92,7 +77,7 @@ def split_by_user(
         f"the part {name!r} ({fractions[name]:.0%}) of {len(records)} records came "
         "out empty; give more users, a larger fraction or another seed"
       )
-  return parts, {name: len(found) for name, found in parts.items()}
+  return parts
 
 
 def _part_of(record: dict, borders: np.ndarray, seed: int) -> int:
@@ -102,21 +87,15 @@ def _part_of(record: dict, borders: np.ndarray, seed: int) -> int:
   return int(np.searchsorted(borders, point, side="right"))
 
 
-def remove_overlap(
-  records: Sequence[dict], against: Sequence[dict]
-) -> tuple[LazySequence, dict[str, int]]:
-  """Drops records whose prompt also occurs in `against`."""
+def remove_overlap(records: Sequence[dict], against: Sequence[dict]) -> LazySequence:
+  """The records whose prompt does not occur in `against`."""
   taken = _prompt_hashes(against)
   is_kept = [text_hash(prompt_of(record)) not in taken for record in records]
-  return _kept(records, is_kept, "prompt is in another set")
+  return subset(records, np.flatnonzero(is_kept))
 
 
-def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
-  """Checks that no prompt is in two of the sets; returns their numbers of different prompts.
-
-  Raises:
-    ValueError: two sets share a prompt.
-  """
+def check_disjoint(**named_records: Sequence[dict]) -> None:
+  """Raises ValueError where a prompt is in two of the sets."""
   prompts = {name: _prompt_hashes(records) for name, records in named_records.items()}
   for first, second in itertools.combinations(prompts, 2):
     shared = prompts[first] & prompts[second]
@@ -127,7 +106,6 @@ def check_disjoint(**named_records: Sequence[dict]) -> dict[str, int]:
         f"{first} and {second} share {len(shared)} prompts, for example "
         f"{example[:60]!r}; they must be disjoint (see remove_overlap)"
       )
-  return {name: len(found) for name, found in prompts.items()}
 
 
 def prompt_of(record: dict) -> str:

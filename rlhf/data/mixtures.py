@@ -25,8 +25,8 @@ def mix(
   Args:
     sources: demonstrations; what is equal in prompt and completion, also across sources, is taken
       once, from the first source that has it.
-    weights: of each source's number of examples; they hold to within one example, so the mixture
-      ends where a source has no more to give.  Empty: all examples of all sources.
+    weights: above 0, of each source's number of examples; they hold to within one example, so the
+      mixture ends where a source has no more to give.  Empty: all examples of all sources.
     max_examples: of the mixture, at most; None for as many as there are.
     seed: of the draw.
 
@@ -34,18 +34,8 @@ def mix(
     (records, counts): "kept", then what was dropped and why.
 
   Raises:
-    ValueError: weights that do not fit the sources, are not above 0, or leave a source without an
-      example; or `max_examples` below 1.
+    ValueError: the weights leave a source without an example.
   """
-  if weights and len(weights) != len(sources):
-    raise ValueError(
-      f"{len(weights)} weights for {len(sources)} sources; give one for each, or "
-      "none to take all examples"
-    )
-  if any(weight <= 0 for weight in weights):
-    raise ValueError(f"weights {tuple(weights)}; each must be above 0; leave a source out instead")
-  if max_examples is not None and max_examples < 1:
-    raise ValueError(f"max_examples {max_examples}; use 1 or more, or None for all")
   # Of each source, the places of examples that did not come before.
   seen: set[bytes] = set()
   hashes = lambda source: (hygiene.text_hash(r["prompt"], r["completion"]) for r in source)

@@ -30,7 +30,7 @@ class FilesConfig:
     max_completions: per comparison; a random subset where a comparison has more.
     prefix_length: prompts that share this many first characters are duplicates; not stated in the
       paper.
-    max_prompts_per_user: 200 in InstructGPT section 3.2.
+    max_prompts_per_user: 200 in InstructGPT section 3.2; prompts without a user are all kept.
     on_bad: "stop" or "skip" at a malformed line.
   """
 
@@ -134,7 +134,7 @@ def _write(cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: str)
   two = dict(train=1.0 - cfg.valid_fraction, valid=cfg.valid_fraction)
   three = dict(two, train=two["train"] - cfg.test_fraction, test=cfg.test_fraction)
   prompts, comparisons, demonstrations = (
-    hygiene.split_by_user(clean(field), fractions, seed)[0]
+    hygiene.split_by_user(clean(field), fractions, seed)
     for field, fractions in (("prompts", three), ("comparisons", two), ("demonstrations", two))
   )
   if (most := cfg.max_completions) is not None:
@@ -147,16 +147,14 @@ def _write(cfg: FilesConfig, directory: pathlib.Path, seed: int, cache_dir: str)
 
   # Test and validation prompts are kept; what overlaps is taken out of the training sets.
   held_out = concatenate(prompts["test"], prompts["valid"])
-  comparisons["valid"], _ = hygiene.remove_overlap(comparisons["valid"], held_out)
+  comparisons["valid"] = hygiene.remove_overlap(comparisons["valid"], held_out)
   reserved = concatenate(held_out, comparisons["valid"])
-  comparisons["train"], _ = hygiene.remove_overlap(comparisons["train"], reserved)
-  prompts["train"], _ = hygiene.remove_overlap(
+  comparisons["train"] = hygiene.remove_overlap(comparisons["train"], reserved)
+  prompts["train"] = hygiene.remove_overlap(
     prompts["train"], concatenate(reserved, comparisons["train"])
   )
-  demonstrations["train"], _ = hygiene.remove_overlap(demonstrations["train"], reserved)
-  demonstrations["valid"], _ = hygiene.remove_overlap(
-    demonstrations["valid"], demonstrations["train"]
-  )
+  demonstrations["train"] = hygiene.remove_overlap(demonstrations["train"], reserved)
+  demonstrations["valid"] = hygiene.remove_overlap(demonstrations["valid"], demonstrations["train"])
   hygiene.check_disjoint(
     reward_model=concatenate(comparisons["train"], comparisons["valid"]),
     ppo=prompts["train"],
