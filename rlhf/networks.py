@@ -197,7 +197,7 @@ def check_same_tokenizer(first: Tokenizer, second: Tokenizer, names: str) -> Non
   Raises:
     ValueError: the tokenizers differ; two of one size that were trained on different text do.
   """
-  if not first.same_as(second):
+  if first.fingerprint != second.fingerprint:
     raise ValueError(
       f"{names} use different tokenizers ({first.num_ids} and {second.num_ids} ids); train both "
       "from one base"

@@ -16,7 +16,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-# Field of an exported tokenizer_config.json: see `TokenizerParts.padding_row`.
+# Field of an exported tokenizer_config.json: see `read_hf`.
 PADDING_ROW = "padding_row"
 # GPT-2's pre-tokenizer cuts with one regular expression; these are Llama 3's and Qwen 2's, which
 # differ in how they cut digits.
@@ -172,17 +172,16 @@ def _steps(settings: dict[str, dict | None], field: str) -> list[dict]:
 # ----------------------------------------------------------------------------- Hugging Face
 
 
-def read_hf(directory: str | os.PathLike) -> tuple[dict[str, Any], int | None]:
-  """The tokenizer of a Hugging Face directory.
+def read_hf(directory: str | os.PathLike, num_embeddings: int) -> dict[str, Any]:
+  """The arguments of `Tokenizer`, from a Hugging Face directory.
 
   The vocabulary is in `tokenizer.json`, or in GPT-2's `vocab.json` and `merges.txt`.  Special
   tokens are named by `tokenizer_config.json`, then `special_tokens_map.json`, then the ids of
   `generation_config.json` and `config.json`; the chat template is `chat_template.jinja`, or in
   `tokenizer_config.json`.
 
-  Returns:
-    (arguments of `Tokenizer`, padding row): in our exports of a network that pads with a row behind
-    its embedding, that row; its token, added for other programs, is left out.
+  Our exports of a network that pads with a row behind its embedding name that row: `num_embeddings`
+  becomes its number, and its token, added for other programs, is left out.
 
   Raises:
     ValueError: a file is missing or damaged, the format is not supported, or there is no
@@ -206,11 +205,12 @@ def read_hf(directory: str | os.PathLike) -> tuple[dict[str, Any], int | None]:
     raise ValueError(f"{path} names no eos_token; it must name the token that ends a text")
   padding_row = config.get(PADDING_ROW)
   if padding_row is not None:
-    if isinstance(padding_row, bool) or not isinstance(padding_row, int) or padding_row < 1:
+    if type(padding_row) is not int or not 1 <= padding_row <= num_embeddings:
       raise ValueError(
-        f"{path} has {PADDING_ROW} {padding_row!r}; it must be a whole number from 1"
+        f"{path} has {PADDING_ROW} {padding_row!r}; it must be a whole number from 1 to the "
+        f"{num_embeddings} rows of the model's embedding"
       )
-    inner, pad_token = _without_added(inner, pad_token), None
+    inner, pad_token, num_embeddings = _without_added(inner, pad_token), None, padding_row
   special = [eot_token, pad_token, bos_token, unk_token]
   _add_special_tokens(inner, config, [token for token in special if token is not None])
   for field, token in (("bos_token", bos_token), ("eos_token", eot_token)):
@@ -221,8 +221,9 @@ def read_hf(directory: str | os.PathLike) -> tuple[dict[str, Any], int | None]:
   add_bos = config.get("add_bos_token")
   if isinstance(add_bos, bool) and add_bos != bool(find_prefix(inner)):
     add_prefix(inner, bos_token if add_bos else None)
-  arguments = dict(
+  return dict(
     inner=inner,
+    num_embeddings=num_embeddings,
     eot_token=eot_token,
     pad_token=_own_padding(inner, pad_token, {eot_token, bos_token, unk_token}, end_ids),
     bos_token=bos_token,
@@ -230,7 +231,6 @@ def read_hf(directory: str | os.PathLike) -> tuple[dict[str, Any], int | None]:
     chat_template=_find_template(directory, config),
     source=str(path),
   )
-  return arguments, padding_row
 
 
 def token_of(config: Mapping[str, Any], field: str) -> str | None:
@@ -317,7 +317,9 @@ class _Metadata:
 
   def __init__(self, reader, name: str):
     self.reader, self.name = reader, name
-    self.tokens: list[str] = self.need("ggml.tokens")  # the token of every id
+    # The token of every id, and the kind of each.
+    self.tokens: list[str] = self.need("ggml.tokens")
+    self.kinds: list[int] = self.need("ggml.token_type")
 
   def get(self, field: str) -> Any:
     """The value of the field, or None."""
@@ -358,12 +360,11 @@ def read_gguf(reader, name: str) -> dict[str, Any]:
   """
   metadata = _Metadata(reader, name)
   read = metadata.need("ggml.model", {"gpt2": _gguf_bpe, "llama": _gguf_sentencepiece})
-  tokens, kinds = metadata.tokens, metadata.need("ggml.token_type")
-  inner, starts_with_bos = read(metadata, tokens, kinds)
+  inner, starts_with_bos = read(metadata)
   # These are found in a text before it is cut; runs of spaces are merged like other tokens.
   added = [
     tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-    for token, kind in zip(tokens, kinds, strict=True)
+    for token, kind in zip(metadata.tokens, metadata.kinds, strict=True)
     if kind in (_UNKNOWN, _CONTROL) or (kind == _USER_DEFINED and token.strip(" "))
   ]
   inner.add_tokens(added)
@@ -386,14 +387,11 @@ def read_gguf(reader, name: str) -> dict[str, Any]:
   )
 
 
-def _gguf_bpe(
-  metadata: _Metadata, tokens: Sequence[str], kinds: Sequence[int]
-) -> tuple[tokenizers.Tokenizer, bool]:
+def _gguf_bpe(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
   """(GPT-2's byte-level BPE with the pre-tokenizer that the file names, whether it adds BOS)."""
-  del kinds
   steps, normalizer, is_llama3 = metadata.need("ggml.pre", PRE_TOKENIZERS)
   merges = [tuple(merge.split(" ")) for merge in metadata.need("ggml.merges")]
-  vocabulary = {token: i for i, token in enumerate(tokens)}
+  vocabulary = {token: i for i, token in enumerate(metadata.tokens)}
   if not all(len(merge) == 2 for merge in merges):
     raise ValueError(
       f"{metadata.name}: tokenizer.ggml.merges has a line that is not two tokens with one space "
@@ -437,15 +435,13 @@ PRE_TOKENIZERS = {
 }
 
 
-def _gguf_sentencepiece(
-  metadata: _Metadata, tokens: Sequence[str], kinds: Sequence[int]
-) -> tuple[tokenizers.Tokenizer, bool]:
+def _gguf_sentencepiece(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
   """(SentencePiece's BPE, whether it adds BOS); merges that give a higher score come first."""
-  scores = metadata.need("ggml.scores")
+  kinds, scores = metadata.kinds, metadata.need("ggml.scores")
   # llama.cpp writes the runs of spaces that are tokens with plain spaces.
   tokens = [
     token.replace(" ", _SPACE) if kind == _USER_DEFINED and not token.strip(" ") else token
-    for token, kind in zip(tokens, kinds, strict=True)
+    for token, kind in zip(metadata.tokens, kinds, strict=True)
   ]
   vocabulary = {token: i for i, token in enumerate(tokens)}
   ranked = []

@@ -250,13 +250,9 @@ class Tokenizer:
 
   # ---- files
 
-  def same_as(self, other: "Tokenizer") -> bool:
-    """Whether both encode every text as the same ids."""
-    return self.fingerprint == other.fingerprint
-
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Of everything that the ids of a text depend on."""
+    """Of everything that the ids of a text depend on: equal if every text has the same ids."""
     facts = (self.eot_id, self.pad_id, self.num_ids, self.prefix_ids, self.chat_template)
     return hashlib.sha256(f"{facts}{self._inner.to_str()}".encode()).hexdigest()
 
@@ -374,27 +370,20 @@ class Tokenizer:
     Raises:
       ValueError: the directory has no readable tokenizer, or it has more ids than rows.
     """
-    arguments, padding_row = files.read_hf(directory)
-    if padding_row is not None:
-      if padding_row > num_embeddings:
-        raise ValueError(
-          f"{arguments['source']} has {files.PADDING_ROW} {padding_row}, and the model's embedding "
-          f"{num_embeddings} rows; it must not be larger"
-        )
-      num_embeddings = padding_row
-    return cls._published(arguments, num_embeddings, str(directory))
+    return cls._published(files.read_hf(directory, num_embeddings), str(directory))
 
   @classmethod
   def from_gguf(cls, reader, *, num_embeddings: int, name: str) -> "Tokenizer":
     """The tokenizer in an open `gguf.GGUFReader`, whose file is `name`; otherwise as `from_hf`."""
-    return cls._published(files.read_gguf(reader, name), num_embeddings, name)
+    arguments = files.read_gguf(reader, name) | {"num_embeddings": num_embeddings}
+    return cls._published(arguments, name)
 
   @classmethod
-  def _published(cls, arguments: dict[str, Any], num_embeddings: int, name: str) -> "Tokenizer":
+  def _published(cls, arguments: dict[str, Any], name: str) -> "Tokenizer":
     try:
-      tokenizer = cls(**arguments, num_embeddings=num_embeddings)
+      tokenizer = cls(**arguments)
       if tokenizer.pad_id in tokenizer.end_ids:  # padding is never sampled, so nothing would end
-        tokenizer = cls(**arguments | {"pad_token": None}, num_embeddings=num_embeddings)
+        tokenizer = cls(**arguments | {"pad_token": None})
       return tokenizer
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from None
