@@ -60,12 +60,7 @@ class PromptFormat:
 
   @classmethod
   def of(cls, group, name: str = "") -> "PromptFormat":
-    """The format in any dataclass or config group that has its three fields.
-
-    Args:
-      group: has the fields.
-      name: of the group, for error messages.
-    """
+    """The format in a dataclass or config group with its fields; errors say the group's `name`."""
     try:
       return cls(**{field.name: getattr(group, field.name) for field in dataclasses.fields(cls)})
     except ValueError as error:
@@ -229,10 +224,6 @@ def demonstration_rows(
   """Demonstrations as rows for LM training, with loss on completion and end-of-text.
 
   Args:
-    records: demonstrations.
-    tokenizer: text to ids.
-    length: tokens per row.
-    prompt_format: how prompts and completions are written.
     packing, prompt_loss_weight, attend_across_documents, reset_positions: as in `packing.pack`.
     overlong: a key of `OVERLONG_DEMONSTRATIONS`, for sequences of more than `length` tokens:
       "drop"; "truncate_left" (the prompt loses its start; dropped where no token of it would stay);
@@ -245,7 +236,7 @@ def demonstration_rows(
     of rows.
 
   Raises:
-    ValueError: nothing fits into `length`, or an unknown name.
+    ValueError: nothing fits into rows of `length` tokens, or an unknown name.
   """
   _check_overlong(overlong, OVERLONG_DEMONSTRATIONS)
   around = prompt_format.num_around(tokenizer)
@@ -310,13 +301,10 @@ def prompt_rows(
   overlong: str = "drop",
   cache_dir: str | os.PathLike | None = None,
 ) -> tuple[types.PromptBatch, Sequence[dict], dict[str, int]]:
-  """Prompts, left-padded.
+  """Rows of the prompts of any records, left-padded.
 
   Args:
-    records: anything with a "prompt".
-    tokenizer: text to ids.
     max_prompt_tokens: P; what the format writes around a prompt counts.
-    prompt_format: how prompts are written.
     overlong: a key of `OVERLONG_PROMPTS`: "drop" (the paper filters prompts of more than 1k
       tokens, InstructGPT appendix C) or "truncate_left" (it loses its start; dropped where no
       token of it would stay).
@@ -371,10 +359,7 @@ def comparison_rows(
   """Comparisons, all completions of a prompt together.
 
   Args:
-    records: comparisons.
-    tokenizer: text to ids.
     length: T, for prompt + completion + end-of-text.
-    prompt_format: how prompts and completions are written.
     overlong: a key of `OVERLONG_COMPARISONS`, for completions that do not fit: "drop_completion"
       (the comparison goes where fewer than two are left), "drop_comparison",
       "truncate_completion" (its end is lost, end-of-text with it; the comparison goes where the
@@ -476,9 +461,6 @@ def text_rows(
   appendix B).
 
   Args:
-    records: texts.
-    tokenizer: text to ids.
-    length: tokens per row.
     packing, attend_across_documents, reset_positions: as in `packing.pack`.
     max_tokens: reading stops after this number of tokens.
     cache_dir: as in `demonstration_rows`.

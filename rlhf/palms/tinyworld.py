@@ -106,24 +106,12 @@ def _probes(p: SetConfig) -> tuple[sets.Probe, ...]:
         if not templates:
           raise _too_few("probes", name, number, "num_probes", p.num_probes)
         template = templates[number % len(templates)]
-        prompt = _unseen(lambda: _filled(rng, template), seen)
+        prompt = _unseen(lambda: grammar.fill_freely(rng, template), seen)
         if prompt is None:
           templates.remove(template)  # every way to fill its slots has been used
       where = f"tinyworld: probe {len(probes) + 1}"
       probes.append(sets.Probe(category=name, prompt=prompt, where=where))
   return tuple(probes)
-
-
-def _filled(rng, template: str) -> str:
-  """A template of `sensitive` with a random word in each slot."""
-
-  def word(part: str) -> str:
-    if not part.startswith("{"):
-      return part
-    choices = words.choices(part[1:-1])
-    return choices[int(rng.random() * len(choices))]
-
-  return " ".join(map(word, template.split()))
 
 
 def _targeted(p: SetConfig) -> tuple[sets.Sample, ...]:
