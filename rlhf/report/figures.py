@@ -26,7 +26,7 @@ _OTHER_COLORS = ("#56b4e9", "#b8a600", "#8b5fbf", "#7a4b2a")
 _INK, _MUTED, _GRID = "#1f2933", "#5f6b7a", "#e4e8ee"
 _DASHED = dict(linewidth=1, linestyle=(0, (4, 3)))
 _DOTTED = dict(linewidth=1, linestyle=(0, (2, 2)))
-_GROUPS = ("training_labelers", "heldout_labelers")
+GROUP_LABELS = {"training_labelers": "training labelers", "heldout_labelers": "held-out labelers"}
 _NATS = "loss (nats per token)"
 
 
@@ -49,15 +49,11 @@ def label(model: str) -> str:
 
 def _colors(names: Sequence[str]) -> dict[str, str]:
   others = itertools.cycle(_OTHER_COLORS)
-  return {name: _look(name).get("color") or next(others) for name in names}
+  return {name: models().get(name, {}).get("color") or next(others) for name in names}
 
 
 def _marker(name: str) -> str:
-  return _look(name).get("marker", "o")
-
-
-def _look(name: str) -> dict[str, str]:
-  return models().get(name, {})
+  return models().get(name, {}).get("marker", "o")
 
 
 def _pale(color: str) -> str:
@@ -132,6 +128,7 @@ def _line(axes, x, y, low=None, high=None, *, color, **style) -> None:
   axes.plot(x, y, color=color, markersize=3.5, **style)
 
 
+@_style()
 def _lines(
   name: str, lines, x_label: str, y_label: str, *, marker=None, colors=None, plain: bool = False
 ) -> str | None:
@@ -156,8 +153,7 @@ def _lines(
     _line(axes, *line, color=colors[run], label=label(run), **style)
   if plain:
     axes.ticklabel_format(useOffset=False)
-  axes.set_xlabel(x_label)
-  axes.set_ylabel(y_label)
+  axes.set(xlabel=x_label, ylabel=y_label)
   if len(lines) > 1:
     axes.legend(loc="best")
   return _svg(axes, name)
@@ -176,9 +172,7 @@ def _root(kl) -> np.ndarray:
 
 
 def _percent_axis(axis) -> None:
-  from matplotlib.ticker import FuncFormatter
-
-  axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+  axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
 def _row_axis(axes, names: Sequence[str]) -> None:
@@ -189,8 +183,8 @@ def _row_axis(axes, names: Sequence[str]) -> None:
   axes.grid(axis="y", visible=False)
 
 
-def _model_rows(axes, rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> int:
-  """A row for each (name, model -> cell), with a mark for each model; returns their number.
+def _model_rows(axes, rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> None:
+  """A row for each (name, model -> cell), with a mark for each model.
 
   METHOD@SIZE has its method's colour; its marker is that of the size, where there are several.
   """
@@ -208,7 +202,6 @@ def _model_rows(axes, rows: Sequence[tuple[str, Mapping[str, Cell]]]) -> int:
     marker = markers[size[name]] if len(markers) > 1 else _marker(method[name])
     style: Any = dict(color=colors[method[name]], marker=marker, capsize=2.5, label=label(name))
     _intervals(axes, *zip(*known), sideways=True, **style)
-  return len(names)
 
 
 def _outside_legend(axes, num_columns: int = 3) -> None:
@@ -220,6 +213,12 @@ def _outside_legend(axes, num_columns: int = 3) -> None:
 # ----------------------------------------------------------------------------- preferences
 
 
+def known_groups(cells: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+  """Group of labelers -> cell, of the groups that judged."""
+  cells = {} if cells is None else cells
+  return {group: cells[group] for group in GROUP_LABELS if cells.get(group) is not None}
+
+
 @_style()
 def win_rates(rates: Mapping[str, Any]) -> str | None:
   """Bars with intervals, one pair (training, held-out labelers) per policy.
@@ -228,21 +227,16 @@ def win_rates(rates: Mapping[str, Any]) -> str | None:
     rates: policy -> group -> the win rate against SFT, an interval; or over seeds, {"pooled":
       interval, "per_seed": {seed: interval}}, with a dot for each seed.  Any may be None.
   """
-  known = {
-    policy: {group: cells[group] for group in _GROUPS if cells[group] is not None}
-    for policy, cells in rates.items()
-    if cells is not None
-  }
-  known = {policy: cells for policy, cells in known.items() if cells}
+  known = {policy: kept for policy, cells in rates.items() if (kept := known_groups(cells))}
   if not known:
     return None
   colors, highest = _colors(list(known)), 0.0
   axes = _axes(7.4, 3.6)
   for place, (policy, cells) in enumerate(known.items()):
     for group, found in cells.items():
-      x, pale = (place - 0.2, False) if group == _GROUPS[0] else (place + 0.2, True)
       cell, color = found.get("pooled", found), colors[policy]
-      face = _pale(color) if pale else color
+      pale = group == "heldout_labelers"
+      x, face = (place + 0.2, _pale(color)) if pale else (place - 0.2, color)
       axes.bar(x, cell["mean"], width=0.37, color=face, edgecolor=color, linewidth=1)
       _intervals(axes, [x], [cell], color=_INK, capsize=4, capthick=1.3, marker="none", zorder=4)
       seeds = [one["mean"] for one in found.get("per_seed", {}).values()]
@@ -266,12 +260,11 @@ def _win_rate_axes(axes, policies: Sequence[str], highest: float) -> None:
   axes.set_xlim(-0.6, len(policies) + 0.35)  # room for the words at the end of the line
   place = dict(ha="right", va="bottom", color=_INK, fontsize=9.5)
   axes.text(len(policies) + 0.33, 0.505, "SFT, 50 %", **place)
-  axes.set_ylim(0, max(0.7, min(1.08, highest + 0.1)))
+  axes.set(ylim=(0, max(0.7, min(1.08, highest + 0.1))), ylabel="win rate against SFT")
   _percent_axis(axes.yaxis)
-  axes.set_ylabel("win rate against SFT")
   axes.legend(
     [Patch(facecolor=face, edgecolor=_MUTED) for face in (_MUTED, _pale(_MUTED))],
-    ["training labelers", "held-out labelers"],
+    list(GROUP_LABELS.values()),
     loc="upper left",
     ncols=2,
     bbox_to_anchor=(0, 1.13),
@@ -283,7 +276,6 @@ def _win_rate_axes(axes, policies: Sequence[str], highest: float) -> None:
 # ----------------------------------------------------------------------------- along training
 
 
-@_style()
 def reward_curve(reward: Mapping[str, Points], quantity: str, unit: str) -> str | None:
   """One quantity of the validation prompts against the PPO iteration, a line per run; in a band
   where the points have its ends, QUANTITY_low and QUANTITY_high."""
@@ -294,7 +286,6 @@ def reward_curve(reward: Mapping[str, Points], quantity: str, unit: str) -> str 
   return _lines(f"curve-{quantity}", lines, "PPO iteration", unit)
 
 
-@_style()
 def reward_against_root_kl(reward: Mapping[str, Points]) -> str | None:
   """Reward-model score bought per distance from the start (Gao et al. 2022 plot this)."""
   known = {run: _known(points, "kl", "reward") for run, points in reward.items()}
@@ -335,7 +326,6 @@ def over_optimization(curves: Mapping[str, Points]) -> tuple[str, bytes] | None:
   return _svg(axes_M[0], "over-optimization"), _png(axes_M[0])
 
 
-@_style()
 def pretraining_curve(points: Sequence[Sequence[Any]], name: str) -> str | None:
   """Training and held-out loss of the base model; points are (step, train, held-out)."""
   colors = {"training batch": "#b4bcc8", "held-out text": models()["ppo_ptx"]["color"]}
@@ -344,7 +334,6 @@ def pretraining_curve(points: Sequence[Sequence[Any]], name: str) -> str | None:
   return _lines(name, lines, "step", _NATS, colors=colors)
 
 
-@_style()
 def pretraining_end(points: Sequence[Sequence[Any]], name: str) -> str | None:
   """Held-out loss over the second half of the steps, which shows whether it still falls."""
   step, loss = _known([dict(enumerate(point)) for point in points], 0, 2)
@@ -355,7 +344,6 @@ def pretraining_end(points: Sequence[Sequence[Any]], name: str) -> str | None:
   return _lines(name, lines, "step", f"held-out {_NATS}", marker="o", plain=True)
 
 
-@_style()
 def sft_epochs(points: Points) -> tuple[str | None, str | None]:
   """Held-out loss and reward-model score of the SFT baseline after each epoch."""
   loss, score = ({"sft": _known(points, "epoch", field)} for field in ("valid_nll", "score"))
@@ -383,12 +371,10 @@ def calibration(curve: Mapping[str, Any]) -> str | None:
   axes.text(0.97, 0.985, "perfectly calibrated", **place)
   axes.plot(x, y, color=color, linewidth=1.2, alpha=0.6)
   axes.scatter(x, y, s=size, color=color, edgecolor="white", linewidth=0.8, zorder=3)
-  axes.set_xlim(0.48, 1.02)
-  axes.set_ylim(min(0.45, min(y) - 0.05), 1.04)
+  axes.set(xlim=(0.48, 1.02), ylim=(min(0.45, min(y) - 0.05), 1.04))
+  axes.set(xlabel="predicted probability, σ(score difference)", ylabel="pairs ranked as predicted")
   _percent_axis(axes.xaxis)
   _percent_axis(axes.yaxis)
-  axes.set_xlabel("predicted probability, σ(score difference)")
-  axes.set_ylabel("pairs ranked as predicted")
   return _svg(axes, "calibration")
 
 
@@ -437,9 +423,8 @@ def few_shot(tasks: Mapping[str, Mapping[str, float | None]]) -> str | None:
       axes.plot(2 * [chance["mean"]], [row - 0.42, row + 0.42], color=_INK, label=name, **_DOTTED)
     if row:
       axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
-  axes.set_xlim(-0.02, 1.02)
+  axes.set(xlim=(-0.02, 1.02), xlabel="accuracy")
   _percent_axis(axes.xaxis)
-  axes.set_xlabel("accuracy")
   _outside_legend(axes)
   return _svg(axes, "few-shot")
 
@@ -491,10 +476,8 @@ def over_size(
   colors = _colors(list(points))
   axes = _axes(6.2, 3.9)
   for method, found in points.items():
-    style: Any = dict(
-      color=colors[method], marker=_marker(method), linewidth=1.8, label=label(method)
-    )
-    _intervals(axes, list(map(count, found)), found, **style)
+    style: Any = dict(color=colors[method], marker=_marker(method), label=label(method))
+    _intervals(axes, list(map(count, found)), found, linewidth=1.8, **style)
   if line is not None:
     axes.axhline(line, color=_INK, zorder=1, **_DASHED)
   axes.set_xscale("log")
@@ -504,8 +487,7 @@ def over_size(
   axes.margins(x=0.08, y=0.12)
   if percent:
     _percent_axis(axes.yaxis)
-  axes.set_xlabel("parameters outside the embeddings")
-  axes.set_ylabel(y_label)
+  axes.set(xlabel="parameters outside the embeddings", ylabel=y_label)
   if len(points) > 1:
     _outside_legend(axes, 3 if max(map(len, points)) > 12 else len(points))
   return _svg(axes, name)

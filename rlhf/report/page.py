@@ -10,9 +10,7 @@ from typing import Any
 import jinja2
 
 from rlhf.report import figures
-from rlhf.report.figures import Cell
-
-GROUP_LABELS = {"training_labelers": "training labelers", "heldout_labelers": "held-out labelers"}
+from rlhf.report.figures import GROUP_LABELS, Cell
 
 
 @functools.cache

@@ -157,17 +157,11 @@ def verdict(interval: Mapping[str, float], middle: float = 0.5) -> int:
   return int(interval["low"] > middle) - int(interval["high"] < middle)
 
 
-def _known_groups(cells: Mapping[str, Any] | None) -> dict[str, Mapping[str, float]]:
-  """Group of labelers -> interval, of the groups that judged."""
-  cells = {} if cells is None else cells
-  return {group: cells[group] for group in GROUP_LABELS if cells.get(group) is not None}
-
-
 def _judged(report, paired) -> dict[str, Any]:
   """What the templates say about preferences: "policy", whom the headline is about ("" without
   labelers), and intervals by group of labelers."""
   rates = report["win_rate_vs_sft"] or {}
-  known = {policy: _known_groups(cells) for policy, cells in rates.items()}
+  known = {policy: figures.known_groups(cells) for policy, cells in rates.items()}
   policy = next((policy for policy in ("ppo_ptx", "ppo") if known.get(policy)), "")
   judged = known.get(policy, {})
   return dict(
@@ -175,7 +169,7 @@ def _judged(report, paired) -> dict[str, Any]:
     judged=judged,
     verdicts={group: verdict(cell) for group, cell in judged.items()},
     base=known.get("base"),
-    paired=_known_groups(paired),
+    paired=figures.known_groups(paired),
   )
 
 
