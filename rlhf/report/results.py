@@ -23,7 +23,6 @@ Bootstrap = Mapping[str, int]  # num_resamples and seed
 POLICIES = ("base", "sft", "ppo", "ppo_ptx")  # whose ratings and samples are shown
 PPO_RUNS = ("ppo", "ppo_ptx")
 SHOWN_SAMPLES = 30
-_ENDS = ("mean", "low", "high", "n")
 
 
 # ----------------------------------------------------------------------------- the whole report
@@ -40,6 +39,9 @@ def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
   done = {name: workdir_lib.done_result(workdir / name) for name in stages.table(config)}
   seconds = {name: result["seconds"] for name, result in done.items()}
   evaluated, stage = done["evaluation"], workdir / "evaluation"
+  paired, num_prompts, _ = (
+    evaluated.pop(name) for name in ("paired_difference", "num_prompts", "seconds")
+  )
   accuracy, calibration = reward_accuracy(config, workdir, reward)
   samples = read_jsonl(stage / "preference" / "completions.jsonl")[:SHOWN_SAMPLES]
   labelers: dict[str, float] | None = None
@@ -57,13 +59,9 @@ def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
     ),
     wall_seconds=seconds | {"total": sum(seconds.values())},
     seed=config.seed,
-    paired_difference_ppo_ptx_minus_ppo=evaluated["paired_difference"],
-    num_test_prompts=evaluated["num_prompts"],
-    **{
-      name: value
-      for name, value in evaluated.items()
-      if name not in ("seconds", "num_prompts", "paired_difference")
-    },
+    paired_difference_ppo_ptx_minus_ppo=paired,
+    num_test_prompts=num_prompts,
+    **evaluated,
   )
   prompt_format = prepare.PromptFormat.of(config.format)
   return dict(
@@ -76,7 +74,7 @@ def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
       "sft, ppo, ppo_ptx": config.evaluation.temperature,
       "rollouts": config.ppo.ppo.temperature,
     },
-    paired_difference=evaluated["paired_difference"],
+    paired_difference=paired,
     curves=dict(
       base=loss_curve(workdir / "base"),
       base_more_pretraining=loss_curve(workdir / "base_more_pretraining"),
@@ -161,7 +159,7 @@ def summary(config) -> dict[str, Any]:
 
 
 def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: Bootstrap):
-  """What labelers prefer and mark, from the suite `preference`; None without labelers.
+  """What labelers prefer and mark, from the suite `preference`; all None without labelers.
 
   Args:
     directory: of the suite.
@@ -169,15 +167,19 @@ def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: 
     settings: of the bootstrap.
   """
   rows = win_rates.read_preferences(directory / "preferences.jsonl")
+  num_prompts, names = compared["num_prompts"], list(compared["measures"])
+  if not any(row["group"] in win_rates.GROUPS for row in rows):
+    absent = ("win_rate_vs_sft", "likert", "metadata", "paired_difference")
+    return dict(num_prompts=num_prompts) | dict.fromkeys(absent)
   cells = {
-    (name, measure["metric"], measure["variant"]): {end: measure[end] for end in _ENDS}
-    for name, found in compared["measures"].items()
-    for measure in found
+    (row["metric"], row["variant"]): row["cells"] for row in units.by_measure(compared["measures"])
   }
-  labelers = any(row["group"] in win_rates.GROUPS for row in rows)
 
-  def by_group(cell):
-    return {f"{group}_labelers": cell(group) for group in win_rates.GROUPS}
+  def by_group(metric, names):
+    return {
+      name: {f"{group}_labelers": cells[metric, group][name] for group in win_rates.GROUPS}
+      for name in names
+    }
 
   def difference(group):
     a_PL, b_PL = (
@@ -186,34 +188,20 @@ def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: 
     )
     return statistics.paired_difference(a_PL, b_PL, **settings).as_dict()
 
-  names = list(compared["measures"])
-  others = [name for name in names if name != compared["baseline"]]
-  found: dict[str, Any] = dict(
-    num_prompts=compared["num_prompts"],
-    win_rate_vs_sft=None,
-    likert=None,
-    metadata=None,
-    paired_difference=None,
+  return dict(
+    num_prompts=num_prompts,
+    win_rate_vs_sft=by_group("win_rate", [name for name in names if name != compared["baseline"]]),
+    likert=by_group("likert", POLICIES),
+    metadata={
+      name: {
+        label: cells[label, "training"][name]
+        for label in sorted(win_rates.METADATA)
+        if name in cells.get((label, "training"), ())
+      }
+      for name in names
+    },
+    paired_difference={f"{group}_labelers": difference(group) for group in win_rates.GROUPS},
   )
-  if labelers:
-    found |= dict(
-      win_rate_vs_sft={
-        name: by_group(lambda group, name=name: cells[name, "win_rate", group]) for name in others
-      },
-      likert={
-        name: by_group(lambda group, name=name: cells[name, "likert", group]) for name in POLICIES
-      },
-      metadata={
-        name: {
-          label: cells[name, label, "training"]
-          for label in sorted(win_rates.METADATA)
-          if (name, label, "training") in cells
-        }
-        for name in names
-      },
-      paired_difference=by_group(difference),
-    )
-  return found
 
 
 def compare_rewards(scores: Mapping[str, np.ndarray], settings: Bootstrap) -> dict[str, Any]:
@@ -283,13 +271,11 @@ def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], 
     ]
     for name in lines[0]["completions"]
   }
+  both = dict(training_weights=gold.GOLD_WEIGHTS, evaluation_weights=gold.EVALUATION_WEIGHTS)
   means = {
     name: {
-      f"{which}_weights": float(np.mean([gold.gold_score(mark, weights) for mark in found]))
-      for which, weights in (
-        ("training", gold.GOLD_WEIGHTS),
-        ("evaluation", gold.EVALUATION_WEIGHTS),
-      )
+      which: float(np.mean([gold.gold_score(mark, weights) for mark in found]))
+      for which, weights in both.items()
     }
     for name, found in marks.items()
   }
