@@ -53,15 +53,14 @@ def write(
       suite: units.differences(values, checkpoints[0]["name"], **bootstrap)
       for suite, values in measures.items()
     }
-  if compared is not None and completions.is_file():
-    samples = workdir_lib.read_jsonl(completions)[:SHOWN_SAMPLES]
-  if compared is not None:
-    measures = {"preference": compared["measures"]} | dict(measures)
-    preference = {name: part for name, part in compared.items() if name != "measures"}
-    notes = [*notes, *page.paragraphs("notes.txt", compared=compared)]
   tables = {suite: units.by_measure(found) for suite, found in measures.items()}
   if compared is not None:
-    add_baseline(tables["preference"], compared["baseline"])
+    rows = units.by_measure(compared["measures"])
+    add_baseline(rows, compared["baseline"])
+    tables = {"preference": rows} | tables
+    preference = {name: part for name, part in compared.items() if name != "measures"}
+    notes = [*notes, *page.paragraphs("notes.txt", compared=compared)]
+    samples = workdir_lib.read_jsonl(completions)[:SHOWN_SAMPLES] if completions.is_file() else []
   data = dict(
     title=title,
     checkpoints=list(checkpoints),
@@ -72,14 +71,15 @@ def write(
   )
   workdir_lib.write_json(directory / "evaluation.json", data)
   parameters = {one["name"]: one["parameters"] for one in checkpoints}
+  judged = {} if compared is None else compared
   html = page.render(
     "evaluation.html",
     title=title,
-    simulated=compared is not None and compared.get("simulated", False),
+    simulated=judged.get("simulated", False),
     checkpoints=checkpoints,
-    matrix=matrix(compared),
+    matrix=matrix(judged.get("matrix", {})),
     samples=samples,
-    reward_models={} if compared is None else compared["reward_models"],
+    reward_models=judged.get("reward_models", {}),
     calibration=figures.calibration,
     notes=notes,
     sections=[
@@ -94,11 +94,11 @@ def write(
   return directory / "evaluation.html"
 
 
-def matrix(compared: Mapping[str, Any] | None) -> dict[str, dict[str, dict[str, Any]]]:
+def matrix(rows_by_judges: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
   """judges -> checkpoint -> other -> interval, where more pairs than those with one baseline were
   judged."""
   found = {}
-  for judges, rows in ({} if compared is None else compared["matrix"]).items():
+  for judges, rows in rows_by_judges.items():
     known = {a: {b: cell for b, cell in row.items() if cell is not None} for a, row in rows.items()}
     if sum(len(row) > 1 for row in known.values()) > 1:
       found[judges] = known
@@ -143,8 +143,7 @@ def plots(
   name: str, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, int | None]
 ) -> list[tuple[str, str]]:
   """(SVG, what is added to its name): over the size where there are sizes, else dots."""
-  means = {cell["mean"] for row in rows for cell in row["cells"].values()}
-  if len(means) < 2:
+  if len({cell["mean"] for row in rows for cell in row["cells"].values()}) < 2:
     return []  # there is nothing to see
   if not has_sizes(parameters):
     svg = figures.measure(rows, name)

@@ -28,10 +28,6 @@ ENDS = ("mean", "low", "high")
 # ----------------------------------------------------------------------------- one run's measures
 
 
-def _evaluation(workdir: pathlib.Path) -> dict[str, Any]:
-  return workdir_lib.done_result(workdir / "evaluation")
-
-
 def _wins(workdir, policy, group: str) -> Values:
   lines = win_rates.read_preferences(workdir / "evaluation" / "preference" / "preferences.jsonl")
   return win_rates.values_by_prompt(lines, policy=policy, group=group, field="win")
@@ -50,12 +46,12 @@ def _gold(workdir, policy) -> Values:
 
 
 def _tax(workdir, policy) -> Values:
-  losses = _evaluation(workdir)["pretraining_nll"]
+  losses = workdir_lib.done_result(workdir / "evaluation")["pretraining_nll"]
   return [[losses[policy] - losses["ppo_init"]]]
 
 
 def _few_shot(workdir, policy) -> Values:
-  tasks = _evaluation(workdir)["few_shot_tasks"]
+  tasks = workdir_lib.done_result(workdir / "evaluation")["few_shot_tasks"]
   return [[float(np.mean([cells[policy] for cells in tasks.values()]))]]
 
 
@@ -66,9 +62,8 @@ def _reward_dir(workdir: pathlib.Path) -> pathlib.Path:
 
 def _accuracy(workdir, _) -> Values:
   saved = workdir_lib.read_json(_reward_dir(workdir) / "validation_scores.json")
-  gap_NC = calibration.score_gaps(
-    *(np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
-  )
+  arrays = (np.asarray(saved[name]) for name in ("scores", "ranks", "valid"))
+  gap_NC = calibration.score_gaps(*arrays)
   return np.where(np.isnan(gap_NC), np.nan, 0.5 * (1 + np.sign(gap_NC)))
 
 
@@ -125,16 +120,11 @@ def gather(
 
 def mean(values: Values) -> float:
   """The ratio of sums that `statistics` takes for a mean."""
-  flat = np.concatenate([np.asarray(row, np.float64) for row in values])
-  return float(np.nanmean(flat))
+  return float(np.nanmean(np.concatenate([np.asarray(row, np.float64) for row in values])))
 
 
 def pool(
-  gathered: Sequence[Mapping[str, Any]],
-  first: Mapping[str, Any],
-  *,
-  num_resamples: int = 2000,
-  seed: int = 0,
+  gathered: Sequence[Mapping[str, Any]], first: Mapping[str, Any], *, num_resamples: int = 2000
 ) -> list[dict[str, Any]]:
   """Over the seeds of each trial.
 
@@ -161,7 +151,7 @@ def pool(
     if row["seed"] in seeds:
       raise ValueError(f"{row['overrides']} has several runs of one seed; collect each once")
     seeds[row["seed"]] = row["values"]
-  settings = dict(num_resamples=num_resamples, seed=seed)
+  settings = dict(num_resamples=num_resamples, seed=0)
 
   def measured(name: str, seeds, start) -> dict[str, Any]:
     values = {number: seeds[number][name] for number in sorted(seeds)}
@@ -267,10 +257,7 @@ def _table(pooled: Sequence[Mapping[str, Any]], x: str, field: str) -> str:
   lines = [header, ["---"] * len(header)]
   for row in pooled:
     found = (row["measures"][name][field] for name in names)
-    cells = [
-      f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" if cell else ""
-      for cell in found
-    ]
+    cells = ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**cell) if cell else "" for cell in found]
     start = [text(row, key) for key in varied] + [row[key] for key in policy]
     lines.append([*start, *cells, str(len(row["seeds"]))])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
