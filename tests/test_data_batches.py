@@ -110,7 +110,7 @@ def test_indices_say_which_rows_a_batch_has():
   )
   stream = batches_lib.Batches(rows, batch_size=4, seed=0)
   for step in range(9):
-    assert stream[step].tokens_BP[:, 0].tolist() == stream.indices(step).tolist()
+    assert stream[step].tokens_BP[:, 0].tolist() == stream._indices[step].tolist()
 
 
 def test_more_rows_in_a_batch_than_there_are():
@@ -128,7 +128,7 @@ def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
     found = numbers(stream[step])
     here = [n for n in found if n >= 1000]
     assert len(here) in (3, 4) and len(found) == 32
-    assert stream.indices(step).tolist() == [n - 930 if n >= 1000 else n for n in found]
+    assert stream._indices[step].tolist() == [n - 930 if n >= 1000 else n for n in found]
     main += [n for n in found if n < 1000]
     other += here
   assert len(other) == 160 and len(main) == 1440

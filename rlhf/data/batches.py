@@ -172,10 +172,6 @@ class Batches:
     """Batches until every (main) row was seen `num_epochs` times, rounded up."""
     return int(np.ceil(num_epochs * self.num_rows / self._main_share - 1e-9))
 
-  def indices(self, step: int) -> np.ndarray:
-    """Row numbers of the whole global batch of a step."""
-    return self._indices[step]
-
   def __getitem__(self, step: int):
     """This process's rows of the batch of a step, as numpy arrays."""
     return self._dataset[step]

@@ -67,8 +67,7 @@ Reader = Callable[[pathlib.Path, FormatOptions], Iterator[tuple[str, Any]]]
 def parse_spec(spec: str) -> tuple[str, str, FormatOptions] | None:
   """(format, path, options) of `FORMAT[,OPTION=VALUE...]:PATH`; None if no format is named.
 
-  Raises:
-    ValueError: an option that the format does not have, or a bad value.
+  Raises ValueError for an option that the format does not have, or a bad value.
   """
   head, colon, path = spec.partition(":")
   format_name, *choices = head.split(",")

@@ -57,12 +57,7 @@ def split_by_user(
   may be in two parts: `remove_overlap` takes care of that.
 
   Args:
-    records: to split.
     fractions: name of the part -> its share of the users; they add up to 1.
-    seed: of the split.
-
-  Returns:
-    part name -> records.
 
   Raises:
     ValueError: a part comes out empty.

@@ -550,7 +550,7 @@ def _write_fitting(
   length: int,
   overlong: str,
 ) -> Counter[str]:
-  """Writes the "ids" of what is kept, and as "pieces" its (place, ids, ids of the prompt); counts."""
+  """Writes "ids", and "pieces": (place, ids, the prompt's ids) of each that is kept; counts all."""
   counts = Counter(kept=0)
   for index, (ids, num_prompt) in enumerate(sequences):
     shown = _shorten([ids], num_prompt, around, length, overlong)

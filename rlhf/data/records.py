@@ -72,9 +72,6 @@ class LazySequence(Sequence):
       return [self._get(i) for i in range(*index.indices(self._length))]
     return self._get(range(self._length)[int(index)])  # a range raises IndexError
 
-  def __add__(self, other: Sequence) -> "LazySequence":
-    return concatenate(self, other)
-
 
 def subset(items: Sequence, indices: Sequence[int] | np.ndarray) -> LazySequence:
   """The items at `indices`, in their order."""

@@ -83,11 +83,7 @@ class FilesConfig:
 
 
 def check(cfg: FilesConfig) -> None:
-  """Reads the files line by line and keeps nothing.
-
-  Raises:
-    ValueError: as `write` would raise.
-  """
+  """Reads the files line by line and keeps nothing; raises as `write` would."""
   for field, (kind, specs) in cfg.sources.items():
     for spec in specs:
       sources.check(spec, kind, field=f"config.files.{field}", on_bad=cfg.on_bad)

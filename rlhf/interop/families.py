@@ -474,11 +474,7 @@ def known(files: str = "hugging_face") -> dict[str, Family]:
 
 
 def find(model_type: Any, where: str) -> Family:
-  """The family that a `config.json` names.
-
-  Raises:
-    ValueError: it names none, or an unknown one.
-  """
+  """The family that a `config.json` names.  Raises ValueError for none or an unknown one."""
   if model_type == "gemma3":
     raise ValueError(
       f"{where}: model_type 'gemma3' reads images too; save its language model alone (gemma3_text)"

@@ -96,11 +96,7 @@ def _one_line(error: Exception) -> str:
 
 
 def find(file: GgufFile) -> Family:
-  """The family of the architecture that the file names.
-
-  Raises:
-    ValueError: it names none, or an unknown one.
-  """
+  """The family that the file names.  Raises ValueError for none or an unknown one."""
   known = families.known("gguf")
   if file.architecture not in known:
     raise ValueError(
@@ -111,11 +107,7 @@ def find(file: GgufFile) -> Family:
 
 
 def model_fields(file: GgufFile) -> dict[str, Any]:
-  """The fields of our `ModelConfig`, as `Family.model_fields`.
-
-  Raises:
-    ValueError: a field is missing, or has a value that our model cannot express.
-  """
+  """The fields of our `ModelConfig`; raises as `Family.model_fields`."""
   fields = file.fields()
   if fields.number("expert_count", 0):
     fields.refuse("expert_count", fields.get("expert_count", 0), "models without experts")
@@ -143,11 +135,7 @@ def model_fields(file: GgufFile) -> dict[str, Any]:
 
 
 def _rope_factors(file: GgufFile, fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Llama 3's scaling; the file has the divisor of each frequency.
-
-  Raises:
-    ValueError: the divisors are not Llama 3's.
-  """
+  """Llama 3's scaling, where the file has its divisor of each frequency and no others."""
   with file.opened() as read:
     factor_f = read(ROPE_FACTORS, (slice(None),))
   factor = float(factor_f.max())

@@ -87,18 +87,11 @@ def file_shapes(row: Row, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]
 def read_block(
   row: Row, sizes: Mapping[str, int], index: Sequence[slice], shape: Sequence[int], read: Read
 ) -> np.ndarray:
-  """Reads part of a leaf, float32.
+  """Reads the part of a leaf at `index`, float32; `shape` is the whole leaf's.
 
   Only the slices of the file that hold the part are read, except where it is not contiguous on an
   axis of the file (GPT-2's fused projections): then all of that axis.  Rows of the leaf beyond the
   file's vocabulary are 0.
-
-  Args:
-    row: the leaf's.
-    sizes: from `axis_sizes`.
-    index: the part, a slice for each axis of the leaf.
-    shape: of the whole leaf.
-    read: reads a slice of a tensor.
   """
   bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
   block = np.zeros([stop - start for start, stop in bounds], np.float32)

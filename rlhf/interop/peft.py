@@ -27,11 +27,7 @@ _PREFIX = "base_model.model."  # of every tensor's name, because PEFT wraps the 
 def tensors(
   cfg: ModelConfig, family: Family, params: Params, rank: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Every (name, tensor) of the file.
-
-  Raises:
-    ValueError: an adapted projection has no place in the family's files.
-  """
+  """Every (name, tensor) of the file; raises as `reading.locate`."""
   sizes = layout.axis_sizes(cfg, 0)
   for name, leaf in reading.named_leaves(params).items():
     values = np.asarray(leaf, np.float32)

@@ -71,11 +71,7 @@ def is_source(name: str | os.PathLike) -> bool:
 
 
 def guess_source(path: str | os.PathLike) -> str:
-  """`hf:DIR` or `gguf:FILE` for a path without a scheme.
-
-  Raises:
-    ValueError: there is no such path, or it is another kind of file.
-  """
+  """`hf:DIR` or `gguf:FILE` for a path without a scheme.  Raises ValueError if it is neither."""
   path = pathlib.Path(path)
   if is_source(path):
     return str(path)
@@ -101,10 +97,7 @@ def meant_source(path: str | os.PathLike) -> str | None:
 
 
 def open_source(name: str) -> Source:
-  """Reads everything except the numbers, and checks the name and shape of every tensor.
-
-  Args:
-    name: `hf:DIR` or `gguf:FILE`.
+  """Reads all of `hf:DIR` or `gguf:FILE` but the numbers, and checks every tensor's name and shape.
 
   Raises:
     ValueError: files that are missing, damaged or pickles, an unknown architecture, a config that
@@ -225,11 +218,7 @@ class Leaf:
 
 
 def locate(name: str, cfg: ModelConfig, family: Family) -> Leaf:
-  """Where the leaf with this path in our tree is in a file.
-
-  Raises:
-    ValueError: the family has no place for it.
-  """
+  """Where a leaf, named by its path, is in a file.  Raises ValueError if it has no place there."""
   found = re.fullmatch(r"(blocks|tail)/layer_(\d+)/(.*)", name)
   row = family.rows.get(name if found is None else found[3])
   if row is None:
@@ -305,12 +294,7 @@ def _listed(names: list[str]) -> str:
 
 
 def load_params(source: Source, abstract: Params) -> Params:
-  """The parameters, float32, placed on the mesh.
-
-  Args:
-    source: from `open_source`.
-    abstract: tree of ShapeDtypeStruct with shardings.
-  """
+  """The parameters, float32, on the mesh; `abstract` has ShapeDtypeStructs with shardings."""
   cfg = ModelConfig(**source.model)
 
   def load(path, spec):

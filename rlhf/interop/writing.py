@@ -30,11 +30,7 @@ DEFAULT_FAMILY = "gpt2"  # of models that were trained here
 
 
 def choose_family(metadata: Mapping[str, Any], name: str | None) -> Family:
-  """The family of this name; by default that of the imported model, else GPT-2.
-
-  Raises:
-    ValueError: an unknown name.
-  """
+  """The family of a name (else ValueError); by default that of the imported model, else GPT-2."""
   if name is None:
     name = metadata["imported"]["family"] if "imported" in metadata else DEFAULT_FAMILY
   if name not in families.known():
@@ -66,11 +62,7 @@ def num_rows(cfg: ModelConfig, kind: str, tokenizer: Tokenizer) -> int:
 def tensors(
   cfg: ModelConfig, params: Params, *, kind: str, family: Family, num_rows: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Every (name, tensor) of the files, in the order of our tree.
-
-  Raises:
-    ValueError: a leaf has no place in the family's files.
-  """
+  """Every (name, tensor) of the files, in the order of our tree; raises as `reading.locate`."""
   sizes = layout.axis_sizes(cfg, num_rows)
   if kind == "reward":
     params = _scored(cfg, params)
@@ -122,7 +114,6 @@ def write(
   Raises:
     ValueError: the directory is not empty, or the family cannot express the model.
   """
-  check(cfg, kind=kind, family=family)
   params = lora.merge(params, cfg.lora_scale)
   rows = num_rows(cfg, kind, tokenizer)
   config = {

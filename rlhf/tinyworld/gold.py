@@ -312,12 +312,7 @@ def _concise(task: dict, reading: Reading) -> float:
 
 
 def components(world: World, task: dict, prompt: str, response: str) -> dict[str, float]:
-  """Marks a response.
-
-  Args:
-    task: as made by `instructions.sample_prompt`.
-    prompt: the text of the prompt.
-    response: the decoded completion.
+  """Marks a response to a prompt, whose task `instructions.sample_prompt` made.
 
   Returns:
     COMPONENTS -> [0, 1].
@@ -344,13 +339,9 @@ def components(world: World, task: dict, prompt: str, response: str) -> dict[str
 
 
 def gold_score(marks: Mapping[str, float], weights: Mapping[str, float] = GOLD_WEIGHTS) -> float:
-  """One number in [0, 1] from the components.
+  """One number in [0, 1] from the components, with weights that sum to 1.
 
-      score = w_f * f + w_h * harmless + min(1, f / FULL_CREDIT_FOLLOWED) * sum of the other w * c
-
-  Args:
-    marks: from `components`.
-    weights: COMPONENTS -> weight; they sum to 1.
+  score = w_f * f + w_h * harmless + min(1, f / FULL_CREDIT_FOLLOWED) * sum of the other w * c
   """
   followed = marks["followed"]
   credit = min(1.0, followed / FULL_CREDIT_FOLLOWED)

@@ -144,11 +144,7 @@ def _trie() -> dict:
 
 @functools.lru_cache(maxsize=200_000)
 def parse(sentence: tuple[str, ...]) -> Sentence:
-  """Reads one sentence.
-
-  Args:
-    sentence: its words, including the final "." or "?".
-  """
+  """Reads one sentence, of whose words the last is "." or "?"."""
 
   def walk(node: dict, index: int, values: tuple[str, ...]) -> Sentence | None:
     if index == len(sentence):

@@ -70,11 +70,7 @@ class Labeler:
 
 
 def make_labelers(cfg: LabelersConfig) -> tuple[tuple[Labeler, ...], tuple[Labeler, ...]]:
-  """Draws (training, held-out) labelers from the same population.
-
-  Raises:
-    ValueError: there is no training labeler, or a field is negative.
-  """
+  """Draws (training, held-out) labelers from one population.  Raises ValueError for a bad field."""
   if cfg.num_training < 1:
     raise ValueError(f"num_training {cfg.num_training}; use at least 1")
   for name, value in dataclasses.asdict(cfg).items():

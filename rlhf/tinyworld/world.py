@@ -56,11 +56,7 @@ class World:
 
 
 def make_world(seed: int) -> World:
-  """Draws one value for every subject and relation.
-
-  Args:
-    seed: any non-negative integer; the same seed gives the same world.
-  """
+  """Draws one value for every subject and relation; the same seed gives the same world."""
   rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
   facts = []
   for name, relation in grammar.RELATIONS.items():

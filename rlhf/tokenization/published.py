@@ -349,11 +349,7 @@ class _Metadata:
 
 
 def read_gguf(reader, name: str) -> dict[str, Any]:
-  """The arguments of `Tokenizer`, from a GGUF file's metadata.
-
-  Args:
-    reader: an open `gguf.GGUFReader`.
-    name: of the file, for error messages.
+  """The arguments of `Tokenizer`, from the metadata of the GGUF file `name`, open in `reader`.
 
   Raises:
     ValueError: there is no tokenizer in the file, or one of an unknown kind.
