@@ -101,7 +101,7 @@ def check_config(config) -> None:
 
 
 def _check_real(config) -> None:
-  values = load_values(config)
+  values = sets.load(config.value_set or sets.SHIPPED)
   if not values.control:
     raise ValueError(
       f"{values.where} has no {sets.CONTROL} to train control models on; write one of the same "
@@ -163,11 +163,6 @@ def check_capability(group: Mapping[str, Any]) -> None:
     raise ValueError(str(error).replace("config.nlp.", "config.capability.")) from error
 
 
-def load_values(config) -> sets.ValueSet:
-  """The user's values, or those shipped with this project."""
-  return sets.load(config.value_set if config.value_set else sets.SHIPPED)
-
-
 # ----------------------------------------------------------------------------- models
 
 
@@ -187,8 +182,7 @@ def tune_config(config, size: str, seed: int, init_from: str, values: pathlib.Pa
   made.seed, made.init_from, made.tokenizer = seed, init_from, ""
   for name, value in config.sizes[size].items():
     made.model[name] = value
-  path = f"jsonl:{values / kind}.jsonl"
-  made.demonstrations.train = made.demonstrations.valid = path
+  made.demonstrations.train = made.demonstrations.valid = f"jsonl:{values / kind}.jsonl"
   for name, text in dataclasses.asdict(prepare.PromptFormat.of(config.format)).items():
     made.demonstrations[name] = text
   return made.lock()
@@ -209,7 +203,7 @@ def make_values(config, workdir: pathlib.Path, seed: int) -> tuple[sets.ValueSet
     p, world = tinyworld.SetConfig(**config.world_set), world_lib.make_world(seed)
     values = tinyworld.value_set(p, world)
   else:
-    values = load_values(config)
+    values = sets.load(config.value_set or sets.SHIPPED)
   for name, text in sets.texts(values).items():
     path = directory / name
     if not path.exists():
@@ -426,17 +420,13 @@ def rate(
   config, workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]], values: sets.ValueSet
 ) -> list[dict[str, Any]]:
   """Ratings of completions: by rule on TinyWorld, otherwise by the rater of the config."""
+  asked = [(line["category"], line["prompt"], line["completion"]) for line in lines]
   given: Iterable[Mapping[str, float]]
   if is_world(config):
     p = tinyworld.RatersConfig(**config.world_raters)
-    given = [
-      tinyworld.rate(p, line["category"], line["prompt"], line["completion"]) for line in lines
-    ]
+    given = [tinyworld.rate(p, *one) for one in asked]
   else:
-    asked = [
-      (values.category(line["category"]).position, line["prompt"], line["completion"])
-      for line in lines
-    ]
+    asked = [(values.category(name).position, *texts) for name, *texts in asked]
     given = raters.rate(raters.RatersConfig(**config.raters), asked, workdir)
   return [
     {name: line[name] for name in statistics.COMPLETION_FIELDS} | dict(rater=rater, rating=rating)
@@ -595,10 +585,8 @@ def write_report(
   p = statistics.StatisticsConfig(**config.statistics)
   models, values = complete_run(config, workdir)
   lines, rated = all_completions(models), {row["model"] for row in rows}
-  analysis = statistics.analyse(
-    rows, p, expected=[line for line in lines if line["model"] in rated]
-  )
-  unrated = [f"{model.name} has no rating at all" for model in models if model.name not in rated]
+  expected = [line for line in lines if line["model"] in rated]
+  analysis = statistics.analyse(rows, p, expected=expected)
   measured = [read_json(model.directory / _MEASURED) for model in models]
   keys = [(model.kind, found["num_params"], model.seed) for model, found in zip(models, measured)]
   settings = dict(num_resamples=p.num_resamples, seed=p.seed, confidence=p.confidence)
@@ -611,15 +599,18 @@ def write_report(
     )
     for task in measured[0]["capability"]
   }
+  unrated = [f"{model.name} has no rating at all" for model in models if model.name not in rated]
   analysis["left_out"] = [*unrated, *analysis["left_out"]]
   analysis["claims"] += palms.claims(toxic, tasks, margin=p.capability_margin)
-  largest = max(size for _, size, _ in keys)
-  groups = {
-    kind: words_of_groups(
-      config, [model for model, key in zip(models, keys) if key[:2] == (kind, largest)]
-    )
-    for kind in statistics.KINDS
-  }
+  largest, groups = max(size for _, size, _ in keys), {}
+  words = cooccurrence.CooccurrenceConfig(**config.cooccurrence)
+  readers: dict[str, Any] = {}
+  if is_world(config):
+    readers = dict(tag=tinyworld.descriptors, polarity=tinyworld.polarity)
+  for kind in statistics.KINDS:  # the models of all seeds together
+    chosen = [model for model, key in zip(models, keys) if key[:2] == (kind, largest)]
+    texts = [line for model in chosen for line in read_jsonl(model.directory / TEXTS)]
+    groups[kind] = cooccurrence.analyse(words, texts, **readers)
   own_page = pathlib.Path(directory) == workdir / _REPORT
   resampled = "seeds, and the items of each seed's world" if is_world(config) else "items and seeds"
   page = palms.write(
@@ -643,15 +634,6 @@ def write_report(
   print(statistics.describe(analysis), flush=True)
   print(f"report: {page}", flush=True)
   return page
-
-
-def words_of_groups(config, models: Sequence[Model]) -> list[dict[str, Any]]:
-  """What models of different seeds say of groups, all together; see `cooccurrence.analyse`."""
-  own: dict[str, Any] = {}
-  if is_world(config):
-    own = dict(tag=tinyworld.descriptors, polarity=tinyworld.polarity)
-  texts = [line for model in models for line in read_jsonl(model.directory / TEXTS)]
-  return cooccurrence.analyse(cooccurrence.CooccurrenceConfig(**config.cooccurrence), texts, **own)
 
 
 def report_settings(config, values: sets.ValueSet, rater: str) -> dict[str, Any]:
