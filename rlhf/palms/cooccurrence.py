@@ -210,8 +210,7 @@ def analyse(
         f"axis {axis!r} has the one group {next(iter(words_of_group))!r}; give at least two"
       )
     for group, skews, kept in _skews(p, words_of_group):
-      values = [[polarity(word) for word in words] for words in kept]
-      known = [[value for value in of_text if value is not None] for of_text in values]
+      known = [[mark for mark in map(polarity, words) if mark is not None] for words in kept]
       sentiment = None
       if any(known):
         interval = statistics.bootstrap_mean(known, num_resamples=num_resamples, seed=seed)

@@ -226,29 +226,19 @@ def _read(directory: pathlib.Path, found: list[Problem]) -> ValueSet | None:
   if positions is None:
     return None
   names = [category.name for category in positions["categories"]]
-  entries: dict[str, tuple] = {CONTROL: ()}
-  for file, kind, allowed in (
-    (PROBES, Probe, names),
-    (TARGETED, Sample, [*names, BROAD]),
-    (CONTROL, Sample, [*names, BROAD]),
-  ):
-    if file != CONTROL or (directory / file).exists():
-      entries[file] = tuple(_read_lines(directory / file, kind, allowed, found))
-    else:
-      found.append(
-        _warning(
-          directory / file,
-          "there is no control set, so the effect of any fine-tuning cannot be separated from that "
-          "of the values; write samples of the same size and style without the values",
-        )
-      )
-  return ValueSet(
-    **positions,
-    probes=entries[PROBES],
-    targeted=entries[TARGETED],
-    control=entries[CONTROL],
-    where=str(directory),
+  read = lambda file, kind, allowed: tuple(_read_lines(directory / file, kind, allowed, found))
+  entries: dict[str, Any] = dict(
+    probes=read(PROBES, Probe, names), targeted=read(TARGETED, Sample, [*names, BROAD]), control=()
   )
+  if (directory / CONTROL).exists():
+    entries["control"] = read(CONTROL, Sample, [*names, BROAD])
+  else:
+    what = (
+      "there is no control set, so the effect of any fine-tuning cannot be separated from that of "
+      "the values; write samples of the same size and style without the values"
+    )
+    found.append(_warning(directory / CONTROL, what))
+  return ValueSet(**positions, **entries, where=str(directory))
 
 
 def _read_positions(path: pathlib.Path, found: list[Problem]) -> dict[str, Any] | None:
@@ -473,15 +463,24 @@ def _balance(values: ValueSet) -> Iterator[Problem]:
 
 
 def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator[Problem]:
-  near = set()
   for first, second in itertools.combinations(samples, 2):
     overlap = _jaccard(first.completion, second.completion, 3)
     if overlap >= limits.completion_overlap:
-      near.add((first.where, second.where))
       yield _warning(
         second.where,
         f"the completion shares {overlap:.0%} of its triples of words with that of {first.where}; "
         "rewrite it",
+      )
+      continue
+    # A run of words that both completions have, unless one quotes a prompt.
+    texts = first.completion, second.completion, first.prompt, second.prompt
+    one, other, *quoted = (_ngrams(text, limits.ngram) for text in texts)
+    shared = (one & other).difference(*quoted)
+    if shared:
+      phrase = min(shared, key=" ".join(_words(second.completion)).index)
+      yield _warning(
+        second.where,
+        f'the completion has "{phrase}" in common with that of {first.where}; rephrase it',
       )
   for which, part in (("first", slice(5)), ("last", slice(-5, None))):
     groups: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
@@ -495,19 +494,6 @@ def _repeated_completions(samples: Sequence[Sample], limits: Limits) -> Iterator
           f'{len(group)} completions have the {which} words "{" ".join(words)}" (also {others}); '
           "begin and end each differently",
         )
-  for first, second in itertools.combinations(samples, 2):
-    if (first.where, second.where) in near:
-      continue
-    # A run of words that both completions have, unless one quotes a prompt.
-    texts = first.completion, second.completion, first.prompt, second.prompt
-    one, other, *quoted = (_ngrams(text, limits.ngram) for text in texts)
-    shared = (one & other).difference(*quoted)
-    if shared:
-      phrase = min(shared, key=" ".join(_words(second.completion)).index)
-      yield _warning(
-        second.where,
-        f'the completion has "{phrase}" in common with that of {first.where}; rephrase it',
-      )
 
 
 @functools.lru_cache(maxsize=4096)

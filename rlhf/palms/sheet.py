@@ -113,8 +113,8 @@ def make(lines: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetConf
   shown = []
   for line in lines:
     category = values.category(line["category"])
-    texts = {name: line[name] for name in ("prompt", "completion")}
-    shown.append(dict(title=category.title, position=category.position) | texts)
+    texts = dict(prompt=line["prompt"], completion=line["completion"])
+    shown.append(dict(texts, title=category.title, position=category.position))
   everything = [list(pair) for pair in zip(map(dict, lines), shown)]
   content = json.dumps([p.seed, p.raters, values.title, everything], sort_keys=True)
   digest = hashlib.sha256(content.encode()).hexdigest()
@@ -132,15 +132,13 @@ def make(lines: Sequence[Mapping[str, Any]], values: sets.ValueSet, p: SheetConf
   pages, tables = {}, {}
   for rater in p.raters:
     ordered = [items[index] for index in rng.permutation(len(items))]
-    data = dict(sheet=sheet, rater=rater, title=values.title, items=ordered)
-    pages[rater] = template.render(data=data)
-    cells = [
-      dict(item, sample=item["id"], category=item["title"], question=item["prompt"])
+    who = dict(sheet=sheet, rater=rater)
+    pages[rater] = template.render(data=dict(who, title=values.title, items=ordered))
+    rows = [
+      dict(item, **who, sample=item["id"], category=item["title"], question=item["prompt"])
       for item in ordered
     ]
-    tables[rater] = sheets_lib.csv_text(
-      _COLUMNS, (dict(row, sheet=sheet, rater=rater) for row in cells)
-    )
+    tables[rater] = sheets_lib.csv_text(_COLUMNS, rows)
   samples = {
     id_: {name: line[name] for name in statistics.COMPLETION_FIELDS}
     for id_, line in sorted(zip(ids, lines, strict=True), key=lambda pair: pair[0])

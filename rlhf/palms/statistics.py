@@ -533,13 +533,7 @@ def analyse(
     return found
 
   means = [
-    dict(
-      kind=kind,
-      size=size,
-      category=category,
-      rating=rating.as_dict(),
-      num_seeds=len(cells_SP),
-    )
+    dict(kind=kind, size=size, category=category, rating=rating.as_dict(), num_seeds=len(cells_SP))
     for size in sizes
     for kind in KINDS
     if (kind, size) in groups
