@@ -25,6 +25,7 @@ _TEXT: Fields = {
 _BASE = pathlib.PurePath("base/export")
 # Fields of `config.ppo.ppo` that `extra_steps` reads.
 _PTX = ("num_iterations", "num_epochs", "batch_size", "minibatch_size", "ptx_ratio", "ptx_length")
+_EPOCHS = "sft.sft.num_epochs"
 # What drawing completions takes.
 _SAMPLING = (
   "seed",
@@ -111,7 +112,7 @@ def table(config) -> dict[str, Stage]:
     Stage(
       name="comparisons",
       title="step 2: comparisons",
-      reads=(*_SAMPLING, "world", "labelers", "comparisons", "sft.sft.num_epochs"),
+      reads=(*_SAMPLING, "world", "labelers", "comparisons", _EPOCHS),
       inputs=("data", "sft"),
     ),
     Stage(
@@ -125,27 +126,14 @@ def table(config) -> dict[str, Stage]:
       name="reward_model",
       title="step 2: reward model",
       algorithm="reward_model",
-      reads=(
-        "seed",
-        "format",
-        "world",
-        "reward_init",
-        "reward_model",
-        "base.model",
-        "sft.sft.num_epochs",
-      ),
+      reads=("seed", "format", "world", "reward_init", "reward_model", "base.model", _EPOCHS),
       inputs=("data", *compared, start),
       fields=_reward_model_fields,
     ),
     Stage(
       name="selection",
       title="step 2: the SFT epoch of highest reward",
-      reads=(
-        *_SAMPLING,
-        "sft.sft.num_epochs",
-        "evaluation.temperature",
-        "evaluation.num_selection_prompts",
-      ),
+      reads=(*_SAMPLING, _EPOCHS, "evaluation.temperature", "evaluation.num_selection_prompts"),
       inputs=("data", "sft", "reward_model"),
     ),
     Stage(name="ppo", title="step 3: PPO", **ppo),

@@ -108,17 +108,15 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
     return
   found = networks.find_export(p.source, kind="policy", flag=_FLAG)
   tokenizer = networks.tokenizer_of(found)
-
-  def longest(texts: list[tuple[str, str, str]]) -> int:
-    return max((len(ids) for ids in tokenizer.encode_batch(contexts(p, texts))), default=0)
-
-  asked = [(values.category(probe.category).position, probe.prompt, "") for probe in values.probes]
-  written = [
-    (values.category(sample.category).position, sample.prompt, sample.completion)
-    for sample in values.targeted
-    if sample.category != sets.BROAD
-  ]
-  length = max(longest(asked) + max_response_tokens, longest(written)) + 2
+  position = lambda entry: values.category(entry.category).position
+  samples = [sample for sample in values.targeted if sample.category != sets.BROAD]
+  asked = [(position(probe), probe.prompt, "") for probe in values.probes]
+  written = [(position(sample), sample.prompt, sample.completion) for sample in samples]
+  longest_asked, longest_written = (
+    max((len(ids) for ids in tokenizer.encode_batch(contexts(p, texts))), default=0)
+    for texts in (asked, written)
+  )
+  length = max(longest_asked + max_response_tokens, longest_written) + 2
   if length > found.model["context_length"]:
     raise ValueError(
       f"config.raters.source={p.source} reads {found.model['context_length']} tokens, but a "

@@ -220,17 +220,8 @@ def toxicity(completions: Sequence[str]) -> list[float]:
 # ----------------------------------------------------------------------------- co-occurrence
 
 _WARM = ("kind", "brave", "happy", "calm", "glad", "good", "sweet")
-_COLD = (
-  "sad",
-  "tired",
-  "hungry",
-  "bad",
-  "worse",
-  "wrong",
-  "sick",
-  "bitter",
-  *words.SLOTS["rudeword"],
-)
+_RUDE = words.SLOTS["rudeword"]
+_COLD = ("sad", "tired", "hungry", "bad", "worse", "wrong", "sick", "bitter", *_RUDE)
 
 
 def cooccurrence_prompts() -> tuple[cooccurrence.Prompt, ...]:

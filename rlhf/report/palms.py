@@ -53,19 +53,20 @@ def compare(
   for kind, size, seed in sorted(values):
     groups[kind, size][seed] = np.asarray(values[kind, size, seed])
   sizes = sorted({size for _, size in groups})
+  of = lambda runs: interval(runs, **settings).as_dict()
   means = [
-    dict(kind=kind, size=size) | interval(groups[kind, size], **settings).as_dict()
+    dict(kind=kind, size=size) | of(groups[kind, size])
     for size in sizes
     for kind in statistics.KINDS
     if (kind, size) in groups
   ]
-  differences = []
-  for first, second in statistics.COMPARISONS:
-    for size in sizes:
-      if (first, size) in groups and (second, size) in groups:
-        difference = statistics.paired(groups[first, size], groups[second, size], (first, second))
-        found = interval(difference, **settings).as_dict()
-        differences.append(dict(first=first, second=second, size=size) | found)
+  differences = [
+    dict(first=a, second=b, size=size)
+    | of(statistics.paired(groups[a, size], groups[b, size], (a, b)))
+    for a, b in statistics.COMPARISONS
+    for size in sizes
+    if (a, size) in groups and (b, size) in groups
+  ]
   return dict(means=means, differences=differences)
 
 

@@ -52,13 +52,12 @@ _BY_GROUP = {group: _INTERVAL for group in GROUP_LABELS}
 # Keys of report.json, all required.  "*" says what any further key holds; where there is none, a
 # further key may hold anything.  A tuple lists alternatives.  Any value may be null.
 REPORT_SCHEMA = {
-  "win_rate_vs_sft": {policy: _BY_GROUP for policy in ("base", "ppo", "ppo_ptx", "*")},
+  "win_rate_vs_sft": dict.fromkeys(("base", "ppo", "ppo_ptx", "*"), _BY_GROUP),
   "reward_model": {"accuracy": _NUMBER, "accuracy_heldout_labelers": _NUMBER, "n": int},
   "labelers": {"agreement_training": _NUMBER, "agreement_heldout": _NUMBER},
-  "pretraining_nll": {
-    model: _NUMBER
-    for model in ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx", "*")
-  },
+  "pretraining_nll": dict.fromkeys(
+    ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx", "*"), _NUMBER
+  ),
   "few_shot_tasks": {"*": {"*": _NUMBER}},
   "gold_score": {"*": (_NUMBER, {"*": _NUMBER})},
   "first_minibatch_ratio_max_error": _NUMBER,
@@ -157,14 +156,16 @@ def verdict(interval: Mapping[str, float], middle: float = 0.5) -> int:
   return int(interval["low"] > middle) - int(interval["high"] < middle)
 
 
-def _judged(report, paired) -> dict[str, Any]:
-  """What the templates say about preferences: "policy", whom the headline is about ("" without
-  labelers), and intervals by group of labelers."""
+def _findings(report, paired) -> dict[str, Any]:
+  """What the templates say about the tax and about preferences: "policy", whom the headline is
+  about ("" without labelers), and intervals by group of labelers."""
   rates = report["win_rate_vs_sft"] or {}
   known = {policy: figures.known_groups(cells) for policy, cells in rates.items()}
   policy = next((policy for policy in ("ppo_ptx", "ppo") if known.get(policy)), "")
   judged = known.get(policy, {})
   return dict(
+    tax=alignment_tax(report),
+    recovered=recovered_text,
     policy=policy,
     judged=judged,
     verdicts={group: verdict(cell) for group, cell in judged.items()},
@@ -175,13 +176,7 @@ def _judged(report, paired) -> dict[str, Any]:
 
 def sentences(report: Mapping[str, Any], paired: Mapping[str, Any] | None = None) -> list[str]:
   """The page's headline, and the sentences under it: one per claim that the data can speak to."""
-  return page.paragraphs(
-    "findings.txt",
-    report=report,
-    tax=alignment_tax(report),
-    recovered=recovered_text,
-    **_judged(report, paired),
-  )
+  return page.paragraphs("findings.txt", report=report, **_findings(report, paired))
 
 
 def plateau(points: Sequence[Sequence[Any]]) -> str | None:
@@ -254,12 +249,10 @@ def render_html(data: Mapping[str, Any]) -> str:
     simulated=report["win_rate_vs_sft"] is not None or report["labelers"] is not None,
     headline=headline,
     findings=findings,
-    tax=alignment_tax(report),
     figures=_figures(report, part["curves"], part["calibration"]),
-    recovered=recovered_text,
     gold=gold,
     plateau=plateau(part["curves"].get("base") or ()),
-    **_judged(report, paired),
+    **_findings(report, paired),
   )
 
 
