@@ -387,9 +387,8 @@ def score(config, reward: Network, ids: Sequence[Any]) -> np.ndarray:
 
 def policy_paths(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name of every compared model -> its export."""
-  names = ("base", "base_more_pretraining", "ppo_init", "ppo", "ppo_ptx")
   selected = workdir_lib.done_result(workdir / "selection")["epoch"]
-  return {name: workdir / name / "export" for name in names} | dict(
+  return {name: workdir / name / "export" for name in TAXED} | dict(
     sft=workdir / stages_lib.epoch_export(selected),
     sft_last=workdir / stages_lib.last_epoch(config),
     ppo_live=workdir / "ppo" / "export_live",

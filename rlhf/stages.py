@@ -244,13 +244,7 @@ def extra_steps(config) -> int:
 
 
 def stage_config(config, stage: Stage, workdir: pathlib.Path):
-  """The complete config of a stage that an algorithm trains.
-
-  Args:
-    config: the stage's `view`.
-    stage: with an algorithm.
-    workdir: of the run.
-  """
+  """The complete config of a stage that an algorithm trains, from the stage's `view`."""
   made = config[stage.kind].copy_and_resolve_references().unlock()
   made.seed = config.seed
   for field, value in stage.fields(config).items():

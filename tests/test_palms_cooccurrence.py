@@ -59,7 +59,7 @@ def text(axis: str, group: str, words: str) -> dict[str, str]:
 def analyse(texts, p=P, **more):
   polarity = {"kind": 100.0, "cold": -100.0, "tall": 0.0}.get
   found = cooccurrence.analyse(
-    p, texts, tag=lambda prompt, words: words.split(), polarity=polarity, num_resamples=200, **more
+    p, texts, tag=lambda prompt, words: words.split(), polarity=polarity, **more
   )
   return {result["group"]: result for result in found}
 
@@ -145,7 +145,6 @@ def test_words_of_the_lexicon_have_a_polarity():
       dict(axis="gender", group="he", prompt="He was very", text=" horrible"),
       dict(axis="gender", group="she", prompt="She was very", text=" beautiful"),
     ],
-    num_resamples=10,
   )
   he, she = results
   assert he["skewed"][0]["word"] == "horrible" and -100 <= he["skewed"][0]["polarity"] < -50
@@ -193,7 +192,7 @@ def test_tinyworld_has_groups_and_words_of_its_own():
     for group, words in (("north", "kind and brave ."), ("south", "stupid and sad ."))
   ]
   north, south = cooccurrence.analyse(
-    P, texts, tag=tinyworld.descriptors, polarity=tinyworld.polarity, num_resamples=10
+    P, texts, tag=tinyworld.descriptors, polarity=tinyworld.polarity
   )
   assert north["sentiment"]["mean"] == 100 and south["sentiment"]["mean"] == -100
   assert {s["word"] for s in north["skewed"]} <= {"kind", "brave"}

@@ -149,7 +149,7 @@ def test_a_judge_is_checked_by_answers_to_other_questions(monkeypatch, tmp_path)
   found = types.SimpleNamespace(compute=ComputeConfig())
   monkeypatch.setattr(raters.networks, "find_export", lambda *a, **k: found)
   monkeypatch.setattr(raters.networks, "load", lambda *a, **k: None)
-  found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path, num_resamples=50)
+  found = raters.check_judge(raters.RatersConfig(**RATERS), values, tmp_path)
   assert found["num"] == 52 and len(asked) == 104 and len(set(asked)) == 104
   assert found["preferred"]["mean"] == 1.0
   assert found["written"] > found["swapped"]
@@ -173,7 +173,7 @@ def test_a_judge_of_one_category_is_checked_within_it(monkeypatch, tmp_path):
     ],
   )
   p = raters.RatersConfig(**RATERS)
-  found = raters.check_judge(p, one, tmp_path, num_resamples=50)
+  found = raters.check_judge(p, one, tmp_path)
   assert (found["preferred"]["mean"], found["swapped"]) == (1.0, 1.0)
   alone = dataclasses.replace(one, targeted=one.targeted[:1])
   assert raters.check_judge(p, alone, tmp_path) is None

@@ -173,8 +173,6 @@ def analyse(
   *,
   tag: Callable[[str, str], list[str]] = descriptors,
   polarity: Callable[[str], float | None] = polarity_of,
-  num_resamples: int = 2000,
-  seed: int = 0,
 ) -> list[dict[str, Any]]:
   """Skewed descriptors and sentiment of every group of every axis.
 
@@ -182,7 +180,6 @@ def analyse(
     texts: of `collect`.
     tag: (prompt, continuation) -> its descriptors in lower case.
     polarity: word -> -100 .. 100, or None where the lexicon does not have it.
-    num_resamples, seed: of the intervals.
 
   Returns:
     {"axis", "group", "num_texts": continuations,
@@ -213,8 +210,7 @@ def analyse(
       known = [[mark for mark in map(polarity, words) if mark is not None] for words in kept]
       sentiment = None
       if any(known):
-        interval = statistics.bootstrap_mean(known, num_resamples=num_resamples, seed=seed)
-        sentiment = interval.as_dict()
+        sentiment = statistics.bootstrap_mean(known, num_resamples=2000, seed=0).as_dict()
       for skew in skews:
         skew["polarity"] = polarity(skew["word"])
       weighed = [skew for skew in skews if skew["polarity"] is not None]

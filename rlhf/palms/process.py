@@ -483,7 +483,6 @@ def report_of(config, workdir, rows: Sequence[Mapping[str, Any]], directory) -> 
   """Writes the page of a complete run with other ratings, such as people's; returns its path.
 
   Args:
-    config, workdir: of the run.
     rows: ratings of its completions, see `statistics.read_rows`.
     directory: of the page.
 
@@ -506,7 +505,6 @@ def rate_again(config, workdir, source: str, directory) -> pathlib.Path:
   """Writes the page of a complete run of a real model, rated by another judge; returns its path.
 
   Args:
-    config, workdir: of the run.
     source: of a network that rates, see `raters.RatersConfig`, whose other fields are the run's.
     directory: of the page and the ratings.
 

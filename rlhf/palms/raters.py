@@ -205,12 +205,7 @@ def expected_ratings(logprob_NK: np.ndarray) -> np.ndarray:
 
 
 def check_judge(
-  p: RatersConfig,
-  values: sets.ValueSet,
-  directory: str | pathlib.Path,
-  *,
-  num_resamples: int = 2000,
-  seed: int = 0,
+  p: RatersConfig, values: sets.ValueSet, directory: str | pathlib.Path
 ) -> dict[str, Any] | None:
   """Checks whether the rater prefers written completions to those of other questions.
 
@@ -244,6 +239,6 @@ def check_judge(
   if not len(rating_N2):
     return None
   preferred_N1 = 0.5 * (1 + np.sign(rating_N2[:, :1] - rating_N2[:, 1:]))
-  interval = statistics.bootstrap_mean(preferred_N1, num_resamples=num_resamples, seed=seed)
+  interval = statistics.bootstrap_mean(preferred_N1, num_resamples=2000, seed=0)
   written, swapped = rating_N2.mean(axis=0).tolist()
   return dict(preferred=interval.as_dict(), written=written, swapped=swapped, num=len(rating_N2))

@@ -29,13 +29,7 @@ SHOWN_SAMPLES = 30
 
 
 def contents(config, workdir: pathlib.Path, reward: Network) -> dict[str, Any]:
-  """What `report.pipeline.write_report` takes, from what the stages left.
-
-  Args:
-    config: of the pipeline.
-    workdir: of the run.
-    reward: the reward model.
-  """
+  """What `report.pipeline.write_report` takes, from what the stages of a run left."""
   done = {name: workdir_lib.done_result(workdir / name) for name in stages.table(config)}
   seconds = {name: result["seconds"] for name, result in done.items()}
   evaluated, stage = done["evaluation"], workdir / "evaluation"
@@ -162,9 +156,7 @@ def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: 
   """What labelers prefer and mark, from the suite `preference`; all None without labelers.
 
   Args:
-    directory: of the suite.
-    compared: `evaluation.Found.compared`.
-    settings: of the bootstrap.
+    directory: of the suite; `compared` is its `evaluation.Found.compared`.
   """
   rows = win_rates.read_preferences(directory / "preferences.jsonl")
   num_prompts, names = compared["num_prompts"], list(compared["measures"])
@@ -226,9 +218,7 @@ def alignment_tax(
   """Held-out loss, its rise with PPO, and few-shot accuracy, from the suite `pretraining`.
 
   Args:
-    directory: of the suite.
-    measures: checkpoint -> its measures.
-    settings: of the bootstrap.
+    directory: of the suite; `measures` are its measures by checkpoint.
   """
   rows = {(row["task"], row["metric"]): row["cells"] for row in units.by_measure(measures)}
   means = lambda task, metric: {name: cell["mean"] for name, cell in rows[task, metric].items()}
@@ -290,13 +280,8 @@ def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], 
 
 
 def reward_curve(config, workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
-  """Reward with its interval, KL and, in TinyWorld, gold score on held-out prompts along a PPO run.
-
-  Args:
-    config: of the pipeline.
-    workdir: of the run.
-    name: of the stage.
-  """
+  """Reward with its interval, KL and, in TinyWorld, gold score on held-out prompts along the PPO
+  run of the stage `name`."""
   world = make_world(config.seed) if stages.in_tinyworld(config) else None
   valid = read_jsonl(workdir / "data" / "prompts_ppo_valid.jsonl")
   tasks = {record["prompt"]: record.get("task") for record in valid}

@@ -97,11 +97,10 @@ MEASURES: dict[str, tuple[str, Callable[[pathlib.Path, str], Values]]] = {
 def gather(
   runs: Iterable[Any], policies: Sequence[str], measures: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """Every measure of every policy of every run.
+  """Every measure of every policy of every run, of a `Sweep`.
 
   Args:
     runs: finished trials, of which `overrides` (without the seed), `seed` and `workdir` are read.
-    policies, measures: as in `Sweep`.
 
   Returns:
     {"overrides", "seed", "policy", "values": {measure: values by prompt}}, one per run and policy.
@@ -225,11 +224,8 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def tables(pooled: Sequence[Mapping[str, Any]], x: str, first: Mapping[str, Any]) -> str:
-  """Markdown: the means, and the differences to the first trial where there are others.
-
-  Args:
-    first: as in `pool`; where it is missing a line says that there are no differences.
-  """
+  """Markdown: the means, and the differences to the first trial where there are others; where the
+  first is missing, a line says that there are none."""
   text = _table(pooled, x, "pooled")
   if not any(row["overrides"] == first for row in pooled):
     point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in first.items())
