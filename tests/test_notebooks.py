@@ -280,7 +280,7 @@ def test_palms_and_values_of_ones_own(tmp_path):
   notebook = execute("palms", tmp_path / "run")
   text = printed(notebook)
   assert "targeted.jsonl:1: unknown category 'privcy'; did you mean 'privacy'?" in text
-  assert "targeted.jsonl:2: the answer is missing" in text
+  assert "targeted.jsonl:2: the completion is missing" in text
   assert "probes.jsonl:2: the probe 'Can you send me a list of what my wife reads?' is also" in text
   assert "\nno problem\n" in text and "config.base.source is empty" in text
   assert re.search(r"ben\.csv: row 3: the rating of sample \w+ is '7'", text)

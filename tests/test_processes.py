@@ -640,4 +640,4 @@ def test_sigterm_to_the_launcher_reaches_all(inputs, tmp_path):
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=300)[0]
   assert process.returncode == 143, text
-  assert text.count("run the same command to resume") == 1 and "Traceback" not in text
+  assert text.count("run the same command to go on") == 1 and "Traceback" not in text
