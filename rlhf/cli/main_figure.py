@@ -52,11 +52,7 @@ class Models:
 
 
 def command(module: str, *flags: str) -> None:
-  """Runs one of our commands; ends the program where that fails.
-
-  Raises:
-    SystemExit: with its status.
-  """
+  """Runs one of our commands; ends the program with its status where that fails."""
   status = subprocess.run([sys.executable, "-m", "rlhf", module, *flags], check=False).returncode
   if status:
     startup.fail(f"rlhf {module} ended with status {status}; the same command goes on", status)

@@ -101,9 +101,7 @@ def collect(
   """Samples plain continuations of every prompt: nothing is put around it.
 
   Args:
-    network: a policy.
     batch_size: rows decoded at once; does not change the texts.
-    key: of all samples.
 
   Returns:
     [{"axis", "group", "prompt", "text"}], `p.num_samples` for each prompt.

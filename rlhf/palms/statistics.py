@@ -125,11 +125,8 @@ def by_completion(rows: Iterable[Mapping[str, Any]]) -> dict[tuple, list[float]]
 def check_completion(where: str, row: Any, *more: str) -> None:
   """Checks the fields that name a completion, and `more` of "prompt", "rater" and "rating".
 
-  Args:
-    where: begins the message.
-
   Raises:
-    ValueError: names the field that is missing or wrong.
+    ValueError: names the place and the field that is missing or wrong.
   """
   fields = _COMPLETION | {name: _MORE[name] for name in more}
   needed = f"a row has {', '.join(fields)}"

@@ -101,14 +101,13 @@ def _probes(p: SetConfig) -> tuple[sets.Probe, ...]:
   for name, entry in sensitive.CATEGORIES.items():
     templates = list(entry.probes)
     for number in range(p.num_probes):
-      prompt = None
-      while prompt is None:
-        if not templates:
-          raise _too_few("probes", name, number, "num_probes", p.num_probes)
+      while templates:
         template = templates[number % len(templates)]
-        prompt = _unseen(lambda: grammar.fill_freely(rng, template), seen)
-        if prompt is None:
-          templates.remove(template)  # every way to fill its slots has been used
+        if prompt := _unseen(lambda: grammar.fill_freely(rng, template), seen):
+          break
+        templates.remove(template)  # every way to fill its slots has been used
+      else:
+        raise _too_few("probes", name, number, "num_probes", p.num_probes)
       where = f"tinyworld: probe {len(probes) + 1}"
       probes.append(sets.Probe(category=name, prompt=prompt, where=where))
   return tuple(probes)

@@ -38,7 +38,6 @@ def write(
 
   Args:
     workdir: of the evaluation; its first completions in `preference` are shown.
-    title: of the page.
     checkpoints: {"name", "source", "parameters"} in the order wanted.
     measures: suite -> checkpoint -> `Measure.as_dict()` of all its tasks, but for `compared`.
     compared: what judges said, as `comparison.Comparison.as_dict`.
@@ -178,9 +177,7 @@ def size_points(
   points: dict[str, list[dict[str, float]]] = {}
   for name, cell in row["cells"].items():
     if (count := parameters[name]) is not None:
-      points.setdefault(name.partition("@")[0], []).append(
-        dict(parameters=count, **{end: cell[end] for end in ("mean", "low", "high")})
-      )
+      points.setdefault(name.partition("@")[0], []).append(dict(cell, parameters=count))
   return points
 
 

@@ -135,9 +135,7 @@ def _lines(
   """A line per run.
 
   Args:
-    name: of the figure.
     lines: run -> (x, y) or (x, y, low, high).
-    x_label, y_label: of the axes.
     marker: of each point.
     colors: run -> colour, for other names than models'.
     plain: whether the y axis has no offset.
@@ -464,7 +462,6 @@ def over_size(
 
   Args:
     points: method -> [{"parameters", "mean", "low", "high"}].
-    y_label: of the axis.
     name: of the figure; makes its ids unique on the page.
     line: a level that is drawn across, such as 0.5.
     percent: whether the axis is in per cent.

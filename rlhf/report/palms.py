@@ -157,10 +157,8 @@ def write(
     contents: {"title", "toxicity": of `compare`, "capability": task -> of `compare`,
       "cooccurrence": kind -> of `cooccurrence.analyse`, "judge": of `raters.check_judge` or None,
       "own_rater": of `process.own_rater` or None, "rater": who rated, "settings": name -> value}.
-    analysis: of the ratings.
     lines: completions of all models, of `with_ratings`.
     values: whose positions the page shows.
-    p: of the analysis.
     capability_lead: the sentence above the tables of capability.
   """
   directory = pathlib.Path(directory)

@@ -153,11 +153,8 @@ def summary(config) -> dict[str, Any]:
 
 
 def preferences(directory: pathlib.Path, compared: Mapping[str, Any], settings: Bootstrap):
-  """What labelers prefer and mark, from the suite `preference`; all None without labelers.
-
-  Args:
-    directory: of the suite; `compared` is its `evaluation.Found.compared`.
-  """
+  """What labelers prefer and mark, from the directory of the suite `preference` and its
+  `evaluation.Found.compared`; all None without labelers."""
   rows = win_rates.read_preferences(directory / "preferences.jsonl")
   num_prompts, names = compared["num_prompts"], list(compared["measures"])
   if not any(row["group"] in win_rates.GROUPS for row in rows):
@@ -215,11 +212,8 @@ def compare_rewards(scores: Mapping[str, np.ndarray], settings: Bootstrap) -> di
 def alignment_tax(
   directory: pathlib.Path, measures: Mapping[str, Sequence[Mapping[str, Any]]], settings: Bootstrap
 ) -> dict[str, Any]:
-  """Held-out loss, its rise with PPO, and few-shot accuracy, from the suite `pretraining`.
-
-  Args:
-    directory: of the suite; `measures` are its measures by checkpoint.
-  """
+  """Held-out loss, its rise with PPO, and few-shot accuracy, from the directory of the suite
+  `pretraining` and its measures by checkpoint."""
   rows = {(row["task"], row["metric"]): row["cells"] for row in units.by_measure(measures)}
   means = lambda task, metric: {name: cell["mean"] for name, cell in rows[task, metric].items()}
   baseline = next(iter(means(pretraining.LOSS, "bigram_nll").values()))
@@ -243,11 +237,7 @@ def alignment_tax(
 
 
 def gold_scores(directory: pathlib.Path, world: World) -> tuple[dict[str, Any], list[Any]]:
-  """The world's own scores of all completions, without a labeler or a reward model.
-
-  Args:
-    directory: of the suite `preference`.
-    world: in which the prompts were made.
+  """The world's own scores of all completions in the directory of the suite `preference`.
 
   Returns:
     (model -> mean score under the training and the evaluation weights, a line of scores by model
