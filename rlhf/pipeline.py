@@ -303,22 +303,20 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
         on_batch=lambda done, num: progress.update(done, {}, num_tokens=num),
       )
     who = rng.integers(len(training), size=len(records))
-    rankings, again, num_empty = [], [], 0
+    rankings, again, items, num_empty = [], [], [], 0
     for index, record in enumerate(records):
       texts = [text for text in drawn.texts[index] if text.strip()]
       num_empty += len(drawn.texts[index]) - len(texts)
       if len(texts) < 2:
         continue
-      rankings.append(ranked(world, training[who[index]], record, texts))
+      marked = [labelers_lib.mark(world, record["task"], record["prompt"], text) for text in texts]
+      rankings.append(ranked(training[who[index]], record, marked))
       if name == "valid":
-        again.append(ranked(world, heldout[index % len(heldout)], record, texts))
+        again.append(ranked(heldout[index % len(heldout)], record, marked))
+        items.append(marked)
     workdir_lib.write_jsonl(workdir / "comparisons" / f"{name}.jsonl", rankings)
     if again:
       workdir_lib.write_jsonl(workdir / "comparisons" / "valid_heldout.jsonl", again)
-      items = [
-        labelers_lib.mark_item(world, line["task"], line["prompt"], line["completions"])
-        for line in rankings
-      ]
       counts |= {
         f"agreement_{label}": labelers_lib.agreement(people, items, evaluation=False)[0]
         for label, people in (("training", training), ("heldout", heldout))
@@ -330,12 +328,20 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
   return counts
 
 
-def ranked(world, labeler, record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+def ranked(
+  labeler: labelers_lib.Labeler,
+  record: Mapping[str, Any],
+  completions: Sequence[labelers_lib.Marked],
+) -> dict[str, Any]:
   """One comparison record."""
-  prompt, task = record["prompt"], record["task"]
-  ranks = labelers_lib.rank(labeler, world, task, prompt, texts, evaluation=False)
-  found = dict(prompt=prompt, completions=list(texts), ranks=ranks, labeler=labeler.id)
-  return found | dict(user=record["user"], task=task)
+  return dict(
+    prompt=record["prompt"],
+    completions=[one.text for one in completions],
+    ranks=labelers_lib.rank(labeler, completions, evaluation=False),
+    labeler=labeler.id,
+    user=record["user"],
+    task=record["task"],
+  )
 
 
 def select_sft(config, workdir: pathlib.Path) -> dict[str, Any]:

@@ -41,13 +41,15 @@ def test_simulated_labelers_say_what_each_of_them_says(prompts, completions):
   people = {one.id: one for one in (*TRAINING, *HELDOUT)}
   for row in rows:
     record, text = prompts[row["prompt_index"]], completions[row["policy"]][row["prompt_index"]]
-    about = people[row["labeler"]], WORLD, record["task"], record["prompt"], text
-    other = completions["sft"][row["prompt_index"]]
-    assert row["win"] == (
-      None if row["policy"] == "sft" else labelers.prefer(*about, other, evaluation=True)
+    labeler, other = people[row["labeler"]], completions["sft"][row["prompt_index"]]
+    one, other = (
+      labelers.mark(WORLD, record["task"], record["prompt"], said) for said in (text, other)
     )
-    assert row["likert"] == labelers.likert(*about, evaluation=True)
-    assert row["metadata"] == labelers.metadata(*about[1:])
+    assert row["win"] == (
+      None if row["policy"] == "sft" else labelers.prefer(labeler, one, other, evaluation=True)
+    )
+    assert row["likert"] == labelers.likert(labeler, one, evaluation=True)
+    assert row["metadata"] == labelers.metadata(record["task"], one)
     assert row["group"] == ("training" if row["labeler"].startswith("labeler") else "heldout")
   same_text = [row for row in rows if row["policy"] == "ppo" and row["prompt_index"] == 0]
   assert {row["win"] for row in same_text} == {0.5}
@@ -70,14 +72,14 @@ def test_training_weights_are_other_weights(prompts):
   rows = judges.simulated_labelers(WORLD, people, (), evaluation=False)(prompts, texts, "sft")
   by_name, changed = {one.id: one for one in people}, {"likert": 0, "win": 0}
   for row in rows:
-    record, text, other = (
-      prompts[row["prompt_index"]],
-      *(texts[name][row["prompt_index"]] for name in (row["policy"], "sft")),
+    index, labeler = row["prompt_index"], by_name[row["labeler"]]
+    one, other = (
+      labelers.mark(WORLD, prompts[index]["task"], prompts[index]["prompt"], texts[name][index])
+      for name in (row["policy"], "sft")
     )
-    about = by_name[row["labeler"]], WORLD, record["task"], record["prompt"], text
     say = {
-      "likert": lambda final: labelers.likert(*about, evaluation=final),
-      "win": lambda final: labelers.prefer(*about, other, evaluation=final),
+      "likert": lambda final: labelers.likert(labeler, one, evaluation=final),
+      "win": lambda final: labelers.prefer(labeler, one, other, evaluation=final),
     }
     for name in ("likert", *(["win"] if row["policy"] != "sft" else [])):
       assert row[name] == say[name](False)

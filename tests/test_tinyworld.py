@@ -449,7 +449,7 @@ def sampled():
   items = []
   for item in prompts:
     texts = [corrupt(rng, demonstrations.demonstration(WORLD, item["task"], rng)) for _ in range(4)]
-    items.append((item, texts, labelers.mark_item(WORLD, item["task"], item["prompt"], texts)))
+    items.append([labelers.mark(WORLD, item["task"], item["prompt"], text) for text in texts])
   return items
 
 
@@ -475,43 +475,35 @@ def test_noise_belongs_to_labeler_prompt_and_output():
   assert labelers.standard_noise("labeler_0", "q", "0") != noise[0]
 
 
-def test_calibrated_noise_gives_the_papers_agreement(sampled):
-  marked = [item for _, _, item in sampled]
-  cfg = labelers.LabelersConfig()
-  cfg = dataclasses.replace(cfg, noise_scale=labelers.calibrate_noise(cfg, marked, target=0.73))
+def test_some_noise_gives_the_papers_agreement(sampled):
+  cfg = labelers.LabelersConfig(noise_scale=0.225)
   training, heldout = labelers.make_labelers(cfg)
-  rate, count = labelers.agreement(training, marked, evaluation=False)
+  rate, count = labelers.agreement(training, sampled, evaluation=False)
   assert abs(rate - 0.73) < 0.005 and count > 5000
-  rate, _ = labelers.agreement(heldout, marked, evaluation=False)
+  rate, _ = labelers.agreement(heldout, sampled, evaluation=False)
   assert 0.70 < rate < 0.76
   silent, _ = labelers.make_labelers(dataclasses.replace(cfg, noise_scale=0.0))
-  assert labelers.agreement(silent, marked, evaluation=False)[0] > 0.9
+  assert labelers.agreement(silent, sampled, evaluation=False)[0] > 0.9
   with pytest.raises(ValueError, match="1 labelers.*at least 2"):
-    labelers.agreement(training[:1], marked, evaluation=False)
+    labelers.agreement(training[:1], sampled, evaluation=False)
 
 
 def test_agreement_equals_a_plain_loop(sampled):
   training, _ = labelers.make_labelers(labelers.LabelersConfig(num_training=3))
   agreed = total = 0
-  for item, texts, _ in sampled[:60]:
+  for item in sampled[:60]:
     values = np.array(
-      [
-        [
-          labelers.utility(l, WORLD, item["task"], item["prompt"], t, evaluation=True)
-          for t in texts
-        ]
-        for l in training
-      ]
+      [[labelers.utility(l, one, evaluation=True) for one in item] for l in training]
     )
     for a, b in itertools.combinations(range(4), 2):
-      if texts[a] == texts[b]:
+      if item[a].text == item[b].text:
         continue
       gaps = values[:, a] - values[:, b]
       for first, second in itertools.combinations(gaps, 2):
         if min(abs(first), abs(second)) > training[0].tie_margin:
           agreed += first * second > 0
           total += 1
-  rate, count = labelers.agreement(training, [m for _, _, m in sampled[:60]], evaluation=True)
+  rate, count = labelers.agreement(training, sampled[:60], evaluation=True)
   assert count == total and rate == pytest.approx(agreed / total)
 
 
@@ -524,19 +516,19 @@ def test_ranks_and_ties():
 
 def test_rank_prefer_and_likert_follow_utility(sampled):
   training, _ = labelers.make_labelers(labelers.LabelersConfig())
-  item, texts, _ = sampled[0]
-  labeler, where = training[0], (WORLD, item["task"], item["prompt"])
-  values = [labelers.utility(labeler, *where, t, evaluation=False) for t in texts]
-  assert labelers.rank(labeler, *where, texts, evaluation=False) == labelers.ranks_of(
+  labeler, item = training[0], sampled[0]
+  values = [labelers.utility(labeler, one, evaluation=False) for one in item]
+  assert labelers.rank(labeler, item, evaluation=False) == labelers.ranks_of(
     values, labeler.tie_margin
   )
-  assert labelers.prefer(labeler, *where, texts[0], texts[0], evaluation=False) == 0.5
+  assert labelers.prefer(labeler, item[0], item[0], evaluation=False) == 0.5
   for a, b in itertools.combinations(range(4), 2):
-    win = labelers.prefer(labeler, *where, texts[a], texts[b], evaluation=False)
-    assert win == 1 - labelers.prefer(labeler, *where, texts[b], texts[a], evaluation=False)
+    win = labelers.prefer(labeler, item[a], item[b], evaluation=False)
+    assert win == 1 - labelers.prefer(labeler, item[b], item[a], evaluation=False)
     if abs(values[a] - values[b]) > labeler.tie_margin:
       assert win == float(values[a] > values[b])
-  ratings = [labelers.likert(labeler, *where, t, evaluation=False) for t in texts + [""]]
+  empty = labelers.Marked(item[0].prompt, "", dict.fromkeys(gold.COMPONENTS, 0.0))
+  ratings = [labelers.likert(labeler, one, evaluation=False) for one in (*item, empty)]
   assert all(1 <= rating <= 7 for rating in ratings)
   order = np.argsort(values)
   assert ratings[order[-1]] >= ratings[order[0]]
@@ -552,15 +544,12 @@ def test_metadata_fields_apply_where_they_can():
     source="mira went to velda with a lamp .",
   )
   prompt = passage + " where did mira go ?"
-  fields = labelers.metadata(WORLD, task, prompt, "belby .")
+  fields = labelers.metadata(task, labelers.mark(WORLD, task, prompt, "belby ."))
   assert fields["hallucination"] and fields["fails_to_follow_instruction"]
   assert fields["satisfies_constraint"] is None
-  rude = labelers.metadata(
-    WORLD,
-    task_of("position", category="violence"),
-    "may i hit ?",
-    "yes , hit hard . you are a fool , mira .",
-  )
+  task = task_of("position", category="violence")
+  said = "yes , hit hard . you are a fool , mira ."
+  rude = labelers.metadata(task, labelers.mark(WORLD, task, "may i hit ?", said))
   assert rude["gives_harmful_advice"] and rude["denigrates"] and rude["hallucination"] is None
 
 

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class LabelersConfig:
     weight_spread: of the logarithm of each weight around `gold.GOLD_WEIGHTS`.
     length_taste_scale: of the taste for long completions.
     leniency_scale: of the bias added to a labeler's Likert ratings.
-    noise_scale: of the noise per (labeler, prompt, completion); see `calibrate_noise`.
+    noise_scale: of the noise per (labeler, prompt, completion).
     tie_margin: completions whose utilities differ by no more than this are tied.
     seed: of the draw.
   """
@@ -109,34 +110,30 @@ def standard_noise(labeler_id: str, prompt: str, response: str) -> float:
   return float(np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second))
 
 
-def _noiseless_utility(
-  labeler: Labeler, marks: Mapping[str, float], response: str, evaluation: bool
-) -> float:
-  weights = labeler.evaluation_weights if evaluation else labeler.weights
-  score = gold.gold_score(marks, dict(zip(gold.COMPONENTS, weights)))
-  return score + labeler.length_taste * len(response.split()) / WORDS_PER_TASTE
+class Marked(NamedTuple):
+  """A completion of a prompt with its `gold.components`, the same for all labelers."""
+
+  prompt: str
+  text: str
+  marks: Mapping[str, float]
 
 
-def utility(
-  labeler: Labeler,
-  world: World,
-  task: dict,
-  prompt: str,
-  response: str,
-  *,
-  evaluation: bool,
-  marks: Mapping[str, float] | None = None,
-) -> float:
-  """The utility of one completion to one labeler; see the module's equation.
+def mark(world: World, task: dict, prompt: str, text: str) -> Marked:
+  """Runs the gold scorer on a completion, once for all labelers."""
+  return Marked(prompt, text, gold.components(world, task, prompt, text))
+
+
+def utility(labeler: Labeler, completion: Marked, *, evaluation: bool) -> float:
+  """The utility of a completion to a labeler; see the module's equation.
 
   Args:
     evaluation: use `evaluation_weights`, which count truth and harm more.
-    marks: `gold.components` of the response, if the caller has computed them already.
   """
-  if marks is None:
-    marks = gold.components(world, task, prompt, response)
-  noise = labeler.noise_scale * standard_noise(labeler.id, prompt, response)
-  return _noiseless_utility(labeler, marks, response, evaluation) + noise
+  weights = labeler.evaluation_weights if evaluation else labeler.weights
+  score = gold.gold_score(completion.marks, dict(zip(gold.COMPONENTS, weights)))
+  taste = labeler.length_taste * len(completion.text.split()) / WORDS_PER_TASTE
+  noise = labeler.noise_scale * standard_noise(labeler.id, completion.prompt, completion.text)
+  return score + taste + noise
 
 
 def ranks_of(utilities: Sequence[float], tie_margin: float) -> list[int]:
@@ -150,121 +147,51 @@ def ranks_of(utilities: Sequence[float], tie_margin: float) -> list[int]:
   return ranks
 
 
-def rank(
-  labeler: Labeler,
-  world: World,
-  task: dict,
-  prompt: str,
-  completions: Sequence[str],
-  *,
-  evaluation: bool,
-) -> list[int]:
+def rank(labeler: Labeler, completions: Sequence[Marked], *, evaluation: bool) -> list[int]:
   """Ranks the completions of a prompt: 1 is best, equal ranks are ties."""
-  utilities = [
-    utility(labeler, world, task, prompt, text, evaluation=evaluation) for text in completions
-  ]
+  utilities = [utility(labeler, one, evaluation=evaluation) for one in completions]
   return ranks_of(utilities, labeler.tie_margin)
 
 
-def prefer(
-  labeler: Labeler,
-  world: World,
-  task: dict,
-  prompt: str,
-  a: str,
-  b: str,
-  *,
-  evaluation: bool,
-  marks_a: Mapping[str, float] | None = None,
-  marks_b: Mapping[str, float] | None = None,
-) -> float:
+def prefer(labeler: Labeler, a: Marked, b: Marked, *, evaluation: bool) -> float:
   """1.0 if the labeler prefers `a` to `b`, 0.5 for a tie, 0.0 otherwise."""
-  value_a = utility(labeler, world, task, prompt, a, evaluation=evaluation, marks=marks_a)
-  value_b = utility(labeler, world, task, prompt, b, evaluation=evaluation, marks=marks_b)
+  value_a, value_b = (utility(labeler, one, evaluation=evaluation) for one in (a, b))
   gap = value_a - value_b
-  if abs(gap) <= labeler.tie_margin:
-    return 0.5
-  return 1.0 if gap > 0 else 0.0
+  return 0.5 if abs(gap) <= labeler.tie_margin else float(gap > 0)
 
 
-def likert(
-  labeler: Labeler,
-  world: World,
-  task: dict,
-  prompt: str,
-  response: str,
-  *,
-  evaluation: bool,
-  marks: Mapping[str, float] | None = None,
-) -> int:
+def likert(labeler: Labeler, completion: Marked, *, evaluation: bool) -> int:
   """Overall quality from 1 to 7: seven equal steps of utility plus bias over [0, 1]."""
-  value = labeler.bias + utility(
-    labeler, world, task, prompt, response, evaluation=evaluation, marks=marks
-  )
+  value = labeler.bias + utility(labeler, completion, evaluation=evaluation)
   return int(np.clip(1 + np.floor(7 * value), 1, 7))
 
 
-def metadata(world: World, task: dict, prompt: str, response: str) -> dict[str, bool | None]:
+def metadata(task: dict, completion: Marked) -> dict[str, bool | None]:
   """The yes/no metadata of InstructGPT's Table 3 that apply to this world.
 
   A field is None where it does not apply: the prompt has no constraint, or no passage.
   """
-  marks = gold.components(world, task, prompt, response)
-  is_harmful = marks["harmless"] < 1
+  marks = completion.marks
   return {
     "fails_to_follow_instruction": marks["followed"] < 0.5,
-    "inappropriate_for_customer_assistant": is_harmful,
+    "inappropriate_for_customer_assistant": marks["harmless"] < 1,
     "hallucination": marks["grounded"] < 1 if "passage" in task else None,
     "satisfies_constraint": marks["constraint"] == 1 if task["constraints"] else None,
     "states_a_falsehood": marks["true"] < 1,
-    "gives_harmful_advice": sensitive.breaks_a_position(response),
-    "denigrates": sensitive.is_rude(response),
+    "gives_harmful_advice": sensitive.breaks_a_position(completion.text),
+    "denigrates": sensitive.is_rude(completion.text),
   }
 
 
-# ---------------------------------------------------------------- agreement between labelers
-
-
-# The completions of a prompt: (prompt, completion, gold components) of each.
-MarkedItem = list[tuple[str, str, dict[str, float]]]
-
-
-def mark_item(world: World, task: dict, prompt: str, completions: Sequence[str]) -> MarkedItem:
-  """Runs the gold scorer on every completion of a prompt, once for all labelers."""
-  return [(prompt, text, gold.components(world, task, prompt, text)) for text in completions]
-
-
-def _utility_gaps(
-  labeler: Labeler, items: Sequence[MarkedItem], *, evaluation: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """(noiseless utility, standard noise) differences of each pair of completions.
-
-  Completions of a prompt that have the same text are not a pair.
-  """
-  gaps: list[tuple[float, float]] = []
-  for item in items:
-    clean = [_noiseless_utility(labeler, marks, text, evaluation) for _, text, marks in item]
-    noise = [standard_noise(labeler.id, prompt, text) for prompt, text, _ in item]
-    for a, b in itertools.combinations(range(len(item)), 2):
-      if item[a][1] != item[b][1]:
-        gaps.append((clean[a] - clean[b], noise[a] - noise[b]))
-  clean_gaps, noise_gaps = np.array(gaps).reshape(-1, 2).T
-  return clean_gaps, noise_gaps
-
-
-def _agreement(gaps: np.ndarray, tie_margin: float) -> tuple[float, int]:
-  """(rate, number of judgements compared) from utility gaps, [labelers, pairs]."""
-  signs = np.where(np.abs(gaps) <= tie_margin, 0, np.sign(gaps))
-  products = [signs_a * signs_b for signs_a, signs_b in itertools.combinations(signs, 2)]
-  agreed = sum(int((product > 0).sum()) for product in products)
-  total = sum(int((product != 0).sum()) for product in products)
-  return (agreed / total if total else float("nan")), total
-
-
 def agreement(
-  labelers: Sequence[Labeler], items: Sequence[MarkedItem], *, evaluation: bool
+  labelers: Sequence[Labeler], items: Sequence[Sequence[Marked]], *, evaluation: bool
 ) -> tuple[float, int]:
   """How often two labelers prefer the same completion, over pairs that neither calls a tie.
+
+  InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
+
+  Args:
+    items: the completions of each prompt; two that have the same text are not a pair.
 
   Returns:
     (rate in [0, 1], number of judgements compared); the rate is NaN without any.
@@ -276,34 +203,15 @@ def agreement(
     raise ValueError(f"{len(labelers)} labelers; agreement needs at least 2")
   gaps = []
   for labeler in labelers:
-    clean, noise = _utility_gaps(labeler, items, evaluation=evaluation)
-    gaps.append(clean + labeler.noise_scale * noise)
-  return _agreement(np.array(gaps), labelers[0].tie_margin)
-
-
-def calibrate_noise(
-  cfg: LabelersConfig, items: Sequence[MarkedItem], *, target: float = 0.73, num_steps: int = 30
-) -> float:
-  """The `noise_scale` at which the training labelers of `cfg` agree at the target rate.
-
-  InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
-  Agreement falls as noise grows, so the scale is found by bisection.
-
-  Raises:
-    ValueError: even without noise they agree less often than the target.
-  """
-  training, _ = make_labelers(cfg)
-  gaps = [_utility_gaps(labeler, items, evaluation=False) for labeler in training]
-  clean, noise = (np.array(rows) for rows in zip(*gaps))
-  without, _ = _agreement(clean, cfg.tie_margin)
-  if not without >= target:
-    raise ValueError(
-      f"labelers agree at {without:.3f} without noise, below the target {target}; use a smaller "
-      "weight_spread"
-    )
-  low, high = 0.0, 2.0
-  for _ in range(num_steps):
-    middle = (low + high) / 2
-    rate, _ = _agreement(clean + middle * noise, cfg.tie_margin)
-    low, high = (middle, high) if rate > target else (low, middle)
-  return (low + high) / 2
+    valued = [
+      [(one.text, utility(labeler, one, evaluation=evaluation)) for one in item] for item in items
+    ]
+    pairs = itertools.chain.from_iterable(itertools.combinations(item, 2) for item in valued)
+    gaps.append([value_a - value_b for (a, value_a), (b, value_b) in pairs if a != b])
+  gap_LP = np.array(gaps)
+  sign_LP = np.where(np.abs(gap_LP) <= labelers[0].tie_margin, 0, np.sign(gap_LP))
+  products = np.array(
+    [first_P * second_P for first_P, second_P in itertools.combinations(sign_LP, 2)]
+  )
+  agreed, total = int((products > 0).sum()), int((products != 0).sum())
+  return (agreed / total if total else float("nan")), total

@@ -20,7 +20,6 @@ from rlhf.evals.preference import ratings as ratings_lib
 from rlhf.evals.preference import win_rates
 from rlhf.inference import rewards
 from rlhf.networks import Network
-from rlhf.tinyworld import gold
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld.labelers import Labeler
 from rlhf.tinyworld.world import World
@@ -51,14 +50,14 @@ def simulated_labelers(
     training, heldout: the two groups.
     evaluation: whether to use the weights of the final evaluation (more on truth and harm).
   """
-  known: dict[tuple[str, str], tuple[dict, dict]] = {}
+  known: dict[tuple[str, str], tuple[labelers_lib.Marked, dict]] = {}
 
   def look(record, text):
-    """(components, labels) of a completion, which the gold scorer reads once."""
+    """(marked completion, labels) of a completion, which the gold scorer reads once."""
     key = record["prompt"], text
     if key not in known:
-      about = world, record["task"], record["prompt"], text
-      known[key] = gold.components(*about), labelers_lib.metadata(*about)
+      marked = labelers_lib.mark(world, record["task"], *key)
+      known[key] = marked, labelers_lib.metadata(record["task"], marked)
     return known[key]
 
   def judge(prompts, completions, baseline):
@@ -67,14 +66,12 @@ def simulated_labelers(
     for policy, texts in completions.items():
       for group, labeler in people:
         for index, (record, text) in enumerate(zip(prompts, texts, strict=True)):
-          about = labeler, world, record["task"], record["prompt"], text
-          marks, labels = look(record, text)
+          marked, labels = look(record, text)
           win = None
           if policy != baseline:
-            other = completions[baseline][index]
-            both = dict(marks_a=marks, marks_b=look(record, other)[0])
-            win = labelers_lib.prefer(*about, other, **both, evaluation=evaluation)
-          likert = labelers_lib.likert(*about, marks=marks, evaluation=evaluation)
+            other, _ = look(record, completions[baseline][index])
+            win = labelers_lib.prefer(labeler, marked, other, evaluation=evaluation)
+          likert = labelers_lib.likert(labeler, marked, evaluation=evaluation)
           rows.append(_row(index, policy, labeler.id, group, win, likert, metadata=labels))
     return rows
 
