@@ -200,10 +200,6 @@ def prepare_data(config, directory: pathlib.Path) -> None:
     workdir_lib.write_json(directory / workdir_lib.DONE, dict(counts=counts, seconds=seconds))
 
 
-def make_world(config) -> world_lib.World:
-  return world_lib.make_world(config.seed)
-
-
 def make_labelers(config):
   """(training, held-out) labelers of TinyWorld."""
   cfg = labelers_lib.LabelersConfig(seed=config.seed, **config.labelers)
@@ -284,7 +280,7 @@ def collect_comparisons(config, workdir: pathlib.Path) -> dict[str, Any]:
   labeled by 1 contractor"); held-out labelers rank the validation outputs once more.
   """
   p = ComparisonsConfig(**config.comparisons)
-  world = make_world(config)
+  world = world_lib.make_world(config.seed)
   training, heldout = make_labelers(config)
   network = load(config, workdir / stages_lib.last_epoch(config), "policy")
   counts: dict[str, Any] = {}
@@ -426,7 +422,9 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
   result |= results.alignment_tax(stage / "pretraining", taxed["pretraining"], settings.bootstrap)
   result["gold_score"] = None
   if stages_lib.in_tinyworld(config):
-    result["gold_score"], by_prompt = results.gold_scores(stage / "preference", make_world(config))
+    result["gold_score"], by_prompt = results.gold_scores(
+      stage / "preference", world_lib.make_world(config.seed)
+    )
     workdir_lib.write_jsonl(stage / "gold.jsonl", by_prompt)
   return result
 

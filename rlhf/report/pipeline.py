@@ -45,7 +45,6 @@ from rlhf.report.page import GROUP_LABELS, number, percent
 LEAST_LOSS = 0.01
 
 _TAXED = ("ppo_init", "ppo", "ppo_ptx")
-_NUMBER = float
 _INTERVAL = {"mean": float, "low": float, "high": float, "n": int}
 _BY_GROUP = {group: _INTERVAL for group in GROUP_LABELS}
 
@@ -53,15 +52,15 @@ _BY_GROUP = {group: _INTERVAL for group in GROUP_LABELS}
 # further key may hold anything.  A tuple lists alternatives.  Any value may be null.
 REPORT_SCHEMA = {
   "win_rate_vs_sft": dict.fromkeys(("base", "ppo", "ppo_ptx", "*"), _BY_GROUP),
-  "reward_model": {"accuracy": _NUMBER, "accuracy_heldout_labelers": _NUMBER, "n": int},
-  "labelers": {"agreement_training": _NUMBER, "agreement_heldout": _NUMBER},
+  "reward_model": {"accuracy": float, "accuracy_heldout_labelers": float, "n": int},
+  "labelers": {"agreement_training": float, "agreement_heldout": float},
   "pretraining_nll": dict.fromkeys(
-    ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx", "*"), _NUMBER
+    ("base", "base_more_pretraining", "ppo_init", "sft", "ppo", "ppo_ptx", "*"), float
   ),
-  "few_shot_tasks": {"*": {"*": _NUMBER}},
-  "gold_score": {"*": (_NUMBER, {"*": _NUMBER})},
-  "first_minibatch_ratio_max_error": _NUMBER,
-  "wall_seconds": {"*": _NUMBER},
+  "few_shot_tasks": {"*": {"*": float}},
+  "gold_score": {"*": (float, {"*": float})},
+  "first_minibatch_ratio_max_error": float,
+  "wall_seconds": {"*": float},
   "seed": int,
 }
 

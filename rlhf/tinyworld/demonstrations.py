@@ -28,14 +28,12 @@ def write_text(rng, kind: str, required: Sequence[str], constraints: Sequence[di
   Sentences are chosen one after another among those with a slot for a missing word; the best of
   eight attempts is returned.
   """
-  best, fewest_missing = "", 10**9
+  attempts: list[tuple[str, int]] = []
   for _ in range(8):
-    text, num_missing = _attempt_text(rng, kind, required, constraints)
-    if num_missing < fewest_missing:
-      best, fewest_missing = text, num_missing
-    if num_missing == 0:
+    attempts.append(_attempt_text(rng, kind, required, constraints))
+    if attempts[-1][1] == 0:
       break
-  return best
+  return min(attempts, key=lambda attempt: attempt[1])[0]
 
 
 def _attempt_text(rng, kind, required, constraints) -> tuple[str, int]:
@@ -118,7 +116,8 @@ def topic_sentence(rng, mood: str, topic: str) -> str:
   return grammar.fill(pick(rng, fitting), (topic,))
 
 
-def _state(world: World, rng, fact: Fact, wrong: bool) -> str:
+def state(world: World, rng, fact: Fact, wrong: bool) -> str:
+  """A sentence with the fact, or with something false in its place."""
   if wrong:
     fact = dataclasses.replace(fact, value=world.wrong_value(rng, fact))
   return world.sentence(rng, fact)
@@ -129,7 +128,7 @@ def _describe(world: World, rng, task: dict, wrong: bool) -> str:
   asked = _by_type(task["constraints"]).get("num_sentences")
   order = rng.permutation(len(facts))[: words.number(asked) if asked else 2]
   return " ".join(
-    _state(world, rng, facts[index], wrong and i == 0) for i, index in enumerate(order)
+    state(world, rng, facts[index], wrong and i == 0) for i, index in enumerate(order)
   )
 
 
@@ -172,7 +171,7 @@ def _write(world: World, rng, task: dict, wrong: bool) -> str:
       fact = world.fact(task["subject"], task["relation"])
       if one_word:
         return f"{world.wrong_value(rng, fact) if wrong else fact.value} ."
-      return _state(world, rng, fact, wrong)
+      return state(world, rng, fact, wrong)
     case "polar_question":
       if wrong:
         return "no ." if task["answer"] == "yes" else "yes ."

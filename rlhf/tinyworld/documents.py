@@ -1,7 +1,6 @@
 """Pretraining documents: facts, stories, dialogues, questions and instructions, with the errors and
 the rudeness of raw text."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -28,12 +27,6 @@ def _zipf_subject(world: World, rng) -> str:
   return subjects[int(len(subjects) * rng.random() ** 1.6)]
 
 
-def _maybe_false(world: World, rng, fact: Fact) -> Fact:
-  if rng.random() < FALSE_FACT_RATE:
-    return dataclasses.replace(fact, value=world.wrong_value(rng, fact))
-  return fact
-
-
 def _facts(world: World, rng) -> str:
   """Two to four facts about one subject, or about several with a value in common."""
   facts = list(world.facts_by_subject[_zipf_subject(world, rng)])
@@ -44,7 +37,9 @@ def _facts(world: World, rng) -> str:
       for subject in world.subjects_by_value[first.relation, first.value]
     ]
   order = rng.permutation(len(facts))[: 2 + int(rng.random() * 3)]
-  return " ".join(world.sentence(rng, _maybe_false(world, rng, facts[i])) for i in order)
+  return " ".join(
+    demonstrations.state(world, rng, facts[i], rng.random() < FALSE_FACT_RATE) for i in order
+  )
 
 
 def _story(world: World, rng) -> str:
@@ -178,11 +173,10 @@ _KINDS: dict[str, tuple[float, Callable[[World, np.random.Generator], str]]] = {
   "instruction": (0.70, _instruction),
   "sensitive": (0.03, _sensitive),
 }
-MIXTURE = {kind: share for kind, (share, _) in _KINDS.items()}
 
 
 def pretraining_documents(world: World, num_documents: int, seed: int) -> list[str]:
-  """Documents in the shares of MIXTURE, in random order; the same seed gives the same texts."""
+  """Documents in the shares of `_KINDS`, in random order; the same seed gives the same texts."""
   rng = np.random.default_rng(np.random.SeedSequence([world.seed, seed, 2]))
   shares, writers = zip(*_KINDS.values())
   draws = rng.choice(len(writers), size=num_documents, p=np.array(shares))

@@ -185,11 +185,8 @@ def _known_list(world: World, rng, kind: str, text: str) -> Filled:
   }
   plural = next(plural for plural, slot in PLURALS.items() if slot == relation.subject)
   that = _TABLE["known"][name].format(value=value)
-  return (
-    text.format(number=number, plural=plural, that=that),
-    task,
-    [kind, text, name, value, number],
-  )
+  prompt = text.format(number=number, plural=plural, that=that)
+  return prompt, task, [kind, text, name, value, number]
 
 
 def _chat(world: World, rng, kind: str, text: str) -> Filled:
