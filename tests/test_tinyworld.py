@@ -474,8 +474,9 @@ def test_noise_belongs_to_labeler_prompt_and_output():
   assert labelers.standard_noise("labeler_0", "q", "0") != noise[0]
 
 
-def test_some_noise_gives_the_papers_agreement(sampled):
-  cfg = labelers.LabelersConfig(noise_scale=0.225)
+def test_calibrated_noise_gives_the_papers_agreement(sampled):
+  cfg = labelers.LabelersConfig()
+  cfg = dataclasses.replace(cfg, noise_scale=labelers.calibrate_noise(cfg, sampled, target=0.73))
   training, heldout = labelers.make_labelers(cfg)
   rate, count = labelers.agreement(training, sampled, evaluation=False)
   assert abs(rate - 0.73) < 0.005 and count > 5000
@@ -485,6 +486,8 @@ def test_some_noise_gives_the_papers_agreement(sampled):
   assert labelers.agreement(silent, sampled, evaluation=False)[0] > 0.9
   with pytest.raises(ValueError, match="1 labelers.*at least 2"):
     labelers.agreement(training[:1], sampled, evaluation=False)
+  with pytest.raises(ValueError, match="without noise, below the target 0.999"):
+    labelers.calibrate_noise(cfg, sampled[:20], target=0.999)
 
 
 def test_agreement_equals_a_plain_loop(sampled):

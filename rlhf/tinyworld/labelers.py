@@ -38,7 +38,7 @@ class LabelersConfig:
     weight_spread: of the logarithm of each weight around `gold.GOLD_WEIGHTS`.
     length_taste_scale: of the taste for long completions.
     leniency_scale: of the bias added to a labeler's Likert ratings.
-    noise_scale: of the noise per (labeler, prompt, completion).
+    noise_scale: of the noise per (labeler, prompt, completion); see `calibrate_noise`.
     tie_margin: completions whose utilities differ by no more than this are tied.
     seed: of the draw.
   """
@@ -188,8 +188,6 @@ def agreement(
 ) -> tuple[float, int]:
   """How often two labelers prefer the same completion, over pairs that neither calls a tie.
 
-  InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
-
   Args:
     items: the completions of each prompt; two that have the same text are not a pair.
 
@@ -215,3 +213,34 @@ def agreement(
   )
   agreed, total = int((products > 0).sum()), int((products != 0).sum())
   return (agreed / total if total else float("nan")), total
+
+
+def calibrate_noise(
+  cfg: LabelersConfig, items: Sequence[Sequence[Marked]], *, target: float = 0.73
+) -> float:
+  """The `noise_scale` at which the training labelers of `cfg` agree at the target rate.
+
+  InstructGPT's training labelers agreed with each other 72.6 +- 1.5 % of the time (section 3.4).
+  Agreement falls as noise grows, so the scale is found by bisection, to 0.001.
+
+  Args:
+    items: as of `agreement`.
+
+  Raises:
+    ValueError: even without noise they agree less often than the target.
+  """
+
+  def rate(noise_scale: float) -> float:
+    training, _ = make_labelers(dataclasses.replace(cfg, noise_scale=noise_scale))
+    return agreement(training, items, evaluation=False)[0]
+
+  if not (without := rate(0.0)) >= target:
+    raise ValueError(
+      f"labelers agree at {without:.3f} without noise, below the target {target}; use a smaller "
+      "weight_spread"
+    )
+  low, high = 0.0, 2.0
+  while high - low > 1e-3:
+    middle = (low + high) / 2
+    low, high = (middle, high) if rate(middle) > target else (low, middle)
+  return (low + high) / 2
