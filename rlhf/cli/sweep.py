@@ -28,7 +28,6 @@ does not answer, nothing is submitted.
 import argparse
 import collections
 import contextlib
-import copy
 import dataclasses
 import functools
 import getpass
@@ -44,8 +43,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ml_collections
 
 from rlhf import stages
 from rlhf import workdir as workdir_lib
@@ -129,28 +126,6 @@ def load_sweep(spec: str) -> sweeps.Sweep:
   return sweep
 
 
-def set_field(config, key: str, value: Any) -> None:
-  """Sets one leaf of a locked config.
-
-  Raises:
-    ValueError: no such field, or a value of another type; an int may stand for a float.
-  """
-  flags.check_field(config, f"config.{key}")
-  *groups, field = key.split(".")
-  group = functools.reduce(operator.getitem, groups, config)
-  if isinstance(group[field], ml_collections.ConfigDict):
-    raise ValueError(f"config.{key} is a group; set one of {', '.join(sorted(group[field]))}")
-  wanted = group.get_type(field)
-  accepted = {float: (float, int), tuple: (tuple, list)}
-  fits = isinstance(value, accepted[wanted] if wanted in accepted else wanted)
-  if not fits or (isinstance(value, bool) and wanted is not bool):  # a bool is an int to Python
-    raise ValueError(
-      f"config.{key} is {value!r} of type {type(value).__name__}; it must be of "
-      f"type {wanted.__name__}, such as {group[field]!r}"
-    )
-  group[field] = wanted(value)
-
-
 def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Path) -> list[Trial]:
   """Every trial with every seed, each checked against the locked config, without jax.
 
@@ -167,13 +142,11 @@ def make_trials(sweep: sweeps.Sweep, common: Sequence[str], workdir: pathlib.Pat
   trials = []
   for number, (overrides, seed) in enumerate(pairs, 1):
     name = trial_name(overrides, seed)
-    config = copy.deepcopy(base)  # fields that stand for one another stay so
     try:
-      for key, value in (*overrides.items(), ("seed", seed)):
+      for key in (*overrides, "seed"):
         if key in given:
           raise ValueError(f"--config.{key} is given, but the sweep sets it; leave it out")
-        set_field(config, key, value)
-      trials.append(_trial(sweep, common, workdir, number, name, overrides, seed, config))
+      trials.append(_trial(sweep, common, workdir, number, name, overrides, seed))
     except ValueError as error:
       raise ValueError(f"trial {number} of {len(pairs)} ({name}): {error}") from None
   twice = [name for name, count in collections.Counter(t.name for t in trials).items() if count > 1]
@@ -192,16 +165,12 @@ def _text(value: Any) -> str:
   return repr(value) if isinstance(value, float) else str(value)
 
 
-def _trial(sweep, common, workdir, number, name, overrides, seed, config) -> Trial:
+def _trial(sweep, common, workdir, number, name, overrides, seed) -> Trial:
   directory = workdir / "trials" / name
   changes = [f"--config.{key}={_text(value)}" for key, value in overrides.items()]
-  arguments = [
-    f"--config={sweep.config}",
-    f"--workdir={directory}",
-    *common,
-    *changes,
-    f"--config.seed={seed}",
-  ]
+  changes = [*common, *changes, f"--config.seed={seed}"]
+  config = flags.load_config(sweep.config, changes)
+  arguments = [f"--config={sweep.config}", f"--workdir={directory}", *changes]
   shared: dict[str, pathlib.Path] = {}
   if sweep.command == "pipeline":
     stages.check_name(config, sweep.last_stage)
