@@ -65,28 +65,24 @@ class LoopConfig:
 
 
 @contextlib.contextmanager
-def sigterm_flag():
-  """An event that SIGTERM sets instead of ending the process; elsewhere than in the main thread
-  signals cannot be caught, and the event is never set."""
+def stop_question():
+  """A function that says whether the run should save and stop; asked once a step.
+
+  SIGTERM does not end the process meanwhile.  Elsewhere than in the main thread signals cannot be
+  caught, and the answer of a single process is always no.
+  """
+  if processes.count() > 1:
+    yield processes.stop_question()
+    return
   flag = threading.Event()
   if threading.current_thread() is not threading.main_thread():
-    yield flag
+    yield flag.is_set
     return
   before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
   try:
-    yield flag
+    yield flag.is_set
   finally:
     signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def stop_question():
-  """A function that says whether the run should save and stop; asked once a step."""
-  if processes.count() > 1:
-    yield processes.stop_question()
-  else:
-    with sigterm_flag() as flag:
-      yield flag.is_set
 
 
 def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ...]) -> None:
@@ -106,15 +102,15 @@ def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ..
 def _freed(state):
   """The shapes and layouts of `state`, whose arrays are deleted: two states may not fit."""
 
-  def shape_of(x):
-    layout = x.sharding if x.committed else None
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
-
-  arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
-  shapes = jax.tree.map(lambda x: shape_of(x) if isinstance(x, jax.Array) else x, state)
-  for leaf in arrays:
+  def freed(leaf):
+    if not isinstance(leaf, jax.Array):
+      return leaf
+    layout = leaf.sharding if leaf.committed else None
+    shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
     leaf.delete()
-  return shapes
+    return shape
+
+  return jax.tree.map(freed, state)
 
 
 class Stream:
@@ -168,7 +164,6 @@ def run(
     Preempted: SIGTERM; the state has been saved.
   """
   workdir = pathlib.Path(workdir)
-  process = jax.process_index()
   first = 0
   if checkpoints.latest() is not None:
     state, saved = checkpoints.restore(_freed(state))  # lands where `state` lay
@@ -176,8 +171,8 @@ def run(
 
   with (
     stop_question() as asked_to_stop,
-    metrics_lib.Writer(workdir, process_index=process) as writer,
-    metrics_lib.Progress(name, total_steps, start=first, process_index=process) as progress,
+    metrics_lib.Writer(workdir) as writer,
+    metrics_lib.Progress(name, total_steps, start=first) as progress,
   ):
     # The line of step `first` was written before its checkpoint; later ones are from a lost future.
     writer.truncate_after(first if first else -1)

@@ -22,7 +22,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from rlhf import types, workdir
+from rlhf import processes, types, workdir
 
 FILE = "metrics.jsonl"
 _NONFINITE = "nonfinite"
@@ -47,11 +47,6 @@ def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
   return found
 
 
-def is_timing(key: str) -> bool:
-  """Whether a key holds wall-clock values, which differ between equal runs."""
-  return key.startswith(("time", "perf/"))
-
-
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The lines of a metrics file; non-finite numbers are floats again.
 
@@ -70,9 +65,9 @@ class Writer:
   On processes other than 0 every method does nothing.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, process_index: int = 0):
+  def __init__(self, directory: str | os.PathLike):
     self._path = pathlib.Path(directory) / FILE
-    self._active = process_index == 0
+    self._active = processes.is_main()
     self._file: TextIO | None = None
     self._tensorboard: Any = None
     self._last_step = -1
@@ -174,7 +169,6 @@ class Progress:
     total: int,
     *,
     start: int = 0,
-    process_index: int = 0,
     seconds_between_lines: float = 10.0,
     console: rich.console.Console | None = None,
   ):
@@ -183,11 +177,10 @@ class Progress:
       stage: name shown.
       total: the step at which the stage is done.
       start: the first step, when resumed.
-      process_index: of this process.
       seconds_between_lines: of plain lines, where the console is not a terminal.
       console: where to print; standard output by default.
     """
-    self._stage, self._total, self._active = stage, total, process_index == 0
+    self._stage, self._total, self._active = stage, total, processes.is_main()
     self._seconds_between_lines = seconds_between_lines
     self._console = rich.console.Console(highlight=False) if console is None else console
     # (clock, step, tokens so far); the first step, which compiles, does not enter the rates.

@@ -143,16 +143,12 @@ def check(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
   return resumed
 
 
-def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list[str]) -> bool:
-  """Claims `workdir` for the run of `config`, before step 0.
+def prepare(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
+  """Claims `workdir`, which is made where it is missing, for the run of `config`, before step 0.
 
-  Writes `config.json` (the resolved config), `command.txt` and `git.txt` (one line for each
-  start). A directory that already holds the run of an equal config is left to be resumed.
-
-  Args:
-    workdir: the directory of the run; made where it is missing.
-    config: resolved, JSON-able; see `plain`.
-    command: the program's argv.
+  Writes `config.json` (the resolved config), `command.txt` (this program's argv, interpreter
+  included) and `git.txt`, one line for each start. A directory that already holds the run of an
+  equal config is left to be resumed.
 
   Returns:
     Whether there was a run to go on with.
@@ -162,7 +158,7 @@ def prepare(workdir: str | os.PathLike, config: Mapping[str, Any], command: list
   """
   workdir = pathlib.Path(workdir)
   resumed = check(workdir, config)
-  _append_line(workdir / "command.txt", shlex.join(command))
+  _append_line(workdir / "command.txt", shlex.join(sys.orig_argv))
   _append_line(workdir / "git.txt", git_version())
   if not resumed:  # last: a directory without config.json is not a run's yet
     write_json(workdir / _CONFIG, config)
@@ -234,11 +230,6 @@ def git_version() -> str:
   if not top or not commit or pathlib.Path(top).resolve() != root:
     return "unknown"
   return f"{commit} dirty" if _git(root, "status", "--porcelain") else commit
-
-
-def default_command() -> list[str]:
-  """The argv of this process, interpreter included."""
-  return list(sys.orig_argv)
 
 
 def _git(root: pathlib.Path, *args: str) -> str:

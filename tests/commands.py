@@ -261,6 +261,6 @@ def num_lines(path: pathlib.Path) -> int:
 def untimed(path: pathlib.Path) -> list[dict]:
   """The lines of a metrics.jsonl without what the clock decides."""
   return [
-    {key: value for key, value in line.items() if not metrics.is_timing(key)}
+    {key: value for key, value in line.items() if not key.startswith(("time", "perf/"))}
     for line in metrics.read(path)
   ]

@@ -284,7 +284,7 @@ def test_another_configs_trial_is_refused(tmp_path, capsys, monkeypatch):
   )
   other = workdir_lib.plain(trials[1].config)
   other["ppo"]["ppo"]["kl_coef"] = 7.0
-  workdir_lib.prepare(trials[1].workdir, other, ["x"])
+  workdir_lib.prepare(trials[1].workdir, other)
   with pytest.raises(SystemExit):
     launch_sweep.main(
       ["sweep", "configs/sweeps/ptx_coef.py:test", "--local", f"--workdir={tmp_path}"]

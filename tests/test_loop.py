@@ -113,7 +113,7 @@ def interrupt_at(wanted: int):
 
 def lines(workdir: pathlib.Path) -> list[dict]:
   return [
-    {key: value for key, value in line.items() if not metrics.is_timing(key)}
+    {key: value for key, value in line.items() if not key.startswith(("time", "perf/"))}
     for line in metrics.read(workdir / "metrics.jsonl")
   ]
 
@@ -378,8 +378,8 @@ def test_outside_the_main_thread_the_flag_is_never_set():
   found = []
 
   def use():
-    with loop.sigterm_flag() as flag:
-      found.append(flag.is_set())
+    with loop.stop_question() as asked_to_stop:
+      found.append(asked_to_stop())
 
   thread = threading.Thread(target=use)
   thread.start()

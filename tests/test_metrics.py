@@ -9,7 +9,7 @@ import pytest
 import rich.console
 from tensorboardX.proto import event_pb2
 
-from rlhf import metrics, types
+from rlhf import metrics, processes, types
 
 
 def metric(total, weight):
@@ -22,7 +22,8 @@ def lines_of(directory):
 
 def without_time(lines):
   return [
-    {key: number for key, number in line.items() if not metrics.is_timing(key)} for line in lines
+    {key: number for key, number in line.items() if not key.startswith(("time", "perf/"))}
+    for line in lines
   ]
 
 
@@ -156,27 +157,20 @@ def test_a_damaged_line_is_named(tmp_path, text, message):
     metrics.read(path)
 
 
-def test_only_process_0_writes(tmp_path):
-  with metrics.Writer(tmp_path / "run", process_index=1) as writer:
+def test_only_process_0_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "is_main", lambda: False)
+  with metrics.Writer(tmp_path / "run") as writer:
     writer.truncate_after(0)
     writer.write(1, {"loss": 1.0})
   assert not (tmp_path / "run").exists()
 
 
-def test_what_the_clock_decides():
-  keys = ["time", "time/eval_seconds", "perf/tokens_per_second", "objective/kl", "timely"]
-  assert [metrics.is_timing(key) for key in keys] == [True, True, True, False, True]
-
-
-def progress_text(
-  *, terminal, process_index=0, seconds_between_lines=0.0, num_steps=3, num_tokens=100
-):
+def progress_text(*, terminal, seconds_between_lines=0.0, num_steps=3, num_tokens=100):
   text = io.StringIO()
   console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
   with metrics.Progress(
     "sft",
     num_steps,
-    process_index=process_index,
     console=console,
     seconds_between_lines=seconds_between_lines,
   ) as progress:
@@ -213,14 +207,16 @@ def test_progress_draws_on_a_terminal():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_silent_on_other_processes(terminal):
-  assert progress_text(terminal=terminal, process_index=1)[0] == ""
+def test_progress_is_silent_on_other_processes(terminal, monkeypatch):
+  monkeypatch.setattr(processes, "is_main", lambda: False)
+  assert progress_text(terminal=terminal)[0] == ""
 
 
 def test_rates_leave_out_the_first_step(monkeypatch):
   clock = iter([100.0, 102.0, 104.0])  # the first ends at 100, whenever compilation began
   monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
-  with metrics.Progress("sft", 13, start=10, process_index=1) as progress:
+  monkeypatch.setattr(processes, "is_main", lambda: False)
+  with metrics.Progress("sft", 13, start=10) as progress:
     progress.update(11, {}, num_tokens=1_000_000)
     assert math.isnan(progress.tokens_per_second) and math.isnan(progress.seconds_left)
     progress.update(11, {}, num_tokens=60)

@@ -362,7 +362,7 @@ def test_a_given_base_and_a_network_as_rater(session_inputs, tmp_path, capsys):
   process.check_config(config)
   workdir = tmp_path / "run"
   assert not workdir_lib.check(workdir, workdir_lib.plain(config))
-  workdir_lib.prepare(workdir, workdir_lib.plain(config), ["test"])
+  workdir_lib.prepare(workdir, workdir_lib.plain(config))
   html = process.run(config, workdir).read_text(encoding="utf-8")
   assert f"by a network, {session_inputs.policy}" in html
   assert "There is one seed: they do not cover another fine-tuning." in html

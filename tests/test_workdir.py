@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import sys
 import types
 
 import numpy as np
@@ -29,9 +30,10 @@ def files(directory):
   return sorted(path.name for path in directory.iterdir())
 
 
-def test_a_fresh_workdir_says_what_it_is(workdir_path):
+def test_a_fresh_workdir_says_what_it_is(workdir_path, monkeypatch):
   command = ["python", "-m", "launch.pipeline", "--config=a b"]
-  assert workdir.prepare(workdir_path, CONFIG, command) is False
+  monkeypatch.setattr(sys, "orig_argv", command)
+  assert workdir.prepare(workdir_path, CONFIG) is False
   assert files(workdir_path) == ["command.txt", "config.json", "git.txt"]
   assert json.loads((workdir_path / "config.json").read_text()) == workdir.plain(CONFIG)
   assert (workdir_path / "command.txt").read_text() == (
@@ -40,10 +42,12 @@ def test_a_fresh_workdir_says_what_it_is(workdir_path):
   assert (workdir_path / "git.txt").read_text() == workdir.git_version() + "\n"
 
 
-def test_the_same_config_resumes(workdir_path):
-  workdir.prepare(workdir_path, CONFIG, ["first"])
+def test_the_same_config_resumes(workdir_path, monkeypatch):
+  monkeypatch.setattr(sys, "orig_argv", ["first"])
+  workdir.prepare(workdir_path, CONFIG)
+  monkeypatch.setattr(sys, "orig_argv", ["second"])
   reordered = dict(reversed(CONFIG.items()))
-  assert workdir.prepare(workdir_path, reordered, ["second"]) is True
+  assert workdir.prepare(workdir_path, reordered) is True
   assert (workdir_path / "command.txt").read_text() == "first\nsecond\n"
 
 
@@ -59,10 +63,10 @@ def test_the_same_config_resumes(workdir_path):
   ],
 )
 def test_another_config_is_refused(workdir_path, config, message):
-  workdir.prepare(workdir_path, CONFIG, ["first"])
+  workdir.prepare(workdir_path, CONFIG)
   before = {name: (workdir_path / name).read_bytes() for name in files(workdir_path)}
   with pytest.raises(ValueError, match=message) as error:
-    workdir.prepare(workdir_path, config, ["second"])
+    workdir.prepare(workdir_path, config)
   assert "\n" not in str(error.value)
   assert str(workdir_path) in str(error.value) and "or delete this one" in str(error.value)
   assert {name: (workdir_path / name).read_bytes() for name in files(workdir_path)} == before
@@ -71,7 +75,7 @@ def test_another_config_is_refused(workdir_path, config, message):
 def test_no_half_written_workdir(workdir_path, monkeypatch):
   """config.json, which makes the directory a run's, comes last."""
   with pytest.raises(ValueError, match="JSON has no word for"):
-    workdir.prepare(workdir_path, {"f": print}, ["x"])
+    workdir.prepare(workdir_path, {"f": print})
   assert not workdir_path.exists()
 
   def no_more(*unused):
@@ -79,9 +83,9 @@ def test_no_half_written_workdir(workdir_path, monkeypatch):
 
   monkeypatch.setattr(workdir, "git_version", no_more)
   with pytest.raises(KeyboardInterrupt):
-    workdir.prepare(workdir_path, CONFIG, ["x"])
+    workdir.prepare(workdir_path, CONFIG)
   monkeypatch.undo()
-  assert workdir.prepare(workdir_path, changed(clip=0.1), ["y"]) is False
+  assert workdir.prepare(workdir_path, changed(clip=0.1)) is False
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -101,14 +105,14 @@ def test_a_workdir_that_is_a_file(tmp_path):
   path = tmp_path / "f"
   path.write_text("")
   with pytest.raises(ValueError, match="is a file; name a directory"):
-    workdir.prepare(path, CONFIG, ["x"])
+    workdir.prepare(path, CONFIG)
 
 
 def test_a_damaged_config_is_named(workdir_path):
-  workdir.prepare(workdir_path, CONFIG, ["x"])
+  workdir.prepare(workdir_path, CONFIG)
   (workdir_path / "config.json").write_text('{\n"seed": }')
   with pytest.raises(ValueError, match=r"config.json:2: not JSON"):
-    workdir.prepare(workdir_path, CONFIG, ["x"])
+    workdir.prepare(workdir_path, CONFIG)
 
 
 def test_config_hash_depends_on_values_and_not_on_order():

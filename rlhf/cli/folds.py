@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   )
   workdir_lib.check(workdir, claimed)
   folds = split(config, arguments)
-  workdir_lib.prepare(workdir, claimed, workdir_lib.default_command())
+  workdir_lib.prepare(workdir, claimed)
   for number, fold in enumerate(folds):
     for part in ("train", "own", "heldout"):
       workdir_lib.write_jsonl(data_file(workdir, number, part), getattr(fold, part))

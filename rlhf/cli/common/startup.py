@@ -117,5 +117,5 @@ def claim(config, workdir: str, check_inputs: Callable[[Any], Any] | None = None
   settings = workdir_lib.plain(config)
   if not workdir_lib.check(workdir, settings) and check_inputs is not None:
     check_inputs(config)
-  resumed = workdir_lib.prepare(workdir, settings, workdir_lib.default_command())
+  resumed = workdir_lib.prepare(workdir, settings)
   print(f"workdir {workdir}: {'going on' if resumed else 'new run'}", flush=True)
