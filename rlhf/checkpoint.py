@@ -214,6 +214,10 @@ class Export:
   params_dir: pathlib.Path
   tokenizer_dir: pathlib.Path
 
+  @property
+  def tokenizer(self) -> Tokenizer:
+    return Tokenizer.load(self.tokenizer_dir)
+
 
 def export_params(
   directory: str | os.PathLike,

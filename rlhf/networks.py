@@ -126,13 +126,6 @@ def _check_shape(saved: dict[str, Any], shape: Mapping[str, Any], where: str) ->
       )
 
 
-def tokenizer_of(found: checkpoint.Export | reading.Source) -> Tokenizer:
-  """The tokenizer of what `find_export` found."""
-  if isinstance(found, reading.Source):
-    return found.tokenizer
-  return Tokenizer.load(found.tokenizer_dir)
-
-
 def origin(metadata: dict[str, Any]) -> dict[str, Any]:
   """Of a network's metadata, what every network that is trained from it keeps: which published
   model it once was, so that it can be written as one again."""
@@ -188,7 +181,7 @@ def load(
     params = reading.load_params(found, abstract)
   else:
     params = checkpoint.load_params(directory, abstract)
-  return Network(cfg=cfg, params=params, tokenizer=tokenizer_of(found), metadata=found.metadata)
+  return Network(cfg=cfg, params=params, tokenizer=found.tokenizer, metadata=found.metadata)
 
 
 def check_same_tokenizer(first: Tokenizer, second: Tokenizer, names: str) -> None:

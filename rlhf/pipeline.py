@@ -546,7 +546,7 @@ def base_tokenizer(config) -> Tokenizer:
   if not stages_lib.base_is_published(config):
     return Tokenizer.from_spec(config.base.tokenizer, ["any text"])
   found = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
-  return networks.tokenizer_of(found)
+  return found.tokenizer
 
 
 def check_inputs(config) -> None:

@@ -28,10 +28,6 @@ from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.training import Groups, TextData
 from rlhf.types import LmBatch, Params, PpoState, PromptBatch
 
-VALUE_NETWORKS = ("separate", "shared")
-VALUE_INITS = ("reward_model", "policy", "scratch")
-KL_CONTROLLERS = ("fixed", "adaptive")
-MISSING_END = ("none", "replace", "subtract")
 REDUCTIONS = ("token_mean", "sequence_mean")
 
 
@@ -119,10 +115,10 @@ class PpoConfig:
     training.check_choices(
       "ppo",
       self,
-      value_network=VALUE_NETWORKS,
-      value_init=VALUE_INITS,
-      kl_controller=KL_CONTROLLERS,
-      missing_end=MISSING_END,
+      value_network=("separate", "shared"),
+      value_init=("reward_model", "policy", "scratch"),
+      kl_controller=("fixed", "adaptive"),
+      missing_end=("none", "replace", "subtract"),
       policy_reduction=REDUCTIONS,
       ptx_reduction=REDUCTIONS,
     )
@@ -256,7 +252,7 @@ def check_inputs(config) -> None:
     config.policy_from, kind="policy", flag="policy_from", shape=config.model
   )
   reward = networks.find_export(config.reward_from, kind="reward", flag="reward_from")
-  tokenizer = networks.tokenizer_of(policy)
+  tokenizer = policy.tokenizer
   others = {"reward_from": reward}
   for name in config.reward_others:
     other = networks.find_export(name, kind="reward", flag="reward_others")
@@ -267,9 +263,7 @@ def check_inputs(config) -> None:
       config.reference_from, kind="policy", flag="reference_from", shape=config.model
     )
   for field, other in others.items():
-    networks.check_same_tokenizer(
-      tokenizer, networks.tokenizer_of(other), f"policy_from and {field}"
-    )
+    networks.check_same_tokenizer(tokenizer, other.tokenizer, f"policy_from and {field}")
   prompt_format = prepare.PromptFormat.of(config.prompts)
   prompt_format.check(tokenizer)
   check_read_as_trained(prompt_format, reward.config, config.reward_from)
@@ -358,28 +352,23 @@ def load_networks(config, groups: Groups) -> Networks:
     ValueError: two networks differ in tokenizer, or members of an ensemble in shape.
   """
 
-  def load(name: str, field: str, kind: str) -> Network:
+  def load(name: str, field: str, kind: str, policy: Network | None = None) -> Network:
     shape = config.model if kind == "policy" else None
-    return networks.load(name, groups.compute, groups.mesh, kind=kind, flag=field, shape=shape)
-
-  def check_same_tokenizer(other: Network, field: str) -> None:
-    networks.check_same_tokenizer(policy.tokenizer, other.tokenizer, f"policy_from and {field}")
+    found = networks.load(name, groups.compute, groups.mesh, kind=kind, flag=field, shape=shape)
+    if policy is not None:
+      networks.check_same_tokenizer(policy.tokenizer, found.tokenizer, f"policy_from and {field}")
+    return found
 
   policy = load(config.policy_from, "policy_from", "policy")
-  reward = load(config.reward_from, "reward_from", "reward")
-  check_same_tokenizer(reward, "reward_from")
-  ref_params = policy.params
+  reward = load(config.reward_from, "reward_from", "reward", policy)
+  reference = policy
   if config.reference_from:
-    reference = load(config.reference_from, "reference_from", "policy")
-    check_same_tokenizer(reference, "reference_from")
-    ref_params = reference.params
-  reward_params = reward.params
-  if config.reward_others:
-    others = [load(name, "reward_others", "reward") for name in config.reward_others]
-    for name, other in zip(config.reward_others, others, strict=True):
-      check_member(reward.cfg, other.cfg, name)
-      check_same_tokenizer(other, "reward_others")
-    reward_params = (reward.params, *(other.params for other in others))
+    reference = load(config.reference_from, "reference_from", "policy", policy)
+  members = [reward.params]
+  for name in config.reward_others:
+    other = load(name, "reward_others", "reward", policy)
+    check_member(reward.cfg, other.cfg, name)
+    members.append(other.params)
   scale = lora.scale(groups.lora)
   return Networks(
     models=Models(
@@ -388,8 +377,8 @@ def load_networks(config, groups: Groups) -> Networks:
     ),
     policy=policy,
     reward=reward,
-    ref_params=ref_params,
-    reward_params=reward_params,
+    ref_params=reference.params,
+    reward_params=tuple(members) if config.reward_others else reward.params,
   )
 
 

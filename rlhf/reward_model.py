@@ -92,14 +92,9 @@ def reward_loss(cfg: ModelConfig, params: Params, microbatch, *, frozen: Params 
   batch, weight = microbatch
   score_BK = score_completions(cfg, lora.combine(frozen, params), batch)
   loss, aux = losses.comparison_loss(score_BK, batch.rank_BK, batch.valid_BK)
-  metrics = {
-    "train/loss": loss,
-    "train/accuracy": aux["accuracy"],
-    "train/log_loss": aux["log_loss"],
-    "train/margin": aux["margin"],
-    "train/reward": losses.masked_metric(score_BK, batch.valid_BK),
-  }
-  return loss.total * weight, metrics
+  reward = losses.masked_metric(score_BK, batch.valid_BK)
+  metrics = dict(loss=loss, **aux, reward=reward)
+  return loss.total * weight, {f"train/{name}": metric for name, metric in metrics.items()}
 
 
 def num_prompts_with_pair(batch: ComparisonBatch):
@@ -151,14 +146,8 @@ def validation_metrics(score_NK, rank_NK, valid_NK) -> dict[str, float]:
   loss, aux = losses.comparison_loss(
     jnp.asarray(score_NK, jnp.float32), jnp.asarray(rank_NK), jnp.asarray(valid_NK)
   )
-  return metrics_lib.summarise(
-    {
-      "validation/loss": loss,
-      "validation/accuracy": aux["accuracy"],
-      "validation/log_loss": aux["log_loss"],
-      "validation/margin": aux["margin"],
-    }
-  )
+  numbers = metrics_lib.summarise(dict(loss=loss, **aux))
+  return {f"validation/{name}": number for name, number in numbers.items()}
 
 
 # ----------------------------------------------------------------------------- checks
@@ -184,7 +173,7 @@ def check_inputs(config) -> None:
   export = networks.find_export(
     config.init_from, kind="policy", flag="init_from", shape=config.model
   )
-  prepare.PromptFormat.of(config.comparisons).check(networks.tokenizer_of(export))
+  prepare.PromptFormat.of(config.comparisons).check(export.tokenizer)
   training.check_data(config, "comparisons", "comparison", "train", "valid")
   training.check_data(config, "comparisons", "demonstration", "demonstrations")
 

@@ -216,7 +216,7 @@ def check_inputs(config) -> None:
       config.init_from, kind="policy", flag="init_from", shape=config.model
     )
     if "demonstrations" in config:
-      prepare.PromptFormat.of(config.demonstrations).check(networks.tokenizer_of(export))
+      prepare.PromptFormat.of(config.demonstrations).check(export.tokenizer)
   elif "text" not in config:
     raise ValueError("init_from is empty; name the export directory of a policy")
   else:

@@ -35,7 +35,7 @@ COEF = "ppo.ppo.ptx_coef"
 # ----------------------------------------------------------------------------- algebra
 
 
-def test_trials_are_combined_by_four_functions():
+def test_trials_are_combined_by_three_functions():
   a, b = sweeps.grid("a", [1, 2]), sweeps.grid("b", "xy")
   assert a == [{"a": 1}, {"a": 2}]
   assert sweeps.product(a, b) == [
@@ -44,10 +44,9 @@ def test_trials_are_combined_by_four_functions():
     {"a": 2, "b": "x"},
     {"a": 2, "b": "y"},
   ]
-  assert sweeps.chain(a, b) == [{"a": 1}, {"a": 2}, {"b": "x"}, {"b": "y"}]
   assert sweeps.zip_(a, b) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
   assert a == [{"a": 1}, {"a": 2}]  # none changes what it is given
-  assert sweeps.product(sweeps.chain(a, sweeps.grid("a", [3])), sweeps.zip_(b)) == [
+  assert sweeps.product(a + sweeps.grid("a", [3]), sweeps.zip_(b)) == [
     {"a": n, "b": x} for n in (1, 2, 3) for x in "xy"
   ]
 

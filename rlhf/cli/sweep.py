@@ -414,10 +414,7 @@ def submit(
 
 
 def submit_to_slurm(
-  arguments: argparse.Namespace,
-  common: Sequence[str],
-  trials: Sequence[Trial],
-  workdir: pathlib.Path,
+  arguments: argparse.Namespace, trials: Sequence[Trial], workdir: pathlib.Path
 ) -> None:
   """Checks all, then submits.
 
@@ -438,7 +435,7 @@ def submit_to_slurm(
     nodes=1,
     gpus_per_node=arguments.gpus,
   )
-  run_checks(arguments, common, startup.simulated_devices(max(arguments.gpus, 1)))
+  run_checks(arguments, startup.simulated_devices(max(arguments.gpus, 1)))
   queued = queued_jobs(trials, folder)
   job_lib.check_out(commit, code)
   for trial, job in submit(
@@ -493,8 +490,8 @@ def collect(sweep: sweeps.Sweep, trials: Sequence[Trial], workdir: pathlib.Path)
 # ----------------------------------------------------------------------------- command line
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-  """(arguments, overrides for all trials)."""
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags, and the overrides for all trials."""
   parser = flags.Parser("rlhf sweep", __doc__)
   parser.takes_overrides = True
   parser.add_argument("sweep", help="configs/sweeps/NAME.py[:FORM]")
@@ -517,22 +514,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error("--check is for --dry_run; --local and --slurm always check")
   if not arguments.workdir and not arguments.dry_run:
     parser.error("--workdir is missing; give for example --workdir=runs/sweep")
-  return arguments, arguments.overrides
+  return arguments
 
 
-def run_checks(
-  arguments: argparse.Namespace, common: Sequence[str], variables: Mapping[str, str]
-) -> None:
-  """Runs --dry_run --check in a process of its own, which frees the accelerators at its end.
-
-  Args:
-    arguments: of `parse`.
-    common: overrides for all trials.
-    variables: added to the environment.
-  """
+def run_checks(arguments: argparse.Namespace, variables: Mapping[str, str]) -> None:
+  """Runs --dry_run --check in a process of its own, which frees the accelerators at its end; the
+  variables are added to its environment."""
   command = [sys.executable, "-m", "rlhf", "sweep", arguments.sweep, "--dry_run", "--check"]
   done = subprocess.run(
-    [*command, f"--workdir={arguments.workdir}", *common],
+    [*command, f"--workdir={arguments.workdir}", *arguments.overrides],
     stdout=subprocess.DEVNULL,
     check=False,
     env={**os.environ, **variables},
@@ -543,10 +533,10 @@ def run_checks(
 
 @startup.command
 def main(argv: list[str]) -> int:
-  arguments, common = parse(argv)
+  arguments = parse(argv)
   workdir = pathlib.Path(arguments.workdir or "runs/sweep").absolute()
   sweep = load_sweep(arguments.sweep)
-  trials = make_trials(sweep, common, workdir)
+  trials = make_trials(sweep, arguments.overrides, workdir)
   for trial in trials:
     workdir_lib.check(trial.workdir, workdir_lib.plain(trial.config))
   if arguments.dry_run:
@@ -557,9 +547,9 @@ def main(argv: list[str]) -> int:
   if arguments.collect:
     return 0 if collect(sweep, trials, workdir) else 1
   if arguments.slurm:
-    submit_to_slurm(arguments, common, trials, workdir)
+    submit_to_slurm(arguments, trials, workdir)
     return 0
-  run_checks(arguments, common, {})
+  run_checks(arguments, {})
   failed = run_local(trials, arguments.jobs)
   for trial in failed:
     print(f"failed: {trial.name}; see {trial.log}; the same command resumes it", flush=True)

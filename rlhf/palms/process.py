@@ -115,7 +115,7 @@ def _check_real(config) -> None:
       "gguf:FILE or an export directory"
     )
   export = networks.find_export(config.base.source, kind="policy", flag="config.base.source")
-  tokenizer = networks.tokenizer_of(export)
+  tokenizer = export.tokenizer
   prompt_format = prepare.PromptFormat.of(config.format, "config.format")
   prompt_format.check(tokenizer)
   context, p = export.model["context_length"], config.sampling

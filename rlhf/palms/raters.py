@@ -107,7 +107,7 @@ def check(p: RatersConfig, values: sets.ValueSet, max_response_tokens: int) -> N
     comparison.find_reward(p.network, _FLAG)
     return
   found = networks.find_export(p.source, kind="policy", flag=_FLAG)
-  tokenizer = networks.tokenizer_of(found)
+  tokenizer = found.tokenizer
   position = lambda entry: values.category(entry.category).position
   samples = [sample for sample in values.targeted if sample.category != sets.BROAD]
   asked = [(position(probe), probe.prompt, "") for probe in values.probes]

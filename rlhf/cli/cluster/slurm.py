@@ -21,7 +21,6 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from rlhf import extras
@@ -29,6 +28,8 @@ from rlhf import workdir as workdir_lib
 from rlhf.cli.cluster import job as job_lib
 from rlhf.cli.cluster import requeue
 from rlhf.cli.common import flags, startup
+
+SUBMITIT = ("submitit", "slurm", "SLURM")  # the package, its extra and what needs it
 
 
 def minutes(text: str) -> float:
@@ -135,7 +136,7 @@ def executor(
   Raises:
     ValueError: there is no submitit, or no SLURM.
   """
-  kind: Any = load_submitit().SlurmExecutor
+  kind: Any = extras.load(*SUBMITIT).SlurmExecutor
 
   class Anywhere(kind):
     @classmethod
@@ -166,11 +167,6 @@ def executor(
     **more,
   )
   return made
-
-
-def load_submitit() -> ModuleType:
-  """Raises ValueError where it is not installed."""
-  return extras.load("submitit", "slurm", "SLURM")
 
 
 def container_flags(arguments: argparse.Namespace, job: job_lib.Job) -> list[str]:
@@ -215,7 +211,7 @@ def run_locally(
   """Runs the job on this machine and waits for its end."""
   from submitit.core import utils
 
-  local = load_submitit().LocalExecutor(folder, max_num_timeout=arguments.max_restarts)
+  local = extras.load(*SUBMITIT).LocalExecutor(folder, max_num_timeout=arguments.max_restarts)
   local.update_parameters(
     timeout_min=arguments.time,
     signal_delay_s=arguments.save_seconds,
@@ -236,7 +232,7 @@ def run_locally(
 @startup.command
 def main(argv: list[str]) -> None:
   arguments, job = read(argv)
-  load_submitit()
+  extras.require(*SUBMITIT)
   topology, folder = job.topology, pathlib.Path(job.workdir).absolute() / "submitit"
   code = folder / f"code-{job.commit[:12]}"
   is_local, is_gpu = arguments.executor == "local", topology.kind == "h100"

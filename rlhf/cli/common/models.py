@@ -78,9 +78,7 @@ class Model:
 
   @functools.cached_property
   def tokenizer(self):
-    from rlhf import networks
-
-    return networks.tokenizer_of(self.export)
+    return self.export.tokenizer
 
   @property
   def context_length(self) -> int:

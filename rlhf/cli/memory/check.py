@@ -15,7 +15,6 @@ its key-value cache, update), is at most 95 % of a device's memory.
 
 import argparse
 import functools
-import importlib.util
 import os
 import pathlib
 import re
@@ -23,6 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from rlhf import extras
 from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, startup
 from rlhf.configs import meshes
@@ -88,16 +88,6 @@ def read(arguments: argparse.Namespace):
   if size in model_sizes.PUBLISHED:
     ids = dict(zip(("vocab_size", "pad_id"), model_sizes.PUBLISHED[size]["ids"]))
   return config, model_sizes.get_model(reward_size), ids
-
-
-def check_extra(topology: meshes.Topology) -> None:
-  """Raises ValueError where the compiler for the topology is not installed."""
-  module, extra = EXTRAS[topology.platform]
-  if importlib.util.find_spec(module) is None:
-    raise ValueError(
-      f"the compiler for {topology.name} is not installed ({module}); run "
-      f"pip install -e '.[{extra}]', or use --shapes_only"
-    )
 
 
 # ----------------------------------------------------------------------------- measuring
@@ -316,7 +306,8 @@ def main(argv: list[str]) -> None:
   axes = meshes.check_mesh(config.mesh, topology.num_devices)
   meshes.check_heads(reward_group, axes["tensor"], "--reward_size: its ")
   if not arguments.shapes_only:
-    check_extra(topology)
+    what = f"compiling for {topology.name} (--shapes_only does without)"
+    extras.require(*EXTRAS[topology.platform], what)
   if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
     raise ValueError(
       f"--json={arguments.json}: there is no folder {pathlib.Path(arguments.json).parent}; make it "

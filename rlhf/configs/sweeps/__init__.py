@@ -8,7 +8,7 @@ A trial is a dict, dotted field of the config -> value; lists of trials are made
 
     grid(key, values)     one trial per value
     product(a, b, ...)    every trial of a with every trial of b
-    chain(a, b, ...)      the trials of a, then those of b
+    a + b                 the trials of a, then those of b
     zip_(a, b, ...)       the first of a with the first of b, the second with the second, ...
 """
 
@@ -35,11 +35,6 @@ def product(*lists: Sequence[Trial]) -> list[Trial]:
     ValueError: two lists set the same field.
   """
   return [_merged(trials) for trials in itertools.product(*lists)]
-
-
-def chain(*lists: Sequence[Trial]) -> list[Trial]:
-  """The trials of all lists, one list after the other."""
-  return [dict(trial) for trials in lists for trial in trials]
 
 
 def zip_(*lists: Sequence[Trial]) -> list[Trial]:

@@ -415,7 +415,7 @@ def find_reward(source: str, flag: str = "config.preference.judges"):
   if not reading.is_source(source) and (inside / "export.json").is_file():
     source = str(inside)
   found = networks.find_export(source, kind="reward", flag=flag)
-  prepare.PromptFormat.trained_with(found.config).check(networks.tokenizer_of(found))
+  prepare.PromptFormat.trained_with(found.config).check(found.tokenizer)
   return source, found
 
 
