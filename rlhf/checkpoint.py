@@ -264,16 +264,24 @@ def export_params(
   processes.wait("export")
 
 
+def find(directory: str | os.PathLike) -> str | os.PathLike:
+  """The export in `directory`, where that is the workdir of a stage; else `directory` itself."""
+  inside = pathlib.Path(directory) / "export"
+  return inside if str(directory) and (inside / _EXPORT).is_file() else directory
+
+
 def load_export(directory: str | os.PathLike) -> Export:
-  """Reads what an export says of itself; only JSON is read.
+  """Reads what the export in `find(directory)` says of itself; only JSON is read.
 
   Raises:
-    ValueError: there is no export in `directory`.
+    ValueError: there is none.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = pathlib.Path(find(directory)).absolute()
   if not (directory / _EXPORT).is_file():
     found = "holds no export.json" if directory.is_dir() else "does not exist"
-    raise ValueError(f"{directory} {found}; name the export directory of a stage that has finished")
+    raise ValueError(
+      f"{directory} {found}; name an export directory, or the workdir of a finished stage"
+    )
   fields = workdir.read_json(directory / _EXPORT)
   contents = directory / fields.pop("contents")
   # Exports written before shape and compute were told apart hold both in `model`.
@@ -296,7 +304,7 @@ def load_params(
   """The parameters of an export.
 
   Args:
-    directory: of the export.
+    directory: as in `load_export`.
     abstract_params: as in `Checkpoints.restore`; None for float32 as saved, on the default device.
 
   Raises:

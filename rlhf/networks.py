@@ -158,7 +158,7 @@ def load(
   """A network from an export or a published model, laid out on the mesh.
 
   Args:
-    directory: of the export, or `hf:DIR`, or `gguf:FILE`.
+    directory: of the export or its stage, or `hf:DIR`, or `gguf:FILE`.
     compute: how the network is computed here.
     kind: "policy" or "reward", what the source must be.
     flag: the config field that named the directory, for error messages.

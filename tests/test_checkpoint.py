@@ -300,9 +300,9 @@ def test_an_export_stands_until_the_next_is_whole(tmp_path, step):
 
 
 def test_no_export_is_said_in_one_sentence(tmp_path):
-  with pytest.raises(ValueError, match=r"no_such does not exist; name the export directory"):
+  with pytest.raises(ValueError, match=r"no_such does not exist; name an export directory"):
     checkpoint.load_export(tmp_path / "no_such")
-  with pytest.raises(ValueError, match="holds no export.json; name the export directory"):
+  with pytest.raises(ValueError, match="holds no export.json; name an export directory"):
     checkpoint.load_params(tmp_path)
 
 

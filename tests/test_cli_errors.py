@@ -563,13 +563,13 @@ def test_bad_lines_are_skipped_and_counted_if_asked(
 def test_exports_that_are_not_there(refused_training, tmp_path, algorithm, field):
   sentence = refused_training(algorithm, **{field: tmp_path / "absent"})
   assert sentence == (
-    f"{field}: {tmp_path}/absent does not exist; name the export directory of a "
-    "stage that has finished"
+    f"{field}: {tmp_path}/absent does not exist; name an export directory, "
+    "or the workdir of a finished stage"
   )
   sentence = refused_training(algorithm, **{field: tmp_path})
   assert sentence == (
-    f"{field}: {tmp_path} holds no export.json; name the export directory of a "
-    "stage that has finished"
+    f"{field}: {tmp_path} holds no export.json; name an export directory, "
+    "or the workdir of a finished stage"
   )
 
 
@@ -763,8 +763,8 @@ def test_generate_and_score_take_exports_of_their_kind(capsys, inputs, prompts, 
     (score.main, score_flags(inputs, lines, reward_model=tmp_path)),
   ):
     assert (
-      f"={tmp_path} holds no export; name an export directory, or the workdir of a finished stage"
-      in (refused(capsys, main, *flags))
+      f": {tmp_path} holds no export.json; name an export directory, or the workdir of a finished "
+      "stage" in (refused(capsys, main, *flags))
     )
 
 

@@ -843,16 +843,16 @@ def test_a_published_model_without_its_scheme_is_recognised(tmp_path):
     (GOLDEN / "llama", f"hf:{GOLDEN / 'llama'}"),
   ):
     with pytest.raises(
-      ValueError, match=f"--checkpoint={path} is a published model; write --checkpoint={meant}$"
+      ValueError, match=f"--checkpoint: {path} is a published model; write --checkpoint={meant}$"
     ):
-      cli_models.find_network(str(path), "checkpoint")
+      cli_models.find(str(path), "checkpoint", "policy")
     with pytest.raises(
       ValueError, match=f"init_from: {path} is a published model; write init_from={meant}$"
     ):
       networks.find_export(str(path), kind="policy", flag="init_from")
   for path, message in ((run, "holds no export"), (tmp_path / "no.gguf", "does not exist")):
     with pytest.raises(ValueError, match=message):
-      cli_models.find_network(str(path), "checkpoint")
+      cli_models.find(str(path), "checkpoint", "policy")
     with pytest.raises(ValueError, match=message):
       networks.find_export(str(path), kind="policy", flag="init_from")
 

@@ -24,7 +24,7 @@ import argparse
 import os
 import pathlib
 
-from rlhf.cli.common import flags, models, startup
+from rlhf.cli.common import flags, startup
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -91,13 +91,15 @@ def run_export(arguments: argparse.Namespace) -> None:
   from rlhf.interop import writing
   from rlhf.model.architecture import ModelConfig
 
-  directory = models.find_export(arguments.source, "source")
-  found = checkpoint.load_export(directory)
+  try:
+    found = checkpoint.load_export(arguments.source)
+  except ValueError as error:
+    raise ValueError(f"--source: {error}") from None
   family = writing.choose_family(found.metadata, arguments.family)
   if found.kind == "adapter":
     from rlhf.interop import peft
 
-    peft.write(arguments.target, found, checkpoint.load_params(directory), family)
+    peft.write(arguments.target, found, checkpoint.load_params(found.directory), family)
     print(
       f"{arguments.target}: a PEFT adapter for {family.name}, to be used with "
       f"{found.metadata['base']}",
@@ -105,7 +107,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     )
     return
   writing.check(ModelConfig(**found.model), kind=found.kind, family=family)
-  network = load(directory, found.compute, found.kind)
+  network = load(found.directory, found.compute, found.kind)
   writing.write(
     arguments.target, network.cfg, network.params, network.tokenizer, kind=found.kind, family=family
   )

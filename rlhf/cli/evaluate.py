@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.cli.common import flags, models, startup
+from rlhf.cli.common import flags, startup
 
 SUITES = ("preference", "pretraining", "nlp", "truth", "toxicity", "bias")
 
@@ -67,7 +67,8 @@ def read_request(argv: Sequence[str]) -> Request:
   parser.flag("pool", "workdirs of evaluations, one for each training seed", flags.names, [])
   arguments = parser.parse(argv)
   config = flags.load_config(arguments.config, arguments.overrides, "evaluation")
-  from rlhf.evals import units  # after the flags: importing jax takes seconds
+  from rlhf import checkpoint  # after the flags: importing jax takes seconds
+  from rlhf.evals import units
 
   for name in ("num_resamples", "batch_size"):
     if config[name] < 1:
@@ -87,7 +88,7 @@ def read_request(argv: Sequence[str]) -> Request:
   else:
     _check_suites(arguments)
     candidates = [
-      dataclasses.replace(one, source=str(models.find_network(one.source, "checkpoints")))
+      dataclasses.replace(one, source=str(checkpoint.find(one.source)))
       for one in units.parse_candidates(arguments.checkpoints)
     ]
   return Request(

@@ -7,7 +7,6 @@ tokenizer need not be the policy's.
 import argparse
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,35 +26,6 @@ Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 # ----------------------------------------------------------------------------- finding and loading
 
 
-def find_network(source: str, flag: str) -> str | pathlib.Path:
-  """What `networks.load` takes: `hf:DIR` and `gguf:FILE` unchanged, else `find_export`."""
-  from rlhf.interop import reading
-
-  if reading.is_source(source):
-    return source
-  try:
-    return find_export(source, flag)
-  except ValueError as error:
-    if (meant := reading.meant_source(source)) is None:
-      raise
-    raise ValueError(f"--{flag}={source} is a published model; write --{flag}={meant}") from error
-
-
-def find_export(directory: str, flag: str) -> pathlib.Path:
-  """An export directory, or the export of a stage's workdir.
-
-  Raises:
-    ValueError: it is neither.
-  """
-  for candidate in (pathlib.Path(directory), pathlib.Path(directory) / "export"):
-    if (candidate / "export.json").is_file():
-      return candidate
-  found = "holds no export" if pathlib.Path(directory).is_dir() else "does not exist"
-  raise ValueError(
-    f"--{flag}={directory} {found}; name an export directory, or the workdir of a finished stage"
-  )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
   """A model that has been found, and is loaded when it is needed.
@@ -64,7 +34,6 @@ class Model:
     name: as given on the command line.
     flag: that named it.
     kind: "policy" or "reward".
-    source: what `networks.load` takes.
     export: its description, `checkpoint.Export` or `reading.Source`.
     prompt_format: how it reads prompts.
   """
@@ -72,7 +41,6 @@ class Model:
   name: str
   flag: str
   kind: str
-  source: str | pathlib.Path
   export: Any
   prompt_format: Any
 
@@ -93,7 +61,7 @@ class Model:
     from rlhf import networks, sharding
 
     return networks.load(
-      self.source,
+      self.name,
       self.export.compute,
       sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
       kind=self.kind,
@@ -116,14 +84,12 @@ def find(name: str, flag: str, kind: str, arguments: argparse.Namespace | None =
   from rlhf import networks
   from rlhf.data import prepare
 
-  source = find_network(name, flag)
-  export = networks.find_export(source, kind=kind, flag=f"--{flag}")
+  export = networks.find_export(name, kind=kind, flag=f"--{flag}")
   trained = prepare.PromptFormat.trained_with(export.config)
   model = Model(
     name=name,
     flag=flag,
     kind=kind,
-    source=source,
     export=export,
     prompt_format=trained if arguments is None else prompt_format(trained, arguments),
   )

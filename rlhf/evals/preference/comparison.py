@@ -38,7 +38,6 @@ from rlhf.evals.preference import length_control, win_rates
 from rlhf.evals.preference import ratings as ratings_lib
 from rlhf.evals.reward_models import calibration
 from rlhf.inference import completions, prefixes, rewards
-from rlhf.interop import reading
 from rlhf.networks import Network
 from rlhf.sharding import MeshConfig
 from rlhf.tinyworld import labelers as labelers_lib
@@ -410,13 +409,10 @@ def read_ratings(p: PreferenceConfig) -> ratings_lib.Ratings:
 
 
 def find_reward(source: str, flag: str = "config.preference.judges"):
-  """(source, its export); checks that its tokenizer can write its format."""
-  inside = pathlib.Path(source) / "export"
-  if not reading.is_source(source) and (inside / "export.json").is_file():
-    source = str(inside)
+  """The export of a reward model; checks that its tokenizer can write its format."""
   found = networks.find_export(source, kind="reward", flag=flag)
   prepare.PromptFormat.trained_with(found.config).check(found.tokenizer)
-  return source, found
+  return found
 
 
 def load_reward(
@@ -426,7 +422,7 @@ def load_reward(
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Network, prepare.PromptFormat]:
   """A reward model, and the format that it was trained with; without a mesh, on every device."""
-  source, found = find_reward(source, flag)
+  found = find_reward(source, flag)
   if mesh is None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
   network = networks.load(source, found.compute, mesh, kind="reward", flag=flag)

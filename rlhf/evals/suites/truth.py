@@ -13,7 +13,6 @@ the export has the accuracy on questions the judge was not trained on, and `note
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -140,15 +139,9 @@ class TruthConfig:
   def judges(self) -> dict[str, tuple[str, str]]:
     """Aspect -> (the config's field, the export)."""
     return {
-      aspect: (field, _export_of(getattr(self, field)))
+      aspect: (field, str(checkpoint.find(getattr(self, field))))
       for aspect, field in (("true", "judge_true"), ("informative", "judge_info"))
     }
-
-
-def _export_of(directory: str) -> str:
-  """An export directory, given as such or as the workdir of its stage."""
-  inside = pathlib.Path(directory) / "export"
-  return str(inside) if directory and (inside / "export.json").is_file() else directory
 
 
 task_names, data_files = suite.task_names, suite.data_files
