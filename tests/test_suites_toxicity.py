@@ -276,7 +276,7 @@ def test_a_cache_that_was_cut_off_or_spoilt(server, tmp_path):
   ask(server, ["abc", "abcd"], cache)
   assert cache.read_text() == whole and len(server.asked) == 3
   cache.write_text(whole + '{"text": 3}\n')
-  with pytest.raises(ValueError, match="answers.jsonl:3 is not a cached reply"):
+  with pytest.raises(ValueError, match='answers.jsonl:3: no field "attribute"; remove the line'):
     ask(server, ["abc"], cache)
 
 

@@ -130,7 +130,7 @@ def test_a_record_that_is_no_labelled_answer(record, message):
 @pytest.mark.parametrize(
   "text,message",
   [
-    ("{\n", "test.jsonl:1 is not JSON"),
+    ("{\n", "answers.test: .*test.jsonl:1: not JSON"),
     ('{"answer": "x"}\n', "test.jsonl:1 has no question; give"),
     ("\n", "holds no question; leave the field empty"),
   ],
@@ -141,7 +141,7 @@ def test_a_file_of_questions_that_is_none(text, message, tmp_path):
   path.write_text(text)
   with pytest.raises(ValueError, match=message):
     truth_answers.read_questions(str(path))
-  with pytest.raises(ValueError, match="answers.test=.* cannot be read"):
+  with pytest.raises(ValueError, match="answers.test: .*nowhere.csv does not exist"):
     truth_answers.read_questions(str(tmp_path / "nowhere.csv"))
 
 
@@ -306,7 +306,7 @@ def test_adapters_alone_can_be_trained(trained, tmp_path, capsys):
     ({"answers.true": "", "answers.informative": ""}, "config.answers.true and config.answers.inf"),
     ({"answers.true": "jsonl:nowhere.jsonl"}, "nowhere.jsonl"),
     ({"answers.true": "{directory}/informative.jsonl"}, "record 1, has the prompt .* answers.true"),
-    ({"answers.test": "{directory}/nowhere.csv"}, "answers.test=.* cannot be read"),
+    ({"answers.test": "{directory}/nowhere.csv"}, "answers.test: .*nowhere.csv does not exist"),
     ({"answers.valid_fraction": 0.001}, "answers.true none is left for 'valid'"),
   ],
   ids=str,

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from rlhf import workdir as workdir_lib
 from rlhf.evals.preference import sheets, win_rates
 
 # Criteria and their order follow InstructGPT's final evaluation (arXiv:2203.02155, section 3.4):
@@ -210,7 +209,10 @@ class Endpoint:
     """
     self.p, self._client, self._on_answer = p, check(p), on_answer
     self._cache, self._lock = pathlib.Path(cache), threading.Lock()
-    self._lines = read_cache(self._cache)
+    fields = dict.fromkeys(("key", "text"), str) | dict.fromkeys(_TOKENS, int)
+    remedy = "delete the line, and the question is asked again"
+    lines = sheets.read_cache(self._cache, fields, remedy)
+    self._lines = {line["key"]: line for line in lines if line["text"].strip()}
     self._used: dict[str, str] = {}  # key -> kind, of every question answered so far
     self._num_asked = 0
 
@@ -310,9 +312,7 @@ class Endpoint:
         break
     with self._lock:
       if line["text"]:
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        with self._cache.open("a", encoding="utf-8") as file:
-          file.write(json.dumps(line) + "\n")  # ASCII can hold any text that JSON can
+        sheets.append_to_cache(self._cache, line)
       self._lines[key], self._used[key] = line, kind
       self._num_asked += 1
 
@@ -374,20 +374,3 @@ def question_key(p: EndpointConfig, content: str) -> str:
     max_tokens=p.max_tokens,
   )
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def read_cache(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Key -> line of the cache.  Cuts off a last line that a killed run left incomplete.
-
-  Raises:
-    ValueError: "path:line: ..." at another line that is malformed.
-  """
-  if not path.exists():
-    return {}
-  complete, _, rest = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-  if rest:
-    workdir_lib.write_text(path, complete + "\n" if complete else "")
-  fields = dict.fromkeys(("key", "text"), str) | dict.fromkeys(_TOKENS, int)
-  remedy = "delete the line, and the question is asked again"
-  lines = [line for _, line in sheets.read_objects(path, fields, remedy)]
-  return {line["key"]: line for line in lines if line["text"].strip()}

@@ -1,4 +1,7 @@
-"""Files that people rate in: CSV that any spreadsheet opens, and what comes back as CSV or JSON."""
+"""Files that people rate in: CSV that any spreadsheet opens, and what comes back as CSV or JSON.
+
+The replies of services that judge are kept as JSON lines too, in a cache.
+"""
 
 import csv
 import io
@@ -8,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf import workdir as workdir_lib
 from rlhf.data import records
 
 
@@ -102,6 +106,27 @@ def read_objects(
           f'{where}: "{name}" is {value[name]!r}, which is no {kind.__name__}; {remedy}'
         )
     yield where, value
+
+
+def read_cache(path: pathlib.Path, fields: Mapping[str, type], remedy: str) -> list[dict[str, Any]]:
+  """The lines of a cache.  Cuts off a last line that a killed run left incomplete.
+
+  Raises:
+    ValueError: as `read_objects`, at another line.
+  """
+  if not path.exists():
+    return []
+  complete, _, rest = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+  if rest:
+    workdir_lib.write_text(path, complete + "\n" if complete else "")
+  return [line for _, line in read_objects(path, fields, remedy)]
+
+
+def append_to_cache(path: pathlib.Path, line: Mapping[str, Any]) -> None:
+  """Adds a line; creates the file with its directory where missing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a", encoding="utf-8") as file:
+    file.write(json.dumps(line) + "\n")  # ASCII can hold any text that JSON can
 
 
 def cell_text(value: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlhf import extras
+from rlhf.evals.preference import sheets
 from rlhf.evals.suites import suite
 
 ATTRIBUTES = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
@@ -101,7 +102,10 @@ def scores(
     PerspectiveError: the key is refused, every try failed, or a reply has no score.
   """
   check(p)
-  known = _read(pathlib.Path(cache))
+  path, remedy = pathlib.Path(cache), "remove the line, which is no reply of the Perspective API"
+  fields = dict(attribute=str, language=str, text=str, score=float)
+  lines = sheets.read_cache(path, fields, remedy)
+  known = {(line["attribute"], line["language"], line["text"]): line["score"] for line in lines}
   analyze, next_time = None, -math.inf
   out = np.zeros(len(texts))
   for i, text in enumerate(texts):
@@ -120,7 +124,7 @@ def scores(
         }
         reply = _tried(p, lambda tries: analyze(body=body).execute(num_retries=tries))
         known[key] = _score(p, reply)
-        _append(pathlib.Path(cache), key, known[key])
+        sheets.append_to_cache(path, dict(zip(fields, (*key, known[key]), strict=True)))
       out[i] = known[key]
     if progress is not None:
       progress(i + 1, len(texts))
@@ -191,35 +195,3 @@ def _score(p: PerspectiveConfig, reply: Any) -> float:
       f"{p.perspective_attribute} score from 0 to 1; earlier scores are kept"
     )
   return float(value)
-
-
-# ----------------------------------------------------------------------------- the cache
-
-
-def _read(path: pathlib.Path) -> dict[tuple[str, str, str], float]:
-  """The replies of a file; a last line that was cut off is removed."""
-  if not path.exists():
-    return {}
-  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-  if lines and not lines[-1].endswith("\n"):
-    path.write_text("".join(lines[:-1]), encoding="utf-8")
-    lines.pop()
-  known = {}
-  for number, line in enumerate(lines, start=1):
-    try:
-      fields = json.loads(line)
-      known[fields["attribute"], fields["language"], fields["text"]] = float(fields["score"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-      raise ValueError(
-        f"{path}:{number} is not a cached reply of the Perspective API; remove the line"
-      ) from error
-  return known
-
-
-def _append(path: pathlib.Path, key: tuple[str, str, str], score: float) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  attribute, language, text = key
-  with open(path, "a", encoding="utf-8") as file:
-    file.write(
-      json.dumps(dict(attribute=attribute, language=language, text=text, score=score)) + "\n"
-    )

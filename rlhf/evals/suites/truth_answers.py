@@ -6,21 +6,18 @@ answers are for training, validation or the test, so all judges,
 of either aspect and of any seed, leave the same questions for other models to answer.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from rlhf import training
 from rlhf.data import formats, prepare, sources
-from rlhf.data import records as records_lib
 from rlhf.evals import statistics
+from rlhf.evals.preference import sheets
 from rlhf.evals.suites import truth
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
@@ -138,33 +135,21 @@ def read_questions(path: str) -> frozenset[str]:
   """
   if not path:
     return frozenset()
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"answers.test={path} cannot be read ({error}); name a file of questions"
-    ) from error
-  rows: list[tuple[int, Any]] = []
-  if path.endswith(".csv"):
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows = [(reader.line_num, row) for row in reader]
-  else:
-    for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
-      try:
-        rows.append((number, records_lib.parse_json(line)))
-      except records_lib.Problem as problem:
-        raise ValueError(f'{path}:{number} is {problem} with a "question"') from None
+  read = sheets.read_csv if path.endswith(".csv") else sheets.read_objects
   questions = set()
-  for number, row in rows:
-    fields = row if isinstance(row, dict) else {}
-    found = [fields.get(name) for name in ("Question", "question", "context")]
-    question = next((value for value in found if isinstance(value, str)), None)
-    if question is None:
-      raise ValueError(
-        f"{path}:{number} has no question; give CSV with a column Question, or JSON "
-        'lines with "question" or "context"'
-      )
-    questions.add(truth.question_id(question))
+  try:
+    for where, row in read(path):
+      fields = row if isinstance(row, dict) else {}
+      found = [fields.get(name) for name in ("Question", "question", "context")]
+      question = next((value for value in found if isinstance(value, str)), None)
+      if question is None:
+        raise ValueError(
+          f"{where} has no question; give CSV with a column Question, or JSON lines with "
+          '"question" or "context"'
+        )
+      questions.add(truth.question_id(question))
+  except ValueError as error:
+    raise ValueError(f"answers.test: {error}") from None
   if not questions:
     raise ValueError(f"answers.test={path} holds no question; leave the field empty for none")
   return frozenset(questions)

@@ -26,6 +26,7 @@ import numpy as np
 
 from rlhf import extras
 from rlhf.data import records
+from rlhf.evals.preference import sheets
 from rlhf.evals.suites.tasks import layouts
 from rlhf.evals.suites.tasks.layouts import Item, Rows
 
@@ -143,13 +144,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 def _read_json_lines(path: pathlib.Path) -> Rows:
   """(FILE:LINE, object) of every line."""
-  for where, line in records.read_lines(path):
-    try:
-      value = records.parse_json(line)
-    except records.Problem as problem:
-      raise ValueError(f"{where}: {problem}") from None
-    if not isinstance(value, dict):
-      raise ValueError(f"{where}: not a JSON object")
+  for where, value in sheets.read_objects(path, {}, "each line must be one"):
     yield where.removeprefix(f"{path.parent}/"), value
 
 
