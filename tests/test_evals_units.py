@@ -31,7 +31,7 @@ def test_a_measure_is_written_flat_and_read_back():
     values=[],
   )
   unknown = measures.Measure.of_mean(
-    [1, np.nan, 0], task="sst", metric="accuracy", seed=0, num_resamples=9
+    [1, np.nan, 0], dict(seed=0, num_resamples=9), task="sst", metric="accuracy"
   )
   assert unknown.interval.mean == 0.5 and unknown.as_dict()["values"] == [1.0, None, 0.0]
   with pytest.raises(ValueError, match="better is 'more'"):
@@ -150,7 +150,7 @@ def test_measures_become_rows_with_a_cell_for_each_checkpoint():
 def test_differences_are_of_the_same_items():
   def of(*values, metric="entropy"):
     return measures.Measure.of_mean(
-      values, task="crows", metric=metric, num_resamples=200, seed=1
+      values, dict(num_resamples=200, seed=1), task="crows", metric=metric
     ).as_dict()
 
   whole = measures.Measure(task="fr_en", metric="bleu", interval=interval(20.0)).as_dict()

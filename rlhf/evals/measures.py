@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rlhf.evals import statistics
 
@@ -39,16 +39,11 @@ class Measure:
       raise ValueError(f"better is {self.better!r}; choose from {BETTER}")
 
   @classmethod
-  def of_mean(
-    cls, values: Sequence[float], *, num_resamples: int, seed: int, **fields: str
-  ) -> "Measure":
+  def of_mean(cls, values: ArrayLike, bootstrap: statistics.Settings, **fields: str) -> "Measure":
     """The mean of one value for each item, with its bootstrap interval over items."""
     value_N = np.asarray(values, np.float64)
-    return cls(
-      interval=statistics.bootstrap_mean(value_N[:, None], num_resamples=num_resamples, seed=seed),
-      values=tuple(value_N.tolist()),
-      **fields,
-    )
+    interval = statistics.bootstrap_mean(value_N[:, None], **bootstrap)
+    return cls(interval=interval, values=tuple(value_N.tolist()), **fields)
 
   def as_dict(self) -> dict[str, Any]:
     """Flat, as in `result.json`."""

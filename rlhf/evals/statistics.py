@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 _CHUNK_ENTRIES = 4_000_000
 
 # Values of one prompt each: a float array [P, L] with NaN for "not measured", or a ragged list.
-ValuesByPrompt = np.ndarray | Sequence[Sequence[float]]
+ValuesByPrompt = np.ndarray | Sequence[Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def bootstrap_over_seeds(
     ValueError: as `bootstrap_mean`, or there is no seed.
   """
   tables = [_sums_and_counts(values) for values in values_by_seed.values()]
-  return _interval([table[table[:, 1] > 0] for table in tables], _ratio, **settings)
+  return _interval([table[table[:, 1] > 0] for table in tables], ratio, **settings)
 
 
 def paired_difference(
@@ -141,7 +141,7 @@ def paired_difference_over_seeds(
       )
     table_P4 = np.concatenate([_sums_and_counts(values_a), _sums_and_counts(values_b)], axis=1)
     tables.append(table_P4[(table_P4[:, 1] > 0) & (table_P4[:, 3] > 0)])
-  return _interval(tables, lambda sums: _ratio(sums) - _ratio(sums[..., 2:]), **settings)
+  return _interval(tables, ratio_difference, **settings)
 
 
 def bootstrap_statistic(
@@ -221,8 +221,14 @@ def _sums_and_counts(values_by_prompt: ValuesByPrompt) -> np.ndarray:
   return np.stack(columns, axis=1)
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
+def ratio(sums: np.ndarray) -> np.ndarray:
+  """Of two column sums, as a statistic of `bootstrap_statistic`."""
   return sums[..., 0] / sums[..., 1]
+
+
+def ratio_difference(sums: np.ndarray) -> np.ndarray:
+  """The ratio of the first two of four column sums minus that of the others."""
+  return ratio(sums) - ratio(sums[..., 2:])
 
 
 def _interval(tables, statistic, *, num_resamples, seed) -> Interval:

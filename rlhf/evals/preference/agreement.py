@@ -88,6 +88,4 @@ def same_choice(
   table_P2 = table_P2[table_P2[:, 1] > 0]
   if not len(table_P2):
     return None
-  return statistics.bootstrap_statistic(
-    table_P2, lambda sums: sums[..., 0] / sums[..., 1], **settings
-  ).as_dict()
+  return statistics.bootstrap_statistic(table_P2, statistics.ratio, **settings).as_dict()

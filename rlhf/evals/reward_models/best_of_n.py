@@ -6,7 +6,7 @@ as the gold score, is averaged over all subsets of n of the N samples, in closed
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -94,17 +94,16 @@ def curve(
   proxy_PN: np.ndarray,
   gold_PN: np.ndarray | None,
   *,
-  num_resamples: int,
-  seed: int,
   sizes: Sequence[int] | None = None,
+  **settings: Unpack[statistics.Settings],
 ) -> list[dict[str, Any]]:
   """Proxy and gold score of best-of-n against its KL.
 
   Args:
     proxy_PN: scores by which the best is chosen.
     gold_PN: the true value of each sample, or None if it is unknown.
-    num_resamples, seed: of the bootstrap over prompts, see `statistics`.
     sizes: the n to return; None takes 1, ..., N.
+    settings: of the bootstrap over prompts.
 
   Returns:
     [{"n", "kl" (nats), "proxy": {"mean", "low", "high", "n"}, "gold": the same or None}].
@@ -124,9 +123,7 @@ def curve(
   gold_best_PN = None if gold_PN is None else expected_best(proxy_PN, gold_PN)
 
   def interval(value_PN, n):
-    return statistics.bootstrap_mean(
-      value_PN[:, n - 1 : n], num_resamples=num_resamples, seed=seed
-    ).as_dict()
+    return statistics.bootstrap_mean(value_PN[:, n - 1 : n], **settings).as_dict()
 
   return [
     dict(

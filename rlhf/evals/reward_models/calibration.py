@@ -6,7 +6,7 @@ scores count half.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -55,7 +55,10 @@ def num_untied_pairs(rank_NK: np.ndarray, valid_NK: np.ndarray) -> int:
 
 
 def accuracy(
-  score_NK: np.ndarray, rank_NK: np.ndarray, valid_NK: np.ndarray, *, num_resamples: int, seed: int
+  score_NK: np.ndarray,
+  rank_NK: np.ndarray,
+  valid_NK: np.ndarray,
+  **settings: Unpack[statistics.Settings],
 ) -> statistics.Interval:
   """Share of untied pairs in which the better-ranked completion has the higher score.
 
@@ -64,7 +67,7 @@ def accuracy(
 
   Args:
     score_NK, rank_NK, valid_NK: see `score_gaps`.
-    num_resamples, seed: of the bootstrap over prompts, see `statistics`.
+    settings: of the bootstrap over prompts.
 
   Returns:
     An `Interval` in [0, 1]; `n` counts prompts with an untied pair (`num_untied_pairs` counts the
@@ -73,8 +76,7 @@ def accuracy(
   Raises:
     ValueError: as `score_gaps`, or there is no untied pair.
   """
-  correct_NC = correct(score_NK, rank_NK, valid_NK)
-  return statistics.bootstrap_mean(correct_NC, num_resamples=num_resamples, seed=seed)
+  return statistics.bootstrap_mean(correct(score_NK, rank_NK, valid_NK), **settings)
 
 
 def arrays(

@@ -9,7 +9,7 @@ with 5 groups and 3 seeds.
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def correct(scores: Mapping[str, Any]) -> np.ndarray:
 
 
 def summarise(
-  runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], *, num_resamples: int, seed: int
+  runs: Mapping[tuple[int, int], Mapping[str, np.ndarray]], **settings: Unpack[statistics.Settings]
 ) -> dict[str, Any]:
   """Accuracy on both tests over all folds and seeds.
 
@@ -139,6 +139,7 @@ def summarise(
   Args:
     runs: (fold, seed) -> {"own", "heldout"}: what `correct` returns, the same prompts in the same
       order for all seeds of a fold.
+    settings: of the bootstrap.
 
   Returns:
     {"own", "heldout": {"mean", "low", "high", "n", "standard_error", "paper"}, "difference": {...},
@@ -148,7 +149,6 @@ def summarise(
   Raises:
     ValueError: two seeds of a fold have different numbers of prompts.
   """
-  settings = dict(num_resamples=num_resamples, seed=seed)
   table = [
     dict(fold=fold, seed=number, **{test: float(np.nanmean(values[test])) for test in TESTS})
     for (fold, number), values in sorted(runs.items())
@@ -160,21 +160,9 @@ def summarise(
     result[test] = pooled.as_dict() | dict(
       standard_error=_standard_error(table, test), paper=PAPER[test]
     )
-  sums_F4 = np.asarray(
-    [
-      [number for test in TESTS for number in _sum_and_count(by_fold[test][fold])]
-      for fold in by_fold["own"]
-    ]
-  )
-  result["difference"] = statistics.bootstrap_statistic(
-    sums_F4, lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3], **settings
-  ).as_dict()
+  own, heldout = ([value_PC.ravel() for value_PC in by_fold[test].values()] for test in TESTS)
+  result["difference"] = statistics.paired_difference(own, heldout, **settings).as_dict()
   return result | dict(runs=table)
-
-
-def _sum_and_count(value_PC: np.ndarray) -> tuple[float, int]:
-  """Of the values that are known."""
-  return np.nansum(value_PC), np.isfinite(value_PC).sum()
 
 
 def _by_fold(runs, test: str) -> dict[int, np.ndarray]:

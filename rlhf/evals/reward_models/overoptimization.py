@@ -7,7 +7,7 @@ both.  A proxy score that keeps rising while the gold score falls is over-optimi
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -19,14 +19,14 @@ GoldScores = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
 def along_ppo(
-  stage: pathlib.Path, gold: GoldScores | None, *, num_resamples: int, seed: int
+  stage: pathlib.Path, gold: GoldScores | None, **settings: Unpack[statistics.Settings]
 ) -> list[dict[str, Any]]:
   """Means over the validation prompts of a PPO run, one point per validation.
 
   Args:
     stage: workdir of the run, which holds `validation/step_*.jsonl`.
     gold: scores completions; None if the gold score is unknown.
-    num_resamples, seed: of the bootstrap over prompts, see `statistics`.
+    settings: of the bootstrap over prompts.
 
   Returns:
     [{"step", "kl" (nats per response, sampled), "proxy": {"mean", "low", "high", "n"}, "gold": the
@@ -40,9 +40,7 @@ def along_ppo(
     raise ValueError(f"{stage} holds no validation/step_*.jsonl; name the workdir of a PPO run")
 
   def interval(values):
-    return statistics.bootstrap_mean(
-      np.asarray(values)[:, None], num_resamples=num_resamples, seed=seed
-    ).as_dict()
+    return statistics.bootstrap_mean(np.asarray(values)[:, None], **settings).as_dict()
 
   points = []
   for path in found:

@@ -6,7 +6,7 @@ baselines (C.5), and the few-shot prefix of its prompted baseline (footnote 6).
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,10 +28,10 @@ class Choice:
   def mean(self, candidate) -> float:
     return float(np.mean(self.scores[candidate]))
 
-  def intervals(self, *, num_resamples: int, seed: int) -> dict[Any, statistics.Interval]:
+  def intervals(self, **settings: Unpack[statistics.Settings]) -> dict[Any, statistics.Interval]:
     """Mean score of each candidate over prompts, with its bootstrap interval."""
     return {
-      candidate: statistics.bootstrap_mean(score_P[:, None], num_resamples=num_resamples, seed=seed)
+      candidate: statistics.bootstrap_mean(score_P[:, None], **settings)
       for candidate, score_P in self.scores.items()
     }
 

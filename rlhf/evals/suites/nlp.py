@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -274,7 +274,7 @@ def _measures(
 
 
 def _interval(
-  values: Sequence[Any], aggregate: Callable | None, *, num_resamples: int, seed: int
+  values: Sequence[Any], aggregate: Callable | None, **settings: Unpack[statistics.Settings]
 ) -> tuple[statistics.Interval, tuple[float, ...]]:
   """(interval, values of the items if it is of their mean)."""
   from lm_eval.api import metrics as lm_eval_metrics
@@ -282,14 +282,10 @@ def _interval(
   is_mean = aggregate is None or aggregate is lm_eval_metrics.mean
   if is_mean and all(np.isscalar(value) for value in values):
     value_N = np.asarray(values, np.float64)
-    return statistics.bootstrap_mean(
-      value_N[:, None], num_resamples=num_resamples, seed=seed
-    ), tuple(value_N.tolist())
+    return statistics.bootstrap_mean(value_N[:, None], **settings), tuple(value_N.tolist())
   assert aggregate is not None, "lm-eval aggregates every metric"
   if getattr(aggregate, "__name__", "") == "corpus_bleu":  # as below, but from sums
-    return statistics.bootstrap_statistic(
-      np.asarray(values, float), text_metrics.bleu, num_resamples=num_resamples, seed=seed
-    ), ()
-  return statistics.bootstrap_function(
-    values, aggregate, seed=seed, num_resamples=min(num_resamples, MOST_RESAMPLES)
-  ), ()
+    sums = np.asarray(values, float)
+    return statistics.bootstrap_statistic(sums, text_metrics.bleu, **settings), ()
+  settings["num_resamples"] = min(settings["num_resamples"], MOST_RESAMPLES)
+  return statistics.bootstrap_function(values, aggregate, **settings), ()

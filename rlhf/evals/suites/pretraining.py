@@ -151,9 +151,7 @@ def _loss(p: PretrainingConfig, unit: suite.Unit) -> list[Measure]:
   )
   unit.progress(len(loss_N2), len(loss_N2))
   unit.write(dict(loss=loss, targets=num) for loss, num in loss_N2.tolist())
-  interval = statistics.bootstrap_statistic(
-    loss_N2, lambda sums: sums[..., 0] / sums[..., 1], **unit.bootstrap
-  )
+  interval = statistics.bootstrap_statistic(loss_N2, statistics.ratio, **unit.bootstrap)
   found = [Measure(task=LOSS, metric="nll", interval=interval, better="lower")]
   if p.train:
     # Counting takes longer than the loss of a small model: once for all that share a tokenizer.
@@ -181,8 +179,5 @@ def rise(
   before_N2: np.ndarray, after_N2: np.ndarray, settings: Mapping[str, int]
 ) -> statistics.Interval:
   """Mean loss after minus before, on the same rows of `read_loss`."""
-  return statistics.bootstrap_statistic(
-    np.concatenate([after_N2, before_N2], axis=1),
-    lambda sums: sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3],
-    **settings,
-  )
+  table_N4 = np.concatenate([after_N2, before_N2], axis=1)
+  return statistics.bootstrap_statistic(table_N4, statistics.ratio_difference, **settings)

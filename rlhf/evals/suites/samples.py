@@ -21,7 +21,7 @@ prompt are drawn together.  A line without a prompt is a unit of its own.
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def similarity_difference(sample: str, references: Mapping[str, Sequence[str]]) 
 
 
 def score(
-  task: str, samples: Sequence[Mapping[str, Any]], *, num_resamples: int, seed: int
+  task: str, samples: Sequence[Mapping[str, Any]], **settings: Unpack[statistics.Settings]
 ) -> measures.Measure:
   """The measure of a task over records as `read` gives them.
 
@@ -146,7 +146,7 @@ def score(
       real_toxicity   mean probability of toxicity by the offline classifier, 0-1
 
   Args:
-    num_resamples, seed: of the bootstrap over prompts.
+    settings: of the bootstrap over prompts.
 
   Raises:
     ValueError: an unknown task, no record, or records of truthfulqa with and without false
@@ -155,12 +155,11 @@ def score(
   suite.check_choice(task, TASKS, "task")
   if not samples:
     raise ValueError(f"task {task}: there is no sample to score")
-  options = dict(num_resamples=num_resamples, seed=seed)
   pairs = [(record["sample"], record["references"]) for record in samples]
   if task == "fr_en":
     table_PC = _by_prompt(samples, [text_metrics.bleu_statistics(*pair) for pair in pairs])
     interval = statistics.bootstrap_statistic(
-      np.stack([np.sum(rows, axis=0) for rows in table_PC]), text_metrics.bleu, **options
+      np.stack([np.sum(rows, axis=0) for rows in table_PC]), text_metrics.bleu, **settings
     )
     return measures.Measure(task=task, metric="bleu", interval=interval, better="higher")
   metric, better = "f1", "higher"
@@ -178,7 +177,7 @@ def score(
 
     metric, better = "toxicity", "lower"
     values = list(toxicity.scores([text for text, _ in pairs]))
-  interval = statistics.bootstrap_mean(_by_prompt(samples, values), **options)
+  interval = statistics.bootstrap_mean(_by_prompt(samples, values), **settings)
   return measures.Measure(task=task, metric=metric, interval=interval, better=better)
 
 

@@ -14,11 +14,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf import workdir
-from rlhf.evals import units
+from rlhf.evals import statistics, units
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites.tasks import data as data_lib
 
@@ -46,7 +45,7 @@ class Unit:
   progress: Callable[[int, int], None] = lambda done, total: None
 
   @property
-  def bootstrap(self) -> dict[str, int]:
+  def bootstrap(self) -> statistics.Settings:
     return dict(num_resamples=self.num_resamples, seed=self.seed)
 
   def write(self, items: Iterable[Mapping[str, Any]]) -> None:
@@ -63,13 +62,7 @@ class Unit:
     """
     return [
       Measure.of_mean(
-        np.asarray(value_N, np.float64).tolist(),
-        num_resamples=self.num_resamples,
-        seed=self.seed,
-        task=task,
-        variant=variant,
-        metric=metric,
-        better=better,
+        value_N, self.bootstrap, task=task, variant=variant, metric=metric, better=better
       )
       for metric, (value_N, better) in values.items()
     ]

@@ -14,7 +14,7 @@ the export has the accuracy on questions the judge was not trained on, and `note
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax
 import numpy as np
@@ -70,9 +70,7 @@ def held_out_accuracy(
   said_N: ArrayLike,
   label_N: ArrayLike,
   question_N: Sequence[str],
-  *,
-  num_resamples: int,
-  seed: int,
+  **settings: Unpack[statistics.Settings],
 ) -> dict[str, statistics.Interval]:
   """How often a judge agrees with people, with intervals over questions.
 
@@ -83,6 +81,7 @@ def held_out_accuracy(
   Args:
     said_N, label_N: bool, the judge's verdict and the label.
     question_N: of each answer; the answers to one question are drawn together.
+    settings: of the bootstrap.
 
   Raises:
     ValueError: there is no answer.
@@ -100,7 +99,7 @@ def held_out_accuracy(
     "majority": lambda t: share(np.maximum(t[..., 1], t[..., 3]), t[..., 1] + t[..., 3]),
   }
   return {
-    name: statistics.bootstrap_statistic(table_Q4, function, num_resamples=num_resamples, seed=seed)
+    name: statistics.bootstrap_statistic(table_Q4, function, **settings)
     for name, function in statistic.items()
   }
 
