@@ -31,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from rlhf import processes, types, workdir
+from rlhf import checks, processes, types, workdir
 from rlhf.model import compute as compute_lib
 from rlhf.model.compute import ComputeConfig
 from rlhf.tokenization.tokenizer import Tokenizer
@@ -60,10 +60,7 @@ class CheckpointConfig:
   best_is_lower: bool
 
   def __post_init__(self):
-    for name in ("every", "keep_last", "keep_every"):
-      number = getattr(self, name)
-      if number is not None and number < 1:
-        raise ValueError(f"checkpoint.{name} is {number}; use 1 or more")
+    checks.at_least("checkpoint", self, every=1, keep_last=1, keep_every=1)
 
 
 class Checkpoints:
@@ -111,7 +108,7 @@ class Checkpoints:
     *,
     metadata: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
-  ) -> bool:
+  ) -> None:
     """Starts to save; returns before it is written, and first waits for the save before it.
 
     The arrays may be donated as soon as this returns: what is written is what they hold now.
@@ -122,14 +119,11 @@ class Checkpoints:
       metadata: a JSON object, given back by `restore`.
       metrics: where `best_metric` is looked up; a save without it is never the best.
 
-    Returns:
-      Whether a save was started.
-
     Raises:
       ValueError: metadata that JSON cannot hold.
     """
     if step in self._manager.all_steps():
-      return False
+      return
     self.wait()
     self._empty_deleted()
     number = None if metrics is None else metrics.get(self._cfg.best_metric)
@@ -144,7 +138,6 @@ class Checkpoints:
         metadata=ocp.args.JsonSave(_json_copy("metadata", metadata)),
       ),
     )
-    return True
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """Reads a checkpoint back, bit for bit.

@@ -20,8 +20,8 @@ from typing import Any
 
 import jax
 
+from rlhf import checks, processes
 from rlhf import metrics as metrics_lib
-from rlhf import processes
 from rlhf.checkpoint import Checkpoints
 
 # The streams of random numbers; a new one goes at the end, so that the others keep their draws.
@@ -59,9 +59,7 @@ class LoopConfig:
   eval_every: int
 
   def __post_init__(self):
-    for name in ("log_every", "eval_every"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"loop.{name} is {getattr(self, name)}; use 1 or more")
+    checks.at_least("loop", self, log_every=1, eval_every=1)
 
 
 @contextlib.contextmanager

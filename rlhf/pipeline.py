@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf import checkpoint, loop, networks, ppo, processes, reward_model, sft, sharding
+from rlhf import checkpoint, checks, loop, networks, ppo, processes, reward_model, sft, sharding
 from rlhf import metrics as metrics_lib
 from rlhf import stages as stages_lib
 from rlhf import workdir as workdir_lib
@@ -92,12 +92,8 @@ class EvaluationConfig:
   batch_size: int
 
   def __post_init__(self):
-    for name in ("temperature", "base_temperature"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"evaluation.{name} {getattr(self, name)}; use 0 or more")
-    for name in ("num_selection_prompts", "num_resamples", "batch_size"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"evaluation.{name} {getattr(self, name)}; use 1 or more")
+    checks.at_least("evaluation", self, temperature=0, base_temperature=0)
+    checks.at_least("evaluation", self, num_selection_prompts=1, num_resamples=1, batch_size=1)
 
 
 # ----------------------------------------------------------------------------- the run

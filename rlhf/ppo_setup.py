@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlhf import loop, networks, optim, sharding, training
+from rlhf import checks, loop, networks, optim, sharding, training
 from rlhf.configs import meshes
 from rlhf.data import batches as batches_lib
 from rlhf.data import packing, prepare, sources
@@ -112,7 +112,7 @@ class PpoConfig:
   alarm_decode_gap: float
 
   def __post_init__(self):
-    training.check_choices(
+    checks.choices(
       "ppo",
       self,
       value_network=("separate", "shared"),
@@ -123,21 +123,21 @@ class PpoConfig:
       ptx_reduction=REDUCTIONS,
     )
     ensembles.check_rule(self.reward_ensemble, self.reward_variance_coef, "ppo.reward_")
-    training.check_positive(
+    checks.at_least(
       "ppo",
       self,
-      "batch_size",
-      "minibatch_size",
-      "microbatch_size",
-      "num_epochs",
-      "num_iterations",
-      "max_prompt_tokens",
-      "max_response_tokens",
-      "ptx_ratio",
-      "ptx_microbatch_size",
+      batch_size=1,
+      minibatch_size=1,
+      microbatch_size=1,
+      num_epochs=1,
+      num_iterations=1,
+      max_prompt_tokens=1,
+      max_response_tokens=1,
+      ptx_ratio=1,
+      ptx_microbatch_size=1,
     )
-    training.check_divides("ppo", self, "batch_size", "minibatch_size")
-    training.check_divides("ppo", self, "minibatch_size", "microbatch_size")
+    checks.divides("ppo", self, "batch_size", "minibatch_size")
+    checks.divides("ppo", self, "minibatch_size", "microbatch_size")
     for name in ("gamma", "lam"):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f"ppo.{name} {getattr(self, name)} must be at least 0 and at most 1")
@@ -207,8 +207,8 @@ class PromptData:
 
   def __post_init__(self):
     prepare.PromptFormat.of(self, "prompts")  # checks its names
-    training.check_choices("prompts", self, overlong=prepare.OVERLONG_PROMPTS)
-    training.check_positive("prompts", self, "num_valid")
+    checks.choices("prompts", self, overlong=prepare.OVERLONG_PROMPTS)
+    checks.at_least("prompts", self, num_valid=1)
 
 
 # ----------------------------------------------------------------------------- checks
@@ -223,7 +223,7 @@ def check_config(config) -> None:
   training.check_kind(config, "ppo")
   p = PpoConfig(**config.ppo)
   # Before `TextData`, which would name the group "text".
-  training.check_choices("pretraining", config.pretraining, packing=packing.TEXT_PACKINGS)
+  checks.choices("pretraining", config.pretraining, packing=packing.TEXT_PACKINGS)
   PromptData(**config.prompts), TextData(**config.pretraining)
   if LoraConfig(**config.lora).rank and (p.value_network, p.value_init) == ("separate", "scratch"):
     raise ValueError(

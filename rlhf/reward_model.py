@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf import loop, losses, networks, optim, processes, sharding, training
+from rlhf import checks, loop, losses, networks, optim, processes, sharding, training
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import batches as batches_lib
@@ -46,8 +46,8 @@ class RewardConfig:
   pairs: bool
 
   def __post_init__(self):
-    training.check_positive("reward", self, "batch_size", "microbatch_size", "num_epochs")
-    training.check_divides("reward", self, "batch_size", "microbatch_size")
+    checks.at_least("reward", self, batch_size=1, microbatch_size=1, num_epochs=1)
+    checks.divides("reward", self, "batch_size", "microbatch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class ComparisonData:
 
   def __post_init__(self):
     prepare.PromptFormat.of(self, "comparisons")  # checks its names
-    training.check_choices(
+    checks.choices(
       "comparisons",
       self,
       overlong=prepare.OVERLONG_COMPARISONS,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf import loop, networks, optim, processes, sharding, training
+from rlhf import checks, loop, networks, optim, processes, sharding, training
 from rlhf.data import batches as batches_lib
 from rlhf.data import mixtures, prepare, sources
 from rlhf.data import packing as packing_lib
@@ -55,10 +55,10 @@ class SftConfig:
   keep_rows: int | None
 
   def __post_init__(self):
-    training.check_positive(
-      "sft", self, "batch_size", "microbatch_size", "num_epochs", "max_steps", "keep_rows"
+    checks.at_least(
+      "sft", self, batch_size=1, microbatch_size=1, num_epochs=1, max_steps=1, keep_rows=1
     )
-    training.check_divides("sft", self, "batch_size", "microbatch_size")
+    checks.divides("sft", self, "batch_size", "microbatch_size")
     if not 0.0 <= self.dropout_rate < 1.0:
       raise ValueError(f"sft.dropout_rate {self.dropout_rate} must be at least 0 and below 1")
 
@@ -105,8 +105,8 @@ class DemonstrationData:
       )
     if any(weight <= 0 for weight in self.weights):
       raise ValueError(f"demonstrations.weights {tuple(self.weights)}; each must be above 0")
-    training.check_positive("demonstrations", self, "max_examples")
-    training.check_choices(
+    checks.at_least("demonstrations", self, max_examples=1)
+    checks.choices(
       "demonstrations",
       self,
       packing=packing_lib.PACKINGS,

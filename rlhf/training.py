@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlhf import checkpoint, loop, networks, optim, sharding
+from rlhf import checkpoint, checks, loop, networks, optim, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.checkpoint import CheckpointConfig
 from rlhf.data import batches as batches_lib
@@ -85,30 +85,6 @@ def check_groups(config, **rows: int) -> ModelConfig:
   return shape
 
 
-def check_positive(group: str, p: Any, *names: str) -> None:
-  """Raises ValueError where a field of a config group is below 1; None is allowed."""
-  for name in names:
-    number = getattr(p, name)
-    if number is not None and number < 1:
-      raise ValueError(f"{group}.{name} is {number}; use 1 or more")
-
-
-def check_choices(group: str, p: Any, **choices) -> None:
-  """Raises ValueError where a field of a config group is none of its choices."""
-  for name, names in choices.items():
-    if getattr(p, name) not in names:
-      raise ValueError(f"{group}.{name} {getattr(p, name)!r}; choose from {sorted(names)}")
-
-
-def check_divides(group: str, p: Any, whole: str, part: str) -> None:
-  """Raises ValueError where one field of a config group is not a multiple of another."""
-  if getattr(p, whole) % getattr(p, part):
-    raise ValueError(
-      f"{group}.{whole} {getattr(p, whole)} does not divide into {group}.{part} "
-      f"{getattr(p, part)}; use a multiple of {getattr(p, part)}"
-    )
-
-
 # ----------------------------------------------------------------------------- data
 
 
@@ -134,7 +110,7 @@ class TextData:
   on_bad: str
 
   def __post_init__(self):
-    check_choices("text", self, packing=packing_lib.TEXT_PACKINGS)
+    checks.choices("text", self, packing=packing_lib.TEXT_PACKINGS)
     if not 0 <= self.fraction <= 1:
       raise ValueError(
         f"text.fraction {self.fraction}; use a number from 0 to 1, below 1 with demonstrations"

@@ -252,7 +252,7 @@ def test_flags_of_the_pipeline(workdir_path, flags, expected):
       "config.ppo: pretraining.packing 'none'; choose from",
     ),
     ("test", "ppo_init.text.fraction", 1.5, "config.ppo_init: text.fraction 1.5; use"),
-    ("test", "evaluation.num_resamples", 0, "evaluation.num_resamples 0; use 1 or more"),
+    ("test", "evaluation.num_resamples", 0, "evaluation.num_resamples is 0; use 1 or more"),
     ("test", "labelers.num_heldout", 1, "labelers.num_heldout 1; use 2 or more"),
     ("test", "sft.sft.keep_epochs", False, "config.sft: the baseline is chosen among whole epochs"),
     (

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From the bottom up.  A module imports modules of lower rows.  A package counts as one module unless
 # its parts have rows of their own.
 LAYERS = [
-  {"processes", "configs", "extras"},
+  {"processes", "configs", "extras", "checks"},
   {"types", "workdir"},
   {"losses", "stages", "tokenization.chat", "tokenization.published"},
   {"sharding", "optim", "tokenization.tokenizer", "metrics"},

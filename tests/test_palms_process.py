@@ -116,7 +116,7 @@ def test_a_rating_is_an_expectation_over_the_five():
     (dict(source="reward:"), "raters.source is 'reward:'; name who rates"),
     (dict(source="endpoint", endpoint=common.get_endpoint()), "endpoint.model is empty"),
     (dict(prompt="{question} {answer}"), "raters.prompt has no {position}"),
-    (dict(batch_size=0), "raters.batch_size 0; use 1 or more"),
+    (dict(batch_size=0), "raters.batch_size is 0; use 1 or more"),
   ],
 )
 def test_a_rater_without_what_it_needs(changes, sentence):

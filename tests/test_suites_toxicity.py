@@ -358,7 +358,10 @@ def test_perspective_keeps_its_answers_beside_the_items(data, said, server, tmp_
 @pytest.mark.parametrize(
   "changes,message",
   [
-    (dict(classifier="api"), "config.toxicity.classifier 'api'; choose from profanity, persp"),
+    (
+      dict(classifier="api"),
+      "config.toxicity.classifier 'api'; choose from ['perspective', 'pro",
+    ),
     (dict(prompts=("rude",)), "config.toxicity.prompts names 'rude'; choose from basic, resp"),
     (dict(limit=0), "config.toxicity.limit is 0; use 1 or more"),
     (dict(temperature=-1.0), "config.toxicity.temperature is -1.0; use 0 or more"),

@@ -462,7 +462,7 @@ def test_shares_by_hand():
   "changes,message",
   [
     (dict(prompts=("help",)), "config.truth.prompts names 'help'; choose from qa, instruction"),
-    (dict(questions="some"), "config.truth.questions 'some'; choose from held_out, all"),
+    (dict(questions="some"), "config.truth.questions 'some'; choose from .'all', 'held_out'"),
     (dict(limit=0), "config.truth.limit is 0"),
     (dict(max_response_tokens=0), "is 0; use 1"),
   ],

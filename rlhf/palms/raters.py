@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from rlhf import checks, networks, processes, sharding
 from rlhf import metrics as metrics_lib
-from rlhf import networks, processes, sharding
 from rlhf.evals import statistics
 from rlhf.evals.preference import comparison
 from rlhf.evals.preference import endpoint as endpoint_lib
@@ -73,8 +73,7 @@ class RatersConfig:
         raise ValueError(
           f"raters.prompt has no {{{name}}}; it needs {{position}}, {{question}} and {{answer}}"
         )
-    if self.batch_size < 1:
-      raise ValueError(f"raters.batch_size {self.batch_size}; use 1 or more")
+    checks.at_least("raters", self, batch_size=1)
 
   @property
   def network(self) -> str:

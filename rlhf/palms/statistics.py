@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from rlhf import checks
 from rlhf.evals.preference import agreement, sheets
 from rlhf.evals.statistics import Interval
 from rlhf.report.figures import short_count
@@ -79,9 +80,7 @@ class StatisticsConfig:
   capability_margin: float = 2.0
 
   def __post_init__(self):
-    for name in ("num_resamples", "num_flips"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"statistics.{name} {getattr(self, name)}; use 1 or more")
+    checks.at_least("statistics", self, num_resamples=1, num_flips=1)
     for name, high in (("confidence", 1), ("alpha", 1), ("capability_margin", 100)):
       if not 0 < getattr(self, name) < high:
         raise ValueError(

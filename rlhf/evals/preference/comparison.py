@@ -27,7 +27,7 @@ from typing import Any, Unpack
 import jax.sharding
 import numpy as np
 
-from rlhf import loop, networks, sharding
+from rlhf import checks, loop, networks, sharding
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import statistics, units
@@ -103,9 +103,7 @@ class PreferenceConfig:
         raise ValueError(
           f"config.preference.pairs has {spec!r}; name two checkpoints as A:B, or use all alone"
         )
-    for name in ("max_prompt_tokens", "max_response_tokens", "limit"):
-      if getattr(self, name) is not None and getattr(self, name) < 1:
-        raise ValueError(f"config.preference.{name} {getattr(self, name)}; use 1 or more")
+    checks.at_least("config.preference", self, max_prompt_tokens=1, max_response_tokens=1, limit=1)
     if not 0 <= self.temperature < float("inf"):
       raise ValueError(f"config.preference.temperature {self.temperature}; use 0 or more")
     self.temperature_by_name  # pylint: disable=pointless-statement

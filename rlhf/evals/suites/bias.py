@@ -21,6 +21,7 @@ import dataclasses
 
 import numpy as np
 
+from rlhf import checks
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -50,7 +51,7 @@ class BiasConfig:
   def __post_init__(self):
     suite.check_variants(self.tasks, TASKS, f"{_FIELD}.tasks")
     suite.check_variants(self.prompts, prompts_lib.variants("bias"), f"{_FIELD}.prompts")
-    suite.check_at_least(self, _FIELD, limit=1)
+    checks.at_least(_FIELD, self, limit=1)
 
 
 def entropy_bits(logprob_N2: np.ndarray) -> np.ndarray:

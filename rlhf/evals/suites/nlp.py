@@ -16,7 +16,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from rlhf import extras, workdir
+from rlhf import checks, extras, workdir
 from rlhf.evals import measures, statistics
 from rlhf.evals.suites import suite, text_metrics
 from rlhf.evals.suites.tasks import data as data_lib
@@ -58,7 +58,7 @@ class NlpConfig:
     suite.check_variants(own if own else TASKS, TASKS, f"{_FIELD}.tasks")
     if not self.tasks or len(set(self.tasks)) < len(self.tasks):
       raise ValueError(f"{_FIELD}.tasks is {list(self.tasks)}; name one or more, each once")
-    suite.check_at_least(self, _FIELD, limit=1, num_fewshot=0)
+    checks.at_least(_FIELD, self, limit=1, num_fewshot=0)
 
 
 def task_names(p: NlpConfig) -> tuple[str, ...]:

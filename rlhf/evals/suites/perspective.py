@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf import extras
+from rlhf import checks, extras
 from rlhf.evals.preference import sheets
-from rlhf.evals.suites import suite
 
 ATTRIBUTES = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
 _TIMEOUT_SECONDS = 60.0  # of one try
@@ -50,7 +49,7 @@ class PerspectiveConfig:
 
   def check_perspective(self, field: str) -> None:
     """Raises ValueError for a setting that is impossible; names it within `field`."""
-    suite.check_choice(self.perspective_attribute, ATTRIBUTES, f"{field}.perspective_attribute")
+    checks.choices(field, self, perspective_attribute=ATTRIBUTES)
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", self.perspective_language):
       raise ValueError(
         f"{field}.perspective_language {self.perspective_language!r}; give a code such as 'en'"
@@ -60,7 +59,7 @@ class PerspectiveConfig:
         f"{field}.perspective_requests_per_second {self.perspective_requests_per_second} must be "
         "above 0"
       )
-    suite.check_at_least(self, field, perspective_max_tries=1)
+    checks.at_least(field, self, perspective_max_tries=1)
 
 
 class PerspectiveError(ValueError):

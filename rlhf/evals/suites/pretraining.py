@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import checks
 from rlhf import workdir as workdir_lib
 from rlhf.data import packing as packing_lib
 from rlhf.data import prepare
@@ -60,11 +61,8 @@ class PretrainingConfig:
     object.__setattr__(self, "few_shot", tuple(self.few_shot))
     if not self.text and not self.few_shot:
       raise ValueError(f"{_FIELD}.text and few_shot are empty; give one of them")
-    if self.packing not in packing_lib.TEXT_PACKINGS:
-      raise ValueError(
-        f"{_FIELD}.packing {self.packing!r}; choose from {sorted(packing_lib.TEXT_PACKINGS)}"
-      )
-    suite.check_at_least(self, _FIELD, max_train_tokens=1, length=2, text_batch_size=1)
+    checks.choices(_FIELD, self, packing=packing_lib.TEXT_PACKINGS)
+    checks.at_least(_FIELD, self, max_train_tokens=1, length=2, text_batch_size=1)
     if len(self.tasks) < len(self.few_shot) or LOSS in self.tasks:
       raise ValueError(
         f"{_FIELD}.few_shot has the tasks {', '.join(self.tasks)}; give files of different names, "

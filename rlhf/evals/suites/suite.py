@@ -84,14 +84,6 @@ def check_variants(names: Iterable[str], choices: Iterable[str], field: str) -> 
     raise ValueError(f"{field} is {', '.join(names)}; name each once")
 
 
-def check_at_least(p: Any, field: str, **least: float) -> None:
-  """Raises ValueError if an attribute of `p` is too small; None, for all of something, is not."""
-  for name, number in least.items():
-    value = getattr(p, name)
-    if value is not None and not value >= number:
-      raise ValueError(f"{field}.{name} is {value}; use {number} or more")
-
-
 def check_data(tasks: Iterable[str], data: str, field: str) -> None:
   """Raises ValueError if the data of a task cannot be there; names the config's field."""
   try:

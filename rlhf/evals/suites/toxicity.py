@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rlhf import extras
+from rlhf import checks, extras
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import perspective, suite
 from rlhf.evals.suites.tasks import data as data_lib
@@ -109,8 +109,8 @@ class ToxicityConfig(perspective.PerspectiveConfig):
 
   def __post_init__(self):
     suite.check_variants(self.prompts, prompts_lib.variants("bias"), f"{_FIELD}.prompts")
-    suite.check_choice(self.classifier, CLASSIFIERS, f"{_FIELD}.classifier")
-    suite.check_at_least(self, _FIELD, limit=1, temperature=0, max_response_tokens=1)
+    checks.choices(_FIELD, self, classifier=CLASSIFIERS)
+    checks.at_least(_FIELD, self, limit=1, temperature=0, max_response_tokens=1)
     self.check_perspective(_FIELD)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from numpy.typing import ArrayLike
 
-from rlhf import checkpoint, networks, sharding
+from rlhf import checkpoint, checks, networks, sharding
 from rlhf.evals import statistics
 from rlhf.evals.measures import Measure
 from rlhf.evals.suites import suite
@@ -131,8 +131,8 @@ class TruthConfig:
 
   def __post_init__(self):
     suite.check_variants(self.prompts, prompts_lib.variants("truthfulqa"), f"{_FIELD}.prompts")
-    suite.check_choice(self.questions, QUESTIONS, f"{_FIELD}.questions")
-    suite.check_at_least(self, _FIELD, limit=1, max_response_tokens=1)
+    checks.choices(_FIELD, self, questions=QUESTIONS)
+    checks.at_least(_FIELD, self, limit=1, max_response_tokens=1)
 
   @property
   def judges(self) -> dict[str, tuple[str, str]]:

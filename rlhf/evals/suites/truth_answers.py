@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rlhf import training
+from rlhf import checks, training
 from rlhf.data import formats, prepare, sources
 from rlhf.evals import statistics
 from rlhf.evals.preference import sheets
@@ -63,8 +63,8 @@ class AnswerData:
         f"answers.valid_fraction {self.valid_fraction} must be above 0 and leave "
         f"questions to train on, with answers.test_fraction {self.test_fraction}"
       )
-    training.check_positive("answers", self, "num_valid", "num_test")
-    training.check_choices("answers", self, on_bad=("stop", "skip"))
+    checks.at_least("answers", self, num_valid=1, num_test=1)
+    checks.choices("answers", self, on_bad=("stop", "skip"))
 
   @property
   def specs(self) -> dict[str, str]:
