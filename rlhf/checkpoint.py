@@ -226,13 +226,10 @@ def export_params(
   """Writes an export; one that is there already stands until the new one is whole.
 
   Args:
-    directory: of the export.
     params: one network's parameters; written as float32.
     model: `ModelConfig.shape()` of the network.
     kind: what the head means, one of KINDS.
-    tokenizer: of the network.
     config: the resolved config of the run.
-    step: of the run.
     metadata: anything else, JSON-able.
 
   Raises:

@@ -70,13 +70,7 @@ class Job:
   """
 
   def __init__(self, command: list[str], num_processes: int, devices: int, logs: pathlib.Path):
-    """
-    Args:
-      command: of every process.
-      num_processes: how many.
-      devices: of every process.
-      logs: directory for the output of the processes other than 0.
-    """
+    """Starts them; processes other than 0 write their output to the directory `logs`."""
     port = roll_call.free_port()
     self._logs = logs
     self.processes: list[subprocess.Popen] = []

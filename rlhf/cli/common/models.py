@@ -73,9 +73,7 @@ def find(name: str, flag: str, kind: str, arguments: argparse.Namespace | None =
   """Looks a model up without loading its weights.
 
   Args:
-    name: as given on the command line.
-    flag: that named it.
-    kind: "policy" or "reward".
+    name, flag, kind: as in `Model`.
     arguments: of `add_prompt_format`; None for the format of the model's training.
 
   Raises:
@@ -276,7 +274,6 @@ def choose(
   Args:
     candidates: by name.
     sample: name -> its completions of the prompts, one each.
-    prompts: texts.
     arguments: of `add_selection`.
   """
   from rlhf.evals.reward_models import selection

@@ -106,8 +106,6 @@ def claim(config, workdir: str, check_inputs: Callable[[Any], Any] | None = None
   """Records the config, the command and the git commit in the workdir of a new or resumed run.
 
   Args:
-    config: the resolved config.
-    workdir: the directory of the run.
     check_inputs: reads the files that the config names; called for a new run, before the workdir
       is made.
 

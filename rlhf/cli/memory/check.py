@@ -166,12 +166,7 @@ def measure(job, program) -> dict:
 
 
 def check(arguments: argparse.Namespace, config, reward_group, ids) -> dict:
-  """All numbers, as --json has them; prints each line as soon as it is known.
-
-  Args:
-    arguments: of `parse`.
-    config, reward_group, ids: of `read`.
-  """
+  """All numbers, as --json has them, of what `read` found; prints each as soon as it is known."""
   from rlhf.cli.memory import programs
 
   show = functools.partial(print, flush=True)
