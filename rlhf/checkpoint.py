@@ -80,7 +80,9 @@ class Checkpoints:
         best_fn=_quality(cfg) if cfg.best_metric else None,
         enable_async_checkpointing=True,
       ),
-      handler_registry=_handlers(),  # what reads each item, before anything has been saved
+      item_handlers=dict(
+        state=ocp.StandardCheckpointHandler(), metadata=ocp.JsonCheckpointHandler()
+      ),
     )
 
   def __enter__(self) -> "Checkpoints":
@@ -310,16 +312,6 @@ def load_params(
   return _freed(params, abstract_params)
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  arrays, fields = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
-  registry.add("state", ocp.args.StandardSave, arrays)
-  registry.add("state", ocp.args.StandardRestore, arrays)
-  registry.add("metadata", ocp.args.JsonSave, fields)
-  registry.add("metadata", ocp.args.JsonRestore, fields)
-  return registry
-
-
 def _preservation_policy(cfg: CheckpointConfig) -> checkpoint_managers.PreservationPolicy:
   policies = [checkpoint_managers.LatestN(cfg.keep_last)]
   if cfg.keep_every is not None:
@@ -363,7 +355,7 @@ def _json_copy(what: str, fields: Any) -> Any:
     ) from None
 
 
-def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+def layout(leaf: Any) -> jax.sharding.Sharding | None:
   """The layout asked for; an array that jit may move freely asks for none."""
   if isinstance(leaf, jax.Array) and not leaf.committed:
     return None
@@ -375,7 +367,7 @@ def _laid_out(abstract: Any) -> Any:
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def leaf_spec(leaf):
-    sharding = _sharding(leaf)
+    sharding = layout(leaf)
     return jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=default if sharding is None else sharding
     )
@@ -386,7 +378,7 @@ def _laid_out(abstract: Any) -> Any:
 def _freed(restored: Any, abstract: Any) -> Any:
   """Leaves without an asked-for sharding, uncommitted, so that they mix with arrays on a mesh."""
   return jax.tree.map(
-    lambda leaf, array: array if _sharding(leaf) is not None else jnp.array(np.asarray(array)),
+    lambda leaf, array: array if layout(leaf) is not None else jnp.array(np.asarray(array)),
     abstract,
     restored,
   )

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from rlhf import checks, processes
+from rlhf import checkpoint, checks, processes
 from rlhf import metrics as metrics_lib
 from rlhf.checkpoint import Checkpoints
 
@@ -99,16 +99,11 @@ def check_finite(step: int, numbers: Mapping[str, float], guarded: tuple[str, ..
 
 def _freed(state):
   """The shapes and layouts of `state`, whose arrays are deleted: two states may not fit."""
-
-  def freed(leaf):
-    if not isinstance(leaf, jax.Array):
-      return leaf
-    layout = leaf.sharding if leaf.committed else None
-    shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
-    leaf.delete()
-    return shape
-
-  return jax.tree.map(freed, state)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=checkpoint.layout(x)), state
+  )
+  jax.tree.map(lambda x: x.delete(), state)
+  return shapes
 
 
 class Stream:
