@@ -148,8 +148,8 @@ def _check_fields(saved: dict[str, Any], where: str) -> None:
 
 def load(
   directory: str | os.PathLike,
-  compute: ComputeConfig,
-  mesh: Mesh,
+  compute: ComputeConfig | None = None,
+  mesh: Mesh | None = None,
   *,
   kind: str,
   flag: str,
@@ -159,7 +159,8 @@ def load(
 
   Args:
     directory: of the export or its stage, or `hf:DIR`, or `gguf:FILE`.
-    compute: how the network is computed here.
+    compute: how the network is computed here; None as the source says.
+    mesh: None replicates it on every device.
     kind: "policy" or "reward", what the source must be.
     flag: the config field that named the directory, for error messages.
     shape: fields that the source's shape must have, such as a config's `model` group; none where
@@ -169,7 +170,9 @@ def load(
     ValueError: as `find_export`, or the mesh does not divide a parameter.
   """
   found = find_export(directory, kind=kind, flag=flag, shape=shape)
-  cfg = ModelConfig(**found.model, compute=compute)
+  cfg = ModelConfig(**found.model, compute=found.compute if compute is None else compute)
+  if mesh is None:
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   shapes = reading.abstract_params(cfg, kind)
   sharding.check_divides(mesh, shapes)
   abstract = jax.tree.map(

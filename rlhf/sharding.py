@@ -259,6 +259,13 @@ def put_batch(mesh: Mesh, batch, num_rows: int | None = None, *, axis: int = 0):
   return jax.tree.map(put, batch)
 
 
+def mesh_of(params: Params) -> Mesh | None:
+  """The mesh on which `params` lie, if they lie on one."""
+  lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  mesh = lies.mesh if isinstance(lies, NamedSharding) else None
+  return mesh if isinstance(mesh, Mesh) else None
+
+
 @contextlib.contextmanager
 def on_mesh_of(params: Params):
   """Sets the mesh on which `params` lie, for programs that evaluation runs outside a training loop.
@@ -267,9 +274,8 @@ def on_mesh_of(params: Params):
     a function that splits the rows of a host's whole batch over that mesh; a batch whose rows do
     not divide stays as it is.
   """
-  lies = getattr(jax.tree.leaves(params)[0], "sharding", None)
-  mesh = lies.mesh if isinstance(lies, NamedSharding) else None
-  if not isinstance(mesh, Mesh) or mesh.size == 1:
+  mesh = mesh_of(params)
+  if mesh is None or mesh.size == 1:
     yield lambda batch: batch
     return
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -124,9 +124,7 @@ def describe(candidate: Candidate) -> dict[str, Any]:
 def load_network(candidate: Candidate, mesh: Mesh) -> Network:
   """A candidate's policy on the mesh, computed as its export says."""
   flag = f"--checkpoints={candidate.name}"
-  return networks.load(
-    candidate.source, find_checkpoint(candidate).compute, mesh, kind="policy", flag=flag
-  )
+  return networks.load(candidate.source, mesh=mesh, kind="policy", flag=flag)
 
 
 def run(

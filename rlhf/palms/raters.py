@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from rlhf import checks, networks, processes, sharding
+from rlhf import checks, networks, processes
 from rlhf import metrics as metrics_lib
 from rlhf.evals import statistics
 from rlhf.evals.preference import comparison
 from rlhf.evals.preference import endpoint as endpoint_lib
 from rlhf.inference import likelihood, rewards
 from rlhf.palms import sets
-from rlhf.sharding import MeshConfig
 
 RATINGS = endpoint_lib.POSITION_SCALE
 ENDPOINT, REWARD = "endpoint", "reward:"  # sources other than policies
@@ -173,13 +172,8 @@ def rate(
     score_N = rewards.score_texts(network, prompt_format, texts, batch_size=p.batch_size)
     return [{"reward_model": rating} for rating in ranked_ratings(score_N).tolist()]
   export = networks.find_export(p.source, kind="policy", flag=_FLAG)
-  network = networks.load(
-    p.source,
-    dataclasses.replace(export.compute, dtype=p.dtype),
-    sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1)),
-    kind="policy",
-    flag=_FLAG,
-  )
+  compute = dataclasses.replace(export.compute, dtype=p.dtype)
+  network = networks.load(p.source, compute, kind="policy", flag=_FLAG)
   pairs = [(context, f" {rating}") for context in contexts(p, asked) for rating in RATINGS]
   with metrics_lib.Progress("rated", len(asked)) as progress:
     logprob_N = likelihood.logprobs(

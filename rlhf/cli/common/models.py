@@ -58,15 +58,9 @@ class Model:
 
   def load(self):
     """The network, on a mesh of all devices."""
-    from rlhf import networks, sharding
+    from rlhf import networks
 
-    return networks.load(
-      self.name,
-      self.export.compute,
-      sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1)),
-      kind=self.kind,
-      flag=f"--{self.flag}",
-    )
+    return networks.load(self.name, kind=self.kind, flag=f"--{self.flag}")
 
 
 def find(name: str, flag: str, kind: str, arguments: argparse.Namespace | None = None) -> Model:

@@ -27,7 +27,7 @@ from typing import Any, Unpack
 import jax.sharding
 import numpy as np
 
-from rlhf import checks, loop, networks, sharding
+from rlhf import checks, loop, networks
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
 from rlhf.evals import statistics, units
@@ -39,7 +39,6 @@ from rlhf.evals.preference import ratings as ratings_lib
 from rlhf.evals.reward_models import calibration
 from rlhf.inference import completions, prefixes, rewards
 from rlhf.networks import Network
-from rlhf.sharding import MeshConfig
 from rlhf.tinyworld import labelers as labelers_lib
 from rlhf.tinyworld import world as world_lib
 
@@ -421,9 +420,7 @@ def load_reward(
 ) -> tuple[Network, prepare.PromptFormat]:
   """A reward model, and the format that it was trained with; without a mesh, on every device."""
   found = find_reward(source, flag)
-  if mesh is None:
-    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-  network = networks.load(source, found.compute, mesh, kind="reward", flag=flag)
+  network = networks.load(source, mesh=mesh, kind="reward", flag=flag)
   return network, prepare.PromptFormat.trained_with(found.config)
 
 

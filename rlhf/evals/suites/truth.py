@@ -16,9 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Unpack
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from numpy.typing import ArrayLike
 
 from rlhf import checkpoint, checks, networks, sharding
@@ -185,7 +183,9 @@ def evaluate(p: TruthConfig, unit: suite.Unit) -> list[Measure]:
   judges: dict[str, Network] = {}  # one export may judge both
   for aspect, (field, directory) in p.judges.items():
     if directory not in judges:
-      judges[directory] = _load_judge(directory, f"{_FIELD}.{field}", unit.network)
+      mesh = sharding.mesh_of(unit.network.params)
+      flag = f"{_FIELD}.{field}"
+      judges[directory] = networks.load(directory, mesh=mesh, kind="policy", flag=flag)
     prompts = [
       judge_prompt(aspect, item["prompt"], text) for item, text in zip(items, texts, strict=True)
     ]
@@ -248,15 +248,3 @@ def _items(p: TruthConfig, seed: int) -> list[dict[str, Any]]:
       "answers.test_fraction above 0, or with answers.test"
     )
   return data_lib.draw(held_out, p.limit, seed)
-
-
-def _load_judge(directory: str, flag: str, policy: Network) -> Network:
-  """A judge on the policy's mesh."""
-  place = getattr(jax.tree.leaves(policy.params)[0], "sharding", None)
-  if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
-    mesh = place.mesh
-  else:
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
-  export = networks.find_export(directory, kind="policy", flag=flag)
-  assert isinstance(export, checkpoint.Export), "only exports are judges"
-  return networks.load(directory, export.compute, mesh, kind="policy", flag=flag)
