@@ -123,15 +123,11 @@ def test_ensembles_by_hand(array):
   )
 
 
-def test_an_ensemble_is_a_scoring_function():
-  members = [lambda x: np.asarray(x) + 1.0, lambda x: 3.0 * np.asarray(x)]
-  assert ensembles.as_one(members, "min")([0, 2]).tolist() == [0.0, 3.0]
-  assert ensembles.as_one(members, "mean")([0, 2]).tolist() == [0.5, 4.5]
-  with pytest.raises(ValueError, match="ensemble is empty"):
-    ensembles.as_one([], "min")
+def test_impossible_ensembles_are_refused():
+  score_EN = np.zeros((2, 3))
   with pytest.raises(
     ValueError, match="ensemble 'max'; choose from mean, min, mean_minus_variance"
   ):
-    ensembles.as_one(members, "max")
+    ensembles.combine(score_EN, "max")
   with pytest.raises(ValueError, match="variance_coef -1.0; use 0 or more"):
-    ensembles.as_one(members, "mean_minus_variance", variance_coef=-1.0)
+    ensembles.combine(score_EN, "mean_minus_variance", variance_coef=-1.0)

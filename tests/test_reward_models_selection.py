@@ -375,7 +375,7 @@ def test_networks_answer_and_score_in_every_command(inputs, flags, tmp_path):
 @pytest.mark.parametrize(
   "command,more,message",
   [
-    (select.main, ["--candidates=nowhere"], "--candidates=nowhere does not exist"),
+    (select.main, ["--candidates=nowhere"], "nowhere does not exist"),
     (select.main, ["--candidates=POLICY,POLICY"], "is given twice"),
     (select.main, ["--candidates=REWARD"], "is a reward export; it must be a policy"),
     (select.main, ["--candidates=POLICY", "--prompts=pandalm:none.jsonl"], "none.jsonl does not"),

@@ -29,7 +29,10 @@ from typing import Any
 import numpy as np
 
 from rlhf import workdir as workdir_lib
+from rlhf.cli import score
 from rlhf.cli.common import flags, jsonl, models, startup
+from rlhf.evals.reward_models import best_of_n, overoptimization
+from rlhf.inference import ensembles
 
 WORLD = "tinyworld:"
 
@@ -89,8 +92,6 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
   Raises:
     ValueError: one has another number, or "gold" scores that do not match them.
   """
-  from rlhf.cli import score
-
   lines = jsonl.Reader(arguments.samples, arguments.on_bad).read(score.check)
   first = lines[0]
   num_samples, has_gold = len(score.texts_of(first.fields)), "gold" in first.fields
@@ -124,8 +125,8 @@ def gold_scorer(
   if arguments.gold is None:
     return None
   if not arguments.gold.startswith(WORLD):
-    score = models.load_reward_model(arguments.gold, "gold", arguments.batch_size)
-    return lambda prompts, texts: score(list(zip(prompts, texts, strict=True)))
+    reward = models.load_reward_model(arguments.gold, "gold", arguments.batch_size)
+    return lambda prompts, texts: reward(list(zip(prompts, texts, strict=True)))
   from rlhf.data import formats
   from rlhf.tinyworld import gold
   from rlhf.tinyworld import world as world_lib
@@ -157,9 +158,6 @@ def best_of_n_curves(
   names: Sequence[str], proxy_EPN: np.ndarray, gold_PN: np.ndarray | None, variance_coef: float
 ) -> dict[str, list[dict[str, Any]]]:
   """One curve for the first reward model and, where there are several, one for each ensemble."""
-  from rlhf.evals.reward_models import best_of_n
-  from rlhf.inference import ensembles
-
   proxies = {"best of n" if len(names) == 1 else "best of n, one model": proxy_EPN[0]}
   for rule in ensembles.RULES if len(names) > 1 else ():
     name = f"best of n, {rule.replace('_', ' ')} of {len(names)}"
@@ -172,8 +170,6 @@ def best_of_n_curves(
 
 def ppo_curves(stages: Sequence[pathlib.Path], gold) -> dict[str, list[dict[str, Any]]]:
   """One curve for each PPO run, by the name of its directory, or its path where names are equal."""
-  from rlhf.evals.reward_models import overoptimization
-
   names = [stage.name for stage in stages]
   return {
     stage.name if names.count(stage.name) == 1 else str(stage): overoptimization.along_ppo(
@@ -213,8 +209,6 @@ def write(output: pathlib.Path, lines, names, proxy_EPN, gold_PN, curves, laws) 
 
 def gold_laws(curves) -> dict[str, dict[str, Any]]:
   """Form, alpha and beta of each curve's gain in gold score, where its points determine them."""
-  from rlhf.evals.reward_models import best_of_n
-
   found = {}
   for name, points in curves.items():
     d_M = np.sqrt(np.maximum([point["kl"] for point in points], 0))
@@ -228,8 +222,6 @@ def gold_laws(curves) -> dict[str, dict[str, Any]]:
 
 def plotted(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The points that a plot shows: of best-of-n, those whose n doubles."""
-  from rlhf.evals.reward_models import best_of_n
-
   if "n" not in points[0]:
     return points
   sizes = best_of_n.doubling_sizes(points[-1]["n"])

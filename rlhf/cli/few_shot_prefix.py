@@ -78,15 +78,9 @@ def main(argv: list[str]) -> None:
     files[name] = f"candidate_{number}.txt"
     workdir_lib.write_text(output / files[name], prefix.text)
   workdir_lib.write_text(output / "best.txt", found[choice.best].text)
-  workdir_lib.write_json(
-    output / "selection.json",
-    models.report(choice, "prefix", arguments, checkpoint=arguments.checkpoint, files=files),
-  )
-  print(
-    f"{output / 'best.txt'}: {choice.best} of {len(found)} has the highest reward "
-    f"{choice.mean(choice.best):.4g} over {len(prompts)} prompts",
-    flush=True,
-  )
+  more = dict(checkpoint=arguments.checkpoint, files=files)
+  result = models.report(choice, "prefix", arguments, output / "selection.json", **more)
+  print(f"{output / 'best.txt'}: {result}", flush=True)
 
 
 def candidates(policy: models.Model, arguments: argparse.Namespace):

@@ -22,6 +22,7 @@ import pathlib
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, models, startup
+from rlhf.evals.reward_models import folds as folds_lib
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -44,7 +45,6 @@ def main(argv: list[str]) -> None:
   arguments = parse(argv)
   config = flags.load_config(arguments.config, arguments.overrides, "reward_model")
   from rlhf import reward_model  # after the flags: importing jax takes seconds
-  from rlhf.evals.reward_models import folds as folds_lib
 
   reward_model.check_config(config)
   if config.comparisons.valid:
@@ -82,7 +82,6 @@ def split(config, arguments: argparse.Namespace):
   """The folds; raises ValueError for every mistake that can be found before anything is written."""
   from rlhf import reward_model
   from rlhf.data import sources
-  from rlhf.evals.reward_models import folds as folds_lib
 
   checked = config.copy_and_resolve_references().unlock()
   checked.comparisons.valid = checked.comparisons.train
@@ -105,7 +104,6 @@ def data_file(workdir: pathlib.Path, number: int, part: str) -> pathlib.Path:
 def run(config, workdir: pathlib.Path, number: int, seed: int, cache_dir: str | None):
   """Trains and tests one reward model; returns {test: what `folds.correct` returns}."""
   from rlhf import reward_model
-  from rlhf.evals.reward_models import folds as folds_lib
 
   stage = workdir / f"fold_{number}" / f"seed_{seed}"
   config = config.copy_and_resolve_references().unlock()

@@ -18,12 +18,14 @@ probability, sigmoid(|score difference|), and prints the expected calibration er
 import argparse
 import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, jsonl, models, startup
+from rlhf.evals.reward_models import calibration
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -103,10 +105,12 @@ def main(argv: list[str]) -> None:
   workdir_lib.write_jsonl(arguments.output, out)
   print(f"{arguments.output}: {reader.describe()}, mean score {score_N.mean():.4g}", flush=True)
   ranked = [line for line in out if "ranks" in line and "scores" in line]
+  arrays = calibration.arrays(ranked, lambda line: line["scores"]) if ranked else ()
+  num_pairs = calibration.num_untied_pairs(*arrays[1:]) if ranked else 0
   if ranked:
-    print(accuracy(ranked), flush=True)
+    print(accuracy(arrays, num_pairs), flush=True)
   if arguments.calibration is not None:
-    print(draw_calibration(arguments.calibration, ranked), flush=True)
+    print(draw_calibration(arguments.calibration, arrays, num_pairs), flush=True)
 
 
 def tokenize(
@@ -139,22 +143,20 @@ def tokenize(
   return reader.keep(kept), ids
 
 
-def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
+def draw_calibration(path: str, arrays: Sequence[np.ndarray], num_pairs: int) -> str:
   """Writes the plot; returns a line with the expected calibration error.
 
   Raises:
     ValueError: no line has an untied pair.
   """
-  from rlhf.evals.reward_models import calibration
   from rlhf.report import figures
 
-  ranked = calibration.arrays(lines, lambda line: line["scores"]) if lines else ()
-  if not lines or not calibration.num_untied_pairs(*ranked[1:]):
+  if not num_pairs:
     raise ValueError(
       f'--calibration={path}: no line has "ranks" with an untied pair, so there is nothing to '
       "plot; the scores are written"
     )
-  curve = calibration.calibration_curve(*ranked)
+  curve = calibration.calibration_curve(*arrays)
   workdir_lib.write_text(path, f"{figures.calibration(curve)}\n")
   return (
     f"{path}: expected calibration error {curve['expected_calibration_error']:.3f} over "
@@ -162,15 +164,11 @@ def draw_calibration(path: str, lines: list[dict[str, Any]]) -> str:
   )
 
 
-def accuracy(lines: list[dict[str, Any]]) -> str:
+def accuracy(arrays: Sequence[np.ndarray], num_pairs: int) -> str:
   """One line: how often scores agree with the ranks."""
-  from rlhf.evals.reward_models import calibration
-
-  ranked = calibration.arrays(lines, lambda line: line["scores"])
-  num_pairs = calibration.num_untied_pairs(*ranked[1:])
   if not num_pairs:
     return "accuracy: the ranks have no untied pair"
-  interval = calibration.accuracy(*ranked, num_resamples=models.NUM_RESAMPLES, seed=0)
+  interval = calibration.accuracy(*arrays, num_resamples=models.NUM_RESAMPLES, seed=0)
   return (
     f"accuracy {interval.mean:.1%} (95 % interval {interval.low:.1%} to {interval.high:.1%}) "
     f"over {num_pairs:,} untied pairs of {interval.n:,} prompts"

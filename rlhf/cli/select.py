@@ -13,7 +13,6 @@ InstructGPT selects its SFT models (appendix C.1), FLAN and T0 (C.5) in this way
 import argparse
 import pathlib
 
-from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, models, startup
 
 
@@ -68,9 +67,5 @@ def main(argv: list[str]) -> None:
     )
 
   choice = models.choose(policies, sample, prompts, arguments)
-  workdir_lib.write_json(arguments.output, models.report(choice, "candidate", arguments))
-  print(
-    f"{arguments.output}: {choice.best} of {len(policies)} has the highest reward "
-    f"{choice.mean(choice.best):.4g} over {len(prompts)} prompts",
-    flush=True,
-  )
+  result = models.report(choice, "candidate", arguments, arguments.output)
+  print(f"{arguments.output}: {result}", flush=True)

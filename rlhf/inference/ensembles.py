@@ -8,10 +8,6 @@ Members are trained on the same data with different seeds, each centred on the d
 that their rewards share one zero.  Source: Coste et al. 2023, arXiv:2310.02743.
 """
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-
 RULES = ("mean", "min", "mean_minus_variance")
 
 
@@ -47,27 +43,3 @@ def combine(score_EN, rule: str, *, variance_coef: float = 0.0):
     return score_EN.min(axis=0)
   mean_N = score_EN.mean(axis=0)
   return mean_N - variance_coef * score_EN.var(axis=0) if rule == "mean_minus_variance" else mean_N
-
-
-def as_one(
-  members: Sequence[Callable[..., np.ndarray]], rule: str, *, variance_coef: float = 0.0
-) -> Callable[..., np.ndarray]:
-  """A scoring function that combines the scores of all members.
-
-  Args:
-    members: functions of the same arguments that return scores of one shape.
-    rule, variance_coef: see `combine`.
-
-  Raises:
-    ValueError: there is no member, or as `combine`.
-  """
-  if not members:
-    raise ValueError("the ensemble is empty; give at least one reward model")
-  check_rule(rule, variance_coef)
-
-  def score(*args, **kwargs):
-    return combine(
-      np.stack([member(*args, **kwargs) for member in members]), rule, variance_coef=variance_coef
-    )
-
-  return score

@@ -7,12 +7,16 @@ tokenizer need not be the policy's.
 import argparse
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from rlhf import workdir as workdir_lib
 from rlhf.cli.common import flags, jsonl
+from rlhf.evals.reward_models import selection
+from rlhf.inference import ensembles
 
 LENGTH_MULTIPLE = 64  # rows are padded to a multiple of this: few shapes to compile
 NUM_RESAMPLES = 2000  # of bootstraps over prompts
@@ -172,8 +176,6 @@ def completion_config(model: Model, longest: int, arguments: argparse.Namespace,
 
 def add_reward_models(parser: flags.Parser, *, all_rules: bool = False) -> None:
   """Which reward models score and, unless `all_rules` are tried, how they are combined."""
-  from rlhf.inference import ensembles
-
   parser.flag(
     "reward_model",
     f"{REWARD_HELP}; several, joined by commas, are an ensemble",
@@ -270,27 +272,26 @@ def choose(
     sample: name -> its completions of the prompts, one each.
     arguments: of `add_selection`.
   """
-  from rlhf.evals.reward_models import selection
-  from rlhf.inference import ensembles
+  members = load_reward_models(arguments)
 
-  score = ensembles.as_one(
-    list(load_reward_models(arguments).values()),
-    arguments.ensemble,
-    variance_coef=arguments.variance_coef,
-  )
+  def score(name: str) -> np.ndarray:
+    texts = [(prompt, drawn[0]) for prompt, drawn in zip(prompts, sample(name).texts, strict=True)]
+    score_EP = np.stack([member(texts) for member in members.values()])
+    return ensembles.combine(score_EP, arguments.ensemble, variance_coef=arguments.variance_coef)
+
   return selection.choose(
     candidates,
-    lambda name: score(
-      [(prompt, texts[0]) for prompt, texts in zip(prompts, sample(name).texts, strict=True)]
-    ),
+    score,
     on_scored=lambda name, mean: print(f"{name}  mean reward {mean:.4g}", flush=True),
   )
 
 
-def report(choice, kind: str, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
-  """What a selection writes: the best candidate, and each one's mean reward with its interval."""
+def report(
+  choice, kind: str, arguments: argparse.Namespace, path: str | pathlib.Path, **more: Any
+) -> str:
+  """Writes the best candidate, and each one's mean reward with its interval; returns a sentence."""
   intervals = choice.intervals(num_resamples=NUM_RESAMPLES, seed=arguments.seed)
-  return {
+  found = {
     "best": choice.best,
     "num_prompts": len(choice.scores[choice.best]),
     "candidates": [{kind: name, **interval.as_dict()} for name, interval in intervals.items()],
@@ -300,3 +301,8 @@ def report(choice, kind: str, arguments: argparse.Namespace, **more: Any) -> dic
     "seed": arguments.seed,
     **more,
   }
+  workdir_lib.write_json(path, found)
+  return (
+    f"{choice.best} of {len(intervals)} has the highest reward {choice.mean(choice.best):.4g} over "
+    f"{found['num_prompts']} prompts"
+  )
