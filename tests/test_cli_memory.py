@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf import sharding
+from rlhf import extras, sharding
 from rlhf.cli.memory import check, check_table, hlo, programs
 from rlhf.configs import meshes
 from rlhf.configs import models as model_sizes
@@ -328,12 +328,19 @@ def test_a_slice_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):
   )
 
 
-def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
-  monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"pip install -e '\.\[tpu\]'"):
-    check.check_extra(meshes.parse_topology("v5p:2x2x1"))
-  with pytest.raises(ValueError, match=r"pip install -e '\.\[cuda12\]'"):
-    check.check_extra(meshes.parse_topology("h100:1x8"))
+@pytest.mark.parametrize(
+  "topology, module, extra",
+  [("v5p:2x2x1", "libtpu", "tpu"), ("h100:1x8", "jax_cuda12_plugin", "cuda12")],
+)
+def test_a_missing_compiler_is_named_with_its_extra(topology, module, extra, monkeypatch, capsys):
+  monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets some of it
+  monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(SystemExit):
+    check.main(["launch.check", "--config=configs/ppo.py:1.3b", f"--topology={topology}"])
+  assert capsys.readouterr().err == (
+    f"error: compiling for {topology} (--shapes_only does without) needs the package {module}; "
+    f"pip install 'rlhf-jax[{extra}]'\n"
+  )
 
 
 def report_of(total: int, **changes) -> dict:
