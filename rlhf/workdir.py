@@ -211,14 +211,12 @@ def alone(path: str | os.PathLike, what: str):
   """
   lock = filelock.FileLock(path)
   try:
-    lock.acquire(timeout=0)
+    held = lock.acquire(timeout=0)
   except filelock.Timeout:
     print(f"{what}: another process is running it; waiting", flush=True)
-    lock.acquire()
-  try:
+    held = lock.acquire()
+  with held:
     yield
-  finally:
-    lock.release()
 
 
 def git_version() -> str:

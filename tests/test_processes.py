@@ -162,7 +162,7 @@ def test_flags_come_before_the_environment(monkeypatch):
     JAX_COORDINATOR_ADDRESS="a:1",
     JAX_NUM_PROCESSES="4",
     JAX_PROCESS_ID="3",
-  ) == join.Place(coordinator_address="a:1", num_processes=4, process_id=2)
+  ) == dict(coordinator_address="a:1", num_processes=4, process_id=2, local_device_ids=None)
   assert (
     place_of(monkeypatch, "--coordinator_address=a:1", "--num_processes=1", "--process_id=0")
     is None
@@ -180,8 +180,8 @@ def test_the_cluster_is_asked_if_wanted(monkeypatch):
   )
   assert place_of(monkeypatch, **slurm) is None
   place = place_of(monkeypatch, "--cluster=slurm", **slurm)
-  assert (place.num_processes, place.process_id) == (3, 2)
-  assert place.coordinator_address.startswith("node07:")
+  assert (place["num_processes"], place["process_id"]) == (3, 2)
+  assert place["coordinator_address"].startswith("node07:")
 
 
 @pytest.mark.parametrize(

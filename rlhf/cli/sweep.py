@@ -247,8 +247,7 @@ def cores_of(slot: int, jobs: int) -> set[int]:
 
 def start(trial: Trial, slot: int, jobs: int) -> subprocess.Popen:
   """The trial's process, its output appended to its log."""
-  trial.log.parent.mkdir(parents=True, exist_ok=True)
-  with open(trial.log, "a", encoding="utf-8") as log:
+  with requeue.open_log(trial.log) as log:
     process = subprocess.Popen(
       trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
     )

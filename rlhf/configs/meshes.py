@@ -33,7 +33,6 @@ class Topology:
     shape: chips along each axis; nodes and GPUs of a node.
     platform: "tpu", "cuda" or "cpu".
     memory_bytes: of one device; None where the machine decides.
-    chips_per_host: of a full host; None for cpu.
   """
 
   kind: str
@@ -52,19 +51,16 @@ class Topology:
     """Hosts of the slice; a TPU slice of up to 8 chips of v5e or v6e is one host."""
     if self.kind == "h100":
       return self.shape[0]
-    if self.chips_per_host is None or (
+    chips_per_host = KINDS[self.kind][2]
+    if chips_per_host is None or (
       len(self.shape) == 2 and self.platform == "tpu" and self.num_devices <= 8
     ):
       return 1
-    return max(self.num_devices // self.chips_per_host, 1)
+    return max(self.num_devices // chips_per_host, 1)
 
   @property
   def memory_bytes(self) -> int | None:
     return KINDS[self.kind][3]
-
-  @property
-  def chips_per_host(self) -> int | None:
-    return KINDS[self.kind][2]
 
   @property
   def name(self) -> str:
@@ -179,17 +175,8 @@ SMALLEST = {
   "13b": ("v5p:2x2x4", "h100:4x8"),
   "175b": ("v5p:4x4x8", "h100:16x8"),
 }
-# size: (tensor on TPU, tensor on GPU), at least; up to 512 GPUs it stays inside a node of 8.
-TENSOR = {
-  "125m": (1, 1),
-  "350m": (1, 1),
-  "760m": (1, 1),
-  "1.3b": (1, 1),
-  "2.7b": (1, 1),
-  "6.7b": (1, 2),
-  "13b": (2, 4),
-  "175b": (8, 8),
-}
+# large size: (tensor on TPU, tensor on GPU), at least; up to 512 GPUs it stays inside a node of 8.
+TENSOR = {"6.7b": (1, 2), "13b": (2, 4), "175b": (8, 8)}
 
 
 def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, dict], int]:
@@ -205,7 +192,9 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
     ValueError: the devices do not divide into rows and `tensor`.
   """
   num_devices = topology.num_devices
-  tensor = max(TENSOR[size][topology.platform == "cuda"], -(-num_devices // max_rows))
+  large = size in TENSOR
+  tensor = TENSOR[size][topology.platform == "cuda"] if large else 1
+  tensor = max(tensor, -(-num_devices // max_rows))
   tensor = min(tensor, num_devices)
   rows = num_devices // tensor
   if num_devices % tensor or max_rows % rows:
@@ -213,7 +202,6 @@ def recommend(size: str, topology: Topology, max_rows: int) -> tuple[dict[str, d
       f"topology {topology.name}: {num_devices} devices do not divide into shards of rows that "
       f"divide a batch of {max_rows} and a tensor axis of {tensor}; use a power of two"
     )
-  large = size in ("6.7b", "13b", "175b")
   layout: dict[str, dict] = {
     "mesh": dict(data=1, fsdp=rows, tensor=tensor),
     "compute": dict(shard_sequence=tensor > 1, decode_split="fsdp_tensor" if large else "tensor"),
@@ -233,8 +221,8 @@ def lay_out(config, size: str, topology: str, *, max_rows: int, microbatches: tu
   """
   if not topology:
     return
-  if size not in TENSOR:
-    raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(TENSOR)}")
+  if size not in SMALLEST:
+    raise ValueError(f"size {size!r} has no recommended mesh; choose from {', '.join(SMALLEST)}")
   layout, microbatch = recommend(size, parse_topology(topology), max_rows)
   for group, fields in layout.items():
     config[group].update(fields)

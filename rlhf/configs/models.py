@@ -24,11 +24,7 @@ GPT3 = {
   "175b": (96, 12288, 96),
 }
 # Ours, for laptops and tests: 397k, 1.0M and 25k parameters outside the embeddings.
-TINY = {
-  "tiny": (2, 128, 4),
-  "small": (4, 144, 3),
-  "test": (2, 32, 2),
-}
+TINY = {"tiny": (2, 128, 4), "small": (4, 144, 3), "test": (2, 32, 2)}
 # TinyWorld's policies by their parameters outside the embeddings, for sweeps over size:
 # (num_layers, width, num_heads, init_std, about 0.7 / sqrt(width)).  Ours.
 WORLD_SHAPES = {

@@ -49,17 +49,14 @@ LEARNING_RATE_MULTIPLIER = 0.1
 
 def _tune(argument: str, learning_rate: float) -> ml_collections.ConfigDict:
   """Fine-tuning on a set of samples; the process fills in data, format, seed and start."""
-  config = sft.get_config(argument).unlock()
+  config = pipeline.unfilled(sft.get_config(argument))
+  del config["tokenizer"]  # the base model's
   config.sft.update(batch_size=TUNE_BATCH, num_epochs=EPOCHS, dropout_rate=0.0, keep_epochs=False)
   config.sft.microbatch_size = TUNE_BATCH
   config.demonstrations.prompt_loss_weight = PROMPT_LOSS_WEIGHT
   config.demonstrations.overlong = "truncate_right"
   config.optim.learning_rate = learning_rate
   config.loop.log_every, config.loop.eval_every = 1, 20
-  for name in ("seed", "init_from", "tokenizer"):
-    del config[name]
-  for name in ("train", "valid", *pipeline.FORMAT):
-    del config.demonstrations[name]
   return config
 
 

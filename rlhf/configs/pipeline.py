@@ -23,8 +23,8 @@ LANGUAGE_MODELS = ("base", "sft", "ppo_init", "base_more_pretraining")
 NETWORKS = (*LANGUAGE_MODELS, "reward_model", "ppo")
 
 
-def _stage(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A stage's config without what the pipeline fills in."""
+def unfilled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A stage's config, unlocked, without what the pipeline fills in."""
   config.unlock()
   for name in FILLED:
     if name in config:
@@ -58,12 +58,12 @@ def _assemble(size: str) -> ml_collections.ConfigDict:
       format=common.get_format(),
       reward_init="sft",
       kl_reference="ppo_init",
-      base=_stage(sft.get_config(f"{size},pretrain")),
-      sft=_stage(sft.get_config(size)),
-      ppo_init=_stage(sft.get_config(f"{size},init")),
-      reward_model=_stage(reward_model.get_config(size)),
-      ppo=_stage(ppo.get_config(size)),
-      base_more_pretraining=_stage(sft.get_config(f"{size},pretrain")),
+      base=unfilled(sft.get_config(f"{size},pretrain")),
+      sft=unfilled(sft.get_config(size)),
+      ppo_init=unfilled(sft.get_config(f"{size},init")),
+      reward_model=unfilled(reward_model.get_config(size)),
+      ppo=unfilled(ppo.get_config(size)),
+      base_more_pretraining=unfilled(sft.get_config(f"{size},pretrain")),
       evaluation=dict(
         temperature=1.0,
         base_temperature=0.7,

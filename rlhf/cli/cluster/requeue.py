@@ -20,8 +20,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from rlhf import workdir as workdir_lib
 from rlhf.cli.cluster import job as job_lib
@@ -61,10 +60,11 @@ class Requeued:
     requeue: Any = signal.getsignal(asks)
     received: set[int] = set()
     # A scheduler may signal every process of the job; unhandled, SIGUSR2 ends a program at once.
-    with self._output() as options:
+    with contextlib.nullcontext() if self.log is None else open_log(self.log) as log:
       child = subprocess.Popen(
         [*self.command, *_place_flags(here)],
-        **options,
+        stdout=log,
+        stderr=None if log is None else subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(asks, signal.SIG_IGN),
       )
 
@@ -108,16 +108,6 @@ class Requeued:
 
     return DelayedSubmission(dataclasses.replace(self, restarts=self.restarts - 1))
 
-  @contextlib.contextmanager
-  def _output(self) -> Iterator[dict]:
-    """Arguments of Popen."""
-    if self.log is None:
-      yield {}
-      return
-    self.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(self.log, "a", encoding="utf-8") as log:
-      yield dict(stdout=log, stderr=subprocess.STDOUT)
-
   def _write_record(self, status: int) -> None:
     if self.record is not None:
       workdir_lib.write_json(self.record, dict(exit_status=status, log=str(self.log)))
@@ -126,6 +116,12 @@ class Requeued:
     deadline = time.monotonic() + self.patience
     while not condition() and time.monotonic() < deadline:
       time.sleep(0.5)
+
+
+def open_log(path: pathlib.Path) -> IO[str]:
+  """A file to which a command's output is appended."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return open(path, "a", encoding="utf-8")
 
 
 def _place_flags(here) -> list[str]:

@@ -1,7 +1,6 @@
 """Several processes as one job: where a process finds its place, and how it joins the others."""
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -23,16 +22,6 @@ _VARIABLES = {
   "process_id": "JAX_PROCESS_ID",
 }
 _ADVICE = "give --coordinator_address, --num_processes and --process_id"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-  """Where this process stands in its job; arguments of `jax.distributed.initialize`."""
-
-  coordinator_address: str
-  num_processes: int
-  process_id: int
-  local_device_ids: list[int] | None = None
 
 
 def add_flags(parser: flags.Parser) -> None:
@@ -60,8 +49,11 @@ def check_no_place(arguments: argparse.Namespace) -> None:
       )
 
 
-def find_place(arguments: argparse.Namespace) -> Place | None:
+def find_place(arguments: argparse.Namespace) -> dict[str, Any] | None:
   """This process's place from flags, environment and cluster; None for a job of one process.
+
+  Returns:
+    Arguments of `jax.distributed.initialize`.
 
   Raises:
     ValueError: something is missing or does not fit; names the flag.
@@ -95,7 +87,7 @@ def find_place(arguments: argparse.Namespace) -> Place | None:
       f"--process_id={place['process_id']} does not fit --num_processes={place['num_processes']}; "
       f"use 0 to {place['num_processes'] - 1}"
     )
-  return Place(**place, local_device_ids=local_device_ids) if place["num_processes"] > 1 else None
+  return place | dict(local_device_ids=local_device_ids) if place["num_processes"] > 1 else None
 
 
 def _setting(arguments: argparse.Namespace, name: str) -> str | int | None:
@@ -145,9 +137,9 @@ def join(arguments: argparse.Namespace) -> None:
     return
   try:
     roll_call.hold(
-      place.coordinator_address,
-      num_processes=place.num_processes,
-      process_id=place.process_id,
+      place["coordinator_address"],
+      num_processes=place["num_processes"],
+      process_id=place["process_id"],
       seconds=arguments.connect_timeout,
     )
   except roll_call.MissingProcess as error:
@@ -155,11 +147,11 @@ def join(arguments: argparse.Namespace) -> None:
   import jax
 
   jax.distributed.initialize(
-    **dataclasses.asdict(place),
+    **place,
     cluster_detection_method="deactivate",
     initialization_timeout=arguments.connect_timeout,
     heartbeat_timeout_seconds=arguments.heartbeat_timeout,
     shutdown_timeout_seconds=arguments.shutdown_timeout,
   )
-  if place.process_id != 0:
+  if place["process_id"] != 0:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")

@@ -136,10 +136,7 @@ def add_sampling(
   """The flags of every command that samples completions."""
   parser.flag("temperature", "0 is greedy", flags.temperature, 1.0)
   parser.flag(
-    "max_response_tokens",
-    f"of a completion; {note}",
-    flags.at_least(1),
-    max_response_tokens,
+    "max_response_tokens", f"of a completion; {note}", flags.at_least(1), max_response_tokens
   )
   parser.flag("seed", "of sampling", flags.at_least(0), 0)
   add_batch_size(parser)
