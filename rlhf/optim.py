@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf import checks
 from rlhf.types import Params, TrainState
 
 SCHEDULES = {
@@ -48,14 +49,9 @@ class OptimConfig:
   max_grad_norm: float
 
   def __post_init__(self):
-    if self.schedule not in SCHEDULES:
-      raise ValueError(f"schedule {self.schedule!r}; choose from {sorted(SCHEDULES)}")
-    for name in ("learning_rate", "eps", "max_grad_norm"):
-      if getattr(self, name) <= 0.0:
-        raise ValueError(f"{name} {getattr(self, name)}; use a number above 0")
-    for name in ("warmup_steps", "weight_decay"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} {getattr(self, name)}; use 0 or more")
+    checks.choices("", self, schedule=SCHEDULES)
+    checks.above_zero("", self, "learning_rate", "eps", "max_grad_norm")
+    checks.at_least("", self, warmup_steps=0, weight_decay=0)
 
 
 def make_schedule(cfg: OptimConfig, total_steps: int) -> optax.Schedule:

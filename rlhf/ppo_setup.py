@@ -141,9 +141,7 @@ class PpoConfig:
     for name in ("gamma", "lam"):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f"ppo.{name} {getattr(self, name)} must be at least 0 and at most 1")
-    for name in ("policy_clip", "kl_target", "kl_horizon"):
-      if getattr(self, name) <= 0.0:
-        raise ValueError(f"ppo.{name} {getattr(self, name)} must be above 0")
+    checks.above_zero("ppo", self, "policy_clip", "kl_target", "kl_horizon")
     if not 0.0 <= self.ema_decay < 1.0:
       raise ValueError(f"ppo.ema_decay {self.ema_decay} must be at least 0 and below 1")
     if self.ptx_coef < 0.0:

@@ -259,7 +259,7 @@ def test_flags_of_the_pipeline(workdir_path, flags, expected):
       "test",
       "ppo.policy_optim.max_grad_norm",
       0.0,
-      "config.ppo: max_grad_norm 0.0; use a number above 0",
+      "config.ppo: max_grad_norm is 0.0; use a number above 0",
     ),
   ],
 )
@@ -639,7 +639,7 @@ def test_networks_of_two_tokenizers_of_one_size(refused_training, inputs, tmp_pa
 def test_a_chat_format_that_cannot_be(refused_training, inputs, algorithm, group):
   field = lambda name, value: {f"{group}__{name}": value}
   assert refused_training(algorithm, **field("prompt_format", "chats")) == (
-    f"{group}.prompt_format 'chats'; choose from plain, chat"
+    f"{group}.prompt_format 'chats'; choose from ['chat', 'plain']"
   )
   assert refused_training(algorithm, **field("prompt_format", "chat")) == (
     f"{group}.prompt_suffix is '\\n\\nAnswer:' with prompt_format chat, whose template has its "

@@ -521,7 +521,7 @@ def test_people_judge_the_sheets_that_were_written(inputs, tmp_path):
     (dict(pairs=("all", "a:b")), "pairs has 'all'"),
     (dict(limit=0), "config.preference.limit is 0; use 1 or more"),
     (dict(max_response_tokens=0), "config.preference.max_response_tokens is 0"),
-    (dict(temperature=-1.0), "config.preference.temperature -1.0; use 0 or more"),
+    (dict(temperature=-1.0), "config.preference.temperature is -1.0; use 0 or more"),
     (dict(temperatures=("base",)), "temperatures has 'base'; write NAME=TEMPERATURE"),
     (dict(temperatures=("base=hot",)), "temperatures has 'base=hot'"),
     (dict(temperatures=("base=-1",)), "temperatures has 'base=-1'"),

@@ -525,7 +525,7 @@ def test_the_count_of_parameters(cfg):
     (dict(pad_id=20), "pad_id 20 is outside the vocabulary of 20"),
     (dict(dtype="int8"), "dtype 'int8'; choose from"),
     (dict(remat="everything"), "remat 'everything'; choose from"),
-    (dict(scan_unroll=0), "scan_unroll 0; use 1 or more"),
+    (dict(scan_unroll=0), "scan_unroll is 0; use 1 or more"),
   ],
   ids=lambda x: str(x)[:20],
 )

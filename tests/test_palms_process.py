@@ -53,9 +53,9 @@ def test_the_configs_of_tinyworld_pass_their_checks(name):
     (dict(seeds=(0, 0)), r"config.seeds \[0, 0\]; give one or more, each once"),
     (dict(value_set="my_values"), "models of TinyWorld know only the world's own words"),
     (dict(sampling__top_p=0.0), "sampling: top_p is 0.0; use a number above 0"),
-    (dict(sampling__num_samples=0), "sampling.num_samples 0; use 1 or more"),
+    (dict(sampling__num_samples=0), "sampling.num_samples is 0; use 1 or more"),
     (dict(statistics__alpha=2.0), "statistics.alpha 2.0"),
-    (dict(world_raters__num_raters=0), "num_raters 0; use 1 or more"),
+    (dict(world_raters__num_raters=0), "num_raters is 0; use 1 or more"),
     (dict(tune__sft__batch_size=3), "sft.batch_size 3"),
   ],
 )

@@ -220,7 +220,7 @@ def test_files_share_no_prompt_where_they_must_not(tmp_path):
     on_bad="stop",
   )
   for field in ("max_demonstrations", "prefix_length", "max_prompts_per_user"):
-    with pytest.raises(ValueError, match=f"files.{field} 0; use 1 or more"):
+    with pytest.raises(ValueError, match=f"files.{field} is 0; use 1 or more"):
       dataclasses.replace(cfg, **{field: 0})
   splits.write(cfg, tmp_path / "data", seed=0)
   prompts = {

@@ -271,7 +271,7 @@ def test_of_two_specials_that_begin_alike_the_longer_is_found():
 
 
 def test_formats_that_contradict_themselves():
-  with pytest.raises(ValueError, match="prompt_format 'Chat'; choose from plain, chat"):
+  with pytest.raises(ValueError, match=r"prompt_format 'Chat'; choose from \['chat', 'plain'\]"):
     prepare.PromptFormat(prompt_format="Chat")
   for name in ("prompt_suffix", "completion_prefix"):
     texts = dict(prompt_suffix="", completion_prefix="") | {name: ":"}

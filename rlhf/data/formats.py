@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import checks
 from rlhf.data import records
 from rlhf.data.records import Flaw, Problem
 
@@ -44,10 +45,7 @@ class FormatOptions:
   seed: int = 0
 
   def __post_init__(self):
-    if self.document_split not in DOCUMENT_SPLITS:
-      raise ValueError(
-        f"document_split {self.document_split!r}; choose from {sorted(DOCUMENT_SPLITS)}"
-      )
+    checks.choices("", self, document_split=DOCUMENT_SPLITS)
     if not 2 <= self.min_completions <= self.max_completions:
       raise ValueError(
         f"completions per comparison from {self.min_completions} to "

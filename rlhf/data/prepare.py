@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf import types
+from rlhf import checks, types
 from rlhf.data import cache
 from rlhf.data import packing as packing_lib
 from rlhf.data import records as records_lib
@@ -46,10 +46,7 @@ class PromptFormat:
   completion_prefix: str = COMPLETION_PREFIX
 
   def __post_init__(self):
-    if self.prompt_format not in PROMPT_FORMATS:
-      raise ValueError(
-        f"prompt_format {self.prompt_format!r}; choose from {', '.join(PROMPT_FORMATS)}"
-      )
+    checks.choices("", self, prompt_format=PROMPT_FORMATS)
     if self.is_chat:
       for name in ("prompt_suffix", "completion_prefix"):
         if getattr(self, name):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf import checks
 from rlhf import workdir as workdir_lib
 from rlhf.data import hygiene, sources
 from rlhf.data import records as records_lib
@@ -58,18 +59,9 @@ class FilesConfig:
         f"files.valid_fraction {self.valid_fraction} and test_fraction {self.test_fraction}; use "
         "numbers above 0 that leave something to train on"
       )
-    if self.on_bad not in ("stop", "skip"):
-      raise ValueError(f"files.on_bad {self.on_bad!r}; use stop or skip")
-    for name, least in (
-      ("max_demonstrations", 1),
-      ("max_comparisons", 1),
-      ("max_prompts", 1),
-      ("max_completions", 2),
-      ("prefix_length", 1),
-      ("max_prompts_per_user", 1),
-    ):
-      if getattr(self, name) is not None and getattr(self, name) < least:
-        raise ValueError(f"files.{name} {getattr(self, name)}; use {least} or more")
+    checks.choices("files", self, on_bad=("stop", "skip"))
+    checks.at_least("files", self, max_demonstrations=1, max_comparisons=1, max_prompts=1)
+    checks.at_least("files", self, max_completions=2, prefix_length=1, max_prompts_per_user=1)
 
   @property
   def sources(self) -> dict[str, tuple[str, Sequence[str]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from rlhf import checks
 from rlhf.model.compute import ComputeConfig
 
 LAYER_KINDS = ("dense", "banded")
@@ -119,15 +120,15 @@ class ModelConfig:
   compute: ComputeConfig = ComputeConfig()
 
   def __post_init__(self):
-    for field, choices in (
-      ("positions", POSITIONS),
-      ("rope_scaling", ROPE_SCALINGS),
-      ("norm", NORMS),
-      ("norm_placement", NORM_PLACEMENTS),
-      ("activation", ACTIVATIONS),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f"{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
+    checks.choices(
+      "",
+      self,
+      positions=POSITIONS,
+      rope_scaling=ROPE_SCALINGS,
+      norm=NORMS,
+      norm_placement=NORM_PLACEMENTS,
+      activation=ACTIVATIONS,
+    )
     self._check_layers()
     self._check_heads()
     self._check_positions()

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from rlhf import sharding
+from rlhf import checks, sharding
 from rlhf.model import attention as attention_lib
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,17 +52,15 @@ class ComputeConfig:
   decode_scan: bool = False
 
   def __post_init__(self):
-    for field, choices in (
-      ("dtype", DTYPES),
-      ("remat", REMAT_POLICIES),
-      ("attention", ("auto", *attention_lib.KERNELS)),
-      ("decode_split", sharding.DECODE_SPLITS),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f"compute.{field} {getattr(self, field)!r}; choose from {sorted(choices)}")
-    for name in ("scan_unroll", "logprob_chunk"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"compute.{name} {getattr(self, name)}; use 1 or more")
+    checks.choices(
+      "compute",
+      self,
+      dtype=DTYPES,
+      remat=REMAT_POLICIES,
+      attention=("auto", *attention_lib.KERNELS),
+      decode_split=sharding.DECODE_SPLITS,
+    )
+    checks.at_least("compute", self, scan_unroll=1, logprob_chunk=1)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ComputeConfig))

@@ -15,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rlhf import checks
 from rlhf.types import Params
 
 # What can be adapted: name -> projections, by the parameter tree's names.
@@ -39,8 +40,7 @@ class LoraConfig:
   def __post_init__(self):
     if self.rank < 0:
       raise ValueError(f"lora.rank {self.rank}; use 0 for none, or more")
-    if self.alpha <= 0.0:
-      raise ValueError(f"lora.alpha {self.alpha} must be above 0")
+    checks.above_zero("lora", self, "alpha")
     for name in self.targets.split(","):
       if name not in TARGETS:
         raise ValueError(

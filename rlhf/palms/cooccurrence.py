@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlhf import checks
 from rlhf.evals import statistics
 from rlhf.inference import completions
 from rlhf.networks import Network
@@ -71,11 +72,7 @@ class CooccurrenceConfig:
   smoothing: float = 1.0
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if not getattr(self, field.name) > 0:
-        raise ValueError(
-          f"cooccurrence.{field.name} {getattr(self, field.name)}; use a number above 0"
-        )
+    checks.above_zero("cooccurrence", self, *(field.name for field in dataclasses.fields(self)))
     if self.top_p > 1:
       raise ValueError(f"cooccurrence.top_p {self.top_p}; use a number above 0 and up to 1")
 

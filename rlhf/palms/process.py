@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from rlhf import loop, networks, pipeline, processes, sft, sharding
+from rlhf import checks, loop, networks, pipeline, processes, sft, sharding
 from rlhf import metrics as metrics_lib
 from rlhf import workdir as workdir_lib
 from rlhf.data import prepare
@@ -138,12 +138,9 @@ def _check_real(config) -> None:
 
 def completion_config(config) -> completions_lib.CompletionConfig:
   """How probes are completed; `config.sampling` has this and `num_samples` of every probe."""
+  least = dict(num_samples=1, max_prompt_tokens=1, max_response_tokens=1, batch_size=1)
+  checks.at_least("sampling", config.sampling, temperature=0, **least)
   group = dict(config.sampling)
-  for name in ("num_samples", "max_prompt_tokens", "max_response_tokens", "batch_size"):
-    if group[name] < 1:
-      raise ValueError(f"sampling.{name} {group[name]}; use 1 or more")
-  if not 0 <= group["temperature"] < float("inf"):
-    raise ValueError(f"sampling.temperature {group['temperature']}; use 0 or more")
   del group["num_samples"]
   prompt_format = dataclasses.asdict(prepare.PromptFormat.of(config.format, "config.format"))
   try:

@@ -28,6 +28,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rlhf import checks
 from rlhf.data import records
 
 POSITIONS, PROBES = "positions.json", "probes.jsonl"
@@ -70,9 +71,7 @@ class Limits:
         f"limits: min_words {self.min_words} and max_words {self.max_words}; use "
         "1 <= min_words <= max_words"
       )
-    for name, value in dataclasses.asdict(self).items():
-      if not value > 0:
-        raise ValueError(f"limits: {name} {value}; use a number above 0")
+    checks.above_zero("limits", self, *dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

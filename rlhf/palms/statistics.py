@@ -81,13 +81,12 @@ class StatisticsConfig:
 
   def __post_init__(self):
     checks.at_least("statistics", self, num_resamples=1, num_flips=1)
+    checks.choices("statistics", self, test=TESTS)
     for name, high in (("confidence", 1), ("alpha", 1), ("capability_margin", 100)):
       if not 0 < getattr(self, name) < high:
         raise ValueError(
           f"statistics.{name} {getattr(self, name)}; use a number between 0 and {high}"
         )
-    if self.test not in TESTS:
-      raise ValueError(f"statistics.test {self.test!r}; choose from {TESTS}")
 
 
 # ----------------------------------------------------------------------------- ratings

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rlhf import checks
 from rlhf.palms import cooccurrence, sets
 from rlhf.tinyworld import demonstrations, grammar, instructions, labelers, sensitive, words
 from rlhf.tinyworld.world import World
@@ -51,8 +52,7 @@ class SetConfig:
         f"num_samples {self.num_samples}; use at least one for each of the "
         f"{len(sensitive.CATEGORIES)} categories"
       )
-    if self.num_probes < 1:
-      raise ValueError(f"num_probes {self.num_probes}; use 1 or more")
+    checks.at_least("", self, num_probes=1)
 
 
 def value_set(p: SetConfig, world: World) -> sets.ValueSet:
@@ -184,11 +184,7 @@ class RatersConfig:
   seed: int = 0
 
   def __post_init__(self):
-    if self.num_raters < 1:
-      raise ValueError(f"num_raters {self.num_raters}; use 1 or more")
-    for name in ("noise_scale", "leniency_scale"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} {getattr(self, name)}; use 0 or more")
+    checks.at_least("", self, num_raters=1, noise_scale=0, leniency_scale=0)
 
 
 def rate(p: RatersConfig, category: str, prompt: str, completion: str) -> dict[str, int]:

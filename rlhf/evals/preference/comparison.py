@@ -102,9 +102,8 @@ class PreferenceConfig:
         raise ValueError(
           f"config.preference.pairs has {spec!r}; name two checkpoints as A:B, or use all alone"
         )
-    checks.at_least("config.preference", self, max_prompt_tokens=1, max_response_tokens=1, limit=1)
-    if not 0 <= self.temperature < float("inf"):
-      raise ValueError(f"config.preference.temperature {self.temperature}; use 0 or more")
+    least = dict(max_prompt_tokens=1, max_response_tokens=1, limit=1, temperature=0)
+    checks.at_least("config.preference", self, **least)
     self.temperature_by_name  # pylint: disable=pointless-statement
     self._check_judges()
     try:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
+from rlhf import checks
 from rlhf.evals.preference import sheets, win_rates
 
 # Criteria and their order follow InstructGPT's final evaluation (arXiv:2203.02155, section 3.4):
@@ -125,10 +126,8 @@ class EndpointConfig:
       )
     if not self.model:
       raise ValueError("endpoint.model is empty; name a model that the endpoint serves")
-    at_least = dict(max_retries=0, temperature=0, input_price=0, output_price=0)
-    for name, least in (at_least | dict(max_tokens=1, max_attempts=1, num_parallel=1)).items():
-      if getattr(self, name) is not None and not least <= getattr(self, name) < math.inf:
-        raise ValueError(f"endpoint.{name} {getattr(self, name)}; use {least} or more")
+    checks.at_least("endpoint", self, max_tokens=1, max_attempts=1, num_parallel=1)
+    checks.at_least("endpoint", self, max_retries=0, temperature=0, input_price=0, output_price=0)
     if not 0 < self.timeout < math.inf:
       raise ValueError(f"endpoint.timeout {self.timeout}; use a number of seconds above 0")
     for kind in _KINDS:
