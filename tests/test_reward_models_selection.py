@@ -175,7 +175,7 @@ def test_select_takes_a_directory_of_exports_and_writes_the_best(
   monkeypatch.setattr(
     completions,
     "sample",
-    lambda network, prompts, *unused: Completions(
+    lambda network, prompts, *unused, **options: Completions(
       texts=[[loaded[-1].rpartition("/")[2]] for _ in prompts], ids=[], finished=[]
     ),
   )

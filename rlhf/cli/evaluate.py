@@ -27,16 +27,17 @@ The third form scores given outputs and needs no model; `rlhf evaluate_samples -
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf.cli.common import flags, startup
-
-SUITES = ("preference", "pretraining", "nlp", "truth", "toxicity", "bias")
+from rlhf.evals import units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +63,13 @@ def read_request(argv: Sequence[str]) -> Request:
   parser.add_workdir("directory of the evaluation")
   parser.flag("checkpoints", "NAME=SOURCE,NAME=SOURCE,...", flags.names, [])
   parser.flag("prefixes", "NAME=FILE,NAME=FILE,...", flags.names, [])
-  parser.flag("suite", f"some of {','.join(SUITES)}", flags.names, [])
+  one_of_each = functools.partial(flags.names, choices=units.SUITES)
+  parser.flag("suite", f"some of {','.join(units.SUITES)}", one_of_each, [])
   parser.flag("sheets", "directory for blind rating sheets", flags.directory)
   parser.flag("pool", "workdirs of evaluations, one for each training seed", flags.names, [])
   arguments = parser.parse(argv)
   config = flags.load_config(arguments.config, arguments.overrides, "evaluation")
   from rlhf import checkpoint  # after the flags: importing jax takes seconds
-  from rlhf.evals import units
 
   for name in ("num_resamples", "batch_size"):
     if config[name] < 1:
@@ -93,7 +94,7 @@ def read_request(argv: Sequence[str]) -> Request:
     ]
   return Request(
     candidates=units.with_prefixes(candidates, arguments.prefixes),
-    suites=[name for name in SUITES if name in arguments.suite],
+    suites=[name for name in units.SUITES if name in arguments.suite],
     config=config,
     workdir=workdir,
     pooled=[pathlib.Path(name).absolute() for name in arguments.pool],
@@ -102,11 +103,10 @@ def read_request(argv: Sequence[str]) -> Request:
 
 
 def _check_suites(arguments) -> None:
-  for name in arguments.suite:
-    if name not in SUITES:
-      raise ValueError(f"--suite: {name!r}; choose from {', '.join(SUITES)}")
   if not arguments.suite:
-    raise ValueError(f"--suite is missing; give some of {','.join(SUITES)}, separated by commas")
+    raise ValueError(
+      f"--suite is missing; give some of {','.join(units.SUITES)}, separated by commas"
+    )
   if arguments.sheets is not None and "preference" not in arguments.suite:
     raise ValueError(
       f"--sheets={arguments.sheets} needs the suite preference, whose completions "
@@ -226,11 +226,7 @@ def pool(request: Request) -> pathlib.Path:
 
 @startup.command
 def main(argv: list[str]) -> None:
-  if any(
-    argument.lstrip("-").partition("=")[0] == "samples"
-    for argument in argv[1:]
-    if argument.startswith("-")
-  ):
+  if any(re.match("-+samples(=|$)", argument) for argument in argv[1:]):
     from rlhf.cli import evaluate_samples
 
     evaluate_samples.main(argv)

@@ -53,25 +53,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 @startup.command
 def main(argv: list[str]) -> None:
   arguments = parse(argv)
-  from rlhf import loop
-  from rlhf.inference import prefixes
-
   policy = models.find(arguments.checkpoint, "checkpoint", "policy", arguments)
   found = candidates(policy, arguments)
   longest = max(found.values(), key=lambda prefix: len(policy.tokenizer.encode(prefix.text)))
   prompts = models.fitting_prompts([policy], arguments, prefix=longest.text)
   network = policy.load()
-
-  def sample(name: str):
-    longest = max(policy.lengths(found[name].prompts(prompts)))
-    return prefixes.sample(
-      network,
-      found[name],
-      prompts,
-      models.completion_config(policy, longest, arguments),
-      loop.step_key(arguments.seed, "validate", 0),
-    )
-
+  sample = lambda name: models.sample_each(network, policy, prompts, arguments, found[name])
   choice = models.choose(found, sample, prompts, arguments)
   output, files = pathlib.Path(arguments.output), {}
   for number, (name, prefix) in enumerate(found.items(), 1):

@@ -48,24 +48,14 @@ def expand(names: list[str]) -> list[str]:
 @startup.command
 def main(argv: list[str]) -> None:
   arguments = parse(argv)
-  from rlhf import loop
-  from rlhf.inference import completions
-
   policies = {
     name: models.find(name, "candidates", "policy", arguments)
     for name in expand(arguments.candidates)
   }
   prompts = models.fitting_prompts(list(policies.values()), arguments)
-
-  def sample(name: str):
-    policy = policies[name]
-    return completions.sample(
-      policy.load(),
-      prompts,
-      models.completion_config(policy, max(policy.lengths(prompts)), arguments),
-      loop.step_key(arguments.seed, "validate", 0),
-    )
-
+  sample = lambda name: models.sample_each(
+    policies[name].load(), policies[name], prompts, arguments
+  )
   choice = models.choose(policies, sample, prompts, arguments)
   result = models.report(choice, "candidate", arguments, arguments.output)
   print(f"{arguments.output}: {result}", flush=True)

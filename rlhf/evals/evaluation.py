@@ -30,9 +30,7 @@ from rlhf.inference import prefixes
 from rlhf.model.architecture import ModelConfig
 from rlhf.networks import Network
 
-PREFERENCE = "preference"
-TASK_SUITES = ("pretraining", "nlp", "truth", "toxicity", "bias")  # they go task by task
-SUITES = (PREFERENCE, *TASK_SUITES)
+PREFERENCE, *TASK_SUITES = units.SUITES  # all but the first go task by task
 COMPLETIONS = "completions"  # the task of the suite preference
 # Called with what was not measured, and why.
 OnFailure = Callable[[str, Exception], None]

@@ -22,6 +22,7 @@ from rlhf.data import formats
 from rlhf.evals import statistics
 from rlhf.evals.measures import Measure
 
+SUITES = ("preference", "pretraining", "nlp", "truth", "toxicity", "bias")
 RESULT = "result.json"
 ITEMS = "items.jsonl"
 # The file whose change means other weights: of an export, the workdir of its stage, a published model.

@@ -256,6 +256,17 @@ def fitting_prompts(
   return kept[: arguments.num_prompts]
 
 
+def sample_each(network, policy: Model, prompts: list[str], arguments, prefix=None):
+  """`Completions` of the prompts, one each, behind the prefix if there is one."""
+  from rlhf import loop
+  from rlhf.inference import prefixes
+
+  longest = max(policy.lengths(prompts if prefix is None else prefix.prompts(prompts)))
+  config = completion_config(policy, longest, arguments)
+  key = loop.step_key(arguments.seed, "validate", 0)
+  return prefixes.sample(network, prefix, prompts, config, key)
+
+
 def choose(
   candidates: dict[str, Any],
   sample: Callable[[str], Any],
