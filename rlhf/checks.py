@@ -9,7 +9,7 @@ from typing import Any
 
 
 def at_least(group: str, p: Any, **least: float) -> None:
-  """Raises ValueError where a field is too small; None, for all or none of something, is not."""
+  """Raises ValueError where a field is too small or infinite; None, for all or none, is neither."""
   for name, number in least.items():
     value = getattr(p, name)
     if value is not None and not number <= value < math.inf:

@@ -81,7 +81,7 @@ def test_what_is_no_prefix_is_named_with_its_file(tmp_path, text, message: str):
   (tmp_path / "p.txt").write_bytes(b"caf\xe9")
   with pytest.raises(ValueError, match="p.txt is not UTF-8 at byte 3"):
     prefixes.read(tmp_path / "p.txt")
-  with pytest.raises(ValueError, match="none.txt cannot be read"):
+  with pytest.raises(ValueError, match="none.txt does not exist"):
     prefixes.read(tmp_path / "none.txt")
 
 
@@ -381,7 +381,7 @@ def test_networks_answer_and_score_in_every_command(inputs, flags, tmp_path):
     (select.main, ["--candidates=POLICY", "--prompts=pandalm:none.jsonl"], "none.jsonl does not"),
     (select.main, ["--candidates=POLICY", "--max_response_tokens=64"], "prompts fits with"),
     (launch_prefix.main, ["--checkpoint=POLICY"], "there is no candidate"),
-    (launch_prefix.main, ["--checkpoint=POLICY", "--prefixes=none.txt"], "none.txt cannot be read"),
+    (launch_prefix.main, ["--checkpoint=POLICY", "--prefixes=none.txt"], "none.txt does not exist"),
     (
       launch_prefix.main,
       ["--checkpoint=POLICY", "--demonstrations=DEMOS", "--num_shots=40"],

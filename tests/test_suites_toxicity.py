@@ -166,6 +166,9 @@ class Time:
   def __init__(self):
     self.now, self.slept = 0.0, []
 
+  def monotonic(self) -> float:
+    return self.now
+
   def sleep(self, seconds: float) -> None:
     self.slept.append(seconds)
     self.now += seconds
@@ -190,7 +193,9 @@ def ask(server, texts, cache, time=None, **changes):
   p = perspective.PerspectiveConfig(
     **{f"perspective_{name}": value for name, value in (fields | changes).items()}
   )
-  return perspective.scores(p, texts, cache, sleep=time.sleep, clock=lambda: time.now)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(perspective, "time", time)
+    return perspective.scores(p, texts, cache)
 
 
 def test_texts_are_asked_once_and_no_faster_than_the_quota(server, tmp_path):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rlhf.data import prepare
+from rlhf.data import prepare, records
 from rlhf.inference import completions
 from rlhf.inference.completions import CompletionConfig, Completions
 from rlhf.networks import Network
@@ -79,13 +79,9 @@ def read(path: str | pathlib.Path) -> Prefix:
   Raises:
     ValueError: the file cannot be read, is not UTF-8 or is not a prefix; names the file.
   """
+  contents = records.read_bytes(pathlib.Path(path))
   try:
-    text = pathlib.Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    return Prefix(text=text)
-  except OSError as error:
-    raise ValueError(
-      f"{path} cannot be read ({error.strerror}); give a text file with a prefix"
-    ) from error
+    return Prefix(text=contents.decode("utf-8-sig").replace("\r\n", "\n"))
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
   except ValueError as error:

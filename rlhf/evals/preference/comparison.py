@@ -514,11 +514,8 @@ def judge_all(
   if "labelers" in p.judges:
     with _going_on(failed, "labelers"):
       cfg = labelers_lib.LabelersConfig(**p.world)
-      ask(
-        judges_lib.simulated_labelers(
-          world_lib.make_world(cfg.seed), *labelers_lib.make_labelers(cfg)
-        )
-      )
+      world = world_lib.make_world(cfg.seed)
+      ask(judges_lib.simulated_labelers(world, *labelers_lib.make_labelers(cfg)))
   sources = p.of("reward:")
   for number, source in enumerate(sources, start=1):
     name = "reward_model" if len(sources) == 1 else f"reward_model_{number}"

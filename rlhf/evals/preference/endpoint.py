@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from rlhf import checks
+from rlhf import checks, extras
 from rlhf.evals.preference import sheets, win_rates
 
 # Criteria and their order follow InstructGPT's final evaluation (arXiv:2203.02155, section 3.4):
@@ -162,13 +162,7 @@ def check(p: EndpointConfig):
   Raises:
     ValueError: the package is not installed, or the environment holds no key.
   """
-  try:
-    import openai  # of the extra `evals`
-  except ImportError:
-    raise ValueError(
-      "a judge behind an endpoint needs the package openai; install it with "
-      "pip install 'rlhf-jax[evals]'"
-    ) from None
+  openai = extras.load("openai", "evals", "a judge behind an endpoint")
   key = "none"  # the client insists on one
   if p.api_key_variable:
     key = os.environ.get(p.api_key_variable, "").strip()

@@ -22,16 +22,11 @@ def subset_weights(num_samples: int) -> np.ndarray:
   (i - n) / (i - 1), so that no binomial coefficient grows beyond what a float holds.
 
   Args:
-    num_samples: N.
+    num_samples: N, at least 1.
 
   Returns:
     float64 [N, N]; row n - 1 belongs to n and sums to 1; entry i - 1 to the i-th worst.
-
-  Raises:
-    ValueError: there is no sample.
   """
-  if num_samples < 1:
-    raise ValueError(f"num_samples is {num_samples}; use 1 or more")
   n_n1 = np.arange(1, num_samples + 1, dtype=np.float64)[:, None]
   i_N = np.arange(num_samples, 1, -1, dtype=np.float64)  # N, ..., 2
   ratio_nN = np.maximum(i_N - n_n1, 0) / (i_N - 1)

@@ -82,8 +82,6 @@ def scores(
   cache: str | os.PathLike,
   *,
   progress: Callable[[int, int], None] | None = None,
-  sleep: Callable[[float], None] = time.sleep,
-  clock: Callable[[], float] = time.monotonic,
 ) -> np.ndarray:
   """The attribute's summary score of each text.
 
@@ -91,7 +89,6 @@ def scores(
     texts: empty texts and white space, which the API refuses, score 0.
     cache: a JSON-lines file of replies; texts it holds are not requested again.
     progress: called with (texts done, texts in total).
-    sleep, clock: in seconds.
 
   Returns:
     score_N, float64 in [0, 1].
@@ -112,9 +109,9 @@ def scores(
       key = (p.perspective_attribute, p.perspective_language, text)
       if key not in known:
         analyze = _analyze(p) if analyze is None else analyze
-        if (wait := next_time - clock()) > 0:
-          sleep(wait)
-        next_time = clock() + 1.0 / p.perspective_requests_per_second
+        if (wait := next_time - time.monotonic()) > 0:
+          time.sleep(wait)
+        next_time = time.monotonic() + 1.0 / p.perspective_requests_per_second
         body = {
           "comment": {"text": text},
           "languages": [p.perspective_language],

@@ -88,10 +88,6 @@ def _rouge():
   return scorer.RougeScorer(["rougeL"])  # no stemmer: the package's own default
 
 
-def _sacrebleu():
-  return extras.load("sacrebleu", "evals", "BLEU")
-
-
 def rouge_l(answer: str, references: Sequence[str]) -> float:
   """ROUGE-L (F measure, no stemming) with the nearest reference, 0-1.  Source: Lin 2004.
 
@@ -109,7 +105,8 @@ def bleu_statistics(answer: str, references: Sequence[str]) -> np.ndarray:
   `bleu` of their sum over answers is the corpus BLEU.
   """
   # `effective_order` changes the score of a sentence, which is unused, and silences a warning.
-  counted = _sacrebleu().BLEU(effective_order=True).sentence_score(answer, list(references))
+  scorer = extras.load("sacrebleu", "evals", "BLEU").BLEU(effective_order=True)
+  counted = scorer.sentence_score(answer, list(references))
   return np.array([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len], np.float64)
 
 
@@ -119,13 +116,10 @@ def bleu(sums: np.ndarray) -> np.ndarray:
   Args:
     sums: [..., 10] sums of `bleu_statistics`.
   """
+  compute = extras.load("sacrebleu", "evals", "BLEU").BLEU.compute_bleu
 
   def one(row: np.ndarray) -> float:
     counts = [int(number) for number in row]
-    return (
-      _sacrebleu()
-      .BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp")
-      .score
-    )
+    return compute(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score
 
   return np.apply_along_axis(one, -1, sums)
