@@ -27,6 +27,7 @@ from rlhf import processes, types, workdir
 FILE = "metrics.jsonl"
 _NONFINITE = "nonfinite"
 _RATE_WINDOW = 50  # updates that a rate is averaged over
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where the console is not a terminal
 
 
 def summarise(metrics: Mapping[str, types.Metric | Any]) -> dict[str, float]:
@@ -163,26 +164,15 @@ class Progress:
   Processes other than 0 print nothing. Use as a context manager.
   """
 
-  def __init__(
-    self,
-    stage: str,
-    total: int,
-    *,
-    start: int = 0,
-    seconds_between_lines: float = 10.0,
-    console: rich.console.Console | None = None,
-  ):
+  def __init__(self, stage: str, total: int, *, start: int = 0):
     """
     Args:
       stage: name shown.
       total: the step at which the stage is done.
       start: the first step, when resumed.
-      seconds_between_lines: of plain lines, where the console is not a terminal.
-      console: where to print; standard output by default.
     """
     self._stage, self._total, self._active = stage, total, processes.is_main()
-    self._seconds_between_lines = seconds_between_lines
-    self._console = rich.console.Console(highlight=False) if console is None else console
+    self._console = rich.console.Console(highlight=False)
     # (clock, step, tokens so far); the first step, which compiles, does not enter the rates.
     self._history: collections.deque[tuple] = collections.deque(maxlen=_RATE_WINDOW)
     self._step, self._num_tokens, self._last_line = start, 0, -math.inf
@@ -234,7 +224,7 @@ class Progress:
     text = f"{self._left()}  {shown}".rstrip()
     if self._bar is not None:
       self._bar.update(self._bar.task_ids[0], completed=step, text=text)
-    elif now - self._last_line >= self._seconds_between_lines or step >= self._total:
+    elif now - self._last_line >= _SECONDS_BETWEEN_LINES or step >= self._total:
       self._last_line = now
       self.note(f"{self._stage}  {step}/{self._total}  {text}")
 

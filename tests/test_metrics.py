@@ -165,23 +165,26 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
   assert not (tmp_path / "run").exists()
 
 
-def progress_text(*, terminal, seconds_between_lines=0.0, num_steps=3, num_tokens=100):
-  text = io.StringIO()
-  console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
-  with metrics.Progress(
-    "sft",
-    num_steps,
-    console=console,
-    seconds_between_lines=seconds_between_lines,
-  ) as progress:
-    for step in range(1, num_steps + 1):
-      progress.update(step, {"loss": 1 / step, "[lr]": 1e-4}, num_tokens=num_tokens)
-    progress.note("[note] saved")
-  return text.getvalue(), progress
+@pytest.fixture
+def progress_text(monkeypatch):
+  """progress_text(terminal=...): what the console shows of a short run."""
+
+  def run(*, terminal, seconds_between_lines=0.0, num_tokens=100) -> str:
+    text = io.StringIO()
+    console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
+    monkeypatch.setattr(metrics.rich.console, "Console", lambda **_: console)
+    monkeypatch.setattr(metrics, "_SECONDS_BETWEEN_LINES", seconds_between_lines)
+    with metrics.Progress("sft", 3) as progress:
+      for step in range(1, 4):
+        progress.update(step, {"loss": 1 / step, "[lr]": 1e-4}, num_tokens=num_tokens)
+      progress.note("[note] saved")
+    return text.getvalue()
+
+  return run
 
 
-def test_progress_prints_plain_lines_without_a_terminal():
-  text, _ = progress_text(terminal=False)
+def test_progress_prints_plain_lines_without_a_terminal(progress_text):
+  text = progress_text(terminal=False)
   lines = text.splitlines()
   assert len(lines) == 4 and "\x1b" not in text
   assert lines[0] == "sft  1/3  starting  loss 1  [lr] 0.0001"
@@ -190,26 +193,26 @@ def test_progress_prints_plain_lines_without_a_terminal():
   assert lines[3] == "[note] saved"
 
 
-def test_progress_without_tokens_shows_no_rate_of_them():
-  text, _ = progress_text(terminal=False, num_tokens=0)
+def test_progress_without_tokens_shows_no_rate_of_them(progress_text):
+  text = progress_text(terminal=False, num_tokens=0)
   assert "tokens/s" not in text
   assert text.splitlines()[2] == "sft  3/3  0:00:00 left  loss 0.3333  [lr] 0.0001"
 
 
-def test_progress_prints_the_first_and_the_last_line_at_least():
-  text, _ = progress_text(terminal=False, seconds_between_lines=1e9)
+def test_progress_prints_the_first_and_the_last_line_at_least(progress_text):
+  text = progress_text(terminal=False, seconds_between_lines=1e9)
   assert [line.split("  ")[1] for line in text.splitlines()[:-1]] == ["1/3", "3/3"]
 
 
-def test_progress_draws_on_a_terminal():
-  text, _ = progress_text(terminal=True)
+def test_progress_draws_on_a_terminal(progress_text):
+  text = progress_text(terminal=True)
   assert "3/3" in text and "loss 0.3333  [lr] 0.0001" in text and "[note] saved" in text
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_silent_on_other_processes(terminal, monkeypatch):
+def test_progress_is_silent_on_other_processes(terminal, monkeypatch, progress_text):
   monkeypatch.setattr(processes, "is_main", lambda: False)
-  assert progress_text(terminal=terminal)[0] == ""
+  assert progress_text(terminal=terminal) == ""
 
 
 def test_rates_leave_out_the_first_step(monkeypatch):
