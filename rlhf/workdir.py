@@ -255,15 +255,11 @@ def _check_same_config(workdir: pathlib.Path, old: Any, new: Any) -> None:
   )
   num_more = len(differences) - _NUM_DIFFERENCES_SHOWN
   more = f" (and {num_more} more)" if num_more > 0 else ""
+  what, remedy = "holds the run of another config", "delete this one"
   if "kind" in new and "kind" not in old:  # configs have had a kind since 0.2
-    raise ValueError(
-      f"{workdir} was written by an earlier version of rlhf, whose config differs: {shown}{more}; "
-      "choose another --workdir, or finish this run with the commit in its git.txt"
-    )
-  raise ValueError(
-    f"{workdir} holds the run of another config: {shown}{more}; "
-    "choose another --workdir, or delete this one"
-  )
+    what = "was written by an earlier version of rlhf, whose config differs"
+    remedy = "finish this run with the commit in its git.txt"
+  raise ValueError(f"{workdir} {what}: {shown}{more}; choose another --workdir, or {remedy}")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -22,10 +22,7 @@ from rlhf.cli.common import fields, startup
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # The command that runs a config, by the config's `kind`.
 COMMANDS = {
-  "sft": "rlhf train sft",
-  "reward_model": "rlhf train reward_model",
-  "ppo": "rlhf train ppo",
-  "truth_judge": "rlhf train truth_judge",
+  **{name: f"rlhf train {name}" for name in ("sft", "reward_model", "ppo", "truth_judge")},
   "pipeline": "rlhf pipeline",
   "palms": "rlhf pipeline",
   "evaluation": "rlhf evaluate",
