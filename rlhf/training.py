@@ -277,7 +277,7 @@ def train_network(
     state, metrics = update(state, batch, key, trainee.frozen)
     return state, metrics | {
       "train/learning_rate": schedule(step),
-      "train/epoch": (step + 1) / batches.num_batches_per_epoch,
+      "train/epoch": (step + 1) / batches.num_steps(1),
     }
 
   def evaluate_state(state, step):

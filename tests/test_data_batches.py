@@ -42,7 +42,7 @@ def comparison_rows(num: int) -> ComparisonRows:
 
 def test_every_row_once_an_epoch_in_a_new_order_each():
   stream = batches_lib.Batches(lm_rows(10), batch_size=4, seed=0)
-  assert stream.num_batches_per_epoch == 3 and stream.num_steps(2) == 5
+  assert stream.num_steps(1) == 3 and stream.num_steps(2) == 5
   seen = [n for step in range(5) for n in numbers(stream[step])]
   assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
   assert seen[:10] != seen[10:] and seen[:10] != list(range(10))
@@ -134,7 +134,7 @@ def test_mixed_rows_are_the_fraction_of_all_and_spread_evenly():
   assert len(other) == 160 and len(main) == 1440
   assert sorted(main[:70]) == sorted(main[70:140]) == list(range(70))
   assert sorted(other[:25]) == sorted(other[25:50]) == list(range(1000, 1025))
-  assert stream.num_batches_per_epoch == 3  # 70 rows at 28.8 a batch
+  assert stream.num_steps(1) == 3  # 70 rows at 28.8 a batch
   assert stream.num_steps(3) == 8
 
 
@@ -166,11 +166,11 @@ def test_bad_mixtures():
 def test_comparisons_in_one_batch_element_or_as_shuffled_pairs():
   rows = comparison_rows(9)  # three of K = 2, 3 and 4 each: 1 + 3 + 6 pairs
   whole = batches_lib.Batches(rows, batch_size=3, seed=0)
-  assert whole.num_batches_per_epoch == 3
+  assert whole.num_steps(1) == 3
   shown = sum(whole[step].valid_BK.sum() for step in range(3))
   assert shown == 3 * (2 + 3 + 4) and whole[0].tokens_BKT.shape == (3, 4, 3)
   pairs = batches_lib.Batches(rows.pairs(), batch_size=3, seed=0)
-  assert pairs.num_rows == 30 and pairs.num_batches_per_epoch == 10
+  assert pairs.num_rows == 30 and pairs.num_steps(1) == 10
   assert pairs[0].tokens_BKT.shape == (3, 2, 3) and pairs[0].rank_BK.tolist() == [[1, 2]] * 3
   prompts = [pairs[step].tokens_BKT[b, 0, 0] for step in range(10) for b in range(3)]
   assert collections.Counter(prompts) == {i: (1, 3, 6)[i % 3] for i in range(9)}

@@ -98,7 +98,6 @@ class Batches:
   Attributes:
     num_rows: of the (main) rows.
     batch_size: rows of the global batch.
-    num_batches_per_epoch: batches until every (main) row was seen once, rounded up.
   """
 
   def __init__(
@@ -163,10 +162,6 @@ class Batches:
 
     self._dataset = grain.MapDataset.source(self._indices).map(gather)
     self._read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-
-  @property
-  def num_batches_per_epoch(self) -> int:
-    return self.num_steps(1)
 
   def num_steps(self, num_epochs: float) -> int:
     """Batches until every (main) row was seen `num_epochs` times, rounded up."""

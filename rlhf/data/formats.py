@@ -173,8 +173,7 @@ def formats_of(kind: str) -> list[str]:
 # ---- jsonl: the documented records, one object a line ----------------------------------------
 
 
-def _read_jsonl(path: pathlib.Path, options: FormatOptions) -> Iterator[tuple[str, Any]]:
-  del options
+def _read_jsonl(path: pathlib.Path, _options: FormatOptions) -> Iterator[tuple[str, Any]]:
   for where, line in records.read_lines(path):
     try:
       yield where, records.parse_json(line)
@@ -329,8 +328,7 @@ def _split_dialogue(dialogue: str) -> tuple[str, str]:
   return prompt.strip("\n"), reply.strip()
 
 
-def _convert_hh(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
-  del options
+def _convert_hh(kind: str, value: dict, _options: FormatOptions) -> dict[str, Any]:
   prompt, chosen = _split_dialogue(value["chosen"])
   other_prompt, rejected = _split_dialogue(value["rejected"])
   _check_texts("prompt", [prompt])
@@ -356,8 +354,7 @@ def _alpaca_prompt(value: dict) -> str:
   return prompt
 
 
-def _convert_alpaca(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
-  del options
+def _convert_alpaca(kind: str, value: dict, _options: FormatOptions) -> dict[str, Any]:
   fields = {"prompt": (), "demonstration": ("output",), "comparison": ("chosen", "rejected")}[kind]
   if "output" not in value and "response" in value:  # GPTeacher's name for it
     value = dict(value, output=value["response"])
@@ -372,8 +369,7 @@ def _convert_alpaca(kind: str, value: dict, options: FormatOptions) -> dict[str,
 # ---- t0: P3 templates, completions that end in a literal end-of-text ---------------------------
 
 
-def _convert_t0(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
-  del options
+def _convert_t0(kind: str, value: dict, _options: FormatOptions) -> dict[str, Any]:
   prompt = value["prompt"].strip()
   completion = value["completion"].removesuffix(_WRITTEN_EOT).strip()
   _check_texts("prompt", [prompt])
@@ -435,9 +431,8 @@ def _check_choice(value: dict, field: str, allowed: tuple[int, ...], what: str, 
   return choice
 
 
-def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
+def _convert_pandalm(kind: str, value: dict, _options: FormatOptions) -> dict[str, Any]:
   """Ranks by the majority; a tie where most say so, or all three differ."""
-  del options
   prompt = _alpaca_prompt(value)
   if kind == "prompt":
     return {"prompt": prompt}
@@ -459,8 +454,7 @@ def _convert_pandalm(kind: str, value: dict, options: FormatOptions) -> dict[str
 # ---- llmbar: pairs of which one is better beyond doubt (Zeng et al. 2023, arXiv:2310.07641) -----
 
 
-def _convert_llmbar(kind: str, value: dict, options: FormatOptions) -> dict[str, Any]:
-  del options
+def _convert_llmbar(kind: str, value: dict, _options: FormatOptions) -> dict[str, Any]:
   _check_texts("instruction", [value["input"]])
   if kind == "prompt":
     return {"prompt": value["input"]}

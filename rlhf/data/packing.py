@@ -133,8 +133,7 @@ def _cut_if_longer(sizes: np.ndarray, length: int) -> Pieces:
   return size, *_best_fit(size, length)
 
 
-def _one_per_row(sizes: np.ndarray, length: int) -> Pieces:
-  del length
+def _one_per_row(sizes: np.ndarray, _length: int) -> Pieces:
   return sizes, np.arange(len(sizes)), np.zeros(len(sizes), np.int64)
 
 
@@ -142,10 +141,8 @@ def _number_within_row(row: np.ndarray, column: np.ndarray) -> np.ndarray:
   """1, 2, 3, ... for the pieces of each row, from left to right."""
   order = np.lexsort((column, row))
   sorted_row = row[order]
-  first = np.concatenate([[True], sorted_row[1:] != sorted_row[:-1]])
-  begin = np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))
   number = np.empty(len(row), np.int32)
-  number[order] = np.arange(len(row)) - begin + 1
+  number[order] = np.arange(len(row)) - np.searchsorted(sorted_row, sorted_row) + 1
   return number
 
 

@@ -21,6 +21,8 @@ from rlhf.model.transformer import ModelConfig
 from rlhf.types import Params
 
 _PARTS = {"lora_a": "lora_A", "lora_b": "lora_B"}  # our names -> PEFT's
+# Families with kernels [inputs, outputs]; PEFT's B is [outputs, rank] for all.
+_FAN_IN_FAN_OUT = ("gpt2",)
 _PREFIX = "base_model.model."  # of every tensor's name, because PEFT wraps the model
 
 
@@ -44,7 +46,7 @@ def tensors(
     found = reading.locate(f"{parent}/kernel", cfg, family)
     for prefix, layer in found.layers(values):
       for tensor, adapter in _split(found.row, part, layer, sizes, rank).items():
-        if part == "lora_b" and _is_fan_in_fan_out(family):
+        if part == "lora_b" and family.name in _FAN_IN_FAN_OUT:
           adapter = adapter.T
         module = reading.tensor_name(prefix, tensor).removesuffix(".weight")
         yield f"{_PREFIX}{module}.{_PARTS[part]}.weight", np.ascontiguousarray(adapter)
@@ -67,11 +69,6 @@ def _split(
     return layout.write_tensors(row, {**sizes, "heads": rank, "head_size": 1}, values[:, None])
   inputs = "mlp" if row.leaf == "mlp/out/kernel" else "width"
   return layout.write_tensors(row, {**sizes, inputs: rank}, values)
-
-
-def _is_fan_in_fan_out(family: Family) -> bool:
-  """Whether the family's kernels are [inputs, outputs]; PEFT's B is [outputs, rank] for all."""
-  return family.name == "gpt2"
 
 
 def write(directory: str | os.PathLike, export: Export, params: Params, family: Family) -> None:
@@ -107,7 +104,7 @@ def write(directory: str | os.PathLike, export: Export, params: Params, family: 
     "lora_alpha": lora_cfg["alpha"],
     "lora_dropout": 0.0,
     "bias": "none",
-    "fan_in_fan_out": _is_fan_in_fan_out(family),
+    "fan_in_fan_out": family.name in _FAN_IN_FAN_OUT,
     "inference_mode": True,
     "target_modules": sorted(modules),
     "modules_to_save": ["score"] if is_reward else None,

@@ -321,22 +321,15 @@ def _read_shard(
 ) -> np.ndarray:
   """The part of a leaf at `index`, read in small pieces."""
   shard = np.empty([part.stop - part.start for part in index], np.float32)
-
-  def fill(prefix: str, target, index, shape):
-    rows = max(1, _PIECE * target.shape[0] // max(target.size, 1))
-    for start in range(0, target.shape[0], rows):
-      stop = min(start + rows, target.shape[0])
-      part = slice(index[0].start + start, index[0].start + stop)
-      target[start:stop] = layout.read_block(
-        leaf.row,
-        sizes,
-        (part, *index[1:]),
-        shape,
-        lambda name, where: read(tensor_name(prefix, name), where),
-      )
-
+  first, *others = index[leaf.is_layered :]
+  shape = shape[leaf.is_layered :]
   for prefix, part in leaf.layers(shard):
-    fill(prefix, part, index[leaf.is_layered :], shape[leaf.is_layered :])
+    read_own = lambda name, where: read(tensor_name(prefix, name), where)
+    rows = max(1, _PIECE * len(part) // max(part.size, 1))
+    for start in range(0, len(part), rows):
+      piece = part[start : start + rows]
+      here = slice(first.start + start, first.start + start + len(piece))
+      piece[:] = layout.read_block(leaf.row, sizes, (here, *others), shape, read_own)
   return shard
 
 
