@@ -77,8 +77,13 @@ class Layout:
 
   @property
   def heads_BTHd(self) -> P:
-    """Queries, keys, values, the cache and what attention returns: rows on all their devices."""
+    """Queries, keys, values and what attention returns: rows on all their devices."""
     return P(BATCH_AXES, None, "tensor", None)
+
+  @property
+  def cache_BKSd(self) -> P:
+    """Keys and values of the cache."""
+    return P(BATCH_AXES, "tensor", None, None)
 
   @property
   def hidden_BTF(self) -> P:

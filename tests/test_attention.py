@@ -37,11 +37,19 @@ def test_the_mask_is_what_its_definition_says(band_width):
   # Padding right, left and none.
   key_mask = np.asarray([[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1], [1] * 7], np.float32)
   segment = np.asarray([[1, 1, 2, 2, 2, 0, 0], [0, 0, 1, 1, 1, 2, 2], [1, 2, 2, 3, 3, 3, 3]])
+  slot_1S = jnp.arange(7)[None]
   for slots in (np.arange(7), np.asarray([5]), np.asarray([2, 3])):
-    actual = attention.attention_mask(jnp.asarray(slots), key_mask, band_width=band_width)
+    actual = attention.attention_mask(
+      jnp.asarray(slots)[None], slot_1S, key_mask, band_width=band_width
+    )
     np.testing.assert_array_equal(actual, seen_loop(slots, key_mask, band_width))
   actual = attention.attention_mask(
-    jnp.arange(7), key_mask, band_width=band_width, query_segment_BT=segment, key_segment_BS=segment
+    slot_1S,
+    slot_1S,
+    key_mask,
+    band_width=band_width,
+    query_segment_BT=segment,
+    key_segment_BS=segment,
   )
   np.testing.assert_array_equal(
     actual, seen_loop(np.arange(7), key_mask, band_width, segment, segment)
@@ -51,7 +59,7 @@ def test_the_mask_is_what_its_definition_says(band_width):
 def test_a_band_as_wide_as_the_row_is_dense_and_one_of_1_sees_itself_alone():
   key_mask = np.ones((1, 5), np.float32)
   mask = lambda width: np.asarray(
-    attention.attention_mask(jnp.arange(5), key_mask, band_width=width)
+    attention.attention_mask(*[jnp.arange(5)[None]] * 2, key_mask, band_width=width)
   )[0]
   np.testing.assert_array_equal(mask(5), np.tril(np.ones((5, 5), bool)))
   np.testing.assert_array_equal(mask(None), mask(5))
@@ -64,10 +72,16 @@ def arrays(num_rows=2, length=5, num_heads=3, size=4, dtype=np.float32):
   return [rng.normal(size=shape).astype(dtype) for _ in range(3)]
 
 
+def heads_first(*parts):
+  return [x.swapaxes(1, 2) for x in parts]
+
+
 def test_attention_against_a_loop():
   query, key, value = arrays()
-  seen = np.asarray(attention.attention_mask(jnp.arange(5), np.ones((2, 5)), band_width=3))
-  actual = attention.attend(query, key, value, seen, 0.5)
+  seen = np.asarray(
+    attention.attention_mask(*[jnp.arange(5)[None]] * 2, np.ones((2, 5)), band_width=3)
+  )
+  actual = attention.attend(query, *heads_first(key, value), seen, 0.5)
   for row, t, head in itertools.product(range(2), range(5), range(3)):
     keys = np.flatnonzero(seen[row, t])
     logit = [
@@ -82,9 +96,7 @@ def test_grouped_queries_share_keys_and_values_in_order():
   """Query heads 0 and 1 read key head 0, 2 and 3 head 1; the scale is the caller's."""
   query, (key, value) = arrays(num_heads=4)[0], arrays(num_heads=2)[:2]
   mask = np.ones((2, 5))
-  run = functools.partial(
-    attention.attention, "reference", first_slot=0, key_mask_BS=mask, band_width=None
-  )
+  run = functools.partial(attention.attention, "reference", key_mask_BS=mask, band_width=None)
   repeated = run(query, *(np.repeat(x, 2, axis=2) for x in (key, value)), scale=0.3)
   np.testing.assert_allclose(run(query, key, value, scale=0.3), repeated, atol=1e-6)
   assert np.abs(run(query, key, value, scale=0.5) - repeated).max() > 1e-2
@@ -95,21 +107,23 @@ def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients():
   query, key, value = arrays()
   seen = np.zeros((2, 5, 5), bool)
   seen[0] = np.tril(np.ones((5, 5), bool))
-  total = lambda q, k, v: jnp.sum(attention.attend(q, k, v, seen, 0.5)[0])
-  assert np.isfinite(attention.attend(query, key, value, seen, 0.5)).all()
+  total = lambda q, k, v: jnp.sum(attention.attend(q, *heads_first(k, v), seen, 0.5)[0])
+  assert np.isfinite(attention.attend(query, *heads_first(key, value), seen, 0.5)).all()
   for gradient in jax.grad(total, argnums=(0, 1, 2))(query, key, value):
     assert np.isfinite(gradient).all()
 
 
 def test_the_softmax_of_half_precision_runs_in_float32():
   query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in arrays())
-  seen = np.asarray(attention.attention_mask(jnp.arange(5), np.ones((2, 5)), band_width=None))
-  jaxpr = jax.make_jaxpr(attention.attend)(query, key, value, seen, 0.5)
+  seen = np.asarray(
+    attention.attention_mask(*[jnp.arange(5)[None]] * 2, np.ones((2, 5)), band_width=None)
+  )
+  jaxpr = jax.make_jaxpr(attention.attend)(query, *heads_first(key, value), seen, 0.5)
   exps = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "exp"]
   assert exps and all(e.invars[0].aval.dtype == jnp.float32 for e in exps)
   products = [e for e in helpers.equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
   assert [e.invars[0].aval.dtype for e in products] == [jnp.bfloat16] * 2
-  assert attention.attend(query, key, value, seen, 0.5).dtype == jnp.bfloat16
+  assert attention.attend(query, *heads_first(key, value), seen, 0.5).dtype == jnp.bfloat16
 
 
 # ----------------------------------------------------------------------------- fused kernels
@@ -140,7 +154,6 @@ def test_splash_is_the_reference_in_values_and_gradients(
   reference = lambda *parts: attention.attention(
     "reference",
     *parts,
-    first_slot=0,
     key_mask_BS=mask_BT,
     band_width=band_width,
     query_segment_BT=segment_BT,
@@ -178,7 +191,7 @@ def test_left_padded_rows_for_a_kernel_that_masks_by_length(band_width: int | No
   """Rows are moved to the front and their results moved back; cuDNN itself needs a GPU."""
   parts = [jax.random.normal(k, (3, 16, 2, 8)) for k in jax.random.split(jax.random.key(0), 3)]
   mask_BT = jnp.ones((3, 16)).at[1, :5].set(0).at[2, :15].set(0)
-  run = functools.partial(attention.attention, "reference", first_slot=0, band_width=band_width)
+  run = functools.partial(attention.attention, "reference", band_width=band_width)
   expected = run(*parts, key_mask_BS=mask_BT)
   actual = attention._right_padded(  # pylint: disable=protected-access
     functools.partial(run, key_mask_BS=jnp.ones((3, 16))), *parts, mask_BT
@@ -220,7 +233,7 @@ def test_rows_that_do_not_divide_over_the_mesh_go_to_the_reference():
     for k in jax.random.split(jax.random.key(0), 3)
   ]
   run = functools.partial(
-    attention.attention, "splash", first_slot=0, band_width=None, key_mask_BS=jnp.ones((2, 128))
+    attention.attention, "splash", band_width=None, key_mask_BS=jnp.ones((2, 128))
   )
   text = lambda: str(jax.make_jaxpr(run)(*parts))
   with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):

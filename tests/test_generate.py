@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from rlhf.inference import sampling
 from rlhf.model import transformer
@@ -186,6 +187,65 @@ def test_samples_come_from_the_nucleus_with_its_probabilities():
   np.testing.assert_allclose(
     out.logprob_BR[:, 0], np.log(expected_V[out.tokens_BR[:, 0]]), atol=1e-4
   )
+
+
+@functools.cache
+def gpt2_sized_draws(top_p: float):
+  """(prob_V, token_N, logprob_N): many draws of one distribution over 50,257 tokens."""
+  num_tokens, num_draws = 50_257, 200_000
+  rng = np.random.default_rng(0)
+  logits_V = np.full(50_304, -1e30, np.float32)  # as the embedding's padding is masked
+  # By Zipf's law, with tokens of equal rank far apart and some that are all but impossible.
+  logits_V[rng.permutation(num_tokens)] = -1.1 * np.log(np.arange(1, num_tokens + 1))
+  logits_V[rng.integers(num_tokens, size=500)] = -60
+  cut_V = sampling.nucleus(logits_V[None], top_p)[0] if top_p < 1 else logits_V
+  prob_V = np.exp(np.asarray(cut_V, np.float64))
+  prob_V /= prob_V.sum()
+
+  def draw(key):
+    uniform_B2 = jax.random.uniform(key, (1000, 2))
+    return sampling.inverse_cdf(jnp.broadcast_to(cut_V, (1000, len(logits_V))), uniform_B2)
+
+  keys_N = jax.random.split(jax.random.key(11), num_draws // 1000)
+  tokens, logprobs = jax.device_get(helpers.quick_jit(lambda k: jax.lax.map(draw, k))(keys_N))
+  return prob_V, tokens.ravel(), logprobs.ravel()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_draws_over_a_large_vocabulary_have_its_distribution(top_p):
+  """Chi-square over the tokens that are expected at least five times and the rest together."""
+  prob_V, token_N, logprob_N = gpt2_sized_draws(top_p)
+  assert (prob_V[token_N] > 0).all()
+  expected_V = prob_V * len(token_N)
+  found_V = np.bincount(token_N, minlength=len(prob_V))
+  common_V = expected_V >= 5
+  groups = lambda x_V: np.append(x_V[common_V], x_V[~common_V].sum())
+  expected, found = groups(expected_V), groups(found_V)
+  assert len(expected) > 2000
+  used = expected > 0
+  assert scipy.stats.chisquare(found[used], expected[used], sum_check=False).pvalue > 1e-3
+  # The two levels: shares of blocks, and of places within blocks.
+  for number_V in (np.arange(len(prob_V)) // 128, np.arange(len(prob_V)) % 128):
+    expected = np.bincount(number_V, expected_V)
+    found, used = np.bincount(number_V, found_V), expected >= 5
+    assert not found[expected == 0].any()
+    assert (
+      scipy.stats.chisquare(
+        found[used], expected[used] * found[used].sum() / expected[used].sum()
+      ).pvalue
+      > 1e-3
+    )
+  np.testing.assert_allclose(logprob_N, np.log(prob_V[token_N]), atol=2e-5)
+
+
+def test_ends_of_the_unit_interval_draw_tokens_that_exist():
+  logits_BV = np.full((2, 300), -np.inf, np.float32)
+  logits_BV[:, [130, 131, 290]] = 0, 1, 2
+  below_1 = np.nextafter(np.float32(1), np.float32(0))
+  token_B, logprob_B = sampling.inverse_cdf(logits_BV, np.float32([[0, 0], [below_1, below_1]]))
+  np.testing.assert_array_equal(token_B, [130, 290])
+  weights = np.exp([0.0, 1.0, 2.0])
+  np.testing.assert_allclose(logprob_B, np.log(weights[[0, 2]] / weights.sum()), rtol=1e-6)
 
 
 def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature():

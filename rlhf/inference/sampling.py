@@ -7,6 +7,8 @@ from rlhf.model import transformer
 from rlhf.model.transformer import ModelConfig
 from rlhf.types import Array, Generation, Params, PromptBatch
 
+_BLOCK = 128  # tokens
+
 
 def row_keys(key, first_row, num_rows: int) -> Array:
   """One key per global row, so that a mesh or a split of the batch draws the same tokens."""
@@ -120,18 +122,55 @@ def nucleus(logits_BV, top_p: float) -> Array:
   return jnp.where(kept_BV, logits_BV, -jnp.inf)
 
 
+def inverse_cdf(logits_BV, uniform_B2) -> tuple[Array, Array]:
+  """Draws from softmax(logits) by inverting its cumulative distribution function in two levels.
+
+  The first number picks a block of 128 tokens, the second a token in it.  A draw needs one pass of
+  exponentials over the vocabulary and cumulative sums over V / 128 and 128 numbers, where adding
+  Gumbel noise needs V random numbers and two logarithms of each.
+
+  Args:
+    logits_BV: -inf on tokens that are never drawn.
+    uniform_B2: in [0, 1).
+
+  Returns:
+    (token_B, logprob_B), the log-prob of the token in the distribution.
+  """
+  num_rows, num_tokens = logits_BV.shape
+  padding = -num_tokens % _BLOCK
+  most_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+  weight_BV = jnp.pad(jnp.exp(logits_BV - most_B1), ((0, 0), (0, padding)))
+  weight_BNb = weight_BV.reshape(num_rows, -1, _BLOCK)
+  sum_BN = jnp.sum(weight_BNb, axis=-1)
+  block_B1 = _invert(sum_BN, uniform_B2[:, :1])
+  weight_Bb = jnp.take_along_axis(weight_BNb, block_B1[:, :, None], axis=1)[:, 0]
+  token_B1 = block_B1 * _BLOCK + _invert(weight_Bb, uniform_B2[:, 1:])
+  logit_B1 = jnp.take_along_axis(logits_BV, token_B1, axis=-1)
+  logprob_B1 = logit_B1 - most_B1 - jnp.log(jnp.sum(sum_BN, axis=-1, keepdims=True))
+  return token_B1[:, 0], logprob_B1[:, 0]
+
+
+def _invert(weight_BN, uniform_B1) -> Array:
+  """[B, 1]: the first place whose cumulative weight exceeds that share of the total."""
+  total_BN = jnp.cumsum(weight_BN, axis=-1)
+  within_BN = (total_BN > uniform_B1 * total_BN[:, -1:]) & (weight_BN > 0)
+  first_B1 = jnp.argmax(within_BN, axis=-1, keepdims=True)
+  # Rounding may leave none: then the last place with any weight.
+  last_B1 = weight_BN.shape[1] - 1 - jnp.argmax(weight_BN[:, ::-1] > 0, axis=-1, keepdims=True)
+  return jnp.where(jnp.any(within_BN, axis=-1, keepdims=True), first_B1, last_B1)
+
+
 def _draw(logits_BV, key_B, t, temperature: float, top_p: float):
   """One token per row and its log-prob in the distribution that it is drawn from."""
   if temperature == 0.0:
     token_B = jnp.argmax(logits_BV, axis=-1)
-  else:
-    logits_BV = logits_BV / temperature
-    if top_p < 1.0:
-      logits_BV = nucleus(logits_BV, top_p)
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, t))(key_B)
-    token_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
-  logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-  return token_B, jnp.take_along_axis(logprob_BV, token_B[:, None], axis=-1)[:, 0]
+    logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    return token_B, jnp.take_along_axis(logprob_BV, token_B[:, None], axis=-1)[:, 0]
+  logits_BV = logits_BV / temperature
+  if top_p < 1.0:
+    logits_BV = nucleus(logits_BV, top_p)
+  uniform_B2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))(key_B)
+  return inverse_cdf(logits_BV, uniform_B2)
 
 
 def join(prompts: PromptBatch, generation: Generation, pad_id: int):

@@ -75,7 +75,6 @@ def attention(
   key_BSHd,
   value_BSHd,
   *,
-  first_slot,
   key_mask_BS,
   band_width: int | None,
   scale: float | None = None,
@@ -83,13 +82,12 @@ def attention(
   key_segment_BS=None,
   padding: str = "left",
 ):
-  """softmax(scale * q k^T) v over the keys that each query sees (`attention_mask`).
+  """softmax(scale * q k^T) v of rows with themselves, over what each query sees (`attention_mask`).
 
   Args:
     kernel: "auto" or one of `KERNELS`; where it refuses the call, the reference does it.
     key_BSHd, value_BSHd: may have fewer heads than the queries: consecutive queries share one.
     scale: None for 1 / sqrt(head_size).
-    first_slot: slot of the first query among the keys.
     padding: where rows may be padded, "left" or "right"; cuDNN's kernel needs to know.
 
   Returns:
@@ -109,14 +107,17 @@ def attention(
     has_segments=query_segment_BT is not None,
   )
   if kernel == "reference" or refused is not None:
+    slot_1T = jnp.arange(num_keys)[None]
     seen_BTS = attention_mask(
-      first_slot + jnp.arange(num_queries),
+      slot_1T,
+      slot_1T,
       key_mask_BS,
       band_width=band_width,
       query_segment_BT=query_segment_BT,
       key_segment_BS=key_segment_BS,
     )
-    return attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale)
+    to_heads = lambda x_BSHd: x_BSHd.swapaxes(1, 2)
+    return attend(query_BTHd, to_heads(key_BSHd), to_heads(value_BSHd), seen_BTS, scale)
   if kernel == "cudnn":
     run = functools.partial(cudnn, band_width=band_width, scale=scale)
     if padding == "left":
@@ -141,41 +142,52 @@ def _divides(key_BSHd) -> bool:
 
 
 def attention_mask(
-  query_slot_T, key_mask_BS, *, band_width: int | None, query_segment_BT=None, key_segment_BS=None
+  query_place_BT,
+  key_place_BS,
+  key_mask_BS,
+  *,
+  band_width: int | None,
+  query_segment_BT=None,
+  key_segment_BS=None,
 ):
   """Which keys each query may see, as bool [B, T, S].
 
-  The key in slot k is seen from slot q when it is real, k <= q, both belong to the same segment
-  (where segments are given), and, in a banded layer, q - k < band_width.  Real tokens of a row are
-  contiguous, so padding on either side changes no distance.  Source of the band: Child et al. 2019
-  ("local" attention of the Sparse Transformer), to which GPT-3 section 2.1 refers.
+  The key at place k is seen from place q when it is real, k <= q, both belong to the same segment
+  (where segments are given), and, in a banded layer, q - k < band_width.  Places are slots of the
+  row or positions among its real tokens: these are contiguous, so padding on either side changes no
+  distance.  Source of the band: Child et al. 2019 ("local" attention of the Sparse Transformer), to
+  which GPT-3 section 2.1 refers.
+
+  Args:
+    query_place_BT, key_place_BS: int32; one row serves all.
   """
-  distance_TS = query_slot_T[:, None] - jnp.arange(key_mask_BS.shape[1])[None, :]
-  near_TS = distance_TS >= 0
+  distance_BTS = query_place_BT[:, :, None] - key_place_BS[:, None, :]
+  near_BTS = distance_BTS >= 0
   if band_width is not None:
-    near_TS &= distance_TS < band_width
-  seen_BTS = near_TS[None] & (key_mask_BS[:, None, :] > 0)
+    near_BTS &= distance_BTS < band_width
+  seen_BTS = near_BTS & (key_mask_BS[:, None, :] > 0)
   if query_segment_BT is not None:
     seen_BTS &= query_segment_BT[:, :, None] == key_segment_BS[:, None, :]
   return seen_BTS
 
 
-def attend(query_BTHd, key_BSHd, value_BSHd, seen_BTS, scale: float):
+def attend(query_BTHd, key_BKSd, value_BKSd, seen_BTS, scale: float):
   """The reference: softmax(scale * q k^T) v over the keys that are seen.
 
+  Keys and values have their heads first, as the cache keeps them: what a head reads is contiguous.
   Softmax runs in float32: bfloat16 loses its tail.  A query that sees no key (padding) returns a
   finite value that nothing reads.
   """
   shape = query_BTHd.shape
-  num_groups = key_BSHd.shape[2]
+  num_groups = key_BKSd.shape[1]
   # G query heads share each of the K key heads; with as many of both, G is 1.
   query_BTKGd = (query_BTHd * scale).reshape(*shape[:2], num_groups, -1, shape[-1])
   logits_BKGTS = jnp.einsum(
-    "BTKGd,BSKd->BKGTS", query_BTKGd, key_BSHd, preferred_element_type=jnp.float32
+    "BTKGd,BKSd->BKGTS", query_BTKGd, key_BKSd, preferred_element_type=jnp.float32
   )
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, -1e30)
-  weight_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(value_BSHd.dtype)
-  return jnp.einsum("BKGTS,BSKd->BTKGd", weight_BKGTS, value_BSHd).reshape(shape)
+  weight_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(value_BKSd.dtype)
+  return jnp.einsum("BKGTS,BKSd->BTKGd", weight_BKGTS, value_BKSd).reshape(shape)
 
 
 def cudnn(query_BTHd, key_BSHd, value_BSHd, *, band_width: int | None, scale: float):

@@ -28,6 +28,7 @@ class Context:
 
   position_BT: Array  # of each token among the real tokens of its row (or of its document)
   key_mask_BS: Array
+  key_position_BS: Array | None  # of the tokens in the cache, where there is one
   query_segment_BT: Array | None
   key_segment_BS: Array | None
   write_index: Array | None  # slot of the cache where this call's keys and values go
@@ -152,35 +153,40 @@ class Attention(nn.Module):
     if cfg.positions == "rotary":
       frequency_f = rope_frequencies(cfg, self.kind)
       query, key = (rotate(x, context.position_BT, frequency_f) for x in (query, key))
-    first_slot: Array | int = 0
     if cache is not None:
       assert context.cache_index is not None and context.write_index is not None
-      start = (context.cache_index, 0, context.write_index, 0, 0)
-      write = lambda name, x: sharding.constrain(
-        jax.lax.dynamic_update_slice(cache[name], x[None].astype(cache[name].dtype), start),
+      start = (context.cache_index, 0, 0, context.write_index, 0)
+      write = lambda whole, x_BTKd: sharding.constrain(
+        jax.lax.dynamic_update_slice(whole, x_BTKd.swapaxes(1, 2)[None].astype(whole.dtype), start),
         None,
-        *heads,
+        *context.layout.cache_BKSd,
       )
-      cache = {"k": write("k", key), "v": write("v", value)}
-      if context.key_mask_BS.shape[1] != x_BTD.shape[1]:  # a token against all that came before
-        first_slot = context.write_index
-        key, value = (
-          jax.lax.dynamic_index_in_dim(cache[name], context.cache_index, keepdims=False)
-          for name in ("k", "v")
-        )
-    mixed_BTHd = attention.attention(
-      cfg.compute.attention,
-      query,
-      key,
-      value,
-      first_slot=first_slot,
-      key_mask_BS=context.key_mask_BS,
-      band_width=cfg.band_width if self.kind == "banded" else None,
-      scale=cfg.attention_scale,
-      query_segment_BT=context.query_segment_BT,
-      key_segment_BS=context.key_segment_BS,
-      padding=context.padding,
-    )
+      cache = {"k": write(cache["k"], key), "v": write(cache["v"], value)}
+    band_width = cfg.band_width if self.kind == "banded" else None
+    if cache is not None and context.key_mask_BS.shape[1] != x_BTD.shape[1]:
+      # A token against all that came before.
+      key, value = (
+        jax.lax.dynamic_index_in_dim(cache[name], context.cache_index, keepdims=False)
+        for name in ("k", "v")
+      )
+      seen_BTS = attention.attention_mask(
+        context.position_BT, context.key_position_BS, context.key_mask_BS, band_width=band_width
+      )
+      scale = cfg.head_size**-0.5 if cfg.attention_scale is None else cfg.attention_scale
+      mixed_BTHd = attention.attend(query, key, value, seen_BTS, scale)
+    else:
+      mixed_BTHd = attention.attention(
+        cfg.compute.attention,
+        query,
+        key,
+        value,
+        key_mask_BS=context.key_mask_BS,
+        band_width=band_width,
+        scale=cfg.attention_scale,
+        query_segment_BT=context.query_segment_BT,
+        key_segment_BS=context.key_segment_BS,
+        padding=context.padding,
+      )
     mixed_BTHd = sharding.constrain(mixed_BTHd, context.layout.rows, None, "tensor", None)
     out_std = cfg.init_std / math.sqrt(2 * cfg.num_layers)
     return Dense(cfg, (cfg.width,), out_std, cfg.attention_out_bias, num_in=2, name="out")(

@@ -38,12 +38,13 @@ from rlhf.types import Array, LmBatch, Metric, Params
 class Cache:
   """Keys and values of every layer, and which slots hold a token."""
 
-  # {"layer_i": {"k", "v"}}, each [L/pattern, B, S, K, head_size] for K key and value heads; where
+  # {"layer_i": {"k", "v"}}, each [L/pattern, B, K, S, head_size] for K key and value heads; where
   # layers are unrolled, a tuple of such trees with 1 in place of L/pattern.
   layers: tuple[Params, ...] | Params
   tail: Params  # the same, with 1, of the layers that fill no whole pattern
   mask_BS: Array  # 1 on slots that hold a real token
-  length: Array  # int32 scalar: slots filled so far
+  position_BS: Array  # int32: of each such token in its row
+  write_index: Array  # int32 scalar: the slot that the next token takes
 
 
 class Transformer(nn.Module):
@@ -126,6 +127,7 @@ def _row_context(cfg: ModelConfig, mask_BT, segment_BT, position_BT, dropout_key
   return Context(
     position_BT=position_BT,
     key_mask_BS=mask_BT,
+    key_position_BS=None,
     query_segment_BT=segment_BT,
     key_segment_BS=segment_BT,
     write_index=None,
@@ -324,10 +326,10 @@ def lm_loss(
 
 
 def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
-  heads = sharding.decode_layout(cfg.compute.decode_split).heads_BTHd
+  heads = sharding.decode_layout(cfg.compute.decode_split).cache_BKSd
 
   def zeros(stacked: int):
-    shape = (stacked, num_rows, num_slots, cfg.num_kv_heads, cfg.head_size)
+    shape = (stacked, num_rows, cfg.num_kv_heads, num_slots, cfg.head_size)
     return sharding.constrain(jnp.zeros(shape, cfg.compute.dtype), None, *heads)
 
   def layers(count: int, stacked: int) -> Params:
@@ -339,7 +341,8 @@ def empty_cache(cfg: ModelConfig, num_rows: int, num_slots: int) -> Cache:
     else tuple(layers(cfg.pattern, 1) for _ in range(cfg.num_patterns)),
     tail=layers(cfg.num_tail_layers, 1),
     mask_BS=jnp.zeros((num_rows, num_slots), jnp.float32),
-    length=jnp.int32(0),
+    position_BS=jnp.zeros((num_rows, num_slots), jnp.int32),
+    write_index=jnp.int32(0),
   )
 
 
@@ -368,7 +371,7 @@ def decoding_params(cfg: ModelConfig, params: Params) -> Params:
 
 
 def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, *, fresh: bool):
-  """Runs tokens through the model, writing slots [length, length + T) of the cache.
+  """Runs tokens through the model, writing T slots of the cache from `write_index` on.
 
   The layers are unrolled, each with a cache of its own, or looped over with the stacked caches as
   the loop's carry, of which each layer writes its new slots only: as inputs and outputs of a scan
@@ -377,15 +380,16 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
   Args:
     fresh: nothing is in the cache yet, so the tokens attend to one another only.
   """
-  mask_BS = jax.lax.dynamic_update_slice(
-    cache.mask_BS, mask_BT.astype(jnp.float32), (0, cache.length)
-  )
+  start = (0, cache.write_index)
+  mask_BS = jax.lax.dynamic_update_slice(cache.mask_BS, mask_BT.astype(jnp.float32), start)
+  position_BS = jax.lax.dynamic_update_slice(cache.position_BS, position_BT, start)
   context = Context(
     position_BT=position_BT,
     key_mask_BS=mask_BT.astype(jnp.float32) if fresh else mask_BS,
+    key_position_BS=position_BS,
     query_segment_BT=None,
     key_segment_BS=None,
-    write_index=cache.length,
+    write_index=cache.write_index,
     cache_index=0,
     dropout_key_B=None,
     padding="left",
@@ -424,7 +428,11 @@ def _cached_forward(cfg, params, cache: Cache, tokens_BT, mask_BT, position_BT, 
   if cfg.final_norm:
     hidden_BTD = make_norm(cfg, None).apply({"params": params["final_norm"]}, x_BTD)
   return hidden_BTD, Cache(
-    layers=layers, tail=tail, mask_BS=mask_BS, length=cache.length + tokens_BT.shape[1]
+    layers=layers,
+    tail=tail,
+    mask_BS=mask_BS,
+    position_BS=position_BS,
+    write_index=cache.write_index + tokens_BT.shape[1],
   )
 
 

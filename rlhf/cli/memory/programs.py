@@ -310,8 +310,8 @@ def _decoding(job: Job, length: int):
       job.mesh, sharding.decode_spec(sharding.path_name(path), split, stacked=stacked)
     )
 
-  def slot(leaf):  # keys and values lead with layers, the mask with rows; the length is a number
-    heads = (None, *sharding.decode_layout(split).heads_BTHd)
+  def slot(leaf):  # keys and values lead with layers, masks with rows; the index is a number
+    heads = (None, *sharding.decode_layout(split).cache_BKSd)
     axes = {5: heads, 2: (sharding.BATCH_AXES,), 0: ()}[leaf.ndim]
     return NamedSharding(job.mesh, P(*axes))
 
