@@ -46,11 +46,33 @@ __all__ = ["check_config", "check_inputs", "train"]
 # ----------------------------------------------------------------------------- 1. rollout
 
 
-def policy_and_values(models: Models, p: PpoConfig, params: Params, tokens_BT, mask_BT):
+def policy_logprobs(
+  models: Models, p: PpoConfig, policy_params: Params, tokens_BT, mask_BT, response_mask_BT
+):
+  """Log-probs and entropy of responses: the one way in which any policy is scored.
+
+  Returns:
+    (logprob_BT, entropy_BT, hidden_BTD); the first two are 0 outside responses.
+  """
+  hidden_BTD = transformer.forward(models.policy, policy_params, tokens_BT, mask_BT)
+  logprob_BT, entropy_BT = transformer.response_logprobs(
+    models.policy,
+    policy_params,
+    hidden_BTD,
+    tokens_BT,
+    response_mask_BT,
+    max_tokens=p.max_response_tokens,
+    temperature=p.temperature,
+  )
+  return logprob_BT, entropy_BT, hidden_BTD
+
+
+def policy_and_values(
+  models: Models, p: PpoConfig, params: Params, tokens_BT, mask_BT, response_mask_BT
+):
   """Log-probs, entropy and values of one microbatch: what scoring and update both call."""
-  hidden_BTD = transformer.forward(models.policy, params["policy"], tokens_BT, mask_BT)
-  logprob_BT, entropy_BT = transformer.token_logprobs(
-    models.policy, params["policy"], hidden_BTD, tokens_BT, temperature=p.temperature
+  logprob_BT, entropy_BT, hidden_BTD = policy_logprobs(
+    models, p, params["policy"], tokens_BT, mask_BT, response_mask_BT
   )
   if p.value_network == "shared":
     value_BT = transformer.state_values(params["value"], hidden_BTD)
@@ -115,6 +137,7 @@ def score_rows(
   reward_params: Params | tuple[Params, ...],
   tokens_BT,
   mask_BT,
+  response_mask_BT,
 ):
   """What the four networks say of whole rows, in microbatches of the update's shape.
 
@@ -122,19 +145,12 @@ def score_rows(
     (logprob_BT, value_BT, ref_logprob_BT, score_B).
   """
 
-  def score(tokens_BT, mask_BT):
-    logprob_BT, _, value_BT = policy_and_values(models, p, params, tokens_BT, mask_BT)
-    ref_logprob_BT, _ = transformer.policy_logprobs(
-      models.policy, ref_params, tokens_BT, mask_BT, temperature=p.temperature
-    )
-    return (
-      logprob_BT,
-      value_BT,
-      ref_logprob_BT,
-      reward_scores(models, p, reward_params, tokens_BT, mask_BT),
-    )
+  def score(*rows):
+    logprob_BT, _, value_BT = policy_and_values(models, p, params, *rows)
+    ref_logprob_BT, _, _ = policy_logprobs(models, p, ref_params, *rows)
+    return logprob_BT, value_BT, ref_logprob_BT, reward_scores(models, p, reward_params, *rows[:2])
 
-  return _by_microbatch(p, score, tokens_BT, mask_BT)
+  return _by_microbatch(p, score, tokens_BT, mask_BT, response_mask_BT)
 
 
 def rollout(
@@ -159,14 +175,14 @@ def rollout(
   """
   rows, finished_B = sample(models, p, params["policy"], prompts, key, eot_id=eot_id)
 
-  logprob_BT, value_BT, ref_logprob_BT, score_B = score_rows(
-    models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"]
-  )
   mask_BT = rows["response_mask_BT"]
+  logprob_BT, value_BT, ref_logprob_BT, score_B = score_rows(
+    models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"], mask_BT
+  )
   return Rollout(
-    logprob_BT=losses.masked(logprob_BT, mask_BT),
+    logprob_BT=logprob_BT,
     value_BT=losses.masked(value_BT, mask_BT),
-    ref_logprob_BT=losses.masked(ref_logprob_BT, mask_BT),
+    ref_logprob_BT=ref_logprob_BT,
     score_B=score_B,
     finished_B=finished_B,
     **rows,
@@ -256,7 +272,7 @@ def ppo_loss(models: Models, p: PpoConfig, params: Params, microbatch):
   batch, weight_BT = microbatch
   mask_BT = batch.response_mask_BT
   logprob_BT, entropy_BT, value_BT = policy_and_values(
-    models, p, params, batch.tokens_BT, batch.mask_BT
+    models, p, params, batch.tokens_BT, batch.mask_BT, mask_BT
   )
   policy_BT, aux = losses.policy_loss(
     logprob_BT, batch.old_logprob_BT, batch.advantage_BT, mask_BT, clip=p.policy_clip
@@ -502,21 +518,20 @@ def validation_rollout(
   rows, finished_B = sample(models, p, policy_params, prompts, key, eot_id=eot_id)
   mask_BT = rows["response_mask_BT"]
 
-  def score(tokens_BT, mask_BT):
+  def score(*rows):
     logprobs = (
-      transformer.policy_logprobs(
-        models.policy, params, tokens_BT, mask_BT, temperature=p.temperature
-      )[0]
-      for params in (policy_params, ref_params)
+      policy_logprobs(models, p, params, *rows)[0] for params in (policy_params, ref_params)
     )
-    return *logprobs, reward_scores(models, p, reward_params, tokens_BT, mask_BT)
+    return *logprobs, reward_scores(models, p, reward_params, *rows[:2])
 
-  logprob_BT, ref_logprob_BT, score_B = _by_microbatch(p, score, rows["tokens_BT"], rows["mask_BT"])
+  logprob_BT, ref_logprob_BT, score_B = _by_microbatch(
+    p, score, rows["tokens_BT"], rows["mask_BT"], mask_BT
+  )
   return dict(
     tokens_BT=rows["tokens_BT"],
     mask_BT=mask_BT,
     reward=score_B,
-    kl=jnp.sum(losses.masked(logprob_BT - ref_logprob_BT, mask_BT), axis=1),
+    kl=jnp.sum(logprob_BT - ref_logprob_BT, axis=1),
     response_tokens=jnp.sum(mask_BT, axis=1),
     finished=finished_B,
   )

@@ -232,6 +232,12 @@ def make_comparisons(num_prompts: int, num_slots: int, length: int, seed: int) -
   )
 
 
+def policy_logprobs(cfg: ModelConfig, params, tokens_BT, mask_BT, *, temperature):
+  """(logprob_BT, entropy_BT) of every token of whole rows: the plain path."""
+  hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
+  return transformer.token_logprobs(cfg, params, hidden_BTD, tokens_BT, temperature=temperature)
+
+
 def make_ppo_batch(num_rows: int, length: int, seed: int, *, logprob_BT=None) -> PpoBatch:
   """Episodes with prompts and responses of many lengths.
 
@@ -241,7 +247,7 @@ def make_ppo_batch(num_rows: int, length: int, seed: int, *, logprob_BT=None) ->
   """
   rng = np.random.default_rng(seed)
   num_prompt_B = 1 + np.arange(num_rows) % 4
-  num_response_B = 1 + (3 * np.arange(num_rows)) % (length - 4)
+  num_response_B = 1 + (3 * np.arange(num_rows)) % 4
   slot_T = np.arange(length)
   mask_BT = (slot_T < (num_prompt_B + num_response_B)[:, None]).astype(np.float32)
   response_mask_BT = mask_BT * (slot_T >= num_prompt_B[:, None])

@@ -252,7 +252,7 @@ def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature()
   rows = joined()
   mask_BT = rows["response_mask_BT"]
   logprobs = helpers.quick_jit(
-    lambda temperature: transformer.policy_logprobs(
+    lambda temperature: helpers.policy_logprobs(
       CFG, params(), rows["tokens_BT"], rows["mask_BT"], temperature=temperature
     )[0]
   )

@@ -83,7 +83,7 @@ def read(cfg):
 
   def everything(params, tokens_BT, mask_BT, temperature=1.0):
     hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
-    logprob_BT, entropy_BT = transformer.policy_logprobs(
+    logprob_BT, entropy_BT = helpers.policy_logprobs(
       cfg, params, tokens_BT, mask_BT, temperature=temperature
     )
     return dict(
@@ -283,10 +283,46 @@ def test_chunks_of_any_size_give_the_same_log_probs_and_gradients(chunk: int):
   helpers.assert_leaves_close(gradient[1]["embed"], whole_gradient[1]["embed"])
 
 
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_log_probs_of_responses_are_those_of_whole_rows(chunk):
+  """Values and gradients, for responses that begin early, end at the last token, or are short."""
+  cfg = helpers.replace(CFG, logprob_chunk=chunk)
+  params, length, most = helpers.make_params(cfg, 0), 12, 5
+  tokens_BT, mask_BT = helpers.right_padded([sequence(12, 4), sequence(6, 5), sequence(9, 6)], 12)
+  first_B1, last_B1 = np.array([[7], [1], [8]]), np.array([[12], [6], [9]])
+  slot_T = np.arange(length)
+  response_mask_BT = ((slot_T >= first_B1) & (slot_T < last_B1)).astype(np.float32)
+  weight_BT = np.random.default_rng(0).standard_normal(mask_BT.shape) * response_mask_BT
+
+  def plain(params):
+    found = helpers.policy_logprobs(cfg, params, tokens_BT, mask_BT, temperature=0.7)
+    return [x_BT * response_mask_BT for x_BT in found]
+
+  def of_responses(params):
+    hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
+    return transformer.response_logprobs(
+      cfg, params, hidden_BTD, tokens_BT, response_mask_BT, max_tokens=most, temperature=0.7
+    )
+
+  for x_BT, y_BT in zip(of_responses(params), plain(params), strict=True):
+    np.testing.assert_allclose(x_BT, y_BT, atol=1e-5)
+  loss = lambda function: lambda params: sum(jnp.sum(x * weight_BT) for x in function(params))
+  helpers.assert_leaves_close(
+    *(helpers.quick_jit(jax.grad(loss(function)))(params) for function in (of_responses, plain))
+  )
+  shapes = [
+    v.aval.shape
+    for e in helpers.equations(jax.make_jaxpr(jax.grad(loss(of_responses)))(params).jaxpr)
+    for v in e.outvars
+    if v.aval.shape[-1:] == (cfg.padded_vocab_size,)
+  ]
+  assert max(shape[-2] for shape in shapes if len(shape) > 2) == min(chunk, most)
+
+
 def test_no_more_than_a_chunk_of_logits_exists_at_once():
   cfg = helpers.replace(CFG, logprob_chunk=4)
   params, rows = helpers.make_params(cfg, 0), helpers.right_padded([sequence(12, 4)] * 3, 12)
-  loss = lambda p: jnp.sum(transformer.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
+  loss = lambda p: jnp.sum(helpers.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
   shapes = [
     v.aval.shape
     for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)

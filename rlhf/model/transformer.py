@@ -236,6 +236,41 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
   return jnp.pad(logprob_BT, first), jnp.pad(entropy_BT, first)
 
 
+def response_logprobs(
+  cfg: ModelConfig,
+  params: Params,
+  hidden_BTD,
+  tokens_BT,
+  response_mask_BT,
+  *,
+  max_tokens: int,
+  temperature,
+):
+  """`token_logprobs` of each row's response; entries elsewhere are 0.
+
+  Only the states from which the response is predicted get logits: `max_tokens` of each row.
+
+  Args:
+    response_mask_BT: 1 on consecutive tokens, of which none is a row's first.
+  """
+  length = tokens_BT.shape[1]
+  before_B1 = jnp.maximum(jnp.argmax(response_mask_BT > 0, axis=1, keepdims=True) - 1, 0)
+  place_BR = jnp.minimum(before_B1 + jnp.arange(max_tokens + 1), length - 1)
+  found = token_logprobs(
+    cfg,
+    params,
+    jnp.take_along_axis(hidden_BTD, place_BR[:, :, None], axis=1, mode="clip"),
+    jnp.take_along_axis(tokens_BT, place_BR, axis=1, mode="clip"),
+    temperature=temperature,
+  )
+  place_BT = jnp.arange(length) - before_B1
+  within_BT = (place_BT > 0) & (response_mask_BT > 0)
+  spread = lambda x_BR: jnp.where(
+    within_BT, jnp.take_along_axis(x_BR, place_BT, axis=1, mode="clip"), 0.0
+  )
+  return jax.tree.map(spread, found)
+
+
 def scalar_head(params: Params, hidden_BTD):
   """The scalar of each position, float32 [B, T]: what the state *after* token t is worth."""
   head = params["head"]
@@ -248,12 +283,6 @@ def scalar_head(params: Params, hidden_BTD):
 def state_values(params: Params, hidden_BTD):
   """value_BT, indexed as `types.py` says: entry t is the value of the state before token t."""
   return jnp.pad(scalar_head(params, hidden_BTD)[:, :-1], ((0, 0), (1, 0)))
-
-
-def policy_logprobs(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, temperature):
-  """`token_logprobs` of whole rows; the one way in which any policy is scored."""
-  hidden_BTD = forward(cfg, params, tokens_BT, mask_BT)
-  return token_logprobs(cfg, params, hidden_BTD, tokens_BT, temperature=temperature)
 
 
 def values(cfg: ModelConfig, params: Params, tokens_BT, mask_BT):

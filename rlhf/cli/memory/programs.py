@@ -29,8 +29,8 @@ FLOP_FORMULA = (
   "FLOPs: a forward pass takes 2 per parameter outside the embeddings and token, 4 x "
   "heads x head size per layer and (query, key) that attends (half of a row's pairs, in a "
   "band at most its width for each query; a decode step is counted against a full cache), "
-  "2 x vocabulary x width per token with logits; a backward pass twice that, and "
-  "recomputing one more forward pass"
+  "2 x vocabulary x width per token with logits (of PPO's rows, the response's); a backward pass "
+  "twice that, and recomputing one more forward pass"
 )
 
 
@@ -154,32 +154,32 @@ def resident(job: Job) -> dict[str, int]:
 # ----------------------------------------------------------------------------- FLOPs
 
 
-def _token_flops(cfg: ModelConfig, dense_keys: float, *, logits: bool) -> float:
-  """Of one token's forward pass.
+def _token_flops(cfg: ModelConfig, dense_keys: float) -> float:
+  """Of one token's forward pass without logits.
 
   Args:
     cfg: the network.
     dense_keys: keys of a query in a dense layer; a banded one has at most its width.
-    logits: whether the token has logits.
   """
   assert cfg.head_size is not None
   banded = cfg.num_banded_layers
   band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
   keys = (cfg.num_layers - banded) * dense_keys + banded * band_keys
-  return (
-    2 * cfg.num_block_params
-    + 4 * cfg.num_heads * cfg.head_size * keys
-    + (2 * cfg.padded_vocab_size * cfg.width if logits else 0)
-  )
+  return 2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * keys
 
 
-def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
-  return num_rows * length * _token_flops(cfg, length / 2, logits=logits)
+def _logits_flops(cfg: ModelConfig) -> float:
+  return 2 * cfg.padded_vocab_size * cfg.width
 
 
-def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, logits: bool) -> float:
+def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, num_logits: int) -> float:
+  """Of rows of which each has logits at `num_logits` places."""
+  return num_rows * (length * _token_flops(cfg, length / 2) + num_logits * _logits_flops(cfg))
+
+
+def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, num_logits: int) -> float:
   passes = 3 if cfg.compute.remat == "none" else 4
-  return passes * _forward_flops(cfg, num_rows, length, logits=logits)
+  return passes * _forward_flops(cfg, num_rows, length, num_logits=num_logits)
 
 
 def flops(models: Models, p: PpoConfig) -> dict[str, float]:
@@ -188,21 +188,21 @@ def flops(models: Models, p: PpoConfig) -> dict[str, float]:
   length = p.max_prompt_tokens + p.max_response_tokens
   shape = (p.batch_size, length)
   num_values = 0 if p.value_network == "shared" else 1  # a shared head reads the policy's own pass
-  prefill = _forward_flops(policy, p.batch_size, p.max_prompt_tokens, logits=False)
+  prefill = _forward_flops(policy, p.batch_size, p.max_prompt_tokens, num_logits=1)
   # Every query of a decode step is a row's last: it sees all, or its band.
-  step = p.batch_size * _token_flops(policy, length, logits=True)
+  step = p.batch_size * (_token_flops(policy, length) + _logits_flops(policy))
   scoring = (
-    2 * _forward_flops(policy, *shape, logits=True)
-    + _forward_flops(models.reward, *shape, logits=False)
-    + num_values * _forward_flops(value, *shape, logits=False)
+    2 * _forward_flops(policy, *shape, num_logits=p.max_response_tokens)
+    + _forward_flops(models.reward, *shape, num_logits=0)
+    + num_values * _forward_flops(value, *shape, num_logits=0)
   )
   update = p.num_epochs * (
-    _train_flops(policy, *shape, logits=True)
-    + num_values * _train_flops(value, *shape, logits=False)
+    _train_flops(policy, *shape, num_logits=p.max_response_tokens)
+    + num_values * _train_flops(value, *shape, num_logits=0)
   )
   if p.ptx_coef > 0.0:
     num_examples = p.updates_per_iteration * p.num_ptx_per_minibatch
-    update += _train_flops(policy, num_examples, p.ptx_length, logits=True)
+    update += _train_flops(policy, num_examples, p.ptx_length, num_logits=p.ptx_length)
   return {
     "restore": 0.0,
     "prefill": prefill,
@@ -267,7 +267,7 @@ def all_programs(job: Job) -> list[Program]:
     Program(  # log-probs of policy and reference, values and scores of a batch
       name="scoring",
       function=jax.jit(functools.partial(ppo.score_rows, models, p)),
-      arguments=(*scored, tokens_BT, floats_BT),
+      arguments=(*scored, tokens_BT, floats_BT, floats_BT),
       holds=scored,
     ),
     Program(  # decoding layout, prefill, decoding, scoring, advantages
