@@ -107,6 +107,7 @@ def sample(
     eot_id=eot_id,
     max_new_tokens=p.max_response_tokens,
     temperature=p.temperature,
+    num_slots=p.num_slots,
   )
   return sampling.join(prompts, generation, models.policy.pad_id), generation.finished_B
 

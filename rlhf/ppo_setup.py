@@ -43,6 +43,9 @@ class PpoConfig:
     num_epochs: passes over each batch.
     num_iterations: batches.
     max_prompt_tokens, max_response_tokens: P and R; their sum is within the context.
+    rollout_slots: responses decoded together, the next prompt taking the place of one that ends;
+      None decodes the whole batch at once.  Fewer slots do less work where lengths vary, and read
+      the weights more often.
     temperature: of sampling; divides the logits of old, new and reference policy alike.
     reward_ensemble: how several reward models' scores become one, see `ensembles.combine`; with one
       reward model there is nothing to combine.
@@ -82,6 +85,7 @@ class PpoConfig:
   num_iterations: int
   max_prompt_tokens: int
   max_response_tokens: int
+  rollout_slots: int | None
   temperature: float
   reward_ensemble: str
   reward_variance_coef: float
@@ -133,11 +137,14 @@ class PpoConfig:
       num_iterations=1,
       max_prompt_tokens=1,
       max_response_tokens=1,
+      rollout_slots=1,
       ptx_ratio=1,
       ptx_microbatch_size=1,
     )
     checks.divides("ppo", self, "batch_size", "minibatch_size")
     checks.divides("ppo", self, "minibatch_size", "microbatch_size")
+    if self.rollout_slots is not None:
+      checks.divides("ppo", self, "batch_size", "rollout_slots")
     for name in ("gamma", "lam"):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f"ppo.{name} {getattr(self, name)} must be at least 0 and at most 1")
@@ -156,6 +163,10 @@ class PpoConfig:
         f"ppo.temperature {self.temperature} is not above 0; the policy that is "
         "updated is the one that is sampled"
       )
+
+  @property
+  def num_slots(self) -> int:
+    return self.batch_size if self.rollout_slots is None else self.rollout_slots
 
   @property
   def num_minibatches(self) -> int:
@@ -228,7 +239,9 @@ def check_config(config) -> None:
       f"ppo.value_init 'scratch' with lora.rank {config.lora.rank}: adapters are added to a "
       "trained network; use 'reward_model' or 'policy'"
     )
-  shape = training.check_groups(config, ppo__batch_size=p.batch_size)
+  shape = training.check_groups(
+    config, ppo__batch_size=p.batch_size, ppo__rollout_slots=p.num_slots
+  )
   if shape is not None:
     check_lengths(p, Models(policy=shape, reward=shape))
   if p.ptx_coef > 0.0:

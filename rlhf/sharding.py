@@ -10,6 +10,7 @@ own: weights stay where they are and the few activations of one token travel.
 
 import contextlib
 import dataclasses
+import math
 import re
 
 import jax
@@ -306,6 +307,12 @@ def constrain_decoding(params: Params, decode_split: str, *, stacked: bool) -> P
     return constrain(leaf, *decode_spec(path_name(path), decode_split, stacked=stacked))
 
   return jax.tree_util.tree_map_with_path(lay_out, params)
+
+
+def num_row_groups() -> int:
+  """Over how many groups of devices the mesh in use splits rows; 1 without a mesh."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
 def split_microbatches(tree, num_microbatches: int):

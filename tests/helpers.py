@@ -99,6 +99,7 @@ def ppo_config(**changes) -> PpoConfig:
     num_iterations=10,
     max_prompt_tokens=6,
     max_response_tokens=5,
+    rollout_slots=None,
     temperature=0.7,
     reward_ensemble="mean",
     reward_variance_coef=0.0,
@@ -230,12 +231,6 @@ def make_comparisons(num_prompts: int, num_slots: int, length: int, seed: int) -
   return ComparisonBatch(
     tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK, valid_BK=valid_BK
   )
-
-
-def policy_logprobs(cfg: ModelConfig, params, tokens_BT, mask_BT, *, temperature):
-  """(logprob_BT, entropy_BT) of every token of whole rows: the plain path."""
-  hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
-  return transformer.token_logprobs(cfg, params, hidden_BTD, tokens_BT, temperature=temperature)
 
 
 def make_ppo_batch(num_rows: int, length: int, seed: int, *, logprob_BT=None) -> PpoBatch:

@@ -810,6 +810,7 @@ PPO_VIEWS = {
   "reward_variance_coef": rollout_view,
   "temperature": rollout_view,
   "max_response_tokens": rollout_view,
+  "rollout_slots": rollout_view,
   "microbatch_size": gradient_view,
   "policy_clip": gradient_view,
   "value_clip": gradient_view,

@@ -35,6 +35,19 @@ def sampler(temperature: float = T, num_new: int = R, top_p: float = 1.0):
 
 
 @functools.cache
+def refilled(num_slots: int, temperature: float = T):
+  run = functools.partial(
+    sampling.generate,
+    CFG,
+    eot_id=EOT,
+    max_new_tokens=R,
+    temperature=temperature,
+    num_slots=num_slots,
+  )
+  return jax.device_get(helpers.quick_jit(run)(params(), pad_left(IDS), keys(NUM)))
+
+
+@functools.cache
 def params():
   return helpers.make_params(CFG, 2)
 
@@ -252,7 +265,7 @@ def test_log_probs_while_decoding_are_those_of_scoring_at_the_same_temperature()
   rows = joined()
   mask_BT = rows["response_mask_BT"]
   logprobs = helpers.quick_jit(
-    lambda temperature: helpers.policy_logprobs(
+    lambda temperature: transformer.policy_logprobs(
       CFG, params(), rows["tokens_BT"], rows["mask_BT"], temperature=temperature
     )[0]
   )
@@ -280,6 +293,34 @@ def test_a_row_draws_the_same_whatever_is_around_it():
     np.testing.assert_array_equal(other.tokens_BR, out.tokens_BR[rows], err_msg=name)
     np.testing.assert_allclose(other.logprob_BR, out.logprob_BR[rows], atol=2e-5, err_msg=name)
     np.testing.assert_array_equal(other.finished_B, out.finished_B[rows], err_msg=name)
+
+
+@pytest.mark.parametrize("num_slots", [1, 4, 16])
+def test_slots_that_are_refilled_draw_the_same(num_slots):
+  """Rows that end at once, late and never go through few slots, the ring several times round."""
+  out, other = sampled(), refilled(num_slots)
+  np.testing.assert_array_equal(other.tokens_BR, out.tokens_BR)
+  np.testing.assert_array_equal(other.mask_BR, out.mask_BR)
+  np.testing.assert_array_equal(other.finished_B, out.finished_B)
+  np.testing.assert_allclose(other.logprob_BR, out.logprob_BR, atol=2e-5)
+
+
+def test_refilled_slots_decode_no_more_steps_than_needed(monkeypatch):
+  """Four slots are busy until their queue is empty, and then for one response at most."""
+  calls, step = [], transformer.decode_step
+
+  def counted(*args):
+    jax.debug.callback(lambda: calls.append(1))
+    return step(*args)
+
+  monkeypatch.setattr(transformer, "decode_step", counted)
+  run = functools.partial(
+    sampling.generate, CFG, eot_id=EOT, max_new_tokens=R, temperature=T, num_slots=4
+  )
+  out = jax.block_until_ready(jax.jit(run)(params(), pad_left(IDS), keys(NUM)))
+  jax.effects_barrier()
+  num_steps = np.asarray(out.mask_BR).sum() - NUM  # the first tokens come from the prompts
+  assert num_steps / 4 <= len(calls) <= num_steps / 4 + R
 
 
 def test_rows_and_tokens_have_keys_of_their_own():

@@ -52,7 +52,7 @@ def small() -> Network:
 
 @functools.cache
 def logprobs(cfg):
-  return helpers.quick_jit(functools.partial(helpers.policy_logprobs, cfg, temperature=1.0))
+  return helpers.quick_jit(functools.partial(transformer.policy_logprobs, cfg, temperature=1.0))
 
 
 def mean_logprob(network: Network, prompt: str, choice: str) -> tuple[float, float]:

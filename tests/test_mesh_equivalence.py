@@ -195,8 +195,9 @@ def test_a_network_is_born_in_its_layout():
   )
 
 
-def episodes(**decoding):
+def episodes(rollout_slots=None, **decoding):
   """(networks, prompts, function of both and a key that rolls out)."""
+  p = dataclasses.replace(PPO, rollout_slots=rollout_slots)
   cfg = helpers.replace(CFG, vocab_size=10, **decoding)  # end-of-text comes now and then
   models = ppo.Models(policy=cfg, reward=cfg)
   policy, ref = helpers.make_params(cfg, 0), helpers.make_params(cfg, 1)
@@ -206,7 +207,7 @@ def episodes(**decoding):
   prompts = prompts.replace(tokens_BP=tokens_BP)
 
   def run(params, ref, reward, prompts, key):
-    return ppo.rollout(models, PPO, params, ref, reward, prompts, key, eot_id=helpers.EOT)
+    return ppo.rollout(models, p, params, ref, reward, prompts, key, eot_id=helpers.EOT)
 
   return ({"policy": policy, "value": reward}, ref, reward), prompts, run
 
@@ -222,8 +223,10 @@ def episodes_on_one_device():
   [
     dict(decode_split="tensor", decode_scan=False),
     dict(decode_split="fsdp_tensor", decode_scan=True),
+    dict(decode_split="tensor", decode_scan=True, rollout_slots=ROWS // 2),
+    dict(decode_split="tensor", decode_scan=False, rollout_slots=4),
   ],
-  ids=["tensor", "fsdp_tensor"],
+  ids=["tensor", "fsdp_tensor", "half the slots", "a slot on each device"],
 )
 def test_episodes_are_the_same_on_a_mesh(decoding):
   """Tokens are drawn with the keys of their rows, and the scores are those of one device."""

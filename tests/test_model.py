@@ -83,7 +83,7 @@ def read(cfg):
 
   def everything(params, tokens_BT, mask_BT, temperature=1.0):
     hidden_BTD = transformer.forward(cfg, params, tokens_BT, mask_BT)
-    logprob_BT, entropy_BT = helpers.policy_logprobs(
+    logprob_BT, entropy_BT = transformer.policy_logprobs(
       cfg, params, tokens_BT, mask_BT, temperature=temperature
     )
     return dict(
@@ -295,7 +295,7 @@ def test_log_probs_of_responses_are_those_of_whole_rows(chunk):
   weight_BT = np.random.default_rng(0).standard_normal(mask_BT.shape) * response_mask_BT
 
   def plain(params):
-    found = helpers.policy_logprobs(cfg, params, tokens_BT, mask_BT, temperature=0.7)
+    found = transformer.policy_logprobs(cfg, params, tokens_BT, mask_BT, temperature=0.7)
     return [x_BT * response_mask_BT for x_BT in found]
 
   def of_responses(params):
@@ -322,7 +322,7 @@ def test_log_probs_of_responses_are_those_of_whole_rows(chunk):
 def test_no_more_than_a_chunk_of_logits_exists_at_once():
   cfg = helpers.replace(CFG, logprob_chunk=4)
   params, rows = helpers.make_params(cfg, 0), helpers.right_padded([sequence(12, 4)] * 3, 12)
-  loss = lambda p: jnp.sum(helpers.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
+  loss = lambda p: jnp.sum(transformer.policy_logprobs(cfg, p, *rows, temperature=1.0)[0])
   shapes = [
     v.aval.shape
     for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)

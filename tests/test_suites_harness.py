@@ -190,7 +190,11 @@ def test_the_network_itself_is_asked(network, monkeypatch):
   """From texts to numbers, compiled once each: test_inference_* checks the numbers."""
   for module, name, static in (
     (likelihood, "_score", ("cfg", "with_padding")),
-    (completions, "_sample", ("cfg", "eot_id", "max_new_tokens", "temperature", "top_p")),
+    (
+      completions,
+      "_sample",
+      ("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots"),
+    ),
   ):
     quick = helpers.quick_jit(getattr(module, name).__wrapped__, static_argnames=static)
     monkeypatch.setattr(module, name, quick)

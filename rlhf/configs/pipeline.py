@@ -170,7 +170,7 @@ def get_tiny() -> ml_collections.ConfigDict:
   config.reward_model.reward.batch_size, config.reward_model.reward.microbatch_size = 8, 2
   config.reward_model.optim.learning_rate = 1e-3
   config.ppo.ppo.update(batch_size=64, minibatch_size=32, microbatch_size=16, num_iterations=40)
-  config.ppo.ppo.update(max_prompt_tokens=36, max_response_tokens=28)
+  config.ppo.ppo.update(max_prompt_tokens=36, max_response_tokens=28, rollout_slots=16)
   config.ppo.ppo.update(ptx_coef=1.0, ptx_length=48, ptx_microbatch_size=16)
   config.ppo.ppo.update(kl_coef=0.15, ema_decay=0.95, alarm_kl=50.0)
   config.ppo.policy_optim.learning_rate = 3e-4
@@ -211,7 +211,7 @@ def get_test() -> ml_collections.ConfigDict:
   config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
   config.reward_model.loop.eval_every = config.reward_model.checkpoint.every = 2
   config.ppo.ppo.update(batch_size=8, minibatch_size=4, microbatch_size=2, num_iterations=4)
-  config.ppo.ppo.update(max_prompt_tokens=52, max_response_tokens=12)
+  config.ppo.ppo.update(max_prompt_tokens=52, max_response_tokens=12, rollout_slots=4)
   config.ppo.loop.eval_every = config.ppo.checkpoint.every = 2
   config.ppo.prompts.num_valid = 12
   config.evaluation.update(num_selection_prompts=8, num_resamples=200, batch_size=16)

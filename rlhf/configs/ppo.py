@@ -40,6 +40,7 @@ adaptive KL target, horizon   6 nats, 10,000 episodes: Ziegler et al. 2019; used
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from rlhf.configs import common, meshes, models
 
@@ -79,6 +80,7 @@ def get_config(argument: str = "1.3b") -> ml_collections.ConfigDict:
     num_iterations=500,
     max_prompt_tokens=length // 2,
     max_response_tokens=length // 2,
+    rollout_slots=config_dict.placeholder(int),
     temperature=1.0,
     reward_ensemble="mean",
     reward_variance_coef=0.0,

@@ -20,6 +20,8 @@ from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
 from rlhf.types import Params, PromptBatch
 
+_NUM_QUEUED = 4  # at most so many batches of prompts are read before they are decoded
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletionConfig:
@@ -66,7 +68,7 @@ class Completions:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature", "top_p")
+  jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots")
 )
 def _sample(
   cfg: ModelConfig,
@@ -80,6 +82,7 @@ def _sample(
   max_new_tokens: int,
   temperature: float,
   top_p: float = 1.0,
+  num_slots: int | None = None,
 ):
   """(`sampling.join` of prompts and completions, finished_B); row b draws with fold_in(key, b)."""
   key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
@@ -93,6 +96,7 @@ def _sample(
     max_new_tokens=max_new_tokens,
     temperature=temperature,
     top_p=top_p,
+    num_slots=num_slots,
   )
   return sampling.join(prompts, generation, cfg.pad_id), generation.finished_B
 
@@ -152,7 +156,11 @@ def sample(
   owner = np.repeat(np.arange(len(prompts)), counts)
   number = np.concatenate([np.arange(count) for count in counts]) if len(owner) else owner
   # A power of two, so that few shapes are compiled and rows divide over devices.
-  batch_size = row_batches.num_rows(p.batch_size, len(owner))
+  num_slots = row_batches.num_rows(p.batch_size, len(owner))
+  # Several batches at once: where a completion ends, the next prompt takes its slot.
+  num_batches = -(-len(owner) // num_slots)
+  num_calls = -(-num_batches // _NUM_QUEUED)
+  batch_size = num_slots * -(-num_batches // max(num_calls, 1))
   # The keys of a prompt depend on its own index and the sample's, not on the other prompts' counts.
   row_key = owner * 4096 + number
   out = Completions(
@@ -172,6 +180,7 @@ def sample(
       max_new_tokens=p.max_response_tokens,
       temperature=p.temperature,
       top_p=p.top_p,
+      num_slots=num_slots,
     )
     num_tokens = 0
     for row, index in enumerate(real):

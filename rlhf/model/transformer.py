@@ -236,6 +236,12 @@ def token_logprobs(cfg: ModelConfig, params: Params, hidden_BTD, tokens_BT, *, t
   return jnp.pad(logprob_BT, first), jnp.pad(entropy_BT, first)
 
 
+def policy_logprobs(cfg: ModelConfig, params: Params, tokens_BT, mask_BT, *, temperature):
+  """`token_logprobs` of whole rows."""
+  hidden_BTD = forward(cfg, params, tokens_BT, mask_BT)
+  return token_logprobs(cfg, params, hidden_BTD, tokens_BT, temperature=temperature)
+
+
 def response_logprobs(
   cfg: ModelConfig,
   params: Params,

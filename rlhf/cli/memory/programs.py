@@ -129,9 +129,11 @@ def bytes_per_device(tree) -> int:
 
 
 def cache_bytes_per_device(job: Job) -> int:
-  """Bytes of keys and values of a whole batch at full length, on one device."""
+  """Bytes of keys and values of all slots at full length and waiting prompts, on one device."""
   cfg, p = job.models.policy, job.p
-  slots = p.batch_size * (p.max_prompt_tokens + p.max_response_tokens)
+  slots = p.num_slots * (p.max_prompt_tokens + p.max_response_tokens)
+  if p.num_slots < p.batch_size:
+    slots += p.batch_size * p.max_prompt_tokens
   itemsize = jnp.dtype(cfg.compute.dtype).itemsize
   assert cfg.num_kv_heads is not None and cfg.head_size is not None
   size = cfg.num_kv_heads * cfg.head_size
@@ -190,7 +192,7 @@ def flops(models: Models, p: PpoConfig) -> dict[str, float]:
   num_values = 0 if p.value_network == "shared" else 1  # a shared head reads the policy's own pass
   prefill = _forward_flops(policy, p.batch_size, p.max_prompt_tokens, num_logits=1)
   # Every query of a decode step is a row's last: it sees all, or its band.
-  step = p.batch_size * (_token_flops(policy, length) + _logits_flops(policy))
+  step = p.num_slots * (_token_flops(policy, length) + _logits_flops(policy))
   scoring = (
     2 * _forward_flops(policy, *shape, num_logits=p.max_response_tokens)
     + _forward_flops(models.reward, *shape, num_logits=0)
@@ -208,7 +210,7 @@ def flops(models: Models, p: PpoConfig) -> dict[str, float]:
     "prefill": prefill,
     "decode step": step,
     "scoring": scoring,
-    "rollout": prefill + p.max_response_tokens * step + scoring,
+    "rollout": prefill + p.batch_size // p.num_slots * p.max_response_tokens * step + scoring,
     "update": update,
   }
 
@@ -261,7 +263,7 @@ def all_programs(job: Job) -> list[Program]:
     Program(
       name="decode step",
       function=jax.jit(functools.partial(transformer.decode_step, models.policy), donate_argnums=1),
-      arguments=(*_decoding(job, length), _rows(job, (p.batch_size,), jnp.int32)),
+      arguments=(*_decoding(job, length), _rows(job, (p.num_slots,), jnp.int32)),
       holds=(),
     ),
     Program(  # log-probs of policy and reference, values and scores of a batch
@@ -303,7 +305,7 @@ def _decoding(job: Job, length: int):
   split, stacked = cfg.compute.decode_split, cfg.compute.decode_scan
   params = jax.eval_shape(functools.partial(transformer.decoding_params, cfg), job.reference)
   with jax.set_mesh(job.mesh):
-    cache = jax.eval_shape(lambda: transformer.empty_cache(cfg, job.p.batch_size, length))
+    cache = jax.eval_shape(lambda: transformer.empty_cache(cfg, job.p.num_slots, length))
 
   def weight(path, leaf):
     return NamedSharding(
