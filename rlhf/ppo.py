@@ -96,20 +96,19 @@ def sample(
   """Responses at `p.temperature`, joined to their prompts; one random key per global row.
 
   Returns:
-    (rows, finished_B); `rows` as `generate.join` returns them.
+    (rows, finished_B); `rows` as `sampling.join` returns them.
   """
-  key_B = sampling.row_keys(key, 0, prompts.tokens_BP.shape[0])
-  generation = sampling.generate(
+  return sampling.sample(
     models.policy,
     policy_params,
     prompts,
-    key_B,
+    key,
+    np.arange(prompts.tokens_BP.shape[0]),
     eot_id=eot_id,
     max_new_tokens=p.max_response_tokens,
     temperature=p.temperature,
     num_slots=p.num_slots,
   )
-  return sampling.join(prompts, generation, models.policy.pad_id), generation.finished_B
 
 
 def reward_scores(
@@ -165,17 +164,31 @@ def rollout(
   *,
   eot_id: int,
 ) -> Rollout:
-  """One batch of episodes.
-
-  Old log-probs are not the decoder's: they are computed by `policy_and_values` in microbatches of
-  the update's shape, so that the first minibatch's ratio is 1.
+  """One batch of episodes: two programs, of which validation has the first in common.
 
   Args:
     params: {"policy", "value"}: the live weights.
     ref_params, reward_params: frozen; the latter as in `reward_scores`.
   """
   rows, finished_B = sample(models, p, params["policy"], prompts, key, eot_id=eot_id)
+  return scored(models, p, params, ref_params, reward_params, rows, finished_B)
 
+
+@functools.partial(jax.jit, static_argnames=("models", "p"))
+def scored(
+  models: Models,
+  p: PpoConfig,
+  params: Params,
+  ref_params: Params,
+  reward_params: Params | tuple[Params, ...],
+  rows: dict[str, Any],
+  finished_B,
+) -> Rollout:
+  """What `sample` returns, with log-probs, values and scores.
+
+  Old log-probs are not the decoder's: they are computed by `policy_and_values` in microbatches of
+  the update's shape, so that the first minibatch's ratio is 1.
+  """
   mask_BT = rows["response_mask_BT"]
   logprob_BT, value_BT, ref_logprob_BT, score_B = score_rows(
     models, p, params, ref_params, reward_params, rows["tokens_BT"], rows["mask_BT"], mask_BT
@@ -205,6 +218,7 @@ def final_scores(p: PpoConfig, score_B, finished_B):
   return jnp.where(finished_B, score_B, penalised_B)
 
 
+@functools.partial(jax.jit, static_argnames="p")
 def advantages(p: PpoConfig, rollout_batch: Rollout, kl_coef) -> tuple[PpoBatch, dict[str, Metric]]:
   """Rewards, returns and advantages of a batch, and its `objective/*` metrics."""
   mask_BT = rollout_batch.response_mask_BT
@@ -474,7 +488,7 @@ def collect(
   *,
   eot_id: int,
 ):
-  """Steps 1 and 2, the first program of an iteration: a rollout and its advantages."""
+  """Steps 1 and 2: a rollout and its advantages."""
   rollout_batch = rollout(
     models, p, lora.combine(frozen, params), ref_params, reward_params, prompts, key, eot_id=eot_id
   )
@@ -494,7 +508,7 @@ def update_and_control(
   *,
   use_segments: bool,
 ):
-  """Steps 3 and 4, the second: all optimizer steps, and the KL coefficient's move."""
+  """Steps 3 and 4, one program: all optimizer steps, and the KL coefficient's move."""
   state, metrics = ppo_update(
     models, p, tx, state, batch, ptx_batches, key, frozen, use_segments=use_segments
   )
@@ -517,6 +531,11 @@ def validation_rollout(
 ) -> dict[str, Any]:
   """Responses with their reward and KL: a rollout without values."""
   rows, finished_B = sample(models, p, policy_params, prompts, key, eot_id=eot_id)
+  return _validated(models, p, policy_params, ref_params, reward_params, rows, finished_B)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "p"))
+def _validated(models, p, policy_params, ref_params, reward_params, rows, finished_B):
   mask_BT = rows["response_mask_BT"]
 
   def score(*rows):
@@ -615,13 +634,13 @@ def _train(config, workdir: pathlib.Path, cache_dir: pathlib.Path | None) -> dic
     )
     ref_params, reward_params = nets.ref_params, nets.reward_params
     del nets, policy_params  # with `reference_from`, nobody needs the initial policy any more
-    roll_out = jax.jit(functools.partial(collect, models, p, eot_id=end_id))
+    roll_out = functools.partial(collect, models, p, eot_id=end_id)
     update = jax.jit(
       functools.partial(update_and_control, models, p, tx, use_segments=data.use_segments),
       donate_argnums=0,
       out_shardings=(layout, None),
     )
-    roll_out_validation = jax.jit(functools.partial(validation_rollout, models, p, eot_id=end_id))
+    roll_out_validation = functools.partial(validation_rollout, models, p, eot_id=end_id)
     frozen_policy = None if frozen is None else frozen["policy"]
 
     def iteration(state: PpoState, step: int):

@@ -179,15 +179,15 @@ def long_policy(inputs, tmp_path):
 @pytest.fixture
 def sampled(monkeypatch):
   """(B, P, R) of everything that is sampled."""
-  from rlhf.inference import completions
+  from rlhf.inference import sampling
 
-  shapes, sample = [], completions._sample
+  shapes, sample = [], sampling.sample
 
   def spy(cfg, params, prompts, *args, max_new_tokens, **kwargs):
     shapes.append((*prompts.tokens_BP.shape, max_new_tokens))
     return sample(cfg, params, prompts, *args, max_new_tokens=max_new_tokens, **kwargs)
 
-  monkeypatch.setattr(completions, "_sample", spy)
+  monkeypatch.setattr(sampling, "sample", spy)
   return shapes
 
 

@@ -488,6 +488,7 @@ OTHER = {
   "policy_from": "elsewhere",
   "reward_from": "elsewhere",
   "reference_from": "elsewhere",
+  "ppo.rollout_slots": 2,
   "reward_others": ("elsewhere",),
   "tokenizer": "bpe:270",
   "length": 36,

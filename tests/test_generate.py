@@ -73,7 +73,7 @@ def pad_left(ids, length: int = P) -> PromptBatch:
 
 
 def keys(num_rows: int, first_row: int = 0):
-  return sampling.row_keys(jax.random.key(5), first_row, num_rows)
+  return sampling.row_keys(jax.random.key(5), first_row + jnp.arange(num_rows))
 
 
 NUM = 48

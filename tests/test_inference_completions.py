@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf.inference import completions
+from rlhf.inference import completions, sampling
 from rlhf.networks import Network
 from rlhf.tokenization import chat
 
@@ -20,8 +20,8 @@ def quick():
   """What runs once need not be optimized."""
   static = ("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots")
   with pytest.MonkeyPatch.context() as patch:
-    sample = helpers.quick_jit(completions._sample.__wrapped__, static_argnames=static)
-    patch.setattr(completions, "_sample", sample)
+    sample = helpers.quick_jit(sampling.sample.__wrapped__, static_argnames=static)
+    patch.setattr(sampling, "sample", sample)
     yield
 
 
@@ -81,10 +81,10 @@ def test_completions_do_not_depend_on_the_batch(small: Network):
 
 
 def test_a_batch_has_few_more_rows_than_are_asked_for(small: Network, monkeypatch):
-  rows, sample = [], completions._sample
+  rows, sample = [], sampling.sample
   monkeypatch.setattr(
-    completions,
-    "_sample",
+    sampling,
+    "sample",
     lambda cfg, params, prompts, *args, **kwargs: (
       rows.append(len(prompts.tokens_BP)) or sample(cfg, params, prompts, *args, **kwargs)
     ),

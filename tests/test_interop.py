@@ -992,7 +992,7 @@ def continuation(network: networks.Network, tokens: np.ndarray, count: int) -> n
     network.cfg,
     network.params,
     prompts,
-    sampling.row_keys(jax.random.key(0), 0, len(tokens)),
+    sampling.row_keys(jax.random.key(0), jnp.arange(len(tokens))),
     eot_id=network.tokenizer.eot_id,
     max_new_tokens=count,
     temperature=0.0,

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 
 from rlhf.evals.suites import harness, nlp
 from rlhf.evals.suites.tasks import functions
-from rlhf.inference import completions, likelihood
+from rlhf.inference import completions, likelihood, sampling
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
 
@@ -191,8 +191,8 @@ def test_the_network_itself_is_asked(network, monkeypatch):
   for module, name, static in (
     (likelihood, "_score", ("cfg", "with_padding")),
     (
-      completions,
-      "_sample",
+      sampling,
+      "sample",
       ("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots"),
     ),
   ):

@@ -211,7 +211,7 @@ def get_test() -> ml_collections.ConfigDict:
   config.reward_model.reward.batch_size = config.reward_model.reward.microbatch_size = 8
   config.reward_model.loop.eval_every = config.reward_model.checkpoint.every = 2
   config.ppo.ppo.update(batch_size=8, minibatch_size=4, microbatch_size=2, num_iterations=4)
-  config.ppo.ppo.update(max_prompt_tokens=52, max_response_tokens=12, rollout_slots=4)
+  config.ppo.ppo.update(max_prompt_tokens=52, max_response_tokens=12, rollout_slots=8)
   config.ppo.loop.eval_every = config.ppo.checkpoint.every = 2
   config.ppo.prompts.num_valid = 12
   config.evaluation.update(num_selection_prompts=8, num_resamples=200, batch_size=16)

@@ -15,10 +15,9 @@ import numpy as np
 from rlhf import processes, sharding
 from rlhf.data import prepare
 from rlhf.inference import likelihood, row_batches, sampling
-from rlhf.model.transformer import ModelConfig
 from rlhf.networks import Network
 from rlhf.tokenization.tokenizer import Tokenizer
-from rlhf.types import Params, PromptBatch
+from rlhf.types import PromptBatch
 
 _NUM_QUEUED = 4  # at most so many batches of prompts are read before they are decoded
 
@@ -67,40 +66,6 @@ class Completions:
   finished: list[list[bool]]
 
 
-@functools.partial(
-  jax.jit, static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots")
-)
-def _sample(
-  cfg: ModelConfig,
-  params: Params,
-  prompts: PromptBatch,
-  key,
-  row_B,
-  end_V=None,
-  *,
-  eot_id: int,
-  max_new_tokens: int,
-  temperature: float,
-  top_p: float = 1.0,
-  num_slots: int | None = None,
-):
-  """(`sampling.join` of prompts and completions, finished_B); row b draws with fold_in(key, b)."""
-  key_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
-  generation = sampling.generate(
-    cfg,
-    params,
-    prompts,
-    key_B,
-    eot_id=eot_id,
-    end_V=end_V,
-    max_new_tokens=max_new_tokens,
-    temperature=temperature,
-    top_p=top_p,
-    num_slots=num_slots,
-  )
-  return sampling.join(prompts, generation, cfg.pad_id), generation.finished_B
-
-
 def _draw(
   network: Network,
   ids: Sequence[Sequence[int]],
@@ -109,14 +74,16 @@ def _draw(
   row_B: np.ndarray,
   **options: Any,
 ):
-  """`_sample` of rows of ids, left-padded to `length`; arrays of the host in and out."""
+  """`sampling.sample` of rows of ids, left-padded to `length`; arrays of the host in and out."""
   tokens_BP = np.full((len(ids), length), network.cfg.pad_id, np.int32)
   mask_BP = np.zeros((len(ids), length), np.float32)
   for b, row in enumerate(ids):
     tokens_BP[b, length - len(row) :], mask_BP[b, length - len(row) :] = row, 1
   with sharding.on_mesh_of(network.params) as put:
     prompts = PromptBatch(**put(dict(tokens_BP=tokens_BP, mask_BP=mask_BP)))
-    return processes.to_host(_sample(network.cfg, network.params, prompts, key, row_B, **options))
+    return processes.to_host(
+      sampling.sample(network.cfg, network.params, prompts, key, row_B, **options)
+    )
 
 
 def sample(

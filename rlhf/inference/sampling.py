@@ -1,4 +1,8 @@
-"""Sampling: prefill, cached decode, and the roll from left-padded to right-padded rows."""
+"""Sampling: prefill, cached decode, and the roll from left-padded to right-padded rows.
+
+`sample` is the one program of rollouts, validation and evaluation: where their shapes are equal, it
+is compiled once.
+"""
 
 import functools
 
@@ -14,9 +18,43 @@ from rlhf.types import Array, Generation, Params, PromptBatch
 _BLOCK = 128  # tokens
 
 
-def row_keys(key, first_row, num_rows: int) -> Array:
+def row_keys(key, row_B) -> Array:
   """One key per global row, so that a mesh or a split of the batch draws the same tokens."""
-  return jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(num_rows))
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("cfg", "eot_id", "max_new_tokens", "temperature", "top_p", "num_slots"),
+)
+def sample(
+  cfg: ModelConfig,
+  params: Params,
+  prompts: PromptBatch,
+  key,
+  row_B,
+  end_V=None,
+  *,
+  eot_id: int,
+  max_new_tokens: int,
+  temperature: float,
+  top_p: float = 1.0,
+  num_slots: int | None = None,
+):
+  """(`join` of prompts and their `generate`, finished_B); row b draws with fold_in(key, b)."""
+  generation = generate(
+    cfg,
+    params,
+    prompts,
+    row_keys(key, row_B),
+    eot_id=eot_id,
+    end_V=end_V,
+    max_new_tokens=max_new_tokens,
+    temperature=temperature,
+    top_p=top_p,
+    num_slots=num_slots,
+  )
+  return join(prompts, generation, cfg.pad_id), generation.finished_B
 
 
 @struct.dataclass
