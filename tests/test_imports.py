@@ -18,7 +18,7 @@ LAYERS = [
   {"model.attention"},
   {"model.compute"},
   {"model.architecture"},
-  {"model.layers", "model.lora"},
+  {"model.layers", "model.lora", "model.flops"},
   {"model.transformer"},
   {"data", "checkpoint"},
   {"interop"},
@@ -40,7 +40,7 @@ LAYERS = [
   {"report"},
   {"evals.pooling"},
   {"pipeline"},
-  {"palms.process"},
+  {"palms.process", "benchmark"},
   {"cli"},
   {"__main__"},
 ]

@@ -23,6 +23,7 @@ COMMANDS = {
   "pool": "rlhf.cli.pool",
   "sweep": "rlhf.cli.sweep",
   "main_figure": "rlhf.cli.main_figure",
+  "benchmark": "rlhf.cli.benchmark",
   "check": "rlhf.cli.memory.check",
   "check_table": "rlhf.cli.memory.check_table",
   "local": "rlhf.cli.local",

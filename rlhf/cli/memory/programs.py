@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf import ppo, ppo_setup, sharding
 from rlhf.model import attention, lora, transformer
+from rlhf.model import flops as flops_lib
 from rlhf.model.compute import ComputeConfig
 from rlhf.model.lora import LoraConfig
 from rlhf.model.transformer import ModelConfig
@@ -156,32 +157,9 @@ def resident(job: Job) -> dict[str, int]:
 # ----------------------------------------------------------------------------- FLOPs
 
 
-def _token_flops(cfg: ModelConfig, dense_keys: float) -> float:
-  """Of one token's forward pass without logits.
-
-  Args:
-    cfg: the network.
-    dense_keys: keys of a query in a dense layer; a banded one has at most its width.
-  """
-  assert cfg.head_size is not None
-  banded = cfg.num_banded_layers
-  band_keys = 0 if cfg.band_width is None else min(cfg.band_width, dense_keys)
-  keys = (cfg.num_layers - banded) * dense_keys + banded * band_keys
-  return 2 * cfg.num_block_params + 4 * cfg.num_heads * cfg.head_size * keys
-
-
-def _logits_flops(cfg: ModelConfig) -> float:
-  return 2 * cfg.padded_vocab_size * cfg.width
-
-
-def _forward_flops(cfg: ModelConfig, num_rows: int, length: int, *, num_logits: int) -> float:
-  """Of rows of which each has logits at `num_logits` places."""
-  return num_rows * (length * _token_flops(cfg, length / 2) + num_logits * _logits_flops(cfg))
-
-
 def _train_flops(cfg: ModelConfig, num_rows: int, length: int, *, num_logits: int) -> float:
   passes = 3 if cfg.compute.remat == "none" else 4
-  return passes * _forward_flops(cfg, num_rows, length, num_logits=num_logits)
+  return passes * flops_lib.forward_flops(cfg, num_rows, length, num_logits=num_logits)
 
 
 def flops(models: Models, p: PpoConfig) -> dict[str, float]:
@@ -190,13 +168,13 @@ def flops(models: Models, p: PpoConfig) -> dict[str, float]:
   length = p.max_prompt_tokens + p.max_response_tokens
   shape = (p.batch_size, length)
   num_values = 0 if p.value_network == "shared" else 1  # a shared head reads the policy's own pass
-  prefill = _forward_flops(policy, p.batch_size, p.max_prompt_tokens, num_logits=1)
+  prefill = flops_lib.forward_flops(policy, p.batch_size, p.max_prompt_tokens, num_logits=1)
   # Every query of a decode step is a row's last: it sees all, or its band.
-  step = p.num_slots * (_token_flops(policy, length) + _logits_flops(policy))
+  step = p.num_slots * (flops_lib.token_flops(policy, length) + flops_lib.logits_flops(policy))
   scoring = (
-    2 * _forward_flops(policy, *shape, num_logits=p.max_response_tokens)
-    + _forward_flops(models.reward, *shape, num_logits=0)
-    + num_values * _forward_flops(value, *shape, num_logits=0)
+    2 * flops_lib.forward_flops(policy, *shape, num_logits=p.max_response_tokens)
+    + flops_lib.forward_flops(models.reward, *shape, num_logits=0)
+    + num_values * flops_lib.forward_flops(value, *shape, num_logits=0)
   )
   update = p.num_epochs * (
     _train_flops(policy, *shape, num_logits=p.max_response_tokens)

@@ -1,0 +1,159 @@
+"""Runs a benchmark: starts one process for each side, and drives them in alternation.
+
+Each side has a process of its own, so that CPU seconds and peak memory are its own. Both inherit
+this process's CPU affinity, and only one of them works at a time.
+"""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rlhf.benchmark import measure
+from rlhf.benchmark.job import Job
+
+WARM_UPS = 2  # runs of each side that are not counted: they compile, and fill caches
+
+Result = dict[str, Any]
+Side = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def process(name: str) -> Iterator[Side]:
+  """A worker process, as a function (call, arguments) -> result; it ends with the context.
+
+  Args:
+    name: of the side, for error messages.
+
+  Raises:
+    ValueError: the sentence of a ValueError in the worker, or that it ended.
+  """
+  worker = subprocess.Popen(
+    [sys.executable, "-m", "rlhf.benchmark.worker"],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    encoding="utf-8",
+  )
+  assert worker.stdin is not None and worker.stdout is not None
+  requests, replies = worker.stdin, worker.stdout
+
+  def ask(call: str, **arguments: Any) -> Any:
+    try:
+      print(json.dumps({"call": call, **arguments}), file=requests, flush=True)
+    except BrokenPipeError:
+      pass  # it has ended: there is no reply
+    line = replies.readline()
+    if not line:
+      raise ValueError(
+        f"the process of {name} ended with status {worker.wait()} during {call!r}; the lines above "
+        "say why, unless the system stopped it for want of memory"
+      )
+    answer = json.loads(line)
+    if "error" in answer:
+      raise ValueError(answer["error"])
+    return answer["result"]
+
+  try:
+    yield ask
+  finally:
+    with contextlib.suppress(BrokenPipeError):
+      requests.close()
+    try:
+      worker.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+      worker.kill()
+      worker.wait()
+    replies.close()
+
+
+def run(job: Job, *, pairs: int, note: Callable[[str], None]) -> Result:
+  """The report of a benchmark, as --json has it.
+
+  Args:
+    job: what is measured.
+    pairs: measured runs of each side.
+    note: is called with a line on what goes on.
+
+  Raises:
+    ValueError: as the checks of the case's config, or a process ended.
+  """
+  with contextlib.ExitStack() as stack:
+    sides = {"ours": stack.enter_context(process("ours"))}
+    note("ours: makes the network")
+    described = {"ours": sides["ours"]("prepare", side="ours", job=dataclasses.asdict(job))}
+    ceilings = {name: [side("ceilings")] for name, side in sides.items()}
+    note(f"warm-up: {WARM_UPS} runs of each side")
+    given: Result = {}
+    for side in sides.values():
+      for _ in range(WARM_UPS):
+        given |= side("run", given=given)["given"]
+      side("reset_peak")
+    runs: dict[str, list[Result]] = {name: [] for name in sides}
+    for number in range(pairs):
+      order = list(sides) if number % 2 == 0 else list(sides)[::-1]
+      for name in order:
+        runs[name].append(sides[name]("run", given=given))
+      walls = ", ".join(f"{name} {runs[name][-1]['wall']:.4g} s" for name in sides)
+      note(f"run {number + 1} of {pairs}: {walls}")
+    memory = {name: side("memory") for name, side in sides.items()}
+    phases = {name: [side("phases") for _ in range(pairs)] for name, side in sides.items()}
+    for name, side in sides.items():
+      ceilings[name].append(side("ceilings"))
+  of = {
+    name: {key: max(found[key] for found in repeats) for key in repeats[0]}
+    for name, repeats in ceilings.items()
+  }
+  best = {key: max(found[key] for found in of.values()) for key in of["ours"]}
+  reports = {
+    name: summarise(runs[name], phases[name], memory[name], described[name], best) for name in sides
+  }
+  ours = reports["ours"]
+  return dict(
+    case=job.case,
+    model=described["ours"]["model"],
+    pairs=pairs,
+    warm_ups=WARM_UPS,
+    ours=ours,
+    peer=None,
+    ratio_cpu=None,
+    ratio_wall=None,
+    ceilings=best | dict(of=of),
+  )
+
+
+def summarise(
+  runs: list[Result],
+  phases: list[dict[str, float]],
+  memory: dict[str, int | None],
+  described: Result,
+  ceilings: dict[str, float],
+) -> Result:
+  """The numbers of one side: medians with their range over its runs."""
+  wall = measure.spread(run["wall"] for run in runs)
+  rate = lambda key: measure.spread(run[key] / run["wall"] for run in runs)
+  last, flops = runs[-1], rate("flops")
+  share_of_copy = None
+  if last["least_bytes"] is not None:
+    share_of_copy = rate("least_bytes")["median"] / ceilings["copy_bytes_per_second"]
+  seconds = [{**run["seconds"], **more} for run, more in zip(runs, phases, strict=True)]
+  return dict(
+    {key: value for key, value in described.items() if key != "model"},
+    wall_seconds=wall | dict(runs=[run["wall"] for run in runs]),
+    cpu_seconds=measure.spread(run["cpu"] for run in runs)
+    | dict(runs=[run["cpu"] for run in runs]),
+    tokens=last["tokens"],
+    useful_tokens=last["useful_tokens"],
+    tokens_per_second=rate("tokens"),
+    useful_tokens_per_second=rate("useful_tokens"),
+    phases={name: measure.spread(run[name] for run in seconds) for name in seconds[0]},
+    peak_host_bytes=memory["host"],
+    peak_device_bytes=memory["device"],
+    flops=last["flops"],
+    flops_per_second=flops,
+    share_of_matmul=flops["median"] / ceilings["matmul_flops_per_second"],
+    share_of_copy=share_of_copy,
+  )

@@ -1,0 +1,80 @@
+"""What is measured: a job that both processes are told, and the case that each makes of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Case -> the kinds of config that describe it.
+CASES = {
+  "generate": ("ppo",),
+}
+# Case -> what it can be compared with.
+PEERS: dict[str, tuple[str, ...]] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One measurement, as JSON can hold it.
+
+  Attributes:
+    case: one of `CASES`.
+    config: the resolved config, as `workdir.plain` returns it.
+    vocab_size: tokens of the vocabulary, the last of which is end-of-text; a row for padding is
+      added.
+    end_share: share of the vocabulary whose tokens end a response, besides end-of-text.
+    seed: of weights, inputs and sampling.
+  """
+
+  case: str
+  config: dict[str, Any]
+  vocab_size: int
+  end_share: float
+  seed: int = 0
+
+  @property
+  def pad_id(self) -> int:
+    return self.vocab_size
+
+  @property
+  def eot_id(self) -> int:
+    return self.vocab_size - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """What one run of a case did.
+
+  Attributes:
+    tokens: that were computed, padding included.
+    useful_tokens: of these, the ones that are no padding and do not follow a row's end.
+    flops: model FLOPs, as `rlhf/model/flops.py` counts them.
+    least_bytes: that the run must move at least between memory and processor; None where the case
+      has no count.
+    seconds: of each phase that the run tells apart.
+    given: what another process needs for the same work, such as the sampled lengths.
+  """
+
+  tokens: int
+  useful_tokens: int
+  flops: float
+  least_bytes: float | None = None
+  seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """A case that is ready to run.
+
+  Attributes:
+    model: its architecture, and how many parameters it has.
+    run: does the work once; takes what the other process's run gave.
+    phases: seconds of phases that only programs of their own can tell apart; None where `run` tells
+      all.
+    export: writes the network to a directory as a Hugging Face checkpoint.
+  """
+
+  model: Mapping[str, Any]
+  run: Callable[[Mapping[str, Any]], Work]
+  phases: Callable[[], dict[str, float]] | None = None
+  export: Callable[[str], None] | None = None

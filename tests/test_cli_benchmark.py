@@ -1,0 +1,139 @@
+"""`rlhf benchmark`: what a report holds, and what is said of wrong flags.  No test reads a clock."""
+
+import json
+import math
+
+import pytest
+
+from rlhf.benchmark import drive, inputs, measure
+from rlhf.benchmark import job as job_lib
+from rlhf.cli import benchmark
+from rlhf.model import flops
+from rlhf.model.architecture import ModelConfig
+
+PPO = [
+  "--config=configs/ppo.py:test",
+  "--config.ppo.batch_size=4",
+  "--config.ppo.minibatch_size=4",
+  "--config.ppo.microbatch_size=2",
+  "--config.ppo.ptx_ratio=1",
+  "--config.ppo.ptx_length=8",
+  "--config.ppo.ptx_microbatch_size=2",
+  "--config.ppo.max_prompt_tokens=8",
+  "--config.ppo.max_response_tokens=6",
+  "--config.compute.dtype=float32",
+]
+SMALL = ["--vocab_size=61", "--pairs=2"]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+
+
+def run(tmp_path, *flags: str) -> dict:
+  path = tmp_path / "report.json"
+  benchmark.main(["benchmark", *flags, *SMALL, f"--json={path}"])
+  return json.loads(path.read_text())
+
+
+def check_spread(numbers: dict) -> None:
+  assert 0 < numbers["low"] <= numbers["median"] <= numbers["high"] < math.inf
+
+
+def check_side(side: dict, pairs: int = 2) -> None:
+  """What every side of every report with a network has."""
+  for name in ("wall_seconds", "cpu_seconds"):
+    check_spread(side[name])
+    assert len(side[name]["runs"]) == pairs
+  for name in ("tokens_per_second", "useful_tokens_per_second", "flops_per_second"):
+    check_spread(side[name])
+  assert 0 < side["useful_tokens"] <= side["tokens"]
+  assert side["peak_host_bytes"] > 2**20
+  assert 0 < side["share_of_matmul"]
+
+
+# ----------------------------------------------------------------------------- parts
+
+
+def test_flops_of_generation_are_those_of_its_steps():
+  cfg = ModelConfig(
+    context_length=32,
+    num_layers=2,
+    num_heads=2,
+    width=8,
+    band_width=None,
+    init_std=0.02,
+    vocab_size=50,
+    pad_id=49,
+  )
+  # One token after another: each sees itself and those before it.
+  steps = [flops.token_flops(cfg, keys) + flops.logits_flops(cfg) for keys in (5, 6, 7)]
+  prefill = flops.forward_flops(cfg, 3, 4, num_logits=1)
+  assert flops.generate_flops(cfg, 3, 4, 3) == prefill + 3 * sum(steps)
+  # 2 per parameter, 4 x heads x size x keys per layer.
+  assert flops.token_flops(cfg, 5) == 2 * cfg.num_block_params + 2 * 4 * 8 * 5
+  # Causal attention is counted half: a row's pairs are length^2 / 2.
+  assert flops.forward_flops(cfg, 1, 10, num_logits=0) == 10 * flops.token_flops(cfg, 5)
+
+
+def test_inputs_are_the_same_in_every_process():
+  job = job_lib.Job(case="generate", config={}, vocab_size=61, end_share=0.25)
+  tokens_BP, mask_BP = inputs.prompts(job, 5, 8)
+  again_BP, _ = inputs.prompts(job, 5, 8)
+  assert (tokens_BP == again_BP).all()
+  assert (mask_BP[:, -1] == 1).all() and set(mask_BP.sum(axis=1)) <= set(range(4, 9))
+  assert (tokens_BP[mask_BP == 0] == job.pad_id).all()
+  assert tokens_BP[mask_BP == 1].max() < job.eot_id
+  assert 0 < inputs.ending_tokens(job).sum() < 61
+
+
+def test_spreads_and_ratios():
+  assert measure.spread([3.0, 1.0, 2.0]) == dict(median=2.0, low=1.0, high=3.0)
+  assert measure.ratios([1.0, 3.0], [2.0, 2.0]) == dict(
+    median=1.0, low=0.5, high=1.5, pairs=[0.5, 1.5]
+  )
+
+
+def test_a_worker_that_ends_is_one_sentence():
+  with pytest.raises(ValueError, match="the process of ours ended with status 1 during 'jump'"):
+    with drive.process("ours") as ask:
+      ask("jump")
+
+
+# ----------------------------------------------------------------------------- cases
+
+
+def test_generate(tmp_path, capsys):
+  report = run(tmp_path, "--case=generate", *PPO, "--end_share=0.2")
+  assert report["case"] == "generate" and report["model"]["num_layers"] == 2
+  assert report["peer"] is None and report["ratio_cpu"] is None
+  ours = report["ours"]
+  check_side(ours)
+  assert ours["tokens"] % 4 == 0 and ours["useful_tokens"] < ours["tokens"] <= 4 * 6
+  assert set(ours["phases"]) == {"rollout", "host"}
+  assert 0 < ours["share_of_copy"]
+  assert report["ceilings"]["matmul_flops_per_second"] > 0
+  printed = capsys.readouterr().out
+  assert "own CPU seconds" in printed and "ceilings of this machine" in printed
+
+
+# ----------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+  "flags, sentence",
+  [
+    (["--case=jump", *PPO], "choose from"),
+    (["--case=generate", "--config=configs/sft.py:test"], "sft.py is a sft config, not ppo"),
+    (["--case=generate", *PPO, "--end_share=1"], "1 must be 0 or above, and below 1"),
+    (["--case=generate", *PPO, "--json=nowhere/report.json"], "there is no folder nowhere"),
+    (["--case=generate", *PPO, "--config.ppo.minibatch_size=3"], "ppo.batch_size 4 does not"),
+  ],
+)
+def test_mistakes_are_one_sentence(flags, sentence, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    benchmark.main(["benchmark", *flags])
+  assert stopped.value.code == 2
+  error = capsys.readouterr().err.strip()
+  assert sentence in error and "Traceback" not in error and len(error.splitlines()) == 1
