@@ -39,6 +39,8 @@ EVALS = [
 ]
 
 GGUF = ["gguf>=0.17.1"]
+# What `rlhf benchmark --against` runs; TRL 1.12 is the last with a PPO trainer.
+PEERS = ["torch>=2.13", "transformers>=5.23", "trl==1.12.*"]
 NOTEBOOK = ["ipykernel>=6.29", "jupyterlab>=4.2"]
 SLURM = ["submitit>=1.5.3"]
 TFDS = [  # public sets by name
@@ -51,6 +53,7 @@ EXTRAS = {
   "gguf": GGUF,
   "notebook": NOTEBOOK,
   "parity": ["peft>=0.21", "torch>=2.13", "transformers>=5.23"],
+  "peers": PEERS,
   "slurm": SLURM,
   "tfds": TFDS,
   "tpu": ["jax[tpu]>=0.10"],

@@ -1,13 +1,17 @@
 """`rlhf benchmark`: what a report holds, and what is said of wrong flags.  No test reads a clock."""
 
+import importlib.util
 import json
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from rlhf.benchmark import drive, inputs, measure
 from rlhf.benchmark import job as job_lib
 from rlhf.cli import benchmark
+from rlhf.configs import ppo as configs_ppo
 from rlhf.model import flops
 from rlhf.model.architecture import ModelConfig
 
@@ -23,6 +27,7 @@ PPO = [
   "--config.ppo.max_response_tokens=6",
   "--config.compute.dtype=float32",
 ]
+SHAPE = dict(context_length=32, num_layers=2, num_heads=2, width=8, band_width=None, init_std=0.02)
 SMALL = ["--vocab_size=61", "--pairs=2"]
 
 
@@ -57,16 +62,7 @@ def check_side(side: dict, pairs: int = 2) -> None:
 
 
 def test_flops_of_generation_are_those_of_its_steps():
-  cfg = ModelConfig(
-    context_length=32,
-    num_layers=2,
-    num_heads=2,
-    width=8,
-    band_width=None,
-    init_std=0.02,
-    vocab_size=50,
-    pad_id=49,
-  )
+  cfg = ModelConfig(**SHAPE, vocab_size=50, pad_id=49)
   # One token after another: each sees itself and those before it.
   steps = [flops.token_flops(cfg, keys) + flops.logits_flops(cfg) for keys in (5, 6, 7)]
   prefill = flops.forward_flops(cfg, 3, 4, num_logits=1)
@@ -78,7 +74,7 @@ def test_flops_of_generation_are_those_of_its_steps():
 
 
 def test_inputs_are_the_same_in_every_process():
-  job = job_lib.Job(case="generate", config={}, vocab_size=61, end_share=0.25)
+  job = job_lib.Job(case="generate", config={}, vocab_size=61, end_share=0.25, completions=3)
   tokens_BP, mask_BP = inputs.prompts(job, 5, 8)
   again_BP, _ = inputs.prompts(job, 5, 8)
   assert (tokens_BP == again_BP).all()
@@ -86,6 +82,9 @@ def test_inputs_are_the_same_in_every_process():
   assert (tokens_BP[mask_BP == 0] == job.pad_id).all()
   assert tokens_BP[mask_BP == 1].max() < job.eot_id
   assert 0 < inputs.ending_tokens(job).sum() < 61
+  tokens_BKT, mask_BKT, rank_BK = inputs.comparisons(job, 2, 3, 8)
+  assert tokens_BKT.shape == mask_BKT.shape == (2, 3, 8)
+  assert (np.sort(rank_BK, axis=1) == [1, 2, 3]).all()
 
 
 def test_spreads_and_ratios():
@@ -99,6 +98,13 @@ def test_a_worker_that_ends_is_one_sentence():
   with pytest.raises(ValueError, match="the process of ours ended with status 1 during 'jump'"):
     with drive.process("ours") as ask:
       ask("jump")
+
+
+def test_a_missing_peer_is_one_sentence(monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(SystemExit):
+    benchmark.main(["benchmark", "--case=generate", "--against=transformers", *PPO])
+  assert "pip install 'rlhf-jax[peers]'" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------- cases
@@ -118,6 +124,86 @@ def test_generate(tmp_path, capsys):
   assert "own CPU seconds" in printed and "ceilings of this machine" in printed
 
 
+RM = [
+  "--config=configs/reward_model.py:test",
+  "--config.length=16",
+  "--config.reward.batch_size=4",
+  "--config.reward.microbatch_size=2",
+  "--completions=3",
+]
+SFT = [
+  "--config=configs/sft.py:test",
+  "--config.length=16",
+  "--config.sft.batch_size=4",
+  "--config.sft.microbatch_size=2",
+]
+CASES = {  # case: (flags, tokens of a run, phases)
+  "score": (RM, 4 * 3 * 16, {"score"}),
+  "rm_step": (RM, 4 * 3 * 16, {"update", "host"}),
+  "sft_step": (SFT, 4 * 16, {"update", "host"}),
+  "ppo_iteration": (PPO, 4 * (8 + 6), {"rollout", "score", "update", "ptx", "host"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case, tmp_path):
+  flags, num_tokens, phases = CASES[case]
+  ours = run(tmp_path, f"--case={case}", *flags)["ours"]
+  check_side(ours)
+  assert ours["tokens"] == num_tokens and set(ours["phases"]) == phases
+  assert (ours["useful_tokens"] == num_tokens) == (case == "sft_step")
+
+
+def test_flops_of_ppo_are_those_of_its_parts():
+  from rlhf.benchmark import ppo_case
+  from rlhf.cli.memory import programs
+  from rlhf.ppo_setup import Models, PpoConfig
+
+  config = configs_ppo.get_config("test")
+  cfg = ModelConfig(**config.model, vocab_size=62, pad_id=61)
+  models, p = Models(policy=cfg, reward=cfg), PpoConfig(**config.ppo)
+  parts = programs.flops(models, p)  # counts a full cache at each decode step
+  full = parts["scoring"] + parts["update"]
+  sampling = flops.generate_flops(cfg, p.batch_size, p.max_prompt_tokens, p.max_response_tokens)
+  assert ppo_case.ppo_flops(models, p) == pytest.approx(full + sampling)
+
+
+def test_generate_against_transformers(tmp_path, capsys):
+  """The peer samples from the weights that were exported, to the same lengths."""
+  pytest.importorskip("transformers")
+  flags = [*PPO, "--end_share=0.2", "--config.model.band_width=None"]
+  report = run(tmp_path, "--case=generate", "--against=transformers", *flags)
+  assert list(report["peers"]) == ["transformers, eager", "transformers, static cache, compiled"]
+  for peer in report["peers"].values():
+    check_side(peer)
+    for name in ("tokens", "useful_tokens", "flops"):
+      assert peer[name] == report["ours"][name]
+    for name in ("ratio_cpu", "ratio_wall"):
+      check_spread(peer[name])
+  assert report["peer"]["name"] in report["peers"]
+  assert len(report["ratio_cpu"]["pairs"]) == 2
+  assert "CPU seconds, ours / it" in capsys.readouterr().out
+
+
+def test_transformers_computes_what_we_do(tmp_path):
+  """Logits of the exported policy."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  from rlhf.benchmark import random_networks
+  from rlhf.model import transformer
+
+  cfg = ModelConfig(**SHAPE, vocab_size=62, pad_id=61)
+  params = transformer.init_params(cfg, jax.random.key(0))
+  random_networks.export(cfg, params, "policy", str(tmp_path))
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
+  tokens_BT = np.arange(12).reshape(2, 6)
+  hidden_BTD = transformer.forward(cfg, params, tokens_BT, np.ones((2, 6)))
+  expected_BTV = np.asarray(transformer.logits(cfg, params, hidden_BTD))[..., :61]
+  with torch.inference_mode():
+    found_BTV = model(torch.from_numpy(tokens_BT)).logits[..., :61].numpy()
+  np.testing.assert_allclose(found_BTV, expected_BTV, atol=2e-5)
+
+
 # ----------------------------------------------------------------------------- mistakes
 
 
@@ -129,9 +215,19 @@ def test_generate(tmp_path, capsys):
     (["--case=generate", *PPO, "--end_share=1"], "1 must be 0 or above, and below 1"),
     (["--case=generate", *PPO, "--json=nowhere/report.json"], "there is no folder nowhere"),
     (["--case=generate", *PPO, "--config.ppo.minibatch_size=3"], "ppo.batch_size 4 does not"),
+    (["--case=generate", *PPO, "--against=jump"], "choose from 'transformers'"),
+    (
+      ["--case=generate", "--config=configs/ppo.py:125m", "--against=transformers"],
+      "add --config.compute.dtype=float32",
+    ),
+    (
+      ["--case=generate", *PPO, "--against=transformers"],
+      "gpt2 cannot express band_width 16",
+    ),
   ],
 )
-def test_mistakes_are_one_sentence(flags, sentence, capsys):
+def test_mistakes_are_one_sentence(flags, sentence, capsys, monkeypatch):
+  monkeypatch.setattr(benchmark.extras, "require", lambda *arguments: None)
   with pytest.raises(SystemExit) as stopped:
     benchmark.main(["benchmark", *flags])
   assert stopped.value.code == 2

@@ -130,8 +130,11 @@ def test_overrides_are_locked_and_typed():
   assert isinstance(config.ppo.kl_coef, float)
   config = flags.load_config("configs/ppo.py:test", ["--noconfig.ppo.whiten_advantages"])
   assert config.ppo.whiten_advantages is False
+  config = flags.load_config("configs/ppo.py:test", ["--config.ppo.value_clip=None"])
+  assert config.ppo.value_clip is None and config.is_locked
   for override, sentence in (
     ("--config.ppo.kl_coef=high", "--config.ppo.kl_coef=high"),
+    ("--config.ppo.batch_size=None", "--config.ppo.batch_size=None"),
     ("--config.ppo.kl_ceof=1", "did you mean 'kl_coef'?"),
     ("--config.ppo=1", "config.ppo"),
   ):

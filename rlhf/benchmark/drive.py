@@ -9,11 +9,12 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlhf.benchmark import measure
-from rlhf.benchmark.job import Job
+from rlhf.benchmark.job import PEERS, Job
 
 WARM_UPS = 2  # runs of each side that are not counted: they compile, and fill caches
 
@@ -70,11 +71,12 @@ def process(name: str) -> Iterator[Side]:
     replies.close()
 
 
-def run(job: Job, *, pairs: int, note: Callable[[str], None]) -> Result:
+def run(job: Job, *, against: str | None, pairs: int, note: Callable[[str], None]) -> Result:
   """The report of a benchmark, as --json has it.
 
   Args:
     job: what is measured.
+    against: one of `PEERS`; None for our side alone.
     pairs: measured runs of each side.
     note: is called with a line on what goes on.
 
@@ -85,44 +87,70 @@ def run(job: Job, *, pairs: int, note: Callable[[str], None]) -> Result:
     sides = {"ours": stack.enter_context(process("ours"))}
     note("ours: makes the network")
     described = {"ours": sides["ours"]("prepare", side="ours", job=dataclasses.asdict(job))}
-    ceilings = {name: [side("ceilings")] for name, side in sides.items()}
+    if against is not None:
+      directory = stack.enter_context(tempfile.TemporaryDirectory())
+      sides["ours"]("export", directory=directory)
+      for variant in PEERS[against][job.case]:
+        name = f"{against}, {variant}"
+        note(f"{name}: reads the network")
+        sides[name] = stack.enter_context(process(name))
+        described[name] = sides[name](
+          "prepare",
+          side=against,
+          job=dataclasses.asdict(job),
+          directory=directory,
+          platform=described["ours"]["platform"],
+          variant=variant,
+        )
     note(f"warm-up: {WARM_UPS} runs of each side")
-    given: Result = {}
-    for side in sides.values():
-      for _ in range(WARM_UPS):
-        given |= side("run", given=given)["given"]
-      side("reset_peak")
+    given = warm_up(sides["ours"], {})
+    for name in list(sides)[1:]:
+      warm_up(sides[name], given)
     runs: dict[str, list[Result]] = {name: [] for name in sides}
     for number in range(pairs):
-      order = list(sides) if number % 2 == 0 else list(sides)[::-1]
-      for name in order:
+      for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
         runs[name].append(sides[name]("run", given=given))
-      walls = ", ".join(f"{name} {runs[name][-1]['wall']:.4g} s" for name in sides)
+      walls = "; ".join(f"{name} {runs[name][-1]['wall']:.4g} s" for name in sides)
       note(f"run {number + 1} of {pairs}: {walls}")
     memory = {name: side("memory") for name, side in sides.items()}
     phases = {name: [side("phases") for _ in range(pairs)] for name, side in sides.items()}
-    for name, side in sides.items():
-      ceilings[name].append(side("ceilings"))
-  of = {
-    name: {key: max(found[key] for found in repeats) for key in repeats[0]}
-    for name, repeats in ceilings.items()
-  }
+    of = {name: side("ceilings") for name, side in sides.items()}  # last: it takes memory
   best = {key: max(found[key] for found in of.values()) for key in of["ours"]}
   reports = {
     name: summarise(runs[name], phases[name], memory[name], described[name], best) for name in sides
   }
-  ours = reports["ours"]
+  ours = reports.pop("ours")
+  peers = {name: peer | compare(ours, peer) for name, peer in reports.items()}
+  fastest = min(peers, key=lambda name: peers[name]["wall_seconds"]["median"], default=None)
+  peer = None if fastest is None else peers[fastest]
   return dict(
     case=job.case,
     model=described["ours"]["model"],
     pairs=pairs,
     warm_ups=WARM_UPS,
     ours=ours,
-    peer=None,
-    ratio_cpu=None,
-    ratio_wall=None,
+    peer=None if peer is None else dict(name=fastest, **peer),
+    peers=peers,
+    ratio_cpu=None if peer is None else peer["ratio_cpu"],
+    ratio_wall=None if peer is None else peer["ratio_wall"],
     ceilings=best | dict(of=of),
   )
+
+
+def warm_up(side: Side, given: Result) -> Result:
+  """Runs a side uncounted; returns what the other sides need for the same work."""
+  for _ in range(WARM_UPS):
+    done = side("run", given=given)
+  side("reset_peak")
+  return dict(done["given"], flops=done["flops"], least_bytes=done["least_bytes"])
+
+
+def compare(ours: Result, peer: Result) -> Result:
+  """Our seconds divided by the peer's, pair by pair: below 1, ours takes less."""
+  return {
+    name: measure.ratios(ours[key]["runs"], peer[key]["runs"])
+    for name, key in (("ratio_cpu", "cpu_seconds"), ("ratio_wall", "wall_seconds"))
+  }
 
 
 def summarise(

@@ -29,3 +29,23 @@ def prompts(job: Job, num_rows: int, length: int) -> tuple[Any, Any]:
 def ending_tokens(job: Job) -> np.ndarray:
   """Bool over the vocabulary: the share of tokens that end a response besides end-of-text."""
   return generator(job, 2).random(job.vocab_size) < job.end_share
+
+
+def sequences(job: Job, num_rows: int, length: int) -> list[Any]:
+  """Token ids of rows of half to all of `length` tokens."""
+  lengths_N = generator(job, 4).integers(max(length // 2, 1), length + 1, num_rows)
+  tokens_NT = tokens(job, num_rows, length, stream=5)
+  return [row[:size] for row, size in zip(tokens_NT, lengths_N, strict=True)]
+
+
+def comparisons(job: Job, num_prompts: int, num_slots: int, length: int) -> tuple[Any, Any, Any]:
+  """Ranked completions, right-padded, each of a rank of its own: (tokens_BKT, mask_BKT, rank_BK)."""
+  shape = (num_prompts, num_slots, length)
+  tokens_NT = np.full((num_prompts * num_slots, length), job.pad_id, np.int32)
+  mask_NT = np.zeros(tokens_NT.shape, np.float32)
+  for row, ids in enumerate(sequences(job, num_prompts * num_slots, length)):
+    tokens_NT[row, : len(ids)] = ids
+    mask_NT[row, : len(ids)] = 1
+  order = generator(job, 6)
+  rank_BK = np.stack([order.permutation(num_slots) + 1 for _ in range(num_prompts)])
+  return tokens_NT.reshape(shape), mask_NT.reshape(shape), rank_BK.astype(np.int32)

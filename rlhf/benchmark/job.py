@@ -7,9 +7,15 @@ from typing import Any
 # Case -> the kinds of config that describe it.
 CASES = {
   "generate": ("ppo",),
+  "score": ("reward_model",),
+  "sft_step": ("sft",),
+  "rm_step": ("reward_model",),
+  "ppo_iteration": ("ppo",),
 }
-# Case -> what it can be compared with.
-PEERS: dict[str, tuple[str, ...]] = {}
+# What a case can be compared with -> case -> the ways in which that runs it.
+PEERS: dict[str, dict[str, tuple[str, ...]]] = {
+  "transformers": {"generate": ("eager", "static cache, compiled")},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +27,7 @@ class Job:
     config: the resolved config, as `workdir.plain` returns it.
     vocab_size: tokens of the vocabulary, the last of which is end-of-text; a row for padding is
       added.
+    completions: of each prompt, of a case with a config of a reward model.
     end_share: share of the vocabulary whose tokens end a response, besides end-of-text.
     seed: of weights, inputs and sampling.
   """
@@ -29,6 +36,7 @@ class Job:
   config: dict[str, Any]
   vocab_size: int
   end_share: float
+  completions: int
   seed: int = 0
 
   @property
@@ -71,7 +79,7 @@ class Case:
     run: does the work once; takes what the other process's run gave.
     phases: seconds of phases that only programs of their own can tell apart; None where `run` tells
       all.
-    export: writes the network to a directory as a Hugging Face checkpoint.
+    export: writes the networks into a directory as Hugging Face checkpoints.
   """
 
   model: Mapping[str, Any]

@@ -7,7 +7,7 @@ GIB = 2**30
 
 def describe(report: dict[str, Any]) -> str:
   """The table: one column per side, medians with their range."""
-  sides = [("ours", report["ours"])]
+  sides = [("ours", report["ours"]), *report["peers"].items()]
   rows: list[tuple[str, ...]] = [("", *(name for name, _ in sides))]
 
   def add(title: str, cell) -> None:
@@ -24,6 +24,8 @@ def describe(report: dict[str, Any]) -> str:
   add("share of the copy", lambda side: share(side["share_of_copy"]))
   add("peak GiB of the host", lambda side: gib(side["peak_host_bytes"]))
   add("peak GiB of a device", lambda side: gib(side["peak_device_bytes"]))
+  add("seconds, ours / it", lambda side: spread(side.get("ratio_wall")))
+  add("CPU seconds, ours / it", lambda side: spread(side.get("ratio_cpu")))
   dashes = [row for row in rows if set(row[1:]) == {"-"}]
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   lines = [

@@ -25,11 +25,19 @@ class Worker:
     self._case: Case | None = None
 
   def prepare(self, side: str, job: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Imports the side's libraries, makes the network and the inputs."""
-    from rlhf.benchmark import ours
+    """Imports the side's libraries, makes the network and the inputs.
 
-    assert side == "ours", side
-    self._side = ours
+    Args:
+      side: "ours", or a name of `job.PEERS`.
+      job: the fields of a `Job`.
+      more: further arguments of the side's `make`.
+    """
+    if side == "transformers":
+      from rlhf.benchmark import transformers_peer as found
+    else:
+      assert side == "ours", side
+      from rlhf.benchmark import ours as found  # type: ignore[no-redef]
+    self._side = found
     self._case = self._side.make(Job(**job), **more)
     assert self._case is not None
     return dict(model=dict(self._case.model), **self._side.describe())
@@ -49,7 +57,7 @@ class Worker:
     return {} if self.case.phases is None else self.case.phases()
 
   def export(self, directory: str) -> None:
-    """Writes the network as a Hugging Face checkpoint."""
+    """Writes the networks as Hugging Face checkpoints."""
     assert self.case.export is not None
     self.case.export(directory)
 

@@ -269,7 +269,7 @@ def load_config(spec: str, overrides: Sequence[str] = (), *kinds: str) -> ml_col
   for word in overrides:
     check_field(config, word.partition("=")[0].removeprefix("--").removeprefix("no"))
   values = absl_flags.FlagValues()
-  argv = ["rlhf", *overrides]
+  argv = ["rlhf", *(word for word in overrides if not set_to_none(config, word))]
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   try:
     values(argv)
@@ -288,6 +288,21 @@ def check_kind(config: ml_collections.ConfigDict, spec: str, *kinds: str) -> Non
     file = spec.partition(":")[0]
     use = f"use `{COMMANDS[config.kind]}`" if config.kind in COMMANDS else f"use {kinds[0]!r}"
     raise ValueError(f"{file} is a {config.kind} config, not {' or '.join(kinds)}; {use}")
+
+
+def set_to_none(config: ml_collections.ConfigDict, word: str) -> bool:
+  """Sets the field of `--config.GROUP.FIELD=None` where it may be None; whether it did."""
+  name, _, value = word.partition("=")
+  *groups, field = name.split(".")[1:]
+  for group in groups:
+    config = config[group]
+  may_be_none = isinstance(
+    dict(config.items(preserve_field_references=True))[field], ml_collections.FieldReference
+  )
+  if value == "None" and may_be_none:
+    config[field] = None
+    return True
+  return False
 
 
 def check_field(config: ml_collections.ConfigDict, name: str) -> None:
