@@ -185,6 +185,18 @@ def test_generate_against_transformers(tmp_path, capsys):
   assert "CPU seconds, ours / it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("case", ["score", "rm_step", "sft_step"])
+def test_case_against_transformers(case, tmp_path):
+  pytest.importorskip("transformers")
+  flags, num_tokens, _ = CASES[case]
+  flags = [*flags, "--config.model.band_width=None", "--against=transformers"]
+  report = run(tmp_path, f"--case={case}", *flags)
+  ours, peer = report["ours"], report["peer"]
+  check_side(peer)
+  assert peer["tokens"] == num_tokens
+  assert peer["useful_tokens"] == ours["useful_tokens"] and peer["flops"] == ours["flops"]
+
+
 def test_transformers_computes_what_we_do(tmp_path):
   """Logits of the exported policy."""
   torch = pytest.importorskip("torch")
@@ -202,6 +214,56 @@ def test_transformers_computes_what_we_do(tmp_path):
   with torch.inference_mode():
     found_BTV = model(torch.from_numpy(tokens_BT)).logits[..., :61].numpy()
   np.testing.assert_allclose(found_BTV, expected_BTV, atol=2e-5)
+
+
+def test_transformers_takes_the_step_that_we_take(tmp_path):
+  """The losses of the peer are ours, on the exported weights."""
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  from rlhf import reward_model, sft
+  from rlhf.benchmark import random_networks, training_cases, transformers_peer
+  from rlhf.model import transformer
+  from rlhf.types import ComparisonBatch
+
+  cfg = ModelConfig(**SHAPE, vocab_size=62, pad_id=61)
+  params = transformer.init_params(cfg, jax.random.key(0))
+  reward = dict(params, head=transformer.init_head(cfg, jax.random.key(1)))
+  random_networks.export(cfg, params, "policy", str(tmp_path))
+  random_networks.export(cfg, reward, "reward", str(tmp_path))
+  optim = dict(learning_rate=0.1, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8, max_grad_norm=1.0)
+  config = dict(
+    length=8,
+    optim=optim,
+    compute=dict(remat="none"),
+    sft=dict(batch_size=4, microbatch_size=2, dropout_rate=0.0),
+    reward=dict(batch_size=4, microbatch_size=2),
+  )
+  job = job_lib.Job(case="rm_step", config=config, vocab_size=61, end_share=0.0, completions=3)
+  device = torch.device("cpu")
+
+  rows = training_cases.lm_rows(job, inputs.NUM_BATCHES * 4, 8, stream=3)
+  first = jax.tree.map(lambda x: x[:4], rows)
+  p = sft.SftConfig(
+    batch_size=4,
+    microbatch_size=2,
+    num_epochs=1,
+    max_steps=None,
+    dropout_rate=0.0,
+    keep_epochs=False,
+    keep_rows=None,
+  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  loss, _ = sft.sft_loss(cfg, p, params, (first, keys, 1 / 28), use_segments=False)
+  found = sum(transformers_peer.sft_losses(job, tmp_path, device)[1](0)).item()
+  assert found == pytest.approx(float(loss), abs=2e-5)
+
+  tokens_BKT, mask_BKT, rank_BK = inputs.comparisons(job, 4, 3, 8)
+  batch = ComparisonBatch(
+    tokens_BKT=tokens_BKT, mask_BKT=mask_BKT, rank_BK=rank_BK, valid_BK=np.ones_like(rank_BK)
+  )
+  loss, _ = reward_model.reward_loss(cfg, reward, (batch, 1 / 4))
+  found = sum(transformers_peer.rm_losses(job, tmp_path, device)[1](0)).item()
+  assert found == pytest.approx(float(loss), abs=2e-5)
 
 
 # ----------------------------------------------------------------------------- mistakes

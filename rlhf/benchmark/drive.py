@@ -83,6 +83,7 @@ def run(job: Job, *, against: str | None, pairs: int, note: Callable[[str], None
   Raises:
     ValueError: as the checks of the case's config, or a process ended.
   """
+  load = measure.load_average()  # of the other programs: this one has not begun
   with contextlib.ExitStack() as stack:
     sides = {"ours": stack.enter_context(process("ours"))}
     note("ours: makes the network")
@@ -128,6 +129,7 @@ def run(job: Job, *, against: str | None, pairs: int, note: Callable[[str], None
     model=described["ours"]["model"],
     pairs=pairs,
     warm_ups=WARM_UPS,
+    load_before=load,
     ours=ours,
     peer=None if peer is None else dict(name=fastest, **peer),
     peers=peers,

@@ -6,6 +6,8 @@ import numpy as np
 
 from rlhf.benchmark.job import Job
 
+NUM_BATCHES = 4  # of data that a case goes through again and again
+
 
 def generator(job: Job, stream: int) -> np.random.Generator:
   """Random numbers of one kind of input."""
@@ -38,14 +40,20 @@ def sequences(job: Job, num_rows: int, length: int) -> list[Any]:
   return [row[:size] for row, size in zip(tokens_NT, lengths_N, strict=True)]
 
 
+def padded(job: Job, rows: list[Any], length: int) -> tuple[Any, Any]:
+  """Rows of token ids, right-padded: (tokens_NT, mask_NT)."""
+  tokens_NT = np.full((len(rows), length), job.pad_id, np.int32)
+  mask_NT = np.zeros(tokens_NT.shape, np.float32)
+  for row, ids in enumerate(rows):
+    tokens_NT[row, : len(ids)] = ids
+    mask_NT[row, : len(ids)] = 1
+  return tokens_NT, mask_NT
+
+
 def comparisons(job: Job, num_prompts: int, num_slots: int, length: int) -> tuple[Any, Any, Any]:
   """Ranked completions, right-padded, each of a rank of its own: (tokens_BKT, mask_BKT, rank_BK)."""
   shape = (num_prompts, num_slots, length)
-  tokens_NT = np.full((num_prompts * num_slots, length), job.pad_id, np.int32)
-  mask_NT = np.zeros(tokens_NT.shape, np.float32)
-  for row, ids in enumerate(sequences(job, num_prompts * num_slots, length)):
-    tokens_NT[row, : len(ids)] = ids
-    mask_NT[row, : len(ids)] = 1
+  tokens_NT, mask_NT = padded(job, sequences(job, num_prompts * num_slots, length), length)
   order = generator(job, 6)
   rank_BK = np.stack([order.permutation(num_slots) + 1 for _ in range(num_prompts)])
   return tokens_NT.reshape(shape), mask_NT.reshape(shape), rank_BK.astype(np.int32)

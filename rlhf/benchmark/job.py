@@ -14,7 +14,12 @@ CASES = {
 }
 # What a case can be compared with -> case -> the ways in which that runs it.
 PEERS: dict[str, dict[str, tuple[str, ...]]] = {
-  "transformers": {"generate": ("eager", "static cache, compiled")},
+  "transformers": {
+    "generate": ("eager", "static cache, compiled"),
+    "score": ("eager",),
+    "sft_step": ("eager",),
+    "rm_step": ("eager",),
+  },
 }
 
 

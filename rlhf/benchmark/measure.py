@@ -5,6 +5,9 @@ Own CPU seconds are the user and system time of a process and all its threads
 and the clock frequency that are shared with them.
 """
 
+import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import re
@@ -31,8 +34,16 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
   return found, time.perf_counter() - wall, time.process_time() - cpu
 
 
+def load_average() -> float | None:
+  """Programs that wanted to run in the last minute, this one among them; None where unknown."""
+  return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def reset_peak() -> None:
   """Starts the process's peak memory anew at what it holds now, where the system can."""
+  gc.collect()
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed since the start goes back to the system
   try:
     _CLEAR.write_text("5")
   except OSError:

@@ -13,7 +13,7 @@ from rlhf import loop, ppo, ppo_setup, sharding, training
 from rlhf import metrics as metrics_lib
 from rlhf.benchmark import inputs, random_networks
 from rlhf.benchmark.job import Case, Job, Work
-from rlhf.benchmark.training_cases import NUM_BATCHES, TRAINED, check_whole, lm_rows
+from rlhf.benchmark.training_cases import TRAINED, check_whole, lm_rows
 from rlhf.data import batches as batches_lib
 from rlhf.model import flops
 from rlhf.ppo_setup import Models, PpoConfig
@@ -44,7 +44,7 @@ class _Iteration:
     self.models, p = Models(policy=policy, reward=reward), self.p
     ppo_setup.check_lengths(p, self.models)
     self.tx, _ = ppo_setup.make_optimizer(config, p)
-    tokens_BP, mask_BP = inputs.prompts(job, NUM_BATCHES * p.batch_size, p.max_prompt_tokens)
+    tokens_BP, mask_BP = inputs.prompts(job, inputs.NUM_BATCHES * p.batch_size, p.max_prompt_tokens)
     self.next_prompts = loop.Stream(
       batches_lib.Batches(
         PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP),

@@ -47,7 +47,9 @@ def describe(cfg: ModelConfig, params: Params) -> dict[str, Any]:
 
 
 def export(cfg: ModelConfig, params: Params, kind: str, directory: str) -> None:
-  """Writes a network as a GPT-2 of Hugging Face, with the row for padding and without a tokenizer.
+  """Writes a network as a GPT-2 of Hugging Face, without a tokenizer and without the row for padding.
+
+  That row has no logit in our networks, and would have one there; end-of-text pads instead.
 
   Args:
     cfg, params: of the network.
@@ -55,12 +57,12 @@ def export(cfg: ModelConfig, params: Params, kind: str, directory: str) -> None:
     directory: may exist.
   """
   family = writing.choose_family({}, None)
-  num_rows = cfg.vocab_size
+  num_rows = cfg.vocab_size - 1
   config = {
     "architectures": [family.policy if kind == "policy" else family.reward],
     **family.config(cfg),
     "vocab_size": num_rows,
-    "pad_token_id": cfg.pad_id,
+    "pad_token_id": num_rows - 1,
     "bos_token_id": None,
     "eos_token_id": None,
   }

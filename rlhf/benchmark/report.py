@@ -3,6 +3,7 @@
 from typing import Any
 
 GIB = 2**30
+BUSY = 0.25  # of the cores, in programs that want to run
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -33,7 +34,7 @@ def describe(report: dict[str, Any]) -> str:
     for row in rows
     if row not in dashes
   ]
-  return "\n".join([title(report), "", *lines, "", ceilings(report)])
+  return "\n".join([title(report), "", *lines, "", ceilings(report), *busy(report)])
 
 
 def title(report: dict[str, Any]) -> str:
@@ -54,6 +55,17 @@ def ceilings(report: dict[str, Any]) -> str:
     f"ceilings of this machine: matmul {found['matmul_flops_per_second'] / 1e9:.4g} GFLOP/s in "
     f"float32, copy {found['copy_bytes_per_second'] / GIB:.3g} GiB/s"
   )
+
+
+def busy(report: dict[str, Any]) -> list[str]:
+  """A line where other programs kept a fair share of the machine busy before the benchmark."""
+  load, cores = report["load_before"], report["ours"]["num_cores"]
+  if load is None or load < BUSY * cores:
+    return []
+  return [
+    f"the machine was busy: a load of {load:.1f} on {cores} cores before the first run; seconds and "
+    "ratios are of little worth, and threads that spin while they wait take CPU seconds"
+  ]
 
 
 def spread(numbers: dict[str, float] | None, unit: float = 1.0) -> str:

@@ -20,7 +20,6 @@ from rlhf.model.architecture import ModelConfig
 from rlhf.optim import OptimConfig
 from rlhf.types import ComparisonBatch, LmBatch
 
-NUM_BATCHES = 4  # of the synthetic data
 _NUM_STEPS = 1000  # over which schedules decay
 TRAINED = 3  # forward passes that one with its backward pass is counted as
 
@@ -103,7 +102,7 @@ def sft_step(job: Job, config) -> Case:
   check_whole(config)
   p, mesh = sft.SftConfig(**config.sft), training.groups(config).mesh
   cfg, params = random_networks.policy(job, config, mesh)
-  rows = lm_rows(job, NUM_BATCHES * p.batch_size, config.length, stream=3)
+  rows = lm_rows(job, inputs.NUM_BATCHES * p.batch_size, config.length, stream=3)
   batches = batches_lib.Batches(
     rows,
     batch_size=p.batch_size,
