@@ -74,7 +74,9 @@ def test_flops_of_generation_are_those_of_its_steps():
 
 
 def test_inputs_are_the_same_in_every_process():
-  job = job_lib.Job(case="generate", config={}, vocab_size=61, end_share=0.25, completions=3)
+  job = job_lib.Job(
+    case="generate", config={}, vocab_size=61, end_share=0.25, completions=3, rows=1
+  )
   tokens_BP, mask_BP = inputs.prompts(job, 5, 8)
   again_BP, _ = inputs.prompts(job, 5, 8)
   assert (tokens_BP == again_BP).all()
@@ -152,6 +154,38 @@ def test_case(case, tmp_path):
   check_side(ours)
   assert ours["tokens"] == num_tokens and set(ours["phases"]) == phases
   assert (ours["useful_tokens"] == num_tokens) == (case == "sft_step")
+
+
+def test_data(tmp_path):
+  flags = ["--config=configs/sft.py:test", "--config.tokenizer=bpe:300", "--rows=40"]
+  report = run(tmp_path, "--case=data", *flags, "--config.length=64")
+  parts = {"in memory", "new cache", "from the cache"}
+  ours = report["ours"]
+  assert report["model"] is None and ours["amount"] == 40 and ours["unit"] == "rows"
+  for name in ("phases", "amount_per_second", "peak_host_bytes_of_phases"):
+    assert set(ours[name]) == parts
+  assert ours["tokens_per_second"] is None and ours["share_of_matmul"] is None
+
+
+@pytest.mark.parametrize("flags", [SFT, RM, PPO], ids=["sft", "reward_model", "ppo"])
+def test_checkpoint(flags, tmp_path):
+  report = run(tmp_path, "--case=checkpoint", *flags)
+  ours, num_parameters = report["ours"], report["model"]["parameters"]
+  assert set(ours["amount_per_second"]) == set(ours["phases"]) and len(ours["phases"]) == 3
+  # Adam keeps two numbers beside each; PPO also has a value network and a moving average.
+  copies = {"ppo": 7}.get(flags[0].rpartition("/")[2].partition(".")[0], 3)
+  assert ours["amount"] == pytest.approx(4 * copies * num_parameters, rel=0.02)
+
+
+def test_startup(tmp_path):
+  report = run(tmp_path, "--case=startup", *SFT)
+  assert list(report["ours"]["phases"]) == [
+    "import rlhf.ppo",
+    "--help",
+    "first start",
+    "second start",
+  ]
+  assert all(peak > 2**20 for peak in report["ours"]["peak_host_bytes_of_phases"].values())
 
 
 def test_flops_of_ppo_are_those_of_its_parts():
@@ -238,7 +272,9 @@ def test_transformers_takes_the_step_that_we_take(tmp_path):
     sft=dict(batch_size=4, microbatch_size=2, dropout_rate=0.0),
     reward=dict(batch_size=4, microbatch_size=2),
   )
-  job = job_lib.Job(case="rm_step", config=config, vocab_size=61, end_share=0.0, completions=3)
+  job = job_lib.Job(
+    case="rm_step", config=config, vocab_size=61, end_share=0.0, completions=3, rows=1
+  )
   device = torch.device("cpu")
 
   rows = training_cases.lm_rows(job, inputs.NUM_BATCHES * 4, 8, stream=3)
@@ -277,6 +313,9 @@ def test_transformers_takes_the_step_that_we_take(tmp_path):
     (["--case=generate", *PPO, "--end_share=1"], "1 must be 0 or above, and below 1"),
     (["--case=generate", *PPO, "--json=nowhere/report.json"], "there is no folder nowhere"),
     (["--case=generate", *PPO, "--config.ppo.minibatch_size=3"], "ppo.batch_size 4 does not"),
+    (["--case=data", *SFT, "--against=transformers"], "no counterpart of --case=data"),
+    (["--case=data", *SFT, "--config.tokenizer=gpt2:"], "add --config.tokenizer=bpe:1024"),
+    (["--case=data", "--config=configs/sft.py:test,pretrain"], "packs demonstrations"),
     (["--case=generate", *PPO, "--against=jump"], "choose from 'transformers'"),
     (
       ["--case=generate", "--config=configs/ppo.py:125m", "--against=transformers"],

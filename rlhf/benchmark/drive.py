@@ -126,7 +126,7 @@ def run(job: Job, *, against: str | None, pairs: int, note: Callable[[str], None
   peer = None if fastest is None else peers[fastest]
   return dict(
     case=job.case,
-    model=described["ours"]["model"],
+    model=described["ours"]["model"] or None,
     pairs=pairs,
     warm_ups=WARM_UPS,
     load_before=load,
@@ -163,27 +163,44 @@ def summarise(
   ceilings: dict[str, float],
 ) -> Result:
   """The numbers of one side: medians with their range over its runs."""
-  wall = measure.spread(run["wall"] for run in runs)
-  rate = lambda key: measure.spread(run[key] / run["wall"] for run in runs)
-  last, flops = runs[-1], rate("flops")
-  share_of_copy = None
-  if last["least_bytes"] is not None:
-    share_of_copy = rate("least_bytes")["median"] / ceilings["copy_bytes_per_second"]
+  last = runs[-1]
   seconds = [{**run["seconds"], **more} for run, more in zip(runs, phases, strict=True)]
+
+  def rate(key: str) -> Result | None:
+    """Of what a run does, a second; None where the case has no such number."""
+    return None if last[key] is None else measure.spread(run[key] / run["wall"] for run in runs)
+
+  def share(key: str, ceiling: str) -> float | None:
+    found = rate(key)
+    return None if found is None or ceiling not in ceilings else found["median"] / ceilings[ceiling]
+
+  def runs_of(key: str) -> Result:
+    numbers = [run[key] for run in runs]
+    return measure.spread(numbers) | dict(runs=numbers)
+
   return dict(
     {key: value for key, value in described.items() if key != "model"},
-    wall_seconds=wall | dict(runs=[run["wall"] for run in runs]),
-    cpu_seconds=measure.spread(run["cpu"] for run in runs)
-    | dict(runs=[run["cpu"] for run in runs]),
+    wall_seconds=runs_of("wall"),
+    cpu_seconds=runs_of("cpu"),
     tokens=last["tokens"],
     useful_tokens=last["useful_tokens"],
     tokens_per_second=rate("tokens"),
     useful_tokens_per_second=rate("useful_tokens"),
     phases={name: measure.spread(run[name] for run in seconds) for name in seconds[0]},
+    amount=last["amount"],
+    unit=last["unit"],
+    amount_per_second={
+      name: measure.spread(run["amount"] / run["seconds"][name] for run in runs)
+      for name in last["seconds"]
+      if last["amount"]
+    },
+    peak_host_bytes_of_phases={
+      name: max(run["peaks"][name] for run in runs) for name in last["peaks"]
+    },
     peak_host_bytes=memory["host"],
     peak_device_bytes=memory["device"],
     flops=last["flops"],
-    flops_per_second=flops,
-    share_of_matmul=flops["median"] / ceilings["matmul_flops_per_second"],
-    share_of_copy=share_of_copy,
+    flops_per_second=rate("flops"),
+    share_of_matmul=share("flops", "matmul_flops_per_second"),
+    share_of_copy=share("least_bytes", "copy_bytes_per_second"),
   )

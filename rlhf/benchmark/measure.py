@@ -1,7 +1,7 @@
 """Clocks, memory, and the spread of repeated numbers; nothing here imports jax or torch.
 
 Own CPU seconds are the user and system time of a process and all its threads
-(`time.process_time`): what other programs do on the machine does not count, except for the caches
+(`time.process_time`), and of programs that it starts and waits for: what other programs do on the machine does not count, except for the caches
 and the clock frequency that are shared with them.
 """
 
@@ -13,6 +13,7 @@ import pathlib
 import re
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -27,11 +28,43 @@ def num_cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_seconds() -> float:
+  """Of this process and its threads, and of the programs that it started and waited for."""
+  ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
 def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
   """(what it returns, seconds, own CPU seconds)."""
-  wall, cpu = time.perf_counter(), time.process_time()
+  wall, cpu = time.perf_counter(), cpu_seconds()
   found = function()
-  return found, time.perf_counter() - wall, time.process_time() - cpu
+  return found, time.perf_counter() - wall, cpu_seconds() - cpu
+
+
+def run_program(words: list[str], **variables: str) -> tuple[float, int]:
+  """(seconds, peak bytes of host memory) of a Python program; its output is dropped.
+
+  Args:
+    words: after the interpreter.
+    variables: of its environment, beside those of this process.
+
+  Raises:
+    ValueError: it fails; what it said stands above.
+  """
+  began = time.perf_counter()
+  program = subprocess.Popen(
+    [sys.executable, *words], env=os.environ | variables, stdout=subprocess.DEVNULL
+  )
+  _, status, used = os.wait4(program.pid, 0)
+  program.returncode = os.waitstatus_to_exitcode(status)
+  if program.returncode:
+    raise ValueError(f"`python {' '.join(words)[:60]}` ended with status {program.returncode}")
+  return time.perf_counter() - began, _in_bytes(used.ru_maxrss)
+
+
+def _in_bytes(peak: int) -> int:
+  """`ru_maxrss` is in KiB, except for macOS."""
+  return peak if sys.platform == "darwin" else peak * 1024
 
 
 def load_average() -> float | None:
@@ -57,8 +90,7 @@ def peak_bytes() -> int:
     found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
     if found is not None:
       return int(found.group(1)) * 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
+  return _in_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def spread(numbers: Iterable[float]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rlhf.benchmark import inference_cases, measure, ppo_case, training_cases
+from rlhf.benchmark import checkpoint_case, inference_cases, measure, ppo_case, training_cases
 from rlhf.benchmark.job import Case, Job
 
 _MATMUL_SIZE = {"cpu": 2048}  # rows of a square matrix; accelerators take more to fill
@@ -20,6 +20,7 @@ _MAKERS = {
   "sft_step": training_cases.sft_step,
   "rm_step": training_cases.rm_step,
   "ppo_iteration": ppo_case.ppo_iteration,
+  "checkpoint": checkpoint_case.checkpoint,
 }
 
 

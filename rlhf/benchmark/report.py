@@ -20,6 +20,11 @@ def describe(report: dict[str, Any]) -> str:
   add("useful tokens/s", lambda side: spread(side["useful_tokens_per_second"]))
   for name in sides[0][1]["phases"]:
     add(f"seconds of {name}", lambda side, name=name: spread(side["phases"].get(name)))
+  for name, numbers in sides[0][1]["amount_per_second"].items():
+    size, unit = (2**20, "MiB") if sides[0][1]["unit"] == "bytes" else (1, sides[0][1]["unit"])
+    rows.append((f"{unit}/s of {name}", spread(numbers, size)))
+  for name, peak in sides[0][1]["peak_host_bytes_of_phases"].items():
+    rows.append((f"peak GiB of {name}", gib(peak)))
   add("GFLOP/s of the model", lambda side: spread(side["flops_per_second"], 1e9))
   add("share of the matmul", lambda side: share(side["share_of_matmul"]))
   add("share of the copy", lambda side: share(side["share_of_copy"]))
@@ -34,27 +39,35 @@ def describe(report: dict[str, Any]) -> str:
     for row in rows
     if row not in dashes
   ]
-  return "\n".join([title(report), "", *lines, "", ceilings(report), *busy(report)])
+  return "\n".join([title(report), "", *lines, "", *ceilings(report), *busy(report)])
 
 
 def title(report: dict[str, Any]) -> str:
   """What was measured, on what."""
   model, ours = report["model"], report["ours"]
-  return (
-    f"{report['case']}: {model['parameters']:,} parameters ({model['num_layers']} layers of width "
-    f"{model['width']}, vocabulary {model['vocab_size']:,}, {model['dtype']}), "
-    f"{report['pairs']} runs after {report['warm_ups']} to warm up, "
-    f"{ours['num_devices']} x {ours['device']}, {ours['num_cores']} cores"
-  )
+  parts = [
+    f"{report['pairs']} runs after {report['warm_ups']} to warm up",
+    f"{ours['num_devices']} x {ours['device']}" if "device" in ours else "",
+    f"{ours['num_cores']} cores",
+  ]
+  if model is not None:
+    parts.insert(
+      0,
+      f"{model['parameters']:,} parameters ({model['num_layers']} layers of width "
+      f"{model['width']}, vocabulary {model['vocab_size']:,}, {model['dtype']})",
+    )
+  return f"{report['case']}: {', '.join(filter(None, parts))}"
 
 
-def ceilings(report: dict[str, Any]) -> str:
-  """What the machine reached in the same run."""
+def ceilings(report: dict[str, Any]) -> list[str]:
+  """A line with what the machine reached in the same run, where the case has ceilings."""
   found = report["ceilings"]
-  return (
+  if "matmul_flops_per_second" not in found:
+    return []
+  return [
     f"ceilings of this machine: matmul {found['matmul_flops_per_second'] / 1e9:.4g} GFLOP/s in "
     f"float32, copy {found['copy_bytes_per_second'] / GIB:.3g} GiB/s"
-  )
+  ]
 
 
 def busy(report: dict[str, Any]) -> list[str]:

@@ -8,6 +8,11 @@ score           a reward model on completions; configs/reward_model.py
 sft_step        one optimizer step on full rows of text; configs/sft.py
 rm_step         one optimizer step on ranked completions; configs/reward_model.py
 ppo_iteration   rollout, scores, advantages and all optimizer steps; configs/ppo.py
+data            reads, tokenises and packs config.demonstrations.train, or --rows made-up lines: in
+                memory, with a new cache, and from that cache; configs/sft.py
+checkpoint      saves and restores a run's state where temporary files go (TMPDIR); any of the three
+startup         new programs: `import rlhf.ppo`, `rlhf --help`, and the first step with an empty and
+                with a filled compilation cache; any of the three
 
 The config gives the architecture and the sizes; weights are random, from a seed. The case runs in a
 process of its own, twice to warm up (to compile), then --pairs times. Numbers are medians with
@@ -62,6 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.flag("pairs", "measured runs of each side", flags.at_least(1), 7)
   parser.flag("vocab_size", "tokens; GPT-2's if not given", flags.at_least(16), GPT2_VOCABULARY)
   parser.flag("completions", "of a prompt, in score and rm_step", flags.at_least(2), 4)
+  parser.flag("rows", "made-up lines of the case data", flags.at_least(1), 10_000)
   parser.flag("end_share", "share of the vocabulary that ends a response of generate", share, 0.0)
   parser.flag("seed", "of weights, inputs and sampling", flags.at_least(0), 0)
   parser.flag("json", "file for the same numbers as JSON")
@@ -126,6 +132,7 @@ def main(argv: list[str]) -> None:
     vocab_size=arguments.vocab_size,
     end_share=arguments.end_share,
     completions=arguments.completions,
+    rows=arguments.rows,
     seed=arguments.seed,
   )
   note = functools.partial(print, flush=True)
