@@ -38,7 +38,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(tmp_path, *flags: str) -> dict:
   path = tmp_path / "report.json"
-  benchmark.main(["benchmark", *flags, *SMALL, f"--json={path}"])
+  benchmark.main(["benchmark", *SMALL, *flags, f"--json={path}"])
   return json.loads(path.read_text())
 
 
@@ -177,8 +177,9 @@ def test_checkpoint(flags, tmp_path):
   assert ours["amount"] == pytest.approx(4 * copies * num_parameters, rel=0.02)
 
 
-def test_startup(tmp_path):
-  report = run(tmp_path, "--case=startup", *SFT)
+def test_startup(tmp_path, monkeypatch):
+  monkeypatch.setattr(drive, "WARM_UPS", 1)
+  report = run(tmp_path, "--case=startup", *SFT, "--pairs=1")
   assert list(report["ours"]["phases"]) == [
     "import rlhf.ppo",
     "--help",
@@ -229,6 +230,45 @@ def test_case_against_transformers(case, tmp_path):
   check_side(peer)
   assert peer["tokens"] == num_tokens
   assert peer["useful_tokens"] == ours["useful_tokens"] and peer["flops"] == ours["flops"]
+
+
+TRL = ["--against=trl", "--config.model.band_width=None", "--config.ppo.ptx_coef=0"]
+
+
+def test_ppo_against_trl(tmp_path):
+  pytest.importorskip("trl")
+  report = run(tmp_path, "--case=ppo_iteration", *PPO, *TRL)
+  ours, peer = report["ours"], report["peer"]
+  assert peer["name"] == "trl, PPOTrainer" and peer["flops_per_second"] is None
+  assert peer["tokens"] == ours["tokens"] == 4 * (8 + 6)
+  assert 4 * (4 + 6) <= peer["useful_tokens"] <= peer["tokens"]
+  assert set(ours["phases"]) == {"rollout", "score", "update", "host"}
+  check_spread(report["ratio_cpu"])
+
+
+def test_trl_takes_as_many_optimizer_steps(tmp_path):
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("trl")
+  from rlhf import workdir
+  from rlhf.benchmark import random_networks, trl_peer
+  from rlhf.cli.common import flags
+  from rlhf.model import transformer
+
+  numbers = [*PPO[1:], "--config.ppo.minibatch_size=2", "--config.ppo.microbatch_size=1"]
+  config = workdir.plain(flags.load_config("configs/ppo.py:test", numbers))
+  cfg = ModelConfig(**SHAPE, vocab_size=62, pad_id=61)
+  params = transformer.init_params(cfg, jax.random.key(0))
+  head = transformer.init_head(cfg, jax.random.key(1))
+  random_networks.export(cfg, params, "policy", str(tmp_path))
+  random_networks.export(cfg, dict(params, head=head), "reward", str(tmp_path))
+  job = job_lib.Job(
+    case="ppo_iteration", config=config, vocab_size=61, end_share=0.0, completions=3, rows=1
+  )
+  trainer = trl_peer.make_trainer(job, tmp_path, torch.device("cpu"), trl_peer.Collator(job))
+  for number in (1, 2):
+    trainer.train()
+    steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {2 * number}  # two minibatches
 
 
 def test_transformers_computes_what_we_do(tmp_path):
@@ -316,7 +356,9 @@ def test_transformers_takes_the_step_that_we_take(tmp_path):
     (["--case=data", *SFT, "--against=transformers"], "no counterpart of --case=data"),
     (["--case=data", *SFT, "--config.tokenizer=gpt2:"], "add --config.tokenizer=bpe:1024"),
     (["--case=data", "--config=configs/sft.py:test,pretrain"], "packs demonstrations"),
-    (["--case=generate", *PPO, "--against=jump"], "choose from 'transformers'"),
+    (["--case=ppo_iteration", *PPO, "--against=trl"], "add --config.ppo.ptx_coef=0"),
+    (["--case=generate", *PPO, "--against=trl"], "it runs ppo_iteration"),
+    (["--case=generate", *PPO, "--against=jump"], "choose from"),
     (
       ["--case=generate", "--config=configs/ppo.py:125m", "--against=transformers"],
       "add --config.compute.dtype=float32",

@@ -25,6 +25,7 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "sft_step": ("eager",),
     "rm_step": ("eager",),
   },
+  "trl": {"ppo_iteration": ("PPOTrainer",)},
 }
 
 

@@ -31,10 +31,7 @@ def make(job: Job, *, directory: str, platform: str, variant: str) -> Case:
   Raises:
     ValueError: PyTorch has no such device.
   """
-  torch.set_num_threads(measure.num_cores())
-  transformers.logging.set_verbosity_error()
-  transformers.logging.disable_progress_bar()
-  return _MAKERS[job.case](job, pathlib.Path(directory), _device(platform), variant)
+  return _MAKERS[job.case](job, pathlib.Path(directory), set_up(platform), variant)
 
 
 def describe() -> dict[str, Any]:
@@ -60,7 +57,7 @@ def ceilings() -> dict[str, float]:
   def best(function: Callable[[], Any]) -> float:
     def once() -> None:
       function()
-      _wait(array.device)
+      wait(array.device)
 
     once()
     return min(measure.timed(once)[1] for _ in range(_CEILING_REPEATS))
@@ -71,7 +68,15 @@ def ceilings() -> dict[str, float]:
   )
 
 
-def _device(platform: str) -> torch.device:
+def set_up(platform: str) -> torch.device:
+  """As many threads as cores, no progress bars; returns the device of a platform of jax's.
+
+  Raises:
+    ValueError: PyTorch has no such device.
+  """
+  torch.set_num_threads(measure.num_cores())
+  transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
   if platform == "cpu":
     return torch.device("cpu")
   if platform != "gpu" or not torch.cuda.is_available():
@@ -87,7 +92,7 @@ def on_device(job: Job, tokens: Any, device: torch.device) -> torch.Tensor:
   return torch.from_numpy(tokens).long().clamp(max=job.eot_id).to(device)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
   if device.type == "cuda":
     torch.cuda.synchronize()
 
@@ -139,7 +144,7 @@ def _generate(job: Job, directory: pathlib.Path, device: torch.device, variant: 
       stopping_criteria=transformers.StoppingCriteriaList([_Lengths(tokens.shape[1], length_B)]),
       **settings,
     )
-    _wait(device)
+    wait(device)
     rollout = time.perf_counter() - called
     num_steps = found.shape[1] - tokens.shape[1]
     return Work(
@@ -156,7 +161,7 @@ def _generate(job: Job, directory: pathlib.Path, device: torch.device, variant: 
 # ----------------------------------------------------------------------------- score
 
 
-def _classifier(directory: pathlib.Path, device: torch.device, **config: Any) -> Any:
+def classifier(directory: pathlib.Path, device: torch.device, **config: Any) -> Any:
   """The reward model, as a classifier with one label."""
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
     directory / "reward", dtype=torch.float32, num_labels=1, **config
@@ -168,7 +173,7 @@ def _score(job: Job, directory: pathlib.Path, device: torch.device, variant: str
   """Scores of the same sequences, padded to the same length, in batches of the same size."""
   del variant
   batch_size, length = job.config["reward"]["batch_size"], job.config["length"]
-  model = _classifier(directory, device).eval()
+  model = classifier(directory, device).eval()
   sequences = inputs.sequences(job, batch_size * job.completions, length)
 
   @torch.inference_mode()
@@ -228,7 +233,7 @@ def _train_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), cfg["max_grad_norm"])
     optimizer.step()
     optimizer.zero_grad()
-    _wait(device)
+    wait(device)
     return Work(
       tokens=tokens,
       useful_tokens=useful_tokens,
@@ -268,7 +273,7 @@ def sft_losses(job: Job, directory: pathlib.Path, device: torch.device) -> tuple
 def rm_losses(job: Job, directory: pathlib.Path, device: torch.device) -> tuple[Any, Losses]:
   """(model, losses of a step's microbatches): `reward_model.reward_loss` on the same comparisons."""
   p, length = job.config["reward"], job.config["length"]
-  model = _classifier(directory, device, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train()
+  model = classifier(directory, device, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train()
   tokens_BKT, mask_BKT, rank_BK = inputs.comparisons(job, p["batch_size"], job.completions, length)
   arrays = [
     on_device(job, tokens_BKT, device),

@@ -34,6 +34,8 @@ class Worker:
     """
     if side == "transformers":
       from rlhf.benchmark import transformers_peer as found
+    elif side == "trl":
+      from rlhf.benchmark import trl_peer as found  # type: ignore[no-redef]
     elif job["case"] in WITHOUT_DEVICE:
       from rlhf.benchmark import host_cases as found  # type: ignore[no-redef]
     else:

@@ -36,10 +36,10 @@ peak memory     of the process on the host, and of the device where it counts
 
 --against=transformers does the same work (same weights, inputs, shapes and sampled lengths) through
 `transformers` in float32, in a process of its own with as many threads as there are cores, and the
-two alternate. Of several ways to run it the fastest is the peer of the report. Ratios are our
-seconds divided by the peer's, pair by pair. It needs pip install 'rlhf-jax[peers]' and an
-architecture that GPT-2 can express: --config.model.band_width=None
---config.compute.dtype=float32.
+two alternate. --against=trl runs ppo_iteration through TRL's PPO trainer, with the same batch,
+minibatch and lengths, and --config.ppo.ptx_coef=0. Of several ways to run it the fastest is the peer of the report. Ratios are our
+seconds divided by the peer's, pair by pair. Both need pip install 'rlhf-jax[peers]', and
+--config.model.band_width=None --config.compute.dtype=float32: an architecture that GPT-2 can express.
 
 --end_share=0.01 lets a hundredth of the vocabulary end a response; responses of random weights
 otherwise have full length.
@@ -93,12 +93,22 @@ def check_peer(against: str, case: str, config) -> None:
     raise ValueError(
       f"--against={against} has no counterpart of --case={case}; it runs {', '.join(PEERS[against])}"
     )
-  for module in ("torch", against):
+  for module in ("torch", "transformers", against):
     extras.require(module, "peers", f"--against={against}")
   if config.compute.dtype != "float32":
     raise ValueError(
       f"--against={against} runs in float32, but config.compute.dtype is {config.compute.dtype}; "
       "add --config.compute.dtype=float32"
+    )
+  if against == "trl" and config.ppo.ptx_coef:
+    raise ValueError(
+      f"--against=trl has no pretraining text, but config.ppo.ptx_coef is {config.ppo.ptx_coef}; "
+      "add --config.ppo.ptx_coef=0"
+    )
+  if against == "trl" and config.ppo.value_network != "separate":
+    raise ValueError(
+      "--against=trl has a value network of its own, but config.ppo.value_network is "
+      f"{config.ppo.value_network!r}; use 'separate'"
     )
   from rlhf import networks
   from rlhf.interop import writing
