@@ -147,7 +147,13 @@ CASES = {  # case: (flags, tokens of a run, phases)
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [
+    "sft_step",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "sft_step"),
+  ],
+)
 def test_case(case, tmp_path):
   flags, num_tokens, phases = CASES[case]
   ours = run(tmp_path, f"--case={case}", *flags)["ours"]
@@ -167,7 +173,15 @@ def test_data(tmp_path):
   assert ours["tokens_per_second"] is None and ours["share_of_matmul"] is None
 
 
-@pytest.mark.parametrize("flags", [SFT, RM, PPO], ids=["sft", "reward_model", "ppo"])
+@pytest.mark.parametrize(
+  "flags",
+  [
+    SFT,
+    pytest.param(RM, marks=pytest.mark.slow),
+    pytest.param(PPO, marks=pytest.mark.slow),
+  ],
+  ids=["sft", "reward_model", "ppo"],
+)
 def test_checkpoint(flags, tmp_path):
   report = run(tmp_path, "--case=checkpoint", *flags)
   ours, num_parameters = report["ours"], report["model"]["parameters"]
@@ -177,6 +191,7 @@ def test_checkpoint(flags, tmp_path):
   assert ours["amount"] == pytest.approx(4 * copies * num_parameters, rel=0.02)
 
 
+@pytest.mark.slow
 def test_startup(tmp_path, monkeypatch):
   monkeypatch.setattr(drive, "WARM_UPS", 1)
   report = run(tmp_path, "--case=startup", *SFT, "--pairs=1")
@@ -203,6 +218,7 @@ def test_flops_of_ppo_are_those_of_its_parts():
   assert ppo_case.ppo_flops(models, p) == pytest.approx(full + sampling)
 
 
+@pytest.mark.slow
 def test_generate_against_transformers(tmp_path, capsys):
   """The peer samples from the weights that were exported, to the same lengths."""
   pytest.importorskip("transformers")

@@ -148,9 +148,9 @@ def warm_up(side: Side, given: Result) -> Result:
 
 
 def compare(ours: Result, peer: Result) -> Result:
-  """Our seconds divided by the peer's, pair by pair: below 1, ours takes less."""
+  """The peer's seconds divided by ours, pair by pair: above 1, ours takes less."""
   return {
-    name: measure.ratios(ours[key]["runs"], peer[key]["runs"])
+    name: measure.ratios(peer[key]["runs"], ours[key]["runs"])
     for name, key in (("ratio_cpu", "cpu_seconds"), ("ratio_wall", "wall_seconds"))
   }
 

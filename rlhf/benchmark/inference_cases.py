@@ -36,6 +36,7 @@ def generate(job: Job, config) -> Case:
       eot_id=job.eot_id,
       max_new_tokens=p.max_response_tokens,
       temperature=p.temperature,
+      num_slots=p.num_slots,
     )
   )
 
@@ -44,17 +45,20 @@ def generate(job: Job, config) -> Case:
     began = time.perf_counter()
     with jax.set_mesh(mesh):
       prompts = sharding.put_batch(mesh, PromptBatch(tokens_BP=tokens_BP, mask_BP=mask_BP))
-      key_B = sampling.row_keys(jax.random.key(job.seed), 0, p.batch_size)
+      key_B = sampling.row_keys(jax.random.key(job.seed), np.arange(p.batch_size))
       called = time.perf_counter()
       generation = jax.block_until_ready(sample(params, prompts, key_B, end_V=ends_V))
       rollout = time.perf_counter() - called
       lengths_B = processes.to_host(generation.mask_BR).sum(axis=1).astype(int)
-    num_steps = int(lengths_B.max())
+    # Steps of a row: to the end of the longest, or on average where slots are refilled.
+    num_batches = p.batch_size // p.num_slots
+    num_steps = int(lengths_B.max()) if num_batches == 1 else round(lengths_B.mean())
+    least_bytes = _decoding_bytes(cfg, p.num_slots, p.max_prompt_tokens, num_steps)
     return Work(
       tokens=p.batch_size * num_steps,
       useful_tokens=int(lengths_B.sum()),
       flops=flops.generate_flops(cfg, p.batch_size, p.max_prompt_tokens, num_steps),
-      least_bytes=_decoding_bytes(cfg, p.batch_size, p.max_prompt_tokens, num_steps),
+      least_bytes=num_batches * least_bytes,
       seconds=dict(rollout=rollout, host=time.perf_counter() - began - rollout),
       given=dict(lengths=lengths_B.tolist()),
     )

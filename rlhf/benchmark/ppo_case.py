@@ -67,12 +67,12 @@ class _Iteration:
         loop.step_key(config.seed, "value", 0),
       )
     self.step = 0
-    self.collect = jax.jit(functools.partial(ppo.collect, self.models, p, eot_id=job.eot_id))
+    self.collect = functools.partial(ppo.collect, self.models, p, eot_id=job.eot_id)
     self.update = self.make_update(p)
     self.parts: dict[str, Callable] = {}  # programs of `phases`, made when it is first asked
 
   def make_update(self, p: PpoConfig):
-    """The second program of an iteration."""
+    """The last program of an iteration."""
     return jax.jit(
       functools.partial(ppo.update_and_control, self.models, p, self.tx, use_segments=False),
       donate_argnums=0,
@@ -99,7 +99,7 @@ class _Iteration:
     return metrics
 
   def run(self, given: Mapping[str, Any]) -> Work:
-    """An iteration as `ppo._train` has it; all but its two programs is the host's time."""
+    """An iteration as `ppo._train` has it; all but its programs is the host's time."""
     del given
     p, began = self.p, time.perf_counter()
     with jax.set_mesh(self.mesh):
@@ -125,13 +125,13 @@ class _Iteration:
     )
 
   def phases(self) -> dict[str, float]:
-    """Seconds of programs that hold one phase each, as an iteration's two programs do not tell them
+    """Seconds of programs that hold one phase each, as an iteration's programs do not tell them all
     apart; "ptx" is what the update takes longer with pretraining text."""
     p, models = self.p, self.models
     first = not self.parts
     if first:
       self.parts = dict(
-        rollout=jax.jit(functools.partial(ppo.sample, models, p, eot_id=self.job.eot_id)),
+        rollout=functools.partial(ppo.sample, models, p, eot_id=self.job.eot_id),
         score=jax.jit(functools.partial(ppo.score_rows, models, p)),
         update=self.make_update(dataclasses.replace(p, ptx_coef=0.0)),
       )

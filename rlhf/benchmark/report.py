@@ -30,8 +30,8 @@ def describe(report: dict[str, Any]) -> str:
   add("share of the copy", lambda side: share(side["share_of_copy"]))
   add("peak GiB of the host", lambda side: gib(side["peak_host_bytes"]))
   add("peak GiB of a device", lambda side: gib(side["peak_device_bytes"]))
-  add("seconds, ours / it", lambda side: spread(side.get("ratio_wall")))
-  add("CPU seconds, ours / it", lambda side: spread(side.get("ratio_cpu")))
+  add("seconds, it / ours", lambda side: spread(side.get("ratio_wall")))
+  add("CPU seconds, it / ours", lambda side: spread(side.get("ratio_cpu")))
   dashes = [row for row in rows if set(row[1:]) == {"-"}]
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   lines = [

@@ -111,8 +111,10 @@ class _Lengths(transformers.StoppingCriteria):
 
 
 def _generate(job: Job, directory: pathlib.Path, device: torch.device, variant: str) -> Case:
-  """`model.generate` by sampling from the same prompts to the same lengths."""
+  """`model.generate` by sampling from the same prompts to the same lengths, as many at once as ours
+  decodes."""
   p = job.config["ppo"]
+  num_slots = p["batch_size"] if p["rollout_slots"] is None else p["rollout_slots"]
   model = transformers.AutoModelForCausalLM.from_pretrained(
     directory / "policy", dtype=torch.float32
   )
@@ -138,17 +140,20 @@ def _generate(job: Job, directory: pathlib.Path, device: torch.device, variant: 
     tokens = on_device(job, tokens_BP, device)
     mask = torch.from_numpy(mask_BP).long().to(device)
     called = time.perf_counter()
-    found = model.generate(
-      tokens,
-      attention_mask=mask,
-      stopping_criteria=transformers.StoppingCriteriaList([_Lengths(tokens.shape[1], length_B)]),
-      **settings,
-    )
+    num_tokens = 0
+    for batch in (slice(n, n + num_slots) for n in range(0, len(tokens), num_slots)):
+      ends = _Lengths(tokens.shape[1], length_B[batch])
+      found = model.generate(
+        tokens[batch],
+        attention_mask=mask[batch],
+        stopping_criteria=transformers.StoppingCriteriaList([ends]),
+        **settings,
+      )
+      num_tokens += found.shape[0] * (found.shape[1] - tokens.shape[1])
     wait(device)
     rollout = time.perf_counter() - called
-    num_steps = found.shape[1] - tokens.shape[1]
     return Work(
-      tokens=tokens.shape[0] * num_steps,
+      tokens=num_tokens,
       useful_tokens=int(length_B.sum()),
       flops=given["flops"],
       least_bytes=given["least_bytes"],
