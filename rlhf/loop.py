@@ -8,6 +8,7 @@ stored, so a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import math
 import os
@@ -37,6 +38,31 @@ def step_key(seed: int, purpose: str, step: int):
   if purpose not in PURPOSES:
     raise ValueError(f"purpose {purpose!r}; choose from {PURPOSES}")
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)
+
+
+# Where runs in this context write a profile; None for nowhere.
+_PROFILES: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
+  "profiles", default=None
+)
+# The steps of a profile, counted from the start: the ones before them compile.
+_FIRST_TRACED, _LAST_TRACED = 3, 5
+
+
+@contextlib.contextmanager
+def profiled(directory: str | os.PathLike | None):
+  """Inside, every `run` writes a trace of its third to fifth step under DIRECTORY/NAME.
+
+  XProf and TensorBoard's profile plugin read it; its names are the scopes of the code, such as
+  rollout/decode and update/ptx.
+
+  Args:
+    directory: None for no trace.
+  """
+  token = _PROFILES.set(None if directory is None else pathlib.Path(directory))
+  try:
+    yield
+  finally:
+    _PROFILES.reset(token)
 
 
 class Preempted(SystemExit):
@@ -166,6 +192,7 @@ def run(
     stop_question() as asked_to_stop,
     metrics_lib.Writer(workdir) as writer,
     metrics_lib.Progress(name, total_steps, start=first) as progress,
+    contextlib.ExitStack() as trace,
   ):
     # The line of step `first` was written before its checkpoint; later ones are from a lost future.
     writer.truncate_after(first if first else -1)
@@ -176,10 +203,19 @@ def run(
       check_finite(0, numbers, guarded)
       writer.write(0, numbers)
 
-    stops = False
+    profiles, stops = _PROFILES.get(), False
+    if profiles is not None and total_steps < first + _FIRST_TRACED:
+      progress.note(f"{name}: no profile: it begins at step {first + _FIRST_TRACED}")
     for step in range(first + 1, total_steps + 1):
+      if profiles is not None and step == first + _FIRST_TRACED:
+        jax.block_until_ready(state)
+        trace.enter_context(jax.profiler.trace(profiles / name))
       began = time.perf_counter()
-      state, metrics = train_step(state, step - 1)
+      with jax.profiler.StepTraceAnnotation(name, step_num=step):
+        state, metrics = train_step(state, step - 1)
+      if step == first + _LAST_TRACED:
+        jax.block_until_ready(state)
+        trace.close()
       last, save = step == total_steps, checkpoints.due(step)
       evaluates = last or step % cfg.eval_every == 0
       stops = asked_to_stop()  # once: the signal may come between two lines

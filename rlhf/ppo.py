@@ -146,9 +146,13 @@ def score_rows(
   """
 
   def score(*rows):
-    logprob_BT, _, value_BT = policy_and_values(models, p, params, *rows)
-    ref_logprob_BT, _, _ = policy_logprobs(models, p, ref_params, *rows)
-    return logprob_BT, value_BT, ref_logprob_BT, reward_scores(models, p, reward_params, *rows[:2])
+    with jax.named_scope("score/policy"):
+      logprob_BT, _, value_BT = policy_and_values(models, p, params, *rows)
+    with jax.named_scope("score/reference"):
+      ref_logprob_BT, _, _ = policy_logprobs(models, p, ref_params, *rows)
+    with jax.named_scope("score/reward"):
+      score_B = reward_scores(models, p, reward_params, *rows[:2])
+    return logprob_BT, value_BT, ref_logprob_BT, score_B
 
   return _by_microbatch(p, score, tokens_BT, mask_BT, response_mask_BT)
 
@@ -357,9 +361,10 @@ def minibatch_gradient(
   """
   weight_BT = _policy_weight_BT(p, batch.response_mask_BT)
   num_microbatches = batch.tokens_BT.shape[0] // p.microbatch_size
-  grads, (metrics, ratio_error_sum) = _ppo_gradient(
-    models, p, params, frozen, sharding.split_microbatches((batch, weight_BT), num_microbatches)
-  )
+  with jax.named_scope("update/ppo"):
+    grads, (metrics, ratio_error_sum) = _ppo_gradient(
+      models, p, params, frozen, sharding.split_microbatches((batch, weight_BT), num_microbatches)
+    )
   if p.ptx_coef > 0.0:
     assert ptx_batch is not None
     examples = ptx_batch.tokens_BT.shape[0]
@@ -370,17 +375,18 @@ def minibatch_gradient(
     )
     num_ptx = examples // p.ptx_microbatch_size
     microbatches = (sharding.split_microbatches(ptx_batch, num_ptx), jnp.full((num_ptx,), weight))
-    ptx_grads, ptx_metrics = optim.accumulated_gradient(
-      functools.partial(
-        ptx_loss,
-        models,
-        p,
-        use_segments=use_segments,
-        frozen=None if frozen is None else frozen["policy"],
-      ),
-      params["policy"],
-      microbatches,
-    )
+    with jax.named_scope("update/ptx"):
+      ptx_grads, ptx_metrics = optim.accumulated_gradient(
+        functools.partial(
+          ptx_loss,
+          models,
+          p,
+          use_segments=use_segments,
+          frozen=None if frozen is None else frozen["policy"],
+        ),
+        params["policy"],
+        microbatches,
+      )
     grads = dict(grads, policy=jax.tree.map(jnp.add, grads["policy"], ptx_grads))
     metrics |= ptx_metrics
   return grads, metrics, ratio_error_sum
@@ -432,7 +438,8 @@ def ppo_update(
     grads, metrics, ratio_error = minibatch_gradient(
       models, p, params, minibatch, ptx_batch, frozen, use_segments=use_segments
     )
-    train = optim.apply_gradient(tx, state.train, grads)
+    with jax.named_scope("update/optimizer"):
+      train = optim.apply_gradient(tx, state.train, grads)
     # decay * average + (1 - decay) * new
     ema_params = optax.incremental_update(
       state.ema_params, train.params["policy"], step_size=p.ema_decay

@@ -172,6 +172,17 @@ def test_a_rate_is_written_once_it_is_known_and_never_as_nan(tmp_path):
   assert rates[2] > 0 and rates[3] > 0
 
 
+@pytest.mark.parametrize("total, traced", [(TOTAL, True), (4, True), (2, False)])
+def test_a_profile_is_of_a_few_steps_and_changes_nothing(tmp_path, capsys, total, traced):
+  with loop.profiled(tmp_path / "profiles"):
+    run_toy(tmp_path / "a", total=total)
+  run_toy(tmp_path / "b", total=total)
+  assert lines(tmp_path / "a") == lines(tmp_path / "b")
+  found = list((tmp_path / "profiles").rglob("*.xplane.pb"))
+  assert len(found) == traced  # one of the first run, none of the second
+  assert ("no profile: it begins at step 3" in capsys.readouterr().out) == (not traced)
+
+
 def test_a_checkpoint_remembers_step_and_metadata(tmp_path):
   state = run_toy(tmp_path)
   keep = checkpoint.CheckpointConfig(

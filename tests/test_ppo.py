@@ -564,6 +564,24 @@ def run_iteration(state, ref, reward, key, *, ptx):
   return state, metrics | update_metrics
 
 
+def test_a_profile_names_the_parts_of_an_iteration():
+  policy, ref, reward = nets()
+  params = {"policy": policy, "value": reward}
+  collect = jax.jit(functools.partial(ppo.collect, MODELS, PPO, eot_id=EOT))
+  lowered = collect.lower(params, ref, reward, make_prompts(), jnp.float32(0.1), KEY)
+  text = lowered.as_text(debug_info=True)
+  for name in ("rollout/prefill", "rollout/decode", "score/policy", "score/reference"):
+    assert f"{name}/" in text, name
+  kl = Metric(total=jnp.float32(1), weight=jnp.float32(1))
+  state = jax.eval_shape(compiled_init(), policy, reward, KEY)
+  lowered = compiled_update().lower(
+    state, helpers.make_ppo_batch(8, LENGTH, 1), ptx_updates(), kl, KEY
+  )
+  text = lowered.as_text(debug_info=True)
+  for name in ("update/ppo", "update/ptx", "update/optimizer"):
+    assert f"{name}/" in text, name
+
+
 def test_the_ratio_of_the_first_minibatch_is_1():
   """From rollout to update; two minibatches of two microbatches, temperature 0.7."""
   policy, ref, reward = nets()

@@ -31,6 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_config("configs/reward_model.py:6b")
   parser.add_workdir("directory of all runs")
   parser.add_cache_dir()
+  parser.add_profile()
   parser.flag("folds", "groups of labelers", flags.at_least(2), 5)
   parser.flag("seeds", "of each fold, joined by commas", flags.names, ["0", "1", "2"])
   parser.flag("test_fraction", "share of the prompts to test on", flags.share, 0.1)
@@ -44,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
   arguments = parse(argv)
   config = flags.load_config(arguments.config, arguments.overrides, "reward_model")
-  from rlhf import reward_model  # after the flags: importing jax takes seconds
+  from rlhf import loop, reward_model  # after the flags: importing jax takes seconds
 
   reward_model.check_config(config)
   if config.comparisons.valid:
@@ -70,7 +71,8 @@ def main(argv: list[str]) -> None:
         f"{', '.join(fold.heldout_labelers)}), seed {seed}",
         flush=True,
       )
-      runs[number, seed] = run(config, workdir, number, seed, arguments.cache_dir)
+      with loop.profiled(arguments.profile):
+        runs[number, seed] = run(config, workdir, number, seed, arguments.cache_dir)
   summary = folds_lib.summarise(runs, num_resamples=models.NUM_RESAMPLES, seed=0)
   workdir_lib.write_json(
     workdir / "folds.json", summary | dict(groups=[fold.heldout_labelers for fold in folds])

@@ -19,6 +19,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_config("configs/pipeline.py:tiny")
   parser.add_workdir()
   parser.add_cache_dir()
+  parser.add_profile()
   parser.flag("shared", "directory of stages that several runs share", flags.directory)
   parser.flag("last_stage", "stop after this stage (data, base, sft, ...), without a report")
   join.add_flags(parser)
@@ -40,23 +41,26 @@ def main(argv: list[str]) -> None:
       raise ValueError(
         f"--last_stage={arguments.last_stage}: PALMS has no such stages; leave it out"
       )
+    from rlhf import loop
     from rlhf.palms import process
 
     process.check_config(config)
     startup.claim(config, arguments.workdir)
-    process.run(config, arguments.workdir, shared=arguments.shared, cache_dir=arguments.cache_dir)
+    with loop.profiled(arguments.profile):
+      process.run(config, arguments.workdir, shared=arguments.shared, cache_dir=arguments.cache_dir)
     return
-  from rlhf import pipeline  # after the flags: importing jax takes seconds
+  from rlhf import loop, pipeline  # after the flags: importing jax takes seconds
 
   last_stage = "evaluation" if arguments.last_stage is None else arguments.last_stage
   stages.check_workdir(arguments.workdir)
   pipeline.check_config(config)
   stages.check_name(config, last_stage)
   startup.claim(config, arguments.workdir, pipeline.check_inputs)
-  pipeline.run(
-    config,
-    arguments.workdir,
-    last_stage=last_stage,
-    shared=arguments.shared,
-    cache_dir=arguments.cache_dir,
-  )
+  with loop.profiled(arguments.profile):
+    pipeline.run(
+      config,
+      arguments.workdir,
+      last_stage=last_stage,
+      shared=arguments.shared,
+      cache_dir=arguments.cache_dir,
+    )

@@ -38,6 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_config({name: f"configs/{name}.py:1.3b" for name in ALGORITHMS})
   parser.add_workdir()
   parser.add_cache_dir()
+  parser.add_profile()
   join.add_flags(parser)
   return parser.parse(argv)
 
@@ -99,7 +100,10 @@ def main(argv: list[str]) -> None:
   algorithm.check_config(config)
   startup.claim(config, arguments.workdir, algorithm.check_inputs)
   print(sizes(config), flush=True)
-  result = algorithm.train(config, arguments.workdir, cache_dir=arguments.cache_dir)
+  from rlhf import loop
+
+  with loop.profiled(arguments.profile):
+    result = algorithm.train(config, arguments.workdir, cache_dir=arguments.cache_dir)
   text = lambda value: f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
   print(f"done: {', '.join(f'{name} {text(value)}' for name, value in result.items())}")
   print(f"export: {arguments.workdir}/export", flush=True)

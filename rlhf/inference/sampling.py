@@ -118,6 +118,7 @@ def generate(
   def ends(token):
     return token == eot_id if end_V is None else (token == eot_id) | end_V[token]
 
+  @jax.named_scope("rollout/prefill")
   def read(prompts, key_N, *, num_columns: int):
     logits_NV, cache = transformer.prefill(
       cfg, params, prompts.tokens_BP, prompts.mask_BP, num_slots=num_columns
@@ -162,6 +163,7 @@ def generate(
   def can_refill(slots):
     return jnp.any(~jnp.all(slots.active_GM, axis=1) & (slots.next_G < num_queued))
 
+  @jax.named_scope("rollout/refill")
   def refill(slots):
     """One free slot of every group takes its group's next prompt."""
     slot_G = jnp.argmin(slots.active_GM, axis=1)
@@ -181,6 +183,7 @@ def generate(
       next_G=slots.next_G + free_G,
     )
 
+  @jax.named_scope("rollout/decode")
   def step(carry):
     slots, out, number = carry
     if waiting is not None:

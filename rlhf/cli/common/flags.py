@@ -142,6 +142,10 @@ class Parser(argparse.ArgumentParser):
     help = "directory of tokenized data; the user's cache directory if not given"
     self.flag("cache_dir", help, directory)
 
+  def add_profile(self) -> None:
+    """Adds --profile."""
+    self.flag("profile", "directory of an XProf trace of a few steps of every run", directory)
+
   def add_output(
     self, help: str, *, name: str = "output", file: str = "", required: bool = True
   ) -> None:
