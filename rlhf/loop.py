@@ -10,6 +10,7 @@ stored, so a resumed run draws what the uninterrupted one would have drawn.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -37,7 +38,12 @@ def step_key(seed: int, purpose: str, step: int):
   """
   if purpose not in PURPOSES:
     raise ValueError(f"purpose {purpose!r}; choose from {PURPOSES}")
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)
+  return _step_key(seed, PURPOSES.index(purpose), step)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step_key(seed: int, purpose: int, step):
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
 # Where runs in this context write a profile; None for nowhere.

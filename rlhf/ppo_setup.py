@@ -468,7 +468,7 @@ def make_optimizer(config, p: PpoConfig) -> tuple[optax.GradientTransformation, 
       value=optim.make_optimizer(OptimConfig(**config.value_optim), num_updates),
     )
   )
-  return tx, optim.make_schedule(policy_optim, num_updates)
+  return tx, jax.jit(optim.make_schedule(policy_optim, num_updates))
 
 
 # ----------------------------------------------------------------------------- data

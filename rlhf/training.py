@@ -265,7 +265,7 @@ def train_network(
   """
   optim_cfg = OptimConfig(**config.optim)
   tx = optim.make_optimizer(optim_cfg, total_steps)
-  schedule = optim.make_schedule(optim_cfg, total_steps)
+  schedule = jax.jit(optim.make_schedule(optim_cfg, total_steps))
   init = functools.partial(optim.init_train_state, tx)
   state, layout = place(groups.mesh, init, trainee.trained, donate=(0,))
   update = jax.jit(functools.partial(update, tx), donate_argnums=0, out_shardings=(layout, None))
