@@ -91,21 +91,21 @@ def resolve(node: ast.AST, known: dict[str, object]):
 
 
 def wrong_arguments(call: ast.Call, known: dict[str, object]) -> list[str]:
-  """Named arguments that a function of this project does not take."""
+  """Arguments that a function of this project does not take, or needs and is not given."""
   try:
     function = resolve(call.func, known)
   except AttributeError:
     return []
   if function is None:
     return []
-  taken = inspect.signature(function).parameters
-  if any(entry.kind is entry.VAR_KEYWORD for entry in taken.values()):
+  unpacked = [entry for entry in call.args if isinstance(entry, ast.Starred)]
+  if unpacked or any(keyword.arg is None for keyword in call.keywords):
     return []
-  return [
-    f"{ast.unparse(call.func)} takes no {keyword.arg}"
-    for keyword in call.keywords
-    if keyword.arg is not None and keyword.arg not in taken
-  ]
+  try:
+    inspect.signature(function).bind(*call.args, **{entry.arg: None for entry in call.keywords})
+  except TypeError as error:
+    return [f"{ast.unparse(call.func)}: {error}"]
+  return []
 
 
 def wrong_uses(sources: list[str]) -> list[str]:
@@ -202,7 +202,7 @@ def test_the_checks_see_what_they_look_for():
   assert wrong_uses([sources[0], "loop.step_keys(0)\ns.check('x', stern=True)\ns = 3"]) == [
     "s is assigned to",
     "loop.step_keys does not exist",
-    "s.check takes no stern",
+    "s.check: got an unexpected keyword argument 'stern'",
   ]
 
 
